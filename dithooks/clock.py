@@ -1,0 +1,208 @@
+"""Which sampling step is this call? Asked at every call of a transformer, answered without touching anything.
+
+The first that can tell is believed: an open :func:`timestep_scope`; the scheduler's own ``step_index``; the value of
+the ``timestep`` argument. A step is a sampling step, never a count of calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import operator
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_TIMESTEP_NAMES = ("timestep", "timesteps", "t")
+
+
+class Session:
+    """One thread or one asyncio task, as far as cached state is concerned; requests in others have their own."""
+
+    def __init__(self, owner: object) -> None:
+        self.owner = weakref.ref(owner)
+        self.epoch = 0  # counts scopes left by an exception: what was cached before one is not trusted
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What an open :func:`timestep_scope` says."""
+
+    step: int
+    branch: int | None
+    sigma: float | None
+    session: Session
+
+
+_scope: ContextVar[Scope | None] = ContextVar("dithooks.scope", default=None)
+_session: ContextVar[Session | None] = ContextVar("dithooks.session", default=None)
+
+
+def current_session() -> Session:
+    """The session of the running task, else thread. A scope carries its own along into worker threads."""
+    if (scope := _scope.get()) is not None:
+        return scope.session
+    owner: object
+    try:
+        owner = asyncio.current_task() or threading.current_thread()
+    except RuntimeError:  # no event loop runs in this thread
+        owner = threading.current_thread()
+    session = _session.get()
+    if session is None or session.owner() is not owner:  # a task inherits its parent's context, but not its state
+        session = Session(owner)
+        _session.set(session)
+    return session
+
+
+@contextmanager
+def timestep_scope(step: int, *, branch: int | None = None, sigma: float | None = None) -> Iterator[None]:
+    """Tell attached caches which sampling step the calls inside belong to, in custom loops and with custom schedulers.
+
+    Scopes nest (the innermost counts), belong to the current thread or asyncio task, and follow into
+    ``asyncio.to_thread``. A step smaller than the last starts a new run. A scope left by an exception
+    discards what the run had cached.
+
+    Args:
+        step: index of the sampling step, ≥ 0.
+        branch: which of the calls at this step it is (conditional, unconditional, …), ≥ 0;
+            left out, the calls of a step are counted.
+        sigma: noise level of the step, kept beside the residuals stored in it.
+
+    Raises:
+        TypeError: ``step`` or ``branch`` is not an integer, or ``sigma`` not a number.
+        ValueError: one of them is negative, or ``sigma`` is not finite.
+
+    Example:
+        >>> with timestep_scope(0):
+        ...     pass  # model(x, t)
+    """
+    index = _index("step", step)
+    number = None if branch is None else _index("branch", branch)
+    level = None if sigma is None else _level(sigma)
+    session = current_session()
+    token = _scope.set(Scope(index, number, level, session))
+    try:
+        yield
+    except BaseException:
+        session.epoch += 1
+        raise
+    finally:
+        _scope.reset(token)
+
+
+def _index(name: str, value: object) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        index = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"timestep_scope: {name} must be an integer, not {value!r} ({type(value).__name__})") from None
+    if index < 0:
+        raise ValueError(f"timestep_scope: {name}={index} is negative: it counts from 0")
+    return index
+
+
+def _level(value: float) -> float:
+    try:
+        level = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"timestep_scope: sigma must be a number, not {value!r}") from None
+    if not math.isfinite(level) or level < 0:
+        raise ValueError(f"timestep_scope: sigma={level} is not a noise level: it must be finite and not negative")
+    return level
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Where in a run a call stands.
+
+    ``epoch`` is an object that stays the same through a run and is another one in the next, if there is such a thing;
+    ``restart`` says that the call cannot belong to the run that was given.
+    """
+
+    step: int
+    source: str
+    branch: int | None = None
+    sigma: float | None = None
+    epoch: object | None = None
+    steps: int | None = None
+    restart: bool = False
+
+
+class StepClock:
+    """Tells the step of each call of one transformer.
+
+    Args:
+        scheduler: returns the pipeline's scheduler as it is now, or ``None``.
+        where: names the transformer in errors.
+    """
+
+    def __init__(self, scheduler: Callable[[], Any], where: str) -> None:
+        self._scheduler, self._where = scheduler, where
+
+    def read(self, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick:
+        """The tick of a call with these arguments (``None``: not seen).
+
+        ``history`` holds the distinct timestep values of the run so far; it is extended when they are what tells.
+
+        Raises:
+            ValueError: no scope is open, no scheduler tells its step, and there is no timestep argument.
+        """
+        if (scope := _scope.get()) is not None:
+            return Tick(scope.step, "scope", scope.branch, scope.sigma)
+        scheduler = self._scheduler()
+        timesteps = getattr(scheduler, "timesteps", None)
+        epoch = timesteps if isinstance(timesteps, torch.Tensor) else None
+        if epoch is not None and hasattr(scheduler, "step_index"):
+            index = scheduler.step_index
+            step = index if index is not None else getattr(scheduler, "begin_index", None) or 0
+            return Tick(int(step), "scheduler", None, _sigma(scheduler, step), epoch, len(epoch))
+        value = _timestep(arguments)
+        if value is None:
+            raise ValueError(
+                f"{self._where}: which sampling step is this? No timestep_scope is open, no scheduler tells its "
+                "step_index, and the call has no timestep argument. Write `with dithooks.timestep_scope(step): ...` "
+                "around each step of your loop, or give dit_cache the pipeline or scheduler=..."
+            )
+        steps = None if epoch is None else len(epoch)
+        listed = [] if epoch is None else (epoch.cpu() == value).nonzero().flatten().tolist()
+        if listed:  # DDIM and the like: no step_index, but the list of timesteps tells
+            return Tick(listed[0], "timestep", None, None, epoch, steps)
+        step, restart = _ordinal(value, history)
+        return Tick(step, "timestep", None, None, epoch, steps, restart)
+
+
+def _sigma(scheduler: Any, step: int) -> float | None:
+    sigmas = getattr(scheduler, "sigmas", None)  # read only where that costs no device sync
+    if isinstance(sigmas, torch.Tensor) and sigmas.device.type == "cpu" and step < len(sigmas):
+        return float(sigmas[step])
+    return None
+
+
+def _timestep(arguments: Mapping[str, Any] | None) -> float | None:
+    """The value of the timestep argument; of one per token, the largest (clean frames have 0)."""
+    for name in _TIMESTEP_NAMES:
+        value = (arguments or {}).get(name)
+        if isinstance(value, torch.Tensor) and value.numel():
+            return float(value.detach().max())
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    return None
+
+
+def _ordinal(value: float, history: list[float]) -> tuple[int, bool]:
+    """Which distinct value of the run this is, and whether it can only be the first of another run."""
+    restart = False
+    if not history or value != history[-1]:
+        towards = math.copysign(1, history[-1] - history[0]) if len(history) > 1 else 0
+        restart = bool(history) and (value in history or (value - history[-1]) * towards < 0)
+        if restart:
+            history.clear()
+        history.append(value)
+    return len(history) - 1, restart

@@ -1,0 +1,126 @@
+"""The pipeline that ships: a caption in, 32×32 pictures of emoji out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from .emoji import SIZE
+from .model import PATCH, position_ids, unpatchify
+from .text import CaptionEncoder
+
+
+class EmojiPipeline(DiffusionPipeline):
+    """Text to emoji with a small FLUX, on pixels, with classifier-free guidance by two calls per step.
+
+    Args:
+        transformer: predicts ε − x for 4×4 patches of pixels.
+        text_encoder: captions to embeddings.
+        scheduler: flow matching, Euler.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        text_encoder: CaptionEncoder,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+    ) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, text_encoder=text_encoder, scheduler=scheduler)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_inference_steps: int = 28,
+        guidance_scale: float = 3.0,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw one picture for every prompt and repetition.
+
+        Args:
+            prompt: one caption or several, such as ``"slice of pizza"``.
+            num_inference_steps: sampling steps.
+            guidance_scale: 1 or less asks the model once per step, without guidance.
+            num_images_per_prompt: pictures per caption.
+            generator: where the noise comes from; a list gives every picture its own.
+            latents: noise to start from instead, (pictures, 64, 48).
+            output_type: ``"pil"``, ``"np"`` or ``"pt"`` (pictures in 0…1), ``"latent"`` (patches in −1…1).
+            return_dict: ``False`` returns a tuple.
+            callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": …})`` after every step;
+                may return replacements.
+            callback_on_step_end_tensor_inputs: which tensors the callback gets; only ``latents`` is on offer.
+
+        Raises:
+            ValueError: an empty prompt list, a word the demo has never seen, or a callback input not on offer.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("prompt is an empty list: give at least one caption")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback inputs {sorted(unknown)} are not on offer: only {self._callback_tensor_inputs}")
+        prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
+        device, dtype = self._execution_device, self.transformer.dtype
+
+        cond, cond_pooled = self.encode_prompt(prompts)
+        uncond, uncond_pooled = self.encode_prompt([""] * len(prompts))
+        shape = (len(prompts), (SIZE // PATCH) ** 2, 3 * PATCH * PATCH)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; {len(prompts)} pictures need {shape}")
+        latents = latents.to(device, dtype)
+        img_ids, txt_ids = (ids.to(device) for ids in position_ids(SIZE, SIZE, cond.shape[1]))
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        with self.progress_bar(total=num_inference_steps) as progress:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+
+                def predict(tokens: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+                    return self.transformer(
+                        hidden_states=latents,
+                        encoder_hidden_states=tokens,
+                        pooled_projections=pooled,
+                        timestep=(timestep / 1000).expand(len(prompts)).to(dtype),  # noqa: B023
+                        img_ids=img_ids,
+                        txt_ids=txt_ids,
+                        return_dict=False,
+                    )[0]
+
+                velocity = predict(cond, cond_pooled)
+                if guidance_scale > 1:
+                    away = predict(uncond, uncond_pooled)
+                    velocity = away + guidance_scale * (velocity - away)
+                latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    latents = (callback_on_step_end(self, step, timestep, {"latents": latents}) or {}).get("latents", latents)
+                progress.update()
+
+        self.maybe_free_model_hooks()
+        if output_type == "latent":
+            images = latents
+        else:
+            images = self.image_processor.postprocess(unpatchify(latents, SIZE, SIZE), output_type=output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def encode_prompt(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (batch, length, dim) and pooled (batch, dim) on the pipeline's device."""
+        ids = self.text_encoder.tokenize(prompts).to(self._execution_device)
+        return self.text_encoder(ids)

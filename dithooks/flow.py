@@ -1,0 +1,311 @@
+"""One call's way through a cached range: decide, then either watch the blocks run or stand in for them."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .blocks.wiring import Observation, Wiring, parts
+from .branch import choose_branch, remember
+from .clock import Session, StepClock, Tick, current_session
+from .policy import Interval
+from .predictor import Reuse
+from .state import Anchor, Branch, Call, Run, signature
+from .stats import Ledger
+
+MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
+
+
+class Flow:
+    """The runtime of one range of one transformer.
+
+    Args:
+        name: of the transformer, for messages.
+        paths: of all blocks of the chain.
+        classes: of all blocks of the chain.
+        start: first block of the range.
+        end: last block of the range.
+        policy: when.
+        predictor: what.
+        clock: tells the step of a call.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[str],
+        classes: Sequence[type],
+        start: int,
+        end: int,
+        policy: Interval,
+        predictor: Reuse,
+        clock: StepClock,
+    ) -> None:
+        self.name, self.paths, self.classes, self.start, self.end = name, paths, classes, start, end
+        self.policy, self.predictor, self.clock = policy, predictor, clock
+        self.wiring: Wiring | None = None
+        self.on_wired: Callable[[], None] | None = None
+        self.ledger = Ledger(len(paths), end - start + 1)
+        self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
+        self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
+        self._said: set[str] = set()
+
+    # -- the transformer is called, and has returned ------------------------------------------------------------
+
+    def begin(self, arguments: Mapping[str, Any] | None) -> Call:
+        """Settle a call before its first block runs. ``arguments`` are the transformer's, if it was seen called."""
+        self._local.arguments = arguments
+        if torch.is_grad_enabled():
+            call = self._inert()
+        else:
+            run, tick = self._locate(arguments)
+            call = self._decide(run, tick, arguments or {})
+            run.in_flight = arguments is not None
+        if self.wiring is None:
+            call.observation = Observation(self.classes, self.paths)
+        self._local.call = call
+        return call
+
+    def finish(self, output: Any = None) -> None:
+        """The transformer has returned.
+
+        Raises:
+            WiringError: on the first call, when the streams of the range cannot be followed.
+            RuntimeError: a reused range was entered and not left, so that its effect is missing.
+        """
+        call = self.call
+        self._local.call = self._local.arguments = None
+        if call is None:
+            return
+        if call.run is not None:
+            call.run.in_flight = False
+        if call.reuse and call.entered and not call.left:
+            raise RuntimeError(
+                f"{self.name}: step {call.step} reused {self.paths[self.start]} … {self.paths[self.end]}, but the model did "
+                f"not call {self.paths[self.end]}: the output lacks the range's effect. Choose a range that ends earlier"
+            )
+        self._learn(call)
+
+    @property
+    def call(self) -> Call | None:
+        """The call under way in this thread."""
+        call: Call | None = getattr(self._local, "call", None)
+        return call
+
+    # -- blocks -------------------------------------------------------------------------------------------------
+
+    def visit(self, offset: int) -> Call | None:
+        """A block of the range is called: the call it belongs to."""
+        call = self.call
+        if offset == 0:
+            if call is None or call.entered:  # the blocks are driven without the transformer, or once more in one call
+                if call is not None:
+                    self._learn(call)
+                call = self.begin(getattr(self._local, "arguments", None))
+            call.entered = True
+        return None if call is None or call.left else call
+
+    def skip(self, offset: int, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A block's output on a reused step: its streams passed on, from the last block h_in + Δ̂.
+
+        If the residual does not fit after all, ``call.reuse`` is taken back and the block has to run.
+        """
+        assert self.wiring is not None
+        ports = self.wiring.ports[offset]
+        last = offset == self.end - self.start
+        passed = None
+        if call.entry is None:
+            passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
+            streams = [ports.read(name, args, kwargs) for name in self.wiring.entry] if offset == 0 else []
+            if not self._predict(call, streams):
+                call.reuse, call.capture = False, self.policy.wants_anchor(call.step)
+                self.ledger.recount((True, "reuse"), (False, "shape"))
+                return None
+            # By value: a parent that adds in place must change neither the prediction nor the range's input.
+            passed = [value.clone() if isinstance(value, Tensor) else value for value in passed] if not last else None
+        if not last:
+            if passed is None:
+                passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
+            return ports.build(passed)
+        call.left = True
+        result = call.entry
+        assert isinstance(result, list)
+        return ports.build([None if stream is None else result[stream] for stream in self.wiring.leave])
+
+    def watch_enter(self, index: int, names: tuple[str, ...], bound: Mapping[str, Any]) -> None:
+        """Any block of the chain is about to run, on a call that is observed."""
+        if (call := self.call) is not None and call.observation is not None:
+            call.observation.enter(index, names, bound)
+
+    def watch_leave(self, index: int, output: Any) -> None:
+        """… and has run."""
+        if (call := self.call) is not None and call.observation is not None:
+            call.observation.leave(index, output)
+
+    def enter(self, bound: Mapping[str, Any]) -> None:
+        """The range's first block is about to run: keep −h_in, by value."""
+        call = self.call
+        if call is None or call.reuse or not call.capture or call.branch is None:
+            return
+        call.branch.anchor = None  # if this call is cut short, the branch has nothing to reuse
+        if self.wiring is not None:
+            call.entry = [torch.neg(bound[name]) for name in self.wiring.entry]
+        else:
+            tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
+            call.entry = {name: torch.neg(value) for name, value in tensors.items() if value.is_floating_point()}
+
+    def leave(self, output: Any) -> None:
+        """The range's last block has run: Δ = h_out − h_in."""
+        call = self.call
+        if call is None or call.reuse or call.left:
+            return
+        call.left = True
+        if call.entry is None:
+            return
+        values = parts(output)[1]
+        if self.wiring is None:  # which output belongs to which input shows when the transformer returns
+            call.exit = tuple(value.clone() if isinstance(value, Tensor) else None for value in values)
+        else:
+            self._store(call, values)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _inert(self) -> Call:
+        self.ledger.count(False, "gradients")
+        self.say(
+            "gradients",
+            f"{self.name} is called with gradients enabled, so nothing is cached or reused: "
+            "sample under torch.no_grad() or torch.inference_mode()",
+        )
+        return Call()
+
+    def _locate(self, arguments: Mapping[str, Any] | None) -> tuple[Run, Tick]:
+        """The run this call belongs to, and where in it."""
+        session = current_session()
+        run = self._runs.get(session)
+        if run is None or run.in_flight or run.session_epoch != session.epoch:
+            run = self._start(session, run)
+        tick = self.clock.read(arguments, run.history)
+        other = tick.epoch is not None and run.epoch is not None and tick.epoch is not run.epoch
+        if tick.restart or other or (run.step is not None and tick.step < run.step):
+            run = self._start(session, run)
+            tick = self.clock.read(arguments, run.history)
+        if tick.step == run.step and len(run.used) >= MAX_BRANCHES and tick.branch is None:
+            self.say(
+                "standstill",
+                f"{self.name} was called {len(run.used)} times at step {tick.step} (told by the {tick.source}), so nothing "
+                "could be reused: if these were different steps, say so with `with timestep_scope(step): ...`",
+            )
+            run = self._start(session, None)
+        if run.epoch is None:
+            run.epoch = tick.epoch
+        if run.step is None and tick.steps is not None and (why := self.policy.hopeless(tick.steps)):
+            self.say("useless", f"{self.name}: nothing will be reused: {why}")
+        if tick.step != run.step:
+            run.step, run.used = tick.step, set()
+            run.steps += 1
+        return run, tick
+
+    def _start(self, session: Session, ended: Run | None) -> Run:
+        if ended is not None:
+            self._judge(ended)
+        run = self._runs[session] = Run(session.epoch)
+        return run
+
+    def _decide(self, run: Run, tick: Tick, arguments: Mapping[str, Any]) -> Call:
+        number = choose_branch(run, arguments) if tick.branch is None else tick.branch
+        branch = run.branches.setdefault(number, Branch())
+        remember(branch, arguments)
+        run.used.add(number)
+        anchor, guard = branch.anchor, signature(arguments)
+        decision = self.policy.decide(tick.step, None if anchor is None else anchor.step)
+        if decision.reuse and anchor is not None and anchor.signature != guard:
+            decision = decision._replace(reuse=False, reason="shape")
+        self.ledger.count(*decision)
+        run.reasons[decision.reason] += 1
+        run.reused += decision.reuse
+        capture = not decision.reuse and self.policy.wants_anchor(tick.step)
+        return Call(decision.reuse, capture, tick.step, tick.sigma, guard, branch, run)
+
+    def _predict(self, call: Call, streams: list[Any]) -> bool:
+        """Set ``call.entry`` to h_in + Δ̂ if the stored residual fits these streams."""
+        anchor = None if call.branch is None else call.branch.anchor
+        if anchor is None or len(streams) != len(anchor.deltas):
+            return False
+        deltas = self.predictor.predict(anchor, call.step, call.sigma)
+        if not all(_fits(h, delta) for h, delta in zip(streams, deltas, strict=True)):
+            return False
+        call.entry = [h + delta for h, delta in zip(streams, deltas, strict=True)]
+        return True
+
+    def _store(self, call: Call, values: Sequence[Any]) -> None:
+        assert self.wiring is not None and call.branch is not None and isinstance(call.entry, list)
+        deltas = call.entry
+        call.entry = None
+        if len(values) != len(self.wiring.leave):
+            return
+        for stream, value in zip(self.wiring.leave, values, strict=True):
+            if stream is None:
+                continue
+            if not _fits(value, deltas[stream]):
+                return  # the range changes the stream's form in this call: nothing that could be added back
+            deltas[stream].add_(value)
+        call.branch.anchor = Anchor(call.step, call.sigma, call.signature, tuple(deltas))
+
+    def _learn(self, call: Call) -> None:
+        """Take the wiring from a finished call that was observed, and the residual it computed meanwhile."""
+        observation, call.observation = call.observation, None
+        if observation is None or self.wiring is not None:
+            return
+        wiring = observation.resolve(self.start, self.end)
+        if wiring is None:
+            return
+        self.wiring = wiring
+        if self.on_wired is not None:
+            self.on_wired()
+        if isinstance(call.entry, dict) and call.exit:
+            call.entry = [call.entry[name] for name in wiring.entry]
+            self._store(call, call.exit)
+            call.exit = ()
+
+    def _judge(self, run: Run) -> None:
+        """A run has ended: if it never reused, say so."""
+        if run.steps > 1 and not run.reused:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in run.reasons.items())
+            self.say("useless", f"{self.name}: a run of {run.steps} steps reused nothing (calls computed for {reasons})")
+
+    def say(self, topic: str, message: str) -> None:
+        """Warn, once per topic."""
+        if topic not in self._said:
+            self._said.add(topic)
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+    # -- for the handle -----------------------------------------------------------------------------------------
+
+    def bytes_held(self) -> int:
+        """Memory of all residuals kept now."""
+        runs = list(self._runs.values())
+        return sum(b.anchor.nbytes for run in runs for b in list(run.branches.values()) if b.anchor is not None)
+
+    def forget(self) -> None:
+        """Drop all runs and their residuals."""
+        for run in list(self._runs.values()):
+            self._judge(run)
+        self._runs.clear()
+        self._local = threading.local()
+
+
+def _fits(value: Any, delta: Tensor | None) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and delta is not None
+        and value.shape == delta.shape
+        and value.dtype == delta.dtype
+        and value.device == delta.device
+    )

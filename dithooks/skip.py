@@ -1,0 +1,130 @@
+"""A stand-in for a block: runs the original on a computed step and short-circuits it on a reused one.
+
+Seen from outside it is the block. It shares the original's instance dictionary, so every attribute, parameter, buffer,
+child and hook registry is one and the same, read, written or deleted through either; its class is made on the spot, a
+subclass of the block's own with the same name. Only calling it is different.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .flow import Flow
+
+
+class _Forward:
+    """``forward`` of a stand-in, as a data descriptor: an instance attribute of the original must not shadow it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __get__(self, block: SkipBlock | None, owner: type) -> Callable[..., Any]:
+        if block is None:
+            return self.function
+        return block._dithooks.override or types.MethodType(self.function, block)
+
+    def __set__(self, block: SkipBlock, value: Callable[..., Any]) -> None:
+        if "forward" in vars(block):  # the original's forward is wrapped already: the chain goes on there
+            vars(block)["forward"] = value
+        else:
+            block._dithooks.override = value
+
+    def __delete__(self, block: SkipBlock) -> None:
+        if block._dithooks.override is not None:
+            block._dithooks.override = None
+        else:
+            vars(block).pop("forward")
+
+
+class _Shell:
+    """What a stand-in has of its own."""
+
+    __slots__ = ("flow", "offset", "original", "override")
+
+    def __init__(self, original: nn.Module, flow: Flow, offset: int) -> None:
+        self.original, self.offset = original, offset
+        self.flow: Flow | None = flow  # None: inert, an ordinary way to call the original
+        self.override: Callable[..., Any] | None = None
+
+
+class SkipBlock:
+    """Base of all stand-ins, next to the original's class; see :func:`stand_in`."""
+
+    __slots__ = ("_dithooks",)
+    _dithooks: _Shell
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        """Stop here: a block class that registers its subclasses is not to learn of ours."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        override = self._dithooks.override
+        return run(self, *args, **kwargs) if override is None else override(*args, **kwargs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the original: the short-circuit stays outside."""
+        self._dithooks.original.compile(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._dithooks.original, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._dithooks.original.__reduce_ex__(protocol)
+
+
+def run(self: SkipBlock, *args: Any, **kwargs: Any) -> Any:
+    """What calling a stand-in does."""
+    shell = self._dithooks
+    if shell.flow is not None:
+        call = shell.flow.visit(shell.offset)
+        if call is not None and call.reuse:
+            output = shell.flow.skip(shell.offset, call, args, kwargs)
+            if call.reuse:
+                return output
+    return shell.original(*args, **kwargs)
+
+
+def stand_in(original: nn.Module, flow: Flow, offset: int) -> nn.Module:
+    """A :class:`SkipBlock` for one block, ready to be put into its list.
+
+    Args:
+        original: the block.
+        flow: the runtime of its range.
+        offset: its place in the range.
+
+    Raises:
+        TypeError: the block's class cannot be subclassed (a scripted module, say).
+    """
+    cls = type(original)
+
+    def forward(self: SkipBlock, *args: Any, **kwargs: Any) -> Any:
+        return run(self, *args, **kwargs)
+
+    functools.update_wrapper(forward, cls.forward)
+    namespace = {"forward": _Forward(forward), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__slots__": ()}
+    try:
+        skip_class = types.new_class(cls.__name__, (SkipBlock, cls), exec_body=lambda body: body.update(namespace))
+        skip: Any = skip_class.__new__(skip_class)
+        object.__setattr__(skip, "__dict__", original.__dict__)
+    except Exception as error:
+        raise TypeError(f"{cls.__name__} cannot be given a stand-in: {error}") from error
+    SkipBlock._dithooks.__set__(skip, _Shell(original, flow, offset))  # type: ignore[attr-defined]
+    module: nn.Module = skip
+    return module
+
+
+def is_stand_in(module: object) -> bool:
+    """Whether a list entry is one of ours, and active."""
+    return isinstance(module, SkipBlock) and module._dithooks.flow is not None
+
+
+def retire(module: nn.Module) -> bool:
+    """Make a stand-in a plain way to its block, and free it of the cache. Returns whether others wrapped it since."""
+    assert isinstance(module, SkipBlock)
+    module._dithooks.flow = None
+    return module._dithooks.override is not None

@@ -1,0 +1,82 @@
+"""What is remembered: the residual last computed, per transformer, range, branch and run."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+# Shape, dtype and device of every tensor argument: what must not change between storing a residual and adding it.
+Signature = tuple[tuple[str, tuple[int, ...], str, str], ...]
+
+
+def signature(arguments: Mapping[str, Any]) -> Signature:
+    """The guard of a call, from the arguments of the transformer."""
+    return tuple(
+        (name, tuple(value.shape), str(value.dtype), str(value.device))
+        for name, value in arguments.items()
+        if isinstance(value, Tensor)
+    )
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The range's effect on each stream at a computed step: output of its last block − input of its first."""
+
+    step: int
+    sigma: float | None
+    signature: Signature
+    deltas: tuple[Tensor | None, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(delta.nbytes for delta in self.deltas if delta is not None)
+
+
+@dataclass
+class Branch:
+    """One of the calls that every step makes (conditional, unconditional, …)."""
+
+    anchor: Anchor | None = None
+    # Tensors the last call was given, and the names of those that were the same objects in the call before.
+    seen: dict[str, weakref.ref[Tensor]] = field(default_factory=dict)
+    lasting: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Run:
+    """One sampling run of one session: starts when the step goes back, ends when the next one starts."""
+
+    session_epoch: int
+    epoch: object | None = None
+    step: int | None = None
+    used: set[int] = field(default_factory=set)  # branches already called at this step
+    branches: dict[int, Branch] = field(default_factory=dict)
+    history: list[float] = field(default_factory=list)  # distinct timestep values, where they are the clock
+    in_flight: bool = False  # a call of the transformer was entered and not left: an exception ended it
+    steps: int = 0
+    reused: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of the transformer under way in this thread."""
+
+    reuse: bool = False
+    capture: bool = False  # computed, and the residual is wanted
+    step: int = 0
+    sigma: float | None = None
+    signature: Signature = ()
+    branch: Branch | None = None
+    run: Run | None = None
+    entered: bool = False  # the range's first block was reached
+    left: bool = False  # … and its last one left
+    # Computed: −h_in of each stream (by argument while the wiring is unknown). Reused: h_in + Δ̂.
+    entry: list[Tensor] | dict[str, Tensor] | None = None
+    exit: tuple[Tensor | None, ...] = ()  # h_out by position while the wiring is unknown
+    observation: Any = None
