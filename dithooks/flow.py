@@ -34,6 +34,7 @@ class Flow:
         policy: when.
         predictor: what.
         clock: tells the step of a call.
+        compiled: whether the transformer or a block of it is known to be compiled.
     """
 
     def __init__(
@@ -46,68 +47,78 @@ class Flow:
         policy: Interval,
         predictor: Reuse,
         clock: StepClock,
+        compiled: Callable[[], bool] = lambda: False,
     ) -> None:
         self.name, self.paths, self.classes, self.start, self.end = name, paths, classes, start, end
-        self.policy, self.predictor, self.clock = policy, predictor, clock
+        self.policy, self.predictor, self.clock, self.compiled = policy, predictor, clock, compiled
         self.wiring: Wiring | None = None
         self.on_wired: Callable[[], None] | None = None
         self.ledger = Ledger(len(paths), end - start + 1)
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
+        self._latest: Call | None = None  # the same, for compiled code
         self._said: set[str] = set()
 
     # -- the transformer is called, and has returned ------------------------------------------------------------
 
-    def begin(self, arguments: Mapping[str, Any] | None) -> Call:
-        """Settle a call before its first block runs. ``arguments`` are the transformer's, if it was seen called."""
-        self._local.arguments = arguments
+    def begin(self, arguments: Mapping[str, Any] | None, replay: Callable[[], Any] | None = None) -> None:
+        """Settle a call before its first block runs.
+
+        ``arguments`` are the transformer's, if it was seen called, and ``replay`` calls it once more.
+        """
+        if self.wiring is None and replay is not None and self.compiled():
+            self._rehearse(replay)
         if torch.is_grad_enabled():
             call = self._inert()
         else:
             run, tick = self._locate(arguments)
             call = self._decide(run, tick, arguments or {})
-            run.in_flight = arguments is not None
+            run.in_flight = replay is not None
         if self.wiring is None:
             call.observation = Observation(self.classes, self.paths)
-        self._local.call = call
-        return call
+        self._local.arguments, self._local.replay = arguments, replay
+        self._local.call = self._latest = call
 
-    def finish(self, output: Any = None) -> None:
+    def finish(self) -> None:
         """The transformer has returned.
 
         Raises:
             WiringError: on the first call, when the streams of the range cannot be followed.
             RuntimeError: a reused range was entered and not left, so that its effect is missing.
         """
-        call = self.call
-        self._local.call = self._local.arguments = None
+        call, replay = self.call, getattr(self._local, "replay", None)
+        self._local.call = self._local.arguments = self._local.replay = self._latest = None
         if call is None:
             return
         if call.run is not None:
             call.run.in_flight = False
         if call.reuse and call.entered and not call.left:
             raise RuntimeError(
-                f"{self.name}: step {call.step} reused {self.paths[self.start]} … {self.paths[self.end]}, but the model did "
-                f"not call {self.paths[self.end]}: the output lacks the range's effect. Choose a range that ends earlier"
+                f"{self.name}: step {call.step} reused {self.paths[self.start]} … {self.paths[self.end]}, but the "
+                f"model did not call {self.paths[self.end]}: the output lacks the range's effect. Choose a range that ends "
+                "before blocks that are skipped at times"
             )
-        self._learn(call)
+        unseen = call.observation is not None and call.observation.empty and call.entered
+        self._settle(call)
+        if unseen and replay is not None:  # compiled from the outside: nothing could be watched
+            self._rehearse(replay)
 
     @property
     def call(self) -> Call | None:
         """The call under way in this thread."""
+        if torch.compiler.is_dynamo_compiling():  # a trace cannot read thread-locals
+            return self._latest
         call: Call | None = getattr(self._local, "call", None)
         return call
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
     def visit(self, offset: int) -> Call | None:
-        """A block of the range is called: the call it belongs to."""
+        """A block of the range is called: the call it belongs to, or ``None`` where there is nothing to do."""
         call = self.call
         if offset == 0:
             if call is None or call.entered:  # the blocks are driven without the transformer, or once more in one call
-                if call is not None:
-                    self._learn(call)
-                call = self.begin(getattr(self._local, "arguments", None))
+                call = self._again(call)
             call.entered = True
         return None if call is None or call.left else call
 
@@ -116,44 +127,30 @@ class Flow:
 
         If the residual does not fit after all, ``call.reuse`` is taken back and the block has to run.
         """
-        assert self.wiring is not None
-        ports = self.wiring.ports[offset]
-        last = offset == self.end - self.start
-        passed = None
-        if call.entry is None:
-            passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
-            streams = [ports.read(name, args, kwargs) for name in self.wiring.entry] if offset == 0 else []
-            if not self._predict(call, streams):
-                call.reuse, call.capture = False, self.policy.wants_anchor(call.step)
-                self.ledger.recount((True, "reuse"), (False, "shape"))
+        wiring, last = self.wiring, offset == self.end - self.start
+        assert wiring is not None
+        ports, first = wiring.ports[offset], call.entry is None
+        if first:
+            streams = [ports.read(name, args, kwargs) for name in wiring.entry] if offset == 0 else []
+            if len(streams) != len(call.deltas) or not all(map(_fits, streams, call.deltas)):
+                call.reuse, call.capture, call.misfit, call.deltas = False, True, True, ()
                 return None
-            # By value: a parent that adds in place must change neither the prediction nor the range's input.
-            passed = [value.clone() if isinstance(value, Tensor) else value for value in passed] if not last else None
-        if not last:
-            if passed is None:
-                passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
-            return ports.build(passed)
-        call.left = True
-        result = call.entry
-        assert isinstance(result, list)
-        return ports.build([None if stream is None else result[stream] for stream in self.wiring.leave])
-
-    def watch_enter(self, index: int, names: tuple[str, ...], bound: Mapping[str, Any]) -> None:
-        """Any block of the chain is about to run, on a call that is observed."""
-        if (call := self.call) is not None and call.observation is not None:
-            call.observation.enter(index, names, bound)
-
-    def watch_leave(self, index: int, output: Any) -> None:
-        """… and has run."""
-        if (call := self.call) is not None and call.observation is not None:
-            call.observation.leave(index, output)
+            call.entry = [h + delta for h, delta in zip(streams, call.deltas, strict=True)]
+        if last:
+            call.left = True
+            result = call.entry
+            assert isinstance(result, list)
+            return ports.build([None if stream is None else result[stream] for stream in wiring.leave])
+        passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
+        if first:  # by value: a parent that adds in place must not reach what the range was given
+            passed = [value.clone() if isinstance(value, Tensor) else value for value in passed]
+        return ports.build(passed)
 
     def enter(self, bound: Mapping[str, Any]) -> None:
         """The range's first block is about to run: keep −h_in, by value."""
         call = self.call
-        if call is None or call.reuse or not call.capture or call.branch is None:
+        if call is None or not call.capture:
             return
-        call.branch.anchor = None  # if this call is cut short, the branch has nothing to reuse
         if self.wiring is not None:
             call.entry = [torch.neg(bound[name]) for name in self.wiring.entry]
         else:
@@ -163,16 +160,28 @@ class Flow:
     def leave(self, output: Any) -> None:
         """The range's last block has run: Δ = h_out − h_in."""
         call = self.call
-        if call is None or call.reuse or call.left:
+        if call is None or not call.capture or call.left:
             return
         call.left = True
-        if call.entry is None:
-            return
         values = parts(output)[1]
-        if self.wiring is None:  # which output belongs to which input shows when the transformer returns
+        if isinstance(call.entry, list):
+            self._subtract(call, values)
+        else:  # which output belongs to which input shows when the transformer returns
             call.exit = tuple(value.clone() if isinstance(value, Tensor) else None for value in values)
-        else:
-            self._store(call, values)
+
+    def watch_enter(self, index: int, names: tuple[str, ...], bound: Mapping[str, Any]) -> None:
+        """Any block of the chain is about to run, on a call that is observed."""
+        if torch.compiler.is_dynamo_compiling():
+            return
+        if (call := self.call) is not None and call.observation is not None:
+            call.observation.enter(index, names, bound)
+
+    def watch_leave(self, index: int, output: Any) -> None:
+        """… and has run."""
+        if torch.compiler.is_dynamo_compiling():
+            return
+        if (call := self.call) is not None and call.observation is not None:
+            call.observation.leave(index, output)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -199,8 +208,8 @@ class Flow:
         if tick.step == run.step and len(run.used) >= MAX_BRANCHES and tick.branch is None:
             self.say(
                 "standstill",
-                f"{self.name} was called {len(run.used)} times at step {tick.step} (told by the {tick.source}), so nothing "
-                "could be reused: if these were different steps, say so with `with timestep_scope(step): ...`",
+                f"{self.name} was called {len(run.used)} times at step {tick.step} (told by the {tick.source}), so "
+                "nothing could be reused: if these were different steps, say so with `with timestep_scope(step): ...`",
             )
             run = self._start(session, None)
         if run.epoch is None:
@@ -230,55 +239,77 @@ class Flow:
         self.ledger.count(*decision)
         run.reasons[decision.reason] += 1
         run.reused += decision.reuse
-        capture = not decision.reuse and self.policy.wants_anchor(tick.step)
-        return Call(decision.reuse, capture, tick.step, tick.sigma, guard, branch, run)
+        deltas: tuple[Tensor, ...] = ()
+        if decision.reuse and anchor is not None:
+            deltas = self.predictor.predict(anchor, tick.step, tick.sigma)
+        else:
+            branch.anchor = None  # freed before the new one is made; a call cut short leaves nothing to reuse
+        return Call(
+            reuse=decision.reuse,
+            capture=not decision.reuse,
+            deltas=deltas,
+            step=tick.step,
+            sigma=tick.sigma,
+            signature=guard,
+            branch=branch,
+            run=run,
+        )
 
-    def _predict(self, call: Call, streams: list[Any]) -> bool:
-        """Set ``call.entry`` to h_in + Δ̂ if the stored residual fits these streams."""
-        anchor = None if call.branch is None else call.branch.anchor
-        if anchor is None or len(streams) != len(anchor.deltas):
-            return False
-        deltas = self.predictor.predict(anchor, call.step, call.sigma)
-        if not all(_fits(h, delta) for h, delta in zip(streams, deltas, strict=True)):
-            return False
-        call.entry = [h + delta for h, delta in zip(streams, deltas, strict=True)]
-        return True
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _again(self, before: Call | None) -> Call | None:
+        """The first block is reached with no call of the transformer before it: start one here."""
+        if before is not None:
+            self._settle(before)
+        self.begin(getattr(self._local, "arguments", None))
+        return self.call
 
-    def _store(self, call: Call, values: Sequence[Any]) -> None:
-        assert self.wiring is not None and call.branch is not None and isinstance(call.entry, list)
-        deltas = call.entry
-        call.entry = None
-        if len(values) != len(self.wiring.leave):
+    def _rehearse(self, replay: Callable[[], Any]) -> None:
+        """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
+        self._local.call = call = Call(observation=Observation(self.classes, self.paths))
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                replay()
+            self._settle(call)
+        finally:
+            self._local.call = None
+
+    def _subtract(self, call: Call, values: Sequence[Any]) -> None:
+        """Δ = h_out + (−h_in), in the place of the latter."""
+        deltas, call.entry = call.entry, None
+        assert self.wiring is not None
+        if not isinstance(deltas, list) or len(values) != len(self.wiring.leave):
             return
         for stream, value in zip(self.wiring.leave, values, strict=True):
-            if stream is None:
-                continue
-            if not _fits(value, deltas[stream]):
-                return  # the range changes the stream's form in this call: nothing that could be added back
-            deltas[stream].add_(value)
-        call.branch.anchor = Anchor(call.step, call.sigma, call.signature, tuple(deltas))
+            if stream is not None:
+                if not _fits(value, deltas[stream]):
+                    return  # the range changed the stream's form in this call: nothing that could be added back
+                deltas[stream].add_(value)
+        call.deltas = tuple(deltas)
 
-    def _learn(self, call: Call) -> None:
-        """Take the wiring from a finished call that was observed, and the residual it computed meanwhile."""
+    def _settle(self, call: Call) -> None:
+        """A call is over: learn the wiring if it was observed, and keep the residual it computed."""
         observation, call.observation = call.observation, None
-        if observation is None or self.wiring is not None:
-            return
-        wiring = observation.resolve(self.start, self.end)
-        if wiring is None:
-            return
-        self.wiring = wiring
-        if self.on_wired is not None:
-            self.on_wired()
-        if isinstance(call.entry, dict) and call.exit:
-            call.entry = [call.entry[name] for name in wiring.entry]
-            self._store(call, call.exit)
-            call.exit = ()
+        if observation is not None and self.wiring is None:
+            self.wiring = observation.resolve(self.start, self.end)
+            if self.wiring is not None and self.on_wired is not None:
+                self.on_wired()
+        if call.misfit and call.branch is not None:
+            self.ledger.recount((True, "reuse"), (False, "shape"))
+            call.misfit, call.branch.anchor = False, None
+        if self.wiring is not None and isinstance(call.entry, dict) and call.exit:
+            call.entry = [call.entry[name] for name in self.wiring.entry]
+            self._subtract(call, call.exit)
+        if call.capture and call.branch is not None and call.left and call.deltas:
+            call.branch.anchor = Anchor(call.step, call.sigma, call.signature, call.deltas)
+            call.deltas = ()
 
     def _judge(self, run: Run) -> None:
         """A run has ended: if it never reused, say so."""
         if run.steps > 1 and not run.reused:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in run.reasons.items())
-            self.say("useless", f"{self.name}: a run of {run.steps} steps reused nothing (calls computed for {reasons})")
+            self.say(
+                "useless", f"{self.name}: a run of {run.steps} steps reused nothing (calls computed for {reasons})"
+            )
 
     def say(self, topic: str, message: str) -> None:
         """Warn, once per topic."""
@@ -298,13 +329,12 @@ class Flow:
         for run in list(self._runs.values()):
             self._judge(run)
         self._runs.clear()
-        self._local = threading.local()
+        self._local, self._latest = threading.local(), None
 
 
-def _fits(value: Any, delta: Tensor | None) -> bool:
+def _fits(value: Any, delta: Tensor) -> bool:
     return (
         isinstance(value, Tensor)
-        and delta is not None
         and value.shape == delta.shape
         and value.dtype == delta.dtype
         and value.device == delta.device

@@ -16,11 +16,13 @@ from .flow import Flow
 from .hooks import hook_call, hook_observation, hook_range
 from .policy import Interval
 from .predictor import Reuse
-from .skip import SkipBlock, is_stand_in, retire, stand_in
+from .skip import SkipBlock, engage, is_engaged, retire, stand_in
 from .stats import CacheStats, total
 
 
-def dit_cache(target: object, config: DitCacheConfig, *, blocks: Blocks = None, scheduler: object = None) -> CacheHandle:
+def dit_cache(
+    target: object, config: DitCacheConfig, *, blocks: Blocks = None, scheduler: object = None
+) -> CacheHandle:
     """Cache a range of blocks of a diffusion transformer, until the handle is removed.
 
     The model's own forward keeps running; on a reused step the blocks of the range are passed over and the residual
@@ -75,6 +77,7 @@ class CacheHandle:
         self._target, self._blocks, self._scheduler = target, blocks, scheduler
         self._attached: list[_Attachment] = []
         self._config: DitCacheConfig | None = None
+        self._last = total([])
 
     @property
     def config(self) -> DitCacheConfig:
@@ -89,7 +92,12 @@ class CacheHandle:
 
     @property
     def stats(self) -> CacheStats:
-        """What was computed and reused since attaching, or since the last :meth:`update` or :meth:`reset`."""
+        """What was computed and reused since attaching, or since the last :meth:`update` or :meth:`reset`.
+
+        Once the cache is removed, the numbers as they were then, with nothing held any more.
+        """
+        if not self.active:
+            return self._last
         return total([attached.flow.ledger.stats(attached.flow.bytes_held()) for attached in self._attached])
 
     def update(self, config: DitCacheConfig) -> None:
@@ -110,7 +118,7 @@ class CacheHandle:
         fingerprint = "+".join(chain.fingerprint() for chain in chains)
         if config.fingerprint not in (None, fingerprint):
             raise ValueError(
-                f"the config was made for another model (fingerprint {config.fingerprint}, this one has {fingerprint}): "
+                f"the config was made for another model (fingerprint {config.fingerprint}, here {fingerprint}): "
                 "search a new one, or take the numbers over with dataclasses.replace(config, fingerprint=None)"
             )
         prepared = [] if config.cache_step_interval == 1 else [self._prepare(chain, config) for chain in chains]
@@ -149,6 +157,9 @@ class CacheHandle:
         Warns:
             UserWarning: another library has wrapped a block since; its stand-in stays, as a plain way to the block.
         """
+        if not self.active:
+            return
+        self._last = replace(self.stats, bytes_held=0)
         attached, self._attached = self._attached, []
         self._target = self._scheduler = self._blocks = None
         for one in attached:
@@ -171,16 +182,18 @@ class CacheHandle:
         def scheduler() -> Any:  # looked up at every call: pipelines get new schedulers
             return getattr(target, "scheduler", None) if explicit is None else explicit
 
+        originals = [_original(site.block) for site in chain.sites]
         start = config.cache_block_start
         flow = Flow(
             name=chain.name,
             paths=[site.path for site in chain.sites],
-            classes=[type(_original(site.block)) for site in chain.sites],
+            classes=[type(block) for block in originals],
             start=start,
             end=start + config.cache_num_blocks - 1,
             policy=Interval(config.cache_step_start, config.cache_step_interval),
             predictor=Reuse(),
             clock=StepClock(scheduler, chain.name),
+            compiled=lambda: any(m._compiled_call_impl is not None for m in (chain.owner, *originals)),
         )
         return _Attachment(chain, flow)
 
@@ -192,7 +205,7 @@ class _Attachment:
         self.chain, self.flow = chain, flow
         self.sites = chain.sites[flow.start : flow.end + 1]
         self.originals = [_original(site.block) for site in self.sites]
-        self.skips = [stand_in(block, flow, offset) for offset, block in enumerate(self.originals)]
+        self.skips = [stand_in(block, offset) for offset, block in enumerate(self.originals)]
         self._hooks: list[RemovableHandle] = []
         self._observing: list[RemovableHandle] = []
 
@@ -202,6 +215,7 @@ class _Attachment:
         self._observing += hook_observation(self.flow, [_original(site.block) for site in self.chain.sites])
         self.flow.on_wired = self._wired
         for site, skip in zip(self.sites, self.skips, strict=True):
+            engage(skip, self.flow)
             site.put(skip)
 
     def detach(self) -> None:
@@ -218,8 +232,8 @@ class _Attachment:
         self.flow.forget()
         if stuck:
             warnings.warn(
-                f"{', '.join(stuck)}: wrapped by something else since the cache was attached, so the (now inert) stand-in "
-                "stays inside that wrapper. Attach the cache last and remove it first",
+                f"{', '.join(stuck)}: wrapped by something else since the cache was attached, so the stand-in, now "
+                "inert, stays inside that wrapper. Attach the cache last and remove it first",
                 UserWarning,
                 stacklevel=4,
             )
@@ -247,7 +261,7 @@ def _check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
             f"{chain.name} has {count} blocks, {chain.sites[0].path} … {chain.sites[-1].path}"
         )
     for site in chain.sites:
-        if is_stand_in(site.block) and not any(site.block is skip for skip in mine):
+        if is_engaged(site.block) and not any(site.block is skip for skip in mine):
             raise ValueError(f"{site.path} is cached already: remove that cache first, or use its handle's update()")
     if getattr(chain.owner, "is_cache_enabled", False) is True:
         raise ValueError(f"{chain.name} has another cache enabled: call its disable_cache() first")

@@ -28,10 +28,6 @@ class Interval:
         """Whether the schedule computes this step."""
         return step < self.start or (step - self.start) % self.interval == 0
 
-    def wants_anchor(self, step: int) -> bool:
-        """Whether a later step could reuse what is computed at this one."""
-        return step >= self.start and self.interval > 1
-
     def decide(self, step: int, anchor: int | None) -> Decision:
         """Settle one call, given the step at which its branch was last refreshed (``None``: never in this run)."""
         if step < self.start:

@@ -1,4 +1,4 @@
-"""What: the residual to add on a reused step, from the stored ones."""
+"""What: the residual to add on a reused step, from the stored ones. Asked before the first block runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from .state import Anchor
 class Reuse:
     """Δ̂_t is the last stored residual, unchanged."""
 
-    def predict(self, anchor: Anchor, step: int, sigma: float | None) -> tuple[Tensor | None, ...]:
-        """One residual per stream; ``None`` for a stream that the range does not return."""
+    def predict(self, anchor: Anchor, step: int, sigma: float | None) -> tuple[Tensor, ...]:
+        """One residual per stream."""
         return anchor.deltas

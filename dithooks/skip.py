@@ -47,9 +47,9 @@ class _Shell:
 
     __slots__ = ("flow", "offset", "original", "override")
 
-    def __init__(self, original: nn.Module, flow: Flow, offset: int) -> None:
+    def __init__(self, original: nn.Module, offset: int) -> None:
         self.original, self.offset = original, offset
-        self.flow: Flow | None = flow  # None: inert, an ordinary way to call the original
+        self.flow: Flow | None = None  # None: inert, an ordinary way to call the original
         self.override: Callable[..., Any] | None = None
 
 
@@ -89,12 +89,11 @@ def run(self: SkipBlock, *args: Any, **kwargs: Any) -> Any:
     return shell.original(*args, **kwargs)
 
 
-def stand_in(original: nn.Module, flow: Flow, offset: int) -> nn.Module:
-    """A :class:`SkipBlock` for one block, ready to be put into its list.
+def stand_in(original: nn.Module, offset: int) -> nn.Module:
+    """A :class:`SkipBlock` for one block, ready to be put into its list; inert until engaged.
 
     Args:
         original: the block.
-        flow: the runtime of its range.
         offset: its place in the range.
 
     Raises:
@@ -106,20 +105,31 @@ def stand_in(original: nn.Module, flow: Flow, offset: int) -> nn.Module:
         return run(self, *args, **kwargs)
 
     functools.update_wrapper(forward, cls.forward)
-    namespace = {"forward": _Forward(forward), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__slots__": ()}
+    namespace = {
+        "forward": _Forward(forward),
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__slots__": (),
+    }
     try:
-        skip_class = types.new_class(cls.__name__, (SkipBlock, cls), exec_body=lambda body: body.update(namespace))
+        skip_class: Any = types.new_class(cls.__name__, (SkipBlock, cls), exec_body=lambda body: body.update(namespace))
         skip: Any = skip_class.__new__(skip_class)
         object.__setattr__(skip, "__dict__", original.__dict__)
     except Exception as error:
         raise TypeError(f"{cls.__name__} cannot be given a stand-in: {error}") from error
-    SkipBlock._dithooks.__set__(skip, _Shell(original, flow, offset))  # type: ignore[attr-defined]
+    object.__setattr__(skip, "_dithooks", _Shell(original, offset))
     module: nn.Module = skip
     return module
 
 
-def is_stand_in(module: object) -> bool:
-    """Whether a list entry is one of ours, and active."""
+def engage(module: nn.Module, flow: Flow) -> None:
+    """Let a stand-in work for the range that ``flow`` runs."""
+    assert isinstance(module, SkipBlock)
+    module._dithooks.flow = flow
+
+
+def is_engaged(module: object) -> bool:
+    """Whether a list entry is a stand-in at work."""
     return isinstance(module, SkipBlock) and module._dithooks.flow is not None
 
 

@@ -30,11 +30,11 @@ class Anchor:
     step: int
     sigma: float | None
     signature: Signature
-    deltas: tuple[Tensor | None, ...]
+    deltas: tuple[Tensor, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(delta.nbytes for delta in self.deltas if delta is not None)
+        return sum(delta.nbytes for delta in self.deltas)
 
 
 @dataclass
@@ -65,18 +65,23 @@ class Run:
 
 @dataclass(eq=False)
 class Call:
-    """One call of the transformer under way in this thread."""
+    """One call of the transformer under way in its thread.
+
+    Compiled code reads and writes the upper part only: a number that changes with every step would recompile it.
+    """
 
     reuse: bool = False
-    capture: bool = False  # computed, and the residual is wanted
+    capture: bool = False  # computed, and the residual is to be kept
+    entered: bool = False  # the range's first block was reached
+    left: bool = False  # … and its last one left
+    misfit: bool = False  # the residual did not fit after all
+    deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ per stream; computed: Δ per stream, once known
+    entry: list[Tensor] | dict[str, Tensor] | None = None  # computed: −h_in; reused: h_in + Δ̂
+    exit: tuple[Tensor | None, ...] = ()  # h_out by position, while the wiring is unknown
+
     step: int = 0
     sigma: float | None = None
     signature: Signature = ()
     branch: Branch | None = None
     run: Run | None = None
-    entered: bool = False  # the range's first block was reached
-    left: bool = False  # … and its last one left
-    # Computed: −h_in of each stream (by argument while the wiring is unknown). Reused: h_in + Δ̂.
-    entry: list[Tensor] | dict[str, Tensor] | None = None
-    exit: tuple[Tensor | None, ...] = ()  # h_out by position while the wiring is unknown
     observation: Any = None

@@ -73,6 +73,8 @@ def total(parts: list[CacheStats]) -> CacheStats:
     for part in parts:
         reasons.update(part.reasons)
     sums = {
-        name: sum(getattr(part, name) for part in parts) for name in CacheStats.__dataclass_fields__ if name != "reasons"
+        name: sum(getattr(part, name) for part in parts)
+        for name in CacheStats.__dataclass_fields__
+        if name != "reasons"
     }
     return CacheStats(**sums, reasons=dict(reasons))

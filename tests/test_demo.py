@@ -20,7 +20,9 @@ pytest.importorskip("rich")
 
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from PIL import Image
+from safetensors.torch import load_file
 
+import dithooks
 from dithooks.cli import main
 from dithooks.demo import draw, load_pipeline, train
 from dithooks.demo.emoji import INDEX, PITCH, SHEET, SIZE, Emoji, clean, load_emoji
@@ -32,11 +34,9 @@ from dithooks.demo.text import CaptionEncoder
 WORDS = ["apple", "blue", "cat", "face", "green", "pizza", "red"]
 
 
-@pytest.fixture
-def tiny() -> EmojiPipeline:
+def tiny_transformer() -> FluxTransformer2DModel:
     """One block of each kind, random weights: every call changes the picture."""
-    torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
+    return FluxTransformer2DModel(
         patch_size=1,
         in_channels=48,
         num_layers=1,
@@ -47,8 +47,13 @@ def tiny() -> EmojiPipeline:
         pooled_projection_dim=32,
         axes_dims_rope=(4, 6, 6),
     )
+
+
+@pytest.fixture
+def tiny() -> EmojiPipeline:
+    torch.manual_seed(0)
     pipe = EmojiPipeline(
-        transformer=transformer.eval(),
+        transformer=tiny_transformer().eval(),
         text_encoder=CaptionEncoder(vocabulary=WORDS, dim=32, max_length=4).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
     )
@@ -153,7 +158,7 @@ def test_guidance_moves_away_from_the_empty_caption(tiny: EmojiPipeline) -> None
     end = tiny("cat", num_inference_steps=1, guidance_scale=2.5, latents=noise, output_type="latent").images
     hook.remove()
     cond, uncond = outputs
-    torch.testing.assert_close(end, noise - (uncond + 2.5 * (cond - uncond)))  # one Euler step from σ = 1 to 0
+    torch.testing.assert_close(end, noise - (uncond + 2.5 * (cond - uncond)))  # one Euler step all the way
 
 
 def test_progress_bar(tiny: EmojiPipeline, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +193,12 @@ def test_saved_and_loaded(tiny: EmojiPipeline, tmp_path: Path) -> None:
     tiny.save_pretrained(tmp_path / "pipe")
     again = load_pipeline(tmp_path / "pipe")
     again.set_progress_bar_config(disable=True)
-    assert torch.equal(sample(tiny), sample(again))
+    for name in ("transformer", "text_encoder"):
+        mine, theirs = getattr(tiny, name).state_dict(), getattr(again, name).state_dict()
+        assert list(mine) == list(theirs)
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    # Weights mapped from a file lie at other addresses, where a matrix product may round differently.
+    torch.testing.assert_close(sample(again), sample(tiny), rtol=0, atol=1e-5)
     with pytest.raises(FileNotFoundError, match=r"nowhere holds no pipeline.*dithooks\.demo\.train"):
         load_pipeline(tmp_path / "nowhere")
 
@@ -200,12 +210,12 @@ def test_shipped_pipeline(shipped: EmojiPipeline, tmp_path: Path) -> None:
     transformer = shipped.transformer
     assert (len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)) == (4, 8)
     assert transformer.dtype == shipped.text_encoder.dtype == torch.float32
-    pictures = sample(shipped, ["slice of pizza", "red apple"], steps=4)
-    assert torch.equal(pictures, sample(shipped, ["slice of pizza", "red apple"], steps=4))
+    pictures = sample(shipped, ["slice of pizza", "red apple"], steps=2)
+    assert torch.equal(pictures, sample(shipped, ["slice of pizza", "red apple"], steps=2))
     shipped.save_pretrained(tmp_path)
     again = load_pipeline(tmp_path)
     again.set_progress_bar_config(disable=True)
-    assert torch.equal(pictures, sample(again, ["slice of pizza", "red apple"], steps=4))
+    assert torch.equal(pictures, sample(again, ["slice of pizza", "red apple"], steps=2))
 
 
 def test_shipped_pipeline_knows_the_words_of_its_examples(shipped: EmojiPipeline) -> None:
@@ -217,7 +227,7 @@ def test_shipped_pipeline_knows_the_words_of_its_examples(shipped: EmojiPipeline
 
 def test_shipped_pipeline_is_trained(shipped: EmojiPipeline) -> None:
     """Noise gone, and on white: what an untrained model could not do."""
-    pictures = sample(shipped, ["red apple", "panda face", "smiling face with sunglasses"], steps=12)
+    pictures = sample(shipped, ["red apple", "panda face", "smiling face with sunglasses"], steps=8)
     corners = torch.stack([pictures[:, :, y, x] for y in (0, -1) for x in (0, -1)])
     assert corners.mean() > 0.9
     assert pictures[:, :, 8:24, 8:24].mean() < 0.85
@@ -234,7 +244,7 @@ def entry(name: str, x: int, y: int, category: str = "Food & Drink", sub: str = 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """A sheet of 3 × 2 cells with frames in loud colours where the border is, and an index of six entries."""
+    """A sheet of 3 by 2 cells with frames in loud colours where the border is, and an index of six entries."""
     cells = np.zeros((2 * PITCH, 3 * PITCH, 4), np.uint8)
     cells[...] = (255, 0, 255, 255)
     for y in range(2):
@@ -304,9 +314,16 @@ def few() -> list[Emoji]:
     ]
 
 
+@pytest.fixture
+def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "build_transformer", tiny_transformer)
+    monkeypatch.setattr(train, "WIDTH", 32)
+
+
 CONFIG = train.TrainConfig(steps=3, batch=4, warmup=2)
 
 
+@pytest.mark.usefixtures("tiny_training")
 def test_interrupted_training_ends_as_if_it_had_not_been(
     few: list[Emoji], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +350,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(
     assert not (tmp_path / "killed" / "checkpoint.partial").exists()
 
 
+@pytest.mark.usefixtures("tiny_training")
 def test_export_holds_the_average_in_half_precision(few: list[Emoji], tmp_path: Path) -> None:
     trainer = train.Trainer(CONFIG, few)
     trainer.train_step()
@@ -344,8 +362,9 @@ def test_export_holds_the_average_in_half_precision(few: list[Emoji], tmp_path: 
     pipe = load_pipeline(tmp_path)
     assert all((p == 0.25).all() for p in [*pipe.transformer.parameters(), *pipe.text_encoder.parameters()])
     assert pipe.text_encoder.config.vocabulary == ["apple", "blue", "cat", "face", "green", "pizza", "red"]
-    half = EmojiPipeline.from_pretrained(tmp_path, torch_dtype="auto", low_cpu_mem_usage=False)
-    assert half.transformer.dtype == half.text_encoder.dtype == torch.float16
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 2
+    assert {tensor.dtype for file in files for tensor in load_file(file).values()} == {torch.float16}
 
 
 def test_training_from_the_command_line(archive: Path, tmp_path: Path) -> None:
@@ -371,19 +390,19 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 def test_demo_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, numbers = tmp_path / "demo.png", tmp_path / "demo.json"
-    arguments = ["demo", "--prompt", "red apple", "--prompt", "panda face", "--pairs", "1", "--steps", "6"]
-    assert main([*arguments, "--start", "2", "--interval", "2", "--out", str(out), "--json", str(numbers)]) == 0
+    arguments = ["demo", "--prompt", "red apple", "--prompt", "panda face", "--pairs", "1", "--steps", "5"]
+    assert main([*arguments, "--start", "1", "--interval", "2", "--out", str(out), "--json", str(numbers)]) == 0
     shown = capsys.readouterr().out
-    # Steps 0, 1, 2 and 4 of 6 are computed; 12 blocks, asked twice a step.
-    for text in ("plain", "cached", "144 / 144", "96 / 144", "dB", "of the 1.50x", str(out)):
+    # Steps 0, 1 and 3 of 5 are computed; 12 blocks, asked twice a step.
+    for text in ("plain", "cached", "120 / 120", "72 / 120", "dB", "of the 1.67x", str(out)):
         assert text in shown
     told = json.loads(numbers.read_text())
     assert told["prompts"] == ["red apple", "panda face"]
-    assert (told["blocks_run"], told["blocks_total"]) == (96, 144)
+    assert (told["blocks_run"], told["blocks_total"]) == (72, 120)
     assert told["bytes_held"] > 0
-    assert 15 < told["psnr_min_db"] <= told["psnr_mean_db"] < 100
+    assert 10 < told["psnr_min_db"] <= told["psnr_mean_db"] < 100
     assert told["speedup"] == pytest.approx(told["seconds_plain"][0] / told["seconds_cached"][0], rel=1e-2)
-    assert told["share_of_allowed"] == pytest.approx(told["speedup"] / 1.5, abs=1e-3)
+    assert told["share_of_allowed"] == pytest.approx(told["speedup"] * 72 / 120, abs=1e-3)
 
     sheet = np.asarray(Image.open(out).convert("RGB")).astype(int)
     cells = [(draw.MARGIN + r * (draw.CELL + draw.GAP), draw.MARGIN + draw.LABEL_WIDTH) for r in range(2)]
@@ -394,7 +413,8 @@ def test_demo_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_demo_that_reuses_nothing_draws_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["demo", "--prompt", "red apple", "--pairs", "1", "--steps", "2", "--out", str(tmp_path / "x.png")]
-    assert main([*arguments, "--start", "1", "--interval", "2", "--json", "-"]) == 0
+    with pytest.warns(UserWarning, match="nothing will be reused"):
+        assert main([*arguments, "--start", "1", "--interval", "2", "--json", "-"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["blocks_run"] == told["blocks_total"] == 48
     assert told["psnr_db"] == [None]
@@ -404,7 +424,7 @@ def test_demo_that_reuses_nothing_draws_the_same(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", "red aple"], "never seen 'aple'; close to 'aple': apple"),
+        (["--prompt", "piza"], "never seen 'piza'; close to 'piza': pizza"),
         (["--prompt", "!?"], "'!?' holds no word"),
         (["--steps", "0"], "steps is 0: it must be 1 or more"),
         (["--steps", "many"], "invalid int value: 'many'"),
@@ -440,6 +460,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_missing_package_names_the_extra(
     package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(dithooks, "demo", dithooks.demo)  # so that it comes back, like its entries in sys.modules
     for name in list(sys.modules):
         if name.startswith("dithooks.demo"):
             monkeypatch.delitem(sys.modules, name)

@@ -126,7 +126,9 @@ def _default_chain(owner: nn.Module, path: str) -> Chain:
 
 
 def _sites(lists: Sequence[tuple[str, nn.ModuleList]]) -> tuple[Site, ...]:
-    return tuple(Site(module_list, index, f"{path}.{index}") for path, module_list in lists for index in range(len(module_list)))
+    return tuple(
+        Site(module_list, index, f"{path}.{index}") for path, module_list in lists for index in range(len(module_list))
+    )
 
 
 def _resolve(target: object, item: object) -> tuple[str, nn.ModuleList]:

@@ -61,7 +61,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class Wiring:
-    """The streams of a range: ``entry`` names them at its first block, ``leave[p]`` numbers them in its last one's output."""
+    """The streams of a range: ``entry`` names them at its first block; ``leave[p]`` is which one its last returns at p."""
 
     ports: tuple[Ports, ...]  # of each block of the range
     entry: tuple[str, ...]
@@ -88,7 +88,7 @@ class _Seen:
     index: int
     names: tuple[str, ...]
     inputs: dict[str, tuple[Any, ...]]
-    kind: type = type(None)
+    kind: type = object
     outputs: tuple[tuple[Any, ...] | None, ...] = ()
     odd: tuple[str, ...] = ()  # outputs that are neither tensor nor None
     next: _Seen | None = None
@@ -105,6 +105,11 @@ class Observation:
         self._produced: list[tuple[int, weakref.ref[Tensor]]] = []
         self._late: list[tuple[int, int, str]] = []  # producer, later consumer, its argument
 
+    @property
+    def empty(self) -> bool:
+        """Whether no block was seen to run."""
+        return not self._calls
+
     def enter(self, index: int, names: tuple[str, ...], arguments: Mapping[str, Any]) -> None:
         """A block of the chain is about to run."""
         here = _Seen(index, names, {name: form for name, value in arguments.items() if (form := _form(value))})
@@ -116,7 +121,9 @@ class Observation:
                     if isinstance(output, Tensor) and output is value:
                         before.fed.setdefault(position, name)
                 if isinstance(value, Tensor) and not any(output is value for output in self._last):
-                    self._late += [(i, index, name) for i, ref in self._produced if i != before.index and ref() is value]
+                    self._late += [
+                        (i, index, name) for i, ref in self._produced if i != before.index and ref() is value
+                    ]
         self._last = ()
         self._calls.append(here)
 
@@ -160,7 +167,9 @@ class Observation:
 
     def _ports(self, call: _Seen) -> Ports:
         if call.odd:
-            raise WiringError(f"{self._paths[call.index]} returns {', '.join(call.odd)}; tensors and tuples are understood")
+            raise WiringError(
+                f"{self._paths[call.index]} returns {', '.join(call.odd)}; tensors and tuples are understood"
+            )
         carries = tuple(None if form is None else self._carried(call, p) for p, form in enumerate(call.outputs))
         if len(set(carries) - {None}) < len(carries) - carries.count(None):
             raise WiringError(f"{self._paths[call.index]}: two outputs seem to carry on the same argument ({carries})")
@@ -196,16 +205,16 @@ class Observation:
         names = {stream: name for stream, name in enumerate(entry)}  # stream → its argument at the current block
         for call, port, after, following in zip(calls, ports, ports[1:], calls[1:], strict=False):
             moved = {}
-            for stream, name in names.items():
-                position = port.carries.index(name)
+            for stream, current in names.items():
+                position = port.carries.index(current)
                 onward = call.fed.get(position)
                 if onward is None:
-                    onward = self._onward(call, following, after, position, name)
+                    onward = self._onward(call, following, after, position, current)
                 if onward in after.carries:
                     moved[stream] = onward
             names = moved
         last = ports[-1].carries
-        streams = {name: stream for stream, name in names.items()}
+        streams = dict(zip(names.values(), names.keys(), strict=True))
         for position, name in enumerate(last):
             if name is not None and name not in streams:
                 raise WiringError(
@@ -222,7 +231,9 @@ class Observation:
         form = call.outputs[position]
         if name in after.carries and following.inputs.get(name) == form:
             return name
-        free = [n for n in after.carries if n is not None and n not in call.fed.values() and following.inputs[n] == form]
+        free = [
+            n for n in after.carries if n is not None and n not in call.fed.values() and following.inputs[n] == form
+        ]
         if len(free) == 1:
             return free[0]
         raise WiringError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -26,7 +26,7 @@ class EmojiPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer"
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     def __init__(
         self,
@@ -92,25 +92,20 @@ class EmojiPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         with self.progress_bar(total=num_inference_steps) as progress:
             for step, timestep in enumerate(self.scheduler.timesteps):
-
-                def predict(tokens: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-                    return self.transformer(
-                        hidden_states=latents,
-                        encoder_hidden_states=tokens,
-                        pooled_projections=pooled,
-                        timestep=(timestep / 1000).expand(len(prompts)).to(dtype),  # noqa: B023
-                        img_ids=img_ids,
-                        txt_ids=txt_ids,
-                        return_dict=False,
-                    )[0]
-
-                velocity = predict(cond, cond_pooled)
+                shared = {
+                    "hidden_states": latents,
+                    "timestep": (timestep / 1000).expand(len(prompts)).to(dtype),
+                    "img_ids": img_ids,
+                    "txt_ids": txt_ids,
+                }
+                velocity = self._predict(cond, cond_pooled, shared)
                 if guidance_scale > 1:
-                    away = predict(uncond, uncond_pooled)
+                    away = self._predict(uncond, uncond_pooled, shared)
                     velocity = away + guidance_scale * (velocity - away)
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    latents = (callback_on_step_end(self, step, timestep, {"latents": latents}) or {}).get("latents", latents)
+                    changed = callback_on_step_end(self, step, timestep, {"latents": latents}) or {}
+                    latents = changed.get("latents", latents)
                 progress.update()
 
         self.maybe_free_model_hooks()
@@ -122,5 +117,12 @@ class EmojiPipeline(DiffusionPipeline):
 
     def encode_prompt(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings (batch, length, dim) and pooled (batch, dim) on the pipeline's device."""
-        ids = self.text_encoder.tokenize(prompts).to(self._execution_device)
-        return self.text_encoder(ids)
+        tokens, pooled = self.text_encoder(self.text_encoder.tokenize(prompts).to(self._execution_device))
+        return tokens, pooled
+
+    def _predict(self, tokens: torch.Tensor, pooled: torch.Tensor, shared: dict[str, torch.Tensor]) -> torch.Tensor:
+        """One call of the transformer: the velocity ε − x, (batch, 64, 48)."""
+        velocity: torch.Tensor = self.transformer(
+            encoder_hidden_states=tokens, pooled_projections=pooled, return_dict=False, **shared
+        )[0]
+        return velocity

@@ -12,6 +12,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -76,7 +77,8 @@ class Trainer:
 
     def _caption(self, picture: int, full: float, other: float) -> torch.Tensor:
         names = self.captions[picture]
-        return names[0 if full < 0.5 else 1 + int(other * (len(names) - 1))]
+        chosen: torch.Tensor = names[0 if full < 0.5 else 1 + int(other * (len(names) - 1))]
+        return chosen
 
     def train_step(self) -> float:
         """One optimiser step; returns the loss."""
@@ -115,10 +117,12 @@ class Trainer:
             "generator": self.generator.get_state(),
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` stopped; the new run may have another length."""
         with torch.no_grad():
-            for mine, theirs in zip(self.parameters + self.average, state["parameters"] + state["average"], strict=True):
+            for mine, theirs in zip(
+                self.parameters + self.average, state["parameters"] + state["average"], strict=True
+            ):
                 mine.copy_(theirs)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
@@ -136,7 +140,9 @@ class Trainer:
             text = CaptionEncoder.from_config(self.text.config)
             text.load_state_dict(self.text.state_dict())
             scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-            EmojiPipeline(transformer=transformer.half(), text_encoder=text.half(), scheduler=scheduler).save_pretrained(folder)
+            EmojiPipeline(
+                transformer=transformer.half(), text_encoder=text.half(), scheduler=scheduler
+            ).save_pretrained(folder)
         finally:
             self._assign(raw)
 
@@ -173,7 +179,9 @@ def run(trainer: Trainer, folder: Path, *, save_every: int = 250, log_every: int
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dithooks.demo.train", description=__doc__.split("\n")[0])
     parser.add_argument("--data", default=ARCHIVE, help="npm tarball or its unpacked folder (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("emoji-run"), help="checkpoints, log and, at the end, pipeline/")
+    parser.add_argument(
+        "--out", type=Path, default=Path("emoji-run"), help="checkpoints, log and, at the end, pipeline/"
+    )
     parser.add_argument("--steps", type=int, default=TrainConfig.steps)
     parser.add_argument("--batch", type=int, default=TrainConfig.batch)
     parser.add_argument("--lr", type=float, default=TrainConfig.lr)
