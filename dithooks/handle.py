@@ -78,6 +78,7 @@ class CacheHandle:
         self._attached: list[_Attachment] = []
         self._config: DitCacheConfig | None = None
         self._last = total([])
+        self._active = True
 
     @property
     def config(self) -> DitCacheConfig:
@@ -88,7 +89,7 @@ class CacheHandle:
     @property
     def active(self) -> bool:
         """Whether the cache is attached."""
-        return self._target is not None
+        return self._active
 
     @property
     def stats(self) -> CacheStats:
@@ -161,7 +162,7 @@ class CacheHandle:
             return
         self._last = replace(self.stats, bytes_held=0)
         attached, self._attached = self._attached, []
-        self._target = self._scheduler = self._blocks = None
+        self._active, self._target, self._scheduler, self._blocks = False, None, None, None
         for one in attached:
             one.detach()
 

@@ -8,11 +8,13 @@ subclass of the block's own with the same name. Only calling it is different.
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from .flow import Flow
@@ -74,7 +76,11 @@ class SkipBlock:
         return copy.deepcopy(self._dithooks.original, memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self._dithooks.original.__reduce_ex__(protocol)
+        original = self._dithooks.original
+        how, *rest = original.__reduce_ex__(protocol)
+        if how is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return object.__new__, (type(original),), *rest[1:]  # pickle would insist on our own class
+        return how, *rest
 
 
 def run(self: SkipBlock, *args: Any, **kwargs: Any) -> Any:
@@ -97,9 +103,11 @@ def stand_in(original: nn.Module, offset: int) -> nn.Module:
         offset: its place in the range.
 
     Raises:
-        TypeError: the block's class cannot be subclassed (a scripted module, say).
+        TypeError: the block's class cannot be subclassed, or it is a scripted module.
     """
     cls = type(original)
+    if isinstance(original, torch.jit.ScriptModule):
+        raise TypeError(f"{original.original_name} is a scripted module, which takes no stand-in: cache before scripting")
 
     def forward(self: SkipBlock, *args: Any, **kwargs: Any) -> Any:
         return run(self, *args, **kwargs)

@@ -144,6 +144,8 @@ def _resolve(target: object, item: object) -> tuple[str, nn.ModuleList]:
             break
         else:
             raise ValueError(f"blocks: the given nn.ModuleList of {len(item)} is not part of {type(target).__name__}")
+    elif item == "":
+        raise ValueError("blocks='' is empty: give a dotted path such as 'transformer.transformer_blocks'")
     elif isinstance(item, str):
         path, item = item, _walk(target, item)
     else:

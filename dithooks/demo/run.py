@@ -260,15 +260,15 @@ def table(result: DemoResult, options: DemoOptions) -> Table:
         show_edge=False,
         pad_edge=False,
     )
-    for heading in ("", "seconds", "speed-up", "blocks run / all", "PSNR mean", "PSNR min", "bytes held"):
+    for heading in ("", "seconds", "speed-up", "blocks run", "PSNR mean", "PSNR min", "bytes held"):
         grid.add_column(heading, justify="right" if heading else "left")
     blocks, same = result.blocks_total, math.isinf(min(result.psnr))
-    grid.add_row("plain", f"{median(result.seconds_plain):.2f}", "1.00x", f"{blocks} / {blocks}", "", "", "0")
+    grid.add_row("plain", f"{median(result.seconds_plain):.2f}", "1.00x", f"{blocks} of {blocks}", "", "", "0")
     grid.add_row(
         "cached",
         f"{median(result.seconds_cached):.2f}",
         f"{result.speedup:.2f}x",
-        f"{result.blocks_run} / {blocks}",
+        f"{result.blocks_run} of {blocks}",
         "identical" if same else f"{fmean(result.psnr):.1f} dB",
         "identical" if same else f"{min(result.psnr):.1f} dB",
         f"{result.bytes_held:,}",
