@@ -58,6 +58,7 @@ class Flow:
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
         self._latest: Call | None = None  # the same, for compiled code
         self._said: set[str] = set()
+        self._again = torch.compiler.disable(self._restart)  # not as a decorator: that would import the compiler early
 
     # -- the transformer is called, and has returned ------------------------------------------------------------
 
@@ -255,8 +256,7 @@ class Flow:
             run=run,
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _again(self, before: Call | None) -> Call | None:
+    def _restart(self, before: Call | None) -> Call | None:
         """The first block is reached with no call of the transformer before it: start one here."""
         if before is not None:
             self._settle(before)

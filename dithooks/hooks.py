@@ -15,50 +15,53 @@ from .flow import Flow
 
 
 class _Hook:
-    """Passes what happens to a module on to ``react``. Copies of a model are not cached: theirs do nothing."""
+    """A hook that does nothing, which is what a copy of a model gets in place of ours: copies are not cached."""
 
-    def __init__(self, react: Callable[..., None] | None = None, names: tuple[str, ...] = ()) -> None:
-        self.react, self.names = react, names
+    def __call__(self, *_: Any) -> None: ...
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return type(self)()
+        return _Hook()
 
     def __reduce__(self) -> Any:
-        return type(self), ()
+        return _Hook, ()
 
 
 class _Before(_Hook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.react is not None:
-            self.react(bind(self.names, args, kwargs))
+    def __init__(self, react: Callable[[Any], None], names: tuple[str, ...]) -> None:
+        self.react, self.names = react, names
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # type: ignore[override]
+        self.react(bind(self.names, args, kwargs))
 
 
 class _After(_Hook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self.react is not None:
-            self.react(output)
+    def __init__(self, react: Callable[[Any], None]) -> None:
+        self.react = react
 
-
-class _CallBegins(_Hook):
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.react is not None:
-            self.react(bind(self.names, args, kwargs), partial(module.forward, *args, **kwargs))
-
-
-class _CallEnds(_Hook):
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self.react is not None:
-            self.react()
+    def __call__(  # type: ignore[override]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        self.react(output)
 
 
 def hook_call(flow: Flow, owner: nn.Module) -> list[RemovableHandle]:
     """Tell the flow when the transformer is called and has returned. These two stay out of compiled graphs."""
-    before, after = _CallBegins(flow.begin, parameter_names(owner)), _CallEnds(flow.finish)
+    names = parameter_names(owner)
+
+    # Classes of their own, made here: disabling is per function, and imports the compiler, which can wait until now.
+    class Begins(_Hook):
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            flow.begin(bind(names, args, kwargs), partial(module.forward, *args, **kwargs))
+
+    class Ends(_Hook):
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def __call__(self, *_: Any) -> None:
+            flow.finish()
+
     return [
-        owner.register_forward_pre_hook(before, with_kwargs=True),
-        owner.register_forward_hook(after, with_kwargs=True),
+        owner.register_forward_pre_hook(Begins(), with_kwargs=True),
+        owner.register_forward_hook(Ends(), with_kwargs=True),
     ]
 
 

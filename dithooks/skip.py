@@ -107,7 +107,9 @@ def stand_in(original: nn.Module, offset: int) -> nn.Module:
     """
     cls = type(original)
     if isinstance(original, torch.jit.ScriptModule):
-        raise TypeError(f"{original.original_name} is a scripted module, which takes no stand-in: cache before scripting")
+        raise TypeError(
+            f"{original.original_name} is a scripted module, which takes no stand-in: cache before scripting"
+        )
 
     def forward(self: SkipBlock, *args: Any, **kwargs: Any) -> Any:
         return run(self, *args, **kwargs)

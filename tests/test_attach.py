@@ -268,7 +268,9 @@ class TestTransparency:
         assert [n for n, _ in net.named_modules()] == [n for n, _ in fresh.named_modules()]
         assert [n for n, _ in net.named_parameters()] == [n for n, _ in fresh.named_parameters()]
         net.load_state_dict(fresh.state_dict(), strict=True)
-        assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), fresh.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(net.state_dict().values(), fresh.state_dict().values(), strict=True)
+        )
         assert {p.dtype for p in net.to(torch.float64).parameters()} == {torch.float64}
         assert {p.dtype for p in net.blocks[0]._dithooks.original.parameters()} == {torch.float64}
 

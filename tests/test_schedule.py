@@ -37,7 +37,9 @@ def test_golden_numbers_with_an_input_that_moves():
     assert got == [24.0, 100 + 24.0, 200 + 12.0, 300 + 12.0]
 
 
-@pytest.mark.parametrize(("start", "interval", "computed"), [(0, 2, "10101010"), (3, 2, "11110101"), (1, 4, "11000100")])
+@pytest.mark.parametrize(
+    ("start", "interval", "computed"), [(0, 2, "10101010"), (3, 2, "11110101"), (1, 4, "11000100")]
+)
 def test_which_steps_compute(start, interval, computed):
     net, seen = Net("single"), []
     pipe = Pipe(net)

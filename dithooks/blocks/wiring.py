@@ -178,22 +178,24 @@ class Observation:
     def _carried(self, call: _Seen, position: int) -> str:
         """The argument of this block that output ``position`` carries on."""
         form = call.outputs[position]
-        alike = [n for n, f in call.inputs.items() if f == form]
-        for other in [call, *(c for c in self._calls if self._classes[c.index] is self._classes[call.index])]:
-            if (name := other.fed.get(position)) in alike:  # it goes on under a name that this block has, too
-                return name
-        taken = {name for p, name in call.fed.items() if p != position}
+        alike = [name for name, other in call.inputs.items() if other == form]
+        kin = [other for other in self._calls if self._classes[other.index] is self._classes[call.index]]
+        fed: dict[int, str] = {}  # where this block's outputs were seen to go, else those of the nearest of its class
+        for other in sorted(kin, key=lambda other: abs(other.index - call.index)):
+            fed = {**other.fed, **fed}
+        if fed.get(position) in alike:  # it goes on under a name that this block has, too
+            return fed[position]
+        alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
         if call.next is None and (before := self._before(call)) is not None and set(before.fed.values()) & set(alike):
             alike = [name for name in alike if name in before.fed.values()]
-        alike = [name for name in alike if name not in taken]
         if "hidden_states" in alike and len(call.outputs) == 1:
             return "hidden_states"
         if len(alike) == 1:
             return alike[0]
+        seen = ", ".join(f"{name} {_show(other)}" for name, other in call.inputs.items())
         raise WiringError(
             f"{self._paths[call.index]}: which argument does output {position}, {_show(form)}, carry on? "
-            f"Its arguments are {', '.join(f'{n} {_show(f)}' for n, f in call.inputs.items())}; "
-            + (f"alike: {', '.join(alike)}" if alike else "none is alike")
+            f"Its arguments are {seen}; " + (f"alike: {', '.join(alike)}" if alike else "none is alike")
         )
 
     def _before(self, call: _Seen) -> _Seen | None:
