@@ -1,8 +1,8 @@
 """Which of a step's calls is this one: conditional, unconditional, …? Told by order, and by what it is conditioned on.
 
 Order alone goes wrong when guidance is on for part of the steps only: the call that used to come second now comes
-first, and would be given the other one's residual. Most loops pass the very same embedding tensors at every step, so a tensor
-that a branch has been given again and again tells it from the others.
+first, and would be given the other one's residual. Most loops pass the very same embedding tensors at every step,
+so a tensor that a branch has been given again and again tells it from the others.
 """
 
 from __future__ import annotations

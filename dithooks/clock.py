@@ -197,11 +197,13 @@ def _timestep(arguments: Mapping[str, Any] | None) -> float | None:
 
 
 def _ordinal(value: float, history: list[float]) -> tuple[int, bool]:
-    """Which distinct value of the run this is, and whether it can only be the first of another run."""
+    """Which distinct value of the run this is, and whether it can only be the first of another run.
+
+    Within a run the values go one way; one that goes back starts the next.
+    """
     restart = False
     if not history or value != history[-1]:
-        towards = math.copysign(1, history[-1] - history[0]) if len(history) > 1 else 0
-        restart = bool(history) and (value in history or (value - history[-1]) * towards < 0)
+        restart = len(history) > 1 and (value - history[-1]) * (history[-1] - history[0]) < 0
         if restart:
             history.clear()
         history.append(value)

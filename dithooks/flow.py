@@ -96,8 +96,8 @@ class Flow:
         if call.reuse and call.entered and not call.left:
             raise RuntimeError(
                 f"{self.name}: step {call.step} reused {self.paths[self.start]} … {self.paths[self.end]}, but the "
-                f"model did not call {self.paths[self.end]}: the output lacks the range's effect. Choose a range that ends "
-                "before blocks that are skipped at times"
+                f"model did not call {self.paths[self.end]}: the output lacks the range's effect. Choose a range that "
+                "ends before blocks that are skipped at times"
             )
         unseen = call.observation is not None and call.observation.empty and call.entered
         self._settle(call)
@@ -214,7 +214,7 @@ class Flow:
             )
             run = self._start(session, None)
         if run.epoch is None:
-            run.epoch = tick.epoch
+            run.epoch, run.length = tick.epoch, tick.steps
         if run.step is None and tick.steps is not None and (why := self.policy.hopeless(tick.steps)):
             self.say("useless", f"{self.name}: nothing will be reused: {why}")
         if tick.step != run.step:
@@ -304,7 +304,9 @@ class Flow:
             call.deltas = ()
 
     def _judge(self, run: Run) -> None:
-        """A run has ended: if it never reused, say so."""
+        """A run has ended: if it never reused, say so, unless it was cut short."""
+        if run.in_flight or (run.length is not None and run.steps < run.length):
+            return
         if run.steps > 1 and not run.reused:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in run.reasons.items())
             self.say(

@@ -30,7 +30,7 @@ class _Before(_Hook):
     def __init__(self, react: Callable[[Any], None], names: tuple[str, ...]) -> None:
         self.react, self.names = react, names
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # type: ignore[override]
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.react(bind(self.names, args, kwargs))
 
 
@@ -38,9 +38,7 @@ class _After(_Hook):
     def __init__(self, react: Callable[[Any], None]) -> None:
         self.react = react
 
-    def __call__(  # type: ignore[override]
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.react(output)
 
 

@@ -65,8 +65,8 @@ class SkipBlock:
         """Stop here: a block class that registers its subclasses is not to learn of ours."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        override = self._dithooks.override
-        return run(self, *args, **kwargs) if override is None else override(*args, **kwargs)
+        shell = self._dithooks
+        return run(shell, args, kwargs) if shell.override is None else shell.override(*args, **kwargs)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the original: the short-circuit stays outside."""
@@ -77,19 +77,19 @@ class SkipBlock:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         original = self._dithooks.original
-        how, *rest = original.__reduce_ex__(protocol)
-        if how is copyreg.__newobj__:  # type: ignore[attr-defined]
-            return object.__new__, (type(original),), *rest[1:]  # pickle would insist on our own class
-        return how, *rest
+        reduced = original.__reduce_ex__(protocol)
+        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return object.__new__, *reduced[1:]  # pickle would insist on the stand-in's own class
+        return reduced
 
 
-def run(self: SkipBlock, *args: Any, **kwargs: Any) -> Any:
+def run(shell: _Shell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What calling a stand-in does."""
-    shell = self._dithooks
-    if shell.flow is not None:
-        call = shell.flow.visit(shell.offset)
+    flow = shell.flow
+    if flow is not None:
+        call = flow.visit(shell.offset)
         if call is not None and call.reuse:
-            output = shell.flow.skip(shell.offset, call, args, kwargs)
+            output = flow.skip(shell.offset, call, args, kwargs)
             if call.reuse:
                 return output
     return shell.original(*args, **kwargs)
@@ -112,7 +112,7 @@ def stand_in(original: nn.Module, offset: int) -> nn.Module:
         )
 
     def forward(self: SkipBlock, *args: Any, **kwargs: Any) -> Any:
-        return run(self, *args, **kwargs)
+        return run(self._dithooks, args, kwargs)
 
     functools.update_wrapper(forward, cls.forward)
     namespace = {

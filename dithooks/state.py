@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Shape, dtype and device of every tensor argument: what must not change between storing a residual and adding it.
-Signature = tuple[tuple[str, tuple[int, ...], str, str], ...]
+Signature = tuple[tuple[str, torch.Size, torch.dtype, torch.device], ...]
 
 
 def signature(arguments: Mapping[str, Any]) -> Signature:
     """The guard of a call, from the arguments of the transformer."""
     return tuple(
-        (name, tuple(value.shape), str(value.dtype), str(value.device))
-        for name, value in arguments.items()
-        if isinstance(value, Tensor)
+        (name, value.shape, value.dtype, value.device) for name, value in arguments.items() if isinstance(value, Tensor)
     )
 
 
@@ -58,6 +57,7 @@ class Run:
     branches: dict[int, Branch] = field(default_factory=dict)
     history: list[float] = field(default_factory=list)  # distinct timestep values, where they are the clock
     in_flight: bool = False  # a call of the transformer was entered and not left: an exception ended it
+    length: int | None = None  # steps it is going to have, where the scheduler tells
     steps: int = 0
     reused: int = 0
     reasons: Counter[str] = field(default_factory=Counter)

@@ -46,7 +46,7 @@ def test_no_forward_is_assigned_and_no_class_patched(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
 def test_no_mutable_state_of_module_or_class(path):
-    """At module and class level: constants, context variables, dataclass fields; no list, dict or set that code fills."""
+    """At module and class level: constants, context variables, dataclass fields; nothing that code fills."""
     tree = TREES[path]
     bodies = [tree.body] + [node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     for node in (statement for body in bodies for statement in body):
@@ -55,11 +55,9 @@ def test_no_mutable_state_of_module_or_class(path):
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         constant = isinstance(target, ast.Name) and (target.id.strip("_").isupper() or target.id == "__all__")
-        pipeline_says_so = (
-            isinstance(target, ast.Name) and target.id == "_callback_tensor_inputs"
-        )  # diffusers' own name
+        theirs = isinstance(target, ast.Name) and target.id == "_callback_tensor_inputs"  # a name that diffusers reads
         if isinstance(node.value, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)):
-            assert constant or pipeline_says_so, f"line {node.lineno}: mutable {ast.unparse(target)}"
+            assert constant or theirs, f"line {node.lineno}: mutable {ast.unparse(target)}"
             mutated = [
                 use.lineno
                 for use in ast.walk(tree)

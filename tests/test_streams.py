@@ -1,11 +1,11 @@
-"""One or several streams, in whatever order, by position or keyword; what cannot be followed is refused with the reason."""
+"""One or several streams, in whatever order, by position or keyword; what cannot be followed is refused, and why."""
 
 import pytest
 import torch
-from toys import Double, Net, Pipe, Single, latents, prompt
 from torch import nn
+from toys import Double, Net, Pipe, Single, latents, prompt
 
-from dithooks import DitCacheConfig, dit_cache
+from dithooks import DitCacheConfig, dit_cache, timestep_scope
 
 KINDS = ["single", "in_place", "swapped", "straight", "positional", "two_lists"]
 RANGES = [(0, 5), (0, 1), (4, 1), (2, 1), (1, 3)]
@@ -21,8 +21,6 @@ def exactly(net, start, count, **inputs):
     plain = net(x, timestep=t, **inputs)
     net.executions = 0
     with dit_cache(net, DitCacheConfig(0, 2, start, count), blocks=lists(net)) as cache:
-        from dithooks import timestep_scope
-
         with timestep_scope(0):
             computed = net(x, timestep=t, **inputs)
         with timestep_scope(1):
@@ -73,17 +71,11 @@ def test_a_changed_control_outside_the_range_still_acts():
         outs = []
         pipe = Pipe(net)
         pipe.scheduler.set_timesteps(2)
-        with dit_scope(0):
+        with timestep_scope(0):
             outs.append(net(x, torch.tensor(0.5), control=one))
-        with dit_scope(1):
+        with timestep_scope(1):
             outs.append(net(x, torch.tensor(0.5), control=two))
     torch.testing.assert_close(outs[1] - outs[0], after_last(two) - after_last(one), rtol=1e-4, atol=1e-5)
-
-
-def dit_scope(step):
-    from dithooks import timestep_scope
-
-    return timestep_scope(step)
 
 
 @pytest.mark.parametrize("tokens", [3, 6])
@@ -217,6 +209,7 @@ def net_with_counts(net):
     return net
 
 
+@pytest.mark.filterwarnings("ignore:.*reused nothing.*")
 def test_a_block_left_out_on_a_reused_step_is_an_error_not_a_wrong_picture():
     class Guided(Net):
         skip = None
@@ -231,15 +224,15 @@ def test_a_block_left_out_on_a_reused_step_is_an_error_not_a_wrong_picture():
 
     net, x, t = Guided(), latents(), torch.tensor(0.5)
     with dit_cache(net, DitCacheConfig(0, 2, 1, 3)) as cache:
-        with dit_scope(0):
+        with timestep_scope(0):
             net(x, t)
         net.skip = 3
-        with pytest.raises(RuntimeError, match=r"did not call blocks\.3"), dit_scope(1):
+        with pytest.raises(RuntimeError, match=r"did not call blocks\.3"), timestep_scope(1):
             net(x, t)
         net.skip = 1  # the range's first block: nothing is known of its input, so the others run
-        with dit_scope(0):
+        with timestep_scope(0):
             net(x, t)
-        with dit_scope(1):
+        with timestep_scope(1):
             expected = net(x, t)
         assert cache.stats.reasons.get("no anchor") == 1
     assert torch.equal(net(x, t), expected)

@@ -61,7 +61,7 @@ class Ports:
 
 @dataclass(frozen=True)
 class Wiring:
-    """The streams of a range: ``entry`` names them at its first block; ``leave[p]`` is which one its last returns at p."""
+    """The streams of a range: their names at its first block, and which of them its last returns at each position."""
 
     ports: tuple[Ports, ...]  # of each block of the range
     entry: tuple[str, ...]
@@ -159,8 +159,8 @@ class Observation:
         for producer, consumer, name in self._late:
             if start <= producer < end and consumer > end:
                 raise WiringError(
-                    f"an output of {self._paths[producer]} goes to {self._paths[consumer]} ({name}=), past the end of the "
-                    f"range at {self._paths[end]}: what is skipped would be missing there"
+                    f"an output of {self._paths[producer]} goes to {self._paths[consumer]} ({name}=), past the end "
+                    f"of the range at {self._paths[end]}: what is skipped would be missing there"
                 )
         ports = tuple(self._ports(call) for call in calls)
         return self._follow(calls, ports)
@@ -204,7 +204,7 @@ class Observation:
     def _follow(self, calls: list[_Seen], ports: tuple[Ports, ...]) -> Wiring:
         """Follow each stream from the first block's arguments to a position of the last one's output."""
         entry = tuple(name for name in ports[0].carries if name is not None)
-        names = {stream: name for stream, name in enumerate(entry)}  # stream → its argument at the current block
+        names = dict(enumerate(entry))  # stream → its argument at the current block
         for call, port, after, following in zip(calls, ports, ports[1:], calls[1:], strict=False):
             moved = {}
             for stream, current in names.items():
@@ -239,8 +239,8 @@ class Observation:
         if len(free) == 1:
             return free[0]
         raise WiringError(
-            f"between {self._paths[call.index]} and {self._paths[following.index]} the stream {name} {_show(form)} is lost: "
-            f"the next block takes {', '.join(f'{n} {_show(f)}' for n, f in following.inputs.items())}"
+            f"between {self._paths[call.index]} and {self._paths[following.index]} the stream {name} {_show(form)} is "
+            f"lost: the next block takes {', '.join(f'{n} {_show(f)}' for n, f in following.inputs.items())}"
         )
 
     def _range(self, start: int, end: int) -> str:
