@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,52 +10,36 @@ import torch
 from torch import Tensor
 
 from .blocks.wiring import Observation, Wiring, parts
-from .branch import choose_branch, remember
-from .clock import Session, StepClock, Tick, current_session
-from .policy import Interval
-from .predictor import Reuse
-from .state import Anchor, Branch, Call, Run, signature
-from .stats import Ledger
-
-MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
+from .runs import Runs
+from .state import Call
 
 
 class Flow:
     """The runtime of one range of one transformer.
 
     Args:
-        name: of the transformer, for messages.
+        runs: settles each call.
         paths: of all blocks of the chain.
         classes: of all blocks of the chain.
         start: first block of the range.
         end: last block of the range.
-        policy: when.
-        predictor: what.
-        clock: tells the step of a call.
         compiled: whether the transformer or a block of it is known to be compiled.
     """
 
     def __init__(
         self,
-        name: str,
+        runs: Runs,
         paths: Sequence[str],
         classes: Sequence[type],
         start: int,
         end: int,
-        policy: Interval,
-        predictor: Reuse,
-        clock: StepClock,
         compiled: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.name, self.paths, self.classes, self.start, self.end = name, paths, classes, start, end
-        self.policy, self.predictor, self.clock, self.compiled = policy, predictor, clock, compiled
+        self.runs, self.paths, self.classes, self.start, self.end = runs, paths, classes, start, end
+        self.compiled = compiled
         self.wiring: Wiring | None = None
         self.on_wired: Callable[[], None] | None = None
-        self.ledger = Ledger(len(paths), end - start + 1)
-        self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
-        self._latest: Call | None = None  # the same, for compiled code
-        self._said: set[str] = set()
         self._again = torch.compiler.disable(self._restart)  # not as a decorator: that would import the compiler early
 
     # -- the transformer is called, and has returned ------------------------------------------------------------
@@ -69,16 +51,11 @@ class Flow:
         """
         if self.wiring is None and replay is not None and self.compiled():
             self._rehearse(replay)
-        if torch.is_grad_enabled():
-            call = self._inert()
-        else:
-            run, tick = self._locate(arguments)
-            call = self._decide(run, tick, arguments or {})
-            run.in_flight = replay is not None
+        call = self.runs.inert() if torch.is_grad_enabled() else self.runs.settle(arguments, replay is not None)
         if self.wiring is None:
             call.observation = Observation(self.classes, self.paths)
         self._local.arguments, self._local.replay = arguments, replay
-        self._local.call = self._latest = call
+        self._local.call = call
 
     def finish(self) -> None:
         """The transformer has returned.
@@ -88,14 +65,14 @@ class Flow:
             RuntimeError: a reused range was entered and not left, so that its effect is missing.
         """
         call, replay = self.call, getattr(self._local, "replay", None)
-        self._local.call = self._local.arguments = self._local.replay = self._latest = None
+        self._local.call = self._local.arguments = self._local.replay = None
         if call is None:
             return
         if call.run is not None:
             call.run.in_flight = False
         if call.reuse and call.entered and not call.left:
             raise RuntimeError(
-                f"{self.name}: step {call.step} reused {self.paths[self.start]} … {self.paths[self.end]}, but the "
+                f"{self.runs.name}: step {call.step} reused {self.paths[self.start]} … {self.paths[self.end]}, but the "
                 f"model did not call {self.paths[self.end]}: the output lacks the range's effect. Choose a range that "
                 "ends before blocks that are skipped at times"
             )
@@ -107,8 +84,6 @@ class Flow:
     @property
     def call(self) -> Call | None:
         """The call under way in this thread."""
-        if torch.compiler.is_dynamo_compiling():  # a trace cannot read thread-locals
-            return self._latest
         call: Call | None = getattr(self._local, "call", None)
         return call
 
@@ -184,77 +159,12 @@ class Flow:
         if (call := self.call) is not None and call.observation is not None:
             call.observation.leave(index, output)
 
+    def forget(self) -> None:
+        """Drop all that was cached, and any call under way."""
+        self.runs.forget()
+        self._local = threading.local()
+
     # -- inside -------------------------------------------------------------------------------------------------
-
-    def _inert(self) -> Call:
-        self.ledger.count(False, "gradients")
-        self.say(
-            "gradients",
-            f"{self.name} is called with gradients enabled, so nothing is cached or reused: "
-            "sample under torch.no_grad() or torch.inference_mode()",
-        )
-        return Call()
-
-    def _locate(self, arguments: Mapping[str, Any] | None) -> tuple[Run, Tick]:
-        """The run this call belongs to, and where in it."""
-        session = current_session()
-        run = self._runs.get(session)
-        if run is None or run.in_flight or run.session_epoch != session.epoch:
-            run = self._start(session, run)
-        tick = self.clock.read(arguments, run.history)
-        other = tick.epoch is not None and run.epoch is not None and tick.epoch is not run.epoch
-        if tick.restart or other or (run.step is not None and tick.step < run.step):
-            run = self._start(session, run)
-            tick = self.clock.read(arguments, run.history)
-        if tick.step == run.step and len(run.used) >= MAX_BRANCHES and tick.branch is None:
-            self.say(
-                "standstill",
-                f"{self.name} was called {len(run.used)} times at step {tick.step} (told by the {tick.source}), so "
-                "nothing could be reused: if these were different steps, say so with `with timestep_scope(step): ...`",
-            )
-            run = self._start(session, None)
-        if run.epoch is None:
-            run.epoch, run.length = tick.epoch, tick.steps
-        if run.step is None and tick.steps is not None and (why := self.policy.hopeless(tick.steps)):
-            self.say("useless", f"{self.name}: nothing will be reused: {why}")
-        if tick.step != run.step:
-            run.step, run.used = tick.step, set()
-            run.steps += 1
-        return run, tick
-
-    def _start(self, session: Session, ended: Run | None) -> Run:
-        if ended is not None:
-            self._judge(ended)
-        run = self._runs[session] = Run(session.epoch)
-        return run
-
-    def _decide(self, run: Run, tick: Tick, arguments: Mapping[str, Any]) -> Call:
-        number = choose_branch(run, arguments) if tick.branch is None else tick.branch
-        branch = run.branches.setdefault(number, Branch())
-        remember(branch, arguments)
-        run.used.add(number)
-        anchor, guard = branch.anchor, signature(arguments)
-        decision = self.policy.decide(tick.step, None if anchor is None else anchor.step)
-        if decision.reuse and anchor is not None and anchor.signature != guard:
-            decision = decision._replace(reuse=False, reason="shape")
-        self.ledger.count(*decision)
-        run.reasons[decision.reason] += 1
-        run.reused += decision.reuse
-        deltas: tuple[Tensor, ...] = ()
-        if decision.reuse and anchor is not None:
-            deltas = self.predictor.predict(anchor, tick.step, tick.sigma)
-        else:
-            branch.anchor = None  # freed before the new one is made; a call cut short leaves nothing to reuse
-        return Call(
-            reuse=decision.reuse,
-            capture=not decision.reuse,
-            deltas=deltas,
-            step=tick.step,
-            sigma=tick.sigma,
-            signature=guard,
-            branch=branch,
-            run=run,
-        )
 
     def _restart(self, before: Call | None) -> Call | None:
         """The first block is reached with no call of the transformer before it: start one here."""
@@ -293,45 +203,10 @@ class Flow:
             self.wiring = observation.resolve(self.start, self.end)
             if self.wiring is not None and self.on_wired is not None:
                 self.on_wired()
-        if call.misfit and call.branch is not None:
-            self.ledger.recount((True, "reuse"), (False, "shape"))
-            call.misfit, call.branch.anchor = False, None
         if self.wiring is not None and isinstance(call.entry, dict) and call.exit:
             call.entry = [call.entry[name] for name in self.wiring.entry]
             self._subtract(call, call.exit)
-        if call.capture and call.branch is not None and call.left and call.deltas:
-            call.branch.anchor = Anchor(call.step, call.sigma, call.signature, call.deltas)
-            call.deltas = ()
-
-    def _judge(self, run: Run) -> None:
-        """A run has ended: if it never reused, say so, unless it was cut short."""
-        if run.in_flight or (run.length is not None and run.steps < run.length):
-            return
-        if run.steps > 1 and not run.reused:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in run.reasons.items())
-            self.say(
-                "useless", f"{self.name}: a run of {run.steps} steps reused nothing (calls computed for {reasons})"
-            )
-
-    def say(self, topic: str, message: str) -> None:
-        """Warn, once per topic."""
-        if topic not in self._said:
-            self._said.add(topic)
-            warnings.warn(message, UserWarning, stacklevel=2)
-
-    # -- for the handle -----------------------------------------------------------------------------------------
-
-    def bytes_held(self) -> int:
-        """Memory of all residuals kept now."""
-        runs = list(self._runs.values())
-        return sum(b.anchor.nbytes for run in runs for b in list(run.branches.values()) if b.anchor is not None)
-
-    def forget(self) -> None:
-        """Drop all runs and their residuals."""
-        for run in list(self._runs.values()):
-            self._judge(run)
-        self._runs.clear()
-        self._local, self._latest = threading.local(), None
+        self.runs.keep(call)
 
 
 def _fits(value: Any, delta: Tensor) -> bool:

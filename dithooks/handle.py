@@ -16,8 +16,9 @@ from .flow import Flow
 from .hooks import hook_call, hook_observation, hook_range
 from .policy import Interval
 from .predictor import Reuse
+from .runs import Runs
 from .skip import SkipBlock, engage, is_engaged, retire, stand_in
-from .stats import CacheStats, total
+from .stats import CacheStats, Ledger, total
 
 
 def dit_cache(
@@ -99,7 +100,7 @@ class CacheHandle:
         """
         if not self.active:
             return self._last
-        return total([attached.flow.ledger.stats(attached.flow.bytes_held()) for attached in self._attached])
+        return total([attached.stats() for attached in self._attached])
 
     def update(self, config: DitCacheConfig) -> None:
         """Go on with another schedule or range; what was cached is dropped. Errors leave the old one in force.
@@ -150,7 +151,7 @@ class CacheHandle:
         """Drop everything cached and set the counts to zero; the cache stays attached."""
         for attached in self._attached:
             attached.flow.forget()
-            attached.flow.ledger.clear()
+            attached.ledger.clear()
 
     def remove(self) -> None:
         """Put the original blocks back, take the hooks off and free what was cached. A second call does nothing.
@@ -184,26 +185,24 @@ class CacheHandle:
             return getattr(target, "scheduler", None) if explicit is None else explicit
 
         originals = [_original(site.block) for site in chain.sites]
-        start = config.cache_block_start
+        ledger = Ledger(len(chain.sites), config.cache_num_blocks)
+        policy = Interval(config.cache_step_start, config.cache_step_interval)
         flow = Flow(
-            name=chain.name,
+            Runs(chain.name, policy, Reuse(), StepClock(scheduler, chain.name), ledger),
             paths=[site.path for site in chain.sites],
             classes=[type(block) for block in originals],
-            start=start,
-            end=start + config.cache_num_blocks - 1,
-            policy=Interval(config.cache_step_start, config.cache_step_interval),
-            predictor=Reuse(),
-            clock=StepClock(scheduler, chain.name),
+            start=config.cache_block_start,
+            end=config.cache_block_start + config.cache_num_blocks - 1,
             compiled=lambda: any(m._compiled_call_impl is not None for m in (chain.owner, *originals)),
         )
-        return _Attachment(chain, flow)
+        return _Attachment(chain, flow, ledger)
 
 
 class _Attachment:
     """One transformer's cached range: attach and detach undo each other."""
 
-    def __init__(self, chain: Chain, flow: Flow) -> None:
-        self.chain, self.flow = chain, flow
+    def __init__(self, chain: Chain, flow: Flow, ledger: Ledger) -> None:
+        self.chain, self.flow, self.ledger = chain, flow, ledger
         self.sites = chain.sites[flow.start : flow.end + 1]
         self.originals = [_original(site.block) for site in self.sites]
         self.skips = [stand_in(block, offset) for offset, block in enumerate(self.originals)]
@@ -243,6 +242,9 @@ class _Attachment:
         for hook in self._observing:
             hook.remove()
         self._observing = []
+
+    def stats(self) -> CacheStats:
+        return self.ledger.stats(self.flow.runs.bytes_held())
 
     def describe(self) -> str:
         start, end = self.flow.start, self.flow.end

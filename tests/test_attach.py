@@ -84,7 +84,7 @@ def test_no_cached_tensor_outlives_the_handle():
     with dit_cache(pipe, CONFIG) as cache:
         pipe(latents(), prompts=[prompt()])
         flow = cache._attached[0].flow
-        anchors = [branch.anchor for run in flow._runs.values() for branch in run.branches.values()]
+        anchors = [branch.anchor for run in flow.runs._runs.values() for branch in run.branches.values()]
         deltas = [weakref.ref(delta) for anchor in anchors for delta in anchor.deltas]
         assert len(deltas) == 2
         del anchors, flow

@@ -1,6 +1,8 @@
 """The engine on diffusers' own FLUX: both lists, ControlNet residuals, pipelines, compile."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -176,6 +178,28 @@ class TestCompiled:
             for _ in range(2):
                 same(steps(compiled, given), expected, rtol=1e-5, atol=1e-6)
             assert cache.stats.reused_calls == 6
+
+    def test_in_two_threads_at_once(self, flux, eager):
+        given, expected = eager
+        other = inputs(batch=1)
+        with dit_cache(flux, CONFIG):
+            others = steps(flux, other)
+        flux.compile(fullgraph=True, backend="eager")
+        barrier = threading.Barrier(2)
+
+        def work(mine):
+            outs = []
+            with torch.no_grad():
+                for k in range(8):
+                    barrier.wait()
+                    outs.append(flux(**mine, timestep=torch.tensor([1 - k / 8]), return_dict=False)[0])
+            return outs
+
+        with dit_cache(flux, CONFIG), ThreadPoolExecutor(2) as pool:
+            steps(flux, given)  # compiled in one thread first: compiling in two at once is the compiler's own risk
+            first, second = pool.map(work, [given, other])
+        same(first, expected, rtol=1e-5, atol=1e-6)
+        same(second, others, rtol=1e-5, atol=1e-6)
 
 
 class TestShippedPipeline:
