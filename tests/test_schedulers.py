@@ -8,7 +8,7 @@ from toys import Net, Pipe, latents
 from dithooks import DitCacheConfig, dit_cache
 
 CONFIG = DitCacheConfig(2, 3, 0, 5)
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers with NumPy 2
 NAMES = [
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
