@@ -1,47 +1,85 @@
-"""Which of a step's calls is this one: conditional, unconditional, …? Told by order, and by what it is conditioned on.
+"""Which of a step's calls is this one: conditional, unconditional, …? Told by what it is given, then by order.
 
 Order alone goes wrong when guidance is on for part of the steps only: the call that used to come second now comes
-first, and would be given the other one's residual. Most loops pass the very same embedding tensors at every step,
-so a tensor that a branch has been given again and again tells it from the others.
+first, and would be given the other one's residual; or when a run is broken off and started again. So a call is compared
+with those of the step before: prompts stay the same through a run, and all calls of a step share their latents.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .state import Branch, Run
+from .state import Run
+
+TIMES = frozenset({"timestep", "timesteps", "t"})
 
 
-def choose_branch(run: Run, arguments: Mapping[str, Any]) -> int:
-    """The number of the branch that a call with these arguments belongs to; one not known yet is a new branch.
+def tensors(arguments: Mapping[str, Any], primary: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Latents and conditioning of a call, by name; lists and dicts are looked into. Timesteps are neither."""
+    latents: dict[str, Tensor] = {}
+    conditioning: dict[str, Tensor] = {}
+    for name, value in arguments.items():
+        if name not in TIMES:
+            (latents if name == primary else conditioning).update(_flat(name, value))
+    return latents, conditioning
 
-    Of the branches not called at this step, one that lacks a tensor it was given twice running is out; of the others
-    the one that shares most tensors with this call is taken, and where that is a draw, the one whose turn it is.
+
+def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping[str, Tensor]) -> int | None:
+    """The number of the branch that a call belongs to, a new one if it is like none before; ``None``: of another run.
+
+    Of the branches not called at this step, those whose conditioning differs are out; of the others the one with most
+    in common is taken, and where that is a draw, the one whose turn it is. What changes at every step tells nothing.
     """
-    turn = len(run.used)
-    ranks = {}
-    for number, branch in run.branches.items():
-        if number not in run.used:
-            same = _same(branch, arguments)
-            if branch.lasting <= same:
-                ranks[number] = (len(same), number == turn, -number)
-    if ranks:
-        return max(ranks, key=lambda number: ranks[number])
+    assert run.step is not None
+    for number in run.used:  # the same prompt on other latents, at one and the same step: another picture
+        branch = run.branches[number]
+        if not _differing(branch.conditioning, conditioning) and _differing(branch.latents, latents):
+            return None
+    turn, ranks, doubts = len(run.used), {}, []
+    free = {number: branch for number, branch in run.branches.items() if number not in run.used}
+    for number, branch in free.items():
+        differing = _differing(branch.conditioning, conditioning)
+        run.constant |= set(conditioning) & set(branch.conditioning) - differing
+        doubts.append(differing)
+        ranks[number] = (-len(differing), number == turn, -number)
+    for name in set.intersection(*doubts) - run.constant if doubts else ():
+        run.strange.setdefault(name, set()).add(run.step)
+    changing = {name for name, steps in run.strange.items() if len(steps) > 1} - run.constant
+    fitting = {n: rank for (n, rank), differing in zip(ranks.items(), doubts, strict=True) if differing <= changing}
+    if fitting:
+        return max(fitting, key=lambda number: fitting[number])
     return turn if turn not in run.branches else max(run.branches) + 1
 
 
-def remember(branch: Branch, arguments: Mapping[str, Any]) -> None:
-    """Note which tensors this branch was given, and which of them it was given at its last call, too."""
-    branch.lasting = _same(branch, arguments)
-    branch.seen = {name: weakref.ref(value) for name, value in arguments.items() if isinstance(value, Tensor)}
+def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> set[str]:
+    """Names that one of two calls lacks, or for which they were given different tensors."""
+    return {name for name in before.keys() | now.keys() if not _same(before.get(name), now.get(name))}
 
 
-def _same(branch: Branch, arguments: Mapping[str, Any]) -> set[str]:
-    """Names of the arguments that are the very objects this branch was given last."""
-    return {
-        name for name, last in branch.seen.items() if (value := arguments.get(name)) is not None and last() is value
-    }
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors are one, or views of one, or equal; only the last of these has to wait for a device."""
+    if a is b:
+        return True
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    if a.layout == b.layout == torch.strided and a.device.type != "meta":
+        try:
+            return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
+        except (RuntimeError, NotImplementedError):  # a tensor subclass without storage or comparison
+            return False
+    return False
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _flat(f"{name}.{index}", item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(f"{name}.{key}", item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -45,8 +46,10 @@ class DitCacheConfig:
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
                 raise TypeError(f"{name} must be an int, not {value!r} ({type(value).__name__})")
+            value = operator.index(value)  # NumPy's integers, too
+            object.__setattr__(self, name, value)
             if value < least:
                 raise ValueError(f"{name}={value} is out of range: it must be at least {least}")
         if self.fingerprint is not None and not isinstance(self.fingerprint, str):

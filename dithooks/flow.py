@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks.wiring import Observation, Wiring, parts
+from .blocks.wiring import Observation, Wiring, WiringError, parts
+from .replay import Replay, difference, replaying, tolerance
 from .runs import Runs
 from .state import Call
 
@@ -24,6 +25,7 @@ class Flow:
         start: first block of the range.
         end: last block of the range.
         compiled: whether the transformer or a block of it is known to be compiled.
+        verify: test the first residual on the call it was taken from.
     """
 
     def __init__(
@@ -33,10 +35,11 @@ class Flow:
         classes: Sequence[type],
         start: int,
         end: int,
-        compiled: Callable[[], bool] = lambda: False,
+        compiled: Callable[[], bool],
+        verify: bool,
     ) -> None:
         self.runs, self.paths, self.classes, self.start, self.end = runs, paths, classes, start, end
-        self.compiled = compiled
+        self.compiled, self.unverified = compiled, verify
         self.wiring: Wiring | None = None
         self.on_wired: Callable[[], None] | None = None
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
@@ -44,7 +47,7 @@ class Flow:
 
     # -- the transformer is called, and has returned ------------------------------------------------------------
 
-    def begin(self, arguments: Mapping[str, Any] | None, replay: Callable[[], Any] | None = None) -> None:
+    def begin(self, arguments: Mapping[str, Any] | None, replay: Replay | None = None) -> None:
         """Settle a call before its first block runs.
 
         ``arguments`` are the transformer's, if it was seen called, and ``replay`` calls it once more.
@@ -57,19 +60,18 @@ class Flow:
         self._local.arguments, self._local.replay = arguments, replay
         self._local.call = call
 
-    def finish(self) -> None:
+    def finish(self, output: Any) -> None:
         """The transformer has returned.
 
         Raises:
-            WiringError: on the first call, when the streams of the range cannot be followed.
+            WiringError: on the first call, when the streams of the range cannot be followed, or its residual, added
+                on the very call it was taken from, does not give that call's output.
             RuntimeError: a reused range was entered and not left, so that its effect is missing.
         """
         call, replay = self.call, getattr(self._local, "replay", None)
         self._local.call = self._local.arguments = self._local.replay = None
         if call is None:
             return
-        if call.run is not None:
-            call.run.in_flight = False
         if call.reuse and call.entered and not call.left:
             raise RuntimeError(
                 f"{self.runs.name}: step {call.step} reused {self.paths[self.start]} … {self.paths[self.end]}, but the "
@@ -80,6 +82,12 @@ class Flow:
         self._settle(call)
         if unseen and replay is not None:  # compiled from the outside: nothing could be watched
             self._rehearse(replay)
+        if self.unverified and replay is not None and call.branch is not None and call.branch.anchor is not None:
+            self.unverified = False
+            if replay.safe:
+                self._verify(replay, call.branch.anchor.deltas, output)
+        if call.run is not None:
+            call.run.in_flight = False
 
     @property
     def call(self) -> Call | None:
@@ -95,6 +103,8 @@ class Flow:
         if offset == 0:
             if call is None or call.entered:  # the blocks are driven without the transformer, or once more in one call
                 call = self._again(call)
+            if call is None:
+                return None
             call.entered = True
         return None if call is None or call.left else call
 
@@ -159,29 +169,45 @@ class Flow:
         if (call := self.call) is not None and call.observation is not None:
             call.observation.leave(index, output)
 
-    def forget(self) -> None:
-        """Drop all that was cached, and any call under way."""
-        self.runs.forget()
+    def forget(self) -> list[str]:
+        """Drop all that was cached, and any call under way; returns what is to be said of it."""
         self._local = threading.local()
+        return self.runs.forget()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _restart(self, before: Call | None) -> Call | None:
         """The first block is reached with no call of the transformer before it: start one here."""
+        if replaying.get():  # by another cache on this model
+            return None
         if before is not None:
             self._settle(before)
         self.begin(getattr(self._local, "arguments", None))
         return self.call
 
-    def _rehearse(self, replay: Callable[[], Any]) -> None:
+    def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
         self._local.call = call = Call(observation=Observation(self.classes, self.paths))
         try:
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                replay()
+            replay()
             self._settle(call)
         finally:
             self._local.call = None
+
+    def _verify(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> None:
+        """On the call it was taken from, the residual has to give that call's output."""
+        self._local.call = Call(reuse=True, deltas=deltas)
+        try:
+            error = difference(replay(), output)
+        finally:
+            self._local.call = None
+        if not error <= tolerance(output):
+            raise WiringError(
+                f"{self.runs.name}: with {self.paths[self.start]} … {self.paths[self.end]} skipped and their residual "
+                f"added, the call that it was taken from comes out {error:.2g} off (relative L2): the model uses more "
+                "of these blocks than what leaves the last one (outputs collected on the way, several passes in one "
+                "call), or is not deterministic. Choose other blocks; or, if you know better, give verify=False"
+            )
 
     def _subtract(self, call: Call, values: Sequence[Any]) -> None:
         """Δ = h_out + (−h_in), in the place of the latter."""
@@ -200,13 +226,22 @@ class Flow:
         """A call is over: learn the wiring if it was observed, and keep the residual it computed."""
         observation, call.observation = call.observation, None
         if observation is not None and self.wiring is None:
-            self.wiring = observation.resolve(self.start, self.end)
+            try:
+                self.wiring = observation.resolve(self.start, self.end)
+            except WiringError as error:
+                raise WiringError(f"{error}. {self._advice()}") from None
             if self.wiring is not None and self.on_wired is not None:
                 self.on_wired()
         if self.wiring is not None and isinstance(call.entry, dict) and call.exit:
             call.entry = [call.entry[name] for name in self.wiring.entry]
             self._subtract(call, call.exit)
         self.runs.keep(call)
+
+    def _advice(self) -> str:
+        lists = list(dict.fromkeys(path.rpartition(".")[0] for path in self.paths))
+        if len(lists) > 1:
+            return f"Cache one of the lists by itself: blocks={' or '.join(map(repr, lists))}"
+        return "Choose a range on one side of it with cache_block_start and cache_num_blocks"
 
 
 def _fits(value: Any, delta: Tensor) -> bool:

@@ -6,23 +6,25 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-from torch.utils.hooks import RemovableHandle
-
+from .attachment import Attachment, check, original
 from .blocks.find import Blocks, Chain, find_chains
+from .blocks.wiring import parameter_names
 from .clock import StepClock
 from .config import DitCacheConfig
 from .flow import Flow
-from .hooks import hook_call, hook_observation, hook_range
 from .policy import Interval
 from .predictor import Reuse
 from .runs import Runs
-from .skip import SkipBlock, engage, is_engaged, retire, stand_in
 from .stats import CacheStats, Ledger, total
 
 
 def dit_cache(
-    target: object, config: DitCacheConfig, *, blocks: Blocks = None, scheduler: object = None
+    target: object,
+    config: DitCacheConfig,
+    *,
+    blocks: Blocks = None,
+    scheduler: object = None,
+    verify: bool = True,
 ) -> CacheHandle:
     """Cache a range of blocks of a diffusion transformer, until the handle is removed.
 
@@ -37,6 +39,8 @@ def dit_cache(
             counted one after another. Left out: the transformer's own lists of repeated blocks.
         scheduler: whose ``step_index`` tells the sampling step; left out, the pipeline's, if there is one. Without
             either, an open :func:`timestep_scope` or the transformer's ``timestep`` argument tells.
+        verify: test the first residual on the call it was taken from, which has to come out the same. This calls the
+            transformer once more, the range left out; a model that is not deterministic needs ``False``.
 
     Returns:
         A handle that is also a context manager: leaving the ``with`` removes the cache.
@@ -66,7 +70,7 @@ def dit_cache(
         ...     print(cache.stats.blocks_run, "of", cache.stats.blocks_total)
         9 of 12
     """
-    handle = CacheHandle(target, blocks, scheduler)
+    handle = CacheHandle(target, blocks, scheduler, verify)
     handle.update(config)
     return handle
 
@@ -74,9 +78,13 @@ def dit_cache(
 class CacheHandle:
     """What :func:`dit_cache` returns: the attached cache, its numbers, and the way to be rid of it."""
 
-    def __init__(self, target: object, blocks: Blocks, scheduler: object) -> None:
-        self._target, self._blocks, self._scheduler = target, blocks, scheduler
-        self._attached: list[_Attachment] = []
+    def __init__(self, target: object, blocks: Blocks, scheduler: object, verify: bool) -> None:
+        if scheduler is not None and (isinstance(scheduler, type) or not hasattr(scheduler, "timesteps")):
+            raise TypeError(
+                f"scheduler={scheduler!r} has no timesteps: give a scheduler as diffusers has them, or none"
+            )
+        self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
+        self._attached: list[Attachment] = []
         self._config: DitCacheConfig | None = None
         self._last = total([])
         self._active = True
@@ -116,42 +124,47 @@ class CacheHandle:
         mine = [skip for attached in self._attached for skip in attached.skips]
         chains = find_chains(self._target, self._blocks)
         for chain in chains:
-            _check(chain, config, mine)
+            check(chain, config.cache_block_start, config.cache_num_blocks, mine)
         fingerprint = "+".join(chain.fingerprint() for chain in chains)
         if config.fingerprint not in (None, fingerprint):
             raise ValueError(
                 f"the config was made for another model (fingerprint {config.fingerprint}, here {fingerprint}): "
                 "search a new one, or take the numbers over with dataclasses.replace(config, fingerprint=None)"
             )
-        prepared = [] if config.cache_step_interval == 1 else [self._prepare(chain, config) for chain in chains]
-        if not prepared:
-            warnings.warn(
-                "cache_step_interval=1 refreshes at every step: nothing can be reused, and nothing is attached",
-                UserWarning,
-                stacklevel=3,
-            )
-        former, self._attached = self._attached, []
-        for attached in former:
-            attached.detach()
+        useless = config.cache_step_interval == 1
+        prepared = [] if useless else [self._prepare(chain, config) for chain in chains]
+        former, remarks = self._attached, list[str]()
         try:
+            for attached in former:
+                remarks += attached.detach()
+            self._attached = prepared
             for attached in prepared:
-                self._attached.append(attached)
                 attached.attach()
         except BaseException:
-            for attached in self._attached:
+            for attached in prepared:
                 attached.detach()
-            self._attached = []
+            self._attached = former
             for attached in former:  # as it was, less what was cached
+                attached.detach()
+                attached.flow.forget()
                 attached.attach()
-                self._attached.append(attached)
             raise
         self._config = replace(config, fingerprint=fingerprint)
+        for attached in former:
+            remarks += attached.flow.forget()
+        if useless:
+            remarks.append(
+                "cache_step_interval=1 refreshes at every step: nothing can be reused, and nothing is attached"
+            )
+        _warn(remarks)
 
     def reset(self) -> None:
         """Drop everything cached and set the counts to zero; the cache stays attached."""
+        remarks = []
         for attached in self._attached:
-            attached.flow.forget()
+            remarks += attached.flow.forget()
             attached.ledger.clear()
+        _warn(remarks)
 
     def remove(self) -> None:
         """Put the original blocks back, take the hooks off and free what was cached. A second call does nothing.
@@ -162,10 +175,14 @@ class CacheHandle:
         if not self.active:
             return
         self._last = replace(self.stats, bytes_held=0)
-        attached, self._attached = self._attached, []
-        self._active, self._target, self._scheduler, self._blocks = False, None, None, None
-        for one in attached:
-            one.detach()
+        remarks = []
+        for attached in self._attached:
+            remarks += attached.detach()
+        for attached in self._attached:
+            remarks += attached.flow.forget()
+        self._active, self._attached = False, []  # not before all is done: interrupted, it can be called again
+        self._target = self._scheduler = self._blocks = None
+        _warn(remarks)
 
     def __enter__(self) -> CacheHandle:
         return self
@@ -177,94 +194,32 @@ class CacheHandle:
         state = ", ".join(attached.describe() for attached in self._attached) or "nothing attached"
         return f"<CacheHandle {state if self.active else 'removed'}>"
 
-    def _prepare(self, chain: Chain, config: DitCacheConfig) -> _Attachment:
+    def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
         target = self._target
         explicit = self._scheduler
 
         def scheduler() -> Any:  # looked up at every call: pipelines get new schedulers
             return getattr(target, "scheduler", None) if explicit is None else explicit
 
-        originals = [_original(site.block) for site in chain.sites]
+        originals = [original(site.block) for site in chain.sites]
+        primary = next(iter(parameter_names(chain.owner)), None)
         ledger = Ledger(len(chain.sites), config.cache_num_blocks)
         policy = Interval(config.cache_step_start, config.cache_step_interval)
         flow = Flow(
-            Runs(chain.name, policy, Reuse(), StepClock(scheduler, chain.name), ledger),
+            Runs(chain.name, policy, Reuse(), StepClock(scheduler, chain.name), ledger, primary),
             paths=[site.path for site in chain.sites],
             classes=[type(block) for block in originals],
             start=config.cache_block_start,
             end=config.cache_block_start + config.cache_num_blocks - 1,
-            compiled=lambda: any(m._compiled_call_impl is not None for m in (chain.owner, *originals)),
+            compiled=lambda: (
+                chain.compiled or any(m._compiled_call_impl is not None for m in (chain.owner, *originals))
+            ),
+            verify=self._verify,
         )
-        return _Attachment(chain, flow, ledger)
+        return Attachment(chain, flow, ledger)
 
 
-class _Attachment:
-    """One transformer's cached range: attach and detach undo each other."""
-
-    def __init__(self, chain: Chain, flow: Flow, ledger: Ledger) -> None:
-        self.chain, self.flow, self.ledger = chain, flow, ledger
-        self.sites = chain.sites[flow.start : flow.end + 1]
-        self.originals = [_original(site.block) for site in self.sites]
-        self.skips = [stand_in(block, offset) for offset, block in enumerate(self.originals)]
-        self._hooks: list[RemovableHandle] = []
-        self._observing: list[RemovableHandle] = []
-
-    def attach(self) -> None:
-        self._hooks += hook_call(self.flow, self.chain.owner)
-        self._hooks += hook_range(self.flow, self.originals[0], self.originals[-1])
-        self._observing += hook_observation(self.flow, [_original(site.block) for site in self.chain.sites])
-        self.flow.on_wired = self._wired
-        for site, skip in zip(self.sites, self.skips, strict=True):
-            engage(skip, self.flow)
-            site.put(skip)
-
-    def detach(self) -> None:
-        for hook in self._hooks + self._observing:
-            hook.remove()
-        self._hooks, self._observing, self.flow.on_wired = [], [], None
-        stuck = []
-        for site, skip, original in zip(self.sites, self.skips, self.originals, strict=True):
-            if site.block is skip and not retire(skip):
-                site.put(original)
-            elif site.block is not original:
-                retire(skip)
-                stuck.append(site.path)
-        self.flow.forget()
-        if stuck:
-            warnings.warn(
-                f"{', '.join(stuck)}: wrapped by something else since the cache was attached, so the stand-in, now "
-                "inert, stays inside that wrapper. Attach the cache last and remove it first",
-                UserWarning,
-                stacklevel=4,
-            )
-
-    def _wired(self) -> None:
-        for hook in self._observing:
-            hook.remove()
-        self._observing = []
-
-    def stats(self) -> CacheStats:
-        return self.ledger.stats(self.flow.runs.bytes_held())
-
-    def describe(self) -> str:
-        start, end = self.flow.start, self.flow.end
-        return f"{self.flow.paths[start]} … {self.flow.paths[end]} of {len(self.flow.paths)} blocks"
-
-
-def _original(block: nn.Module) -> nn.Module:
-    return block._dithooks.original if isinstance(block, SkipBlock) else block
-
-
-def _check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
-    """Refuse what cannot work on this chain, before anything is touched."""
-    start, end, count = config.cache_block_start, config.cache_block_start + config.cache_num_blocks, len(chain.sites)
-    if end > count:
-        raise ValueError(
-            f"cache_block_start={start} and cache_num_blocks={config.cache_num_blocks} reach past the end: "
-            f"{chain.name} has {count} blocks, {chain.sites[0].path} … {chain.sites[-1].path}"
-        )
-    for site in chain.sites:
-        if is_engaged(site.block) and not any(site.block is skip for skip in mine):
-            raise ValueError(f"{site.path} is cached already: remove that cache first, or use its handle's update()")
-    if getattr(chain.owner, "is_cache_enabled", False) is True:
-        raise ValueError(f"{chain.name} has another cache enabled: call its disable_cache() first")
+def _warn(remarks: list[str]) -> None:
+    """Say what was remarked while the model was being changed, now that it is done."""
+    for remark in remarks:
+        warnings.warn(remark, UserWarning, stacklevel=3)

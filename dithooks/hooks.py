@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .blocks.wiring import bind, parameter_names
 from .flow import Flow
+from .replay import Replay
 
 
 class _Hook:
@@ -42,7 +43,7 @@ class _After(_Hook):
         self.react(output)
 
 
-def hook_call(flow: Flow, owner: nn.Module) -> list[RemovableHandle]:
+def hook_call(flow: Flow, owner: nn.Module) -> Iterator[RemovableHandle]:
     """Tell the flow when the transformer is called and has returned. These two stay out of compiled graphs."""
     names = parameter_names(owner)
 
@@ -50,36 +51,30 @@ def hook_call(flow: Flow, owner: nn.Module) -> list[RemovableHandle]:
     class Begins(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            flow.begin(bind(names, args, kwargs), partial(module.forward, *args, **kwargs))
+            flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs))
 
     class Ends(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def __call__(self, *_: Any) -> None:
-            flow.finish()
+        def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            flow.finish(output)
 
-    return [
-        owner.register_forward_pre_hook(Begins(), with_kwargs=True),
-        owner.register_forward_hook(Ends(), with_kwargs=True),
-    ]
+    yield owner.register_forward_pre_hook(Begins(), with_kwargs=True)
+    yield owner.register_forward_hook(Ends(), with_kwargs=True)
 
 
-def hook_range(flow: Flow, first: nn.Module, last: nn.Module) -> list[RemovableHandle]:
+def hook_range(flow: Flow, first: nn.Module, last: nn.Module) -> Iterator[RemovableHandle]:
     """Give the flow what enters the range's first block and what leaves its last."""
-    return [
-        first.register_forward_pre_hook(_Before(flow.enter, parameter_names(first)), with_kwargs=True),
-        last.register_forward_hook(_After(flow.leave), with_kwargs=True),
-    ]
+    yield first.register_forward_pre_hook(_Before(flow.enter, parameter_names(first)), with_kwargs=True)
+    yield last.register_forward_hook(_After(flow.leave), with_kwargs=True)
 
 
-def hook_observation(flow: Flow, blocks: Sequence[nn.Module]) -> list[RemovableHandle]:
+def hook_observation(flow: Flow, blocks: Sequence[nn.Module]) -> Iterator[RemovableHandle]:
     """Show the flow every block's arguments and output, by which it learns the wiring."""
-    handles = []
     for index, block in enumerate(blocks):
         names = parameter_names(block)
         before, after = (
             _Before(partial(flow.watch_enter, index, names), names),
             _After(partial(flow.watch_leave, index)),
         )
-        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(block.register_forward_hook(after, with_kwargs=True))
-    return handles
+        yield block.register_forward_pre_hook(before, with_kwargs=True)
+        yield block.register_forward_hook(after, with_kwargs=True)

@@ -28,16 +28,20 @@ class Interval:
         """Whether the schedule computes this step."""
         return step < self.start or (step - self.start) % self.interval == 0
 
+    def last_refresh(self, step: int) -> int:
+        """The last step, this one included, that the schedule computes."""
+        return step if step < self.start else step - (step - self.start) % self.interval
+
     def decide(self, step: int, anchor: int | None) -> Decision:
         """Settle one call, given the step at which its branch was last refreshed (``None``: never in this run)."""
         if step < self.start:
             return Decision(False, "warm-up")
-        since = (step - self.start) % self.interval
-        if since == 0:
+        refresh = self.last_refresh(step)
+        if refresh == step:
             return Decision(False, "refresh")
         if anchor is None:
             return Decision(False, "no anchor")
-        if anchor < step - since:  # this branch was not called at the last refresh: its residual is too old
+        if anchor < refresh:  # this branch was not called at the last refresh: its residual is too old
             return Decision(False, "missed refresh")
         return Decision(True, "reuse")
 

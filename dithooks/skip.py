@@ -29,11 +29,16 @@ class _Forward:
     def __get__(self, block: SkipBlock | None, owner: type) -> Callable[..., Any]:
         if block is None:
             return self.function
+        wrapped: Callable[..., Any] | None = vars(block).get("forward")
+        if wrapped is not None:  # others wrapped the original: to them it must look as they left it
+            return wrapped
         return block._dithooks.override or types.MethodType(self.function, block)
 
     def __set__(self, block: SkipBlock, value: Callable[..., Any]) -> None:
-        if "forward" in vars(block):  # the original's forward is wrapped already: the chain goes on there
+        if "forward" in vars(block):
             vars(block)["forward"] = value
+        elif isinstance(value, types.MethodType) and value.__self__ is block and value.__func__ is self.function:
+            block._dithooks.override = None  # what was put over it is taken off again
         else:
             block._dithooks.override = value
 
@@ -67,6 +72,14 @@ class SkipBlock:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shell = self._dithooks
         return run(shell, args, kwargs) if shell.override is None else shell.override(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__":  # parametrizations and sharding do so; it would be lost with the stand-in
+            raise TypeError(
+                f"the class of a {type(self).__name__} cannot be changed while it is cached: remove the cache first, "
+                "and attach it again after"
+            )
+        super().__setattr__(name, value)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the original: the short-circuit stays outside."""
@@ -144,7 +157,7 @@ def is_engaged(module: object) -> bool:
 
 
 def retire(module: nn.Module) -> bool:
-    """Make a stand-in a plain way to its block, and free it of the cache. Returns whether others wrapped it since."""
+    """Make a stand-in a plain way to its block, free of the cache. Returns whether others put something over it."""
     assert isinstance(module, SkipBlock)
     module._dithooks.flow = None
     return module._dithooks.override is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,9 +40,9 @@ class Branch:
     """One of the calls that every step makes (conditional, unconditional, …)."""
 
     anchor: Anchor | None = None
-    # Tensors the last call was given, and the names of those that were the same objects in the call before.
-    seen: dict[str, weakref.ref[Tensor]] = field(default_factory=dict)
-    lasting: set[str] = field(default_factory=set)
+    refreshed: int | None = None  # step of its last anchor, which may have been freed since
+    latents: dict[str, Tensor] = field(default_factory=dict)  # what it was given last, to tell it from the others
+    conditioning: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -53,8 +52,10 @@ class Run:
     session_epoch: int
     epoch: object | None = None
     step: int | None = None
-    used: set[int] = field(default_factory=set)  # branches already called at this step
+    used: list[int] = field(default_factory=list)  # branches already called at this step
     branches: dict[int, Branch] = field(default_factory=dict)
+    constant: set[str] = field(default_factory=set)  # conditioning that was seen to stay from one step to another
+    strange: dict[str, set[int]] = field(default_factory=dict)  # … that was like nothing before it, and at which steps
     history: list[float] = field(default_factory=list)  # distinct timestep values, where they are the clock
     in_flight: bool = False  # a call of the transformer was entered and not left: an exception ended it
     length: int | None = None  # steps it is going to have, where the scheduler tells

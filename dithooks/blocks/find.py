@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+_WRAPPED = "_orig_mod"
+
 Blocks = str | nn.ModuleList | Sequence["str | nn.ModuleList"] | None
 
 
@@ -25,6 +27,10 @@ class Site:
     def block(self) -> nn.Module:
         return self.blocks[self.index]
 
+    def holds(self, module: nn.Module) -> bool:
+        """Whether a module is the entry; a list may have been cut shorter."""
+        return self.index < len(self.blocks) and self.blocks[self.index] is module
+
     def put(self, module: nn.Module) -> None:
         """Make another module the entry."""
         self.blocks[self.index] = module
@@ -37,6 +43,11 @@ class Chain:
     owner: nn.Module
     path: str  # of the owner, from the target; "" for the target itself
     sites: tuple[Site, ...]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the owner was reached through a wrapper of ``torch.compile``."""
+        return _WRAPPED in self.path.split(".")
 
     @property
     def name(self) -> str:
@@ -68,6 +79,8 @@ def find_chains(target: object, blocks: Blocks) -> list[Chain]:
             f"target is {target!r} ({type(target).__name__}): give a pipeline with a transformer, a transformer, "
             "or an nn.Module with blocks='path.to.its.block_list'"
         )
+    if isinstance(target, nn.ModuleList):
+        raise ValueError("target is a block list by itself: give the model that calls it, and the list as blocks=...")
     if blocks is None:
         return [_default_chain(owner, path) for path, owner in _transformers(target)]
     named = [blocks] if isinstance(blocks, (str, nn.ModuleList)) else blocks
@@ -76,6 +89,8 @@ def find_chains(target: object, blocks: Blocks) -> list[Chain]:
     if not named:
         raise ValueError("blocks is an empty list: name at least one nn.ModuleList, or leave it out")
     found = [_resolve(target, item) for item in named]
+    if len({id(module_list) for _, module_list in found}) < len(found):
+        raise ValueError(f"blocks={[path for path, _ in found]} names a list twice")
     owners: dict[str, list[tuple[str, nn.ModuleList]]] = {}
     for path, module_list in found:
         owners.setdefault(_owner_path(path, target), []).append((path, module_list))
@@ -96,15 +111,21 @@ def _modules_of(target: object) -> dict[str, nn.Module]:
 
 def _transformers(target: object) -> list[tuple[str, nn.Module]]:
     if isinstance(target, nn.Module):
-        return [("", target)]
+        return [_unwrapped("", target)]
     modules = _modules_of(target)
-    found = [(name, module) for name, module in modules.items() if name.split("_")[0] == "transformer"]
+    found = [_unwrapped(name, module) for name, module in modules.items() if name.split("_")[0] == "transformer"]
     if not found:
         raise ValueError(
             f"{type(target).__name__} has no component called transformer (it has {sorted(modules)}): "
             "name the block list with blocks='component.path.to.list'"
         )
     return found
+
+
+def _unwrapped(path: str, module: nn.Module) -> tuple[str, nn.Module]:
+    """The model inside what ``torch.compile(model)`` returns."""
+    inner = module._modules.get(_WRAPPED)
+    return (path, module) if inner is None else (f"{path}.{_WRAPPED}".lstrip("."), inner)
 
 
 def _default_chain(owner: nn.Module, path: str) -> Chain:
@@ -115,8 +136,10 @@ def _default_chain(owner: nn.Module, path: str) -> Chain:
         lists = [entry for entry in lists if all(type(block).__name__ in repeated for block in entry[1])] or lists
     lists = [entry for entry in lists if any(True for _ in entry[1].parameters())] or lists
     if not lists:
-        deeper = [name for name, module in owner.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
-        hint = f"it has, further down, {deeper}" if deeper else "it has none at all"
+        below = [name for name, module in owner.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+        hint = (
+            f"below there is {[f'{path}.{name}'.strip('.') for name in below]}" if below else "nor is there one below"
+        )
         raise ValueError(
             f"{type(owner).__name__} has no nn.ModuleList of blocks of its own ({hint}): name one with blocks='path'"
         )
@@ -154,8 +177,6 @@ def _resolve(target: object, item: object) -> tuple[str, nn.ModuleList]:
         raise ValueError(f"blocks={path!r} leads to a {type(item).__name__}, not to an nn.ModuleList")
     if not len(item):
         raise ValueError(f"blocks={path!r} leads to an empty nn.ModuleList: there is no block to cache")
-    if path == "":
-        raise ValueError("the target itself is the block list: give the model that calls it, and blocks='path'")
     return path, item
 
 

@@ -1,0 +1,103 @@
+"""One transformer's cached range, put on and taken off; the latter from wherever the former was interrupted."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .blocks.find import Chain
+from .flow import Flow
+from .hooks import hook_call, hook_observation, hook_range
+from .skip import SkipBlock, engage, is_engaged, retire, stand_in
+from .stats import CacheStats, Ledger
+
+
+class Attachment:
+    """Hooks and stand-ins of one range; made without touching the model.
+
+    Args:
+        chain: the transformer's blocks.
+        flow: the runtime of the range.
+        ledger: its counts.
+
+    Raises:
+        TypeError: a block of the range cannot be given a stand-in.
+    """
+
+    def __init__(self, chain: Chain, flow: Flow, ledger: Ledger) -> None:
+        self.chain, self.flow, self.ledger = chain, flow, ledger
+        self._sites = chain.sites[flow.start : flow.end + 1]
+        self._originals = [original(site.block) for site in self._sites]
+        self.skips = [stand_in(block, offset) for offset, block in enumerate(self._originals)]
+        self._hooks: list[RemovableHandle] = []
+        self._observing: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Register the hooks and put the stand-ins in."""
+        for hook in hook_call(self.flow, self.chain.owner):
+            self._hooks.append(hook)
+        for hook in hook_range(self.flow, self._originals[0], self._originals[-1]):
+            self._hooks.append(hook)
+        if self.flow.wiring is None:
+            self.flow.on_wired = self._stop_observing
+            for hook in hook_observation(self.flow, [original(site.block) for site in self.chain.sites]):
+                self._observing.append(hook)
+        for site, skip in zip(self._sites, self.skips, strict=True):
+            engage(skip, self.flow)
+            site.put(skip)
+
+    def detach(self) -> list[str]:
+        """Take them off again. What could not be undone is returned, as remarks for the user."""
+        for hook in self._hooks + self._observing:
+            hook.remove()
+        wrapped = {id(skip) for skip in self.skips if retire(skip)}
+        back = {id(skip): block for skip, block in zip(self.skips, self._originals, strict=True)}
+        for parent in list(self.chain.owner.modules()):  # all, as a list may have been rebuilt of our stand-ins
+            for name, child in parent._modules.items():
+                if id(child) in back and id(child) not in wrapped:
+                    parent._modules[name] = back[id(child)]
+        self._hooks, self._observing, self.flow.on_wired = [], [], None
+        stuck = [site.path for site, block in zip(self._sites, self._originals, strict=True) if not site.holds(block)]
+        if not stuck:
+            return []
+        return [
+            f"{', '.join(stuck)}: wrapped by something else, or replaced, since the cache was attached; a stand-in "
+            "that is wrapped stays where it is, inert. Attach the cache last and remove it first"
+        ]
+
+    def stats(self) -> CacheStats:
+        """The counts, with the memory held right now."""
+        return self.ledger.stats(self.flow.runs.bytes_held())
+
+    def describe(self) -> str:
+        """The range in words."""
+        start, end = self.flow.start, self.flow.end
+        return f"{self.flow.paths[start]} … {self.flow.paths[end]} of {len(self.flow.paths)} blocks"
+
+    def _stop_observing(self) -> None:
+        for hook in self._observing:
+            hook.remove()
+        self._observing = []
+
+
+def original(block: nn.Module) -> nn.Module:
+    """The block itself, behind a stand-in or not."""
+    return block._dithooks.original if isinstance(block, SkipBlock) else block
+
+
+def check(chain: Chain, start: int, number: int, mine: list[nn.Module]) -> None:
+    """Refuse what cannot work on this chain, before anything is touched. ``mine`` are stand-ins about to go.
+
+    Raises:
+        ValueError: the range goes past the end, its blocks are cached already, or another cache is enabled.
+    """
+    if start + number > len(chain.sites):
+        raise ValueError(
+            f"cache_block_start={start} and cache_num_blocks={number} reach past the end: "
+            f"{chain.name} has {len(chain.sites)} blocks, {chain.sites[0].path} … {chain.sites[-1].path}"
+        )
+    for site in chain.sites:
+        if is_engaged(site.block) and not any(site.block is skip for skip in mine):
+            raise ValueError(f"{site.path} is cached already: remove that cache first, or use its handle's update()")
+    if getattr(chain.owner, "is_cache_enabled", False) is True:
+        raise ValueError(f"{chain.name} has another cache enabled: call its disable_cache() first")

@@ -1,0 +1,76 @@
+"""Call the transformer once more with the same arguments, to learn from it or to test a residual."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Set while a call is replayed, so that other caches on the same model stand aside.
+replaying: ContextVar[bool] = ContextVar("dithooks.replaying", default=False)
+
+
+class Replay:
+    """One call of a module, to be made again. Containers are copied, so that a cache kept in one is not fed twice."""
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._module, self._args, self._kwargs = module, args, kwargs
+
+    @property
+    def safe(self) -> bool:
+        """Whether the arguments are tensors, numbers and containers of these: nothing that could remember a call."""
+        return _plain(self._args) and _plain(self._kwargs)
+
+    def __call__(self) -> Any:
+        """The output, computed without gradients, hooks of the module itself, or compiled code."""
+        token = replaying.set(True)
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                return self._module.forward(*_copied(self._args), **_copied(self._kwargs))
+        finally:
+            replaying.reset(token)
+
+
+def difference(output: Any, reference: Any) -> float:
+    """Relative L2 distance of all floating tensors of two outputs: ‖a − b‖ / ‖b‖, computed in float32."""
+    pairs = [(a, b) for a, b in zip(_tensors(output), _tensors(reference), strict=True) if b.is_floating_point()]
+    distance = sum(float((a.float() - b.float()).square().sum()) for a, b in pairs)
+    size = sum(float(b.float().square().sum()) for _, b in pairs)
+    return float((distance / size) ** 0.5) if size else float(distance > 0)
+
+
+def tolerance(output: Any) -> float:
+    """What rounding alone may make of :func:`difference`, by the coarsest dtype of an output."""
+    coarsest = max((torch.finfo(t.dtype).eps for t in _tensors(output) if t.is_floating_point()), default=0.0)
+    return max(1e-3, 16 * coarsest)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    if isinstance(value, dict):
+        return all(map(_plain, value.values()))
+    return value is None or isinstance(value, (Tensor, bool, int, float, complex, str, torch.dtype, torch.device))
+
+
+def _copied(value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    return value if isinstance(value, Tensor) else copy.copy(value)
