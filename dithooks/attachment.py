@@ -7,7 +7,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .blocks.find import Chain
 from .flow import Flow
-from .hooks import hook_call, hook_observation, hook_range
+from .hooks import hook_call, hook_observation, hook_range, unhook
 from .skip import SkipBlock, engage, is_engaged, retire, stand_in
 from .stats import CacheStats, Ledger
 
@@ -29,34 +29,30 @@ class Attachment:
         self._sites = chain.sites[flow.start : flow.end + 1]
         self._originals = [original(site.block) for site in self._sites]
         self.skips = [stand_in(block, offset) for offset, block in enumerate(self._originals)]
-        self._hooks: list[RemovableHandle] = []
         self._observing: list[RemovableHandle] = []
 
     def attach(self) -> None:
         """Register the hooks and put the stand-ins in."""
-        for hook in hook_call(self.flow, self.chain.owner):
-            self._hooks.append(hook)
-        for hook in hook_range(self.flow, self._originals[0], self._originals[-1]):
-            self._hooks.append(hook)
+        hook_call(self.flow, self.chain.owner)
+        hook_range(self.flow, self._originals[0], self._originals[-1])
         if self.flow.wiring is None:
             self.flow.on_wired = self._stop_observing
-            for hook in hook_observation(self.flow, [original(site.block) for site in self.chain.sites]):
-                self._observing.append(hook)
+            self._observing = hook_observation(self.flow, [original(site.block) for site in self.chain.sites])
         for site, skip in zip(self._sites, self.skips, strict=True):
             engage(skip, self.flow)
             site.put(skip)
 
     def detach(self) -> list[str]:
         """Take them off again. What could not be undone is returned, as remarks for the user."""
-        for hook in self._hooks + self._observing:
-            hook.remove()
         wrapped = {id(skip) for skip in self.skips if retire(skip)}
         back = {id(skip): block for skip, block in zip(self.skips, self._originals, strict=True)}
-        for parent in list(self.chain.owner.modules()):  # all, as a list may have been rebuilt of our stand-ins
+        modules = [self.chain.owner, *self._originals, *self.chain.owner.modules()]
+        unhook(self.flow, modules)
+        for parent in [*(site.blocks for site in self._sites), *modules]:  # a list may have been rebuilt of stand-ins
             for name, child in parent._modules.items():
                 if id(child) in back and id(child) not in wrapped:
                     parent._modules[name] = back[id(child)]
-        self._hooks, self._observing, self.flow.on_wired = [], [], None
+        self._observing, self.flow.on_wired = [], None
         stuck = [site.path for site, block in zip(self._sites, self._originals, strict=True) if not site.holds(block)]
         if not stuck:
             return []

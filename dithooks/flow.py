@@ -47,17 +47,20 @@ class Flow:
 
     # -- the transformer is called, and has returned ------------------------------------------------------------
 
-    def begin(self, arguments: Mapping[str, Any] | None, replay: Replay | None = None) -> None:
+    def begin(
+        self, arguments: Mapping[str, Any] | None, replay: Replay | None = None, others: Sequence[Any] = ()
+    ) -> None:
         """Settle a call before its first block runs.
 
-        ``arguments`` are the transformer's, if it was seen called, and ``replay`` calls it once more.
+        ``arguments`` are the transformer's, if it was seen called; ``replay`` calls it once more, for which ``others``,
+        further flows on it, have to stand aside.
         """
+        self._local.arguments, self._local.replay, self._local.others = arguments, replay, others
         if self.wiring is None and replay is not None and self.compiled():
             self._rehearse(replay)
         call = self.runs.inert() if torch.is_grad_enabled() else self.runs.settle(arguments, replay is not None)
         if self.wiring is None:
             call.observation = Observation(self.classes, self.paths)
-        self._local.arguments, self._local.replay = arguments, replay
         self._local.call = call
 
     def finish(self, output: Any) -> None:
@@ -69,7 +72,7 @@ class Flow:
             RuntimeError: a reused range was entered and not left, so that its effect is missing.
         """
         call, replay = self.call, getattr(self._local, "replay", None)
-        self._local.call = self._local.arguments = self._local.replay = None
+        self._local.call = None
         if call is None:
             return
         if call.reuse and call.entered and not call.left:
@@ -86,6 +89,7 @@ class Flow:
             self.unverified = False
             if replay.safe:
                 self._verify(replay, call.branch.anchor.deltas, output)
+        self._local.arguments = self._local.replay = None
         if call.run is not None:
             call.run.in_flight = False
 
@@ -177,36 +181,49 @@ class Flow:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _restart(self, before: Call | None) -> Call | None:
-        """The first block is reached with no call of the transformer before it: start one here."""
+        """The first block is reached without a call of the transformer, or once more in the same: start one here."""
         if replaying.get():  # by another cache on this model
             return None
         if before is not None:
             self._settle(before)
-        self.begin(getattr(self._local, "arguments", None))
+            if self.unverified and getattr(self._local, "replay", None) is not None:
+                raise WiringError(
+                    f"{self.paths[self.start]} runs several times in one call of {self.runs.name}: what happens in "
+                    "between cannot be followed. Choose other blocks; or, if you know better, give verify=False"
+                )
+            if before.run is not None:
+                before.run.in_flight = False
+        self.begin(getattr(self._local, "arguments", None), getattr(self._local, "replay", None))
         return self.call
+
+    def _replayed(self, replay: Replay, call: Call) -> Any:
+        """The output of a call made again, as ``call``; no other cache on the model takes part in it."""
+        flows = [self, *self._local.others]
+        under_way = [flow._local.call if hasattr(flow._local, "call") else None for flow in flows]
+        for flow in flows:
+            flow._local.call = None
+        self._local.call = call
+        try:
+            return replay()
+        finally:
+            for flow, former in zip(flows, under_way, strict=True):
+                flow._local.call = former
 
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
-        self._local.call = call = Call(observation=Observation(self.classes, self.paths))
-        try:
-            replay()
-            self._settle(call)
-        finally:
-            self._local.call = None
+        call = Call(observation=Observation(self.classes, self.paths))
+        self._replayed(replay, call)
+        self._settle(call)
 
     def _verify(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> None:
         """On the call it was taken from, the residual has to give that call's output."""
-        self._local.call = Call(reuse=True, deltas=deltas)
-        try:
-            error = difference(replay(), output)
-        finally:
-            self._local.call = None
+        error = difference(self._replayed(replay, Call(reuse=True, deltas=deltas)), output)
         if not error <= tolerance(output):
             raise WiringError(
                 f"{self.runs.name}: with {self.paths[self.start]} … {self.paths[self.end]} skipped and their residual "
                 f"added, the call that it was taken from comes out {error:.2g} off (relative L2): the model uses more "
-                "of these blocks than what leaves the last one (outputs collected on the way, several passes in one "
-                "call), or is not deterministic. Choose other blocks; or, if you know better, give verify=False"
+                "of these blocks than what leaves the last one (outputs collected on the way, say), or is not "
+                "deterministic. Choose other blocks; or, if you know better, give verify=False"
             )
 
     def _subtract(self, call: Call, values: Sequence[Any]) -> None:

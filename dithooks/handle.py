@@ -71,8 +71,12 @@ def dit_cache(
         9 of 12
     """
     handle = CacheHandle(target, blocks, scheduler, verify)
-    handle.update(config)
-    return handle
+    try:
+        handle.update(config)
+        return handle
+    except BaseException:
+        handle.remove()
+        raise
 
 
 class CacheHandle:

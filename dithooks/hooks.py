@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,8 @@ from .replay import Replay
 class _Hook:
     """A hook that does nothing, which is what a copy of a model gets in place of ours: copies are not cached."""
 
+    flow: Flow | None = None
+
     def __call__(self, *_: Any) -> None: ...
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
@@ -28,22 +30,22 @@ class _Hook:
 
 
 class _Before(_Hook):
-    def __init__(self, react: Callable[[Any], None], names: tuple[str, ...]) -> None:
-        self.react, self.names = react, names
+    def __init__(self, flow: Flow, react: Callable[[Any], None], names: tuple[str, ...]) -> None:
+        self.flow, self.react, self.names = flow, react, names
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.react(bind(self.names, args, kwargs))
 
 
 class _After(_Hook):
-    def __init__(self, react: Callable[[Any], None]) -> None:
-        self.react = react
+    def __init__(self, flow: Flow, react: Callable[[Any], None]) -> None:
+        self.flow, self.react = flow, react
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.react(output)
 
 
-def hook_call(flow: Flow, owner: nn.Module) -> Iterator[RemovableHandle]:
+def hook_call(flow: Flow, owner: nn.Module) -> None:
     """Tell the flow when the transformer is called and has returned. These two stay out of compiled graphs."""
     names = parameter_names(owner)
 
@@ -51,30 +53,49 @@ def hook_call(flow: Flow, owner: nn.Module) -> Iterator[RemovableHandle]:
     class Begins(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs))
+            others = [hook.flow for hook in _ours(module._forward_pre_hooks) if hook.flow not in (None, flow)]
+            flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs), others)
 
     class Ends(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             flow.finish(output)
 
-    yield owner.register_forward_pre_hook(Begins(), with_kwargs=True)
-    yield owner.register_forward_hook(Ends(), with_kwargs=True)
+    before, after = Begins(), Ends()
+    before.flow = after.flow = flow
+    owner.register_forward_pre_hook(before, with_kwargs=True)
+    owner.register_forward_hook(after, with_kwargs=True)
 
 
-def hook_range(flow: Flow, first: nn.Module, last: nn.Module) -> Iterator[RemovableHandle]:
+def hook_range(flow: Flow, first: nn.Module, last: nn.Module) -> None:
     """Give the flow what enters the range's first block and what leaves its last."""
-    yield first.register_forward_pre_hook(_Before(flow.enter, parameter_names(first)), with_kwargs=True)
-    yield last.register_forward_hook(_After(flow.leave), with_kwargs=True)
+    first.register_forward_pre_hook(_Before(flow, flow.enter, parameter_names(first)), with_kwargs=True)
+    last.register_forward_hook(_After(flow, flow.leave), with_kwargs=True)
 
 
-def hook_observation(flow: Flow, blocks: Sequence[nn.Module]) -> Iterator[RemovableHandle]:
+def hook_observation(flow: Flow, blocks: Sequence[nn.Module]) -> list[RemovableHandle]:
     """Show the flow every block's arguments and output, by which it learns the wiring."""
+    handles = []
     for index, block in enumerate(blocks):
         names = parameter_names(block)
-        before, after = (
-            _Before(partial(flow.watch_enter, index, names), names),
-            _After(partial(flow.watch_leave, index)),
-        )
-        yield block.register_forward_pre_hook(before, with_kwargs=True)
-        yield block.register_forward_hook(after, with_kwargs=True)
+        before = _Before(flow, partial(flow.watch_enter, index, names), names)
+        after = _After(flow, partial(flow.watch_leave, index))
+        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(block.register_forward_hook(after, with_kwargs=True))
+    return handles
+
+
+def unhook(flow: Flow, modules: Iterable[nn.Module]) -> None:
+    """Take off every hook of a flow, found by looking: so none is missed, whenever attaching was interrupted."""
+    for module in modules:
+        for registry in (module._forward_pre_hooks, module._forward_hooks):
+            for number in [
+                number for number, hook in registry.items() if isinstance(hook, _Hook) and hook.flow is flow
+            ]:
+                del registry[number]
+                for flags in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_with_kwargs):
+                    flags.pop(number, None)
+
+
+def _ours(registry: dict[int, Any]) -> list[_Hook]:
+    return [hook for hook in registry.values() if isinstance(hook, _Hook)]

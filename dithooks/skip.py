@@ -8,7 +8,6 @@ subclass of the block's own with the same name. Only calling it is different.
 from __future__ import annotations
 
 import copy
-import copyreg
 import functools
 import types
 from collections.abc import Callable
@@ -73,13 +72,17 @@ class SkipBlock:
         shell = self._dithooks
         return run(shell, args, kwargs) if shell.override is None else shell.override(*args, **kwargs)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "__class__":  # parametrizations and sharding do so; it would be lost with the stand-in
-            raise TypeError(
-                f"the class of a {type(self).__name__} cannot be changed while it is cached: remove the cache first, "
-                "and attach it again after"
-            )
-        super().__setattr__(name, value)
+    @property
+    def __class__(self) -> type:
+        """The block's class, also to who changes it (parametrizations, sharding): the change is the block's own."""
+        return type(self._dithooks.original)
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        object.__setattr__(self._dithooks.original, "__class__", value)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dithooks.original, name)  # what a class put on the block since has
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the original: the short-circuit stays outside."""
@@ -89,11 +92,7 @@ class SkipBlock:
         return copy.deepcopy(self._dithooks.original, memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        original = self._dithooks.original
-        reduced = original.__reduce_ex__(protocol)
-        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
-            return object.__new__, *reduced[1:]  # pickle would insist on the stand-in's own class
-        return reduced
+        return self._dithooks.original.__reduce_ex__(protocol)
 
 
 def run(shell: _Shell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,0 +1,405 @@
+"""What once went wrong, or nearly: residuals of other pictures, side outputs, removals that are interrupted."""
+
+import copy
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from toys import Ladder, Net, Pipe, Single, latents, prompt
+
+from dithooks import DitCacheConfig, dit_cache, timestep_scope
+from dithooks.skip import SkipBlock
+
+EVERY_OTHER = DitCacheConfig(0, 2, 0, 5)
+
+
+def loop(net, x, steps=4, scoped=False, begin=0, **given):
+    for k in range(begin, steps):
+        t = torch.tensor(1 - k / steps)
+        if scoped:
+            with timestep_scope(k):
+                x = x - net(x, t, **given) / steps
+        else:
+            x = x - net(x, t, **given) / steps
+    return x
+
+
+class TestAnotherPictureAtTheSameStep:
+    """A run broken off at the step where the next one starts looks like one more call of that step."""
+
+    @pytest.mark.parametrize("scoped", [False, True])
+    @pytest.mark.parametrize("before", [1, 2, 3])
+    @pytest.mark.parametrize("prompts", ["none", "same", "other", "copied"])
+    def test_is_a_run_of_its_own(self, scoped, before, prompts):
+        net = Net("single" if prompts == "none" else "swapped")
+        first, second = prompt(), prompt()
+        x, other = latents(), latents() * 5
+
+        def embedded(e):
+            return {} if prompts == "none" else {"encoder_hidden_states": e.clone() if prompts == "copied" else e}
+
+        def go(x, e, stop=4):
+            for k in range(stop):
+                with timestep_scope(k) if scoped else warnings.catch_warnings():
+                    x = x - net(x, torch.tensor(1 - k / 4), **embedded(e)) / 4
+            return x
+
+        mine = first if prompts == "same" else second
+        with dit_cache(net, EVERY_OTHER):
+            expected = go(x, mine)
+        with dit_cache(net, EVERY_OTHER) as cache:
+            go(other, first, stop=before)
+            cache_before = cache.stats.reused_calls
+            assert torch.equal(go(x, mine), expected)
+            assert cache.stats.reused_calls > cache_before
+
+    def test_a_jump_forward_starts_anew(self):
+        net, x = Net("single"), latents()
+        with dit_cache(net, EVERY_OTHER) as cache:
+            loop(net, latents(), steps=2, scoped=True)
+            loop(net, x, steps=6, begin=3, scoped=True)
+            assert cache.stats.reasons == {"refresh": 2, "reuse": 2, "no anchor": 1}
+
+    def test_two_calls_on_the_same_latents_are_branches(self):
+        """Perturbed attention guidance: the same prompt and latents twice per step."""
+        net, x, e = Net("swapped"), latents(), prompt()
+        with dit_cache(net, EVERY_OTHER) as cache:
+            for k in range(4):
+                for _ in range(2):
+                    net(x, torch.tensor(1 - k / 4), encoder_hidden_states=e)
+                x = x + 0.1
+            assert cache.stats.reasons == {"refresh": 4, "reuse": 4}
+
+
+class TestConditioning:
+    @pytest.mark.parametrize("form", ["same object", "copied", "view"])
+    @pytest.mark.parametrize("guided", [range(1, 6), range(0, 3), range(2, 4)])
+    def test_uncond_first_on_some_steps(self, form, guided):
+        net, x, pair = Net("swapped"), latents(), torch.cat([prompt(), prompt()])
+
+        def embedded(part):
+            e = pair[2 * part : 2 * part + 2]
+            return {"same object": halves[part], "copied": e.clone(), "view": e}[form]
+
+        def go(named):
+            outs = []
+            for k in range(6):
+                for part in (1, 0) if k in guided else (0,):
+                    with timestep_scope(k, branch=part if named else None):
+                        outs.append(net(x + k, torch.tensor(1 - k / 6), encoder_hidden_states=embedded(part)))
+            return outs
+
+        halves = [pair[:2], pair[2:]]
+        with dit_cache(net, EVERY_OTHER) as cache:
+            expected = go(True)
+            reasons = cache.stats.reasons
+        with dit_cache(net, EVERY_OTHER) as cache:
+            got = go(False)
+            assert cache.stats.reasons == reasons
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+    def test_what_changes_at_every_step_does_not_stop_the_cache(self):
+        net, x = Net("single"), latents()
+        with dit_cache(net, DitCacheConfig(0, 2, 0, 5)) as cache:
+            for k in range(10):
+                net(x, torch.tensor(1 - k / 10), control=torch.randn(2, 6, 8))
+            # once and twice strange: computed; from then on known to change
+            assert cache.stats.reused_calls >= 4
+
+    def test_prompts_in_lists_count(self):
+        class Listed(Net):
+            def forward(self, hidden_states, timestep, prompts):
+                return super().forward(hidden_states, timestep, prompts["texts"][0])
+
+        net, x, first, second = Listed("swapped"), latents(), prompt(), prompt()
+        with dit_cache(net, EVERY_OTHER) as cache:
+            for k, e in enumerate([first, first, first, second]):
+                out = net(x, torch.tensor(1 - k / 4), {"texts": [e.clone()]})
+            assert cache.stats.reasons == {"refresh": 2, "reuse": 1, "no anchor": 1}
+        assert torch.equal(out, net(x, torch.tensor(0.25), {"texts": [second]}))
+
+    def test_memory_does_not_grow_with_changing_prompts(self):
+        net, x = Net("swapped"), latents()
+        with dit_cache(net, DitCacheConfig(0, 3, 0, 5)) as cache:
+            held = set()
+            for k in range(60):
+                if k % 3 == 0:
+                    e = prompt()
+                net(x, torch.tensor(1 - k / 60), encoder_hidden_states=e)
+                held.add(cache.stats.bytes_held)
+            (run,) = cache._attached[0].flow.runs._runs.values()
+            assert len(run.branches) <= 17
+            assert max(held) <= 2 * min(held - {0})
+
+
+class TestSideOutputs:
+    """Blocks whose outputs are used elsewhere: a residual of the range is not all of what they do."""
+
+    def refuse(self, net, same=True, **kwargs):
+        x, t = latents(), torch.tensor(0.5)
+        plain = net(x, t)
+        with (
+            dit_cache(net, DitCacheConfig(0, 2, 0, 4), **kwargs),
+            pytest.raises(ValueError, match=r"comes out .* off \(relative L2\): the model uses more of these blocks"),
+        ):
+            net(x, t)
+        assert same is None or torch.equal(net(x, t), plain)
+        with dit_cache(net, DitCacheConfig(0, 2, 0, 4), verify=False, **kwargs) as cache:
+            loop(net, x)
+            assert cache.stats.reused_calls == 2
+
+    def test_collected_as_a_controlnet_does(self):
+        class Collecting(Net):
+            def forward(self, hidden_states, timestep):
+                h, outs = self.embed(hidden_states), []
+                temb = self.time(timestep.reshape(-1, 1)).expand(2, -1)
+                for block in self.blocks:
+                    h = block(h, temb)
+                    outs.append(h)
+                return self.proj(sum(outs))
+
+        self.refuse(Collecting())
+
+    def test_several_passes_in_one_call(self):
+        class Recycling(Net):
+            def forward(self, hidden_states, timestep):
+                h = self.embed(hidden_states)
+                temb = self.time(timestep.reshape(-1, 1)).expand(2, -1)
+                for _ in range(2):
+                    for block in self.blocks:
+                        h = block(h, temb)
+                return self.proj(h)
+
+        net, x, t = Recycling(), latents(), torch.tensor(0.5)
+        with (
+            dit_cache(net, DitCacheConfig(0, 2, 0, 4)),
+            pytest.raises(ValueError, match=r"blocks\.0 runs several times"),
+        ):
+            net(x, t)
+        with dit_cache(net, DitCacheConfig(0, 2, 0, 4), verify=False) as cache:  # its passes are branches of a step
+            loop(net, x)
+            assert cache.stats.reasons == {"refresh": 4, "reuse": 4}
+
+    def test_a_model_that_is_not_deterministic(self):
+        class Noisy(Net):
+            def forward(self, hidden_states, timestep):
+                return super().forward(hidden_states, timestep) + torch.randn(())
+
+        self.refuse(Noisy(), same=None)
+
+    def test_the_test_is_once_per_handle_and_skips_the_range(self):
+        net, x = Net("single"), latents()
+        with dit_cache(net, DitCacheConfig(0, 2, 1, 3)):
+            loop(net, x)
+            assert net.executions == 2 * 5 + 2 * 2 + 2  # two computed, two reused, and blocks 0 and 4 once more
+            loop(net, x)
+            assert net.executions == 2 * (2 * 5 + 2 * 2) + 2
+
+    def test_arguments_that_may_remember_are_not_replayed(self):
+        class Cache:
+            calls = 0
+
+        class Remembering(Net):
+            def forward(self, hidden_states, timestep, kv):
+                kv.calls += 1
+                return super().forward(hidden_states, timestep)
+
+        net, kv = Remembering(), Cache()
+        with dit_cache(net, EVERY_OTHER) as cache:
+            loop(net, latents(), kv=kv)
+            assert (kv.calls, cache.stats.reused_calls) == (4, 2)
+
+
+class TestTwoHandles:
+    CONFIG = DitCacheConfig(0, 2, 0, 3)
+
+    @pytest.mark.parametrize("first_off", [0, 1])
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_on_two_lists_of_one_model(self, first_off, compiled):
+        net, e, x = Net("two_lists", 3), prompt(), latents()
+        for block in [*net.blocks, *net.singles]:
+            block._forward_hooks.clear()  # counting would break the graph
+        before = [*net.blocks, *net.singles]
+        plain = loop(net, x, encoder_hidden_states=e)
+        with dit_cache(net, DitCacheConfig(0, 2, 0, 6)):
+            together = loop(net, x, encoder_hidden_states=e)
+        if compiled:
+            torch._dynamo.reset()
+            net.compile(backend="eager")
+        handles = [dit_cache(net, self.CONFIG, blocks=name) for name in ("blocks", "singles")]
+        out = loop(net, x, encoder_hidden_states=e)
+        assert [handle.stats.reasons for handle in handles] == [{"refresh": 2, "reuse": 2}] * 2
+        torch.testing.assert_close(out, together, rtol=1e-4, atol=1e-5)
+        handles.pop(first_off).remove()
+        loop(net, x, encoder_hidden_states=e)
+        handles.pop().remove()
+        assert all(a is b for a, b in zip(before, [*net.blocks, *net.singles], strict=True))
+        torch.testing.assert_close(loop(net, x, encoder_hidden_states=e), plain)
+        torch._dynamo.reset()
+
+
+class TestRemoval:
+    def test_warnings_as_errors_do_not_leave_it_half_done(self):
+        pipe = Pipe(Net())
+        pipe.transformer_2 = Net()
+        handle = dit_cache(pipe, DitCacheConfig(6, 2, 0, 5))
+        for k in range(3):
+            with timestep_scope(k):
+                pipe.transformer(latents(), torch.tensor(0.5))
+                pipe.transformer_2(latents(), torch.tensor(0.5))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(UserWarning, match="reused nothing"):
+                handle.remove()
+        assert not handle.active
+        for net in (pipe.transformer, pipe.transformer_2):
+            assert not any(isinstance(block, SkipBlock) for block in net.blocks)
+            assert not net._forward_pre_hooks
+
+    @pytest.mark.parametrize("action", ["attach", "update", "remove"])
+    def test_interrupted_at_any_line(self, action):
+        """KeyboardInterrupt after every n-th line of ours: what is called again, or removed, leaves nothing."""
+        net = Net()
+        blocks, done = list(net.blocks), False
+        ours = ("attachment.py", "handle.py", "skip.py", "hooks.py")
+
+        def interrupt_at(count):
+            def trace(frame, event, arg):
+                nonlocal count
+                if not frame.f_code.co_filename.endswith(ours):
+                    return None
+                if event == "line":
+                    count -= 1
+                    if count == 0:
+                        sys.settrace(None)
+                        raise KeyboardInterrupt
+                return trace
+
+            sys.settrace(trace)
+
+        for line in range(1, 3000, 23):
+            handle = None if action == "attach" else dit_cache(net, EVERY_OTHER)
+            try:
+                interrupt_at(line)
+                if action == "attach":
+                    handle = dit_cache(net, EVERY_OTHER)
+                elif action == "update":
+                    handle.update(DitCacheConfig(0, 2, 1, 3))
+                else:
+                    handle.remove()
+                done = True
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            if handle is not None:
+                handle.remove()
+            if handle is not None or done:
+                assert all(a is b for a, b in zip(blocks, net.blocks, strict=True)), f"line {line}"
+                assert not net._forward_pre_hooks, f"line {line}"
+                assert [len(block._forward_hooks) for block in net.blocks] == [1] * 5, f"line {line}"
+            if done:
+                break
+        assert done
+        assert line > 50
+
+    def test_lists_cut_and_rebuilt_meanwhile(self):
+        net = Net()
+        originals = list(net.blocks)
+        handle = dit_cache(net, EVERY_OTHER)
+        net.blocks = net.blocks[:3]
+        handle.remove()
+        assert all(a is b for a, b in zip(originals, net.blocks, strict=False))
+        net.blocks = nn.ModuleList(originals)
+        handle = dit_cache(net, EVERY_OTHER)
+        del net.blocks[4]
+        with pytest.warns(UserWarning, match=r"blocks\.4"):
+            handle.remove()
+        assert list(net.blocks) == originals[:4]
+
+    def test_a_monkeypatch_taken_off_again(self):
+        net = Net()
+        handle = dit_cache(net, EVERY_OTHER)
+        old = net.blocks[1].forward
+        net.blocks[1].forward = lambda *args, **kwargs: old(*args, **kwargs)
+        net.blocks[1].forward = old
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            handle.remove()
+        assert not any(isinstance(block, SkipBlock) for block in net.blocks)
+
+    def test_a_class_that_is_changed_while_attached_stays_changed(self):
+        """As parametrizations and sharding do."""
+
+        class Negative(nn.Module):
+            def forward(self, weight):
+                return -weight
+
+        net, zero, one = Ladder(5), torch.zeros(1), torch.ones(1)
+        with dit_cache(net, EVERY_OTHER):
+            parametrize.register_parametrization(net.blocks[1], "rate", Negative())
+            assert type(net.blocks[1]).__name__ == "Adder"
+            assert parametrize.is_parametrized(net.blocks[1])
+            assert net.blocks[1].rate.item() == -2
+            assert net(zero, one).item() == 15 - 4
+        assert net(zero, one).item() == 15 - 4
+        assert not isinstance(net.blocks[1], SkipBlock)
+        with dit_cache(net, EVERY_OTHER):
+            parametrize.remove_parametrizations(net.blocks[1], "rate", leave_parametrized=False)
+            assert net(zero, one).item() == 15
+        assert net(zero, one).item() == 15
+        assert type(net.blocks[1]) is type(net.blocks[0])
+
+    def test_forward_wrapped_before_is_wrapped_again_and_unwrapped(self):
+        """As accelerate does, which leaves an instance ``forward`` behind where it was removed."""
+        net, x = Net("single"), latents()
+        plain = loop(net, x)
+        for block in net.blocks:
+            object.__setattr__(block, "forward", block.forward)
+        handle = dit_cache(net, EVERY_OTHER)
+        block = net.blocks[1]
+        old = block._old_forward = block.forward
+        block.forward = lambda *args, **kwargs: old(*args, **kwargs)
+        loop(net, x)
+        assert handle.stats.reused_calls == 2
+        handle.remove()
+        assert torch.equal(loop(net, x), plain)
+
+
+class TestMoreBadInput:
+    def test_a_list_named_twice(self):
+        with pytest.raises(ValueError, match="twice"):
+            dit_cache(Net(), EVERY_OTHER, blocks=("blocks", "blocks"))
+
+    @pytest.mark.parametrize("scheduler", ["euler", object, Single])
+    def test_no_scheduler(self, scheduler):
+        with pytest.raises(TypeError, match="no timesteps"):
+            dit_cache(Net(), EVERY_OTHER, scheduler=scheduler)
+
+    def test_a_bare_list(self):
+        with pytest.raises(ValueError, match="block list by itself"):
+            dit_cache(nn.ModuleList([Single()]), EVERY_OTHER)
+
+    def test_advice_where_lists_do_not_join(self):
+        class Apart(Net):
+            def forward(self, hidden_states, timestep, encoder_hidden_states):
+                h = super().forward(hidden_states, timestep, encoder_hidden_states)
+                return self.other[1](self.other[0](h))
+
+        net = Apart("swapped")
+        net.other = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        handle = dit_cache(net, DitCacheConfig(0, 2, 3, 3))
+        with pytest.raises(ValueError, match="Cache one of the lists by itself: blocks='blocks' or 'other'"):
+            net(latents(), torch.tensor(0.5), prompt())
+        handle.remove()
+
+    def test_copies_of_an_attached_model_do_not_drive_its_cache(self):
+        net, x = Net("single"), latents()
+        for block in net.blocks:
+            block._forward_hooks.clear()
+        with dit_cache(net, EVERY_OTHER) as cache:
+            loop(copy.deepcopy(net), x)
+            assert cache.stats.calls == 0
