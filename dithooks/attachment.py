@@ -77,8 +77,8 @@ class Attachment:
 
 
 def original(block: nn.Module) -> nn.Module:
-    """The block itself, behind a stand-in or not."""
-    return block._dithooks.original if isinstance(block, SkipBlock) else block
+    """The block itself, behind a stand-in at work or not; an inert one, which others have wrapped, is a block."""
+    return block._dithooks.original if isinstance(block, SkipBlock) and is_engaged(block) else block
 
 
 def check(chain: Chain, start: int, number: int, mine: list[nn.Module]) -> None:

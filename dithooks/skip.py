@@ -117,7 +117,7 @@ def stand_in(original: nn.Module, offset: int) -> nn.Module:
     Raises:
         TypeError: the block's class cannot be subclassed, or it is a scripted module.
     """
-    cls = type(original)
+    cls = original.__class__  # of an inert stand-in, the block's own
     if isinstance(original, torch.jit.ScriptModule):
         raise TypeError(
             f"{original.original_name} is a scripted module, which takes no stand-in: cache before scripting"

@@ -355,11 +355,15 @@ class TestOthersWrapping:
             handle.remove()
         assert [isinstance(block, SkipBlock) for block in net.blocks] == [False, False, True, False, False]
         assert torch.equal(Pipe(net)(x), plain)
+        inert, seen[:] = net.blocks[2], []
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with dit_cache(Pipe(net), CONFIG) as cache:  # an inert stand-in is a block like any other
                 Pipe(net)(x)
                 assert cache.stats.reused_calls == 3
+        assert net.blocks[2] is inert
+        assert len(seen) == 5  # now it is inside, and skipped with the block
+        assert torch.equal(Pipe(net)(x), plain)
 
     def test_entry_replaced_while_attached(self):
         net = Net()
