@@ -35,14 +35,20 @@ def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping
     in common is taken, and where that is a draw, the one whose turn it is. What changes at every step tells nothing.
     """
     assert run.step is not None
+    # What one branch was given is not compared with what others were: that would wait for the device at every step.
+    known = {
+        name
+        for name, now in conditioning.items()
+        if any(_one(b.conditioning.get(name), now) for b in run.branches.values())
+    }
     for number in run.used:  # the same prompt on other latents, at one and the same step: another picture
         branch = run.branches[number]
-        if not _differing(branch.conditioning, conditioning) and _differing(branch.latents, latents):
+        if not _differing(branch.conditioning, conditioning, known) and _differing(branch.latents, latents, set()):
             return None
     turn, ranks, doubts = len(run.used), {}, []
     free = {number: branch for number, branch in run.branches.items() if number not in run.used}
     for number, branch in free.items():
-        differing = _differing(branch.conditioning, conditioning)
+        differing = _differing(branch.conditioning, conditioning, known)
         run.constant |= set(conditioning) & set(branch.conditioning) - differing
         doubts.append(differing)
         ranks[number] = (-len(differing), number == turn, -number)
@@ -55,23 +61,35 @@ def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping
     return turn if turn not in run.branches else max(run.branches) + 1
 
 
-def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> set[str]:
-    """Names that one of two calls lacks, or for which they were given different tensors."""
-    return {name for name in before.keys() | now.keys() if not _same(before.get(name), now.get(name))}
+def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor], known: set[str]) -> set[str]:
+    """Names that one of two calls lacks, or under which they were given different tensors."""
+    return {
+        name
+        for name in before.keys() | now.keys()
+        if not _one(before.get(name), now.get(name)) and (name in known or not _equal(before.get(name), now.get(name)))
+    }
 
 
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two tensors are one, or views of one, or equal; only the last of these has to wait for a device."""
-    if a is b:
-        return True
+def _one(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors are one, or the same view of one."""
+    if a is None or b is None or a is b:
+        return a is b
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.device.type == "meta":
+        return False
+    try:
+        return a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.numel() > 0
+    except RuntimeError:  # without storage, or sparse
+        return False
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors hold the same values; has to wait for their device."""
     if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return False
-    if a.layout == b.layout == torch.strided and a.device.type != "meta":
-        try:
-            return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
-        except (RuntimeError, NotImplementedError):  # a tensor subclass without storage or comparison
-            return False
-    return False
+    try:
+        return torch.equal(a, b)
+    except (RuntimeError, NotImplementedError):  # on the meta device, or a subclass that does not compare
+        return False
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -101,6 +101,18 @@ class TestConditioning:
             assert cache.stats.reasons == reasons
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
+    def test_known_prompts_are_not_compared_by_value(self, monkeypatch):
+        """Comparing waits for the device: once, when a prompt is new, and not at every step."""
+        net, x, cond, uncond = Net("swapped"), latents(), prompt(), prompt()
+        compared, real = [], torch.equal
+        monkeypatch.setattr(torch, "equal", lambda a, b: compared.append(1) or real(a, b))
+        with dit_cache(net, EVERY_OTHER) as cache:
+            for k in range(6):
+                for e in (cond, uncond):
+                    net(x + k, torch.tensor(1 - k / 6), encoder_hidden_states=e)
+            assert cache.stats.reused_calls == 6
+        assert len(compared) == 1
+
     def test_what_changes_at_every_step_does_not_stop_the_cache(self):
         net, x = Net("single"), latents()
         with dit_cache(net, DitCacheConfig(0, 2, 0, 5)) as cache:
