@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dithooks import timestep_scope
+
 
 class Adder(nn.Module):
     """h → h + rate · t: the effect of a range is a number one can work out by hand."""
@@ -160,3 +162,15 @@ def latents(batch: int = 2, tokens: int = 6) -> torch.Tensor:
 
 def prompt(batch: int = 2, tokens: int = 3, width: int = 8) -> torch.Tensor:
     return torch.randn(batch, tokens, width)
+
+
+def loop(net, x, steps=4, scoped=False, begin=0, **given):
+    """A sampling loop by hand; the timestep tells the step, or a scope does."""
+    for k in range(begin, steps):
+        t = torch.tensor(1 - k / steps)
+        if scoped:
+            with timestep_scope(k):
+                x = x - net(x, t, **given) / steps
+        else:
+            x = x - net(x, t, **given) / steps
+    return x
