@@ -23,8 +23,12 @@ def tensors(arguments: Mapping[str, Any], primary: str | None) -> tuple[dict[str
     latents: dict[str, Tensor] = {}
     conditioning: dict[str, Tensor] = {}
     for name, value in arguments.items():
-        if name not in TIMES:
-            (latents if name == primary else conditioning).update(_flat(name, value))
+        if name not in TIMES and value is not None:
+            group = latents if name == primary else conditioning
+            if isinstance(value, Tensor):
+                group[name] = value
+            else:
+                group.update(_flat(name, value))
     return latents, conditioning
 
 
@@ -35,6 +39,14 @@ def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping
     in common is taken, and where that is a draw, the one whose turn it is. What changes at every step tells nothing.
     """
     assert run.step is not None
+    first = None if run.used else run.branches.get(0)
+    if (  # by far the most calls end here
+        first is not None
+        and first.conditioning.keys() == conditioning.keys()
+        and all(first.conditioning[name] is now for name, now in conditioning.items())
+    ):
+        run.constant.update(conditioning)
+        return 0
     # What one branch was given is not compared with what others were: that would wait for the device at every step.
     known = {
         name

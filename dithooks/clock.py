@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -48,11 +48,9 @@ def current_session() -> Session:
     """The session of the running task, else thread. A scope carries its own along into worker threads."""
     if (scope := _scope.get()) is not None:
         return scope.session
-    owner: object
-    try:
-        owner = asyncio.current_task() or threading.current_thread()
-    except RuntimeError:  # no event loop runs in this thread
-        owner = threading.current_thread()
+    # Asked at every call, so not by asyncio.current_task(), which raises where no event loop runs.
+    looping = asyncio._get_running_loop() is not None
+    owner: object = (asyncio.current_task() if looping else None) or threading.current_thread()
     session = _session.get()
     if session is None or session.owner() is not owner:  # a task inherits its parent's context, but not its state
         session = Session(owner)
@@ -118,8 +116,7 @@ def _level(value: float) -> float:
     return level
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(NamedTuple):
     """Where in a run a call stands.
 
     ``epoch`` is an object that stays the same through a run and is another one in the next, if there is such a thing;
@@ -190,7 +187,7 @@ def _timestep(arguments: Mapping[str, Any] | None) -> float | None:
     for name in _TIMESTEP_NAMES:
         value = (arguments or {}).get(name)
         if isinstance(value, torch.Tensor) and value.numel():
-            return float(value.detach().max())
+            return float(value.item() if value.numel() == 1 else value.max().item())
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
     return None

@@ -42,23 +42,25 @@ class Flow:
         self.compiled, self.unverified = compiled, verify
         self.wiring: Wiring | None = None
         self.on_wired: Callable[[], None] | None = None
+        self.others: Callable[[], Sequence[Any]] = tuple  # further flows on the transformer: aside in replays
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
         self._again = torch.compiler.disable(self._restart)  # not as a decorator: that would import the compiler early
 
     # -- the transformer is called, and has returned ------------------------------------------------------------
 
-    def begin(
-        self, arguments: Mapping[str, Any] | None, replay: Replay | None = None, others: Sequence[Any] = ()
-    ) -> None:
+    def begin(self, arguments: Mapping[str, Any] | None, replay: Replay | None = None) -> None:
         """Settle a call before its first block runs.
 
-        ``arguments`` are the transformer's, if it was seen called; ``replay`` calls it once more, for which ``others``,
-        further flows on it, have to stand aside.
+        ``arguments`` are the transformer's, if it was seen called, and ``replay`` calls it once more.
         """
-        self._local.arguments, self._local.replay, self._local.others = arguments, replay, others
+        self._local.arguments, self._local.replay = arguments, replay
         if self.wiring is None and replay is not None and self.compiled():
             self._rehearse(replay)
-        call = self.runs.inert() if torch.is_grad_enabled() else self.runs.settle(arguments, replay is not None)
+        # Compiled code captures always: one graph less. Else warm-up steps are spared it.
+        if torch.is_grad_enabled():
+            call = self.runs.inert()
+        else:
+            call = self.runs.settle(arguments, seen=replay is not None, capture=self.compiled())
         if self.wiring is None:
             call.observation = Observation(self.classes, self.paths)
         self._local.call = call
@@ -196,15 +198,15 @@ class Flow:
         self.begin(getattr(self._local, "arguments", None), getattr(self._local, "replay", None))
         return self.call
 
-    def _replayed(self, replay: Replay, call: Call) -> Any:
+    def _replayed(self, replay: Replay, call: Call, eager: bool = False) -> Any:
         """The output of a call made again, as ``call``; no other cache on the model takes part in it."""
-        flows = [self, *self._local.others]
+        flows = [self, *self.others()]
         under_way = [flow._local.call if hasattr(flow._local, "call") else None for flow in flows]
         for flow in flows:
             flow._local.call = None
         self._local.call = call
         try:
-            return replay()
+            return replay(eager)
         finally:
             for flow, former in zip(flows, under_way, strict=True):
                 flow._local.call = former
@@ -212,7 +214,7 @@ class Flow:
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
         call = Call(observation=Observation(self.classes, self.paths))
-        self._replayed(replay, call)
+        self._replayed(replay, call, eager=self.compiled())
         self._settle(call)
 
     def _verify(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> None:

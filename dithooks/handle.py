@@ -206,6 +206,7 @@ class CacheHandle:
             return getattr(target, "scheduler", None) if explicit is None else explicit
 
         originals = [original(site.block) for site in chain.sites]
+        compilable = (chain.owner, originals[config.cache_block_start])
         primary = next(iter(parameter_names(chain.owner)), None)
         ledger = Ledger(len(chain.sites), config.cache_num_blocks)
         policy = Interval(config.cache_step_start, config.cache_step_interval)
@@ -215,9 +216,7 @@ class CacheHandle:
             classes=[type(block) for block in originals],
             start=config.cache_block_start,
             end=config.cache_block_start + config.cache_num_blocks - 1,
-            compiled=lambda: (
-                chain.compiled or any(m._compiled_call_impl is not None for m in (chain.owner, *originals))
-            ),
+            compiled=lambda: chain.compiled or any(module._compiled_call_impl is not None for module in compilable),
             verify=self._verify,
         )
         return Attachment(chain, flow, ledger)

@@ -53,8 +53,7 @@ def hook_call(flow: Flow, owner: nn.Module) -> None:
     class Begins(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            others = [hook.flow for hook in _ours(module._forward_pre_hooks) if hook.flow not in (None, flow)]
-            flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs), others)
+            flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs))
 
     class Ends(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -63,6 +62,7 @@ def hook_call(flow: Flow, owner: nn.Module) -> None:
 
     before, after = Begins(), Ends()
     before.flow = after.flow = flow
+    flow.others = lambda: [hook.flow for hook in _ours(owner._forward_pre_hooks) if hook.flow not in (None, flow)]
     owner.register_forward_pre_hook(before, with_kwargs=True)
     owner.register_forward_hook(after, with_kwargs=True)
 

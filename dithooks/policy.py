@@ -28,6 +28,10 @@ class Interval:
         """Whether the schedule computes this step."""
         return step < self.start or (step - self.start) % self.interval == 0
 
+    def wants_anchor(self, step: int) -> bool:
+        """Whether what is computed at this step could ever be reused."""
+        return step >= self.start
+
     def last_refresh(self, step: int) -> int:
         """The last step, this one included, that the schedule computes."""
         return step if step < self.start else step - (step - self.start) % self.interval

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 
 # Set while a call is replayed, so that other caches on the same model stand aside.
 replaying: ContextVar[bool] = ContextVar("dithooks.replaying", default=False)
+
+# The compiler's stance is the whole process's: two threads that change it at once would leave it changed.
+_STANCE = threading.Lock()
 
 
 class Replay:
@@ -25,14 +30,20 @@ class Replay:
         """Whether the arguments are tensors, numbers and containers of these: nothing that could remember a call."""
         return _plain(self._args) and _plain(self._kwargs)
 
-    def __call__(self) -> Any:
-        """The output, computed without gradients, hooks of the module itself, or compiled code."""
+    def __call__(self, eager: bool) -> Any:
+        """The output, without gradients and hooks of the module itself; ``eager``: without compiled code, too."""
         token = replaying.set(True)
         try:
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with torch.no_grad(), _eagerly() if eager else nullcontext():
                 return self._module.forward(*_copied(self._args), **_copied(self._kwargs))
         finally:
             replaying.reset(token)
+
+
+@contextmanager
+def _eagerly() -> Iterator[None]:
+    with _STANCE, torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def difference(output: Any, reference: Any) -> float:

@@ -39,8 +39,12 @@ class Runs:
         self._lock = threading.Lock()  # of the dictionary; a run is its session's own
         self._said: set[str] = set()
 
-    def settle(self, arguments: Mapping[str, Any] | None, seen: bool) -> Call:
-        """The call that is about to begin; ``seen`` is whether the transformer itself was seen called."""
+    def settle(self, arguments: Mapping[str, Any] | None, seen: bool, capture: bool) -> Call:
+        """The call that is about to begin.
+
+        ``seen`` is whether the transformer itself was seen called; ``capture`` asks for the residual of every computed
+        call, not only where it can be reused.
+        """
         arguments = arguments or {}
         latents, conditioning = tensors(arguments, self.primary)
         run, tick = self._locate(arguments)
@@ -51,7 +55,8 @@ class Runs:
         branch = run.branches.setdefault(number, Branch())
         branch.latents, branch.conditioning = latents, conditioning
         run.used.append(number)
-        call = self._decide(run, tick, branch, signature(arguments))
+        capture = capture or self.policy.wants_anchor(tick.step)
+        call = self._decide(run, tick, branch, capture, signature(arguments) if capture else ())
         run.in_flight = seen
         return call
 
@@ -144,7 +149,7 @@ class Runs:
         run.step, run.used = step, []
         run.steps += 1
 
-    def _decide(self, run: Run, tick: Tick, branch: Branch, guard: Signature) -> Call:
+    def _decide(self, run: Run, tick: Tick, branch: Branch, capture: bool, guard: Signature) -> Call:
         anchor = branch.anchor
         decision = self.policy.decide(tick.step, branch.refreshed)
         if decision.reuse and (anchor is None or anchor.signature != guard):
@@ -154,7 +159,7 @@ class Runs:
         run.reused += decision.reuse
         call = Call(
             reuse=decision.reuse,
-            capture=not decision.reuse,
+            capture=capture and not decision.reuse,
             step=tick.step,
             sigma=tick.sigma,
             signature=guard,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,7 +179,9 @@ def run_demo(pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: s
 
         result = measure(pipe, options, report)
     draw_comparison(result, options).save(out)
-    numbers = {"prompts": list(options.prompts), "steps": options.steps, "seed": options.seed} | result.to_dict()
+    asked = {"prompts": list(options.prompts), "steps": options.steps, "seed": options.seed}
+    asked |= {"start": options.start, "interval": options.interval, "machine": machine()}
+    numbers = asked | result.to_dict()
     if json_to == "-":
         print(json.dumps(numbers, indent=2))
     else:
@@ -187,6 +191,15 @@ def run_demo(pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: s
         if json_to is not None:
             Path(json_to).write_text(json.dumps(numbers, indent=2) + "\n")
     return result
+
+
+def machine() -> str:
+    """What the figures were taken on: processor, threads, versions."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):  # Linux names the model here
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def measure(
