@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .clock import TIMESTEP_NAMES
 from .state import Run
-
-TIMES = frozenset({"timestep", "timesteps", "t"})
 
 
 def tensors(arguments: Mapping[str, Any], primary: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -23,7 +22,7 @@ def tensors(arguments: Mapping[str, Any], primary: str | None) -> tuple[dict[str
     latents: dict[str, Tensor] = {}
     conditioning: dict[str, Tensor] = {}
     for name, value in arguments.items():
-        if name not in TIMES and value is not None:
+        if name not in TIMESTEP_NAMES and value is not None:
             group = latents if name == primary else conditioning
             if isinstance(value, Tensor):
                 group[name] = value

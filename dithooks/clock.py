@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-_TIMESTEP_NAMES = ("timestep", "timesteps", "t")
+TIMESTEP_NAMES = ("timestep", "timesteps", "t")
 
 
 class Session:
@@ -183,8 +183,11 @@ def _sigma(scheduler: Any, step: int) -> float | None:
 
 
 def _timestep(arguments: Mapping[str, Any] | None) -> float | None:
-    """The value of the timestep argument; of one per token, the largest (clean frames have 0)."""
-    for name in _TIMESTEP_NAMES:
+    """The value of the timestep argument; of one per token, the largest (clean frames have 0).
+
+    Where it lies on a device, reading it has to wait for that: the price of having neither scope nor scheduler.
+    """
+    for name in TIMESTEP_NAMES:
         value = (arguments or {}).get(name)
         if isinstance(value, torch.Tensor) and value.numel():
             return float(value.item() if value.numel() == 1 else value.max().item())

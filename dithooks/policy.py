@@ -51,8 +51,6 @@ class Interval:
 
     def hopeless(self, steps: int) -> str | None:
         """Why a run of so many steps can never reuse anything, or ``None`` if it can."""
-        if self.interval == 1:
-            return "cache_step_interval=1 refreshes at every step"
         if steps <= self.start + 1:
             return f"cache_step_start={self.start} leaves no step to reuse in a run of {steps}"
         return None
