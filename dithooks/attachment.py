@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .blocks.find import Chain
+from .blocks.chain import Chain
 from .flow import Flow
 from .hooks import hook_call, hook_observation, hook_range, unhook
 from .skip import SkipBlock, engage, is_engaged, retire, stand_in
@@ -26,33 +26,53 @@ class Attachment:
 
     def __init__(self, chain: Chain, flow: Flow, ledger: Ledger) -> None:
         self.chain, self.flow, self.ledger = chain, flow, ledger
-        self._sites = chain.sites[flow.start : flow.end + 1]
-        self._originals = [original(site.block) for site in self._sites]
-        self.skips = [stand_in(block, offset) for offset, block in enumerate(self._originals)]
+        self._all = chain.sites
         self._observing: list[RemovableHandle] = []
+        self._choose()
 
     def attach(self) -> None:
         """Register the hooks and put the stand-ins in."""
         hook_call(self.flow, self.chain.owner)
-        hook_range(self.flow, self._originals[0], self._originals[-1])
         if self.flow.wiring is None:
-            self.flow.on_wired = self._stop_observing
-            self._observing = hook_observation(self.flow, [original(site.block) for site in self.chain.sites])
+            self.flow.on_wired = self._wired
+            self._observing = hook_observation(self.flow, [original(site.block) for site in self._all])
+        self._occupy()
+
+    def detach(self) -> list[str]:
+        """Take them off again. What could not be undone is returned, as remarks for the user."""
+        unhook(self.flow, self._modules())
+        self._observing, self.flow.on_wired = [], None
+        return self._vacate()
+
+    def stats(self) -> CacheStats:
+        """The counts, with the memory held right now."""
+        return self.ledger.stats(self.flow.runs.bytes_held())
+
+    def describe(self) -> str:
+        """The range in words."""
+        return f"{self.flow.first} … {self.flow.last} of {len(self.flow.order)} blocks"
+
+    def _choose(self) -> None:
+        """Stand-ins for the blocks that the range is now."""
+        flow = self.flow
+        self._sites = [self._all[index] for index in flow.order[flow.start : flow.end + 1]]
+        self._originals = [original(site.block) for site in self._sites]
+        self.skips = [stand_in(block, offset) for offset, block in enumerate(self._originals)]
+
+    def _occupy(self) -> None:
+        hook_range(self.flow, self._originals[0], self._originals[-1])
         for site, skip in zip(self._sites, self.skips, strict=True):
             engage(skip, self.flow)
             site.put(skip)
 
-    def detach(self) -> list[str]:
-        """Take them off again. What could not be undone is returned, as remarks for the user."""
+    def _vacate(self) -> list[str]:
         wrapped = {id(skip) for skip in self.skips if retire(skip)}
         back = {id(skip): block for skip, block in zip(self.skips, self._originals, strict=True)}
-        modules = [self.chain.owner, *self._originals, *self.chain.owner.modules()]
-        unhook(self.flow, modules)
-        for parent in [*(site.blocks for site in self._sites), *modules]:  # a list may have been rebuilt of stand-ins
+        lists: list[nn.Module] = [site.lane.blocks for site in self._sites]
+        for parent in [*lists, *self._modules()]:  # a list may have been rebuilt of stand-ins
             for name, child in parent._modules.items():
                 if id(child) in back and id(child) not in wrapped:
                     parent._modules[name] = back[id(child)]
-        self._observing, self.flow.on_wired = [], None
         stuck = [site.path for site, block in zip(self._sites, self._originals, strict=True) if not site.holds(block)]
         if not stuck:
             return []
@@ -61,19 +81,20 @@ class Attachment:
             "that is wrapped stays where it is, inert. Attach the cache last and remove it first"
         ]
 
-    def stats(self) -> CacheStats:
-        """The counts, with the memory held right now."""
-        return self.ledger.stats(self.flow.runs.bytes_held())
+    def _modules(self) -> list[nn.Module]:
+        return [self.chain.owner, *self._originals, *self.chain.owner.modules()]
 
-    def describe(self) -> str:
-        """The range in words."""
-        start, end = self.flow.start, self.flow.end
-        return f"{self.flow.paths[start]} … {self.flow.paths[end]} of {len(self.flow.paths)} blocks"
-
-    def _stop_observing(self) -> None:
+    def _wired(self, moved: bool) -> None:
+        """The streams are known: stop observing; and if blocks count otherwise than thought, go over to the range's."""
         for hook in self._observing:
             hook.remove()
         self._observing = []
+        self.ledger.blocks = len(self.flow.order)
+        if moved:
+            unhook(self.flow, self._originals)
+            self._vacate()
+            self._choose()
+            self._occupy()
 
 
 def original(block: nn.Module) -> nn.Module:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .blocks.wiring import Observation, Wiring, WiringError, parts
+from .blocks.bridge import Fresh, Joined, build
+from .blocks.observe import Observation, Spot
+from .blocks.trunk import Trunk, find_trunk
+from .blocks.wiring import Wiring, WiringError, resolve
 from .replay import Replay, difference, replaying, tolerance
 from .runs import Runs
 from .state import Call
@@ -20,10 +24,10 @@ class Flow:
 
     Args:
         runs: settles each call.
-        paths: of all blocks of the chain.
-        classes: of all blocks of the chain.
+        spots: all blocks of the chain, list by list; they count in the order in which they are called.
         start: first block of the range.
         end: last block of the range.
+        weights: of the lists, if those that are no part of the trunk are to be left out.
         compiled: whether the transformer or a block of it is known to be compiled.
         verify: test the first residual on the call it was taken from.
     """
@@ -31,17 +35,18 @@ class Flow:
     def __init__(
         self,
         runs: Runs,
-        paths: Sequence[str],
-        classes: Sequence[type],
+        spots: Sequence[Spot],
         start: int,
         end: int,
+        weights: Mapping[str, int] | None,
         compiled: Callable[[], bool],
         verify: bool,
     ) -> None:
-        self.runs, self.paths, self.classes, self.start, self.end = runs, paths, classes, start, end
+        self.runs, self.spots, self.start, self.end, self.weights = runs, spots, start, end, weights
+        self.order: tuple[int, ...] = tuple(range(len(spots)))  # until a call has been seen: list by list
         self.compiled, self.unverified = compiled, verify
         self.wiring: Wiring | None = None
-        self.on_wired: Callable[[], None] | None = None
+        self.on_wired: Callable[[bool], None] | None = None  # given whether the range is now other blocks
         self.others: Callable[[], Sequence[Any]] = tuple  # further flows on the transformer: aside in replays
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
         self._again = torch.compiler.disable(self._restart)  # not as a decorator: that would import the compiler early
@@ -62,7 +67,7 @@ class Flow:
         else:
             call = self.runs.settle(arguments, seen=replay is not None, capture=self.compiled())
         if self.wiring is None:
-            call.observation = Observation(self.classes, self.paths)
+            call.observation = Observation(self.spots, whole=replay is not None)
         self._local.call = call
 
     def finish(self, output: Any) -> None:
@@ -79,21 +84,53 @@ class Flow:
             return
         if call.reuse and call.entered and not call.left:
             raise RuntimeError(
-                f"{self.runs.name}: step {call.step} reused {self.paths[self.start]} … {self.paths[self.end]}, but the "
-                f"model did not call {self.paths[self.end]}: the output lacks the range's effect. Choose a range that "
+                f"{self.runs.name}: step {call.step} reused {self.first} … {self.last}, but the "
+                f"model did not call {self.last}: the output lacks the range's effect. Choose a range that "
                 "ends before blocks that are skipped at times"
             )
         unseen = call.observation is not None and call.observation.empty and call.entered
-        self._settle(call)
+        wanted = call.capture
+        moved = self._settle(call)
+        if moved and wanted and replay is not None and replay.safe:  # of the range as it now is, nothing was kept
+            again = replace(call, capture=True, entered=False, left=False, run=None, observation=None)
+            self._replayed(replay, again)
+            self._settle(again)
         if unseen and replay is not None:  # compiled from the outside: nothing could be watched
             self._rehearse(replay)
         if self.unverified and replay is not None and call.branch is not None and call.branch.anchor is not None:
             self.unverified = False
             if replay.safe:
                 self._verify(replay, call.branch.anchor.deltas, output)
+            else:
+                self.runs.say(
+                    "strange",
+                    f"{self.runs.name} is given {replay.strange}: if blocks write into it (keys and values, say), "
+                    "those of the range do not on reused steps; nor was the residual tested on its own call, which "
+                    "would have to be made again",
+                )
         self._local.arguments = self._local.replay = None
         if call.run is not None:
             call.run.in_flight = False
+
+    @property
+    def learning(self) -> bool:
+        """Whether a call may have to be made again, to learn from it."""
+        return self.wiring is None or self.unverified
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all blocks, as they count."""
+        return [self.spots[index].path for index in self.order]
+
+    @property
+    def first(self) -> str:
+        """Path of the range's first block."""
+        return self.spots[self.order[self.start]].path
+
+    @property
+    def last(self) -> str:
+        """Path of the range's last block."""
+        return self.spots[self.order[self.end]].path
 
     @property
     def call(self) -> Call | None:
@@ -124,29 +161,37 @@ class Flow:
         ports, first = wiring.ports[offset], call.entry is None
         if first:
             streams = [ports.read(name, args, kwargs) for name in wiring.entry] if offset == 0 else []
-            if len(streams) != len(call.deltas) or not all(map(_fits, streams, call.deltas)):
+            call.entry = _extrapolated(wiring, streams, call.deltas)
+            if call.entry is None:
                 call.reuse, call.capture, call.misfit, call.deltas = False, True, True, ()
                 return None
-            call.entry = [h + delta for h, delta in zip(streams, call.deltas, strict=True)]
         if last:
             call.left = True
-            result = call.entry
-            assert isinstance(result, list)
-            return ports.build([None if stream is None else result[stream] for stream in wiring.leave])
+            assert isinstance(call.entry, list)
+            results = iter(call.entry)
+            return ports.build([None if bridge is None else next(results) for bridge in wiring.leave], args, kwargs)
         passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
         if first:  # by value: a parent that adds in place must not reach what the range was given
             passed = [value.clone() if isinstance(value, Tensor) else value for value in passed]
-        return ports.build(passed)
+        if any(ports.born):
+            like = next(value for value in passed if isinstance(value, Tensor))
+            passed = [
+                value if form is None else like.new_zeros(form[0], dtype=form[1])
+                for value, form in zip(passed, ports.born, strict=True)
+            ]
+        return ports.build(passed, args, kwargs)
 
-    def enter(self, bound: Mapping[str, Any]) -> None:
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The range's first block is about to run: keep −h_in, by value."""
         call = self.call
         if call is None or not call.capture:
             return
         if self.wiring is not None:
-            call.entry = [torch.neg(bound[name]) for name in self.wiring.entry]
+            ports = self.wiring.ports[0]
+            call.entry = [torch.neg(ports.read(name, args, kwargs)) for name in self.wiring.entry]
         else:
-            tensors = {name: value for name, value in bound.items() if isinstance(value, Tensor)}
+            arguments = self.spots[self.order[self.start]].face.arguments(args, kwargs)
+            tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
             call.entry = {name: torch.neg(value) for name, value in tensors.items() if value.is_floating_point()}
 
     def leave(self, output: Any) -> None:
@@ -155,18 +200,18 @@ class Flow:
         if call is None or not call.capture or call.left:
             return
         call.left = True
-        values = parts(output)[1]
+        values = self.spots[self.order[self.end]].face.take(output)[1]
         if isinstance(call.entry, list):
             self._subtract(call, values)
         else:  # which output belongs to which input shows when the transformer returns
             call.exit = tuple(value.clone() if isinstance(value, Tensor) else None for value in values)
 
-    def watch_enter(self, index: int, names: tuple[str, ...], bound: Mapping[str, Any]) -> None:
+    def watch_enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Any block of the chain is about to run, on a call that is observed."""
         if torch.compiler.is_dynamo_compiling():
             return
         if (call := self.call) is not None and call.observation is not None:
-            call.observation.enter(index, names, bound)
+            call.observation.enter(index, args, kwargs)
 
     def watch_leave(self, index: int, output: Any) -> None:
         """… and has run."""
@@ -190,7 +235,7 @@ class Flow:
             self._settle(before)
             if self.unverified and getattr(self._local, "replay", None) is not None:
                 raise WiringError(
-                    f"{self.paths[self.start]} runs several times in one call of {self.runs.name}: what happens in "
+                    f"{self.first} runs several times in one call of {self.runs.name}: what happens in "
                     "between cannot be followed. Choose other blocks; or, if you know better, give verify=False"
                 )
             if before.run is not None:
@@ -213,7 +258,7 @@ class Flow:
 
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
-        call = Call(observation=Observation(self.classes, self.paths))
+        call = Call(observation=Observation(self.spots))
         self._replayed(replay, call, eager=self.compiled())
         self._settle(call)
 
@@ -222,45 +267,99 @@ class Flow:
         error = difference(self._replayed(replay, Call(reuse=True, deltas=deltas)), output)
         if not error <= tolerance(output):
             raise WiringError(
-                f"{self.runs.name}: with {self.paths[self.start]} … {self.paths[self.end]} skipped and their residual "
+                f"{self.runs.name}: with {self.first} … {self.last} skipped and their residual "
                 f"added, the call that it was taken from comes out {error:.2g} off (relative L2): the model uses more "
                 "of these blocks than what leaves the last one (outputs collected on the way, say), or is not "
                 "deterministic. Choose other blocks; or, if you know better, give verify=False"
             )
 
     def _subtract(self, call: Call, values: Sequence[Any]) -> None:
-        """Δ = h_out + (−h_in), in the place of the latter."""
-        deltas, call.entry = call.entry, None
-        assert self.wiring is not None
-        if not isinstance(deltas, list) or len(values) != len(self.wiring.leave):
+        """Δ = h_out + (−h_in), in the place of the latter where that is possible."""
+        entry, call.entry = call.entry, None
+        wiring, deltas = self.wiring, []
+        assert wiring is not None
+        if not isinstance(entry, list) or len(values) != len(wiring.leave):
             return
-        for stream, value in zip(self.wiring.leave, values, strict=True):
-            if stream is not None:
-                if not _fits(value, deltas[stream]):
-                    return  # the range changed the stream's form in this call: nothing that could be added back
-                deltas[stream].add_(value)
+        for bridge, value in zip(wiring.leave, values, strict=True):
+            if bridge is None:
+                continue
+            if not isinstance(value, Tensor):
+                return
+            before = build(bridge, entry, value.shape) if entry else None
+            if before is None or not _fits(value, before):
+                return  # the range changed the stream's form in this call: nothing that could be added back
+            in_place = wiring.plain or isinstance(bridge, (Joined, Fresh))  # made for this alone
+            deltas.append(before.add_(value) if in_place else before + value)
         call.deltas = tuple(deltas)
 
-    def _settle(self, call: Call) -> None:
-        """A call is over: learn the wiring if it was observed, and keep the residual it computed."""
+    def _settle(self, call: Call) -> bool:
+        """A call is over: learn the wiring if it was observed, and keep the residual it computed.
+
+        Returns whether the range turned out to be other blocks than those it was attached to.
+        """
+        moved = False
         observation, call.observation = call.observation, None
         if observation is not None and self.wiring is None:
+            observation.close()
             try:
-                self.wiring = observation.resolve(self.start, self.end)
+                moved = self._wire(observation, call)
             except WiringError as error:
                 raise WiringError(f"{error}. {self._advice()}") from None
-            if self.wiring is not None and self.on_wired is not None:
-                self.on_wired()
         if self.wiring is not None and isinstance(call.entry, dict) and call.exit:
             call.entry = [call.entry[name] for name in self.wiring.entry]
             self._subtract(call, call.exit)
         self.runs.keep(call)
+        return moved
+
+    def _wire(self, observation: Observation, call: Call) -> bool:
+        """Count the blocks as they were called, and follow the streams through the range."""
+        trunk = find_trunk(observation, self.weights) if observation.whole else Trunk(self.order, {})
+        if trunk is None:
+            return False
+        if self.end >= len(trunk.order):
+            raise WiringError(self._too_short(trunk))
+        wiring = resolve(observation, trunk.order, self.start, self.end)
+        if wiring is None:
+            return False
+        moved = trunk.order[self.start : self.end + 1] != self.order[self.start : self.end + 1]
+        if moved:  # other blocks than those that were thought to be the range: what was captured is not theirs
+            call.capture, call.entry, call.exit = False, None, ()
+            mine, self._local = self._local, threading.local()  # calls under way elsewhere are no longer followed
+            vars(self._local).update(vars(mine))
+        self.order, self.wiring = trunk.order, wiring
+        if self.on_wired is not None:
+            self.on_wired(moved)
+        return moved
+
+    def _too_short(self, trunk: Trunk) -> str:
+        names = [self.spots[index].path for index in trunk.order]
+        apart = "; ".join(f"{group}: {why}" for group, why in trunk.apart.items())
+        return (
+            f"blocks {self.start} to {self.end} reach past the end: {self.runs.name} calls {len(names)} blocks, "
+            f"{names[0]} … {names[-1]}" + (f" ({apart})" if apart else "")
+        )
 
     def _advice(self) -> str:
-        lists = list(dict.fromkeys(path.rpartition(".")[0] for path in self.paths))
+        lists = list(dict.fromkeys(spot.group for spot in self.spots))
         if len(lists) > 1:
             return f"Cache one of the lists by itself: blocks={' or '.join(map(repr, lists))}"
         return "Choose a range on one side of it with cache_block_start and cache_num_blocks"
+
+
+def _extrapolated(wiring: Wiring, streams: Sequence[Any], deltas: Sequence[Tensor]) -> list[Tensor] | None:
+    """h_in + Δ̂ for each output of the range; ``None`` if the residuals do not fit what enters it."""
+    if len(streams) != len(wiring.entry) or not all(isinstance(stream, Tensor) for stream in streams):
+        return None
+    bridges = [bridge for bridge in wiring.leave if bridge is not None]
+    if len(bridges) != len(deltas):
+        return None
+    results = []
+    for bridge, delta in zip(bridges, deltas, strict=True):
+        before = build(bridge, streams, delta.shape)
+        if before is None or not _fits(before, delta):
+            return None
+        results.append(before + delta)
+    return results
 
 
 def _fits(value: Any, delta: Tensor) -> bool:

@@ -7,8 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from .attachment import Attachment, check, original
-from .blocks.find import Blocks, Chain, find_chains
-from .blocks.wiring import parameter_names
+from .blocks.adapter import BlockAdapter, chains_of
+from .blocks.chain import Chain, fingerprint
+from .blocks.find import Blocks
+from .blocks.observe import Spot
+from .blocks.ports import Face, FunctorFace, parameter_names
 from .clock import StepClock
 from .config import DitCacheConfig
 from .flow import Flow
@@ -32,11 +35,13 @@ def dit_cache(
     they last had is added instead. All errors below are raised before anything is touched.
 
     Args:
-        target: a diffusers pipeline with a ``transformer`` (or several), a transformer, or any ``nn.Module``.
+        target: a diffusers pipeline, a transformer or any ``nn.Module`` that calls lists of blocks; or a
+            :class:`BlockAdapter`, which says more about it.
         config: when to refresh, and which blocks.
         blocks: where the blocks are, if they are not found by themselves: a dotted path from ``target`` to an
             ``nn.ModuleList`` (``"transformer.transformer_blocks"``), the list itself, or several of either,
-            counted one after another. Left out: the transformer's own lists of repeated blocks.
+            counted in the order in which the model calls them. Left out: the lists of the trunk, without
+            refiners and the like (``dithooks inspect`` shows them).
         scheduler: whose ``step_index`` tells the sampling step; left out, the pipeline's, if there is one. Without
             either, an open :func:`timestep_scope` or the transformer's ``timestep`` argument tells.
         verify: test the first residual on the call it was taken from, which has to come out the same. This calls the
@@ -126,17 +131,17 @@ class CacheHandle:
         if not isinstance(config, DitCacheConfig):
             raise TypeError(f"config must be a DitCacheConfig, not {config!r} ({type(config).__name__})")
         mine = [skip for attached in self._attached for skip in attached.skips]
-        chains = find_chains(self._target, self._blocks)
-        for chain in chains:
-            check(chain, config.cache_block_start, config.cache_num_blocks, mine)
-        fingerprint = "+".join(chain.fingerprint() for chain in chains)
-        if config.fingerprint not in (None, fingerprint):
+        chains = [(chain, own or config) for chain, own in chains_of(self._target, self._blocks)]
+        for chain, own in chains:
+            check(chain, own.cache_block_start, own.cache_num_blocks, mine)
+        here = fingerprint([chain for chain, _ in chains])
+        if config.fingerprint not in (None, here):
             raise ValueError(
-                f"the config was made for another model (fingerprint {config.fingerprint}, here {fingerprint}): "
+                f"the config was made for another model (fingerprint {config.fingerprint}, here {here}): "
                 "search a new one, or take the numbers over with dataclasses.replace(config, fingerprint=None)"
             )
-        useless = config.cache_step_interval == 1
-        prepared = [] if useless else [self._prepare(chain, config) for chain in chains]
+        useful = [(chain, own) for chain, own in chains if own.cache_step_interval > 1]
+        prepared = [self._prepare(chain, own) for chain, own in useful]
         former, remarks = self._attached, list[str]()
         try:
             for attached in former:
@@ -153,10 +158,10 @@ class CacheHandle:
                 attached.flow.forget()
                 attached.attach()
             raise
-        self._config = replace(config, fingerprint=fingerprint)
+        self._config = replace(config, fingerprint=here)
         for attached in former:
             remarks += attached.flow.forget()
-        if useless:
+        if not useful:
             remarks.append(
                 "cache_step_interval=1 refreshes at every step: nothing can be reused, and nothing is attached"
             )
@@ -199,23 +204,27 @@ class CacheHandle:
         return f"<CacheHandle {state if self.active else 'removed'}>"
 
     def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
-        target = self._target
+        target = self._target.pipe if isinstance(self._target, BlockAdapter) else self._target
         explicit = self._scheduler
 
         def scheduler() -> Any:  # looked up at every call: pipelines get new schedulers
             return getattr(target, "scheduler", None) if explicit is None else explicit
 
-        originals = [original(site.block) for site in chain.sites]
-        compilable = (chain.owner, originals[config.cache_block_start])
+        spots = []
+        for site in chain.sites:
+            block, lane = original(site.block), site.lane
+            face = Face(block) if lane.functor is None else FunctorFace(lane.functor)
+            spots.append(Spot(site.path, type(block), lane.path, face, lane.pattern))
+        compilable = (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
         primary = next(iter(parameter_names(chain.owner)), None)
-        ledger = Ledger(len(chain.sites), config.cache_num_blocks)
+        ledger = Ledger(len(spots), config.cache_num_blocks)
         policy = Interval(config.cache_step_start, config.cache_step_interval)
         flow = Flow(
-            Runs(chain.name, policy, Reuse(), StepClock(scheduler, chain.name), ledger, primary),
-            paths=[site.path for site in chain.sites],
-            classes=[type(block) for block in originals],
+            Runs(chain.name, policy, Reuse(), StepClock(scheduler, chain.name), ledger, primary, chain.separate_cfg),
+            spots,
             start=config.cache_block_start,
             end=config.cache_block_start + config.cache_num_blocks - 1,
+            weights=chain.weights() if chain.found else None,
             compiled=lambda: chain.compiled or any(module._compiled_call_impl is not None for module in compilable),
             verify=self._verify,
         )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .blocks.wiring import bind, parameter_names
+from .blocks.ports import bind, parameter_names
 from .flow import Flow
 from .replay import Replay
 
@@ -30,11 +30,11 @@ class _Hook:
 
 
 class _Before(_Hook):
-    def __init__(self, flow: Flow, react: Callable[[Any], None], names: tuple[str, ...]) -> None:
-        self.flow, self.react, self.names = flow, react, names
+    def __init__(self, flow: Flow, react: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
+        self.flow, self.react = flow, react
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.react(bind(self.names, args, kwargs))
+        self.react(args, kwargs)
 
 
 class _After(_Hook):
@@ -53,7 +53,7 @@ def hook_call(flow: Flow, owner: nn.Module) -> None:
     class Begins(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs))
+            flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs, flow.learning))
 
     class Ends(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -69,7 +69,7 @@ def hook_call(flow: Flow, owner: nn.Module) -> None:
 
 def hook_range(flow: Flow, first: nn.Module, last: nn.Module) -> None:
     """Give the flow what enters the range's first block and what leaves its last."""
-    first.register_forward_pre_hook(_Before(flow, flow.enter, parameter_names(first)), with_kwargs=True)
+    first.register_forward_pre_hook(_Before(flow, flow.enter), with_kwargs=True)
     last.register_forward_hook(_After(flow, flow.leave), with_kwargs=True)
 
 
@@ -77,8 +77,7 @@ def hook_observation(flow: Flow, blocks: Sequence[nn.Module]) -> list[RemovableH
     """Show the flow every block's arguments and output, by which it learns the wiring."""
     handles = []
     for index, block in enumerate(blocks):
-        names = parameter_names(block)
-        before = _Before(flow, partial(flow.watch_enter, index, names), names)
+        before = _Before(flow, partial(flow.watch_enter, index))
         after = _After(flow, partial(flow.watch_leave, index))
         handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(block.register_forward_hook(after, with_kwargs=True))

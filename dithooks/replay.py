@@ -20,15 +20,27 @@ _STANCE = threading.Lock()
 
 
 class Replay:
-    """One call of a module, to be made again. Containers are copied, so that a cache kept in one is not fed twice."""
+    """One call of a module, to be made again.
 
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._module, self._args, self._kwargs = module, args, kwargs
+    Containers are copied, so that a cache kept in one is not fed twice; with ``keep`` before the call itself, too,
+    which may take things out of them.
+    """
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool = True) -> None:
+        self._module = module
+        self._args: tuple[Any, ...] = _copied(args) if keep else args
+        self._kwargs: dict[str, Any] = _copied(kwargs) if keep else kwargs
 
     @property
     def safe(self) -> bool:
         """Whether the arguments are tensors, numbers and containers of these: nothing that could remember a call."""
-        return _plain(self._args) and _plain(self._kwargs)
+        return not self.strange
+
+    @property
+    def strange(self) -> str | None:
+        """The first argument that is none of these, and its type."""
+        named = {**{f"argument {i}": value for i, value in enumerate(self._args)}, **self._kwargs}
+        return next((f"{k} ({type(v).__name__})" for k, v in named.items() if not _plain(v)), None)
 
     def __call__(self, eager: bool) -> Any:
         """The output, without gradients and hooks of the module itself; ``eager``: without compiled code, too."""
@@ -68,6 +80,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
     elif isinstance(value, Mapping):
         for item in value.values():
+            yield from _tensors(item)
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)):  # an output object of any kind
+        for item in vars(value).values():
             yield from _tensors(item)
 
 

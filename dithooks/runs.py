@@ -28,11 +28,21 @@ class Runs:
         clock: tells the step of a call.
         ledger: counts the calls.
         primary: the transformer's argument that holds the latents: its first.
+        separate_cfg: whether a step's calls are branches by their order (``True``) or all alike (``False``); ``None``:
+            they are told apart by what they are given.
     """
 
     def __init__(
-        self, name: str, policy: Interval, predictor: Reuse, clock: StepClock, ledger: Ledger, primary: str | None
+        self,
+        name: str,
+        policy: Interval,
+        predictor: Reuse,
+        clock: StepClock,
+        ledger: Ledger,
+        primary: str | None,
+        separate_cfg: bool | None = None,
     ) -> None:
+        self.separate_cfg = separate_cfg
         self.name, self.policy, self.predictor, self.clock, self.ledger = name, policy, predictor, clock, ledger
         self.primary = primary
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
@@ -48,7 +58,13 @@ class Runs:
         arguments = arguments or {}
         latents, conditioning = tensors(arguments, self.primary)
         run, tick = self._locate(arguments)
-        number = tick.branch if tick.branch is not None else choose_branch(run, latents, conditioning)
+        number: int | None
+        if tick.branch is not None:
+            number = tick.branch
+        elif self.separate_cfg is None:
+            number = choose_branch(run, latents, conditioning)
+        else:
+            number = len(run.used) if self.separate_cfg else 0
         if number is None:
             run, tick = self._locate(arguments, anew=True)
             number = 0

@@ -196,13 +196,13 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"cache_block_start=8 and cache_num_blocks=3 .*Net has 10 blocks"):
             dit_cache(net, DitCacheConfig(1, 2, 8, 3))
 
-    def test_pipeline_without_a_transformer(self):
+    def test_pipeline_without_a_denoiser(self):
         pipe = Pipe(Net())
-        pipe.unet, pipe.transformer = pipe.transformer, None
-        with pytest.raises(ValueError, match=r"no component called transformer \(it has \['unet'\]\)"):
+        pipe.text_encoder, pipe.transformer = pipe.transformer, None
+        with pytest.raises(ValueError, match=r"no list of blocks that a transformer would call.*'text_encoder'"):
             dit_cache(pipe, CONFIG)
-        with dit_cache(pipe, CONFIG, blocks="unet.blocks") as cache:
-            assert "unet.blocks.0" in repr(cache)
+        with dit_cache(pipe, CONFIG, blocks="text_encoder.blocks") as cache:
+            assert "text_encoder.blocks.0" in repr(cache)
 
     def test_twice_on_the_same_blocks(self):
         net = Net()

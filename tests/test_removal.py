@@ -190,10 +190,10 @@ class TestMoreBadInput:
         class Apart(Net):
             def forward(self, hidden_states, timestep, encoder_hidden_states):
                 h = super().forward(hidden_states, timestep, encoder_hidden_states)
-                return self.other[1](self.other[0](h))
+                return self.other[1](self.other[0](h))[..., :4]
 
         net = Apart("swapped")
-        net.other = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        net.other = nn.ModuleList([nn.Sequential(nn.Linear(4, 64), nn.Linear(64, 4)) for _ in range(2)])
         handle = dit_cache(net, DitCacheConfig(0, 2, 3, 3))
         with pytest.raises(ValueError, match="Cache one of the lists by itself: blocks='blocks' or 'other'"):
             net(latents(), torch.tensor(0.5), prompt())

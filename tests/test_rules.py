@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dithooks"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
-IMMUTABLE_CALLS = {"ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "Lock"}
+IMMUTABLE_CALLS = {"ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "Lock", "TypeVar"}
+REGISTERED = {"_HINTS"}  # what users tell of their models is the process's by nature; the one thing that is
 
 
 def named(path):
@@ -63,7 +64,8 @@ def test_no_mutable_state_of_module_or_class(path):
                 for use in ast.walk(tree)
                 if isinstance(use, ast.Subscript)
                 and isinstance(use.ctx, ast.Store)
-                and ast.unparse(use.value) == ast.unparse(target)
+                and ast.unparse(use.value).removeprefix("cls.") == ast.unparse(target)
+                and ast.unparse(target) not in REGISTERED
             ]
             assert not mutated, f"{ast.unparse(target)} is written in lines {mutated}"
         if isinstance(node.value, ast.Call) and node in tree.body:

@@ -1,251 +1,260 @@
 """How the streams run through a range of blocks: observed on one computed call, not declared.
 
 Which output of a block *is* (the same object) which input of the next one tells what each block takes and returns, by
-position or keyword, in whatever order. Where the parent puts a new tensor between two blocks (a ControlNet's addition),
-the other blocks of the class tell, then the shape; what stays ambiguous is refused.
+position or keyword, in whatever order. Where the model makes a new tensor between two blocks, its values tell how
+(:mod:`.bridge`); where they don't (a ControlNet's addition), the name does, then the shape. What stays ambiguous is
+refused, with what was seen.
 """
 
 from __future__ import annotations
 
-import inspect
-import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from .bridge import Bridge, Fresh, Stream, streams_of, substitute
+from .observe import Observation, Seen, Spot
+from .ports import Ports, show
 
 
 class WiringError(ValueError):
     """The streams of a range could not be followed; the message says what was seen."""
 
 
-def parameter_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the positional parameters of a module's forward; empty where it does not say."""
-    try:
-        parameters = inspect.signature(module.forward).parameters.values()
-    except (TypeError, ValueError):
-        return ()
-    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-
-
-def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name; positions without a name are called ``*0``, ``*1``, …"""
-    bound = {names[i] if i < len(names) else f"*{i}": value for i, value in enumerate(args)}
-    bound.update(kwargs)
-    return bound
-
-
-@dataclass(frozen=True)
-class Ports:
-    """How to read the streams of one block from a call, and build its output from them.
-
-    ``names`` are its parameters; ``carries[p]`` is the argument that output position p carries on (``None``: the
-    block returns ``None`` there); ``kind`` is ``Tensor``, ``tuple`` or ``list``.
-    """
-
-    names: tuple[str, ...]
-    carries: tuple[str | None, ...]
-    kind: type
-
-    def read(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The argument called ``name``, however it was passed."""
-        if name in kwargs:
-            return kwargs[name]
-        return args[int(name[1:]) if name.startswith("*") else self.names.index(name)]
-
-    def build(self, values: Sequence[Tensor | None]) -> Any:
-        """An output like the block's own, from one value per position."""
-        return values[0] if self.kind is Tensor else self.kind(values)
-
-
 @dataclass(frozen=True)
 class Wiring:
-    """The streams of a range: their names at its first block, and which of them its last returns at each position."""
+    """The streams of a range: their names at its first block, and how each output of its last is made of them."""
 
     ports: tuple[Ports, ...]  # of each block of the range
     entry: tuple[str, ...]
-    leave: tuple[int | None, ...]
-
-
-def parts(output: Any) -> tuple[type, tuple[Any, ...]]:
-    """The kind of a block's output, and its values by position."""
-    if isinstance(output, Tensor):
-        return Tensor, (output,)
-    if type(output) in (tuple, list):
-        return type(output), tuple(output)
-    return type(output), ()
-
-
-def _form(value: Any) -> tuple[Any, ...] | None:
-    return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None
-
-
-@dataclass
-class _Seen:
-    """One block's call: forms of its tensor arguments, of its outputs, and where the outputs went next."""
-
-    index: int
-    names: tuple[str, ...]
-    inputs: dict[str, tuple[Any, ...]]
-    kind: type = object
-    outputs: tuple[tuple[Any, ...] | None, ...] = ()
-    odd: tuple[str, ...] = ()  # outputs that are neither tensor nor None
-    next: _Seen | None = None
-    fed: dict[int, str] = field(default_factory=dict)  # output position → the next block's argument, same object
-
-
-class Observation:
-    """Watches one computed call of a chain of blocks; holds on to no more than one block's outputs at a time."""
-
-    def __init__(self, classes: Sequence[type], paths: Sequence[str]) -> None:
-        self._classes, self._paths = classes, paths
-        self._calls: list[_Seen] = []
-        self._last: tuple[Any, ...] = ()
-        self._produced: list[tuple[int, weakref.ref[Tensor]]] = []
-        self._late: list[tuple[int, int, str]] = []  # producer, later consumer, its argument
+    leave: tuple[Bridge | None, ...]
 
     @property
-    def empty(self) -> bool:
-        """Whether no block was seen to run."""
-        return not self._calls
+    def plain(self) -> bool:
+        """Whether every output is just one stream that entered, and no other output is the same one."""
+        streams = [bridge for bridge in self.leave if bridge is not None]
+        return all(isinstance(bridge, Stream) for bridge in streams) and len(set(streams)) == len(streams)
 
-    def enter(self, index: int, names: tuple[str, ...], arguments: Mapping[str, Any]) -> None:
-        """A block of the chain is about to run."""
-        here = _Seen(index, names, {name: form for name, value in arguments.items() if (form := _form(value))})
-        if self._calls:
-            before = self._calls[-1]
-            before.next = here
-            for name, value in arguments.items():
-                for position, output in enumerate(self._last):
-                    if isinstance(output, Tensor) and output is value:
-                        before.fed.setdefault(position, name)
-                if isinstance(value, Tensor) and not any(output is value for output in self._last):
-                    self._late += [
-                        (i, index, name) for i, ref in self._produced if i != before.index and ref() is value
-                    ]
-        self._last = ()
-        self._calls.append(here)
 
-    def leave(self, index: int, output: Any) -> None:
-        """… and has run."""
-        here = self._calls[-1]
-        here.kind, self._last = parts(output)
-        here.outputs = tuple(_form(value) for value in self._last)
-        here.odd = tuple(
-            f"position {p}: {type(v).__name__}" for p, v in enumerate(self._last) if not (v is None or _form(v))
+@dataclass(frozen=True)
+class Gap:
+    """What happens to the streams between two blocks.
+
+    Args:
+        made: how each stream of the second is made of the outputs of the first, by number of output.
+        how: in words, for tables; only where it is not the very output.
+        lost: why a stream of the second is not made of these.
+    """
+
+    made: dict[str, Bridge]
+    how: dict[str, str]
+    lost: dict[str, str]
+
+
+def resolve(observation: Observation, order: Sequence[int], start: int, end: int) -> Wiring | None:
+    """The wiring of blocks start … end of those in ``order``; ``None`` if this call did not run them all.
+
+    Raises:
+        WiringError: they ran, but not as one chain of streams.
+    """
+    spots, wanted = observation.spots, list(order[start : end + 1])
+    calls = [(number, call) for number, call in enumerate(observation.calls) if call.index in set(order)]
+    indices = [call.index for _, call in calls]
+    if not set(wanted) <= set(indices):
+        return None
+    first = indices.index(wanted[0])
+    if indices[first : first + len(wanted)] != wanted:
+        seen = ", ".join(spots[i].path for i in indices[first : first + len(wanted) + 1])
+        raise WiringError(
+            f"blocks {spots[wanted[0]].path} … {spots[wanted[-1]].path} do not run one after another: seen {seen}, …"
         )
-        if not self._last:
-            here.odd = (type(output).__name__,)
-        self._produced += [(index, weakref.ref(value)) for value in self._last if isinstance(value, Tensor)]
-
-    def resolve(self, start: int, end: int) -> Wiring | None:
-        """The wiring of blocks start … end; ``None`` if this call did not run them all.
-
-        Raises:
-            WiringError: they ran, but not as one chain of streams.
-        """
-        self._last = ()
-        order = [call.index for call in self._calls]
-        if not set(range(start, end + 1)) <= set(order):
-            return None
-        first = order.index(start)
-        if order[first : first + end - start + 1] != list(range(start, end + 1)):
-            seen = ", ".join(self._paths[i] for i in order[first : first + end - start + 2])
-            raise WiringError(f"{self._range(start, end)} do not run one after another: seen {seen}, …")
-        if order.count(start) > 1:
-            raise WiringError(f"{self._paths[start]} runs {order.count(start)} times in one call of the transformer")
-        calls = self._calls[first : first + end - start + 1]
-        for producer, consumer, name in self._late:
-            if start <= producer < end and consumer > end:
-                raise WiringError(
-                    f"an output of {self._paths[producer]} goes to {self._paths[consumer]} ({name}=), past the end "
-                    f"of the range at {self._paths[end]}: what is skipped would be missing there"
-                )
-        ports = tuple(self._ports(call) for call in calls)
-        return self._follow(calls, ports)
-
-    def _ports(self, call: _Seen) -> Ports:
-        if call.odd:
+    if indices.count(wanted[0]) > 1:
+        times = indices.count(wanted[0])
+        raise WiringError(f"{spots[wanted[0]].path} runs {times} times in one call of the transformer")
+    numbers, seen_calls = zip(*calls[first : first + len(wanted)], strict=True)
+    for producer, consumer, name in observation.late:
+        if producer in numbers[:-1] and consumer > numbers[-1]:
+            taker = spots[observation.calls[consumer].index].path
             raise WiringError(
-                f"{self._paths[call.index]} returns {', '.join(call.odd)}; tensors and tuples are understood"
+                f"an output of {spots[observation.calls[producer].index].path} goes to {taker} ({name}=), past the "
+                f"end of the range at {spots[wanted[-1]].path}: what is skipped would be missing there"
             )
-        carries = tuple(None if form is None else self._carried(call, p) for p, form in enumerate(call.outputs))
-        if len(set(carries) - {None}) < len(carries) - carries.count(None):
-            raise WiringError(f"{self._paths[call.index]}: two outputs seem to carry on the same argument ({carries})")
-        return Ports(call.names, carries, call.kind)
+    ports = [ports_of(observation, call) for call in seen_calls]
+    return _follow(spots, list(seen_calls), ports)
 
-    def _carried(self, call: _Seen, position: int) -> str:
-        """The argument of this block that output ``position`` carries on."""
-        form = call.outputs[position]
-        alike = [name for name, other in call.inputs.items() if other == form]
-        kin = [other for other in self._calls if self._classes[other.index] is self._classes[call.index]]
-        fed: dict[int, str] = {}  # where this block's outputs were seen to go, else those of the nearest of its class
-        for other in sorted(kin, key=lambda other: abs(other.index - call.index)):
-            fed = {**other.fed, **fed}
-        if fed.get(position) in alike:  # it goes on under a name that this block has, too
-            return fed[position]
-        alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
-        if call.next is None and (before := self._before(call)) is not None and set(before.fed.values()) & set(alike):
-            alike = [name for name in alike if name in before.fed.values()]
-        if "hidden_states" in alike and len(call.outputs) == 1:
-            return "hidden_states"
-        if len(alike) == 1:
-            return alike[0]
-        seen = ", ".join(f"{name} {_show(other)}" for name, other in call.inputs.items())
+
+def ports_of(observation: Observation, call: Seen) -> Ports:
+    """Which arguments a block carries on, and in what form it returns them.
+
+    Raises:
+        WiringError: that is not clear.
+    """
+    spot = observation.spots[call.index]
+    if call.odd:
         raise WiringError(
-            f"{self._paths[call.index]}: which argument does output {position}, {_show(form)}, carry on? "
-            f"Its arguments are {seen}; " + (f"alike: {', '.join(alike)}" if alike else "none is alike")
+            f"{spot.path} returns {', '.join(call.odd)}; tensors, alone or in a tuple, dict or dataclass, are "
+            "understood. Say where its streams are with BlockAdapter(patch_functor=...)"
         )
+    if spot.pattern is not None:
+        carries = _declared(spot, call)
+    else:
+        found = [None if form is None else _carried(observation, call, p) for p, form in enumerate(call.outputs)]
+        carries = tuple(found)
+    twice = [name for name in carries if name is not None and carries.count(name) > 1]
+    if twice:
+        raise WiringError(f"{spot.path}: two outputs seem to carry on the same argument, {twice[0]}: {_advice(call)}")
+    forms = zip(call.outputs, carries, strict=True)
+    born = tuple(form if name is None else None for form, name in forms)
+    if all(name is None for name in carries):
+        seen = ", ".join(f"{name} {show(form)}" for name, form in call.inputs.items())
+        raise WiringError(
+            f"{spot.path}: which argument does output 0, {show(call.outputs[0])}, carry on? Its arguments are {seen}; "
+            "none is alike"
+        )
+    return Ports(spot.face, call.maker, carries, born)
 
-    def _before(self, call: _Seen) -> _Seen | None:
-        return next((other for other in self._calls if other.next is call), None)
 
-    def _follow(self, calls: list[_Seen], ports: tuple[Ports, ...]) -> Wiring:
-        """Follow each stream from the first block's arguments to a position of the last one's output."""
-        entry = tuple(name for name in ports[0].carries if name is not None)
-        names = dict(enumerate(entry))  # stream → its argument at the current block
-        for call, port, after, following in zip(calls, ports, ports[1:], calls[1:], strict=False):
-            moved = {}
-            for stream, current in names.items():
-                position = port.carries.index(current)
-                onward = call.fed.get(position)
-                if onward is None:
-                    onward = self._onward(call, following, after, position, current)
-                if onward in after.carries:
-                    moved[stream] = onward
-            names = moved
-        last = ports[-1].carries
-        streams = dict(zip(names.values(), names.keys(), strict=True))
-        for position, name in enumerate(last):
-            if name is not None and name not in streams:
-                raise WiringError(
-                    f"output {position} of {self._paths[calls[-1].index]} ({name}) does not come from an argument of "
-                    f"{self._paths[calls[0].index]}: the streams change on the way"
+def gap(spots: Sequence[Spot], before: Seen, sender: Ports, after: Seen, taker: Ports) -> Gap:
+    """How the streams that one block takes are made of what the one before returned."""
+    made: dict[str, Bridge] = {}
+    how, lost = {}, {}
+    fed = {name: position for position, name in before.fed.items()} if before.next is after else {}
+    streams = [name for name in taker.carries if name is not None]
+    for name in streams:
+        form = after.inputs.get(name)
+        if name in fed:
+            made[name] = Stream(fed[name])
+        elif name in after.made and before.next is after:
+            made[name] = after.made[name]
+        elif name in after.same:
+            continue  # as an argument of the block before, which left it alone
+        elif name in sender.carries and before.outputs[sender.carries.index(name)] == form:
+            made[name] = Stream(sender.carries.index(name))
+            how[name] = "a new tensor in its place"
+        else:
+            free = [p for p, other in enumerate(before.outputs) if other == form and p not in fed.values()]
+            if form is not None and len(free) == 1:
+                made[name] = Stream(free[0])
+                how[name] = "a new tensor of its form"
+            else:
+                returned = ", ".join(show(other) for other in before.outputs)
+                lost[name] = (
+                    f"between {spots[before.index].path} and {spots[after.index].path} the "
+                    f"stream {name} {show(form)} is lost: the former returns {returned}, and it is not made of that "
+                    "in a way that can be followed"
                 )
-        kept = sorted(streams.values())
-        return Wiring(
-            ports, tuple(entry[s] for s in kept), tuple(None if n is None else kept.index(streams[n]) for n in last)
-        )
+    return Gap(made, how, lost)
 
-    def _onward(self, call: _Seen, following: _Seen, after: Ports, position: int, name: str) -> str:
-        """Under which name an output goes on where the parent put a new tensor in between."""
-        form = call.outputs[position]
-        if name in after.carries and following.inputs.get(name) == form:
-            return name
-        free = [
-            n for n in after.carries if n is not None and n not in call.fed.values() and following.inputs[n] == form
-        ]
-        if len(free) == 1:
-            return free[0]
+
+def _declared(spot: Spot, call: Seen) -> tuple[str | None, ...]:
+    """What a declared pattern says, if it fits the forms that were seen."""
+    assert spot.pattern is not None
+    if len(spot.pattern.returns) != len(call.outputs):
         raise WiringError(
-            f"between {self._paths[call.index]} and {self._paths[following.index]} the stream {name} {_show(form)} is "
-            f"lost: the next block takes {', '.join(f'{n} {_show(f)}' for n, f in following.inputs.items())}"
+            f"{spot.path} returns {len(call.outputs)} value(s), but forward pattern {spot.pattern.value}, "
+            f"{spot.pattern.text}, says {len(spot.pattern.returns)}"
         )
+    try:
+        carries = spot.pattern.carries(list(call.inputs))
+    except ValueError as error:
+        raise WiringError(f"{spot.path}: {error}") from None
+    for position, name in enumerate(carries):
+        if name is not None and call.outputs[position] not in (None, call.inputs[name]):
+            raise WiringError(
+                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
+                f"on {name}, but they are {show(call.outputs[position])} and {show(call.inputs[name])}"
+            )
+    return tuple(name if call.outputs[p] is not None else None for p, name in enumerate(carries))
 
-    def _range(self, start: int, end: int) -> str:
-        return f"blocks {self._paths[start]} … {self._paths[end]}"
+
+def _carried(observation: Observation, call: Seen, position: int) -> str | None:
+    """The argument of this block that output ``position`` carries on; ``None`` for what comes on top of a stream."""
+    spots, spot, form = observation.spots, observation.spots[call.index], call.outputs[position]
+    alike = [name for name, other in call.inputs.items() if other == form]
+    kin = [
+        other
+        for other in observation.calls
+        if spots[other.index].cls is spot.cls and len(other.outputs) == len(call.outputs)
+    ]
+    fed: dict[int, str] = {}  # where this block's outputs were seen to go, else those of the nearest of its class
+    for other in sorted(kin, key=lambda other: abs(other.index - call.index)):
+        goes_on = other.next is not None and spots[other.next.index].cls is spot.cls
+        fed = {**(other.fed if goes_on or other is call else {}), **fed}
+    if fed.get(position) in alike:  # it goes on under a name that this block has, too
+        return fed[position]
+    alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
+    if call.next is None and (before := _before(observation, call)) is not None:
+        alike = [name for name in alike if name in before.fed.values()] or alike
+    if "hidden_states" in alike and len(call.outputs) == 1:
+        return "hidden_states"
+    if len(alike) == 1:
+        return alike[0]
+    others = [form for p, form in enumerate(call.outputs) if p != position and form in call.inputs.values()]
+    if not alike and position not in call.fed and others:
+        return None
+    seen = ", ".join(f"{name} {show(other)}" for name, other in call.inputs.items())
+    raise WiringError(
+        f"{spot.path}: which argument does output {position}, {show(form)}, carry on? Its arguments are {seen}; "
+        + (f"alike: {', '.join(alike)}: {_advice(call)}" if alike else "none is alike")
+    )
 
 
-def _show(form: tuple[Any, ...] | None) -> str:
-    return "None" if form is None else f"{list(form[0])} {str(form[1]).removeprefix('torch.')}"
+def _advice(call: Seen) -> str:
+    patterns = "0, (h, e) -> (h, e), or 1, (h, e) -> (e, h)" if len(call.outputs) == 2 else "0 to 5"
+    return f"say which with BlockAdapter(forward_pattern=...), {patterns}"
+
+
+def _before(observation: Observation, call: Seen) -> Seen | None:
+    return next((other for other in observation.calls if other.next is call), None)
+
+
+def _follow(spots: Sequence[Spot], calls: list[Seen], ports: list[Ports]) -> Wiring:
+    """Follow each stream from the first block's arguments to the last one's outputs."""
+    entry = list(calls[0].inputs)
+    known: dict[str, Bridge | None] = {name: Stream(number) for number, name in enumerate(entry)}
+    lost: dict[str, str] = {}
+    for before, sender, after, taker in zip(calls, ports, calls[1:], ports[1:], strict=False):
+        between = gap(spots, before, sender, after, taker)
+        left: dict[int, Bridge | None] = {
+            p: Fresh() if name is None else known.get(name) for p, name in enumerate(sender.carries)
+        }
+        why = {p: lost[name] for p, name in enumerate(sender.carries) if name in lost}
+        onward: dict[str, Bridge | None] = {}
+        reasons = dict(between.lost)
+        for name in after.inputs:
+            if name in between.made:
+                onward[name] = substitute(between.made[name], left)
+                reason = next((why[p] for p in streams_of(between.made[name]) if p in why), None)
+                if reason is not None:
+                    reasons[name] = reason
+            elif name in after.same and before.next is after:
+                onward[name] = known.get(after.same[name])
+                if after.same[name] in lost:
+                    reasons[name] = lost[after.same[name]]
+        known, lost = onward, reasons
+    leave = [_source(name, known, lost, spots, calls) for name in ports[-1].carries]
+    leave = [Fresh() if form is not None else bridge for bridge, form in zip(leave, ports[-1].born, strict=True)]
+    used = sorted({number for bridge in leave for number in streams_of(bridge)})
+    renumbered: dict[int, Bridge | None] = {number: Stream(new) for new, number in enumerate(used)}
+    return Wiring(
+        tuple(ports),
+        tuple(entry[number] for number in used),
+        tuple(None if bridge is None else substitute(bridge, renumbered) for bridge in leave),
+    )
+
+
+def _source(
+    name: str | None,
+    known: Mapping[str, Bridge | None],
+    lost: Mapping[str, str],
+    spots: Sequence[Spot],
+    calls: Sequence[Seen],
+) -> Bridge | None:
+    """What an output of the range's last block, which carries on ``name``, is made of at its first."""
+    if name is None:
+        return None
+    bridge = known.get(name)
+    if bridge is None or not any(True for _ in streams_of(bridge)):
+        first, last = spots[calls[0].index].path, spots[calls[-1].index].path
+        otherwise = f"{name}, which {last} returns, does not come from an argument of {first}: the streams change"
+        raise WiringError(lost.get(name, otherwise))
+    return bridge

@@ -1,0 +1,262 @@
+"""Where the blocks are and how they are called, said by the user: for what observation alone can't settle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ..config import DitCacheConfig
+from .chain import Chain
+from .find import Blocks, find_chains, group, resolve
+from .pattern import ForwardPattern
+from .ports import PatchFunctor
+from .target import denoisers_of, path_of
+
+Maker = TypeVar("Maker", bound=Callable[..., "BlockAdapter"])
+
+
+@dataclass(frozen=True, eq=False)
+class BlockAdapter:
+    """Names the blocks of a model, in as much detail as needed; given to :func:`dit_cache` in place of the model.
+
+    What is per list can be given once, for all lists, or as a sequence with one entry (``None``: nothing said) for
+    each list; sequences may be nested by transformer, as the lists may. Lists count in the order in which the model
+    calls them.
+
+    Args:
+        pipe: a pipeline; its scheduler tells the step. May be left out if ``transformer`` is given.
+        transformer: one of its modules or several, themselves or by name; left out, they are found.
+        blocks: lists of blocks, themselves or as dotted paths from ``pipe`` (without one, from ``transformer``); left
+            out, they are found.
+        forward_pattern: how the blocks take and return their streams, if that cannot be observed. Per list.
+        patch_functor: how to read and build them, for blocks that fit no pattern. Per list.
+        params: a :class:`DitCacheConfig` per list: then every list is a range of its own, whose blocks count from 0,
+            with its own schedule; where it is ``None``, ``dit_cache``'s config holds.
+        has_separate_cfg: guidance by two calls per step (``True``), told apart by their order alone, or by one
+            (``False``), so that all calls of a step are alike. Left out, calls are told apart by what they are given.
+            One for all, or one per transformer.
+        auto: find what is not given. ``False``: an error instead.
+
+    Raises:
+        TypeError: an entry is of the wrong type.
+        ValueError: nothing to find the blocks in, or they are not given and ``auto`` is off.
+
+    Example:
+        >>> import torch
+        >>> class Swaps(torch.nn.Module):  # nothing tells which output carries on which argument
+        ...     def forward(self, image, text):
+        ...         return text + 1, image + 2
+        >>> model = torch.nn.Module()
+        >>> model.blocks = torch.nn.ModuleList(Swaps() for _ in range(4))
+        >>> BlockAdapter(transformer=model, blocks="blocks", forward_pattern=1).forward_pattern
+        <ForwardPattern.Pattern_1: 1>
+    """
+
+    pipe: object = None
+    transformer: nn.Module | str | Sequence[nn.Module | str] | None = None
+    blocks: Any = None
+    forward_pattern: Any = None
+    patch_functor: Any = None
+    params: Any = None
+    has_separate_cfg: bool | Sequence[bool | None] | None = None
+    auto: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pipe is None and self.transformer is None:
+            raise ValueError("BlockAdapter needs a pipe or a transformer: there is nothing to find blocks in")
+        if self.blocks is None and not self.auto:
+            raise ValueError("BlockAdapter(auto=False) looks for nothing: give blocks, or auto=True")
+        if isinstance(self.transformer, str) and self.pipe is None:
+            raise ValueError(f"transformer={self.transformer!r} is a name, but there is no pipe that has it")
+        object.__setattr__(self, "forward_pattern", _each(self.forward_pattern, _pattern))
+        for name, kind in (("patch_functor", PatchFunctor), ("params", DitCacheConfig)):
+            for item in _flat(getattr(self, name)):
+                if item is not None and not isinstance(item, kind):
+                    raise TypeError(f"{name}: {item!r} ({type(item).__name__}) is not a {kind.__name__}")
+        for item in _flat(self.has_separate_cfg):
+            if item is not None and not isinstance(item, bool):
+                raise TypeError(f"has_separate_cfg: {item!r} is neither True, False nor None")
+
+    @property
+    def target(self) -> object:
+        """The pipeline, else the transformer, or a stand-in for a pipeline of several."""
+        if self.pipe is not None:
+            return self.pipe
+        several = list(_flat(self.transformer))
+        return several[0] if len(several) == 1 else SimpleNamespace(**_numbered(several))
+
+    def chains(self) -> list[tuple[Chain, DitCacheConfig | None]]:
+        """The blocks, with the config of those that have one of their own.
+
+        Raises:
+            TypeError, ValueError: as :func:`~dithooks.blocks.find.find_chains`, or the numbers of lists and of what
+                is given per list differ.
+        """
+        target = self.target
+        if self.blocks is None:
+            found = [chain for chain in find_chains(target, None) if self._wanted(chain)]
+            if not found:
+                raise ValueError(f"transformer={self.transformer!r} is not among those that have lists of blocks")
+            lanes = [lane for chain in found for lane in chain.lanes]
+        else:
+            lanes = [resolve(target, item) for item in _flat(self.blocks)]
+            found = group(target, lanes)
+        patterns, functors, params = (
+            _spread(name, getattr(self, name), lanes) for name in ("forward_pattern", "patch_functor", "params")
+        )
+        told = {
+            lane.path: replace(lane, pattern=pattern, functor=functor)
+            for lane, pattern, functor in zip(lanes, patterns, functors, strict=True)
+        }
+        own = dict(zip(told, params, strict=True))
+        separate = _spread("has_separate_cfg", self.has_separate_cfg, found)
+        chains: list[tuple[Chain, DitCacheConfig | None]] = []
+        for chain, by_two in zip(found, separate, strict=True):
+            here = [told[lane.path] for lane in chain.lanes]
+            alone = [[lane] for lane in here] if any(own[lane.path] is not None for lane in here) else [here]
+            for some in alone:
+                changed = replace(chain, lanes=tuple(some), separate_cfg=by_two)
+                chains.append((changed, own[some[0].path] if len(alone) > 1 or len(here) == 1 else None))
+        return chains
+
+    def _wanted(self, chain: Chain) -> bool:
+        wanted = list(_flat(self.transformer))
+        inside = set(chain.owner.modules())
+        return self.transformer is None or any(
+            chain.path.split(".")[0] == item
+            if isinstance(item, str)
+            else item is chain.owner or item in inside or path_of(item, chain.owner) is not None
+            for item in wanted
+        )
+
+
+class BlockAdapterRegistry:
+    """Hints for models whose blocks cannot be found or followed by observation, by class name.
+
+    Few models need one. A hint is looked up when neither ``blocks`` nor an adapter is given: under the names of the
+    pipeline's class and those it derives from, then of its transformers'.
+
+    Example:
+        >>> @BlockAdapterRegistry.register("TwoHeaded")
+        ... def two_headed(model):
+        ...     return BlockAdapter(transformer=model, blocks="body.blocks", forward_pattern=1)
+        >>> BlockAdapterRegistry.names()
+        ('TwoHeaded',)
+        >>> BlockAdapterRegistry.unregister("TwoHeaded")
+    """
+
+    _HINTS: dict[str, Callable[[Any], BlockAdapter]] = {}  # noqa: RUF012  the one thing here that is the process's
+
+    @classmethod
+    def register(cls, name: str) -> Callable[[Maker], Maker]:
+        """Decorates a function that makes the adapter of a model or pipeline whose class is called ``name``.
+
+        Raises:
+            ValueError: there is one for that name.
+        """
+
+        def decorate(make: Maker) -> Maker:
+            if name in cls._HINTS:
+                raise ValueError(f"{name} has an adapter already: unregister it first")
+            cls._HINTS[name] = make
+            return make
+
+        return decorate
+
+    @classmethod
+    def unregister(cls, name: str) -> None:
+        """Take a hint out again.
+
+        Raises:
+            KeyError: there is none for that name.
+        """
+        del cls._HINTS[name]
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The classes that have a hint."""
+        return tuple(cls._HINTS)
+
+    @classmethod
+    def adapter_for(cls, model: object) -> BlockAdapter | None:
+        """The adapter of a model or pipeline, by its class and those it derives from."""
+        for base in type(model).__mro__:
+            if base.__name__ in cls._HINTS:
+                adapter = cls._HINTS[base.__name__](model)
+                if not isinstance(adapter, BlockAdapter):
+                    raise TypeError(f"the hint for {base.__name__} made {adapter!r}, not a BlockAdapter")
+                return adapter
+        return None
+
+
+def chains_of(target: object, blocks: Blocks) -> list[tuple[Chain, DitCacheConfig | None]]:
+    """The blocks that the user means, as adapter, by name, by a hint or as they are found; configs of their own.
+
+    Raises:
+        TypeError, ValueError: as :func:`~dithooks.blocks.find.find_chains`.
+    """
+    if isinstance(target, BlockAdapter):
+        if blocks is not None:
+            raise ValueError("blocks is given twice: leave it out where target is a BlockAdapter that says it")
+        return target.chains()
+    if blocks is not None or isinstance(target, type):
+        return [(chain, None) for chain in find_chains(target, blocks)]
+    adapter = BlockAdapterRegistry.adapter_for(target)
+    if adapter is not None:
+        return adapter.chains()
+    parts: Mapping[str, nn.Module] = {} if isinstance(target, nn.Module) else denoisers_of(target)
+    hinted = {name: found for name, module in parts.items() if (found := BlockAdapterRegistry.adapter_for(module))}
+    if not hinted:
+        return [(chain, None) for chain in find_chains(target, None)]
+    chains: list[tuple[Chain, DitCacheConfig | None]] = []
+    for name, module in parts.items():
+        if name in hinted:
+            chains += [(chain.below(name), config) for chain, config in hinted[name].chains()]
+        else:
+            chains += [(chain.below(name), None) for chain in find_chains(module, None)]
+    return chains
+
+
+def _flat(value: Any) -> Iterable[Any]:
+    """Entries of sequences within sequences; a list of blocks is an entry."""
+    if isinstance(value, Sequence) and not isinstance(value, (str, nn.ModuleList)):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_each(item, change) for item in value]
+    return change(value)
+
+
+def _pattern(value: Any) -> ForwardPattern | None:
+    if value is None or isinstance(value, ForwardPattern):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"forward_pattern: {value!r} ({type(value).__name__}) is neither a ForwardPattern nor 0 to 5")
+    try:
+        return ForwardPattern(value)
+    except ValueError:
+        raise ValueError(f"forward_pattern={value}: there are the patterns 0 to 5") from None
+
+
+def _spread(name: str, value: Any, over: Sequence[Any]) -> list[Any]:
+    """One entry for each list or transformer, from one for all or one for each."""
+    if not isinstance(value, Sequence):
+        return [value] * len(over)
+    entries = list(_flat(value))
+    if len(entries) != len(over):
+        paths = [item.path for item in over]
+        raise ValueError(f"{name} has {len(entries)} entries, but there are {len(over)}: {paths}")
+    return entries
+
+
+def _numbered(modules: Sequence[Any]) -> dict[str, Any]:
+    return {f"transformer_{number}": module for number, module in enumerate(modules, 1)}

@@ -1,0 +1,235 @@
+"""What a model does to its streams between two blocks: join them, cut one, exchange batch and tokens.
+
+A reused range has to give what leaves its last block from what enters its first, so it has to do the same to h_in. All
+of it is linear: it is done to −h_in on a computed step, and to h_in on a reused one. Lengths are not kept, as they
+change from one picture to another: they follow from the tensor that is to come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream as it is, by its number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several, one after another along a dimension; ``None`` is what comes from elsewhere (at most one)."""
+
+    parts: tuple[Bridge | None, ...]
+    dim: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The first part of one along a dimension, or its last."""
+
+    whole: Bridge
+    dim: int
+    head: bool
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Tokens exchanged with a part of the batch: ``(b f) n c`` to ``(b n) f c``, or back."""
+
+    whole: Bridge
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Of no stream: kept as it was last computed."""
+
+
+Bridge = Stream | Joined | Cut | Turned | Fresh
+
+
+def build(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+    """What becomes of the streams, in the given shape; ``None`` where they cannot have it.
+
+    Args:
+        bridge: what is done to them.
+        streams: by number.
+        shape: of the result.
+    """
+    result: Tensor | None
+    if isinstance(bridge, Stream):
+        result = streams[bridge.number]
+    elif isinstance(bridge, Fresh):
+        result = streams[0].new_zeros(shape) if streams else None
+    elif isinstance(bridge, Turned):
+        result = _turn(build(bridge.whole, streams, _turned(shape, _length(bridge.whole, streams, shape))), shape)
+    elif isinstance(bridge, Cut):
+        length, there = shape[bridge.dim], _length(bridge.whole, streams, shape, bridge.dim)
+        whole = build(bridge.whole, streams, _resized(shape, bridge.dim, there))
+        if whole is None or whole.shape[bridge.dim] < length:
+            return None
+        result = whole.narrow(bridge.dim, 0 if bridge.head else whole.shape[bridge.dim] - length, length)
+    else:
+        result = _join(bridge, streams, shape)
+    return result if result is not None and result.shape == shape else None
+
+
+def substitute(bridge: Bridge, of: Mapping[int, Bridge | None]) -> Bridge | None:
+    """The bridge over two gaps, from that over the second and what each of its streams is before the first."""
+    if isinstance(bridge, Fresh):
+        return bridge
+    if isinstance(bridge, Stream):
+        return of.get(bridge.number)
+    if isinstance(bridge, Joined):
+        parts: list[Bridge | None] = []
+        for part in bridge.parts:
+            before = None if part is None else substitute(part, of)
+            nested = isinstance(before, Joined) and before.dim == bridge.dim
+            parts += before.parts if nested and isinstance(before, Joined) else [before]
+        return Joined(tuple(parts), bridge.dim) if len(parts) - 1 <= sum(map(bool, parts)) > 0 else None
+    whole = substitute(bridge.whole, of)
+    if whole is None:
+        return None
+    if isinstance(bridge, Turned):
+        return whole.whole if isinstance(whole, Turned) else Turned(whole)
+    return Cut(whole, bridge.dim, bridge.head)
+
+
+def streams_of(bridge: Bridge | None) -> Iterator[int]:
+    """The numbers of the streams that a bridge is made of."""
+    if isinstance(bridge, Stream):
+        yield bridge.number
+    elif isinstance(bridge, Joined):
+        for part in bridge.parts:
+            yield from streams_of(part)
+    elif isinstance(bridge, (Cut, Turned)):
+        yield from streams_of(bridge.whole)
+
+
+def text(bridge: Bridge, name: Callable[[int], str]) -> str:
+    """A bridge in words."""
+    if isinstance(bridge, Stream):
+        return name(bridge.number)
+    if isinstance(bridge, Joined):
+        parts = ", ".join("other tokens" if part is None else text(part, name) for part in bridge.parts)
+        return f"cat({parts}; dim {bridge.dim})"
+    if isinstance(bridge, Cut):
+        return f"{'first' if bridge.head else 'last'} of {text(bridge.whole, name)} (dim {bridge.dim})"
+    return f"{text(bridge.whole, name)}, tokens and batch exchanged" if isinstance(bridge, Turned) else "new"
+
+
+def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
+    """How a tensor was made of a block's outputs, told by its values; ``None`` if it was not, or it stays unclear.
+
+    Of several pieces joined, one has to be found by value: the model may have added something to the others.
+    """
+    whole = [(i, out) for i, out in enumerate(outputs) if out is not None and _akin(value, out)]
+    for number, out in whole:
+        if out.shape == value.shape and torch.equal(out, value):
+            return Stream(number)
+    for number, out in whole:
+        turned = _turn(out, value.shape)
+        if turned is not None and torch.equal(turned, value):
+            return Turned(Stream(number))
+    best: tuple[int, Bridge] | None = None
+    for dim in range(value.dim()):
+        pieces = [(i, out) for i, out in whole if _resized(value.shape, dim, out.shape[dim]) == out.shape]
+        for number, out in pieces:
+            spare = out.shape[dim] - value.shape[dim]
+            for head in (True, False):
+                if spare > 0 and torch.equal(out.narrow(dim, 0 if head else spare, value.shape[dim]), value):
+                    return Cut(Stream(number), dim, head)
+        for count in range(min(len(pieces), 3), 0, -1):
+            for chosen in permutations(pieces, count):
+                found = _joint(value, chosen, dim)
+                if found is not None and (best is None or found[0] > best[0]):
+                    best = found
+    return None if best is None else best[1]
+
+
+def turned_alone(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
+    """The same by shape alone, for a model that exchanges tokens and batch, and adds something, too."""
+    fitting = [
+        i
+        for i, out in enumerate(outputs)
+        if out is not None and out.shape != value.shape and _turnable(out, value.shape)
+    ]
+    return Turned(Stream(fitting[0])) if len(fitting) == 1 else None
+
+
+def _joint(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> tuple[int, Bridge] | None:
+    """Elements found by value, and the bridge, if the pieces stand in ``value`` in this order from one of its ends."""
+    total = sum(out.shape[dim] for _, out in pieces)
+    spare = value.shape[dim] - total
+    if spare < 0 or (spare == 0 and len(pieces) == 1):
+        return None
+    best: tuple[int, Bridge] | None = None
+    for start in {0, spare}:
+        offset, found = start, 0
+        for _, out in pieces:
+            length = out.shape[dim]
+            found += out.numel() * torch.equal(value.narrow(dim, offset, length), out)
+            offset += length
+        parts: tuple[Bridge | None, ...] = tuple(Stream(number) for number, _ in pieces)
+        if spare:
+            parts = (None, *parts) if start else (*parts, None)
+        if found and (best is None or found > best[0]):
+            best = found, Joined(parts, dim)
+    return best
+
+
+def _join(bridge: Joined, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+    lengths = [None if part is None else _length(part, streams, shape, bridge.dim) for part in bridge.parts]
+    left = shape[bridge.dim] - sum(length for length in lengths if length is not None)
+    if left < 0:
+        return None
+    pieces = []
+    for part, length in zip(bridge.parts, lengths, strict=True):
+        wanted = _resized(shape, bridge.dim, left if length is None else length)
+        piece = streams[0].new_zeros(wanted) if part is None else build(part, streams, wanted)
+        if piece is None:
+            return None
+        pieces.append(piece)
+    return torch.cat(pieces, bridge.dim)
+
+
+def _length(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size, dim: int = 1) -> int:
+    """How long what a bridge makes is along a dimension, as far as the streams tell."""
+    if isinstance(bridge, Stream):
+        return streams[bridge.number].shape[dim]
+    if isinstance(bridge, Joined) and None not in bridge.parts:
+        return sum(_length(part, streams, shape, dim) for part in bridge.parts if part is not None)
+    return shape[dim]
+
+
+def _akin(value: Tensor, out: Tensor) -> bool:
+    return value.dim() == out.dim() and value.dtype == out.dtype and value.device == out.device
+
+
+def _resized(shape: torch.Size, dim: int, length: int) -> torch.Size:
+    return torch.Size((*shape[:dim], length, *shape[dim + 1 :]))
+
+
+def _turnable(whole: Tensor, shape: torch.Size) -> bool:
+    """Whether ``(b f) n c`` can become this ``(b n) f c``."""
+    if whole.dim() != 3 or len(shape) != 3 or whole.shape[2] != shape[2]:
+        return False
+    return whole.shape[0] * whole.shape[1] == shape[0] * shape[1] and not whole.shape[0] % max(shape[1], 1)
+
+
+def _turned(shape: torch.Size, tokens: int) -> torch.Size:
+    return torch.Size((shape[0] * shape[1] // max(tokens, 1), tokens, *shape[2:]))
+
+
+def _turn(whole: Tensor | None, shape: torch.Size) -> Tensor | None:
+    if whole is None or not _turnable(whole, shape):
+        return None
+    tokens, frames = whole.shape[1], shape[1]
+    turned = whole.reshape(-1, frames, tokens, whole.shape[2]).transpose(1, 2)
+    return turned.reshape(shape)

@@ -1,0 +1,109 @@
+"""The blocks of one transformer, one after another, as the config counts them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from .pattern import ForwardPattern
+from .ports import PatchFunctor
+
+WRAPPED = "_orig_mod"  # where torch.compile(model) keeps the model
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One list of blocks of a transformer, and what is declared about it."""
+
+    path: str
+    blocks: nn.ModuleList
+    pattern: ForwardPattern | None = None
+    functor: PatchFunctor | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """A block's place: entry ``index`` of its lane's list, called ``path`` in the model."""
+
+    lane: Lane
+    index: int
+
+    @property
+    def path(self) -> str:
+        return f"{self.lane.path}.{self.index}"
+
+    @property
+    def block(self) -> nn.Module:
+        return self.lane.blocks[self.index]
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether a module is the entry; a list may have been cut shorter."""
+        return self.index < len(self.lane.blocks) and self.lane.blocks[self.index] is module
+
+    def put(self, module: nn.Module) -> None:
+        """Make another module the entry."""
+        self.lane.blocks[self.index] = module
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The block lists of one transformer, in the order in which they were found or named.
+
+    Args:
+        owner: the module that calls them.
+        path: of the owner, from the target; "" for the target itself.
+        lanes: the lists.
+        found: whether they were found, not named: then those that turn out to be no part of the trunk are left out.
+        separate_cfg: whether guidance is by two calls per step, where that is declared.
+    """
+
+    owner: nn.Module
+    path: str
+    lanes: tuple[Lane, ...]
+    found: bool = False
+    separate_cfg: bool | None = None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(Site(lane, index) for lane in self.lanes for index in range(len(lane.blocks)))
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the owner was reached through a wrapper of ``torch.compile``."""
+        return WRAPPED in self.path.split(".")
+
+    @property
+    def name(self) -> str:
+        return f"{self.path} ({type(self.owner).__name__})" if self.path else type(self.owner).__name__
+
+    def below(self, name: str) -> Chain:
+        """The same with paths from one level above."""
+        lanes = tuple(replace(lane, path=f"{name}.{lane.path}") for lane in self.lanes)
+        return replace(self, path=f"{name}.{self.path}".rstrip("."), lanes=lanes)
+
+    def weights(self) -> dict[str, int]:
+        """Parameters of each list."""
+        return {lane.path: sum(parameter.numel() for parameter in lane.blocks.parameters()) for lane in self.lanes}
+
+    def fingerprint(self) -> str:
+        """16 hex digits that tell the architecture: classes, lists and widths; not weights, dtype or adapters."""
+        config, sites = getattr(self.owner, "config", None), self.sites
+        if isinstance(config, Mapping):
+            shape: Any = {k: v for k, v in sorted(config.items()) if not k.startswith("_")}
+        else:
+            parameters = sites[0].block.named_parameters()
+            shape = sorted((name, list(value.shape)) for name, value in parameters if "lora_" not in name)
+        prefix = len(self.path) + 1 if self.path else 0
+        blocks = [(site.path[prefix:], type(site.block).__name__) for site in sites]
+        text = json.dumps([type(self.owner).__name__, blocks, shape], default=str, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint(chains: Sequence[Chain]) -> str:
+    """Of several transformers at once."""
+    return "+".join(chain.fingerprint() for chain in chains)

@@ -1,0 +1,162 @@
+"""Which lists of a model are its trunk, told before it runs: by what they hold, how heavy they are and their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+LIGHT = 8  # lists below an eighth of the heaviest's parameters are no trunk: refiners have a thirteenth, or less
+
+# Parts of names of lists that prepare or steer, whatever their weight.
+SIDE_NAMES = {
+    "refiner": "a refiner",
+    "text": "for the text",
+    "txt": "for the text",
+    "context": "for the text",
+    "caption": "for the text",
+    "control": "a ControlNet",
+    "controlnet": "a ControlNet",
+    "vace": "a ControlNet",
+    "adapter": "an adapter",
+    "perceiver": "an adapter",
+}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A list of modules found in a model.
+
+    Args:
+        path: from the model that was searched.
+        blocks: the list.
+        parameters: how many it has in all.
+        apart: why it is not part of the trunk; empty if it is.
+    """
+
+    path: str
+    blocks: nn.ModuleList
+    parameters: int
+    apart: str = ""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A module that calls lists of blocks, and these: trunk and others."""
+
+    path: str
+    module: nn.Module
+    lists: tuple[Listed, ...]
+
+    @property
+    def trunk(self) -> tuple[Listed, ...]:
+        return tuple(listed for listed in self.lists if not listed.apart)
+
+    def below(self, prefix: str) -> Owner:
+        """The same with paths from further above."""
+        if not prefix:
+            return self
+        lists = tuple(replace(listed, path=f"{prefix}.{listed.path}") for listed in self.lists)
+        return Owner(f"{prefix}.{self.path}".rstrip("."), self.module, lists)
+
+
+def find_owners(model: nn.Module) -> list[Owner]:
+    """The modules that call the long lists of a model: as a rule one, the model itself or a part of it.
+
+    Several only where they are of one class and one size, as experts are. Empty if there is no list.
+    """
+    held: dict[str, list[tuple[str, nn.ModuleList]]] = {}
+    for owner, path, blocks in _lists(model, ""):
+        held.setdefault(owner, []).append((path, blocks))
+    anything = not any(_made_of_modules(blocks) for lists in held.values() for _, blocks in lists)
+    weights = {
+        owner: max(_weight(blocks) if anything or _made_of_modules(blocks) else 0 for _, blocks in lists)
+        for owner, lists in held.items()
+    }
+    heaviest = max(weights.values(), default=0)
+    if not heaviest:
+        return []
+    # The outermost, unless what it holds is to a part of it as side lists are.
+    path = next(owner for owner in sorted(weights, key=_depth) if weights[owner] * LIGHT >= heaviest)
+    modules = dict(model.named_modules())
+    alike = [
+        owner
+        for owner in held
+        if type(modules[owner]) is type(modules[path])
+        and weights[owner] == weights[path]
+        and _depth(owner) == _depth(path)
+    ]
+    others = [item for owner, lists in held.items() if owner not in alike for item in lists]
+    return [
+        Owner(owner, modules[owner], _sorted_out(owner, held[owner], others if len(alike) == 1 else [], anything))
+        for owner in alike
+    ]
+
+
+def _sorted_out(
+    owner: str,
+    lists: list[tuple[str, nn.ModuleList]],
+    others: list[tuple[str, nn.ModuleList]],
+    anything: bool,
+) -> tuple[Listed, ...]:
+    """Trunk and other lists of a module, each of the latter with its reason."""
+    weights = {path: _weight(blocks) for path, blocks in lists if anything or _made_of_modules(blocks)}
+    heaviest = max(weights.values())
+    unnamed = max((weight for path, weight in weights.items() if not _side(path, owner)), default=0)
+    if unnamed * LIGHT >= heaviest:
+        heaviest = unnamed
+    found = []
+    for path, blocks in lists:
+        weight, reason = _weight(blocks), ""
+        if path not in weights:
+            reason = f"single layers ({type(next(iter(blocks))).__name__}), no blocks"
+        elif unnamed * LIGHT >= heaviest and (side := _side(path, owner)):
+            reason = side
+        elif weight * LIGHT < heaviest:
+            reason = f"{weight / heaviest:.1%} of the parameters of the heaviest list"
+        found.append(Listed(path, blocks, weight, reason))
+    for path, blocks in others:
+        found.append(Listed(path, blocks, _weight(blocks), "in a part of the model that is called by itself"))
+    return tuple(found)
+
+
+def _lists(module: nn.Module, path: str, owner: str = "") -> Iterator[tuple[str, str, nn.ModuleList]]:
+    """Lists below a module, with the nearest module above each that is itself called; not those within blocks."""
+    for name, child in module.named_children():
+        here = f"{path}.{name}".lstrip(".")
+        if isinstance(child, nn.ModuleList) and len(child) and not _holds_models(child):
+            yield owner, here, child
+        else:
+            container = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+            yield from _lists(child, here, owner if container else here)
+
+
+def _holds_models(blocks: nn.ModuleList) -> bool:
+    """Whether the entries of a list are models with block lists of their own, as two experts would be."""
+    inner = [
+        max((len(child) for child in entry.children() if isinstance(child, nn.ModuleList)), default=0)
+        for entry in blocks
+    ]
+    return len(blocks) < 4 and min(inner) > len(blocks)
+
+
+def _made_of_modules(blocks: nn.ModuleList) -> bool:
+    """Whether a list holds blocks: modules made of modules, not single layers; and they have parameters."""
+    made = all(any(True for _ in entry.children()) and type(entry) is not nn.ModuleDict for entry in blocks)
+    return made and any(True for _ in blocks.parameters())
+
+
+def _weight(blocks: nn.ModuleList) -> int:
+    """Its parameters, and one for each entry: lists without any are still told from each other."""
+    return len(blocks) + sum(parameter.numel() for parameter in blocks.parameters())
+
+
+def _side(name: str, owner: str) -> str:
+    words = name.removeprefix(owner).replace(".", "_").split("_")
+    word = next((word for word in words if word in SIDE_NAMES), None)
+    return "" if word is None else f"named as {SIDE_NAMES[word]}"
+
+
+def _depth(path: str) -> int:
+    return path.count(".") + 1 if path else 0

@@ -1,0 +1,115 @@
+"""Watches one computed call of the blocks: what each was given, what it returned, and where that went."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .bridge import Bridge, recognise, turned_alone
+from .pattern import ForwardPattern
+from .ports import Face, Form, Maker, form_of
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A block as it is watched: its path, class and list, how to read its calls, and a pattern declared for it."""
+
+    path: str
+    cls: type
+    group: str
+    face: Face
+    pattern: ForwardPattern | None = None
+
+
+@dataclass
+class Seen:
+    """One block's call."""
+
+    index: int
+    inputs: dict[str, Form]  # of its tensor arguments
+    given: tuple[str, ...] = ()  # names of all that were not None
+    maker: Maker = field(default_factory=lambda: Maker(object))
+    outputs: tuple[Form | None, ...] = ()
+    odd: tuple[str, ...] = ()  # outputs that are neither tensor nor None
+    next: Seen | None = None
+    fed: dict[int, str] = field(default_factory=dict)  # output position → the next block's argument, same object
+    same: dict[str, str] = field(default_factory=dict)  # argument → one of the block before, same object
+    made: dict[str, Bridge] = field(default_factory=dict)  # argument → made of what the block before returned
+
+
+class Observation:
+    """The calls of some blocks within one call of the model, in order.
+
+    Holds on to the arguments and outputs of no more than one block at a time. ``whole`` is whether the model itself
+    was seen called: else it begins with the range's first block, and nobody knows where it ends.
+    """
+
+    def __init__(self, spots: Sequence[Spot], whole: bool = True) -> None:
+        self.spots, self.whole = spots, whole
+        self.calls: list[Seen] = []
+        self.late: list[tuple[int, int, str]] = []  # call, a later one than the next, its argument
+        self._outputs: tuple[Any, ...] = ()
+        self._arguments: dict[str, Any] = {}
+        self._produced: list[tuple[int, weakref.ref[Tensor]]] = []
+
+    @property
+    def empty(self) -> bool:
+        """Whether no block was seen to run."""
+        return not self.calls
+
+    def enter(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A block is about to run."""
+        arguments = dict(self.spots[index].face.arguments(args, kwargs))
+        forms = {name: form for name, value in arguments.items() if (form := form_of(value))}
+        here = Seen(index, forms, tuple(name for name, value in arguments.items() if value is not None))
+        if self.calls:
+            self._link(self.calls[-1], here, arguments)
+        self._outputs, self._arguments = (), arguments
+        self.calls.append(here)
+
+    def leave(self, index: int, output: Any) -> None:
+        """… and has run."""
+        here = self.calls[-1]
+        if here.index != index:  # blocks within blocks: the outer one's call is not followed
+            return
+        here.maker, self._outputs = self.spots[index].face.take(output)
+        here.outputs = tuple(form_of(value) for value in self._outputs)
+        here.odd = tuple(
+            f"position {key}: {type(value).__name__}"
+            for key, value in zip(here.maker.keys or range(len(self._outputs)), self._outputs, strict=False)
+            if not (value is None or isinstance(value, Tensor))
+        )
+        if not self._outputs:
+            here.odd = (type(output).__name__,)
+        number = len(self.calls) - 1
+        self._produced += [(number, weakref.ref(value)) for value in self._outputs if isinstance(value, Tensor)]
+
+    def close(self) -> None:
+        """The model's call is over: let go of tensors."""
+        self._outputs, self._arguments, self._produced = (), {}, []
+
+    def _link(self, before: Seen, here: Seen, arguments: Mapping[str, Any]) -> None:
+        before.next = here
+        outputs = [out if isinstance(out, Tensor) else None for out in self._outputs]
+        for name, value in arguments.items():
+            if not isinstance(value, Tensor):
+                continue
+            position = next((p for p, out in enumerate(outputs) if out is value), None)
+            if position is not None:
+                before.fed.setdefault(position, name)
+                continue
+            number = len(self.calls)
+            self.late += [(i, number, name) for i, ref in self._produced if i < number - 1 and ref() is value]
+            former = next((other for other, given in self._arguments.items() if given is value), None)
+            if former is not None:
+                here.same[name] = former
+            elif value.is_floating_point():
+                made = recognise(value, outputs)
+                if made is None and before.inputs.get(name) != here.inputs[name]:
+                    made = turned_alone(value, outputs)
+                if made is not None:
+                    here.made[name] = made

@@ -1,0 +1,75 @@
+"""The six ways in which most transformer blocks take and return their streams, by number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+
+class ForwardPattern(Enum):
+    """What a block takes and returns; h is the denoised stream, e the second one, as a rule the text.
+
+    Patterns are found by observation; one is given only where that is ambiguous (``BlockAdapter``). In 0 to 2 both
+    streams are arguments, in 3 to 5 only h is a stream. What 4 and 5 return besides h carries on no argument: on a
+    reused step it is given as it was when last computed.
+
+    Example:
+        >>> ForwardPattern(1), ForwardPattern(1).text
+        (<ForwardPattern.Pattern_1: 1>, '(h, e) -> (e, h)')
+    """
+
+    Pattern_0 = 0
+    Pattern_1 = 1
+    Pattern_2 = 2
+    Pattern_3 = 3
+    Pattern_4 = 4
+    Pattern_5 = 5
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether e is an argument."""
+        return self.value <= 2
+
+    @property
+    def returns(self) -> str:
+        """The streams that a block returns, in order: of the letters h and e."""
+        return ("he", "eh", "h", "h", "he", "eh")[self.value]
+
+    @property
+    def text(self) -> str:
+        """The pattern in letters."""
+        given = "(h, e)" if self.takes_text else "h"
+        return f"{given} -> {f'({self.returns[0]}, {self.returns[1]})' if len(self.returns) == 2 else 'h'}"
+
+    def carries(self, names: Sequence[str]) -> tuple[str | None, ...]:
+        """The argument that each output carries on, of a block whose arguments have these names; ``None``: of none.
+
+        h is ``hidden_states``, e ``encoder_hidden_states``; under other names, the first and the second argument.
+
+        Raises:
+            ValueError: the block has fewer arguments than the pattern has streams.
+        """
+        streams: dict[str, str] = {}
+        for letter, usual in (("h", "hidden_states"), ("e", "encoder_hidden_states"))[: 1 + self.takes_text]:
+            left = [name for name in names if name not in streams.values() and name != "encoder_hidden_states"]
+            name = usual if usual in names else next(iter(left), None)
+            if name is None:
+                raise ValueError(
+                    f"forward pattern {self.value}, {self.text}, does not fit: the arguments are {[*names]}"
+                )
+            streams[letter] = name
+        return tuple(streams.get(letter) for letter in self.returns)
+
+
+def pattern_of(given: Sequence[str], carries: Sequence[str | None]) -> ForwardPattern | None:
+    """The pattern of a block that is given arguments of these names, and whose outputs carry these on."""
+    streams = [name for name in carries if name is not None]
+    if len(streams) > 2 or not streams or not given or len(carries) > 2:
+        return None
+    if len(carries) == 1:
+        return ForwardPattern(2 if "encoder_hidden_states" in given and streams[0] != "encoder_hidden_states" else 3)
+    if len(streams) == 1:
+        return ForwardPattern(4 if carries[0] is not None else 5)
+    if sum(name.startswith("encoder_") for name in streams) != 1:
+        return None
+    return ForwardPattern(1 if streams[0].startswith("encoder_") else 0)

@@ -1,0 +1,173 @@
+"""How to read the streams of one block from a call, and how to build an output of its form from streams."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Form = tuple[torch.Size, torch.dtype]
+
+
+class PatchFunctor(ABC):
+    """Says how a block's call holds its streams, where arguments and outputs alone do not: no forward is copied.
+
+    Streams are what a block takes, changes and hands on. They have an order, and it is the same in all three methods;
+    on a reused step the blocks of the range are not run, and what ``build`` makes of the streams is handed to the
+    model in their place. Give one to :class:`~dithooks.BlockAdapter` as ``patch_functor``.
+
+    Example: a block that is given one dict, and returns a new one.
+        >>> class State(PatchFunctor):
+        ...     def read(self, args, kwargs):
+        ...         return [args[0]["image"], args[0]["text"]]
+        ...     def take(self, output):
+        ...         return [output["image"], output["text"]]
+        ...     def build(self, streams, args, kwargs):
+        ...         return {**args[0], "image": streams[0], "text": streams[1]}
+    """
+
+    @abstractmethod
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Tensor]:
+        """The streams that enter the block, from its call."""
+
+    @abstractmethod
+    def take(self, output: Any) -> Sequence[Tensor | None]:
+        """The streams that leave the block, from its output; ``None`` for one that it does not return."""
+
+    @abstractmethod
+    def build(self, streams: Sequence[Tensor | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An output as the block would return it, from streams and the call that is passed over."""
+
+
+class Face:
+    """What a block's call shows, by name: its arguments."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.names = parameter_names(module)
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The call's arguments by name."""
+        return bind(self.names, args, kwargs)
+
+    def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The argument called ``name``, however it was passed."""
+        if name in kwargs:
+            return kwargs[name]
+        return args[int(name[1:]) if name.startswith("*") else self.names.index(name)]
+
+    def take(self, output: Any) -> tuple[Maker, tuple[Any, ...]]:
+        """The values of an output by position, and what makes an output of values."""
+        return take_apart(output)
+
+
+class FunctorFace(Face):
+    """The same by a functor: streams are called "0", "1", … in its order."""
+
+    def __init__(self, functor: PatchFunctor) -> None:
+        self.names = ()
+        self.functor = functor
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {str(number): stream for number, stream in enumerate(self.functor.read(args, dict(kwargs)))}
+
+    def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.functor.read(args, kwargs)[int(name)]
+
+    def take(self, output: Any) -> tuple[Maker, tuple[Any, ...]]:
+        return Maker(PatchFunctor, (), self.functor), tuple(self.functor.take(output))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Builds outputs of one form: a tensor, or a tuple, list, named tuple, dict or dataclass of them."""
+
+    kind: type
+    keys: tuple[Any, ...] = ()
+    functor: PatchFunctor | None = None
+
+    def __call__(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.functor is not None:
+            return self.functor.build(values, args, kwargs)
+        if self.kind is Tensor:
+            return values[0]
+        if not self.keys:
+            return self.kind(values)
+        named = dict(zip(self.keys, values, strict=True))
+        return self.kind(named) if self.kind in (dict, OrderedDict) else self.kind(**named)
+
+    @property
+    def text(self) -> str:
+        """The form in words, for tables."""
+        return "functor" if self.functor is not None else self.kind.__name__
+
+
+def take_apart(output: Any) -> tuple[Maker, tuple[Any, ...]]:
+    """A block's output as values by position, and what puts such values together again."""
+    if isinstance(output, Tensor):
+        return Maker(Tensor), (output,)
+    kind = type(output)
+    if kind in (tuple, list):
+        return Maker(kind), tuple(output)
+    if isinstance(output, tuple) and hasattr(kind, "_fields"):
+        return Maker(kind, tuple(kind._fields)), tuple(output)
+    if dataclasses.is_dataclass(output):  # diffusers' outputs are both: dataclass and dict
+        keys = tuple(field.name for field in dataclasses.fields(output) if field.init)
+        return Maker(kind, keys), tuple(getattr(output, key) for key in keys)
+    if kind in (dict, OrderedDict):
+        return Maker(kind, tuple(output)), tuple(output.values())
+    return Maker(kind), ()
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The streams of one block of a range.
+
+    ``carries[p]`` is the argument that output position p carries on. ``born[p]`` is the form of an output that carries
+    on none; where ``carries[p]`` and ``born[p]`` are both ``None``, the block returns ``None`` there.
+    """
+
+    face: Face
+    maker: Maker
+    carries: tuple[str | None, ...]
+    born: tuple[Form | None, ...]
+
+    def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The argument called ``name``."""
+        return self.face.read(name, args, kwargs)
+
+    def build(self, values: Sequence[Tensor | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An output like the block's own, from one value per position."""
+        return self.maker(values, args, kwargs)
+
+
+def parameter_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the positional parameters of a module's forward; empty where it does not say."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+
+
+def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name; positions without a name are called ``*0``, ``*1``, …"""
+    bound = {names[i] if i < len(names) else f"*{i}": value for i, value in enumerate(args)}
+    bound.update(kwargs)
+    return bound
+
+
+def form_of(value: Any) -> Form | None:
+    """Shape and dtype of a tensor."""
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else None
+
+
+def show(form: Form | None) -> str:
+    """A form in words."""
+    return "None" if form is None else f"{list(form[0])} {str(form[1]).removeprefix('torch.')}"

@@ -1,0 +1,121 @@
+"""In which order the lists of blocks run, and which of them are one trunk: seen on one computed call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .observe import Observation
+from .wiring import WiringError, gap, ports_of
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Blocks in the order in which a model calls them.
+
+    Args:
+        order: their numbers among the observed.
+        apart: lists that are not part of it, and why.
+    """
+
+    order: tuple[int, ...]
+    apart: Mapping[str, str]
+
+
+def find_trunk(observation: Observation, weights: Mapping[str, int] | None) -> Trunk | None:
+    """Order the lists by their calls; ``None`` if this call ran none.
+
+    Lists that take turns are counted in turn. With ``weights`` (parameters per list) those are left out whose streams
+    do not go on to, or come from, the heaviest list's, unless they have half its weight: to count blocks otherwise
+    from one call to another would be worse than to refuse a range over both. Without, all that ran are kept.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, spot in enumerate(observation.spots):
+        groups.setdefault(spot.group, []).append(index)
+    first: dict[int, int] = {}
+    for number, call in enumerate(observation.calls):
+        first.setdefault(call.index, number)
+    apart = {group: "not run in this call" for group, indices in groups.items() if not first.keys() & set(indices)}
+    ran = {group: indices for group, indices in groups.items() if group not in apart}
+    if not ran:
+        return None
+    segments = _segments(ran, first)
+    if weights is not None and len(segments) > 1:
+        segments = _joined(observation, segments, first, weights, apart)
+    return Trunk(tuple(index for segment in segments for index in _in_turn(segment, ran, first)), apart)
+
+
+def _segments(ran: Mapping[str, Sequence[int]], first: Mapping[int, int]) -> list[list[str]]:
+    """Lists in order of their first call; those that take turns together."""
+    spans = {}
+    for group, indices in ran.items():
+        called = [first[index] for index in indices if index in first]
+        spans[group] = (min(called), max(called))
+    segments: list[list[str]] = []
+    end = -1
+    for group, (begins, ends) in sorted(spans.items(), key=lambda item: item[1]):
+        if segments and begins < end:
+            segments[-1].append(group)
+        else:
+            segments.append([group])
+        end = max(end, ends)
+    return segments
+
+
+def _in_turn(segment: Sequence[str], ran: Mapping[str, Sequence[int]], first: Mapping[int, int]) -> list[int]:
+    """The blocks of some lists by their first call; one that this call left out stays behind the one before it."""
+    keyed = []
+    for group in segment:
+        last = -1.0
+        for index in ran[group]:
+            last = first.get(index, last)
+            keyed.append((last, index not in first, index))
+    return [index for _, _, index in sorted(keyed)]
+
+
+def _joined(
+    observation: Observation,
+    segments: list[list[str]],
+    first: Mapping[int, int],
+    weights: Mapping[str, int],
+    apart: dict[str, str],
+) -> list[list[str]]:
+    """The segments whose streams are those of the heaviest, going from it in both directions."""
+    loads = [sum(weights[group] for group in segment) for segment in segments]
+    heaviest = loads.index(max(loads))
+    kept = [segments[heaviest]]
+    ends = [heaviest, heaviest]
+    for step, side in ((-1, 0), (1, 1)):
+        here = heaviest + step
+        while 0 <= here < len(segments):
+            pair = (segments[here], segments[ends[0]]) if step < 0 else (segments[ends[1]], segments[here])
+            why = _parted(observation, *pair, first) if loads[here] * 2 < loads[heaviest] else None
+            if why is None:
+                kept.insert(0 if step < 0 else len(kept), segments[here])
+                ends[side] = here
+            else:
+                apart.update(dict.fromkeys(segments[here], why))
+            here += step
+    return kept
+
+
+def _parted(
+    observation: Observation, former: Sequence[str], latter: Sequence[str], first: Mapping[int, int]
+) -> str | None:
+    """Why the streams of some lists do not go on in others; ``None`` if they do."""
+    spots = observation.spots
+    numbers = {
+        side: [first[i] for i in first if spots[i].group in groups] for side, groups in ((0, former), (1, latter))
+    }
+    before, after = observation.calls[max(numbers[0])], observation.calls[min(numbers[1])]
+    try:
+        sender, taker = ports_of(observation, before), ports_of(observation, after)
+    except WiringError as error:
+        return str(error)
+    between = gap(spots, before, sender, after, taker)
+    if between.lost:
+        return next(iter(between.lost.values()))
+    foreign = [name for name in taker.carries if name is not None and name not in between.made]
+    if foreign:
+        return f"{spots[after.index].path} takes {foreign[0]}, which {spots[before.index].path} does not return"
+    return None
