@@ -1,0 +1,1 @@
+"""What there is, and what happened: surveys of models, for people to read."""
