@@ -95,7 +95,7 @@ def ports_of(observation: Observation, call: Seen) -> Ports:
             "understood. Say where its streams are with BlockAdapter(patch_functor=...)"
         )
     if spot.pattern is not None:
-        carries = _declared(spot, call)
+        carries = _declared(observation, spot, call)
     else:
         found = [None if form is None else _carried(observation, call, p) for p, form in enumerate(call.outputs)]
         carries = tuple(found)
@@ -145,9 +145,10 @@ def gap(spots: Sequence[Spot], before: Seen, sender: Ports, after: Seen, taker: 
     return Gap(made, how, lost)
 
 
-def _declared(spot: Spot, call: Seen) -> tuple[str | None, ...]:
-    """What a declared pattern says, if it fits the forms that were seen."""
+def _declared(observation: Observation, spot: Spot, call: Seen) -> tuple[str | None, ...]:
+    """What a declared pattern says, if it fits the forms that were seen, and where the outputs went."""
     assert spot.pattern is not None
+    alike = call.next is not None and observation.spots[call.next.index].cls is spot.cls
     if len(spot.pattern.returns) != len(call.outputs):
         raise WiringError(
             f"{spot.path} returns {len(call.outputs)} value(s), but forward pattern {spot.pattern.value}, "
@@ -162,6 +163,11 @@ def _declared(spot: Spot, call: Seen) -> tuple[str | None, ...]:
             raise WiringError(
                 f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
                 f"on {name}, but they are {show(call.outputs[position])} and {show(call.inputs[name])}"
+            )
+        if alike and name is not None and call.fed.get(position, name) != name:
+            raise WiringError(
+                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
+                f"on {name}, but the model hands it to the next block as {call.fed[position]}"
             )
     return tuple(name if call.outputs[p] is not None else None for p, name in enumerate(carries))
 
