@@ -47,7 +47,7 @@ class Replay:
         token = replaying.set(True)
         try:
             with torch.no_grad(), _eagerly() if eager else nullcontext():
-                return self._module.forward(*_copied(self._args), **_copied(self._kwargs))
+                return self._module.forward(*_copied(self._args, True), **_copied(self._kwargs, True))
         finally:
             replaying.reset(token)
 
@@ -94,9 +94,15 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, (Tensor, bool, int, float, complex, str, torch.dtype, torch.device))
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: Any, objects: bool = False) -> Any:
+    """Containers anew; ``objects``: what else there is, too, as far as it can be copied."""
     if type(value) in (list, tuple):
-        return type(value)(map(_copied, value))
+        return type(value)(_copied(item, objects) for item in value)
     if type(value) is dict:
-        return {key: _copied(item) for key, item in value.items()}
-    return value if isinstance(value, Tensor) else copy.copy(value)
+        return {key: _copied(item, objects) for key, item in value.items()}
+    if not objects or isinstance(value, Tensor):
+        return value
+    try:
+        return copy.copy(value)
+    except Exception:  # a generator, say: taken as it is
+        return value
