@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks.bridge import Fresh, Joined, build
 from .blocks.observe import Observation, Spot
 from .blocks.trunk import Trunk, find_trunk
 from .blocks.wiring import Wiring, WiringError, resolve
 from .replay import Replay, difference, replaying, tolerance
+from .residual import added, subtracted
 from .runs import Runs
 from .state import Call
 
@@ -161,7 +161,7 @@ class Flow:
         ports, first = wiring.ports[offset], call.entry is None
         if first:
             streams = [ports.read(name, args, kwargs) for name in wiring.entry] if offset == 0 else []
-            call.entry = _extrapolated(wiring, streams, call.deltas)
+            call.entry = added(wiring, streams, call.deltas)
             if call.entry is None:
                 call.reuse, call.capture, call.misfit, call.deltas = False, True, True, ()
                 return None
@@ -202,7 +202,8 @@ class Flow:
         call.left = True
         values = self.spots[self.order[self.end]].face.take(output)[1]
         if isinstance(call.entry, list):
-            self._subtract(call, values)
+            assert self.wiring is not None
+            call.deltas, call.entry = subtracted(self.wiring, call.entry, values), None
         else:  # which output belongs to which input shows when the transformer returns
             call.exit = tuple(value.clone() if isinstance(value, Tensor) else None for value in values)
 
@@ -273,25 +274,6 @@ class Flow:
                 "deterministic. Choose other blocks; or, if you know better, give verify=False"
             )
 
-    def _subtract(self, call: Call, values: Sequence[Any]) -> None:
-        """Δ = h_out + (−h_in), in the place of the latter where that is possible."""
-        entry, call.entry = call.entry, None
-        wiring, deltas = self.wiring, []
-        assert wiring is not None
-        if not isinstance(entry, list) or len(values) != len(wiring.leave):
-            return
-        for bridge, value in zip(wiring.leave, values, strict=True):
-            if bridge is None:
-                continue
-            if not isinstance(value, Tensor):
-                return
-            before = build(bridge, entry, value.shape) if entry else None
-            if before is None or not _fits(value, before):
-                return  # the range changed the stream's form in this call: nothing that could be added back
-            in_place = wiring.plain or isinstance(bridge, (Joined, Fresh))  # made for this alone
-            deltas.append(before.add_(value) if in_place else before + value)
-        call.deltas = tuple(deltas)
-
     def _settle(self, call: Call) -> bool:
         """A call is over: learn the wiring if it was observed, and keep the residual it computed.
 
@@ -306,8 +288,8 @@ class Flow:
             except WiringError as error:
                 raise WiringError(f"{error}. {self._advice()}") from None
         if self.wiring is not None and isinstance(call.entry, dict) and call.exit:
-            call.entry = [call.entry[name] for name in self.wiring.entry]
-            self._subtract(call, call.exit)
+            entry, call.entry = [call.entry[name] for name in self.wiring.entry], None
+            call.deltas = subtracted(self.wiring, entry, call.exit)
         self.runs.keep(call)
         return moved
 
@@ -344,28 +326,3 @@ class Flow:
         if len(lists) > 1:
             return f"Cache one of the lists by itself: blocks={' or '.join(map(repr, lists))}"
         return "Choose a range on one side of it with cache_block_start and cache_num_blocks"
-
-
-def _extrapolated(wiring: Wiring, streams: Sequence[Any], deltas: Sequence[Tensor]) -> list[Tensor] | None:
-    """h_in + Δ̂ for each output of the range; ``None`` if the residuals do not fit what enters it."""
-    if len(streams) != len(wiring.entry) or not all(isinstance(stream, Tensor) for stream in streams):
-        return None
-    bridges = [bridge for bridge in wiring.leave if bridge is not None]
-    if len(bridges) != len(deltas):
-        return None
-    results = []
-    for bridge, delta in zip(bridges, deltas, strict=True):
-        before = build(bridge, streams, delta.shape)
-        if before is None or not _fits(before, delta):
-            return None
-        results.append(before + delta)
-    return results
-
-
-def _fits(value: Any, delta: Tensor) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.shape == delta.shape
-        and value.dtype == delta.dtype
-        and value.device == delta.device
-    )
