@@ -46,11 +46,12 @@ def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping
     ):
         run.constant.update(conditioning)
         return 0
-    # What one branch was given is not compared with what others were: that would wait for the device at every step.
+    # What a branch was given before is not compared with what others were: that would wait for the device at every
+    # step. A tensor made anew at each step and given to all its calls (guidance as a number) is no such thing.
     known = {
         name
         for name, now in conditioning.items()
-        if any(_one(b.conditioning.get(name), now) for b in run.branches.values())
+        if any(_one(b.conditioning.get(name), now) for n, b in run.branches.items() if n not in run.used)
     }
     for number in run.used:  # the same prompt on other latents, at one and the same step: another picture
         branch = run.branches[number]

@@ -169,7 +169,8 @@ class Runs:
         anchor = branch.anchor
         decision = self.policy.decide(tick.step, branch.refreshed)
         if decision.reuse and (anchor is None or anchor.signature != guard):
-            decision = decision._replace(reuse=False, reason="shape")
+            switched = anchor is not None and _forms(anchor.signature) == _forms(guard)
+            decision = decision._replace(reuse=False, reason="switch" if switched else "shape")
         self.ledger.count(*decision)
         run.reasons[decision.reason] += 1
         run.reused += decision.reuse
@@ -202,3 +203,8 @@ def _breaks(run: Run, tick: Tick) -> bool:
     if tick.epoch is not None and run.epoch is not None and tick.epoch is not run.epoch:
         return True
     return run.step is not None and not 0 <= tick.step - run.step <= 1
+
+
+def _forms(guard: Signature) -> list[tuple[Any, ...]]:
+    """The part of a guard that is about tensors."""
+    return [entry for entry in guard if len(entry) > 2]

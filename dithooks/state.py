@@ -10,15 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Shape, dtype and device of every tensor argument: what must not change between storing a residual and adding it.
-Signature = tuple[tuple[str, torch.Size, torch.dtype, torch.device], ...]
+from .clock import TIMESTEP_NAMES
+
+# What must not change between storing a residual and adding it: shape, dtype and device of every tensor argument, and
+# every argument that switches something (flags, names, lists of layers); numbers may change.
+Signature = tuple[tuple[Any, ...], ...]
 
 
 def signature(arguments: Mapping[str, Any]) -> Signature:
     """The guard of a call, from the arguments of the transformer."""
-    return tuple(
-        (name, value.shape, value.dtype, value.device) for name, value in arguments.items() if isinstance(value, Tensor)
-    )
+    guard: list[tuple[Any, ...]] = []
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            guard.append((name, value.shape, value.dtype, value.device))
+        elif isinstance(value, (bool, str)):
+            guard.append((name, value))
+        elif isinstance(value, (list, tuple)) and name not in TIMESTEP_NAMES and _switches(value):
+            guard.append((name, repr(value)))
+    return tuple(guard)
+
+
+def _switches(value: Any) -> bool:
+    """Whether a sequence holds whole numbers, flags and names only."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_switches, value))
+    return value is None or isinstance(value, (bool, int, str))
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,56 @@ class TestBranches:
                         net(x, t)
             assert cache.stats.reasons == {"refresh": 3, "reuse": 7, "missed refresh": 1}
 
+    def test_a_constant_made_anew_at_every_step_tells_nothing(self):
+        """A guidance scale as a tensor of this step, given to both calls: neither is taken for a stranger."""
+
+        class Guided(Pipe):
+            def __call__(self, x, prompts, anew):
+                self.scheduler.set_timesteps(8)
+                scale = torch.full((1,), 3.5)
+                for t in self.scheduler.timesteps:
+                    scale = torch.full((1,), 3.5) if anew else scale
+                    for e in prompts:
+                        self.transformer(x, timestep=t / 1000, encoder_hidden_states=e, control=scale)
+                    self.scheduler.step()
+
+        pipe, x, prompts = Guided(make()), latents(), (prompt(), prompt())
+        with dit_cache(pipe, DitCacheConfig(2, 3, 0, 5)) as cache:
+            pipe(x, prompts, anew=False)
+            once = cache.stats
+            cache.reset()
+            pipe(x, prompts, anew=True)
+            assert cache.stats == once
+            assert once.reasons == {"warm-up": 4, "refresh": 4, "reuse": 8}
+
+    @pytest.mark.filterwarnings("ignore:.*reused nothing.*")
+    @pytest.mark.parametrize(
+        ("former", "latter", "reused"),
+        [([], [1], 0), ([1], [1], 1), (None, [1], 0), (0.5, 0.7, 1), (3, 4, 1), (True, False, 0), ("a", "b", 0)],
+    )
+    def test_a_switch_that_is_thrown_computes(self, former, latter, reused):
+        """Layers to leave out, say; a number that changes with every step is no switch."""
+
+        class Switched(Net):
+            def forward(self, hidden_states, timestep, switch=None):
+                h = self.embed(hidden_states)
+                temb = self.time(timestep.reshape(-1, 1)).expand(2, -1)
+                for index, block in enumerate(self.blocks):
+                    if not isinstance(switch, list) or index not in switch:
+                        h = block(h, temb)
+                return self.proj(h)
+
+        net, x, t = Switched(), latents(), torch.tensor(0.5)
+        with dit_cache(net, DitCacheConfig(0, 2, 0, 5)) as cache:
+            with timestep_scope(0):
+                net(x, t, switch=[])
+            for step, switch in ((2, former), (3, latter)):
+                with timestep_scope(step, branch=0):
+                    out = net(x, t, switch=switch)
+            assert cache.stats.reused_calls == reused
+            assert cache.stats.reasons.get("switch", 0) == 1 - reused
+        torch.testing.assert_close(out, net(x, t, switch=latter))
+
     def test_a_changed_prompt_computes(self):
         net, x, t = make(), latents(), torch.tensor(0.5)
         first, second = prompt(), prompt()
