@@ -125,32 +125,38 @@ def text(bridge: Bridge, name: Callable[[int], str]) -> str:
 
 
 def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
-    """How a tensor was made of a block's outputs, told by its values; ``None`` if it was not, or it stays unclear.
+    """How a tensor was made of a block's outputs, told by its values.
 
-    Of several pieces joined, one has to be found by value: the model may have added something to the others.
+    Of several pieces joined, one has to be found by value: the model may have added something to the others. ``None``
+    if it was not made of them, or could have been in several ways (text and image that are equal, say).
     """
-    whole = [(i, out) for i, out in enumerate(outputs) if out is not None and _akin(value, out)]
-    for number, out in whole:
+    readings = list(
+        _readings(value, [(i, out) for i, out in enumerate(outputs) if out is not None and _akin(value, out)])
+    )
+    best = max((rank for rank, _ in readings), default=None)
+    likeliest = [bridge for rank, bridge in readings if rank == best]
+    return likeliest[0] if len(likeliest) == 1 else None
+
+
+def _readings(value: Tensor, outputs: Sequence[tuple[int, Tensor]]) -> Iterator[tuple[tuple[int, ...], Bridge]]:
+    """Every way to make a tensor of some, the likelier the higher its rank: kind, elements found by value, pieces."""
+    for number, out in outputs:
         if out.shape == value.shape and torch.equal(out, value):
-            return Stream(number)
-    for number, out in whole:
+            yield (2,), Stream(number)
         turned = _turn(out, value.shape)
         if turned is not None and torch.equal(turned, value):
-            return Turned(Stream(number))
-    best: tuple[int, Bridge] | None = None
+            yield (1,), Turned(Stream(number))
     for dim in range(value.dim()):
-        pieces = [(i, out) for i, out in whole if _resized(value.shape, dim, out.shape[dim]) == out.shape]
+        pieces = [(i, out) for i, out in outputs if _resized(value.shape, dim, out.shape[dim]) == out.shape]
         for number, out in pieces:
             spare = out.shape[dim] - value.shape[dim]
             for head in (True, False):
                 if spare > 0 and torch.equal(out.narrow(dim, 0 if head else spare, value.shape[dim]), value):
-                    return Cut(Stream(number), dim, head)
-        for count in range(min(len(pieces), 3), 0, -1):
+                    yield (0, value.numel()), Cut(Stream(number), dim, head)
+        for count in range(1, min(len(pieces), 3) + 1):
             for chosen in permutations(pieces, count):
-                found = _joint(value, chosen, dim)
-                if found is not None and (best is None or found[0] > best[0]):
-                    best = found
-    return None if best is None else best[1]
+                for found, joined in _joints(value, chosen, dim):
+                    yield (0, found, count), joined
 
 
 def turned_alone(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
@@ -163,13 +169,11 @@ def turned_alone(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | No
     return Turned(Stream(fitting[0])) if len(fitting) == 1 else None
 
 
-def _joint(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> tuple[int, Bridge] | None:
-    """Elements found by value, and the bridge, if the pieces stand in ``value`` in this order from one of its ends."""
-    total = sum(out.shape[dim] for _, out in pieces)
-    spare = value.shape[dim] - total
+def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> Iterator[tuple[int, Bridge]]:
+    """The pieces in this order from either end of ``value``, with the number of elements found by value, if any."""
+    spare = value.shape[dim] - sum(out.shape[dim] for _, out in pieces)
     if spare < 0 or (spare == 0 and len(pieces) == 1):
-        return None
-    best: tuple[int, Bridge] | None = None
+        return
     for start in {0, spare}:
         offset, found = start, 0
         for _, out in pieces:
@@ -179,9 +183,8 @@ def _joint(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> tup
         parts: tuple[Bridge | None, ...] = tuple(Stream(number) for number, _ in pieces)
         if spare:
             parts = (None, *parts) if start else (*parts, None)
-        if found and (best is None or found > best[0]):
-            best = found, Joined(parts, dim)
-    return best
+        if found:
+            yield found, Joined(parts, dim)
 
 
 def _join(bridge: Joined, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
