@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from .blocks.observe import Observation, Spot
+from .blocks.ports import Ports
 from .blocks.trunk import Trunk, find_trunk
 from .blocks.wiring import Wiring, WiringError, resolve
+from .probe import ALIKE, Probe, likeness
 from .replay import Replay, difference, replaying, tolerance
 from .residual import added, subtracted
 from .runs import Runs
@@ -49,6 +51,9 @@ class Flow:
         self.on_wired: Callable[[bool], None] | None = None  # given whether the range is now other blocks
         self.others: Callable[[], Sequence[Any]] = tuple  # further flows on the transformer: aside in replays
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
+        self._generation = 0  # calls that began before the range moved, or all was forgotten, run as plain ones
+        self._learning = threading.Lock()  # one call at a time says how the blocks are wired …
+        self._moving = False  # … and while it puts stand-ins elsewhere, others begin as plain ones
         self._again = torch.compiler.disable(self._restart)  # not as a decorator: that would import the compiler early
 
     # -- the transformer is called, and has returned ------------------------------------------------------------
@@ -58,7 +63,7 @@ class Flow:
 
         ``arguments`` are the transformer's, if it was seen called, and ``replay`` calls it once more.
         """
-        self._local.arguments, self._local.replay = arguments, replay
+        self._local.arguments, self._local.replay, self._local.last = arguments, replay, None
         if self.wiring is None and replay is not None and self.compiled():
             self._rehearse(replay)
         # Compiled code captures always: one graph less. Else warm-up steps are spared it.
@@ -68,6 +73,7 @@ class Flow:
             call = self.runs.settle(arguments, seen=replay is not None, capture=self.compiled())
         if self.wiring is None:
             call.observation = Observation(self.spots, whole=replay is not None)
+        call.generation = -1 if self._moving else self._generation
         self._local.call = call
 
     def finish(self, output: Any) -> None:
@@ -78,9 +84,11 @@ class Flow:
                 on the very call it was taken from, does not give that call's output.
             RuntimeError: a reused range was entered and not left, so that its effect is missing.
         """
-        call, replay = self.call, getattr(self._local, "replay", None)
+        call, replay = getattr(self._local, "call", None), getattr(self._local, "replay", None)
         self._local.call = None
-        if call is None:
+        if call is None or call.generation != self._generation:
+            if call is not None and call.run is not None:
+                call.run.in_flight = False
             return
         if call.reuse and call.entered and not call.left:
             raise RuntimeError(
@@ -92,25 +100,23 @@ class Flow:
         wanted = call.capture
         moved = self._settle(call)
         if moved and wanted and replay is not None and replay.safe:  # of the range as it now is, nothing was kept
-            again = replace(call, capture=True, entered=False, left=False, run=None, observation=None)
+            again = replace(call, capture=True, entered=False, left=False, run=None)
             self._replayed(replay, again)
             self._settle(again)
         if unseen and replay is not None:  # compiled from the outside: nothing could be watched
             self._rehearse(replay)
-        if self.unverified and replay is not None and call.branch is not None and call.branch.anchor is not None:
+        branch = call.branch
+        if self.unverified and replay is not None and branch is not None and branch.anchor is not None:
+            try:
+                self._test(replay, branch.anchor.deltas, output)
+            except BaseException:  # refused, or interrupted: a residual that was not tested is not used
+                branch.anchor = branch.refreshed = None
+                raise
             self.unverified = False
-            if replay.safe:
-                self._verify(replay, call.branch.anchor.deltas, output)
-            else:
-                self.runs.say(
-                    "strange",
-                    f"{self.runs.name} is given {replay.strange}: if blocks write into it (keys and values, say), "
-                    "those of the range do not on reused steps; nor was the residual tested on its own call, which "
-                    "would have to be made again",
-                )
         self._local.arguments = self._local.replay = None
         if call.run is not None:
             call.run.in_flight = False
+        call.entry, self._local.last = None, call
 
     @property
     def learning(self) -> bool:
@@ -136,13 +142,15 @@ class Flow:
     def call(self) -> Call | None:
         """The call under way in this thread."""
         call: Call | None = getattr(self._local, "call", None)
-        return call
+        return call if call is not None and call.generation == self._generation else None
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
     def visit(self, offset: int) -> Call | None:
         """A block of the range is called: the call it belongs to, or ``None`` where there is nothing to do."""
-        call = self.call
+        call: Call | None = getattr(self._local, "call", None)
+        if call is not None and call.generation != self._generation:
+            return None
         if offset == 0:
             if call is None or call.entered:  # the blocks are driven without the transformer, or once more in one call
                 call = self._again(call)
@@ -159,6 +167,8 @@ class Flow:
         wiring, last = self.wiring, offset == self.end - self.start
         assert wiring is not None
         ports, first = wiring.ports[offset], call.entry is None
+        if call.probe is not None:
+            return self._probed(call, call.probe, offset, args, kwargs)
         if first:
             streams = [ports.read(name, args, kwargs) for name in wiring.entry] if offset == 0 else []
             call.entry = added(wiring, streams, call.deltas)
@@ -173,13 +183,7 @@ class Flow:
         passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
         if first:  # by value: a parent that adds in place must not reach what the range was given
             passed = [value.clone() if isinstance(value, Tensor) else value for value in passed]
-        if any(ports.born):
-            like = next(value for value in passed if isinstance(value, Tensor))
-            passed = [
-                value if form is None else like.new_zeros(form[0], dtype=form[1])
-                for value, form in zip(passed, ports.born, strict=True)
-            ]
-        return ports.build(passed, args, kwargs)
+        return ports.build(_filled(ports, passed), args, kwargs)
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The range's first block is about to run: keep −h_in, by value."""
@@ -188,7 +192,11 @@ class Flow:
             return
         if self.wiring is not None:
             ports = self.wiring.ports[0]
-            call.entry = [torch.neg(ports.read(name, args, kwargs)) for name in self.wiring.entry]
+            streams = [ports.read(name, args, kwargs) for name in self.wiring.entry]
+            if all(isinstance(stream, Tensor) for stream in streams):
+                call.entry = [torch.neg(stream) for stream in streams]
+            else:  # a stream that this call does without
+                call.capture = False
         else:
             arguments = self.spots[self.order[self.start]].face.arguments(args, kwargs)
             tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
@@ -223,7 +231,8 @@ class Flow:
 
     def forget(self) -> list[str]:
         """Drop all that was cached, and any call under way; returns what is to be said of it."""
-        self._local = threading.local()
+        self._generation += 1
+        self._local.last = None
         return self.runs.forget()
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -245,11 +254,12 @@ class Flow:
         return self.call
 
     def _replayed(self, replay: Replay, call: Call, eager: bool = False) -> Any:
-        """The output of a call made again, as ``call``; no other cache on the model takes part in it."""
+        """The output of a call made again, as ``call``; other caches on the model do as they did in it."""
+        call.generation = self._generation
         flows = [self, *self.others()]
-        under_way = [flow._local.call if hasattr(flow._local, "call") else None for flow in flows]
-        for flow in flows:
-            flow._local.call = None
+        under_way: list[Call | None] = [getattr(flow._local, "call", None) for flow in flows]
+        for flow in flows[1:]:
+            flow._local.call = flow._repeated()
         self._local.call = call
         try:
             return replay(eager)
@@ -257,14 +267,33 @@ class Flow:
             for flow, former in zip(flows, under_way, strict=True):
                 flow._local.call = former
 
+    def _repeated(self) -> Call | None:
+        """The call under way, or else the last, to be made again: reused with the same residuals, or plain."""
+        call: Call | None = getattr(self._local, "call", None) or getattr(self._local, "last", None)
+        if call is None or not call.reuse or call.generation != self._generation:
+            return None
+        return Call(reuse=True, deltas=call.deltas, generation=self._generation)
+
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
         call = Call(observation=Observation(self.spots))
         self._replayed(replay, call, eager=self.compiled())
         self._settle(call)
 
-    def _verify(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> None:
-        """On the call it was taken from, the residual has to give that call's output."""
+    def _test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> None:
+        """On the call it was taken from, the residual has to give that call's output.
+
+        Raises:
+            WiringError: it does not; or what was recognised between the blocks is not what the model does there.
+        """
+        if not replay.safe:
+            self.runs.say(
+                "strange",
+                f"{self.runs.name} is given {replay.strange}: if blocks write into it (keys and values, say), those "
+                "of the range do not on reused steps; nor was the residual tested on its own call, which would have "
+                "to be made again",
+            )
+            return
         error = difference(self._replayed(replay, Call(reuse=True, deltas=deltas)), output)
         if not error <= tolerance(output):
             raise WiringError(
@@ -273,6 +302,32 @@ class Flow:
                 "of these blocks than what leaves the last one (outputs collected on the way, say), or is not "
                 "deterministic. Choose other blocks; or, if you know better, give verify=False"
             )
+        assert self.wiring is not None
+        if self.wiring.certain:
+            return
+        probes = [Probe(self.wiring, noisy) for noisy in (False, True)]
+        for probe in probes:
+            self._replayed(replay, Call(reuse=True, probe=probe), eager=self.compiled())
+        for name, alike in zip(self.wiring.ports[-1].carries, likeness(*probes), strict=True):
+            if alike < ALIKE:
+                raise WiringError(
+                    f"{self.runs.name}: between {self.first} and {self.last} the model does more to {name} than was "
+                    f"recognised: noise put in at the former comes out at the latter otherwise than expected (cosine "
+                    f"{alike:.2f}). Is it rearranged? {self._advice()}; or, if you know better, give verify=False"
+                )
+
+    def _probed(self, call: Call, probe: Probe, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A block's output where the range is only passed through."""
+        assert self.wiring is not None
+        ports = self.wiring.ports[offset]
+        passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
+        if offset == 0:
+            given = {name: ports.read(name, args, kwargs) for name in self.wiring.entry}
+            passed = probe.enter(given, passed)
+        if offset == self.end - self.start:
+            call.left = True
+            probe.leave([None if name is None else ports.read(name, args, kwargs) for name in ports.carries])
+        return ports.build(_filled(ports, passed), args, kwargs)
 
     def _settle(self, call: Call) -> bool:
         """A call is over: learn the wiring if it was observed, and keep the residual it computed.
@@ -281,12 +336,15 @@ class Flow:
         """
         moved = False
         observation, call.observation = call.observation, None
-        if observation is not None and self.wiring is None:
+        if observation is not None:
             observation.close()
             try:
-                moved = self._wire(observation, call)
+                with self._learning:
+                    moved = self.wiring is None and self._wire(observation, call)
             except WiringError as error:
                 raise WiringError(f"{error}. {self._advice()}") from None
+        if call.generation != self._generation:  # another thread's call has moved the range
+            return False
         if self.wiring is not None and isinstance(call.entry, dict) and call.exit:
             entry, call.entry = [call.entry[name] for name in self.wiring.entry], None
             call.deltas = subtracted(self.wiring, entry, call.exit)
@@ -306,11 +364,15 @@ class Flow:
         moved = trunk.order[self.start : self.end + 1] != self.order[self.start : self.end + 1]
         if moved:  # other blocks than those that were thought to be the range: what was captured is not theirs
             call.capture, call.entry, call.exit = False, None, ()
-            mine, self._local = self._local, threading.local()  # calls under way elsewhere are no longer followed
-            vars(self._local).update(vars(mine))
+            self._moving = True
+            self._generation += 1  # calls under way elsewhere are no longer followed
+            call.generation = self._generation
         self.order, self.wiring = trunk.order, wiring
-        if self.on_wired is not None:
-            self.on_wired(moved)
+        try:
+            if self.on_wired is not None:
+                self.on_wired(moved)
+        finally:
+            self._moving = False
         return moved
 
     def _too_short(self, trunk: Trunk) -> str:
@@ -326,3 +388,14 @@ class Flow:
         if len(lists) > 1:
             return f"Cache one of the lists by itself: blocks={' or '.join(map(repr, lists))}"
         return "Choose a range on one side of it with cache_block_start and cache_num_blocks"
+
+
+def _filled(ports: Ports, passed: list[Any]) -> list[Any]:
+    """What a block passes on, with zeros for outputs that carry on nothing."""
+    if not any(ports.born):
+        return passed
+    like = next(value for value in passed if isinstance(value, Tensor))
+    return [
+        value if form is None else like.new_zeros(form[0], dtype=form[1])
+        for value, form in zip(passed, ports.born, strict=True)
+    ]

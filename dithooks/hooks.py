@@ -33,16 +33,17 @@ class _Before(_Hook):
     def __init__(self, flow: Flow, react: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
         self.flow, self.react = flow, react
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.react(args, kwargs)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if kwargs is not None:  # in another thread, a hook may be called before it is registered to the end
+            self.react(args, kwargs)
 
 
 class _After(_Hook):
     def __init__(self, flow: Flow, react: Callable[[Any], None]) -> None:
         self.flow, self.react = flow, react
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.react(output)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], *kwargs_and_output: Any) -> None:
+        self.react(kwargs_and_output[-1])
 
 
 def hook_call(flow: Flow, owner: nn.Module) -> None:
@@ -52,13 +53,14 @@ def hook_call(flow: Flow, owner: nn.Module) -> None:
     # Classes of their own, made here: disabling is per function, and imports the compiler, which can wait until now.
     class Begins(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs, flow.learning))
+        def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+            if kwargs is not None:
+                flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs, flow.learning))
 
     class Ends(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            flow.finish(output)
+        def __call__(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
+            flow.finish(kwargs_and_output[-1])
 
     before, after = Begins(), Ends()
     before.flow = after.flow = flow

@@ -28,6 +28,8 @@ def subtracted(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]) -
         return ()
     for bridge, value in zip(wiring.leave, values, strict=True):
         if bridge is None:
+            if value is not None:  # not returned when the wiring was seen
+                return ()
             continue
         before = build(bridge, entry, value.shape) if isinstance(value, Tensor) else None
         if before is None or not _fits(value, before):

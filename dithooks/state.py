@@ -95,6 +95,8 @@ class Call:
     deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ per stream; computed: Δ per stream, once known
     entry: list[Tensor] | dict[str, Tensor] | None = None  # computed: −h_in; reused: h_in + Δ̂
     exit: tuple[Tensor | None, ...] = ()  # h_out by position, while the wiring is unknown
+    probe: Any = None  # reused, but only to see how the streams are handed on
+    generation: int = 0  # of the flow, when the call began
 
     step: int = 0
     sigma: float | None = None

@@ -57,10 +57,13 @@ class Face:
         return bind(self.names, args, kwargs)
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The argument called ``name``, however it was passed."""
+        """The argument called ``name``, however it was passed; ``None`` if it was not."""
         if name in kwargs:
             return kwargs[name]
-        return args[int(name[1:]) if name.startswith("*") else self.names.index(name)]
+        position = (
+            int(name[1:]) if name.startswith("*") else self.names.index(name) if name in self.names else len(args)
+        )
+        return args[position] if position < len(args) else None
 
     def take(self, output: Any) -> tuple[Maker, tuple[Any, ...]]:
         """The values of an output by position, and what makes an output of values."""
@@ -78,7 +81,8 @@ class FunctorFace(Face):
         return {str(number): stream for number, stream in enumerate(self.functor.read(args, dict(kwargs)))}
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.functor.read(args, kwargs)[int(name)]
+        streams = self.functor.read(args, kwargs)
+        return streams[int(name)] if int(name) < len(streams) else None
 
     def take(self, output: Any) -> tuple[Maker, tuple[Any, ...]]:
         return Maker(PatchFunctor, (), self.functor), tuple(self.functor.take(output))

@@ -27,6 +27,7 @@ class Wiring:
     ports: tuple[Ports, ...]  # of each block of the range
     entry: tuple[str, ...]
     leave: tuple[Bridge | None, ...]
+    certain: bool  # every stream is handed on as the very object that a block returned
 
     @property
     def plain(self) -> bool:
@@ -148,7 +149,7 @@ def gap(spots: Sequence[Spot], before: Seen, sender: Ports, after: Seen, taker: 
 def _declared(observation: Observation, spot: Spot, call: Seen) -> tuple[str | None, ...]:
     """What a declared pattern says, if it fits the forms that were seen, and where the outputs went."""
     assert spot.pattern is not None
-    alike = call.next is not None and observation.spots[call.next.index].cls is spot.cls
+    alike = call.next is not None and observation.spots[call.next.index].group == spot.group
     if len(spot.pattern.returns) != len(call.outputs):
         raise WiringError(
             f"{spot.path} returns {len(call.outputs)} value(s), but forward pattern {spot.pattern.value}, "
@@ -181,10 +182,14 @@ def _carried(observation: Observation, call: Seen, position: int) -> str | None:
         for other in observation.calls
         if spots[other.index].cls is spot.cls and len(other.outputs) == len(call.outputs)
     ]
-    fed: dict[int, str] = {}  # where this block's outputs were seen to go, else those of the nearest of its class
-    for other in sorted(kin, key=lambda other: abs(other.index - call.index)):
-        goes_on = other.next is not None and spots[other.next.index].cls is spot.cls
-        fed = {**(other.fed if goes_on or other is call else {}), **fed}
+    # Where outputs were seen to go: those of the nearest of its class within a list, first its own; to another list,
+    # which may be handed them otherwise, only where nothing else is known.
+    going_on = [
+        other for other in kin if other.next is not None and spots[other.next.index].group == spots[other.index].group
+    ]
+    fed: dict[int, str] = {}
+    for other in [*sorted(going_on, key=lambda other: abs(other.index - call.index)), call]:
+        fed = {**other.fed, **fed}
     if fed.get(position) in alike:  # it goes on under a name that this block has, too
         return fed[position]
     alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
@@ -217,9 +222,11 @@ def _follow(spots: Sequence[Spot], calls: list[Seen], ports: list[Ports]) -> Wir
     """Follow each stream from the first block's arguments to the last one's outputs."""
     entry = list(calls[0].inputs)
     known: dict[str, Bridge | None] = {name: Stream(number) for number, name in enumerate(entry)}
+    certain = True
     lost: dict[str, str] = {}
     for before, sender, after, taker in zip(calls, ports, calls[1:], ports[1:], strict=False):
         between = gap(spots, before, sender, after, taker)
+        certain = certain and before.next is after and set(between.made) <= set(before.fed.values())
         left: dict[int, Bridge | None] = {
             p: Fresh() if name is None else known.get(name) for p, name in enumerate(sender.carries)
         }
@@ -245,6 +252,7 @@ def _follow(spots: Sequence[Spot], calls: list[Seen], ports: list[Ports]) -> Wir
         tuple(ports),
         tuple(entry[number] for number in used),
         tuple(None if bridge is None else substitute(bridge, renumbered) for bridge in leave),
+        certain,
     )
 
 
