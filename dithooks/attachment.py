@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .blocks.chain import Chain
+from .blocks.chain import Chain, Site
 from .flow import Flow
 from .hooks import hook_call, hook_observation, hook_range, unhook
 from .skip import SkipBlock, engage, is_engaged, retire, stand_in
@@ -55,9 +56,23 @@ class Attachment:
     def _choose(self) -> None:
         """Stand-ins for the blocks that the range is now."""
         flow = self.flow
-        self._sites = [self._all[index] for index in flow.order[flow.start : flow.end + 1]]
-        self._originals = [original(site.block) for site in self._sites]
-        self.skips = [stand_in(block, offset) for offset, block in enumerate(self._originals)]
+        sites = [self._all[index] for index in flow.order[flow.start : flow.end + 1]]
+        originals = [original(site.block) for site in sites]
+        skips = [stand_in(block, offset) for offset, block in enumerate(originals)]
+        self._range = sites, originals, skips  # at once: interrupted, what was there can still be taken off
+
+    @property
+    def _sites(self) -> list[Site]:
+        return self._range[0]
+
+    @property
+    def _originals(self) -> list[nn.Module]:
+        return self._range[1]
+
+    @property
+    def skips(self) -> list[nn.Module]:
+        """The stand-ins of the range."""
+        return self._range[2]
 
     def _occupy(self) -> None:
         hook_range(self.flow, self._originals[0], self._originals[-1])
@@ -106,6 +121,7 @@ def check(chain: Chain, start: int, number: int, mine: list[nn.Module]) -> None:
     """Refuse what cannot work on this chain, before anything is touched. ``mine`` are stand-ins about to go.
 
     Raises:
+        TypeError: a block is scripted.
         ValueError: the range goes past the end, its blocks are cached already, or another cache is enabled.
     """
     if start + number > len(chain.sites):
@@ -114,6 +130,11 @@ def check(chain: Chain, start: int, number: int, mine: list[nn.Module]) -> None:
             f"{chain.name} has {len(chain.sites)} blocks, {chain.sites[0].path} … {chain.sites[-1].path}"
         )
     for site in chain.sites:
+        if isinstance(site.block, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{site.path} is a scripted module, which takes neither hooks nor a stand-in: cache before scripting, "
+                "or name lists without any with blocks=..."
+            )
         if is_engaged(site.block) and not any(site.block is skip for skip in mine):
             raise ValueError(f"{site.path} is cached already: remove that cache first, or use its handle's update()")
     if getattr(chain.owner, "is_cache_enabled", False) is True:

@@ -14,6 +14,25 @@ EXAMPLES = """examples:
   dithooks demo --prompt "slice of pizza" --prompt "panda face" --seed 7
   dithooks demo --steps 50 --start 4 --interval 3 --out faster.png
   dithooks demo --json - > numbers.json
+  dithooks inspect FluxPipeline
+  dithooks inspect my_model.py:make
+"""
+
+TARGETS = """what TARGET can be:
+  WanPipeline                 a pipeline class of diffusers
+  WanTransformer3DModel       a transformer class of diffusers; CLASS#VARIANT for one of its variants
+  path/to/folder, owner/name  a saved pipeline or transformer, or one in the local cache of the Hugging Face Hub:
+                              only its configuration is read, and nothing is downloaded
+  path/to/file.py:factory     your own: a function without arguments that returns a pair of the model, the pipeline
+  package.module:factory      or a BlockAdapter, and how to call it: a dict of keyword arguments, a tuple of
+                              positional ones, or a function without arguments that does. A pipeline has to take two
+                              sampling steps or more. A small one of its kind tells as much as a large one.
+
+Classes are looked at as tiny models with random weights. A file for `dithooks inspect my_model.py:make`:
+
+  def make():
+      model = MyTransformer(depth=4)
+      return model, {"x": torch.randn(1, 16, 64), "timestep": torch.tensor(0.5)}
 """
 
 
@@ -64,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dithooks {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     _add_demo(commands)
+    _add_inspect(commands)
     return parser
 
 
@@ -118,6 +138,54 @@ def _demo(args: argparse.Namespace) -> int:
         demo.run_demo(pipe, options, out=args.out, json_to=args.json)
     except OSError as error:  # a ValueError is no longer the user's here, so it keeps its traceback
         raise UsageError(f"the results cannot be written: {error}") from error
+    return 0
+
+
+def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="show a model's lists of blocks and the ranges that can be cached",
+        description="Show a model's lists of blocks, what it does between them, which ranges can be cached and which\n"
+        "cannot, and the lines that cache the largest.",
+        epilog=TARGETS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", nargs="?", metavar="TARGET", help="what to look at, see below")
+    parser.add_argument(
+        "--blocks", action="append", default=[], metavar="PATH", help="a list to look at, not those found; repeatable"
+    )
+    parser.add_argument(
+        "--tests",
+        type=int,
+        default=64,
+        metavar="N",
+        help="the most ranges to try out, each by three calls (default: %(default)s)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the tables")
+    parser.add_argument("--all", action="store_true", help="a table of all transformer classes; takes minutes")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="with --all: write the table to a file instead")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from .report import command
+    from .report.classes import TargetError
+
+    if args.all == (args.target is not None):
+        raise UsageError("inspect takes either a TARGET or --all (see dithooks inspect --help)")
+    if args.tests < 0:
+        raise UsageError(f"--tests is {args.tests}: it must be 0 or more")
+    if args.all and (args.blocks or args.json):
+        raise UsageError("--all takes no --blocks and no --json")
+    if args.markdown is not None and not args.all:
+        raise UsageError("--markdown goes with --all only")
+    try:
+        if args.all:
+            command.show_all(args.markdown)
+        else:
+            command.show_one(args.target, tuple(args.blocks), args.tests, args.json)
+    except TargetError as error:  # all others are of the user's own factory, or ours, and keep their traceback
+        raise UsageError(" ".join(str(error).split())) from error
     return 0
 
 

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from .blocks.observe import Observation, Spot
-from .blocks.ports import Ports
-from .blocks.trunk import Trunk, find_trunk
-from .blocks.wiring import Wiring, WiringError, resolve
-from .probe import ALIKE, Probe, likeness
-from .replay import Replay, difference, replaying, tolerance
+from .blocks.trunk import wire
+from .blocks.wiring import Wiring, WiringError
+from .replay import Replay, replaying
 from .residual import added, subtracted
 from .runs import Runs
 from .state import Call
+from .trials import Trials, filled
 
 
 class Flow:
@@ -51,9 +50,10 @@ class Flow:
         self.on_wired: Callable[[bool], None] | None = None  # given whether the range is now other blocks
         self.others: Callable[[], Sequence[Any]] = tuple  # further flows on the transformer: aside in replays
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
-        self._generation = 0  # calls that began before the range moved, or all was forgotten, run as plain ones
+        self.generation = 0  # calls that began before the range moved, or all was forgotten, run as plain ones
         self._learning = threading.Lock()  # one call at a time says how the blocks are wired …
         self._moving = False  # … and while it puts stand-ins elsewhere, others begin as plain ones
+        self.trials = Trials(self)
         self._again = torch.compiler.disable(self._restart)  # not as a decorator: that would import the compiler early
 
     # -- the transformer is called, and has returned ------------------------------------------------------------
@@ -64,6 +64,11 @@ class Flow:
         ``arguments`` are the transformer's, if it was seen called, and ``replay`` calls it once more.
         """
         self._local.arguments, self._local.replay, self._local.last = arguments, replay, None
+        if self._moving and self._learning.acquire(blocking=False):  # once more: it was interrupted
+            try:
+                self._arrive()
+            finally:
+                self._learning.release()
         if self.wiring is None and replay is not None and self.compiled():
             self._rehearse(replay)
         # Compiled code captures always: one graph less. Else warm-up steps are spared it.
@@ -73,7 +78,7 @@ class Flow:
             call = self.runs.settle(arguments, seen=replay is not None, capture=self.compiled())
         if self.wiring is None:
             call.observation = Observation(self.spots, whole=replay is not None)
-        call.generation = -1 if self._moving else self._generation
+        call.generation = -1 if self._moving else self.generation
         self._local.call = call
 
     def finish(self, output: Any) -> None:
@@ -85,38 +90,20 @@ class Flow:
             RuntimeError: a reused range was entered and not left, so that its effect is missing.
         """
         call, replay = getattr(self._local, "call", None), getattr(self._local, "replay", None)
-        self._local.call = None
-        if call is None or call.generation != self._generation:
-            if call is not None and call.run is not None:
-                call.run.in_flight = False
+        self._local.call = self._local.arguments = self._local.replay = None
+        if call is None:
             return
-        if call.reuse and call.entered and not call.left:
-            raise RuntimeError(
-                f"{self.runs.name}: step {call.step} reused {self.first} … {self.last}, but the "
-                f"model did not call {self.last}: the output lacks the range's effect. Choose a range that "
-                "ends before blocks that are skipped at times"
-            )
-        unseen = call.observation is not None and call.observation.empty and call.entered
-        wanted = call.capture
-        moved = self._settle(call)
-        if moved and wanted and replay is not None and replay.safe:  # of the range as it now is, nothing was kept
-            again = replace(call, capture=True, entered=False, left=False, run=None)
-            self._replayed(replay, again)
-            self._settle(again)
-        if unseen and replay is not None:  # compiled from the outside: nothing could be watched
-            self._rehearse(replay)
-        branch = call.branch
-        if self.unverified and replay is not None and branch is not None and branch.anchor is not None:
-            try:
-                self._test(replay, branch.anchor.deltas, output)
-            except BaseException:  # refused, or interrupted: a residual that was not tested is not used
-                branch.anchor = branch.refreshed = None
-                raise
-            self.unverified = False
-        self._local.arguments = self._local.replay = None
+        if call.generation == self.generation:
+            if call.reuse and call.entered and not call.left:
+                raise RuntimeError(
+                    f"{self.runs.name}: step {call.step} reused {self.first} … {self.last}, but the model did not "
+                    f"call {self.last}: the output lacks the range's effect. Choose a range that ends before blocks "
+                    "that are skipped at times"
+                )
+            self._conclude(call, replay, output)
+            call.entry, self._local.last = None, call
         if call.run is not None:
             call.run.in_flight = False
-        call.entry, self._local.last = None, call
 
     @property
     def learning(self) -> bool:
@@ -140,16 +127,32 @@ class Flow:
 
     @property
     def call(self) -> Call | None:
+        """The call under way in this thread, if the range is still where it was when it began."""
+        call = self.current
+        return call if call is not None and call.generation == self.generation else None
+
+    @property
+    def current(self) -> Call | None:
         """The call under way in this thread."""
         call: Call | None = getattr(self._local, "call", None)
-        return call if call is not None and call.generation == self._generation else None
+        return call
+
+    @current.setter
+    def current(self, call: Call | None) -> None:
+        self._local.call = call
+
+    @property
+    def latest(self) -> Call | None:
+        """The last call that is over, until the next begins."""
+        call: Call | None = getattr(self._local, "last", None)
+        return call
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
     def visit(self, offset: int) -> Call | None:
         """A block of the range is called: the call it belongs to, or ``None`` where there is nothing to do."""
-        call: Call | None = getattr(self._local, "call", None)
-        if call is not None and call.generation != self._generation:
+        call = self.current
+        if call is not None and call.generation != self.generation:
             return None
         if offset == 0:
             if call is None or call.entered:  # the blocks are driven without the transformer, or once more in one call
@@ -168,7 +171,7 @@ class Flow:
         assert wiring is not None
         ports, first = wiring.ports[offset], call.entry is None
         if call.probe is not None:
-            return self._probed(call, call.probe, offset, args, kwargs)
+            return self.trials.passed(call, call.probe, offset, args, kwargs)
         if first:
             streams = [ports.read(name, args, kwargs) for name in wiring.entry] if offset == 0 else []
             call.entry = added(wiring, streams, call.deltas)
@@ -183,7 +186,7 @@ class Flow:
         passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
         if first:  # by value: a parent that adds in place must not reach what the range was given
             passed = [value.clone() if isinstance(value, Tensor) else value for value in passed]
-        return ports.build(_filled(ports, passed), args, kwargs)
+        return ports.build(filled(ports, passed, wiring.shapes(call.deltas)), args, kwargs)
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The range's first block is about to run: keep −h_in, by value."""
@@ -231,7 +234,7 @@ class Flow:
 
     def forget(self) -> list[str]:
         """Drop all that was cached, and any call under way; returns what is to be said of it."""
-        self._generation += 1
+        self.generation += 1
         self._local.last = None
         return self.runs.forget()
 
@@ -253,81 +256,29 @@ class Flow:
         self.begin(getattr(self._local, "arguments", None), getattr(self._local, "replay", None))
         return self.call
 
-    def _replayed(self, replay: Replay, call: Call, eager: bool = False) -> Any:
-        """The output of a call made again, as ``call``; other caches on the model do as they did in it."""
-        call.generation = self._generation
-        flows = [self, *self.others()]
-        under_way: list[Call | None] = [getattr(flow._local, "call", None) for flow in flows]
-        for flow in flows[1:]:
-            flow._local.call = flow._repeated()
-        self._local.call = call
-        try:
-            return replay(eager)
-        finally:
-            for flow, former in zip(flows, under_way, strict=True):
-                flow._local.call = former
-
-    def _repeated(self) -> Call | None:
-        """The call under way, or else the last, to be made again: reused with the same residuals, or plain."""
-        call: Call | None = getattr(self._local, "call", None) or getattr(self._local, "last", None)
-        if call is None or not call.reuse or call.generation != self._generation:
-            return None
-        return Call(reuse=True, deltas=call.deltas, generation=self._generation)
+    def _conclude(self, call: Call, replay: Replay | None, output: Any) -> None:
+        """Learn from a call that is over, keep its residual, and test the first."""
+        unseen = call.observation is not None and call.observation.empty and call.entered
+        wanted = call.capture
+        moved = self._settle(call)
+        if moved and wanted and replay is not None and replay.safe:  # of the range as it now is, nothing was kept
+            again = replace(call, capture=True, entered=False, left=False, run=None)
+            self.trials.repeat(replay, again)
+            self._settle(again)
+        if unseen and replay is not None:  # compiled from the outside: nothing could be watched
+            self._rehearse(replay)
+        branch = call.branch
+        if self.unverified and replay is not None and branch is not None and branch.anchor is not None:
+            anchor, refreshed = branch.anchor, branch.refreshed
+            branch.anchor = branch.refreshed = None  # refused, or interrupted, it is not to be used
+            self.trials.test(replay, anchor.deltas, output)
+            branch.anchor, branch.refreshed, self.unverified = anchor, refreshed, False
 
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
         call = Call(observation=Observation(self.spots))
-        self._replayed(replay, call, eager=self.compiled())
+        self.trials.repeat(replay, call, eager=self.compiled())
         self._settle(call)
-
-    def _test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> None:
-        """On the call it was taken from, the residual has to give that call's output.
-
-        Raises:
-            WiringError: it does not; or what was recognised between the blocks is not what the model does there.
-        """
-        if not replay.safe:
-            self.runs.say(
-                "strange",
-                f"{self.runs.name} is given {replay.strange}: if blocks write into it (keys and values, say), those "
-                "of the range do not on reused steps; nor was the residual tested on its own call, which would have "
-                "to be made again",
-            )
-            return
-        error = difference(self._replayed(replay, Call(reuse=True, deltas=deltas)), output)
-        if not error <= tolerance(output):
-            raise WiringError(
-                f"{self.runs.name}: with {self.first} … {self.last} skipped and their residual "
-                f"added, the call that it was taken from comes out {error:.2g} off (relative L2): the model uses more "
-                "of these blocks than what leaves the last one (outputs collected on the way, say), or is not "
-                "deterministic. Choose other blocks; or, if you know better, give verify=False"
-            )
-        assert self.wiring is not None
-        if self.wiring.certain:
-            return
-        probes = [Probe(self.wiring, noisy) for noisy in (False, True)]
-        for probe in probes:
-            self._replayed(replay, Call(reuse=True, probe=probe), eager=self.compiled())
-        for name, alike in zip(self.wiring.ports[-1].carries, likeness(*probes), strict=True):
-            if alike < ALIKE:
-                raise WiringError(
-                    f"{self.runs.name}: between {self.first} and {self.last} the model does more to {name} than was "
-                    f"recognised: noise put in at the former comes out at the latter otherwise than expected (cosine "
-                    f"{alike:.2f}). Is it rearranged? {self._advice()}; or, if you know better, give verify=False"
-                )
-
-    def _probed(self, call: Call, probe: Probe, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A block's output where the range is only passed through."""
-        assert self.wiring is not None
-        ports = self.wiring.ports[offset]
-        passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
-        if offset == 0:
-            given = {name: ports.read(name, args, kwargs) for name in self.wiring.entry}
-            passed = probe.enter(given, passed)
-        if offset == self.end - self.start:
-            call.left = True
-            probe.leave([None if name is None else ports.read(name, args, kwargs) for name in ports.carries])
-        return ports.build(_filled(ports, passed), args, kwargs)
 
     def _settle(self, call: Call) -> bool:
         """A call is over: learn the wiring if it was observed, and keep the residual it computed.
@@ -338,12 +289,9 @@ class Flow:
         observation, call.observation = call.observation, None
         if observation is not None:
             observation.close()
-            try:
-                with self._learning:
-                    moved = self.wiring is None and self._wire(observation, call)
-            except WiringError as error:
-                raise WiringError(f"{error}. {self._advice()}") from None
-        if call.generation != self._generation:  # another thread's call has moved the range
+            with self._learning:
+                moved = self.wiring is None and self._wire(observation, call)
+        if call.generation != self.generation:  # another thread's call has moved the range
             return False
         if self.wiring is not None and isinstance(call.entry, dict) and call.exit:
             entry, call.entry = [call.entry[name] for name in self.wiring.entry], None
@@ -353,49 +301,22 @@ class Flow:
 
     def _wire(self, observation: Observation, call: Call) -> bool:
         """Count the blocks as they were called, and follow the streams through the range."""
-        trunk = find_trunk(observation, self.weights) if observation.whole else Trunk(self.order, {})
-        if trunk is None:
+        found = wire(observation, self.order, self.start, self.end, self.weights, self.runs.name)
+        if found is None:
             return False
-        if self.end >= len(trunk.order):
-            raise WiringError(self._too_short(trunk))
-        wiring = resolve(observation, trunk.order, self.start, self.end)
-        if wiring is None:
-            return False
-        moved = trunk.order[self.start : self.end + 1] != self.order[self.start : self.end + 1]
+        order, wiring = found
+        moved = order[self.start : self.end + 1] != self.order[self.start : self.end + 1]
         if moved:  # other blocks than those that were thought to be the range: what was captured is not theirs
             call.capture, call.entry, call.exit = False, None, ()
-            self._moving = True
-            self._generation += 1  # calls under way elsewhere are no longer followed
-            call.generation = self._generation
-        self.order, self.wiring = trunk.order, wiring
-        try:
-            if self.on_wired is not None:
-                self.on_wired(moved)
-        finally:
-            self._moving = False
+            self.generation += 1  # calls under way elsewhere are no longer followed
+            call.generation = self.generation
+        self._moving = moved
+        self.order, self.wiring = order, wiring
+        self._arrive()
         return moved
 
-    def _too_short(self, trunk: Trunk) -> str:
-        names = [self.spots[index].path for index in trunk.order]
-        apart = "; ".join(f"{group}: {why}" for group, why in trunk.apart.items())
-        return (
-            f"blocks {self.start} to {self.end} reach past the end: {self.runs.name} calls {len(names)} blocks, "
-            f"{names[0]} … {names[-1]}" + (f" ({apart})" if apart else "")
-        )
-
-    def _advice(self) -> str:
-        lists = list(dict.fromkeys(spot.group for spot in self.spots))
-        if len(lists) > 1:
-            return f"Cache one of the lists by itself: blocks={' or '.join(map(repr, lists))}"
-        return "Choose a range on one side of it with cache_block_start and cache_num_blocks"
-
-
-def _filled(ports: Ports, passed: list[Any]) -> list[Any]:
-    """What a block passes on, with zeros for outputs that carry on nothing."""
-    if not any(ports.born):
-        return passed
-    like = next(value for value in passed if isinstance(value, Tensor))
-    return [
-        value if form is None else like.new_zeros(form[0], dtype=form[1])
-        for value, form in zip(passed, ports.born, strict=True)
-    ]
+    def _arrive(self) -> None:
+        """Let the attachment take note; interrupted, it is done when the next call begins."""
+        if self.on_wired is not None:
+            self.on_wired(self._moving)
+        self._moving = False

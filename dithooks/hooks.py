@@ -93,9 +93,9 @@ def unhook(flow: Flow, modules: Iterable[nn.Module]) -> None:
             for number in [
                 number for number, hook in registry.items() if isinstance(hook, _Hook) and hook.flow is flow
             ]:
-                del registry[number]
                 for flags in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_with_kwargs):
                     flags.pop(number, None)
+                del registry[number]  # last: interrupted before, it is found again
 
 
 def _ours(registry: dict[int, Any]) -> list[_Hook]:

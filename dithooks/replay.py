@@ -22,8 +22,8 @@ _STANCE = threading.Lock()
 class Replay:
     """One call of a module, to be made again.
 
-    Containers are copied, so that a cache kept in one is not fed twice; with ``keep`` before the call itself, too,
-    which may take things out of them.
+    Arguments are copied, so that a cache kept in one is not fed twice, and nobody's tensor is written into; with
+    ``keep`` before the call itself, too, which may do so.
     """
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool = True) -> None:
@@ -61,6 +61,8 @@ def _eagerly() -> Iterator[None]:
 def difference(output: Any, reference: Any) -> float:
     """Relative L2 distance of all floating tensors of two outputs: ‖a − b‖ / ‖b‖, computed in float32."""
     pairs = [(a, b) for a, b in zip(_tensors(output), _tensors(reference), strict=True) if b.is_floating_point()]
+    if any(b.is_meta for _, b in pairs):  # no values: nothing to compare
+        return 0.0
     distance = sum(float((a.float() - b.float()).square().sum()) for a, b in pairs)
     size = sum(float(b.float().square().sum()) for _, b in pairs)
     return float((distance / size) ** 0.5) if size else float(distance > 0)
@@ -95,14 +97,14 @@ def _plain(value: Any) -> bool:
 
 
 def _copied(value: Any, objects: bool = False) -> Any:
-    """Containers anew; ``objects``: what else there is, too, as far as it can be copied."""
+    """Containers and tensors anew; ``objects``: what else there is, too, as far as it can be copied."""
     if type(value) in (list, tuple):
         return type(value)(_copied(item, objects) for item in value)
     if type(value) is dict:
         return {key: _copied(item, objects) for key, item in value.items()}
-    if not objects or isinstance(value, Tensor):
-        return value
     try:
-        return copy.copy(value)
+        if isinstance(value, Tensor):
+            return value.clone()
+        return copy.copy(value) if objects else value
     except Exception:  # a generator, say: taken as it is
         return value

@@ -139,6 +139,14 @@ class TestForms:
             plain = model(**inputs)
         torch.testing.assert_close(reused(adapter, model, start, count, **inputs), plain, rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.parametrize(("wrong", "output"), [(4, 1), (5, 0)])
+    def test_a_stream_declared_as_none(self, wrong, output):
+        model = Model("he->he" if wrong == 4 else "he->eh")
+        handle = dit_cache(BlockAdapter(transformer=model, forward_pattern=wrong), DitCacheConfig(0, 2, 0, 3))
+        with torch.no_grad(), pytest.raises(ValueError, match=rf"output {output} is no stream, but the model hands it"):
+            model(**given())
+        handle.remove()
+
     @pytest.mark.parametrize(("form", "wrong"), [("he->he", 2), ("he->h", 0), ("h->h", 4)])
     def test_declared_and_not_so(self, form, wrong):
         model = Model(form)
@@ -158,7 +166,10 @@ class TestForms:
             model(**given())
         handle.remove()
         handle = dit_cache(BlockAdapter(transformer=model, forward_pattern=1), DitCacheConfig(0, 2, 0, 3))
-        with torch.no_grad(), pytest.raises(ValueError, match=r"by forward pattern 1.*they are \[2, 6, 8\] float32 and \[2, 3, 8\]"):
+        with (
+            torch.no_grad(),
+            pytest.raises(ValueError, match=r"by forward pattern 1.*they are \[2, 6, 8\] float32 and \[2, 3, 8\]"),
+        ):
             model(**given(tokens=3))
         handle.remove()
 
@@ -296,6 +307,17 @@ class TestFunctor:
                     outs.append(model(**inputs(seed=1)).sample)
                 assert cache.stats.reused_calls == 1
         assert torch.equal(*outs)
+
+    def test_one_that_returns_no_sequence(self):
+        class Bare(ChromaBlocks):
+            def take(self, output):
+                return output[0]
+
+        model, inputs = build("ChromaTransformer2DModel")
+        handle = dit_cache(BlockAdapter(transformer=model, patch_functor=Bare()), DitCacheConfig(0, 2, 0, 8))
+        with torch.no_grad(), pytest.raises(TypeError, match=r"Bare.take returned Tensor: give a list or tuple"):
+            model(**inputs())
+        handle.remove()
 
     def test_blocks_that_fit_no_pattern(self):
         class State(PatchFunctor):
@@ -440,6 +462,7 @@ class TestAdapter:
         [
             ({}, ValueError, "needs a pipe or a transformer"),
             ({"transformer": "transformer"}, ValueError, "no pipe that has it"),
+            ({"pipe": Pipe(Net()), "blocks": [[]]}, ValueError, "blocks is an empty list"),
             ({"pipe": Pipe(Net()), "auto": False}, ValueError, "give blocks, or auto=True"),
             ({"pipe": Pipe(Net()), "forward_pattern": 6}, ValueError, "patterns 0 to 5"),
             ({"pipe": Pipe(Net()), "forward_pattern": [0, "1"]}, TypeError, "'1' .str. is neither"),
@@ -476,8 +499,20 @@ class TestAdapter:
             dit_cache(BlockAdapter(transformer=net), DitCacheConfig(0, 2, 0, 2), blocks="blocks")
 
     def test_a_transformer_that_is_not_there(self):
-        with pytest.raises(ValueError, match="not among those that have lists of blocks"):
-            dit_cache(BlockAdapter(Pipe(Net()), "transformer_2"), DitCacheConfig(0, 2, 0, 2))
+        pipe = Pipe(Net())
+        for wanted, name in (
+            ("transformer_2", "'transformer_2'"),
+            (Net(), "Net"),
+            (["transformer", "third"], "'third'"),
+        ):
+            with pytest.raises(ValueError, match=rf"Pipe has no transformer {name}; it has \['transformer'\]"):
+                dit_cache(BlockAdapter(pipe, wanted), DitCacheConfig(0, 2, 0, 2))
+        pipe.proj = pipe.transformer.proj
+        with pytest.raises(ValueError, match=r"transformer=\['proj'\] is not among those that have lists of blocks"):
+            dit_cache(BlockAdapter(pipe, "proj"), DitCacheConfig(0, 2, 0, 2))
+        pipe.transformer_2 = Net()
+        with pytest.raises(ValueError, match=r"blocks are those of \['transformer \(Net\)'\], not of"):
+            dit_cache(BlockAdapter(pipe, "transformer_2", blocks="transformer.blocks"), DitCacheConfig(0, 2, 0, 2))
 
 
 class TestRegistry:
@@ -545,6 +580,9 @@ class TestRegistry:
         class Wrong(Net):
             pass
 
+        BlockAdapterRegistry.register("Other")(lambda model: BlockAdapter(transformer=Net()))
+        with pytest.raises(ValueError, match="the hint for Other made an adapter of another object"):
+            dit_cache(type("Other", (Net,), {})(), DitCacheConfig(0, 2, 0, 2))
         BlockAdapterRegistry.register("Wrong")(lambda model: None)
         with pytest.raises(TypeError, match="the hint for Wrong made None, not a BlockAdapter"):
             dit_cache(Wrong(), DitCacheConfig(0, 2, 0, 2))

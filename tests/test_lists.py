@@ -85,6 +85,21 @@ class TestTrunk:
         pair = model(models=nn.ModuleList([model(layers=blocks(4)), model(layers=blocks(4))]))
         assert [owner.path for owner in find_owners(pair)] == ["models.0", "models.1"]
 
+    def test_a_list_of_lists_is_no_list_of_blocks(self):
+        stages = model(stages=nn.ModuleList([blocks(4), blocks(4)]))
+        (owner,) = find_owners(stages)
+        assert list(told(owner)) == ["stages.0", "stages.1"]
+        with pytest.raises(
+            ValueError, match=r"leads to a list of lists: name these, blocks=\['stages.0', 'stages.1'\]"
+        ):
+            dit_cache(stages, DitCacheConfig(0, 2, 0, 2), blocks="stages")
+
+    def test_a_sequential_calls_its_blocks_itself(self):
+        one = nn.Module()
+        one.body = nn.Sequential(nn.Linear(2, 2))
+        with pytest.raises(ValueError, match=r"leads to an nn.Sequential.*make it an nn.ModuleList of these"):
+            dit_cache(one, DitCacheConfig(0, 2, 0, 1), blocks="body")
+
     def test_none(self):
         assert find_owners(nn.Linear(2, 2)) == []
 

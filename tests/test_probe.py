@@ -239,3 +239,129 @@ def test_threads_that_make_the_first_call_at_once(restless):
                 thread.join()
     assert wrong == []
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.modules())
+
+
+def test_one_class_set_up_otherwise_in_another_list():
+    """What the other list's blocks return in which order tells nothing sure about these."""
+
+    class Turning(nn.Module):
+        def __init__(self, swap):
+            super().__init__()
+            self.swap, self.rate = swap, nn.Parameter(torch.tensor(0.1))
+
+        def forward(self, h, e):
+            h, e = h + self.rate * torch.tanh(e), e - self.rate * torch.tanh(h)
+            return (e, h) if self.swap else (h, e)
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.ModuleList(Turning(False) for _ in range(3))
+            self.second = nn.ModuleList([Turning(True)])
+
+        def forward(self, h, timestep, e):
+            for block in self.first:
+                h, e = block(h, e)
+            for block in self.second:
+                e, h = block(h, e)
+            return h - 2 * e
+
+    model, given = Both(), {"timestep": torch.tensor(0.5), "e": torch.randn(1, 3, 4)}
+    unclear = pytest.raises(ValueError, match=r"second\.0: which argument does output 0.*alike: h, e: say which with")
+    with dit_cache(model, DitCacheConfig(0, 2, 0, 4), blocks=["first", "second"]), timestep_scope(0), unclear:
+        model(torch.randn(1, 3, 4), **given)
+    adapter = BlockAdapter(transformer=model, blocks=["first", "second"], forward_pattern=[None, 1])
+    one, two = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    with dit_cache(adapter, DitCacheConfig(0, 2, 0, 4)) as cache:
+        with timestep_scope(0, branch=0):
+            computed = model(one, **given)
+        with timestep_scope(1, branch=0):
+            reused = model(two, **given)
+        assert cache.stats.reused_calls == 1
+    torch.testing.assert_close(reused, computed + two - one)
+
+
+def test_a_model_that_writes_into_its_input():
+    """The call is made again with the input as it was, and the caller's tensor is written into once."""
+
+    class Scaling(Net):
+        def forward(self, hidden_states, timestep):
+            return super().forward(hidden_states.mul_(0.5), timestep)
+
+    net, x = Scaling(), latents()
+    given, expected = x.clone(), net(x.clone(), torch.tensor(0.5))
+    with dit_cache(net, DitCacheConfig(0, 2, 0, 5)):
+        with timestep_scope(0):
+            assert torch.equal(net(given, torch.tensor(0.5)), expected)
+        assert torch.equal(given, 0.5 * x)
+        with timestep_scope(1):
+            torch.testing.assert_close(net(x.clone(), torch.tensor(0.5)), expected)
+
+
+def test_an_extra_output_at_another_resolution():
+    """What a block returns besides its stream has the form of the picture at hand, not of the first one."""
+
+    class Extra(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.1))
+
+        def forward(self, h):
+            return h + self.rate * torch.tanh(h), h.sum(-1)
+
+    class Gathering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Extra() for _ in range(4))
+
+        def forward(self, h, timestep):
+            extra = torch.zeros(h.shape[:2])
+            for block in self.blocks:
+                h, extra = block(h)
+                extra = extra[:, : h.shape[1]] * torch.ones(h.shape[:2])
+            return h + extra.unsqueeze(-1)
+
+    model = Gathering()
+    with dit_cache(model, DitCacheConfig(0, 2, 0, 4)) as cache:
+        for tokens in (3, 7):
+            x = torch.randn(1, tokens, 4)
+            outs = []
+            for step in (0, 1):
+                with timestep_scope(step):
+                    outs.append(model(x, torch.tensor(0.5)))
+            torch.testing.assert_close(*outs)
+        assert cache.stats.reused_calls == 2
+
+
+def test_a_first_call_on_constants_is_refused_and_says_so():
+    model = Glued(HANDED_ON["cut"])
+    with dit_cache(model, DitCacheConfig(0, 2, 0, 4)), timestep_scope(0):
+        with pytest.raises(ValueError, match=r"stream hidden_states \[4, 3, 4\] float32 is lost.*warm-up on zeros"):
+            model(torch.zeros(4, 4, 4), torch.tensor(0.5))
+        model(torch.randn(4, 4, 4), torch.tensor(0.5))
+
+
+def test_positions_that_hide_how_tokens_were_exchanged():
+    """With as many frames as tokens nothing shows but at the other blocks, where no positions are added."""
+
+    class Video(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.spatial, self.temporal = (nn.ModuleList(Single(4) for _ in range(3)) for _ in range(2))
+
+        def forward(self, h, timestep):
+            temb = torch.ones(4, 4)
+            for number, (space, time) in enumerate(zip(self.spatial, self.temporal, strict=True)):
+                h = space(h, temb).transpose(0, 1).contiguous()
+                h = h + POSITIONS if number == 0 else h
+                h = time(h, temb).transpose(0, 1).contiguous()
+            return h
+
+    model, one, two = Video(), torch.randn(4, 4, 4), torch.randn(4, 4, 4)
+    with dit_cache(model, DitCacheConfig(0, 2, 0, 6)) as cache:
+        with timestep_scope(0, branch=0):
+            computed = model(one, torch.tensor(0.5))
+        with timestep_scope(1, branch=0):
+            reused = model(two, torch.tensor(0.5))
+        assert cache.stats.reused_calls == 1
+    torch.testing.assert_close(reused, computed + two - one)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ from .chain import Chain
 from .find import Blocks, find_chains, group, resolve
 from .pattern import ForwardPattern
 from .ports import PatchFunctor
-from .target import denoisers_of, path_of
+from .target import denoisers_of, modules_of, path_of
 
 Maker = TypeVar("Maker", bound=Callable[..., "BlockAdapter"])
 
@@ -72,6 +74,8 @@ class BlockAdapter:
             raise ValueError("BlockAdapter(auto=False) looks for nothing: give blocks, or auto=True")
         if isinstance(self.transformer, str) and self.pipe is None:
             raise ValueError(f"transformer={self.transformer!r} is a name, but there is no pipe that has it")
+        if self.blocks is not None and not list(_flat(self.blocks)):
+            raise ValueError("blocks is an empty list: name at least one nn.ModuleList, or leave it out")
         object.__setattr__(self, "forward_pattern", _each(self.forward_pattern, _pattern))
         for name, kind in (("patch_functor", PatchFunctor), ("params", DitCacheConfig)):
             for item in _flat(getattr(self, name)):
@@ -97,14 +101,18 @@ class BlockAdapter:
                 is given per list differ.
         """
         target = self.target
+        self._check()
         if self.blocks is None:
             found = [chain for chain in find_chains(target, None) if self._wanted(chain)]
             if not found:
-                raise ValueError(f"transformer={self.transformer!r} is not among those that have lists of blocks")
+                raise ValueError(f"transformer={self._named()} is not among those that have lists of blocks")
             lanes = [lane for chain in found for lane in chain.lanes]
         else:
             lanes = [resolve(target, item) for item in _flat(self.blocks)]
             found = group(target, lanes)
+            strange = [chain.name for chain in found if not self._wanted(chain)]
+            if strange:
+                raise ValueError(f"blocks are those of {strange}, not of transformer={self._named()}: give one of both")
         patterns, functors, params = (
             _spread(name, getattr(self, name), lanes) for name in ("forward_pattern", "patch_functor", "params")
         )
@@ -122,6 +130,20 @@ class BlockAdapter:
                 changed = replace(chain, lanes=tuple(some), separate_cfg=by_two)
                 chains.append((changed, own[some[0].path] if len(alone) > 1 or len(here) == 1 else None))
         return chains
+
+    def _check(self) -> None:
+        """That every transformer that is given is part of the pipeline."""
+        if self.pipe is None or self.transformer is None:
+            return
+        modules = modules_of(self.pipe)
+        for item in _flat(self.transformer):
+            there = item in modules if isinstance(item, str) else path_of(self.pipe, item) is not None
+            if not there:
+                name = repr(item) if isinstance(item, str) else type(item).__name__
+                raise ValueError(f"{type(self.pipe).__name__} has no transformer {name}; it has {sorted(modules)}")
+
+    def _named(self) -> str:
+        return str([item if isinstance(item, str) else type(item).__name__ for item in _flat(self.transformer)])
 
     def _wanted(self, chain: Chain) -> bool:
         wanted = list(_flat(self.transformer))
@@ -189,6 +211,10 @@ class BlockAdapterRegistry:
                 adapter = cls._HINTS[base.__name__](model)
                 if not isinstance(adapter, BlockAdapter):
                     raise TypeError(f"the hint for {base.__name__} made {adapter!r}, not a BlockAdapter")
+                if adapter.target is not model:
+                    raise ValueError(
+                        f"the hint for {base.__name__} made an adapter of another object than it was given"
+                    )
                 return adapter
         return None
 
@@ -212,12 +238,15 @@ def chains_of(target: object, blocks: Blocks) -> list[tuple[Chain, DitCacheConfi
     hinted = {name: found for name, module in parts.items() if (found := BlockAdapterRegistry.adapter_for(module))}
     if not hinted:
         return [(chain, None) for chain in find_chains(target, None)]
+    others: list[Chain] = []
+    with suppress(ValueError):  # no other part has lists
+        others = find_chains(target, None)
     chains: list[tuple[Chain, DitCacheConfig | None]] = []
-    for name, module in parts.items():
+    for name in parts:
         if name in hinted:
             chains += [(chain.below(name), config) for chain, config in hinted[name].chains()]
         else:
-            chains += [(chain.below(name), None) for chain in find_chains(module, None)]
+            chains += [(chain, None) for chain in others if chain.path.split(".")[0] == name]
     return chains
 
 
@@ -239,10 +268,10 @@ def _each(value: Any, change: Callable[[Any], Any]) -> Any:
 def _pattern(value: Any) -> ForwardPattern | None:
     if value is None or isinstance(value, ForwardPattern):
         return value
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"forward_pattern: {value!r} ({type(value).__name__}) is neither a ForwardPattern nor 0 to 5")
     try:
-        return ForwardPattern(value)
+        return ForwardPattern(operator.index(value))  # NumPy's integers, too
     except ValueError:
         raise ValueError(f"forward_pattern={value}: there are the patterns 0 to 5") from None
 

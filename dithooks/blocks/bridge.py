@@ -130,6 +130,8 @@ def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
     Of several pieces joined, one has to be found by value: the model may have added something to the others. ``None``
     if it was not made of them, or could have been in several ways (text and image that are equal, say).
     """
+    if value.is_meta:
+        return None
     readings = list(
         _readings(value, [(i, out) for i, out in enumerate(outputs) if out is not None and _akin(value, out)])
     )

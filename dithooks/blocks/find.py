@@ -96,10 +96,18 @@ def resolve(target: object, item: object) -> Lane:
         path, item = item, walk(target, item)
     else:
         raise TypeError(f"blocks: {item!r} ({type(item).__name__}) is neither a dotted path nor an nn.ModuleList")
+    if isinstance(item, nn.Sequential):
+        raise ValueError(
+            f"blocks={path!r} leads to an nn.Sequential, whose blocks are not called by the model: in a model that "
+            "runs over its entries, make it an nn.ModuleList of these"
+        )
     if not isinstance(item, nn.ModuleList):
         raise ValueError(f"blocks={path!r} leads to a {type(item).__name__}, not to an nn.ModuleList")
     if not len(item):
         raise ValueError(f"blocks={path!r} leads to an empty nn.ModuleList: there is no block to cache")
+    if all(isinstance(entry, nn.ModuleList) for entry in item):
+        inner = [f"{path}.{index}" for index in range(len(item))]
+        raise ValueError(f"blocks={path!r} leads to a list of lists: name these, blocks={inner}")
     return Lane(path, item)
 
 

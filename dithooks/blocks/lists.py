@@ -110,7 +110,10 @@ def _sorted_out(
     for path, blocks in lists:
         weight, reason = _weight(blocks), ""
         if path not in weights:
-            reason = f"single layers ({type(next(iter(blocks))).__name__}), no blocks"
+            kind = type(next(iter(blocks)))
+            reason = f"single layers ({kind.__name__}), no blocks"
+            if kind is nn.ModuleDict:
+                reason = "dicts of modules, called part by part"
         elif unnamed * LIGHT >= heaviest and (side := _side(path, owner)):
             reason = side
         elif weight * LIGHT < heaviest:
@@ -125,7 +128,8 @@ def _lists(module: nn.Module, path: str, owner: str = "") -> Iterator[tuple[str,
     """Lists below a module, with the nearest module above each that is itself called; not those within blocks."""
     for name, child in module.named_children():
         here = f"{path}.{name}".lstrip(".")
-        if isinstance(child, nn.ModuleList) and len(child) and not _holds_models(child):
+        nested = isinstance(child, nn.ModuleList) and all(isinstance(entry, nn.ModuleList) for entry in child)
+        if isinstance(child, nn.ModuleList) and not nested and not _holds_models(child):
             yield owner, here, child
         else:
             container = isinstance(child, (nn.ModuleList, nn.ModuleDict))

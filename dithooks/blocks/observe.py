@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .bridge import Bridge, recognise, turned_alone
@@ -39,6 +40,7 @@ class Seen:
     fed: dict[int, str] = field(default_factory=dict)  # output position → the next block's argument, same object
     same: dict[str, str] = field(default_factory=dict)  # argument → one of the block before, same object
     made: dict[str, Bridge] = field(default_factory=dict)  # argument → made of what the block before returned
+    near: dict[int, str] = field(default_factory=dict)  # output position → of several alike arguments, the nearest
 
 
 class Observation:
@@ -54,13 +56,14 @@ class Observation:
         self.late: list[tuple[int, int, str]] = []  # call, a later one than the next, its argument
         self._outputs: tuple[Any, ...] = ()
         self._arguments: dict[str, Any] = {}
-        self._produced: list[tuple[int, weakref.ref[Tensor]]] = []
+        self._produced: dict[int, tuple[int, weakref.ref[Tensor]]] = {}  # by the tensor's id, which may be used anew
 
     @property
     def empty(self) -> bool:
         """Whether no block was seen to run."""
         return not self.calls
 
+    @torch.no_grad()
     def enter(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A block is about to run."""
         arguments = dict(self.spots[index].face.arguments(args, kwargs))
@@ -71,11 +74,12 @@ class Observation:
         self._outputs, self._arguments = (), arguments
         self.calls.append(here)
 
+    @torch.no_grad()
     def leave(self, index: int, output: Any) -> None:
         """… and has run."""
-        here = self.calls[-1]
-        if here.index != index:  # blocks within blocks: the outer one's call is not followed
+        if not self.calls or self.calls[-1].index != index:  # blocks within blocks: the outer one is not followed
             return
+        here = self.calls[-1]
         here.maker, self._outputs = self.spots[index].face.take(output)
         here.outputs = tuple(form_of(value) for value in self._outputs)
         here.odd = tuple(
@@ -85,12 +89,15 @@ class Observation:
         )
         if not self._outputs:
             here.odd = (type(output).__name__,)
-        number = len(self.calls) - 1
-        self._produced += [(number, weakref.ref(value)) for value in self._outputs if isinstance(value, Tensor)]
+        tensors = [value for value in self._outputs if isinstance(value, Tensor)]
+        self._produced |= {id(value): (len(self.calls) - 1, weakref.ref(value)) for value in tensors}
+        for position, value in enumerate(self._outputs):
+            if (name := _nearest(value, self._arguments)) is not None:
+                here.near[position] = name
 
     def close(self) -> None:
         """The model's call is over: let go of tensors."""
-        self._outputs, self._arguments, self._produced = (), {}, []
+        self._outputs, self._arguments, self._produced = (), {}, {}
 
     def _link(self, before: Seen, here: Seen, arguments: Mapping[str, Any]) -> None:
         before.next = here
@@ -103,7 +110,9 @@ class Observation:
                 before.fed.setdefault(position, name)
                 continue
             number = len(self.calls)
-            self.late += [(i, number, name) for i, ref in self._produced if i < number - 1 and ref() is value]
+            producer, ref = self._produced.get(id(value), (number, None))
+            if ref is not None and ref() is value and producer < number - 1:
+                self.late.append((producer, number, name))
             former = next((other for other, given in self._arguments.items() if given is value), None)
             if former is not None:
                 here.same[name] = former
@@ -113,3 +122,15 @@ class Observation:
                     made = turned_alone(value, outputs)
                 if made is not None:
                     here.made[name] = made
+
+
+def _nearest(value: Any, arguments: Mapping[str, Any]) -> str | None:
+    """Of several arguments of a value's form, the one that it differs from least."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
+        return None
+    distances = {
+        name: float((value - other).float().norm())
+        for name, other in arguments.items()
+        if form_of(other) == form_of(value)
+    }
+    return min(distances, key=distances.__getitem__) if len(distances) > 1 else None

@@ -78,14 +78,23 @@ class FunctorFace(Face):
         self.functor = functor
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {str(number): stream for number, stream in enumerate(self.functor.read(args, dict(kwargs)))}
+        return {str(number): stream for number, stream in enumerate(self._read(args, dict(kwargs)))}
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        streams = self.functor.read(args, kwargs)
+        streams = self._read(args, kwargs)
         return streams[int(name)] if int(name) < len(streams) else None
 
     def take(self, output: Any) -> tuple[Maker, tuple[Any, ...]]:
-        return Maker(PatchFunctor, (), self.functor), tuple(self.functor.take(output))
+        return Maker(PatchFunctor, (), self.functor), tuple(self._streams("take", self.functor.take(output)))
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        return self._streams("read", self.functor.read(args, kwargs))
+
+    def _streams(self, method: str, found: Any) -> Sequence[Any]:
+        if isinstance(found, (list, tuple)):
+            return found
+        name = f"{type(self.functor).__name__}.{method}"
+        raise TypeError(f"{name} returned {type(found).__name__}: give a list or tuple of tensors, one per stream")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,10 @@ OTHERS = (
 
 def modules_of(target: object) -> dict[str, nn.Module]:
     """The named modules of a pipeline; ``None`` components are tolerated."""
-    components = getattr(target, "components", None)
+    try:
+        components = getattr(target, "components", None)
+    except Exception:  # diffusers raises where a component is missing
+        components = None
     source = components if isinstance(components, Mapping) else getattr(target, "__dict__", {})
     return {name: value for name, value in source.items() if isinstance(value, nn.Module)}
 

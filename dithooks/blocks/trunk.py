@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .observe import Observation
-from .wiring import WiringError, gap, ports_of
+from .wiring import BlockError, Wiring, WiringError, gap, ports_of, resolve
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,51 @@ class Trunk:
 
     order: tuple[int, ...]
     apart: Mapping[str, str]
+
+
+def wire(
+    observation: Observation,
+    order: tuple[int, ...],
+    start: int,
+    end: int,
+    weights: Mapping[str, int] | None,
+    name: str,
+) -> tuple[tuple[int, ...], Wiring] | None:
+    """The order in which blocks count, and the wiring of start … end of them; ``None`` if this call did not show it.
+
+    Args:
+        observation: of one call; where the model itself was not seen called, ``order`` stays.
+        order: as it was thought to be.
+        start: first block of the range.
+        end: last block of the range.
+        weights: as for :func:`find_trunk`.
+        name: of the transformer, for messages.
+
+    Raises:
+        WiringError: the range reaches past the end, or its streams cannot be followed; with advice.
+    """
+    spots = observation.spots
+    trunk = find_trunk(observation, weights) if observation.whole else Trunk(order, {})
+    if trunk is None:
+        return None
+    if end >= len(trunk.order):
+        first, last = (spots[trunk.order[i]].path for i in (0, -1))
+        apart = "; ".join(f"{group}: {why}" for group, why in trunk.apart.items())
+        raise WiringError(
+            f"blocks {start} to {end} reach past the end: {name} calls {len(trunk.order)} blocks, {first} … {last}"
+            + (f" ({apart})" if apart else "")
+        )
+    try:
+        wiring = resolve(observation, trunk.order, start, end)
+    except BlockError:
+        raise
+    except WiringError as error:
+        lists = list(dict.fromkeys(spots[index].group for index in trunk.order))
+        advice = "Choose a range on one side of it with cache_block_start and cache_num_blocks"
+        if len(lists) > 1:
+            advice = f"Cache one of the lists by itself: blocks={' or '.join(map(repr, lists))}"
+        raise WiringError(f"{error}. {advice}") from None
+    return None if wiring is None else (trunk.order, wiring)
 
 
 def find_trunk(observation: Observation, weights: Mapping[str, int] | None) -> Trunk | None:
@@ -112,7 +157,7 @@ def _parted(
         sender, taker = ports_of(observation, before), ports_of(observation, after)
     except WiringError as error:
         return str(error)
-    between = gap(spots, before, sender, after, taker)
+    between = gap(observation, before, sender, after, taker)
     if between.lost:
         return next(iter(between.lost.values()))
     foreign = [name for name in taker.carries if name is not None and name not in between.made]

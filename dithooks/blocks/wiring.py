@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from .bridge import Bridge, Fresh, Stream, streams_of, substitute
 from .observe import Observation, Seen, Spot
 from .ports import Ports, show
@@ -18,6 +21,10 @@ from .ports import Ports, show
 
 class WiringError(ValueError):
     """The streams of a range could not be followed; the message says what was seen."""
+
+
+class BlockError(WiringError):
+    """How one block takes and returns its streams is not clear, whatever the range."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,11 @@ class Wiring:
     entry: tuple[str, ...]
     leave: tuple[Bridge | None, ...]
     certain: bool  # every stream is handed on as the very object that a block returned
+
+    def shapes(self, deltas: Sequence[Tensor]) -> dict[int, torch.Size]:
+        """Of the outputs of its last block, by position, from their residuals."""
+        positions = [position for position, bridge in enumerate(self.leave) if bridge is not None]
+        return {position: delta.shape for position, delta in zip(positions, deltas, strict=False)}
 
     @property
     def plain(self) -> bool:
@@ -80,7 +92,7 @@ def resolve(observation: Observation, order: Sequence[int], start: int, end: int
                 f"end of the range at {spots[wanted[-1]].path}: what is skipped would be missing there"
             )
     ports = [ports_of(observation, call) for call in seen_calls]
-    return _follow(spots, list(seen_calls), ports)
+    return _follow(observation, list(seen_calls), ports)
 
 
 def ports_of(observation: Observation, call: Seen) -> Ports:
@@ -91,7 +103,7 @@ def ports_of(observation: Observation, call: Seen) -> Ports:
     """
     spot = observation.spots[call.index]
     if call.odd:
-        raise WiringError(
+        raise BlockError(
             f"{spot.path} returns {', '.join(call.odd)}; tensors, alone or in a tuple, dict or dataclass, are "
             "understood. Say where its streams are with BlockAdapter(patch_functor=...)"
         )
@@ -102,20 +114,21 @@ def ports_of(observation: Observation, call: Seen) -> Ports:
         carries = tuple(found)
     twice = [name for name in carries if name is not None and carries.count(name) > 1]
     if twice:
-        raise WiringError(f"{spot.path}: two outputs seem to carry on the same argument, {twice[0]}: {_advice(call)}")
+        raise BlockError(f"{spot.path}: two outputs seem to carry on the same argument, {twice[0]}: {_advice(call)}")
     forms = zip(call.outputs, carries, strict=True)
     born = tuple(form if name is None else None for form, name in forms)
     if all(name is None for name in carries):
         seen = ", ".join(f"{name} {show(form)}" for name, form in call.inputs.items())
-        raise WiringError(
-            f"{spot.path}: which argument does output 0, {show(call.outputs[0])}, carry on? Its arguments are {seen}; "
-            "none is alike"
+        raise BlockError(
+            f"{spot.path}: which argument does output 0, {', '.join(map(show, call.outputs[:1]))}, carry on? Its "
+            f"arguments are {seen}; none is alike"
         )
     return Ports(spot.face, call.maker, carries, born)
 
 
-def gap(spots: Sequence[Spot], before: Seen, sender: Ports, after: Seen, taker: Ports) -> Gap:
+def gap(observation: Observation, before: Seen, sender: Ports, after: Seen, taker: Ports) -> Gap:
     """How the streams that one block takes are made of what the one before returned."""
+    spots = observation.spots
     made: dict[str, Bridge] = {}
     how, lost = {}, {}
     fed = {name: position for position, name in before.fed.items()} if before.next is after else {}
@@ -128,6 +141,8 @@ def gap(spots: Sequence[Spot], before: Seen, sender: Ports, after: Seen, taker: 
             made[name] = after.made[name]
         elif name in after.same:
             continue  # as an argument of the block before, which left it alone
+        elif before.next is after and (like := _elsewhere(observation, before, after, name)) is not None:
+            made[name] = like  # the values are hidden by an addition (of positions, at the first one)
         elif name in sender.carries and before.outputs[sender.carries.index(name)] == form:
             made[name] = Stream(sender.carries.index(name))
             how[name] = "a new tensor in its place"
@@ -141,9 +156,22 @@ def gap(spots: Sequence[Spot], before: Seen, sender: Ports, after: Seen, taker: 
                 lost[name] = (
                     f"between {spots[before.index].path} and {spots[after.index].path} the "
                     f"stream {name} {show(form)} is lost: the former returns {returned}, and it is not made of that "
-                    "in a way that can be followed"
+                    "in a way that can be followed (nor could it be if inputs were constant, as in a warm-up on zeros)"
                 )
     return Gap(made, how, lost)
+
+
+def _elsewhere(observation: Observation, before: Seen, after: Seen, name: str) -> Bridge | None:
+    """How the same stream was seen to be made between other blocks of the same two lists, in the same forms."""
+    groups = [observation.spots[call.index].group for call in (before, after)]
+    for call in observation.calls:
+        if call.next is None or name not in call.next.made or isinstance(call.next.made[name], Stream):
+            continue
+        pair = (call, call.next)
+        same_lists = groups == [observation.spots[other.index].group for other in pair]
+        if same_lists and call.outputs == before.outputs and call.next.inputs.get(name) == after.inputs.get(name):
+            return call.next.made[name]
+    return None
 
 
 def _declared(observation: Observation, spot: Spot, call: Seen) -> tuple[str | None, ...]:
@@ -151,22 +179,27 @@ def _declared(observation: Observation, spot: Spot, call: Seen) -> tuple[str | N
     assert spot.pattern is not None
     alike = call.next is not None and observation.spots[call.next.index].group == spot.group
     if len(spot.pattern.returns) != len(call.outputs):
-        raise WiringError(
+        raise BlockError(
             f"{spot.path} returns {len(call.outputs)} value(s), but forward pattern {spot.pattern.value}, "
             f"{spot.pattern.text}, says {len(spot.pattern.returns)}"
         )
     try:
         carries = spot.pattern.carries(list(call.inputs))
     except ValueError as error:
-        raise WiringError(f"{spot.path}: {error}") from None
+        raise BlockError(f"{spot.path}: {error}") from None
     for position, name in enumerate(carries):
+        if name is None and alike and position in call.fed:
+            raise BlockError(
+                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} is no "
+                f"stream, but the model hands it to the next block as {call.fed[position]}"
+            )
         if name is not None and call.outputs[position] not in (None, call.inputs[name]):
-            raise WiringError(
+            raise BlockError(
                 f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
                 f"on {name}, but they are {show(call.outputs[position])} and {show(call.inputs[name])}"
             )
         if alike and name is not None and call.fed.get(position, name) != name:
-            raise WiringError(
+            raise BlockError(
                 f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
                 f"on {name}, but the model hands it to the next block as {call.fed[position]}"
             )
@@ -187,9 +220,13 @@ def _carried(observation: Observation, call: Seen, position: int) -> str | None:
     going_on = [
         other for other in kin if other.next is not None and spots[other.next.index].group == spots[other.index].group
     ]
+    own = [other for other in going_on if spots[other.index].group == spot.group]
     fed: dict[int, str] = {}
-    for other in [*sorted(going_on, key=lambda other: abs(other.index - call.index)), call]:
+    for other in [*sorted(own or going_on, key=lambda other: abs(other.index - call.index)), call]:
         fed = {**other.fed, **fed}
+    # What another list does, with blocks of this class that may be set up otherwise, has to agree with the values.
+    if not own and any(call.near.get(p, name) != name for p, name in fed.items()):
+        fed = {}
     if fed.get(position) in alike:  # it goes on under a name that this block has, too
         return fed[position]
     alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
@@ -200,17 +237,20 @@ def _carried(observation: Observation, call: Seen, position: int) -> str | None:
     if len(alike) == 1:
         return alike[0]
     others = [form for p, form in enumerate(call.outputs) if p != position and form in call.inputs.values()]
-    if not alike and position not in call.fed and others:
+    if form not in call.inputs.values() and position not in call.fed and others:
         return None
     seen = ", ".join(f"{name} {show(other)}" for name, other in call.inputs.items())
-    raise WiringError(
-        f"{spot.path}: which argument does output {position}, {show(form)}, carry on? Its arguments are {seen}; "
-        + (f"alike: {', '.join(alike)}: {_advice(call)}" if alike else "none is alike")
+    taken = [name for name, other in call.inputs.items() if other == form]
+    why = f"alike: {', '.join(alike or taken)}: {_advice(call)}" if taken else "none is alike"
+    raise BlockError(
+        f"{spot.path}: which argument does output {position}, {show(form)}, carry on? Its arguments are {seen}; {why}"
     )
 
 
 def _advice(call: Seen) -> str:
-    patterns = "0, (h, e) -> (h, e), or 1, (h, e) -> (e, h)" if len(call.outputs) == 2 else "0 to 5"
+    if len(call.outputs) > 2:
+        return "say where its streams are with BlockAdapter(patch_functor=...)"
+    patterns = "0, (h, e) -> (h, e), or 1, (h, e) -> (e, h)" if len(call.outputs) == 2 else "2 or 3"
     return f"say which with BlockAdapter(forward_pattern=...), {patterns}"
 
 
@@ -218,14 +258,15 @@ def _before(observation: Observation, call: Seen) -> Seen | None:
     return next((other for other in observation.calls if other.next is call), None)
 
 
-def _follow(spots: Sequence[Spot], calls: list[Seen], ports: list[Ports]) -> Wiring:
+def _follow(observation: Observation, calls: list[Seen], ports: list[Ports]) -> Wiring:
     """Follow each stream from the first block's arguments to the last one's outputs."""
+    spots = observation.spots
     entry = list(calls[0].inputs)
     known: dict[str, Bridge | None] = {name: Stream(number) for number, name in enumerate(entry)}
     certain = True
     lost: dict[str, str] = {}
     for before, sender, after, taker in zip(calls, ports, calls[1:], ports[1:], strict=False):
-        between = gap(spots, before, sender, after, taker)
+        between = gap(observation, before, sender, after, taker)
         certain = certain and before.next is after and set(between.made) <= set(before.fed.values())
         left: dict[int, Bridge | None] = {
             p: Fresh() if name is None else known.get(name) for p, name in enumerate(sender.carries)
