@@ -10,8 +10,8 @@ from .attachment import Attachment, check, original
 from .blocks.adapter import BlockAdapter, chains_of
 from .blocks.chain import Chain, fingerprint
 from .blocks.find import Blocks
-from .blocks.observe import Spot
-from .blocks.ports import Face, FunctorFace, parameter_names
+from .blocks.observe import spots_of
+from .blocks.ports import parameter_names
 from .clock import StepClock
 from .config import DitCacheConfig
 from .flow import Flow
@@ -210,11 +210,7 @@ class CacheHandle:
         def scheduler() -> Any:  # looked up at every call: pipelines get new schedulers
             return getattr(target, "scheduler", None) if explicit is None else explicit
 
-        spots = []
-        for site in chain.sites:
-            block, lane = original(site.block), site.lane
-            face = Face(block) if lane.functor is None else FunctorFace(lane.functor)
-            spots.append(Spot(site.path, type(block), lane.path, face, lane.pattern))
+        spots = spots_of(chain, original)
         compilable = (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
         primary = next(iter(parameter_names(chain.owner)), None)
         ledger = Ledger(len(spots), config.cache_num_blocks)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .bridge import Bridge, recognise, turned_alone
+from .chain import Chain
 from .pattern import ForwardPattern
-from .ports import Face, Form, Maker, form_of
+from .ports import Face, Form, FunctorFace, Maker, form_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,16 @@ class Spot:
     group: str
     face: Face
     pattern: ForwardPattern | None = None
+
+
+def spots_of(chain: Chain, of: Callable[[nn.Module], nn.Module] = lambda block: block) -> list[Spot]:
+    """The blocks of a chain to be watched; ``of`` gives the block itself where something stands in for it."""
+    spots = []
+    for site in chain.sites:
+        block, lane = of(site.block), site.lane
+        face = Face(block) if lane.functor is None else FunctorFace(lane.functor)
+        spots.append(Spot(site.path, type(block), lane.path, face, lane.pattern))
+    return spots
 
 
 @dataclass

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,14 +13,16 @@ from ..blocks.adapter import BlockAdapter, chains_of
 from ..blocks.bridge import text
 from ..blocks.chain import Chain
 from ..blocks.find import Blocks, owners_of
-from ..blocks.observe import Observation, Seen, Spot
+from ..blocks.observe import Observation, Seen, spots_of
 from ..blocks.pattern import pattern_of
-from ..blocks.ports import Face, FunctorFace, Ports, show
+from ..blocks.ports import Ports, show
 from ..blocks.trunk import Trunk, find_trunk
 from ..blocks.wiring import WiringError, gap, ports_of, resolve
 from ..clock import timestep_scope
 from ..config import DitCacheConfig
 from ..handle import dit_cache
+from .tries import Pair, try_out, within
+from .watch import watched
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Survey:
         path: from the target.
         lists: all that were found, those of the trunk first and in the order in which they are called.
         blocks: paths of the trunk's blocks, as they count.
-        between: what the model does to the streams between two blocks, if anything, and after which blocks.
+        gaps: what the model does to the streams between two blocks, if anything, each with the blocks before it.
         ranges: pairs of first and last block; any range within one of them can be cached.
         wholes: further ranges that can be cached, but not any part of them.
         refused: further ranges that cannot be, each with the reason; not more than one for each reason.
@@ -66,16 +66,25 @@ class Survey:
     path: str
     lists: tuple[ListSurvey, ...]
     blocks: tuple[str, ...]
-    between: tuple[str, ...]
-    ranges: tuple[tuple[int, int], ...]
-    wholes: tuple[tuple[int, int], ...]
+    gaps: tuple[tuple[tuple[int, ...], str], ...]
+    ranges: tuple[Pair, ...]
+    wholes: tuple[Pair, ...]
     refused: tuple[tuple[int, int, str], ...]
     tested: int
 
     @property
-    def largest(self) -> tuple[int, int] | None:
+    def between(self) -> tuple[str, ...]:
+        """The gaps in words, one a line."""
+        return tuple(f"after {spelled(numbers)}: {line}" for numbers, line in self.gaps)
+
+    @property
+    def largest(self) -> Pair | None:
         """The longest range that can be cached."""
         return max((*self.ranges, *self.wholes), key=lambda pair: pair[1] - pair[0], default=None)
+
+
+class NothingSeen(ValueError):
+    """The run that was to show the blocks did not call them."""
 
 
 def survey(target: object, run: Callable[[], object], blocks: Blocks = None, test: int = 64) -> list[Survey]:
@@ -83,12 +92,14 @@ def survey(target: object, run: Callable[[], object], blocks: Blocks = None, tes
 
     Args:
         target: a model, a pipeline or a :class:`~dithooks.BlockAdapter`, as for :func:`~dithooks.dit_cache`.
-        run: calls it once, always with the same inputs.
+        run: calls it once, always with the same inputs; a pipeline with a scheduler, for two sampling steps or more.
         blocks: as for :func:`~dithooks.dit_cache`.
-        test: the most ranges to cache and compare with the plain output; each needs four calls.
+        test: the most ranges to cache and compare with the plain output; each needs three calls. Of the others, those
+            that hold one that failed are refused as well.
 
     Raises:
-        TypeError, ValueError: as :func:`~dithooks.dit_cache`, or ``run`` does not call the blocks.
+        TypeError, ValueError: as :func:`~dithooks.dit_cache`.
+        NothingSeen: ``run`` does not call the blocks.
 
     Example:
         >>> from dithooks.tiny import build
@@ -100,71 +111,17 @@ def survey(target: object, run: Callable[[], object], blocks: Blocks = None, tes
         ((0, 7),)
     """
     chains = [chain for chain, _ in chains_of(target, blocks)]
-    spots = [_spots(chain) for chain in chains]
+    spots = [spots_of(chain) for chain in chains]
     seen: list[Observation | None] = [None] * len(chains)
-    with torch.no_grad(), _watched(chains, spots, seen):
+    with torch.no_grad(), watched(chains, spots, seen):
         run()
     found = []
     for chain, observation in zip(chains, seen, strict=True):
         if observation is None or observation.empty:
-            raise ValueError(f"{chain.name}: the run did not call its blocks, so there is nothing to see")
+            raise NothingSeen(f"{chain.name}: the run did not call its blocks, so there is nothing to see")
         named = blocks if len(chains) == 1 or isinstance(target, BlockAdapter) else [lane.path for lane in chain.lanes]
         found.append(_surveyed(target, run, named, chain, observation, test))
     return found
-
-
-def _spots(chain: Chain) -> list[Spot]:
-    return [
-        Spot(
-            site.path,
-            type(site.block),
-            site.lane.path,
-            Face(site.block) if site.lane.functor is None else FunctorFace(site.lane.functor),
-            site.lane.pattern,
-        )
-        for site in chain.sites
-    ]
-
-
-@contextmanager
-def _watched(
-    chains: Sequence[Chain], spots: Sequence[Sequence[Spot]], seen: list[Observation | None]
-) -> Iterator[None]:
-    """Observe the first call of each chain's owner."""
-    handles = []
-    for number, chain in enumerate(chains):
-        current: list[Observation] = []
-
-        def begin(*_: Any, number: int = number, current: list[Observation] = current) -> None:
-            if seen[number] is None:
-                current.append(Observation(spots[number]))
-
-        def end(*_: Any, number: int = number, current: list[Observation] = current) -> None:
-            if current:
-                seen[number] = current.pop()
-                seen[number].close()  # type: ignore[union-attr]
-
-        handles.append(chain.owner.register_forward_pre_hook(begin))
-        handles.append(chain.owner.register_forward_hook(end))
-        for index, site in enumerate(chain.sites):
-
-            def enter(_: nn.Module, args: Any, kwargs: Any, index: int = index, current: Any = current) -> None:
-                if current:
-                    current[0].enter(index, args, kwargs)
-
-            def leave(
-                _: nn.Module, args: Any, kwargs: Any, out: Any, index: int = index, current: Any = current
-            ) -> None:
-                if current:
-                    current[0].leave(index, out)
-
-            handles.append(site.block.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(site.block.register_forward_hook(leave, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _surveyed(
@@ -174,14 +131,12 @@ def _surveyed(
     assert trunk is not None
     paths = tuple(observation.spots[index].path for index in trunk.order)
     allowed, refused = _followed(observation, trunk)
-    pairs = sorted(allowed, key=lambda pair: pair[0] - pair[1])[:test]
-    plain = run() if pairs else None
-    for pair in pairs:
-        why = _tried(target, run, blocks, pair, plain)
-        if why is not None:
-            allowed.discard(pair)
-            refused[pair] = why
-    reasons: dict[str, tuple[int, int]] = {}
+    outcomes = try_out(allowed, len(paths), test, lambda pair: _tried(target, run, blocks, pair))
+    failed = {pair: why for pair, why in outcomes.items() if why is not None}
+    refused |= {pair: why for pair in allowed - set(outcomes) for inside, why in failed.items() if within(inside, pair)}
+    refused |= failed
+    allowed -= set(refused)
+    reasons: dict[str, Pair] = {}
     for pair, why in sorted(refused.items(), key=lambda item: item[0][1] - item[0][0]):
         reasons.setdefault(why, pair)
     spans = _merged(allowed, len(paths))
@@ -190,15 +145,15 @@ def _surveyed(
         chain.path,
         _lists(target, chain, observation, trunk),
         paths,
-        _between(observation, trunk),
+        _gaps(observation, trunk),
         spans,
         tuple(sorted(pair for pair in allowed if not any(a <= pair[0] and pair[1] <= b for a, b in spans))),
         tuple((*pair, why) for why, pair in reasons.items()),
-        len(pairs),
+        len(outcomes),
     )
 
 
-def _followed(observation: Observation, trunk: Trunk) -> tuple[set[tuple[int, int]], dict[tuple[int, int], str]]:
+def _followed(observation: Observation, trunk: Trunk) -> tuple[set[Pair], dict[Pair, str]]:
     """Ranges whose streams can be followed, and the others with the reason."""
     allowed, refused = set(), {}
     for start in range(len(trunk.order)):
@@ -213,16 +168,18 @@ def _followed(observation: Observation, trunk: Trunk) -> tuple[set[tuple[int, in
     return allowed, refused
 
 
-def _tried(
-    target: object, run: Callable[[], object], blocks: Blocks, pair: tuple[int, int], plain: object
-) -> str | None:
+def _tried(target: object, run: Callable[[], object], blocks: Blocks, pair: Pair) -> str | None:
     """Why a range cannot be cached after all; ``None`` if it can."""
+    pipe = target.pipe if isinstance(target, BlockAdapter) else target
+    by_itself = getattr(pipe, "scheduler", None) is not None and not isinstance(pipe, nn.Module)
     config = DitCacheConfig(0, 2, pair[0], pair[1] - pair[0] + 1)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with dit_cache(target, config, blocks=blocks) as cache:
-                for step in (0, 1):
+                if by_itself:  # its scheduler tells the steps
+                    run()
+                for step in () if by_itself else (0, 1):
                     with timestep_scope(step):
                         run()
                 return None if cache.stats.reused_calls else "nothing was reused"
@@ -263,8 +220,8 @@ def _lists(target: object, chain: Chain, observation: Observation, trunk: Trunk)
     return tuple(found)
 
 
-def _between(observation: Observation, trunk: Trunk) -> tuple[str, ...]:
-    """What is done to the streams after which blocks, in words."""
+def _gaps(observation: Observation, trunk: Trunk) -> tuple[tuple[tuple[int, ...], str], ...]:
+    """What is done to the streams, in words, and after which blocks."""
     calls: dict[int, Seen] = {}
     for call in observation.calls:
         calls.setdefault(call.index, call)
@@ -277,7 +234,7 @@ def _between(observation: Observation, trunk: Trunk) -> tuple[str, ...]:
             sender, taker = ports_of(observation, before), ports_of(observation, after)
         except WiringError:
             continue
-        here = gap(observation.spots, before, sender, after, taker)
+        here = gap(observation, before, sender, after, taker)
 
         def name_of(position: int, names: Sequence[str | None] = sender.carries) -> str:
             return names[position] or f"output {position}"
@@ -290,10 +247,10 @@ def _between(observation: Observation, trunk: Trunk) -> tuple[str, ...]:
         lines += [f"{name}: not followed" for name in here.lost]
         for line in lines:
             said.setdefault(line, []).append(number)
-    return tuple(f"after {_spelled(numbers)}: {line}" for line, numbers in said.items())
+    return tuple((tuple(numbers), line) for line, numbers in said.items())
 
 
-def _spelled(numbers: Sequence[int]) -> str:
+def spelled(numbers: Sequence[int]) -> str:
     """0, 1, 2, 5 as "0–2, 5"."""
     spans: list[list[int]] = []
     for number in numbers:
@@ -304,9 +261,9 @@ def _spelled(numbers: Sequence[int]) -> str:
     return ", ".join(f"{a}–{b}" if b > a else str(a) for a, b in spans)
 
 
-def _merged(allowed: set[tuple[int, int]], number: int) -> tuple[tuple[int, int], ...]:
+def _merged(allowed: set[Pair], number: int) -> tuple[Pair, ...]:
     """The largest ranges all of whose parts are allowed."""
-    spans: list[tuple[int, int]] = []
+    spans: list[Pair] = []
     for start in range(number):
         end = start - 1
         while end + 1 < number and all((first, end + 1) in allowed for first in range(start, end + 2)):
