@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks.bridge import Joined, build, lengths
+from .blocks.bridge import Bridge, build, streams_of
 from .blocks.wiring import Wiring
 
-# Modules that stand between blocks and look at the stream (adapters for faces) answer to the noise, too, and bend it.
-ALIKE = 0.5
+# Modules that stand between blocks and look at the stream (adapters for faces) answer to the noise, too, and bend it;
+# and models overwrite parts (HiDream's text tokens, half of Bria FIBO's channels) that they set anew for every block.
+ALIKE = 0.6
 
 
 class Probe:
@@ -26,24 +27,25 @@ class Probe:
 
     Args:
         wiring: of the range.
-        noisy: whether noise is added.
+        seed: of the noise; ``None``: without.
     """
 
-    def __init__(self, wiring: Wiring, noisy: bool) -> None:
-        self.wiring, self.noisy = wiring, noisy
+    def __init__(self, wiring: Wiring, seed: int | None) -> None:
+        self.wiring, self.seed = wiring, seed
         self.noise: list[Tensor] = []  # of each stream that enters
         self.arrived: list[Tensor | None] = []  # at the last block, by position of its output
 
     def enter(self, given: Mapping[str, Any], passed: Sequence[Any]) -> list[Any]:
         """What the first block passes on: ``passed``, the noise added. ``given`` are the streams by name."""
         carried = self.wiring.ports[0].carries
-        generator = torch.Generator().manual_seed(0)  # of its own: the user's numbers stay as they are
+        generator = torch.Generator().manual_seed(self.seed or 0)  # of its own: the user's numbers stay as they are
         noise: dict[str, Tensor] = {}
         for name, value in given.items():
             noise[name] = torch.zeros_like(value)
-            if self.noisy and name in carried and value.is_floating_point():
+            if self.seed is not None and name in carried and value.is_floating_point():
                 draw = torch.randn(value.shape, generator=generator).to(value.device)
-                noise[name] = (draw * 0.1 * value.float().square().mean().sqrt()).to(value.dtype)
+                size = value.float().square().mean().sqrt()
+                noise[name] = (draw * 0.1 * torch.where(size > 0, size, 1.0)).to(value.dtype)
         self.noise = [noise[name] for name in self.wiring.entry]
         return [
             value if name not in noise or not isinstance(value, Tensor) else value + noise[name]
@@ -55,31 +57,38 @@ class Probe:
         self.arrived = [value.clone() if isinstance(value, Tensor) else None for value in arrived]
 
 
-def likeness(quiet: Probe, noisy: Probe) -> list[float]:
-    """For each output of the range, the cosine between the noise that arrived and that expected; 1 if none was.
+def few(probe: Probe) -> bool:
+    """Whether a stream has so few numbers that noise could look alike by chance."""
+    return any(0 < each.numel() < 1000 for each in probe.noise)
 
-    Of streams that are joined, the worst.
+
+def likeness(quiet: Probe, noisy: Probe) -> list[float]:
+    """For each output of the range, how much the noise that arrived is like that expected, from 0 to 1; 1 if none was.
+
+    That is their cosine, or if that is less, twice the share that arrived of the noise of one stream.
     """
     found = []
     for position, bridge in enumerate(noisy.wiring.leave):
         before, after = quiet.arrived[position], noisy.arrived[position]
         if bridge is None or before is None or after is None:
             found.append(1.0)
-            continue
-        expected = build(bridge, noisy.noise, after.shape)
-        if expected is None or before.shape != after.shape:
+        elif before.shape != after.shape:
             found.append(0.0)
-            continue
-        arrived, parts = after.float() - before.float(), [after.shape[0]]
-        dim = 0
-        if isinstance(bridge, Joined):
-            dim, parts = bridge.dim, lengths(bridge, noisy.noise, after.shape) or parts
-        pairs = zip(arrived.split(parts, dim), expected.float().split(parts, dim), strict=True)
-        found.append(min(_cosine(a, b) for a, b in pairs))
+        else:
+            arrived = after.float() - before.float()
+            whole = _expected(bridge, noisy.noise, None, arrived)
+            shares = [
+                2 * float((arrived * part).sum() / part.square().sum())
+                for number in set(streams_of(bridge))
+                if bool((part := _expected(bridge, noisy.noise, number, arrived)).any())
+            ]
+            cosine = float(torch.cosine_similarity(arrived.flatten(), whole.flatten(), dim=0)) if shares else 1.0
+            found.append(min([cosine, *shares]))
     return found
 
 
-def _cosine(arrived: Tensor, expected: Tensor) -> float:
-    if not bool(expected.any()):
-        return 1.0
-    return float(torch.cosine_similarity(arrived.flatten(), expected.flatten(), dim=0))
+def _expected(bridge: Bridge, noise: Sequence[Tensor], only: int | None, like: Tensor) -> Tensor:
+    """What becomes of the noise, or of that of one stream; infinite where it cannot have the form that arrived."""
+    chosen = [each if only in (None, number) else torch.zeros_like(each) for number, each in enumerate(noise)]
+    made = build(bridge, chosen, like.shape)
+    return torch.full_like(like, torch.inf) if made is None else made.float()

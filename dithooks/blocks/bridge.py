@@ -189,22 +189,19 @@ def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> It
             yield found, Joined(parts, dim)
 
 
-def lengths(bridge: Joined, streams: Sequence[Tensor], shape: torch.Size) -> list[int] | None:
-    """How long each part is of what is joined to ``shape``; ``None`` if they are too long."""
+def _join(bridge: Joined, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
     known = [None if part is None else _length(part, streams, shape, bridge.dim) for part in bridge.parts]
     left = shape[bridge.dim] - sum(length for length in known if length is not None)
-    return None if left < 0 else [left if length is None else length for length in known]
-
-
-def _join(bridge: Joined, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+    if left < 0:
+        return None
     pieces = []
-    for part, length in zip(bridge.parts, lengths(bridge, streams, shape) or (), strict=False):
-        wanted = _resized(shape, bridge.dim, length)
+    for part, length in zip(bridge.parts, known, strict=True):
+        wanted = _resized(shape, bridge.dim, left if length is None else length)
         piece = streams[0].new_zeros(wanted) if part is None else build(part, streams, wanted)
         if piece is None:
             return None
         pieces.append(piece)
-    return torch.cat(pieces, bridge.dim) if pieces else None
+    return torch.cat(pieces, bridge.dim)
 
 
 def _length(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size, dim: int = 1) -> int:
