@@ -45,7 +45,10 @@ def dit_cache(
         scheduler: whose ``step_index`` tells the sampling step; left out, the pipeline's, if there is one. Without
             either, an open :func:`timestep_scope` or the transformer's ``timestep`` argument tells.
         verify: test the first residual on the call it was taken from, which has to come out the same. This calls the
-            transformer once more, the range left out; a model that is not deterministic needs ``False``.
+            transformer once more, the range left out, and up to five times more where it makes new tensors between
+            two blocks of the range, to see how it hands the streams on; a model that is not deterministic needs
+            ``False``. (Where blocks turn out to be called in another order than they are listed in, the first call
+            is made again either way, to take the residual of the range meant.)
 
     Returns:
         A handle that is also a context manager: leaving the ``with`` removes the cache.
