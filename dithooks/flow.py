@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .blocks.carry import WiringError
 from .blocks.observe import Observation, Spot
 from .blocks.trunk import wire
-from .blocks.wiring import Wiring, WiringError
+from .blocks.wiring import Wiring
 from .replay import Replay, replaying
 from .residual import added, subtracted
 from .runs import Runs

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .blocks.carry import WiringError
 from .blocks.ports import Ports
-from .blocks.wiring import Wiring, WiringError
+from .blocks.wiring import Wiring
 from .probe import ALIKE, Probe, few, likeness
 from .replay import Replay, difference, tolerance
 from .state import Call

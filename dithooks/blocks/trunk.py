@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .carry import BlockError, WiringError, ports_of
 from .observe import Observation
-from .wiring import BlockError, Wiring, WiringError, gap, ports_of, resolve
+from .wiring import Wiring, gap, resolve
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 
 from .bridge import Bridge, Fresh, Stream, streams_of, substitute
+from .carry import WiringError, ports_of
 from .observe import Observation, Seen, Spot
 from .ports import Ports, show
-
-
-class WiringError(ValueError):
-    """The streams of a range could not be followed; the message says what was seen."""
-
-
-class BlockError(WiringError):
-    """How one block takes and returns its streams is not clear, whatever the range."""
 
 
 @dataclass(frozen=True)
@@ -95,37 +88,6 @@ def resolve(observation: Observation, order: Sequence[int], start: int, end: int
     return _follow(observation, list(seen_calls), ports)
 
 
-def ports_of(observation: Observation, call: Seen) -> Ports:
-    """Which arguments a block carries on, and in what form it returns them.
-
-    Raises:
-        WiringError: that is not clear.
-    """
-    spot = observation.spots[call.index]
-    if call.odd:
-        raise BlockError(
-            f"{spot.path} returns {', '.join(call.odd)}; tensors, alone or in a tuple, dict or dataclass, are "
-            "understood. Say where its streams are with BlockAdapter(patch_functor=...)"
-        )
-    if spot.pattern is not None:
-        carries = _declared(observation, spot, call)
-    else:
-        found = [None if form is None else _carried(observation, call, p) for p, form in enumerate(call.outputs)]
-        carries = tuple(found)
-    twice = [name for name in carries if name is not None and carries.count(name) > 1]
-    if twice:
-        raise BlockError(f"{spot.path}: two outputs seem to carry on the same argument, {twice[0]}: {_advice(call)}")
-    forms = zip(call.outputs, carries, strict=True)
-    born = tuple(form if name is None else None for form, name in forms)
-    if all(name is None for name in carries):
-        seen = ", ".join(f"{name} {show(form)}" for name, form in call.inputs.items())
-        raise BlockError(
-            f"{spot.path}: which argument does output 0, {', '.join(map(show, call.outputs[:1]))}, carry on? Its "
-            f"arguments are {seen}; none is alike"
-        )
-    return Ports(spot.face, call.maker, carries, born)
-
-
 def gap(observation: Observation, before: Seen, sender: Ports, after: Seen, taker: Ports) -> Gap:
     """How the streams that one block takes are made of what the one before returned."""
     spots = observation.spots
@@ -172,90 +134,6 @@ def _elsewhere(observation: Observation, before: Seen, after: Seen, name: str) -
         if same_lists and call.outputs == before.outputs and call.next.inputs.get(name) == after.inputs.get(name):
             return call.next.made[name]
     return None
-
-
-def _declared(observation: Observation, spot: Spot, call: Seen) -> tuple[str | None, ...]:
-    """What a declared pattern says, if it fits the forms that were seen, and where the outputs went."""
-    assert spot.pattern is not None
-    alike = call.next is not None and observation.spots[call.next.index].group == spot.group
-    if len(spot.pattern.returns) != len(call.outputs):
-        raise BlockError(
-            f"{spot.path} returns {len(call.outputs)} value(s), but forward pattern {spot.pattern.value}, "
-            f"{spot.pattern.text}, says {len(spot.pattern.returns)}"
-        )
-    try:
-        carries = spot.pattern.carries(list(call.inputs))
-    except ValueError as error:
-        raise BlockError(f"{spot.path}: {error}") from None
-    for position, name in enumerate(carries):
-        if name is None and alike and position in call.fed:
-            raise BlockError(
-                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} is no "
-                f"stream, but the model hands it to the next block as {call.fed[position]}"
-            )
-        if name is not None and call.outputs[position] not in (None, call.inputs[name]):
-            raise BlockError(
-                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
-                f"on {name}, but they are {show(call.outputs[position])} and {show(call.inputs[name])}"
-            )
-        if alike and name is not None and call.fed.get(position, name) != name:
-            raise BlockError(
-                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
-                f"on {name}, but the model hands it to the next block as {call.fed[position]}"
-            )
-    return tuple(name if call.outputs[p] is not None else None for p, name in enumerate(carries))
-
-
-def _carried(observation: Observation, call: Seen, position: int) -> str | None:
-    """The argument of this block that output ``position`` carries on; ``None`` for what comes on top of a stream."""
-    spots, spot, form = observation.spots, observation.spots[call.index], call.outputs[position]
-    alike = [name for name, other in call.inputs.items() if other == form]
-    kin = [
-        other
-        for other in observation.calls
-        if spots[other.index].cls is spot.cls and len(other.outputs) == len(call.outputs)
-    ]
-    # Where outputs were seen to go: those of the nearest of its class within a list, first its own; to another list,
-    # which may be handed them otherwise, only where nothing else is known.
-    going_on = [
-        other for other in kin if other.next is not None and spots[other.next.index].group == spots[other.index].group
-    ]
-    own = [other for other in going_on if spots[other.index].group == spot.group]
-    fed: dict[int, str] = {}
-    for other in [*sorted(own or going_on, key=lambda other: abs(other.index - call.index)), call]:
-        fed = {**other.fed, **fed}
-    # What another list does, with blocks of this class that may be set up otherwise, has to agree with the values.
-    if not own and any(call.near.get(p, name) != name for p, name in fed.items()):
-        fed = {}
-    if fed.get(position) in alike:  # it goes on under a name that this block has, too
-        return fed[position]
-    alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
-    if call.next is None and (before := _before(observation, call)) is not None:
-        alike = [name for name in alike if name in before.fed.values()] or alike
-    if "hidden_states" in alike and len(call.outputs) == 1:
-        return "hidden_states"
-    if len(alike) == 1:
-        return alike[0]
-    others = [form for p, form in enumerate(call.outputs) if p != position and form in call.inputs.values()]
-    if form not in call.inputs.values() and position not in call.fed and others:
-        return None
-    seen = ", ".join(f"{name} {show(other)}" for name, other in call.inputs.items())
-    taken = [name for name, other in call.inputs.items() if other == form]
-    why = f"alike: {', '.join(alike or taken)}: {_advice(call)}" if taken else "none is alike"
-    raise BlockError(
-        f"{spot.path}: which argument does output {position}, {show(form)}, carry on? Its arguments are {seen}; {why}"
-    )
-
-
-def _advice(call: Seen) -> str:
-    if len(call.outputs) > 2:
-        return "say where its streams are with BlockAdapter(patch_functor=...)"
-    patterns = "0, (h, e) -> (h, e), or 1, (h, e) -> (e, h)" if len(call.outputs) == 2 else "2 or 3"
-    return f"say which with BlockAdapter(forward_pattern=...), {patterns}"
-
-
-def _before(observation: Observation, call: Seen) -> Seen | None:
-    return next((other for other in observation.calls if other.next is call), None)
 
 
 def _follow(observation: Observation, calls: list[Seen], ports: list[Ports]) -> Wiring:

@@ -11,13 +11,14 @@ from torch import nn
 
 from ..blocks.adapter import BlockAdapter, chains_of
 from ..blocks.bridge import text
+from ..blocks.carry import WiringError, ports_of
 from ..blocks.chain import Chain
 from ..blocks.find import Blocks, owners_of
 from ..blocks.observe import Observation, Seen, spots_of
 from ..blocks.pattern import pattern_of
 from ..blocks.ports import Ports, show
 from ..blocks.trunk import Trunk, find_trunk
-from ..blocks.wiring import WiringError, gap, ports_of, resolve
+from ..blocks.wiring import gap, resolve
 from ..clock import timestep_scope
 from ..config import DitCacheConfig
 from ..handle import dit_cache
