@@ -561,6 +561,19 @@ class TestRegistry:
             pipe(latents(), prompts=(prompt(),))
             assert cache.stats.reused_calls == 4
 
+    def test_beside_parts_without_a_hint(self):
+        class Special(Net):
+            pass
+
+        @BlockAdapterRegistry.register("Special")
+        def special(model):
+            return BlockAdapter(transformer=model, blocks="singles")
+
+        pipe = Pipe(None)
+        pipe.decoder, pipe.projection, pipe.connector = Special("two_lists"), torch.nn.Linear(2, 2), Net(depth=1)
+        with dit_cache(pipe, DitCacheConfig(0, 2, 1, 3)) as cache:
+            assert repr(cache) == "<CacheHandle decoder.singles.1 … decoder.singles.3 of 5 blocks>"
+
     def test_by_the_class_of_a_pipeline(self):
         class SpecialPipe(Pipe):
             pass

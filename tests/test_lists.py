@@ -6,6 +6,7 @@ from torch import nn
 from toys import Net, Pipe, Single, latents
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
+from dithooks.attachment import Attachment
 from dithooks.blocks.find import owners_of
 from dithooks.blocks.lists import find_owners
 
@@ -115,6 +116,16 @@ class TestPipelines:
         pipe.decoder, pipe.connectors = model(layers=blocks(30)), model(layers=blocks(2))
         assert [owner.path for owner in owners_of(pipe)] == ["decoder"]
 
+    def test_components_that_cannot_be_told(self):
+        """diffusers raises where an expected one is missing; its attributes are there all the same."""
+
+        class Partial(Pipe):
+            @property
+            def components(self):
+                raise ValueError("expected another")
+
+        assert [owner.path for owner in owners_of(Partial(Net()))] == ["transformer"]
+
     def test_two_experts_one_of_them_missing(self):
         pipe = Pipe(Net())
         pipe.transformer_2 = None
@@ -167,6 +178,33 @@ def test_blocks_count_in_the_order_of_their_calls(order, blocks, start, count):
             assert (cache.stats.reused_calls, cache.stats.blocks_total) == (1, 12)
             names = ORDERS[order]
             assert f"{names[start]} … {names[start + count - 1]} of 6" in repr(cache)
+        assert all(a is b for a, b in zip(before, [*net.first, *net.second], strict=True))
+        assert torch.equal(net(x, t), plain)
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("place", ["_vacate", "_choose", "_occupy"])
+def test_a_move_that_is_interrupted_is_finished_by_the_next_call(place, monkeypatch):
+    """The first call shows that the range is other blocks; Ctrl-C while the stand-ins are put there."""
+    net, x, t = Order(ORDERS["reversed"]), latents(), torch.tensor(0.5)
+    before, original = [*net.first, *net.second], getattr(Attachment, place)
+    with torch.no_grad():
+        plain = net(x, t)
+        with dit_cache(net, DitCacheConfig(0, 2, 0, 3)) as cache:
+
+            def interrupted(self):
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(Attachment, place, interrupted)
+            with timestep_scope(0), pytest.raises(KeyboardInterrupt):
+                net(x, t)
+            monkeypatch.setattr(Attachment, place, original)
+            for step in (1, 2, 3):
+                net.ran.clear()
+                with timestep_scope(step):
+                    assert torch.allclose(net(x, t), plain, atol=1e-6)
+            assert net.ran == [f"first.{i}" for i in range(3)]
+            assert cache.stats.reused_calls > 0
         assert all(a is b for a, b in zip(before, [*net.first, *net.second], strict=True))
         assert torch.equal(net(x, t), plain)
     assert not any(module._forward_pre_hooks for module in net.modules())

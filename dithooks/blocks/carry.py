@@ -1,7 +1,7 @@
 """Which argument each output of a block carries on: observed where its outputs went, or declared.
 
-Identity tells: an output that the next block is given as ``hidden_states`` carries on ``hidden_states``. Where the model
-makes new tensors in between, other blocks of the list tell; then the form, if only one argument has it.
+Identity tells: an output that the next block is given as ``hidden_states`` carries on ``hidden_states``. Where the
+model makes new tensors in between, other blocks of the list tell; then the form, if only one argument has it.
 """
 
 from __future__ import annotations
