@@ -33,24 +33,29 @@ class Probe:
     def __init__(self, wiring: Wiring, seed: int | None) -> None:
         self.wiring, self.seed = wiring, seed
         self.noise: list[Tensor] = []  # of each stream that enters
+        self.sizes: list[float] = []  # mean squares of it, and of that of streams that are thought to end on the way
         self.arrived: list[Tensor | None] = []  # at the last block, by position of its output
 
     def enter(self, given: Mapping[str, Any], passed: Sequence[Any]) -> list[Any]:
         """What the first block passes on: ``passed``, the noise added. ``given`` are the streams by name."""
         carried = self.wiring.ports[0].carries
         generator = torch.Generator().manual_seed(self.seed or 0)  # of its own: the user's numbers stay as they are
-        noise: dict[str, Tensor] = {}
-        for name, value in given.items():
-            noise[name] = torch.zeros_like(value)
-            if self.seed is not None and name in carried and value.is_floating_point():
-                draw = torch.randn(value.shape, generator=generator).to(value.device)
+        noisy = []
+        for value in passed:
+            noise = torch.zeros_like(value) if isinstance(value, Tensor) else None
+            if self.seed is not None and noise is not None and noise.is_floating_point():
+                draw = torch.randn(noise.shape, generator=generator).to(noise.device)
                 size = value.float().square().mean().sqrt()
-                noise[name] = (draw * 0.1 * torch.where(size > 0, size, 1.0)).to(value.dtype)
-        self.noise = [noise[name] for name in self.wiring.entry]
-        return [
-            value if name not in noise or not isinstance(value, Tensor) else value + noise[name]
-            for name, value in zip(carried, passed, strict=True)
+                noise = (draw * 0.1 * torch.where(size > 0, size, 1.0)).to(noise.dtype)
+                self.sizes.append(float(noise.float().square().mean()))
+            noisy.append(noise)
+        streams = dict(zip(carried, noisy, strict=True))
+        found = [streams.get(name) for name in self.wiring.entry]
+        self.noise = [
+            torch.zeros_like(given[name]) if noise is None else noise
+            for name, noise in zip(self.wiring.entry, found, strict=True)
         ]
+        return [value if noise is None else value + noise for value, noise in zip(passed, noisy, strict=True)]
 
     def leave(self, arrived: Sequence[Any]) -> None:
         """What reaches the last block."""
@@ -65,7 +70,8 @@ def few(probe: Probe) -> bool:
 def likeness(quiet: Probe, noisy: Probe) -> list[float]:
     """For each output of the range, how much the noise that arrived is like that expected, from 0 to 1; 1 if none was.
 
-    That is their cosine, or if that is less, twice the share that arrived of the noise of one stream.
+    That is the least of: their cosine; twice the share that arrived of the noise of one stream; and what lacks of 1
+    where some arrived at tokens where none was expected.
     """
     found = []
     for position, bridge in enumerate(noisy.wiring.leave):
@@ -83,8 +89,14 @@ def likeness(quiet: Probe, noisy: Probe) -> list[float]:
                 if bool((part := _expected(bridge, noisy.noise, number, arrived)).any())
             ]
             cosine = float(torch.cosine_similarity(arrived.flatten(), whole.flatten(), dim=0)) if shares else 1.0
-            found.append(min([cosine, *shares]))
+            found.append(min([cosine, *shares, 1 - _astray(arrived, whole) / min(noisy.sizes, default=1.0)]))
     return found
+
+
+def _astray(arrived: Tensor, expected: Tensor) -> float:
+    """Mean square of what arrived at tokens where nothing was expected."""
+    silent = ~expected.any(-1)
+    return float(arrived[silent].square().mean()) if bool(silent.any()) else 0.0
 
 
 def _expected(bridge: Bridge, noise: Sequence[Tensor], only: int | None, like: Tensor) -> Tensor:

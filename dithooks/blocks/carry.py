@@ -95,7 +95,7 @@ def _carried(observation: Observation, call: Seen, position: int) -> str | None:
     going_on = [
         other for other in kin if other.next is not None and spots[other.next.index].group == spots[other.index].group
     ]
-    own = [other for other in going_on if spots[other.index].group == spot.group]
+    own = [other for other in going_on if spots[other.index].group == spot.group and other.fed]
     fed: dict[int, str] = {}
     for other in [*sorted(own or going_on, key=lambda other: abs(other.index - call.index)), call]:
         fed = {**other.fed, **fed}

@@ -190,4 +190,7 @@ def _source(
         first, last = spots[calls[0].index].path, spots[calls[-1].index].path
         otherwise = f"{name}, which {last} returns, does not come from an argument of {first}: the streams change"
         raise WiringError(lost.get(name, otherwise))
+    numbers = list(streams_of(bridge))
+    if len(set(numbers)) < len(numbers):  # more likely, tokens as many as a stream's were taken for it
+        raise WiringError(f"{name} at {spots[calls[-1].index].path} seems to hold one stream twice: {numbers}")
     return bridge
