@@ -79,6 +79,8 @@ class Flow:
             call = self.runs.settle(arguments, seen=replay is not None, capture=self.compiled())
         if self.wiring is None:
             call.observation = Observation(self.spots, whole=replay is not None)
+        if replay is not None and (self.wiring is None or (self.unverified and call.capture)):
+            replay.keep()  # it may have to be made again, to learn from it
         call.generation = -1 if self._moving else self.generation
         self._local.call = call
 
@@ -105,11 +107,6 @@ class Flow:
             call.entry, self._local.last = None, call
         if call.run is not None:
             call.run.in_flight = False
-
-    @property
-    def learning(self) -> bool:
-        """Whether a call may have to be made again, to learn from it."""
-        return self.wiring is None or self.unverified
 
     @property
     def paths(self) -> list[str]:

@@ -55,7 +55,7 @@ def hook_call(flow: Flow, owner: nn.Module) -> None:
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if kwargs is not None:
-                flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs, flow.learning))
+                flow.begin(bind(names, args, kwargs), Replay(module, args, kwargs))
 
     class Ends(_Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]

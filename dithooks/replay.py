@@ -22,14 +22,15 @@ _STANCE = threading.Lock()
 class Replay:
     """One call of a module, to be made again.
 
-    Arguments are copied, so that a cache kept in one is not fed twice, and nobody's tensor is written into; with
-    ``keep`` before the call itself, too, which may do so.
+    Arguments are copied, so that a cache kept in one is not fed twice, and nobody's tensor is written into.
     """
 
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keep: bool = True) -> None:
-        self._module = module
-        self._args: tuple[Any, ...] = _copied(args) if keep else args
-        self._kwargs: dict[str, Any] = _copied(kwargs) if keep else kwargs
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._module, self._args, self._kwargs = module, args, kwargs
+
+    def keep(self) -> None:
+        """Copy them before the call itself, too, which may write into them or take things out."""
+        self._args, self._kwargs = _copied(self._args), _copied(self._kwargs)
 
     @property
     def safe(self) -> bool:
