@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conformance import tensors
 from torch import nn
 
 from dithooks.tiny import build, names, of_class
@@ -28,17 +29,6 @@ def tiny(request):
         if PINNED:
             raise
         pytest.skip(f"diffusers {diffusers.__version__} has no such class")
-
-
-def tensors(output):
-    """All tensors of an output, whatever it is made of."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, dict):
-        output = list(output.values())
-    elif not isinstance(output, (list, tuple)):
-        output = list(vars(output).values()) if hasattr(output, "__dict__") else []
-    return [tensor for item in output for tensor in tensors(item)]
 
 
 def change(one, other):
