@@ -34,7 +34,8 @@ def find_subject(name: str) -> Subject:
         if isinstance(cls, type) and name.endswith("Pipeline"):
             if backends := getattr(cls, "_backends", None):  # diffusers' stand-in for a class that cannot be imported
                 lacking = [each for each in backends if importlib.util.find_spec(each) is None]
-                raise TargetError(f"{name} cannot be imported: it needs {', '.join(lacking or backends)}")
+                needed = " ".join(lacking or backends)
+                raise TargetError(f"{name} cannot be imported: it needs {needed} (pip install {needed})")
             return of_pipeline(name, components_of(cls))
     if cls is not None:
         raise TargetError(f"{name} of diffusers is neither a pipeline nor a transformer that is known here")
