@@ -6,16 +6,34 @@ from .blocks.ports import PatchFunctor
 from .clock import timestep_scope
 from .config import DitCacheConfig
 from .handle import CacheHandle, dit_cache
-from .stats import CacheStats
+from .policy.budget import Budget
+from .policy.easycache import EasyCache
+from .policy.interval import Interval
+from .policy.magnitude import MagnitudeRatio
+from .policy.mask import Mask
+from .policy.threshold import Threshold
+from .predictor import Fitted, Linear, Reuse, Taylor
+from .stats import CacheStats, Settled
 
 __all__ = [
     "BlockAdapter",
     "BlockAdapterRegistry",
+    "Budget",
     "CacheHandle",
     "CacheStats",
     "DitCacheConfig",
+    "EasyCache",
+    "Fitted",
     "ForwardPattern",
+    "Interval",
+    "Linear",
+    "MagnitudeRatio",
+    "Mask",
     "PatchFunctor",
+    "Reuse",
+    "Settled",
+    "Taylor",
+    "Threshold",
     "__version__",
     "dit_cache",
     "timestep_scope",

@@ -7,8 +7,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .blocks.chain import Chain, Site
+from .config import DitCacheConfig
 from .flow import Flow
-from .hooks import hook_call, hook_observation, hook_range, unhook
+from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
 from .skip import SkipBlock, engage, is_engaged, retire, stand_in
 from .stats import CacheStats, Ledger
 
@@ -75,7 +76,11 @@ class Attachment:
         return self._range[2]
 
     def _occupy(self) -> None:
-        hook_range(self.flow, self._originals[0], self._originals[-1])
+        flow = self.flow
+        if flow.lead:
+            first, last = (original(self._all[flow.order[index]].block) for index in (0, flow.start - 1))
+            hook_lead(flow, first, last)
+        hook_range(flow, self._originals[0], self._originals[-1])
         for site, skip in zip(self._sites, self.skips, strict=True):
             engage(skip, self.flow)
             site.put(skip)
@@ -105,8 +110,9 @@ class Attachment:
             hook.remove()
         self._observing = []
         self.ledger.blocks = len(self.flow.order)
+        self.ledger.skippable = self.flow.end - self.flow.start + 1
         if moved:
-            unhook(self.flow, self._originals)
+            unhook(self.flow, [original(site.block) for site in self._all])
             self._vacate()
             self._choose()
             self._occupy()
@@ -117,18 +123,19 @@ def original(block: nn.Module) -> nn.Module:
     return block._dithooks.original if isinstance(block, SkipBlock) and is_engaged(block) else block
 
 
-def check(chain: Chain, start: int, number: int, mine: list[nn.Module]) -> None:
+def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
     """Refuse what cannot work on this chain, before anything is touched. ``mine`` are stand-ins about to go.
 
     Raises:
         TypeError: a block is scripted.
         ValueError: the range goes past the end, its blocks are cached already, or another cache is enabled.
     """
-    if start + number > len(chain.sites):
-        raise ValueError(
-            f"cache_block_start={start} and cache_num_blocks={number} reach past the end: "
-            f"{chain.name} has {len(chain.sites)} blocks, {chain.sites[0].path} … {chain.sites[-1].path}"
-        )
+    start, number = config.cache_block_start, config.cache_num_blocks
+    has = f"{chain.name} has {len(chain.sites)} blocks, {chain.sites[0].path} … {chain.sites[-1].path}"
+    if number is None and start + config.compute_last >= len(chain.sites):
+        raise ValueError(f"cache_block_start={start} and compute_last={config.compute_last} leave no block: {has}")
+    if number is not None and start + number > len(chain.sites):
+        raise ValueError(f"cache_block_start={start} and cache_num_blocks={number} reach past the end: {has}")
     for site in chain.sites:
         if isinstance(site.block, torch.jit.ScriptModule):
             raise TypeError(

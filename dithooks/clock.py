@@ -37,6 +37,7 @@ class Scope:
     step: int
     branch: int | None
     sigma: float | None
+    steps: int | None
     session: Session
 
 
@@ -59,7 +60,9 @@ def current_session() -> Session:
 
 
 @contextmanager
-def timestep_scope(step: int, *, branch: int | None = None, sigma: float | None = None) -> Iterator[None]:
+def timestep_scope(
+    step: int, *, branch: int | None = None, sigma: float | None = None, steps: int | None = None
+) -> Iterator[None]:
     """Tell attached caches which sampling step the calls inside belong to, in custom loops and with custom schedulers.
 
     Scopes nest (the innermost counts), belong to the current thread or asyncio task, and follow into
@@ -70,11 +73,12 @@ def timestep_scope(step: int, *, branch: int | None = None, sigma: float | None 
         step: index of the sampling step, ≥ 0.
         branch: which of the calls at this step it is (conditional, unconditional, …), ≥ 0;
             left out, the calls of a step are counted.
-        sigma: noise level of the step, kept beside the residuals stored in it.
+        sigma: noise level of the step, kept beside the residuals stored in it; forecasters count in it.
+        steps: number of steps of the whole run, for policies that have to know it.
 
     Raises:
-        TypeError: ``step`` or ``branch`` is not an integer, or ``sigma`` not a number.
-        ValueError: one of them is negative, or ``sigma`` is not finite.
+        TypeError: ``step``, ``branch`` or ``steps`` is not an integer, or ``sigma`` not a number.
+        ValueError: one of them is negative, ``sigma`` is not finite, or ``step`` is not below ``steps``.
 
     Example:
         >>> with timestep_scope(0):
@@ -83,8 +87,11 @@ def timestep_scope(step: int, *, branch: int | None = None, sigma: float | None 
     index = _index("step", step)
     number = None if branch is None else _index("branch", branch)
     level = None if sigma is None else _level(sigma)
+    total = None if steps is None else _index("steps", steps)
+    if total is not None and index >= total:
+        raise ValueError(f"timestep_scope: step={index} is not one of steps={total}: it counts from 0")
     session = current_session()
-    token = _scope.set(Scope(index, number, level, session))
+    token = _scope.set(Scope(index, number, level, total, session))
     try:
         yield
     except BaseException:
@@ -119,14 +126,16 @@ def _level(value: float) -> float:
 class Tick(NamedTuple):
     """Where in a run a call stands.
 
-    ``epoch`` is an object that stays the same through a run and is another one in the next, if there is such a thing;
-    ``restart`` says that the call cannot belong to the run that was given.
+    ``sigma`` is told by a scope; ``value`` is that of the timestep argument, where it was read. ``epoch`` is an object
+    that stays the same through a run and is another one in the next, if there is such a thing; ``restart`` says that
+    the call cannot belong to the run that was given.
     """
 
     step: int
     source: str
     branch: int | None = None
     sigma: float | None = None
+    value: float | None = None
     epoch: object | None = None
     steps: int | None = None
     restart: bool = False
@@ -152,14 +161,14 @@ class StepClock:
             ValueError: no scope is open, no scheduler tells its step, and there is no timestep argument.
         """
         if (scope := _scope.get()) is not None:
-            return Tick(scope.step, "scope", scope.branch, scope.sigma)
+            return Tick(scope.step, "scope", scope.branch, scope.sigma, steps=scope.steps)
         scheduler = self._scheduler()
         timesteps = getattr(scheduler, "timesteps", None)
         epoch = timesteps if isinstance(timesteps, torch.Tensor) else None
         if epoch is not None and hasattr(scheduler, "step_index"):
             index = scheduler.step_index
             step = index if index is not None else getattr(scheduler, "begin_index", None) or 0
-            return Tick(int(step), "scheduler", None, _sigma(scheduler, step), epoch, len(epoch))
+            return Tick(int(step), "scheduler", epoch=epoch, steps=len(epoch))
         value = _timestep(arguments)
         if value is None:
             raise ValueError(
@@ -169,17 +178,22 @@ class StepClock:
             )
         steps = None if epoch is None else len(epoch)
         listed = [] if epoch is None else (epoch.cpu() == value).nonzero().flatten().tolist()
-        if listed:  # DDIM and the like: no step_index, but the list of timesteps tells
-            return Tick(listed[0], "timestep", None, None, epoch, steps)
+        if listed and not history:  # DDIM and the like: no step_index, but the list of timesteps tells
+            return Tick(listed[0], "timestep", value=value, epoch=epoch, steps=steps)
         step, restart = _ordinal(value, history)
-        return Tick(step, "timestep", None, None, epoch, steps, restart)
+        return Tick(step, "timestep", value=value, epoch=epoch, steps=steps, restart=restart)
 
+    def sigmas(self, tick: Tick) -> tuple[float, ...] | None:
+        """The noise levels of the schedule that a tick belongs to, if the scheduler has one for each step.
 
-def _sigma(scheduler: Any, step: int) -> float | None:
-    sigmas = getattr(scheduler, "sigmas", None)  # read only where that costs no device sync
-    if isinstance(sigmas, torch.Tensor) and sigmas.device.type == "cpu" and step < len(sigmas):
-        return float(sigmas[step])
-    return None
+        Asked once a run: where they lie on a device, this waits for it.
+        """
+        sigmas = getattr(self._scheduler(), "sigmas", None)
+        if tick.epoch is None or tick.steps is None or not isinstance(sigmas, torch.Tensor) or sigmas.is_meta:
+            return None
+        if sigmas.dim() != 1 or len(sigmas) not in (tick.steps, tick.steps + 1):
+            return None
+        return tuple(sigmas.detach().to("cpu", torch.float32).tolist()[: tick.steps])
 
 
 def _timestep(arguments: Mapping[str, Any] | None) -> float | None:

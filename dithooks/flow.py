@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .anchor import combined
 from .blocks.carry import WiringError
 from .blocks.observe import Observation, Spot
-from .blocks.trunk import wire
+from .blocks.trunk import resolve_lead, wire
 from .blocks.wiring import Wiring
+from .capture import effect, entered, left, resolved
 from .replay import Replay, replaying
-from .residual import added, subtracted
+from .residual import added
 from .runs import Runs
-from .state import Call
+from .state import Call, Capture
 from .trials import Trials, filled
 
 
@@ -28,7 +30,7 @@ class Flow:
         runs: settles each call.
         spots: all blocks of the chain, list by list; they count in the order in which they are called.
         start: first block of the range.
-        end: last block of the range.
+        end: last block of the range; negative: counted from the last of all.
         weights: of the lists, if those that are no part of the trunk are to be left out.
         compiled: whether the transformer or a block of it is known to be compiled.
         verify: test the first residual on the call it was taken from.
@@ -44,10 +46,12 @@ class Flow:
         compiled: Callable[[], bool],
         verify: bool,
     ) -> None:
-        self.runs, self.spots, self.start, self.end, self.weights = runs, spots, start, end, weights
+        self.runs, self.spots, self.start, self._end, self.weights = runs, spots, start, end, weights
         self.order: tuple[int, ...] = tuple(range(len(spots)))  # until a call has been seen: list by list
+        self.lead = start if runs.policy.gauge == "change" else 0  # blocks before the range that are captured, too
         self.compiled, self.unverified = compiled, verify
         self.wiring: Wiring | None = None
+        self.leading: Wiring | None = None  # of the blocks before the range
         self.on_wired: Callable[[bool], None] | None = None  # given whether the range is now other blocks
         self.others: Callable[[], Sequence[Any]] = tuple  # further flows on the transformer: aside in replays
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
@@ -56,6 +60,7 @@ class Flow:
         self._moving = False  # … and while it puts stand-ins elsewhere, others begin as plain ones
         self.trials = Trials(self)
         self._again = torch.compiler.disable(self._restart)  # not as a decorator: that would import the compiler early
+        self._judge = torch.compiler.disable(runs.judge)
 
     # -- the transformer is called, and has returned ------------------------------------------------------------
 
@@ -99,14 +104,19 @@ class Flow:
         if call.generation == self.generation:
             if call.reuse and call.entered and not call.left:
                 raise RuntimeError(
-                    f"{self.runs.name}: step {call.step} reused {self.first} … {self.last}, but the model did not "
-                    f"call {self.last}: the output lacks the range's effect. Choose a range that ends before blocks "
-                    "that are skipped at times"
+                    f"{self.runs.name}: step {call.moment.step} reused {self.first} … {self.last}, but the model did "
+                    f"not call {self.last}: the output lacks the range's effect. Choose a range that ends before "
+                    "blocks that are skipped at times"
                 )
             self._conclude(call, replay, output)
-            call.entry, self._local.last = None, call
+            call.results, self._local.last = None, call
         if call.run is not None:
             call.run.in_flight = False
+
+    @property
+    def end(self) -> int:
+        """Last block of the range."""
+        return self._end if self._end >= 0 else len(self.order) + self._end
 
     @property
     def paths(self) -> list[str]:
@@ -147,7 +157,7 @@ class Flow:
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
-    def visit(self, offset: int) -> Call | None:
+    def visit(self, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """A block of the range is called: the call it belongs to, or ``None`` where there is nothing to do."""
         call = self.current
         if call is not None and call.generation != self.generation:
@@ -158,6 +168,10 @@ class Flow:
             if call is None:
                 return None
             call.entered = True
+            if call.gauged and self.wiring is not None:
+                call.seen = self._seen(call, self.wiring, args, kwargs)
+                if call.pending:
+                    self._judge(call)
         return None if call is None or call.left else call
 
     def skip(self, offset: int, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -167,19 +181,19 @@ class Flow:
         """
         wiring, last = self.wiring, offset == self.end - self.start
         assert wiring is not None
-        ports, first = wiring.ports[offset], call.entry is None
+        ports, first = wiring.ports[offset], call.results is None
         if call.probe is not None:
             return self.trials.passed(call, call.probe, offset, args, kwargs)
         if first:
             streams = [ports.read(name, args, kwargs) for name in wiring.entry] if offset == 0 else []
-            call.entry = added(wiring, streams, call.deltas)
-            if call.entry is None:
+            call.results = added(wiring, streams, call.deltas)
+            if call.results is None:
                 call.reuse, call.capture, call.misfit, call.deltas = False, True, True, ()
                 return None
         if last:
             call.left = True
-            assert isinstance(call.entry, list)
-            results = iter(call.entry)
+            assert call.results is not None
+            results = iter(call.results)
             return ports.build([None if bridge is None else next(results) for bridge in wiring.leave], args, kwargs)
         passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
         if first:  # by value: a parent that adds in place must not reach what the range was given
@@ -189,32 +203,28 @@ class Flow:
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The range's first block is about to run: keep −h_in, by value."""
         call = self.call
-        if call is None or not call.capture:
-            return
-        if self.wiring is not None:
-            ports = self.wiring.ports[0]
-            streams = [ports.read(name, args, kwargs) for name in self.wiring.entry]
-            if all(isinstance(stream, Tensor) for stream in streams):
-                call.entry = [torch.neg(stream) for stream in streams]
-            else:  # a stream that this call does without
-                call.capture = False
-        else:
-            arguments = self.spots[self.order[self.start]].face.arguments(args, kwargs)
-            tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-            call.entry = {name: torch.neg(value) for name, value in tensors.items() if value.is_floating_point()}
+        if call is not None and call.capture:
+            call.capture = entered(call.range, self.wiring, self.spots[self.order[self.start]], args, kwargs)
 
     def leave(self, output: Any) -> None:
         """The range's last block has run: Δ = h_out − h_in."""
         call = self.call
-        if call is None or not call.capture or call.left:
-            return
-        call.left = True
-        values = self.spots[self.order[self.end]].face.take(output)[1]
-        if isinstance(call.entry, list):
-            assert self.wiring is not None
-            call.deltas, call.entry = subtracted(self.wiring, call.entry, values), None
-        else:  # which output belongs to which input shows when the transformer returns
-            call.exit = tuple(value.clone() if isinstance(value, Tensor) else None for value in values)
+        if call is not None and call.capture and not call.left:
+            call.left = True
+            spot, wholly = self.spots[self.order[self.end]], self.runs.policy.gauge == "rate"
+            left(call.range, self.wiring, spot, output, wholly)
+
+    def enter_lead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The first block of those before the range is about to run."""
+        call = self.call
+        if call is not None and call.lead is not None and not call.entered:
+            entered(call.lead, self.leading, self.spots[self.order[0]], args, kwargs)
+
+    def leave_lead(self, output: Any) -> None:
+        """The last block of those before the range has run."""
+        call = self.call
+        if call is not None and call.lead is not None and not call.entered and call.lead.entry is not None:
+            left(call.lead, self.leading, self.spots[self.order[self.start - 1]], output)
 
     def watch_enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Any block of the chain is about to run, on a call that is observed."""
@@ -260,17 +270,18 @@ class Flow:
         wanted = call.capture
         moved = self._settle(call)
         if moved and wanted and replay is not None and replay.safe:  # of the range as it now is, nothing was kept
-            again = replace(call, capture=True, entered=False, left=False, run=None)
+            again = replace(call, capture=True, entered=False, left=False, range=Capture(), seen=None)
+            again.lead = None if call.lead is None else Capture()
             self.trials.repeat(replay, again)
             self._settle(again)
         if unseen and replay is not None:  # compiled from the outside: nothing could be watched
             self._rehearse(replay)
         branch = call.branch
-        if self.unverified and replay is not None and branch is not None and branch.anchor is not None:
-            anchor, refreshed = branch.anchor, branch.refreshed
-            branch.anchor = branch.refreshed = None  # refused, or interrupted, it is not to be used
-            self.trials.test(replay, anchor.deltas, output)
-            branch.anchor, branch.refreshed, self.unverified = anchor, refreshed, False
+        if self.unverified and replay is not None and branch is not None and branch.anchors and not call.reuse:
+            anchors, refreshed = branch.anchors, branch.track.refreshed
+            branch.anchors, branch.track.refreshed = [], None  # refused, or interrupted, they are not to be used
+            self.trials.test(replay, combined(anchors[:1], (1.0,)), output)
+            branch.anchors, branch.track.refreshed, self.unverified = anchors, refreshed, False
 
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
@@ -291,25 +302,42 @@ class Flow:
                 moved = self.wiring is None and self._wire(observation, call)
         if call.generation != self.generation:  # another thread's call has moved the range
             return False
-        if self.wiring is not None and isinstance(call.entry, dict) and call.exit:
-            entry, call.entry = [call.entry[name] for name in self.wiring.entry], None
-            call.deltas = subtracted(self.wiring, entry, call.exit)
+        if self.wiring is not None and isinstance(call.range.entry, dict):  # it was captured before that was known
+            if call.gauged and self.leading is None:
+                main = call.range.entry.get(self.wiring.entry[self.wiring.main])
+                call.seen = None if main is None else -main
+            resolved(call.range, self.wiring, self.runs.policy.gauge == "rate")
+        if self.leading is not None and call.lead is not None and isinstance(call.lead.entry, dict):
+            resolved(call.lead, self.leading)
+            call.seen = effect(call.lead, self.leading)
         self.runs.keep(call)
         return moved
 
+    def _seen(self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """What the policy looks at: what the blocks before the range did, or what enters it."""
+        if self.lead:
+            return None if call.lead is None or self.leading is None else effect(call.lead, self.leading)
+        main = wiring.ports[0].read(wiring.entry[wiring.main], args, kwargs)
+        return main.clone() if isinstance(main, Tensor) else None
+
     def _wire(self, observation: Observation, call: Call) -> bool:
         """Count the blocks as they were called, and follow the streams through the range."""
-        found = wire(observation, self.order, self.start, self.end, self.weights, self.runs.name)
+        found = wire(observation, self.order, self.start, self._end, self.weights, self.runs.name)
         if found is None:
             return False
         order, wiring = found
-        moved = order[self.start : self.end + 1] != self.order[self.start : self.end + 1]
+        leading = resolve_lead(observation, order, self.lead) if self.lead else None
+        if self.lead and leading is None:
+            return False
+        former = self.order[self.start - self.lead : self.end + 1]
+        end = self._end if self._end >= 0 else len(order) + self._end
+        moved = order[self.start - self.lead : end + 1] != former
         if moved:  # other blocks than those that were thought to be the range: what was captured is not theirs
-            call.capture, call.entry, call.exit = False, None, ()
+            call.capture, call.range, call.lead = False, Capture(), None if call.lead is None else Capture()
             self.generation += 1  # calls under way elsewhere are no longer followed
             call.generation = self.generation
         self._moving = moved
-        self.order, self.wiring = order, wiring
+        self.order, self.wiring, self.leading = order, wiring, leading
         self._arrive()
         return moved
 

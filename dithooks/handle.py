@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+from .assign import assign
 from .attachment import Attachment, check, original
 from .blocks.adapter import BlockAdapter, chains_of
 from .blocks.chain import Chain, fingerprint
@@ -15,10 +16,9 @@ from .blocks.ports import parameter_names
 from .clock import StepClock
 from .config import DitCacheConfig
 from .flow import Flow
-from .policy import Interval
-from .predictor import Reuse
+from .policy.interval import Interval
 from .runs import Runs
-from .stats import CacheStats, Ledger, total
+from .stats import CacheStats, Ledger, Settled, total
 
 
 def dit_cache(
@@ -37,7 +37,7 @@ def dit_cache(
     Args:
         target: a diffusers pipeline, a transformer or any ``nn.Module`` that calls lists of blocks; or a
             :class:`BlockAdapter`, which says more about it.
-        config: when to refresh, and which blocks.
+        config: which blocks, when to reuse, and what to add.
         blocks: where the blocks are, if they are not found by themselves: a dotted path from ``target`` to an
             ``nn.ModuleList`` (``"transformer.transformer_blocks"``), the list itself, or several of either,
             counted in the order in which the model calls them. Left out: the lists of the trunk, without
@@ -98,7 +98,7 @@ class CacheHandle:
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
         self._attached: list[Attachment] = []
         self._config: DitCacheConfig | None = None
-        self._last = total([])
+        self._last, self._settled = total([]), tuple[Settled, ...]()
         self._active = True
 
     @property
@@ -122,6 +122,30 @@ class CacheHandle:
             return self._last
         return total([attached.stats() for attached in self._attached])
 
+    @property
+    def decisions(self) -> tuple[Settled, ...]:
+        """How each call was settled, since attaching, or since the last :meth:`update` or :meth:`reset`.
+
+        Range by range, each in the order of its calls; of very many the latest ten thousand. Calls with gradients are
+        not among them.
+
+        Example:
+            >>> import torch
+            >>> from dithooks import Threshold
+            >>> model = torch.nn.Module()
+            >>> model.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+            >>> model.forward = lambda x, timestep: torch.nn.Sequential(*model.blocks)(x)
+            >>> config = DitCacheConfig(cache_block_start=1, policy=Threshold(0.1, max_warmup_steps=1))
+            >>> with torch.no_grad(), dit_cache(model, config) as cache:
+            ...     for t in (1.0, 0.8):
+            ...         _ = model(torch.ones(1, 4), t)
+            ...     [(each.step, each.reason, each.value) for each in cache.decisions]
+            [(0, 'warm-up', None), (1, 'reuse', 0.0)]
+        """
+        if not self.active:
+            return self._settled
+        return tuple(each for attached in self._attached for each in attached.ledger.settled())
+
     def update(self, config: DitCacheConfig) -> None:
         """Go on with another schedule or range; what was cached is dropped. Errors leave the old one in force.
 
@@ -134,17 +158,20 @@ class CacheHandle:
         if not isinstance(config, DitCacheConfig):
             raise TypeError(f"config must be a DitCacheConfig, not {config!r} ({type(config).__name__})")
         mine = [skip for attached in self._attached for skip in attached.skips]
-        chains = [(chain, own or config) for chain, own in chains_of(self._target, self._blocks)]
+        chains = assign(chains_of(self._target, self._blocks), config)
         for chain, own in chains:
-            check(chain, own.cache_block_start, own.cache_num_blocks, mine)
+            check(chain, own, mine)
         here = fingerprint([chain for chain, _ in chains])
         if config.fingerprint not in (None, here):
             raise ValueError(
                 f"the config was made for another model (fingerprint {config.fingerprint}, here {here}): "
                 "search a new one, or take the numbers over with dataclasses.replace(config, fingerprint=None)"
             )
-        useful = [(chain, own) for chain, own in chains if own.cache_step_interval > 1]
+        useful = [(chain, own) for chain, own in chains if not isinstance(p := own.when, Interval) or p.interval > 1]
         prepared = [self._prepare(chain, own) for chain, own in useful]
+        runs = [attached.flow.runs for attached in prepared]
+        for each in runs:
+            each.peers = runs
         former, remarks = self._attached, list[str]()
         try:
             for attached in former:
@@ -186,7 +213,7 @@ class CacheHandle:
         """
         if not self.active:
             return
-        self._last = replace(self.stats, bytes_held=0)
+        self._last, self._settled = replace(self.stats, bytes_held=0), self.decisions
         remarks = []
         for attached in self._attached:
             remarks += attached.detach()
@@ -216,13 +243,16 @@ class CacheHandle:
         spots = spots_of(chain, original)
         compilable = (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
         primary = next(iter(parameter_names(chain.owner)), None)
-        ledger = Ledger(len(spots), config.cache_num_blocks)
-        policy = Interval(config.cache_step_start, config.cache_step_interval)
+        first, number = config.cache_block_start, config.cache_num_blocks
+        end = -1 - config.compute_last if number is None else first + number - 1
+        alone = chain.path and len(chain.lanes) > 1
+        name = chain.path if alone else chain.lanes[0].path
+        ledger = Ledger(name, len(spots), (end if number is not None else len(spots) + end) - first + 1)
         flow = Flow(
-            Runs(chain.name, policy, Reuse(), StepClock(scheduler, chain.name), ledger, primary, chain.separate_cfg),
+            Runs(chain.name, config, StepClock(scheduler, chain.name), ledger, primary, chain.separate_cfg),
             spots,
-            start=config.cache_block_start,
-            end=config.cache_block_start + config.cache_num_blocks - 1,
+            start=first,
+            end=end,
             weights=chain.weights() if chain.found else None,
             compiled=lambda: chain.compiled or any(module._compiled_call_impl is not None for module in compilable),
             verify=self._verify,

@@ -69,6 +69,12 @@ def hook_call(flow: Flow, owner: nn.Module) -> None:
     owner.register_forward_hook(after, with_kwargs=True)
 
 
+def hook_lead(flow: Flow, first: nn.Module, last: nn.Module) -> None:
+    """Give the flow what enters and leaves the blocks before the range."""
+    first.register_forward_pre_hook(_Before(flow, flow.enter_lead), with_kwargs=True)
+    last.register_forward_hook(_After(flow, flow.leave_lead), with_kwargs=True)
+
+
 def hook_range(flow: Flow, first: nn.Module, last: nn.Module) -> None:
     """Give the flow what enters the range's first block and what leaves its last."""
     first.register_forward_pre_hook(_Before(flow, flow.enter), with_kwargs=True)

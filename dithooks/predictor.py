@@ -1,15 +1,182 @@
-"""What: the residual to add on a reused step, from the stored ones. Asked before the first block runs."""
+"""What: the residual of a reused step, as weights of those stored. Plain numbers; tensors are combined elsewhere."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-from .state import Anchor
+from .policy.base import check_choice, check_count, check_number
 
 
-class Reuse:
-    """Δ̂_t is the last stored residual, unchanged."""
+class Moment(NamedTuple):
+    """Where in the run a call stands: its step, and σ, or what stands for it.
 
-    def predict(self, anchor: Anchor, step: int, sigma: float | None) -> tuple[Tensor, ...]:
-        """One residual per stream."""
-        return anchor.deltas
+    ``axis`` says what ``time`` is: ``"sigma"``, ``"timestep"`` (where no σ is known; for flow matching that is σ but
+    for a factor) or ``"step"``.
+    """
+
+    step: int
+    time: float
+    axis: str = "sigma"
+
+
+class Predictor(ABC):
+    """Says how much of each stored residual makes that of a reused step. Subclasses are frozen dataclasses."""
+
+    @property
+    @abstractmethod
+    def anchors(self) -> int:
+        """How many residuals it takes, at most."""
+
+    @abstractmethod
+    def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
+        """A weight for each of the first so many anchors, of which ``anchors`` has at least one, the newest first.
+
+        ``None``: these are not the anchors it was made for; the line through the last two is taken then.
+        """
+
+
+@dataclass(frozen=True)
+class Reuse(Predictor):
+    """Δ̂_t = Δ_b, the last stored residual, unchanged.
+
+    Example:
+        >>> Reuse().weights([Moment(4, 0.6)], Moment(5, 0.5))
+        (1.0,)
+    """
+
+    @property
+    def anchors(self) -> int:
+        return 1
+
+    def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...]:
+        return (1.0,)
+
+
+@dataclass(frozen=True)
+class Taylor(Predictor):
+    """Δ̂_t = Σ_{k ≤ order} Δ⁽ᵏ⁾(σ_b)·(σ_t − σ_b)ᵏ/k!, the derivatives from finite differences of the stored residuals.
+
+    On whatever spacing, that is the polynomial of degree ``order`` through the last order + 1 of them, exact for
+    residuals that are one; with fewer stored, of the degree that they allow. After TaylorSeer (Liu et al.,
+    arXiv:2503.06923), which takes steps at equal distances, and all derivatives from backward differences.
+
+    Args:
+        order: ≥ 0; 0 is :class:`Reuse`, 1 a line. Memory is order + 1 residuals a branch.
+        axis: ``"sigma"``: the residual is a function of the noise level; ``"step"``: of the step's number.
+
+    Raises:
+        TypeError, ValueError: a value is of the wrong type or out of range.
+
+    Example:
+        >>> Taylor(2).weights([Moment(4, 3.0), Moment(3, 4.0), Moment(2, 5.0)], Moment(5, 2.0))
+        (3.0, -3.0, 1.0)
+    """
+
+    order: int = 2
+    axis: Literal["sigma", "step"] = "sigma"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", check_count("order", self.order, 0))
+        check_choice("axis", self.axis, ("sigma", "step"))
+
+    @property
+    def anchors(self) -> int:
+        return self.order + 1
+
+    def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...]:
+        return through(anchors[: self.order + 1], now, self.axis)
+
+
+@dataclass(frozen=True)
+class Linear(Predictor):
+    """Δ̂_t = (1 + r)·Δ_b − r·Δ_a with r = (σ_t − σ_b)/(σ_b − σ_a): the line through the last two residuals, in σ.
+
+    Example:
+        >>> Linear().weights([Moment(4, 0.5), Moment(3, 0.75)], Moment(5, 0.375))
+        (1.5, -0.5)
+    """
+
+    @property
+    def anchors(self) -> int:
+        return 2
+
+    def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...]:
+        return through(anchors[:2], now, "sigma")
+
+
+@dataclass(frozen=True)
+class Fitted(Predictor):
+    """Δ̂_t = α_t·Δ_b + β_t·Δ_a with numbers found beforehand, for the steps at which these were found.
+
+    Args:
+        coefficients: for each step of the run, the weights of the last residuals, the newest first; ``None`` where the
+            step is computed. Residuals other than those of the last ``None`` steps do not fit: then, and beyond the
+            last step, the line in σ is taken, as :class:`Linear` does, and that is said once.
+
+    Raises:
+        TypeError, ValueError: not such a list, or the first step is not computed.
+
+    Example:
+        >>> plan = Fitted((None, None, (1.4, -0.4), None, (1.5, -0.5)))
+        >>> plan.weights([Moment(3, 0.4), Moment(1, 0.8)], Moment(4, 0.2))
+        (1.5, -0.5)
+        >>> plan.weights([Moment(2, 0.6), Moment(1, 0.8)], Moment(4, 0.2)) is None  # another schedule
+        True
+    """
+
+    coefficients: tuple[tuple[float, ...] | None, ...]
+
+    def __post_init__(self) -> None:
+        if not self.coefficients or self.coefficients[0] is not None:
+            raise ValueError("coefficients must begin with None: the first step is computed")
+        checked = tuple(
+            None if each is None else tuple(check_number("a coefficient", c, -float("1e30")) for c in each)
+            for each in self.coefficients
+        )
+        for step, each in enumerate(checked):
+            if each is not None and not 1 <= len(each) <= len(self._planned(step)):
+                raise ValueError(
+                    f"step {step} has {len(each)} coefficients, but {len(self._planned(step))} computed steps before it"
+                )
+        object.__setattr__(self, "coefficients", checked)
+
+    @property
+    def anchors(self) -> int:
+        return max((len(each) for each in self.coefficients if each is not None), default=1)
+
+    def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
+        chosen = self.coefficients[now.step] if now.step < len(self.coefficients) else None
+        if chosen is None:
+            return None
+        planned = self._planned(now.step)[: len(chosen)]
+        return chosen if [anchor.step for anchor in anchors[: len(chosen)]] == planned else None
+
+    def _planned(self, step: int) -> list[int]:
+        """The computed steps before this one, the latest first."""
+        return [earlier for earlier in range(step - 1, -1, -1) if self.coefficients[earlier] is None]
+
+
+def through(anchors: Sequence[Moment], now: Moment, axis: str) -> tuple[float, ...]:
+    """Weights of the polynomial through the anchors, at ``now`` (Lagrange's form); they add up to 1.
+
+    Anchors told by another axis than ``now``, and those at the time of a newer one, get 0.
+    """
+    if axis == "step":
+        times: list[float] = [anchor.step for anchor in anchors]
+        here: float = now.step
+        alike = [True] * len(anchors)
+    else:
+        times, here = [anchor.time for anchor in anchors], now.time
+        alike = [anchor.axis == now.axis for anchor in anchors]
+    used = [k for k in range(len(times)) if alike[k] and times[k] not in times[:k]] or [0]
+    weights = [0.0] * len(anchors)
+    for k in used:
+        weight = 1.0
+        for other in used:
+            if other != k:
+                weight *= (here - times[other]) / (times[k] - times[other])
+        weights[k] = weight
+    return tuple(weights)

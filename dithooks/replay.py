@@ -69,9 +69,10 @@ def difference(output: Any, reference: Any) -> float:
     return float((distance / size) ** 0.5) if size else float(distance > 0)
 
 
-def tolerance(output: Any) -> float:
-    """What rounding alone may make of :func:`difference`, by the coarsest dtype of an output."""
-    coarsest = max((torch.finfo(t.dtype).eps for t in _tensors(output) if t.is_floating_point()), default=0.0)
+def tolerance(output: Any, kept: torch.dtype | None = None) -> float:
+    """What rounding alone may make of :func:`difference`, by the coarsest dtype of an output, or of what was kept."""
+    dtypes = [tensor.dtype for tensor in _tensors(output) if tensor.is_floating_point()]
+    coarsest = max((torch.finfo(dtype).eps for dtype in [*dtypes, *([kept] if kept else [])]), default=0.0)
     return max(1e-3, 16 * coarsest)
 
 

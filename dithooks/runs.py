@@ -1,30 +1,35 @@
-"""Settle a call before its first block runs: which run and branch it belongs to, compute or reuse, and with what."""
+"""Settle a call: which run and branch it belongs to, compute or reuse, and with what."""
 
 from __future__ import annotations
 
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from .anchor import Anchor, Signature, combined
 from .branch import choose_branch, tensors
 from .clock import Session, StepClock, Tick, current_session
-from .policy import Interval
-from .predictor import Reuse
-from .state import Anchor, Branch, Call, Run, Signature, signature
+from .config import DitCacheConfig
+from .gauge import Change, Gauge, Rate
+from .policy.base import Decision, Policy, Schedule, Track
+from .predictor import Moment, through
+from .state import Branch, Call, Capture, Run, signature
 from .stats import Ledger
 
 MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
 
 
 class Runs:
-    """The sampling runs of one transformer, at most one per thread or task, and what they remember.
+    """The sampling runs of one range, at most one per thread or task, and what they remember.
 
     Args:
         name: of the transformer, for messages.
-        policy: when.
-        predictor: what.
+        config: when, what, and where it is kept.
         clock: tells the step of a call.
         ledger: counts the calls.
         primary: the transformer's argument that holds the latents: its first.
@@ -35,22 +40,24 @@ class Runs:
     def __init__(
         self,
         name: str,
-        policy: Interval,
-        predictor: Reuse,
+        config: DitCacheConfig,
         clock: StepClock,
         ledger: Ledger,
         primary: str | None,
         separate_cfg: bool | None = None,
     ) -> None:
         self.separate_cfg = separate_cfg
-        self.name, self.policy, self.predictor, self.clock, self.ledger = name, policy, predictor, clock, ledger
+        self.name, self.config, self.clock, self.ledger = name, config, clock, ledger
+        self.policy, self.predictor = config.when, config.predictor
         self.primary = primary
+        self.peers: Sequence[Runs] = ()  # those of the handle, this one included
+        self.on_kept: Callable[[Call, Sequence[Tensor]], None] | None = None  # is shown every residual
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()  # of the dictionary; a run is its session's own
         self._said: set[str] = set()
 
     def settle(self, arguments: Mapping[str, Any] | None, seen: bool, capture: bool) -> Call:
-        """The call that is about to begin.
+        """The call that is about to begin; decided, or ``pending``.
 
         ``seen`` is whether the transformer itself was seen called; ``capture`` asks for the residual of every computed
         call, not only where it can be reused.
@@ -68,17 +75,34 @@ class Runs:
         if number is None:
             run, tick = self._locate(arguments, anew=True)
             number = 0
-        branch = run.branches.setdefault(number, Branch())
-        branch.latents, branch.conditioning = latents, conditioning
+        branch = run.branches.setdefault(number, Branch(Track(number)))
+        if branch.open:  # its last computed call was cut short: nothing of it is to be reused
+            branch.clear()
+        if self.policy.gauge is not None and branch.gauge is None:
+            branch.gauge = _GAUGES[self.policy.gauge](self.policy.reduce)
+        branch.latents, branch.conditioning, branch.called = latents, conditioning, tick.step
         run.used.append(number)
-        capture = capture or self.policy.wants_anchor(tick.step)
-        call = self._decide(run, tick, branch, capture, signature(arguments) if capture else ())
+        call = self._begin(run, tick, branch, arguments, capture)
         run.in_flight = seen
         return call
 
+    def judge(self, call: Call) -> None:
+        """Settle a call that is pending, by what is seen at the range's first block."""
+        run, branch = call.run, call.branch
+        assert run is not None
+        assert branch is not None
+        assert run.policy is not None
+        change = None if call.seen is None or branch.gauge is None else branch.gauge.look(call.seen)
+        if change is None:
+            decision = Decision(False, "no anchor")
+        else:
+            decision = run.policy.judge(call.moment.step, branch.track, run.schedule, float(change.item()))
+            run.shared = run.shared or decision
+        self._conclude(call, decision)
+
     def inert(self) -> Call:
         """A call with gradients: trained models are not cached."""
-        self.ledger.count(False, "gradients")
+        self.ledger.count(Decision(False, "gradients"))
         self.say(
             "gradients",
             f"{self.name} is called with gradients enabled, so nothing is cached or reused: "
@@ -87,22 +111,43 @@ class Runs:
         return Call()
 
     def keep(self, call: Call) -> None:
-        """A call is over: what it computed is the branch's new anchor."""
-        branch = call.branch
-        if branch is None:
+        """A call is over: what it computed is the branch's newest anchor."""
+        branch, run = call.branch, call.run
+        if branch is None or run is None:
             return
         if call.misfit:
-            self.ledger.recount((True, "reuse"), (False, "shape"))
-            call.misfit, branch.anchor, branch.refreshed = False, None, None
-        if call.capture and call.left and call.deltas:
-            branch.anchor = Anchor(call.step, call.sigma, call.signature, call.deltas)
-            branch.refreshed, call.deltas = call.step, ()
+            self._misfit(call, branch, run)
+        branch.open = False
+        computed = None
+        if call.capture and call.range.left and call.range.deltas:
+            config, deltas, call.range.deltas = self.config, call.range.deltas, ()
+            if self.on_kept is not None:
+                self.on_kept(call, deltas)
+            anchor = Anchor.keep(call.moment, call.signature, deltas, config.dtype, config.cache_device)
+            branch.anchors.insert(0, anchor)
+            branch.track.refreshed = call.moment.step
+            computed = call.range.output if call.range.output is not None else deltas[0]
+        elif not call.reuse:  # older ones are not to be used as if they were this one
+            branch.clear()
+        if branch.gauge is not None and call.seen is not None:
+            branch.gauge.note(call.seen, computed)
+        call.seen = None
+        self.ledger.held(self.bytes_held())
+        if run.last and len(run.used) >= run.calls:
+            self._finish(run)
 
     def bytes_held(self) -> int:
-        """Memory of all residuals kept now."""
+        """Memory of all that is kept now."""
         with self._lock:
             runs = list(self._runs.values())
-        return sum(b.anchor.nbytes for run in runs for b in list(run.branches.values()) if b.anchor is not None)
+        return sum(run.nbytes for run in runs)
+
+    def release(self, session: Session, epoch: object) -> None:
+        """Free a run that another transformer has brought to its end."""
+        run = self._runs.get(session)
+        if run is not None and run.epoch is epoch and not run.last:
+            for branch in run.branches.values():
+                branch.free()
 
     def forget(self) -> list[str]:
         """Drop all runs and their residuals; returns what is to be said of them."""
@@ -138,64 +183,166 @@ class Runs:
                 "nothing could be reused: if these were different steps, say so with `with timestep_scope(step): ...`",
             )
             run = self._start(session, None)
-        if run.epoch is None:
-            run.epoch, run.length = tick.epoch, tick.steps
-        if run.step is None and tick.steps is not None and (why := self.policy.hopeless(tick.steps)):
-            self.say("useless", f"{self.name}: nothing will be reused: {why}")
+        if run.policy is None:
+            self._make_out(run, tick)
         if tick.step != run.step:
-            self._advance(run, tick.step)
+            run.step, run.calls, run.used, run.shared = tick.step, len(run.used), [], None
+            run.steps += 1
+            for branch in run.branches.values():
+                if run.policy is not None and run.policy.outdated(tick.step, branch.track, tick.step - branch.called):
+                    branch.free()
+            while len(run.branches) > MAX_BRANCHES:
+                del run.branches[min(run.branches)]
         return run, tick
 
     def _start(self, session: Session, ended: Run | None) -> Run:
-        run = Run(session.epoch)
+        run = Run(session.epoch, self.ledger.begin())
         with self._lock:
             self._runs[session] = run
         if ended is not None and (remark := self._judge(ended)):
             self.say("useless", remark)
         return run
 
-    def _advance(self, run: Run, step: int) -> None:
-        """A run reaches another step: what no call of it can need any more is freed."""
-        refresh = self.policy.last_refresh(step)
-        for branch in run.branches.values():
-            if branch.refreshed is not None and branch.refreshed < refresh:
-                branch.anchor = None
-        while len(run.branches) > MAX_BRANCHES:
-            del run.branches[min(set(run.branches) - set(run.used), default=min(run.branches))]
-        run.step, run.used = step, []
-        run.steps += 1
+    def _make_out(self, run: Run, tick: Tick) -> None:
+        """What is known of a run at its first call, and the policy for that."""
+        wanted = self.predictor.anchors > 1 or self.policy.needs_sigmas
+        run.epoch = tick.epoch
+        run.schedule = Schedule(
+            tick.steps,
+            tick.step,
+            self.clock.sigmas(tick) if wanted else None,
+            self.ledger.blocks,
+            self.ledger.skippable,
+        )
+        policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
+        if remark := policy.remark(run.schedule):
+            self.say("remark", f"{self.name}: {remark}")
+        if tick.steps is not None and (why := _hopeless(policy, run.schedule)):
+            run.judged = True
+            steps = tick.steps - tick.step
+            self.say("useless", f"{self.name}: nothing will be reused in a run of {steps} steps: {why} ({self.policy})")
+        run.policy = policy
 
-    def _decide(self, run: Run, tick: Tick, branch: Branch, capture: bool, guard: Signature) -> Call:
-        anchor = branch.anchor
-        decision = self.policy.decide(tick.step, branch.refreshed)
-        if decision.reuse and (anchor is None or anchor.signature != guard):
-            switched = anchor is not None and _forms(anchor.signature) == _forms(guard)
-            decision = decision._replace(reuse=False, reason="switch" if switched else "shape")
-        self.ledger.count(*decision)
-        run.reasons[decision.reason] += 1
-        run.reused += decision.reuse
+    def _begin(self, run: Run, tick: Tick, branch: Branch, arguments: Mapping[str, Any], capture: bool) -> Call:
+        assert run.policy is not None
+        capture = capture or (run.policy.keeps(tick.step, self.predictor.anchors) and not run.last)
         call = Call(
-            reuse=decision.reuse,
-            capture=capture and not decision.reuse,
-            step=tick.step,
-            sigma=tick.sigma,
-            signature=guard,
+            capture=capture,
+            gauged=branch.gauge is not None,
+            lead=Capture() if run.policy.gauge == "change" else None,
+            moment=self._moment(run, tick),
+            signature=signature(arguments) if capture or branch.anchors else (),
             branch=branch,
             run=run,
         )
-        if decision.reuse and anchor is not None:
-            call.deltas = self.predictor.predict(anchor, tick.step, tick.sigma)
-        else:  # freed before the new one is made; a call cut short leaves nothing to reuse
-            branch.anchor = branch.refreshed = None
+        decision = run.policy.before(tick.step, branch.track, run.schedule)
+        if decision is None and run.shared is not None and not run.policy.separate_branches:
+            decision = run.shared._replace(value=None)
+        if decision is None or decision.reuse:
+            decision = self._unfit(call, branch) or decision
+        if decision is None:
+            call.pending = True
+        else:
+            self._conclude(call, decision)
         return call
+
+    def _moment(self, run: Run, tick: Tick) -> Moment:
+        sigmas = run.schedule.sigmas
+        if tick.sigma is not None:
+            return Moment(tick.step, tick.sigma, "sigma")
+        if sigmas is not None and tick.step < len(sigmas):
+            return Moment(tick.step, sigmas[tick.step], "sigma")
+        if tick.value is not None:
+            return Moment(tick.step, tick.value, "timestep")
+        return Moment(tick.step, float(tick.step), "step")
+
+    def _unfit(self, call: Call, branch: Branch) -> Decision | None:
+        """Why there is nothing to be reused, if so."""
+        if not branch.anchors:
+            return Decision(False, "no anchor")
+        former = branch.anchors[0].signature
+        if former == call.signature:
+            return None
+        return Decision(False, "switch" if _forms(former) == _forms(call.signature) else "shape")
+
+    def _conclude(self, call: Call, decision: Decision) -> None:
+        """A call is decided."""
+        run, branch = call.run, call.branch
+        assert run is not None
+        assert branch is not None
+        if run.policy is not None and not run.policy.separate_branches and run.shared is None:
+            run.shared = decision if decision.reason not in ("no anchor", "shape", "switch") else None
+        branch.track.note(call.moment.step, decision)
+        self.ledger.count(decision, run.number, call.moment.step, branch.track.number)
+        run.reasons[decision.reason] += 1
+        run.reused += decision.reuse
+        if decision.value is not None:
+            run.values.append(decision.value)
+        call.pending, call.reuse = False, decision.reuse
+        if decision.reuse:
+            call.capture, call.deltas = False, self._predicted(branch, call.moment)
+            return
+        branch.open = True
+        fitting = [anchor for anchor in branch.anchors if anchor.signature == call.signature]
+        branch.anchors = fitting[: self.predictor.anchors - 1]  # freed before the new one is made
+
+    def _predicted(self, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
+        """The residual of a reused step."""
+        fitting = [each for each in branch.anchors if each.signature == branch.anchors[0].signature]
+        moments = [anchor.moment for anchor in fitting]
+        weights = self.predictor.weights(moments, now)
+        if weights is None:
+            self.say(
+                "unfitted",
+                f"{self.name}: step {now.step} follows computed steps {[m.step for m in moments]}, for which "
+                f"{type(self.predictor).__name__} has no coefficients: the line through the last two is taken",
+            )
+            weights = through(moments[:2], now, "sigma")
+        return combined(fitting[: len(weights)], weights)
+
+    def _misfit(self, call: Call, branch: Branch, run: Run) -> None:
+        """A call that was to be reused was computed after all."""
+        self.ledger.recount(run.number, call.moment.step, branch.track.number, Decision(False, "shape"))
+        track = branch.track
+        track.reused, track.computed, track.streak, track.drift = track.reused - 1, track.computed + 1, 0, 0.0
+        run.reused -= 1
+        run.reasons.subtract({"reuse": 1, "shape": -1})
+        call.misfit, branch.anchors = False, []
+
+    def _finish(self, run: Run) -> None:
+        """The last call of a run's last step is over, as far as is known."""
+        if remark := self._judge(run):
+            self.say("useless", remark)
+        if self.config.free_at_end:
+            for branch in run.branches.values():
+                branch.free()
+            for peer in self.peers:
+                if peer is not self:
+                    peer.release(current_session(), run.epoch)
 
     def _judge(self, run: Run) -> str | None:
         """What to say of a run that has ended: nothing, unless it went to its end and never reused."""
-        cut_short = run.in_flight or (run.length is not None and run.steps < run.length)
-        if cut_short or run.steps < 2 or run.reused:
+        cut_short = run.in_flight or (run.schedule.steps is not None and not run.last)
+        if cut_short or run.steps < 2 or run.reused or run.judged:
             return None
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in run.reasons.items())
-        return f"{self.name}: a run of {run.steps} steps reused nothing (calls computed for {reasons})"
+        run.judged = True
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in run.reasons.items() if count)
+        message = f"{self.name}: a run of {run.steps} steps reused nothing (calls computed for {reasons})"
+        finite = [value for value in run.values if value == value]
+        why = self.policy.verdict(finite) if finite else str(self.policy)
+        return f"{message}: {why}" if why else message
+
+
+def _hopeless(policy: Policy, schedule: Schedule) -> str | None:
+    """How the steps of a run are all computed, whatever is seen in them; ``None`` if one may be reused."""
+    assert schedule.steps is not None
+    reasons: Counter[str] = Counter()
+    for step in range(schedule.first, schedule.steps):
+        decision = policy.before(step, Track(refreshed=step - 1, computed=step - schedule.first), schedule)
+        if step > schedule.first and (decision is None or decision.reuse):
+            return None
+        reasons["no anchor" if decision is None or decision.reuse else decision.reason] += 1
+    return ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
 
 
 def _breaks(run: Run, tick: Tick) -> bool:
@@ -208,3 +355,6 @@ def _breaks(run: Run, tick: Tick) -> bool:
 def _forms(guard: Signature) -> list[tuple[Any, ...]]:
     """The part of a guard that is about tensors."""
     return [entry for entry in guard if len(entry) > 2]
+
+
+_GAUGES: dict[str, type[Gauge]] = {"change": Change, "rate": Rate}

@@ -1,4 +1,4 @@
-"""What is remembered: the residual last computed, per transformer, range, branch and run."""
+"""What is remembered: per run and branch, the residuals last computed; and the call that is under way."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from .anchor import Anchor, Signature
 from .clock import TIMESTEP_NAMES
-
-# What must not change between storing a residual and adding it: shape, dtype and device of every tensor argument, and
-# every argument that switches something (flags, names, lists of layers); numbers may change.
-Signature = tuple[tuple[Any, ...], ...]
+from .gauge import Gauge
+from .policy.base import Decision, Policy, Schedule, Track
+from .predictor import Moment
 
 
 def signature(arguments: Mapping[str, Any]) -> Signature:
@@ -36,28 +36,33 @@ def _switches(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, str))
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """The range's effect on each stream at a computed step: output of its last block − input of its first."""
-
-    step: int
-    sigma: float | None
-    signature: Signature
-    deltas: tuple[Tensor, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(delta.nbytes for delta in self.deltas)
-
-
 @dataclass
 class Branch:
     """One of the calls that every step makes (conditional, unconditional, …)."""
 
-    anchor: Anchor | None = None
-    refreshed: int | None = None  # step of its last anchor, which may have been freed since
+    track: Track
+    gauge: Gauge | None = None
+    anchors: list[Anchor] = field(default_factory=list)  # the newest first
+    called: int = 0  # step of its last call
+    open: bool = False  # a computed call has begun, and not ended
     latents: dict[str, Tensor] = field(default_factory=dict)  # what it was given last, to tell it from the others
     conditioning: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all that is kept for it."""
+        return sum(anchor.nbytes for anchor in self.anchors) + (0 if self.gauge is None else self.gauge.nbytes)
+
+    def free(self) -> None:
+        """Keep nothing for it."""
+        self.anchors = []
+        if self.gauge is not None:
+            self.gauge.clear()
+
+    def clear(self) -> None:
+        """The same, as if it had never been computed."""
+        self.free()
+        self.track.refreshed, self.open = None, False
 
 
 @dataclass
@@ -65,18 +70,45 @@ class Run:
     """One sampling run of one session: starts when the step goes back, ends when the next one starts."""
 
     session_epoch: int
+    number: int = 0
+    policy: Policy | None = None  # made out for it
+    schedule: Schedule = field(default_factory=Schedule)
     epoch: object | None = None
     step: int | None = None
     used: list[int] = field(default_factory=list)  # branches already called at this step
+    calls: int = 0  # at the step before
     branches: dict[int, Branch] = field(default_factory=dict)
+    shared: Decision | None = None  # of this step, where its branches share one
     constant: set[str] = field(default_factory=set)  # conditioning that was seen to stay from one step to another
     strange: dict[str, set[int]] = field(default_factory=dict)  # … that was like nothing before it, and at which steps
     history: list[float] = field(default_factory=list)  # distinct timestep values, where they are the clock
     in_flight: bool = False  # a call of the transformer was entered and not left: an exception ended it
-    length: int | None = None  # steps it is going to have, where the scheduler tells
     steps: int = 0
     reused: int = 0
+    judged: bool = False  # what there was to say of it has been said
     reasons: Counter[str] = field(default_factory=Counter)
+    values: list[float] = field(default_factory=list)  # that decisions were made by
+
+    @property
+    def last(self) -> bool:
+        """Whether it is at its last step, as far as is known."""
+        return self.schedule.steps is not None and self.step is not None and self.step >= self.schedule.steps - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all that is kept for it."""
+        return sum(branch.nbytes for branch in list(self.branches.values()))
+
+
+@dataclass(eq=False)
+class Capture:
+    """What some blocks were given and returned in one call; −h_in and h_out by value."""
+
+    entry: list[Tensor] | dict[str, Tensor] | None = None  # −h_in: by stream or, while the wiring is unknown, by name
+    exit: tuple[Tensor | None, ...] = ()  # h_out by position, while the wiring is unknown
+    deltas: tuple[Tensor, ...] = ()  # Δ for each output, once known
+    output: Tensor | None = None  # h_out of the main stream, where it is asked for
+    left: bool = False
 
 
 @dataclass(eq=False)
@@ -88,17 +120,20 @@ class Call:
 
     reuse: bool = False
     capture: bool = False  # computed, and the residual is to be kept
+    pending: bool = False  # to be decided by what is seen at the range's first block
+    gauged: bool = False  # what is seen there is of interest
     entered: bool = False  # the range's first block was reached
     left: bool = False  # … and its last one left
     misfit: bool = False  # the residual did not fit after all
-    deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ per stream; computed: Δ per stream, once known
-    entry: list[Tensor] | dict[str, Tensor] | None = None  # computed: −h_in; reused: h_in + Δ̂
-    exit: tuple[Tensor | None, ...] = ()  # h_out by position, while the wiring is unknown
+    deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ for each output
+    results: list[Tensor] | None = None  # reused: h_in + Δ̂
+    range: Capture = field(default_factory=Capture)
+    lead: Capture | None = None  # of the blocks before the range, where they decide
+    seen: Tensor | None = None  # what the gauge looks at
     probe: Any = None  # reused, but only to see how the streams are handed on
     generation: int = 0  # of the flow, when the call began
 
-    step: int = 0
-    sigma: float | None = None
+    moment: Moment = field(default_factory=lambda: Moment(0, 0.0))
     signature: Signature = ()
     branch: Branch | None = None
     run: Run | None = None

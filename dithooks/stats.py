@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from .policy.base import Decision
+
+REMEMBERED = 10_000  # decisions of a range
 
 
 @dataclass(frozen=True)
@@ -12,8 +17,8 @@ class CacheStats:
     """Counts since attaching, or since the last reset; over all transformers of the handle.
 
     ``calls`` are calls of a transformer (guidance by two calls makes two per step); ``blocks_run`` of ``blocks_total``
-    block executions took place; ``bytes_held`` is the memory of the residuals kept right now; ``reasons`` says how
-    often a call was computed or reused, and why.
+    block executions took place; ``bytes_held`` is the memory of all that is kept right now, on whatever device, and
+    ``bytes_peak`` the most that was; ``reasons`` says how often a call was computed or reused, and why.
     """
 
     calls: int
@@ -22,35 +27,79 @@ class CacheStats:
     blocks_run: int
     blocks_total: int
     bytes_held: int
+    bytes_peak: int
     reasons: dict[str, int]
 
 
-class Ledger:
-    """Counts the calls of one transformer; threads may share it."""
+class Settled(NamedTuple):
+    """How one call was settled.
 
-    def __init__(self, blocks: int, skippable: int) -> None:
-        self.blocks, self.skippable = blocks, skippable
+    ``range`` is the path of its transformer, or of a list that is a range of its own; ``run`` counts the range's
+    sampling runs; ``value`` is the difference that decided, where one did.
+    """
+
+    range: str
+    run: int
+    step: int
+    branch: int
+    reuse: bool
+    reason: str
+    value: float | None
+
+
+class Ledger:
+    """Counts the calls of one range; threads may share it."""
+
+    def __init__(self, name: str, blocks: int, skippable: int) -> None:
+        self.name, self.blocks, self.skippable = name, blocks, skippable
         self._reasons: Counter[tuple[bool, str]] = Counter()
+        self._settled: deque[Settled] = deque(maxlen=REMEMBERED)
+        self._runs = self._peak = 0
         self._lock = threading.Lock()
 
-    def count(self, reuse: bool, reason: str) -> None:
-        """One more call."""
+    def begin(self) -> int:
+        """Another run: its number."""
         with self._lock:
-            self._reasons[reuse, reason] += 1
+            self._runs += 1
+            return self._runs - 1
 
-    def recount(self, before: tuple[bool, str], after: tuple[bool, str]) -> None:
-        """A call counted as ``before`` turned out to be ``after``."""
+    def count(self, decision: Decision, run: int | None = None, step: int = 0, branch: int = 0) -> None:
+        """One more call; of no run where it was not even asked whether."""
         with self._lock:
-            self._reasons[before] -= 1
-            self._reasons[after] += 1
+            self._reasons[decision.reuse, decision.reason] += 1
+            if run is not None:
+                self._settled.append(Settled(self.name, run, step, branch, *decision))
+
+    def recount(self, run: int, step: int, branch: int, decision: Decision) -> None:
+        """A call that was counted as reused turned out otherwise."""
+        with self._lock:
+            self._reasons[True, "reuse"] -= 1
+            self._reasons[decision.reuse, decision.reason] += 1
+            for index in range(len(self._settled) - 1, -1, -1):
+                if self._settled[index][1:4] == (run, step, branch):
+                    self._settled[index] = Settled(self.name, run, step, branch, *decision)
+                    break
+
+    def held(self, now: int) -> None:
+        """So many bytes are kept now."""
+        with self._lock:
+            self._peak = max(self._peak, now)
 
     def clear(self) -> None:
         with self._lock:
             self._reasons.clear()
+            self._settled.clear()
+            self._runs = self._peak = 0
+
+    def settled(self) -> list[Settled]:
+        """The calls, in order; of very many the latest."""
+        with self._lock:
+            return list(self._settled)
 
     def stats(self, bytes_held: int) -> CacheStats:
         with self._lock:
             counts = {key: number for key, number in self._reasons.items() if number}
+            peak = self._peak
         reused = sum(number for (reuse, _), number in counts.items() if reuse)
         calls = sum(counts.values())
         reasons: Counter[str] = Counter()
@@ -63,12 +112,13 @@ class Ledger:
             blocks_run=calls * self.blocks - reused * self.skippable,
             blocks_total=calls * self.blocks,
             bytes_held=bytes_held,
+            bytes_peak=max(peak, bytes_held),
             reasons=dict(reasons),
         )
 
 
 def total(parts: list[CacheStats]) -> CacheStats:
-    """The sum over transformers."""
+    """The sum over ranges; peaks at different times are added up all the same."""
     reasons: Counter[str] = Counter()
     for part in parts:
         reasons.update(part.reasons)

@@ -56,7 +56,7 @@ class Trials:
             )
             return
         error = difference(self.repeat(replay, Call(reuse=True, deltas=deltas)), output)
-        if not error <= tolerance(output):
+        if not error <= tolerance(output, flow.runs.config.dtype):
             raise WiringError(
                 f"{flow.runs.name}: with {flow.first} … {flow.last} skipped and their residual added, the call that "
                 f"it was taken from comes out {error:.2g} off (relative L2): the model uses more of these blocks than "

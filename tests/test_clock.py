@@ -152,7 +152,7 @@ class TestScope:
             with timestep_scope(0, sigma=0.75):
                 net(x, t)
             (run,) = cache._attached[0].flow.runs._runs.values()
-            assert run.branches[0].anchor.sigma == 0.75
+            assert run.branches[0].anchors[0].moment == (0, 0.75, "sigma")
 
 
 def sample(net, x, e, steps=8, meet=lambda: None):

@@ -403,7 +403,7 @@ def test_demo_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     told = json.loads(numbers.read_text())
     assert told["prompts"] == ["red apple", "panda face"]
     assert (told["blocks_run"], told["blocks_total"]) == (72, 120)
-    assert told["bytes_held"] > 0
+    assert told["bytes_peak"] > 0
     assert 10 < told["psnr_min_db"] <= told["psnr_mean_db"] < 100
     assert told["speedup"] == pytest.approx(told["seconds_plain"][0] / told["seconds_cached"][0], rel=1e-2)
     assert told["share_of_allowed"] == pytest.approx(told["speedup"] * 72 / 120, abs=1e-3)
@@ -496,7 +496,7 @@ def test_the_command_line_is_light() -> None:
 def test_numbers_of_a_result() -> None:
     plain = torch.zeros(2, 3, 2, 2)
     cached = torch.stack([plain[0], plain[0] + 0.1])
-    result = DemoResult(plain, cached, (4.0, 9.0, 2.0), (2.0, 3.0, 2.0), blocks_run=30, blocks_total=60, bytes_held=8)
+    result = DemoResult(plain, cached, (4.0, 9.0, 2.0), (2.0, 3.0, 2.0), blocks_run=30, blocks_total=60, bytes_peak=8)
     assert psnr(cached, plain) == (math.inf, pytest.approx(20.0, abs=1e-5))
     assert (result.speedup, result.allowed, result.share) == (2.0, 2.0, 1.0)
     told = json.loads(json.dumps(result.to_dict(), allow_nan=False))

@@ -37,7 +37,7 @@ def wire(
         observation: of one call; where the model itself was not seen called, ``order`` stays.
         order: as it was thought to be.
         start: first block of the range.
-        end: last block of the range.
+        end: last block of the range; negative: counted from the last of all.
         weights: as for :func:`find_trunk`.
         name: of the transformer, for messages.
 
@@ -48,6 +48,11 @@ def wire(
     trunk = find_trunk(observation, weights) if observation.whole else Trunk(order, {})
     if trunk is None:
         return None
+    asked, end = end, end if end >= 0 else len(trunk.order) + end
+    if end < start:
+        raise WiringError(
+            f"cache_block_start={start} and compute_last={-1 - asked} leave no block: {name} calls {len(trunk.order)}"
+        )
     if end >= len(trunk.order):
         first, last = (spots[trunk.order[i]].path for i in (0, -1))
         apart = "; ".join(f"{group}: {why}" for group, why in trunk.apart.items())
@@ -66,6 +71,21 @@ def wire(
             advice = f"Cache one of the lists by itself: blocks={' or '.join(map(repr, lists))}"
         raise WiringError(f"{error}. {advice}") from None
     return None if wiring is None else (trunk.order, wiring)
+
+
+def resolve_lead(observation: Observation, order: tuple[int, ...], number: int) -> Wiring | None:
+    """The wiring of the first so many blocks; ``None`` if this call did not run them all.
+
+    Raises:
+        WiringError: their streams cannot be followed; with advice.
+    """
+    try:
+        return resolve(observation, order, 0, number - 1)
+    except WiringError as error:
+        raise WiringError(
+            f"{error}. The policy decides by what the {number} blocks before the range do, and that is not known: "
+            "choose cache_block_start=0, to decide by what enters the range, or a policy that does not look"
+        ) from None
 
 
 def find_trunk(observation: Observation, weights: Mapping[str, int] | None) -> Trunk | None:

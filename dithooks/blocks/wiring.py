@@ -28,6 +28,12 @@ class Wiring:
     entry: tuple[str, ...]
     leave: tuple[Bridge | None, ...]
     certain: bool  # every stream is handed on as the very object that a block returned
+    main: int  # the stream that holds the picture: hidden_states, else the largest
+
+    @property
+    def carrier(self) -> int:
+        """Position of the output that holds the picture."""
+        return next(p for p, b in enumerate(self.leave) if b is not None and self.main in set(streams_of(b)))
 
     def shapes(self, deltas: Sequence[Tensor]) -> dict[int, torch.Size]:
         """Of the outputs of its last block, by position, from their residuals."""
@@ -167,11 +173,14 @@ def _follow(observation: Observation, calls: list[Seen], ports: list[Ports]) -> 
     leave = [Fresh() if form is not None else bridge for bridge, form in zip(leave, ports[-1].born, strict=True)]
     used = sorted({number for bridge in leave for number in streams_of(bridge)})
     renumbered: dict[int, Bridge | None] = {number: Stream(new) for new, number in enumerate(used)}
+    names = [entry[number] for number in used]
+    sizes = [(name == "hidden_states", calls[0].inputs[name][0].numel()) for name in names]
     return Wiring(
         tuple(ports),
-        tuple(entry[number] for number in used),
+        tuple(names),
         tuple(None if bridge is None else substitute(bridge, renumbered) for bridge in leave),
         certain,
+        sizes.index(max(sizes)),
     )
 
 

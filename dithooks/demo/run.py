@@ -75,7 +75,7 @@ class DemoResult:
     """What the demo measured; pictures are (prompts, 3, height, width) floats in 0…1, before any rounding.
 
     ``seconds_plain`` and ``seconds_cached`` hold one run of all prompts each, in the order in which the pairs ran;
-    ``bytes_held`` is what the cache kept at the end of a run.
+    ``bytes_peak`` is the most that the cache kept at a time.
     """
 
     plain: torch.Tensor
@@ -84,7 +84,7 @@ class DemoResult:
     seconds_cached: tuple[float, ...]
     blocks_run: int
     blocks_total: int
-    bytes_held: int
+    bytes_peak: int
 
     @property
     def speedup(self) -> float:
@@ -123,7 +123,7 @@ class DemoResult:
             "psnr_mean_db": finite(fmean(self.psnr)),
             "psnr_min_db": finite(min(self.psnr)),
             "psnr_db": [finite(value) for value in self.psnr],
-            "bytes_held": self.bytes_held,
+            "bytes_peak": self.bytes_peak,
         }
 
 
@@ -260,7 +260,7 @@ def measure(
         seconds_cached=tuple(run.seconds for run in cached),
         blocks_run=stats.blocks_run,
         blocks_total=stats.blocks_total,
-        bytes_held=stats.bytes_held,
+        bytes_peak=stats.bytes_peak,
     )
 
 
@@ -273,7 +273,7 @@ def table(result: DemoResult, options: DemoOptions) -> Table:
         show_edge=False,
         pad_edge=False,
     )
-    for heading in ("", "seconds", "speed-up", "blocks run", "PSNR mean", "PSNR min", "bytes held"):
+    for heading in ("", "seconds", "speed-up", "blocks run", "PSNR mean", "PSNR min", "bytes kept"):
         grid.add_column(heading, justify="right" if heading else "left")
     blocks, same = result.blocks_total, math.isinf(min(result.psnr))
     grid.add_row("plain", f"{median(result.seconds_plain):.2f}", "1.00x", f"{blocks} of {blocks}", "", "", "0")
@@ -284,7 +284,7 @@ def table(result: DemoResult, options: DemoOptions) -> Table:
         f"{result.blocks_run} of {blocks}",
         "identical" if same else f"{fmean(result.psnr):.1f} dB",
         "identical" if same else f"{min(result.psnr):.1f} dB",
-        f"{result.bytes_held:,}",
+        f"{result.bytes_peak:,}",
     )
     return grid
 

@@ -1,0 +1,62 @@
+"""Policies and predictors as JSON: an object with the class's name and its fields."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from .policy.base import Policy
+from .policy.budget import Budget
+from .policy.easycache import EasyCache
+from .policy.interval import Interval
+from .policy.magnitude import MagnitudeRatio
+from .policy.mask import Mask
+from .policy.threshold import Threshold
+from .predictor import Fitted, Linear, Predictor, Reuse, Taylor
+
+KINDS: tuple[type, ...] = (Interval, Mask, Threshold, Budget, MagnitudeRatio, EasyCache, Reuse, Linear, Taylor, Fitted)
+
+
+def encode(value: Any) -> Any:
+    """A part, or a sequence with parts in it, in JSON's types.
+
+    Raises:
+        TypeError: a policy or predictor that is not one of the library's own.
+    """
+    if isinstance(value, (Policy, Predictor)):
+        if type(value) not in KINDS:
+            raise TypeError(f"{type(value).__name__} is not one of the library's own: it cannot be written as JSON")
+        return {"kind": type(value).__name__, **{f.name: encode(getattr(value, f.name)) for f in fields(value)}}  # type: ignore[arg-type]
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    if isinstance(value, dict):
+        return {key: encode(item) for key, item in value.items()}
+    return value
+
+
+def decode(value: Any) -> Any:
+    """What :func:`encode` wrote; objects without a kind stay dicts, and lists become tuples.
+
+    Raises:
+        ValueError: no such kind, or fields missing or unknown.
+        TypeError: a field is of the wrong type.
+    """
+    if isinstance(value, list):
+        return tuple(decode(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    inner = {name: decode(item) for name, item in value.items() if name != "kind"}
+    if "kind" not in value:
+        return inner
+    known = {kind.__name__: kind for kind in KINDS}
+    if value["kind"] not in known:
+        raise ValueError(f"there is no policy or predictor {value['kind']!r}: known are {', '.join(known)}")
+    kind = known[value["kind"]]
+    if strange := set(inner) - {each.name for each in fields(kind)}:
+        raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(strange))}")
+    try:
+        return kind(**inner)
+    except TypeError as error:
+        if "missing" in str(error):
+            raise ValueError(f"{kind.__name__} lacks a field: {error}") from None
+        raise

@@ -1,0 +1,115 @@
+"""Reuse as much as a wanted speed-up takes, at the steps that change least."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .base import Decision, Policy, Reduce, Schedule, Track, check_choice, check_count, check_number
+
+WITHIN = 0.05  # of the target
+
+
+@dataclass(frozen=True)
+class Budget(Policy):
+    """Land on a wanted speed-up: a threshold that is steered through the run.
+
+    The speed-up is counted in block executions: those of the run without the cache over those with it. With n of N
+    blocks left out in a reused step, a run of T steps has to reuse R = T·(1 − 1/``target_speedup``)·N/n of them. With
+    R' of them still to come in T' steps, a refresh is followed by g = R'/(T' − R') reused steps on average; with v̄ the
+    mean change a step that was measured so far, a step is reused while the change since the last computed step (as
+    :class:`Threshold` measures it) is below v̄·(g + ½). When as many steps are left as have to be reused, or none has
+    to be any more, there is nothing to measure.
+
+    Args:
+        target_speedup: > 1, such as 2.0.
+        max_warmup_steps: steps before this one are computed.
+        separate_branches: whether each branch decides for itself; ``False``: the first at a step decides for all.
+        reduce: over a batch, ``"mean"`` or ``"max"``, as for :class:`Threshold`.
+
+    Raises:
+        TypeError, ValueError: a value is of the wrong type or out of range; at a run's first call, that nothing tells
+            its number of steps, or that its range and warm-up do not allow the target.
+
+    Example:
+        >>> policy, schedule = Budget(2.0, max_warmup_steps=2), Schedule(steps=10)
+        >>> policy.to_come(4, Track(computed=3, reused=1), schedule)  # 5 of 10 are to be reused, 1 is, 6 steps remain
+        (4, 6)
+        >>> policy.before(6, Track(computed=5, reused=1), schedule)
+        Decision(reuse=True, reason='reuse', value=None)
+    """
+
+    gauge: ClassVar[Literal["change", "rate"] | None] = "change"
+
+    target_speedup: float
+    max_warmup_steps: int = 3
+    separate_branches: bool = True
+    reduce: Reduce = "mean"
+
+    def __post_init__(self) -> None:
+        target = check_number("target_speedup", self.target_speedup, 1, strictly=True)
+        object.__setattr__(self, "target_speedup", target)
+        object.__setattr__(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
+        check_choice("reduce", self.reduce, ("mean", "max"))
+        if not isinstance(self.separate_branches, bool):
+            raise TypeError(f"separate_branches must be True or False, not {self.separate_branches!r}")
+
+    def for_run(self, schedule: Schedule) -> Budget:
+        if schedule.steps is None:
+            raise ValueError(
+                f"Budget({self.target_speedup:g}) has to know the number of steps, which nothing tells: give dit_cache "
+                "the pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
+            )
+        steps = schedule.steps - schedule.first
+        most = steps - max(1, self.max_warmup_steps - schedule.first)
+        if self._wanted(steps, schedule) > most + 0.5:
+            reachable = _speedup(max(most, 0), steps, schedule)
+            raise ValueError(
+                f"target_speedup={self.target_speedup:g} cannot be reached: with {schedule.skipped} of "
+                f"{schedule.blocks} blocks left out in at most {max(most, 0)} of {steps} steps it is {reachable:.3g}. "
+                "Choose a longer range, fewer max_warmup_steps, or a lower target"
+            )
+        return self
+
+    def to_come(self, step: int, track: Track, schedule: Schedule) -> tuple[int, int]:
+        """How many steps of a branch are still to be reused, and how many are to come, this one included."""
+        assert schedule.steps is not None
+        left = schedule.steps - step
+        wanted = round(self._wanted(track.computed + track.reused + left, schedule))
+        return wanted - track.reused, left
+
+    def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
+        if step < self.max_warmup_steps:
+            return Decision(False, "warm-up")
+        wanted, left = self.to_come(step, track, schedule)
+        if wanted <= 0:
+            return Decision(False, "budget")
+        return Decision(True, "reuse") if wanted >= left else None
+
+    def judge(self, step: int, track: Track, schedule: Schedule, value: float) -> Decision:
+        if not math.isfinite(value):
+            return Decision(False, "non-finite", value)
+        wanted, left = self.to_come(step, track, schedule)
+        gap = step - track.refreshed if track.refreshed is not None else 1
+        rates = [*track.rates, value / gap]
+        limit = sum(rates) / len(rates) * (wanted / (left - wanted) + 0.5)
+        return Decision(True, "reuse", value) if value < limit else Decision(False, "threshold", value)
+
+    def remark(self, schedule: Schedule) -> str | None:
+        assert schedule.steps is not None
+        steps = schedule.steps - schedule.first
+        nearest = _speedup(round(self._wanted(steps, schedule)), steps, schedule)
+        if abs(nearest / self.target_speedup - 1) <= WITHIN:
+            return None
+        target = f"target_speedup={self.target_speedup:g}"
+        return f"{target} cannot be met closely in {steps} steps: the nearest is {nearest:.3g}"
+
+    def _wanted(self, steps: int, schedule: Schedule) -> float:
+        """R, not rounded."""
+        return steps * (1 - 1 / self.target_speedup) * schedule.blocks / schedule.skipped
+
+
+def _speedup(reused: int, steps: int, schedule: Schedule) -> float:
+    """Blocks of the run without the cache over those with it."""
+    return steps * schedule.blocks / max(steps * schedule.blocks - reused * schedule.skipped, 1)
