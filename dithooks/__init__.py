@@ -13,6 +13,7 @@ from .policy.magnitude import MagnitudeRatio
 from .policy.mask import Mask
 from .policy.threshold import Threshold
 from .predictor import Fitted, Linear, Reuse, Taylor
+from .report.profile import Profile, profile
 from .stats import CacheStats, Settled
 
 __all__ = [
@@ -30,12 +31,14 @@ __all__ = [
     "MagnitudeRatio",
     "Mask",
     "PatchFunctor",
+    "Profile",
     "Reuse",
     "Settled",
     "Taylor",
     "Threshold",
     "__version__",
     "dit_cache",
+    "profile",
     "timestep_scope",
 ]
 __version__ = "0.1.0"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .blocks.chain import Chain, Site
+from .blocks.observe import spots_of
+from .blocks.ports import parameter_names
+from .clock import StepClock
 from .config import DitCacheConfig
 from .flow import Flow
 from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
+from .runs import Runs
 from .skip import SkipBlock, engage, is_engaged, retire, stand_in
 from .stats import CacheStats, Ledger
 
@@ -116,6 +123,37 @@ class Attachment:
             self._vacate()
             self._choose()
             self._occupy()
+
+
+def prepare(chain: Chain, config: DitCacheConfig, scheduler: Callable[[], Any], verify: bool) -> Attachment:
+    """What caches a range of a chain, made without touching the model.
+
+    Args:
+        chain: the transformer's blocks.
+        config: as it holds for them.
+        scheduler: returns the pipeline's scheduler as it is now, or ``None``.
+        verify: test the first residual on the call it was taken from.
+
+    Raises:
+        TypeError: a block of the range cannot be given a stand-in.
+    """
+    spots = spots_of(chain, original)
+    first, number = config.cache_block_start, config.cache_num_blocks
+    end = -1 - config.compute_last if number is None else first + number - 1
+    primary = next(iter(parameter_names(chain.owner)), None)
+    name = chain.path if chain.path and len(chain.lanes) > 1 else chain.lanes[0].path
+    ledger = Ledger(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1)
+    compilable = (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
+    flow = Flow(
+        Runs(chain.name, config, StepClock(scheduler, chain.name), ledger, primary, chain.separate_cfg),
+        spots,
+        start=first,
+        end=end,
+        weights=chain.weights() if chain.found else None,
+        compiled=lambda: chain.compiled or any(module._compiled_call_impl is not None for module in compilable),
+        verify=verify,
+    )
+    return Attachment(chain, flow, ledger)
 
 
 def original(block: nn.Module) -> nn.Module:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from .assign import assign
-from .attachment import Attachment, check, original
+from .attachment import Attachment, check, prepare
 from .blocks.adapter import BlockAdapter, chains_of
 from .blocks.chain import Chain, fingerprint
 from .blocks.find import Blocks
-from .blocks.observe import spots_of
-from .blocks.ports import parameter_names
-from .clock import StepClock
 from .config import DitCacheConfig
-from .flow import Flow
 from .policy.interval import Interval
-from .runs import Runs
-from .stats import CacheStats, Ledger, Settled, total
+from .stats import CacheStats, Settled, total
 
 
 def dit_cache(
@@ -235,29 +231,12 @@ class CacheHandle:
 
     def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
         target = self._target.pipe if isinstance(self._target, BlockAdapter) else self._target
-        explicit = self._scheduler
+        return prepare(chain, config, scheduler_of(target, self._scheduler), self._verify)
 
-        def scheduler() -> Any:  # looked up at every call: pipelines get new schedulers
-            return getattr(target, "scheduler", None) if explicit is None else explicit
 
-        spots = spots_of(chain, original)
-        compilable = (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
-        primary = next(iter(parameter_names(chain.owner)), None)
-        first, number = config.cache_block_start, config.cache_num_blocks
-        end = -1 - config.compute_last if number is None else first + number - 1
-        alone = chain.path and len(chain.lanes) > 1
-        name = chain.path if alone else chain.lanes[0].path
-        ledger = Ledger(name, len(spots), (end if number is not None else len(spots) + end) - first + 1)
-        flow = Flow(
-            Runs(chain.name, config, StepClock(scheduler, chain.name), ledger, primary, chain.separate_cfg),
-            spots,
-            start=first,
-            end=end,
-            weights=chain.weights() if chain.found else None,
-            compiled=lambda: chain.compiled or any(module._compiled_call_impl is not None for module in compilable),
-            verify=self._verify,
-        )
-        return Attachment(chain, flow, ledger)
+def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:
+    """What looks up the scheduler that tells the steps: at every call, as pipelines get new ones."""
+    return lambda: getattr(target, "scheduler", None) if explicit is None else explicit
 
 
 def _warn(remarks: list[str]) -> None:

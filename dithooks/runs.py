@@ -217,7 +217,8 @@ class Runs:
         policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
         if remark := policy.remark(run.schedule):
             self.say("remark", f"{self.name}: {remark}")
-        if tick.steps is not None and (why := _hopeless(policy, run.schedule)):
+        run.judged = self.on_kept is not None  # to record is all that is wanted
+        if tick.steps is not None and not run.judged and (why := _hopeless(policy, run.schedule)):
             run.judged = True
             steps = tick.steps - tick.step
             self.say("useless", f"{self.name}: nothing will be reused in a run of {steps} steps: {why} ({self.policy})")
@@ -225,7 +226,8 @@ class Runs:
 
     def _begin(self, run: Run, tick: Tick, branch: Branch, arguments: Mapping[str, Any], capture: bool) -> Call:
         assert run.policy is not None
-        capture = capture or (run.policy.keeps(tick.step, self.predictor.anchors) and not run.last)
+        keeps = run.policy.keeps(tick.step, self.predictor.anchors) and not run.last
+        capture = capture or keeps or self.on_kept is not None
         call = Call(
             capture=capture,
             gauged=branch.gauge is not None,

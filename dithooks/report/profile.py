@@ -1,0 +1,328 @@
+"""One run without the cache, and what it says of every threshold: how much changes from step to step, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..assign import assign
+from ..attachment import Attachment, check, prepare
+from ..blocks.adapter import BlockAdapter, chains_of
+from ..blocks.find import Blocks
+from ..config import DitCacheConfig
+from ..handle import scheduler_of
+from ..policy.base import Decision, Policy, Schedule, Track
+from ..policy.threshold import Threshold
+from ..predictor import Fitted, Moment
+from ..search.fit import RIDGE, fit
+from ..state import Call
+
+THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.24, 0.32)
+SAMPLE = 2**16  # numbers of a tensor that are kept
+QUANTILES = (0, 25, 50, 75, 95, 100)
+
+
+@dataclass(frozen=True)
+class Watch(Policy):
+    """Compute every call, and look."""
+
+    gauge: ClassVar[Literal["change", "rate"] | None] = "change"
+
+    def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
+        return Decision(False, "profile")
+
+
+@dataclass(frozen=True, eq=False)
+class BranchProfile:
+    """One branch of one range in a recorded run.
+
+    Args:
+        range: path of the transformer, or of the list that was watched.
+        branch: number of the branch.
+        moments: step and σ of its calls.
+        probes: (T, batch, n), a sample of what a threshold looks at, float32.
+        deltas: (T, n'), a sample of the range's residual.
+        norms: (T,), the residual's L2 norm.
+        blocks: of the transformer (or list), and
+        skipped: of these in the range.
+    """
+
+    range: str
+    branch: int
+    moments: tuple[Moment, ...]
+    probes: NDArray[np.float32]
+    deltas: NDArray[np.float32]
+    norms: NDArray[np.float32]
+    blocks: int
+    skipped: int
+
+    def change(self, step: int, since: int, reduce: str = "mean") -> float:
+        """mean|r_t − r_s| / mean|r_s| of the t-th and s-th call; of the batch, or of the sample that changed most."""
+        now, then = self.probes[step], self.probes[since]
+        axis = None if reduce == "mean" else 1
+        return float(np.max(np.abs(now - then).mean(axis) / np.abs(then).mean(axis)))
+
+    @property
+    def changes(self) -> NDArray[np.float32]:
+        """(T − 1,), from each call to the next."""
+        return np.array([self.change(t, t - 1) for t in range(1, len(self.moments))], dtype=np.float32)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """γ of each call, for :class:`MagnitudeRatio`: ‖Δ_t‖/‖Δ_{t−1}‖, 1 for the first."""
+        return (1.0, *(float(ratio) for ratio in self.norms[1:] / self.norms[:-1]))
+
+    def decisions(self, policy: Policy) -> list[Decision]:
+        """What a policy that looks at changes would have decided, had reuse changed nothing in what it looks at."""
+        steps = len(self.moments)
+        schedule = Schedule(steps, 0, None, self.blocks, self.skipped)
+        policy, track, made = policy.for_run(schedule), Track(self.branch), list[Decision]()
+        for step in range(steps):
+            decision = policy.before(step, track, schedule)
+            if decision is None or (decision.reuse and track.refreshed is None):
+                if track.refreshed is None:
+                    decision = Decision(False, "no anchor")
+                else:
+                    value = self.change(step, track.refreshed, policy.reduce)
+                    decision = policy.judge(step, track, schedule, value)
+            track.note(step, decision)
+            if not decision.reuse:
+                track.refreshed = step
+            made.append(decision)
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What :func:`profile` recorded; printed, it is two tables.
+
+    Args:
+        branches: of every range that was watched.
+        thresholds: for which reuse is predicted.
+        policy: with which, but for the threshold.
+    """
+
+    branches: tuple[BranchProfile, ...]
+    thresholds: tuple[float, ...]
+    policy: Threshold
+
+    def of(self, range: str | None = None) -> tuple[BranchProfile, ...]:
+        """The branches of one range, by its path or the end of that; of the only one there is.
+
+        Raises:
+            ValueError: there is no such range, or several.
+        """
+        paths = list(dict.fromkeys(each.range for each in self.branches))
+        found = [path for path in paths if range is None or path == range or path.endswith(f".{range}")]
+        if len(found) != 1:
+            raise ValueError(f"range={range!r}: there are {', '.join(paths)}")
+        return tuple(each for each in self.branches if each.range == found[0])
+
+    def ratios(self, range: str | None = None) -> tuple[tuple[float, ...], ...]:
+        """γ for :class:`MagnitudeRatio`, a list for each branch.
+
+        Raises:
+            ValueError: as :meth:`of`, or its branches were not all called at the same steps.
+        """
+        branches = self.of(range)
+        if len({each.moments for each in branches}) > 1:
+            raise ValueError(f"the branches of {branches[0].range} were not called at the same steps")
+        return tuple(each.ratios for each in branches)
+
+    def fitted(
+        self, computed: Sequence[int], range: str | None = None, anchors: int = 2, ridge: float = RIDGE
+    ) -> Fitted:
+        """The predictor for a mask that fits this run best, over all branches (:func:`dithooks.search.fit.fit`).
+
+        Raises:
+            ValueError: as :meth:`of`, or the mask is of another length than the run.
+        """
+        branches = self.of(range)
+        grams = [each.deltas @ each.deltas.T for each in branches if len(each.moments) == len(computed)]
+        if not grams:
+            raise ValueError(f"a mask of {len(computed)} steps does not fit a run of {len(branches[0].moments)}")
+        return fit(np.sum(grams, 0), branches[0].moments, computed, anchors, ridge)
+
+    def reuse(self, threshold: float, branch: BranchProfile) -> float:
+        """Predicted share of a branch's calls that are reused."""
+        made = branch.decisions(replace(self.policy, residual_diff_threshold=threshold))
+        return sum(decision.reuse for decision in made) / max(len(made), 1)
+
+    def __str__(self) -> str:
+        rows = []
+        for each in self.branches:
+            changes = each.changes[np.isfinite(each.changes)]
+            quantiles = np.percentile(changes, QUANTILES) if len(changes) else [np.nan] * len(QUANTILES)
+            odd = len(each.changes) - len(changes)
+            shown = [f"{q:.3f}" for q in quantiles]
+            rows.append([each.range, each.branch, len(each.moments), *shown, *([f"{odd} not finite"] if odd else [])])
+        head = ["change from step to step", "branch", "calls", "min", "p25", "p50", "p75", "p95", "max"]
+        predicted = []
+        for each in self.branches:
+            shares = [self.reuse(threshold, each) for threshold in self.thresholds]
+            predicted.append([each.range, each.branch, *(f"{share:.0%}" for share in shares)])
+            saved = [each.blocks / (each.blocks - share * each.skipped) for share in shares]
+            predicted.append(["  blocks: fewer by", "", *(f"{times:.2f}×" for times in saved)])
+        thresholds = ["reused at threshold", "branch", *(f"{threshold:g}" for threshold in self.thresholds)]
+        return f"{_table([head, *rows])}\n\n{_table([thresholds, *predicted])}\n{self.policy}"
+
+
+def profile(
+    target: object,
+    call: Callable[[], Any],
+    config: DitCacheConfig | None = None,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    blocks: Blocks = None,
+    scheduler: object = None,
+) -> Profile:
+    """Watch one run without reusing anything, and say how much changes from step to step.
+
+    Differences are those that :class:`Threshold` decides by, of a sample of 65,536 numbers of each tensor, the same at
+    every step. The reuse that is predicted for a threshold takes what later steps show for unchanged by it.
+
+    Args:
+        target: as for :func:`dit_cache`; nothing may be cached in it.
+        call: makes the run: ``lambda: pipe("a forest", num_inference_steps=28)``. Without gradients.
+        config: whose ranges are watched; its policy, if a :class:`Threshold`, says what else holds for the predicted
+            reuse. Left out, each list is watched by itself, the first block deciding on the others.
+        thresholds: for which reuse is predicted.
+        blocks: as for :func:`dit_cache`.
+        scheduler: as for :func:`dit_cache`.
+
+    Raises:
+        TypeError, ValueError: as :func:`dit_cache`; or ``call`` ran no step of the target, or several runs.
+
+    Example:
+        >>> from dithooks import timestep_scope
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4, bias=False) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         x = x * timestep
+        ...         for block in self.blocks:
+        ...             x = block(x)
+        ...         return x
+        >>> model = Model()
+        >>> @torch.no_grad()
+        ... def run():
+        ...     for t in (1.0, 0.75, 0.5, 0.25):
+        ...         model(torch.ones(1, 4), t)
+        >>> found = profile(model, run, DitCacheConfig(cache_block_start=1, policy=Threshold(0.1, max_warmup_steps=1)))
+        >>> [f"{change:.2f}" for change in found.of()[0].changes]
+        ['0.25', '0.33', '0.50']
+    """
+    if not callable(call):
+        raise TypeError(f"call must be a function that makes the run, such as lambda: pipe(...), not {call!r}")
+    policy = config.when if config is not None and isinstance(config.when, Threshold) else Threshold(0.1)
+    chains = chains_of(target, blocks)
+    if config is None:
+        alone = [replace(chain, lanes=(lane,)) for chain, _ in chains for lane in chain.lanes]
+        ranges = [(c, DitCacheConfig(cache_block_start=min(1, len(c.sites) - 1), policy=Watch())) for c in alone]
+    else:
+        assigned = assign(chains, config)
+        ranges = [(chain, replace(own, **_WATCHED, overrides={}, fingerprint=None)) for chain, own in assigned]
+    for chain, own in ranges:
+        check(chain, own, [])
+    pipe = target.pipe if isinstance(target, BlockAdapter) else target
+    attached = [prepare(chain, own, scheduler_of(pipe, scheduler), verify=False) for chain, own in ranges]
+    with _recording(attached) as recorders:
+        call()
+    branches = [branch for recorder in recorders for branch in recorder.branches()]
+    if not branches:
+        raise ValueError("call ran no step of the target, or with gradients: call it under torch.no_grad()")
+    return Profile(tuple(branches), tuple(thresholds), policy)
+
+
+class _Recorder:
+    """Keeps samples of what one range does, call by call."""
+
+    def __init__(self, attached: Attachment) -> None:
+        self.attached = attached
+        self.calls: dict[tuple[int, int], list[tuple[Moment, Tensor, Tensor, Tensor]]] = {}
+
+    def __call__(self, call: Call, deltas: Sequence[Tensor]) -> None:
+        assert call.run is not None
+        assert call.branch is not None
+        seen = call.seen if call.seen is not None else torch.zeros(1, 1)
+        main = max(deltas, key=lambda delta: delta.numel())
+        norm = torch.linalg.vector_norm(main, dtype=torch.float32)
+        kept = (call.moment, _sampled(seen), _sampled(main.reshape(1, *main.shape))[0], norm)
+        self.calls.setdefault((call.run.number, call.branch.track.number), []).append(kept)
+
+    def branches(self) -> list[BranchProfile]:
+        """What was recorded.
+
+        Raises:
+            ValueError: several runs were.
+        """
+        ledger, flow = self.attached.ledger, self.attached.flow
+        if len(runs := {run for run, _ in self.calls}) > 1:
+            raise ValueError(f"call made {len(runs)} runs of {ledger.name}: profile one at a time")
+        found = []
+        for (_, number), calls in sorted(self.calls.items()):
+            moments, probes, deltas, norms = zip(*calls, strict=True)
+            found.append(
+                BranchProfile(
+                    ledger.name,
+                    number,
+                    moments,
+                    _array(probes),
+                    _array(deltas),
+                    _array(norms),
+                    blocks=ledger.blocks,
+                    skipped=flow.end - flow.start + 1,
+                )
+            )
+        return found
+
+
+@contextmanager
+def _recording(attached: Sequence[Attachment]) -> Any:
+    """Attached, with a recorder each; and taken off again, whatever happens."""
+    recorders = [_Recorder(each) for each in attached]
+    try:
+        for each, recorder in zip(attached, recorders, strict=True):
+            each.flow.runs.on_kept = recorder
+            each.attach()
+        yield recorders
+    finally:
+        for each in attached:
+            each.detach()
+            each.flow.forget()
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    """(batch, n): evenly spread numbers of each sample of a batch, the same ones at every call; a copy."""
+    flat = tensor.flatten(1) if tensor.dim() > 1 else tensor.reshape(1, -1)
+    stride = -(-flat.numel() // SAMPLE)
+    while stride > 1 and flat.shape[1] % stride == 0:  # or it would be the same channels of every token
+        stride += 1
+    return flat[:, ::stride].clone()
+
+
+def _array(tensors: Sequence[Tensor]) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = torch.stack([tensor.float() for tensor in tensors]).cpu().numpy()
+    return array
+
+
+def _table(rows: Sequence[Sequence[object]]) -> str:
+    columns = max(len(row) for row in rows)
+    texts = [[str(cell) for cell in row] + [""] * (columns - len(row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = []
+    for first, *others in texts:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+_WATCHED: dict[str, Any] = {"policy": Watch(), "cache_step_start": None, "cache_step_interval": None}

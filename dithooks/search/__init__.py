@@ -1,0 +1,1 @@
+"""From one recorded run to what is best for it."""
