@@ -80,6 +80,7 @@ class Runs:
             branch.clear()
         if self.policy.gauge is not None and branch.gauge is None:
             branch.gauge = _GAUGES[self.policy.gauge](self.policy.reduce)
+        branch.track.branches = max(run.calls, number + 1)
         branch.latents, branch.conditioning, branch.called = latents, conditioning, tick.step
         run.used.append(number)
         call = self._begin(run, tick, branch, arguments, capture)
@@ -313,6 +314,9 @@ class Runs:
 
     def _finish(self, run: Run) -> None:
         """The last call of a run's last step is over, as far as is known."""
+        calls = sum(run.reasons.values())
+        if run.policy is not None and (review := run.policy.review(calls, run.reused, run.schedule)):
+            self.say("review", f"{self.name}: {review}")
         if remark := self._judge(run):
             self.say("useless", remark)
         if self.config.free_at_end:

@@ -51,6 +51,7 @@ class Track:
         streak: reused since the last computed one, and
         drift: the sum of the differences they were decided by.
         rates: every difference measured, divided by the steps it grew in.
+        branches: that the run had at the step before.
     """
 
     number: int = 0
@@ -60,6 +61,7 @@ class Track:
     streak: int = 0
     drift: float = 0.0
     rates: list[float] = field(default_factory=list)
+    branches: int = 1
 
     def note(self, step: int, decision: Decision) -> None:
         """A call was settled."""
@@ -110,6 +112,10 @@ class Policy(ABC):
 
     def remark(self, schedule: Schedule) -> str | None:
         """What is to be said at the start of a run."""
+        return None
+
+    def review(self, calls: int, reused: int, schedule: Schedule) -> str | None:
+        """What is to be said of a run that has come to its end."""
         return None
 
     def verdict(self, values: list[float]) -> str | None:

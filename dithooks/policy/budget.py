@@ -20,7 +20,8 @@ class Budget(Policy):
     R' of them still to come in T' steps, a refresh is followed by g = R'/(T' − R') reused steps on average; with v̄ the
     mean change a step that was measured so far, a step is reused while the change since the last computed step (as
     :class:`Threshold` measures it) is below v̄·(g + ½). When as many steps are left as have to be reused, or none has
-    to be any more, there is nothing to measure.
+    to be any more, there is nothing to measure. Where R is no whole number, branches differ by one, so that together
+    they land as near as can be.
 
     Args:
         target_speedup: > 1, such as 2.0.
@@ -76,7 +77,8 @@ class Budget(Policy):
         """How many steps of a branch are still to be reused, and how many are to come, this one included."""
         assert schedule.steps is not None
         left = schedule.steps - step
-        wanted = round(self._wanted(track.computed + track.reused + left, schedule))
+        turn = (track.number % track.branches + 0.5) / track.branches if self.separate_branches else 0.5
+        wanted = math.floor(self._wanted(track.computed + track.reused + left, schedule) + turn)
         return wanted - track.reused, left
 
     def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
@@ -96,14 +98,11 @@ class Budget(Policy):
         limit = sum(rates) / len(rates) * (wanted / (left - wanted) + 0.5)
         return Decision(True, "reuse", value) if value < limit else Decision(False, "threshold", value)
 
-    def remark(self, schedule: Schedule) -> str | None:
-        assert schedule.steps is not None
-        steps = schedule.steps - schedule.first
-        nearest = _speedup(round(self._wanted(steps, schedule)), steps, schedule)
-        if abs(nearest / self.target_speedup - 1) <= WITHIN:
+    def review(self, calls: int, reused: int, schedule: Schedule) -> str | None:
+        landed = _speedup(reused, calls, schedule)
+        if abs(landed / self.target_speedup - 1) <= WITHIN:
             return None
-        target = f"target_speedup={self.target_speedup:g}"
-        return f"{target} cannot be met closely in {steps} steps: the nearest is {nearest:.3g}"
+        return f"target_speedup={self.target_speedup:g} was not met: {reused} of {calls} calls reused make {landed:.3g}"
 
     def _wanted(self, steps: int, schedule: Schedule) -> float:
         """R, not rounded."""
