@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,9 @@ from .branch import choose_branch, tensors
 from .clock import Session, StepClock, Tick, current_session
 from .config import DitCacheConfig
 from .gauge import Change, Gauge, Rate
-from .policy.base import Decision, Policy, Schedule, Track
+from .policy.base import Decision, Schedule, Track
 from .predictor import Moment, through
+from .remarks import hopeless, useless
 from .state import Branch, Call, Capture, Run, signature
 from .stats import Ledger
 
@@ -155,7 +155,7 @@ class Runs:
         with self._lock:
             runs = list(self._runs.values())
             self._runs.clear()
-        return [remark for run in runs if (remark := self._judge(run)) and self._once("useless")]
+        return [remark for run in runs if (remark := self._useless(run)) and self._once("useless")]
 
     def say(self, topic: str, message: str) -> None:
         """Warn, once per topic."""
@@ -200,7 +200,7 @@ class Runs:
         run = Run(session.epoch, self.ledger.begin())
         with self._lock:
             self._runs[session] = run
-        if ended is not None and (remark := self._judge(ended)):
+        if ended is not None and (remark := self._useless(ended)):
             self.say("useless", remark)
         return run
 
@@ -219,7 +219,7 @@ class Runs:
         if remark := policy.remark(run.schedule):
             self.say("remark", f"{self.name}: {remark}")
         run.judged = self.on_kept is not None  # to record is all that is wanted
-        if tick.steps is not None and not run.judged and (why := _hopeless(policy, run.schedule)):
+        if tick.steps is not None and not run.judged and (why := hopeless(policy, run.schedule)):
             run.judged = True
             steps = tick.steps - tick.step
             self.say("useless", f"{self.name}: nothing will be reused in a run of {steps} steps: {why} ({self.policy})")
@@ -312,12 +312,17 @@ class Runs:
         run.reasons.subtract({"reuse": 1, "shape": -1})
         call.misfit, branch.anchors = False, []
 
+    def _useless(self, run: Run) -> str | None:
+        """What to say of a run that has ended, if it reused nothing."""
+        why = useless(run, self.policy)
+        return None if why is None else f"{self.name}: {why}"
+
     def _finish(self, run: Run) -> None:
         """The last call of a run's last step is over, as far as is known."""
         calls = sum(run.reasons.values())
         if run.policy is not None and (review := run.policy.review(calls, run.reused, run.schedule)):
             self.say("review", f"{self.name}: {review}")
-        if remark := self._judge(run):
+        if remark := self._useless(run):
             self.say("useless", remark)
         if self.config.free_at_end:
             for branch in run.branches.values():
@@ -325,30 +330,6 @@ class Runs:
             for peer in self.peers:
                 if peer is not self:
                     peer.release(current_session(), run.epoch)
-
-    def _judge(self, run: Run) -> str | None:
-        """What to say of a run that has ended: nothing, unless it went to its end and never reused."""
-        cut_short = run.in_flight or (run.schedule.steps is not None and not run.last)
-        if cut_short or run.steps < 2 or run.reused or run.judged:
-            return None
-        run.judged = True
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in run.reasons.items() if count)
-        message = f"{self.name}: a run of {run.steps} steps reused nothing (calls computed for {reasons})"
-        finite = [value for value in run.values if value == value]
-        why = self.policy.verdict(finite) if finite else str(self.policy)
-        return f"{message}: {why}" if why else message
-
-
-def _hopeless(policy: Policy, schedule: Schedule) -> str | None:
-    """How the steps of a run are all computed, whatever is seen in them; ``None`` if one may be reused."""
-    assert schedule.steps is not None
-    reasons: Counter[str] = Counter()
-    for step in range(schedule.first, schedule.steps):
-        decision = policy.before(step, Track(refreshed=step - 1, computed=step - schedule.first), schedule)
-        if step > schedule.first and (decision is None or decision.reuse):
-            return None
-        reasons["no anchor" if decision is None or decision.reuse else decision.reason] += 1
-    return ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
 
 
 def _breaks(run: Run, tick: Tick) -> bool:

@@ -14,9 +14,6 @@ from .base import Decision, Policy, Schedule, Track
 # Of all steps, how many each preset computes: 1.5×, 2×, 3× and 4× fewer, if the range is the whole stack.
 PRESETS = {"slow": 1 / 1.5, "medium": 1 / 2, "fast": 1 / 3, "ultra": 1 / 4}
 
-# The k-th of K refreshes is at step T·(k/K)^BEND: above 1, they are denser at high noise, where residuals change most.
-BEND = 1.3
-
 
 @dataclass(frozen=True)
 class Mask(Policy):
@@ -36,7 +33,7 @@ class Mask(Policy):
     Example:
         >>> policy = Mask("medium").for_run(Schedule(steps=10))
         >>> policy.steps
-        (1, 1, 0, 1, 0, 1, 0, 1, 0, 0)
+        (1, 0, 1, 0, 1, 0, 1, 0, 1, 0)
     """
 
     gauge: ClassVar[Literal["change", "rate"] | None] = None
@@ -121,18 +118,24 @@ class Mask(Policy):
 
 
 def preset(name: str, steps: int) -> tuple[int, ...]:
-    """The mask of a preset: of T steps K are computed, the k-th of them at T·(k/K)^1.3, rounded to the next free one.
+    """The mask of a preset: of T steps K are computed, the first K // 6 of them (at least 1), and the others evenly.
+
+    After w computed steps, the k-th of the other K − w is at step w − 1 + k·(T − w + 1)/(K − w + 1), rounded.
 
     Args:
-        name: ``"slow"`` (K = T/1.5), ``"medium"`` (T/2), ``"fast"`` (T/3) or ``"ultra"`` (T/4), rounded, at least 1.
+        name: ``"slow"`` (K = T/1.5), ``"medium"`` (T/2), ``"fast"`` (T/3) or ``"ultra"`` (T/4), half up, at least 1.
         steps: T, ≥ 1.
 
     Example:
         >>> preset("ultra", 12)
-        (1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0)
+        (1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0)
+        >>> preset("slow", 12)
+        (1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 0, 1)
     """
-    count = max(1, round(steps * PRESETS[name]))
-    return _placed([steps * (k / count) ** BEND for k in range(count)], steps)
+    count = max(1, int(steps * PRESETS[name] + 0.5))
+    first = max(1, count // 6)
+    gap = (steps - first + 1) / (count - first + 1)
+    return _placed([*range(first), *(first - 1 + k * gap for k in range(1, count - first + 1))], steps)
 
 
 def resample(
@@ -168,7 +171,7 @@ def resample(
         places = np.interp(-falling, -known, np.arange(old, dtype=np.float32))
         places = np.where(falling < known[-1], old - 1 + np.clip(1 - falling / max(known[-1], 1e-9), 0, 1), places)
     refreshes = [float(q) for q, bit in enumerate(mask) if bit]
-    count = min(steps, max(1, round(len(refreshes) * steps / old)))
+    count = min(steps, max(1, int(len(refreshes) * steps / old + 0.5)))
     ranks = [j * len(refreshes) / count for j in range(count)]
     wanted = np.interp(ranks, [*range(len(refreshes)), len(refreshes)], [*refreshes, float(old)])
     nearest = [float(np.interp(q, places, np.arange(steps))) if steps > 1 else 0.0 for q in wanted]

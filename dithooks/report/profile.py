@@ -3,100 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ..assign import assign
-from ..attachment import Attachment, check, prepare
+from ..attachment import check, prepare
 from ..blocks.adapter import BlockAdapter, chains_of
 from ..blocks.find import Blocks
 from ..config import DitCacheConfig
 from ..handle import scheduler_of
-from ..policy.base import Decision, Policy, Schedule, Track
 from ..policy.threshold import Threshold
-from ..predictor import Fitted, Moment
+from ..predictor import Fitted
 from ..search.fit import RIDGE, fit
-from ..state import Call
+from ..search.record import Recorded, Watch, recording
 
 THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.24, 0.32)
-SAMPLE = 2**16  # numbers of a tensor that are kept
 QUANTILES = (0, 25, 50, 75, 95, 100)
-
-
-@dataclass(frozen=True)
-class Watch(Policy):
-    """Compute every call, and look."""
-
-    gauge: ClassVar[Literal["change", "rate"] | None] = "change"
-
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
-        return Decision(False, "profile")
-
-
-@dataclass(frozen=True, eq=False)
-class BranchProfile:
-    """One branch of one range in a recorded run.
-
-    Args:
-        range: path of the transformer, or of the list that was watched.
-        branch: number of the branch.
-        moments: step and σ of its calls.
-        probes: (T, batch, n), a sample of what a threshold looks at, float32.
-        deltas: (T, n'), a sample of the range's residual.
-        norms: (T,), the residual's L2 norm.
-        blocks: of the transformer (or list), and
-        skipped: of these in the range.
-    """
-
-    range: str
-    branch: int
-    moments: tuple[Moment, ...]
-    probes: NDArray[np.float32]
-    deltas: NDArray[np.float32]
-    norms: NDArray[np.float32]
-    blocks: int
-    skipped: int
-
-    def change(self, step: int, since: int, reduce: str = "mean") -> float:
-        """mean|r_t − r_s| / mean|r_s| of the t-th and s-th call; of the batch, or of the sample that changed most."""
-        now, then = self.probes[step], self.probes[since]
-        axis = None if reduce == "mean" else 1
-        return float(np.max(np.abs(now - then).mean(axis) / np.abs(then).mean(axis)))
-
-    @property
-    def changes(self) -> NDArray[np.float32]:
-        """(T − 1,), from each call to the next."""
-        return np.array([self.change(t, t - 1) for t in range(1, len(self.moments))], dtype=np.float32)
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """γ of each call, for :class:`MagnitudeRatio`: ‖Δ_t‖/‖Δ_{t−1}‖, 1 for the first."""
-        return (1.0, *(float(ratio) for ratio in self.norms[1:] / self.norms[:-1]))
-
-    def decisions(self, policy: Policy) -> list[Decision]:
-        """What a policy that looks at changes would have decided, had reuse changed nothing in what it looks at."""
-        steps = len(self.moments)
-        schedule = Schedule(steps, 0, None, self.blocks, self.skipped)
-        policy, track, made = policy.for_run(schedule), Track(self.branch), list[Decision]()
-        for step in range(steps):
-            decision = policy.before(step, track, schedule)
-            if decision is None or (decision.reuse and track.refreshed is None):
-                if track.refreshed is None:
-                    decision = Decision(False, "no anchor")
-                else:
-                    value = self.change(step, track.refreshed, policy.reduce)
-                    decision = policy.judge(step, track, schedule, value)
-            track.note(step, decision)
-            if not decision.reuse:
-                track.refreshed = step
-            made.append(decision)
-        return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +33,11 @@ class Profile:
         policy: with which, but for the threshold.
     """
 
-    branches: tuple[BranchProfile, ...]
+    branches: tuple[Recorded, ...]
     thresholds: tuple[float, ...]
     policy: Threshold
 
-    def of(self, range: str | None = None) -> tuple[BranchProfile, ...]:
+    def of(self, range: str | None = None) -> tuple[Recorded, ...]:
         """The branches of one range, by its path or the end of that; of the only one there is.
 
         Raises:
@@ -150,7 +74,7 @@ class Profile:
             raise ValueError(f"a mask of {len(computed)} steps does not fit a run of {len(branches[0].moments)}")
         return fit(np.sum(grams, 0), branches[0].moments, computed, anchors, ridge)
 
-    def reuse(self, threshold: float, branch: BranchProfile) -> float:
+    def reuse(self, threshold: float, branch: Recorded) -> float:
         """Predicted share of a branch's calls that are reused."""
         made = branch.decisions(replace(self.policy, residual_diff_threshold=threshold))
         return sum(decision.reuse for decision in made) / max(len(made), 1)
@@ -201,7 +125,7 @@ def profile(
         TypeError, ValueError: as :func:`dit_cache`; or ``call`` ran no step of the target, or several runs.
 
     Example:
-        >>> from dithooks import timestep_scope
+        >>> import torch
         >>> class Model(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -234,84 +158,12 @@ def profile(
         check(chain, own, [])
     pipe = target.pipe if isinstance(target, BlockAdapter) else target
     attached = [prepare(chain, own, scheduler_of(pipe, scheduler), verify=False) for chain, own in ranges]
-    with _recording(attached) as recorders:
+    with recording(attached) as recorders:
         call()
     branches = [branch for recorder in recorders for branch in recorder.branches()]
     if not branches:
         raise ValueError("call ran no step of the target, or with gradients: call it under torch.no_grad()")
     return Profile(tuple(branches), tuple(thresholds), policy)
-
-
-class _Recorder:
-    """Keeps samples of what one range does, call by call."""
-
-    def __init__(self, attached: Attachment) -> None:
-        self.attached = attached
-        self.calls: dict[tuple[int, int], list[tuple[Moment, Tensor, Tensor, Tensor]]] = {}
-
-    def __call__(self, call: Call, deltas: Sequence[Tensor]) -> None:
-        assert call.run is not None
-        assert call.branch is not None
-        seen = call.seen if call.seen is not None else torch.zeros(1, 1)
-        main = max(deltas, key=lambda delta: delta.numel())
-        norm = torch.linalg.vector_norm(main, dtype=torch.float32)
-        kept = (call.moment, _sampled(seen), _sampled(main.reshape(1, *main.shape))[0], norm)
-        self.calls.setdefault((call.run.number, call.branch.track.number), []).append(kept)
-
-    def branches(self) -> list[BranchProfile]:
-        """What was recorded.
-
-        Raises:
-            ValueError: several runs were.
-        """
-        ledger, flow = self.attached.ledger, self.attached.flow
-        if len(runs := {run for run, _ in self.calls}) > 1:
-            raise ValueError(f"call made {len(runs)} runs of {ledger.name}: profile one at a time")
-        found = []
-        for (_, number), calls in sorted(self.calls.items()):
-            moments, probes, deltas, norms = zip(*calls, strict=True)
-            found.append(
-                BranchProfile(
-                    ledger.name,
-                    number,
-                    moments,
-                    _array(probes),
-                    _array(deltas),
-                    _array(norms),
-                    blocks=ledger.blocks,
-                    skipped=flow.end - flow.start + 1,
-                )
-            )
-        return found
-
-
-@contextmanager
-def _recording(attached: Sequence[Attachment]) -> Any:
-    """Attached, with a recorder each; and taken off again, whatever happens."""
-    recorders = [_Recorder(each) for each in attached]
-    try:
-        for each, recorder in zip(attached, recorders, strict=True):
-            each.flow.runs.on_kept = recorder
-            each.attach()
-        yield recorders
-    finally:
-        for each in attached:
-            each.detach()
-            each.flow.forget()
-
-
-def _sampled(tensor: Tensor) -> Tensor:
-    """(batch, n): evenly spread numbers of each sample of a batch, the same ones at every call; a copy."""
-    flat = tensor.flatten(1) if tensor.dim() > 1 else tensor.reshape(1, -1)
-    stride = -(-flat.numel() // SAMPLE)
-    while stride > 1 and flat.shape[1] % stride == 0:  # or it would be the same channels of every token
-        stride += 1
-    return flat[:, ::stride].clone()
-
-
-def _array(tensors: Sequence[Tensor]) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = torch.stack([tensor.float() for tensor in tensors]).cpu().numpy()
-    return array
 
 
 def _table(rows: Sequence[Sequence[object]]) -> str:
