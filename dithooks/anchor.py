@@ -91,5 +91,8 @@ def _moved(tensor: Tensor, device: str) -> Tensor:
     """
     if tensor.device.type in (device, "meta"):
         return tensor
-    home = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=True)
+    try:
+        home = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=True)
+    except RuntimeError:  # a device whose host memory cannot be pinned
+        return tensor.to(device)
     return home.copy_(tensor, non_blocking=True)

@@ -109,7 +109,8 @@ class Flow:
                     "blocks that are skipped at times"
                 )
             self._conclude(call, replay, output)
-            call.results, self._local.last = None, call
+            learning = any(other.unverified or other.wiring is None for other in self.others())
+            call.results, self._local.last = None, call if learning else None  # they may have to make it again
         if call.run is not None:
             call.run.in_flight = False
 

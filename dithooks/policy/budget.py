@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from .base import Decision, Policy, Reduce, Schedule, Track, check_choice, check_count, check_number
 
 WITHIN = 0.05  # of the target
+RECENT = 3  # changes: what is far back says little of the steps to come
 
 
 @dataclass(frozen=True)
@@ -16,16 +17,17 @@ class Budget(Policy):
     """Land on a wanted speed-up: a threshold that is steered through the run.
 
     The speed-up is counted in block executions: those of the run without the cache over those with it. With n of N
-    blocks left out in a reused step, a run of T steps has to reuse R = T·(1 − 1/``target_speedup``)·N/n of them. With
-    R' of them still to come in T' steps, a refresh is followed by g = R'/(T' − R') reused steps on average; with v̄ the
-    mean change a step that was measured so far, a step is reused while the change since the last computed step (as
-    :class:`Threshold` measures it) is below v̄·(g + ½). When as many steps are left as have to be reused, or none has
-    to be any more, there is nothing to measure. Where R is no whole number, branches differ by one, so that together
-    they land as near as can be.
+    blocks left out in a reused step, a run of T steps has to reuse R = T·(1 − 1/``target_speedup``)·N/n of them. When
+    R' of them are still to come in T' steps, T' − R' refreshes are, too, so with the gap under way, in which s steps
+    have been reused, there are T' − R' + 1 gaps, of g = (R' + s)/(T' − R' + 1) reused steps on average. With v̄ the
+    mean of the last three changes measured, each divided by the steps it grew in, a step is reused while the change
+    since the last computed step (as :class:`Threshold` measures it) is below v̄·(g + ½). When as many steps are left as
+    have to be reused, or none has to be any more, there is nothing to measure. Where R is no whole number, branches
+    differ by one, so that together they land as near as can be.
 
     Args:
         target_speedup: > 1, such as 2.0.
-        max_warmup_steps: steps before this one are computed.
+        max_warmup_steps: steps before this one are computed; left out, a sixth of all that are, at least 1.
         separate_branches: whether each branch decides for itself; ``False``: the first at a step decides for all.
         reduce: over a batch, ``"mean"`` or ``"max"``, as for :class:`Threshold`.
 
@@ -44,14 +46,15 @@ class Budget(Policy):
     gauge: ClassVar[Literal["change", "rate"] | None] = "change"
 
     target_speedup: float
-    max_warmup_steps: int = 3
+    max_warmup_steps: int | None = None
     separate_branches: bool = True
     reduce: Reduce = "mean"
 
     def __post_init__(self) -> None:
         target = check_number("target_speedup", self.target_speedup, 1, strictly=True)
         object.__setattr__(self, "target_speedup", target)
-        object.__setattr__(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
+        if self.max_warmup_steps is not None:
+            object.__setattr__(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
         check_choice("reduce", self.reduce, ("mean", "max"))
         if not isinstance(self.separate_branches, bool):
             raise TypeError(f"separate_branches must be True or False, not {self.separate_branches!r}")
@@ -63,15 +66,19 @@ class Budget(Policy):
                 "the pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
             )
         steps = schedule.steps - schedule.first
-        most = steps - max(1, self.max_warmup_steps - schedule.first)
-        if self._wanted(steps, schedule) > most + 0.5:
-            reachable = _speedup(max(most, 0), steps, schedule)
+        wanted = self._wanted(steps, schedule)
+        warmup = self.max_warmup_steps
+        if warmup is None:
+            warmup = max(1, int(steps - wanted) // 6) + schedule.first
+        most = max(steps - max(1, warmup - schedule.first), 0)
+        if wanted > most + 0.5:
+            reachable = _speedup(most, steps, schedule)
             raise ValueError(
                 f"target_speedup={self.target_speedup:g} cannot be reached: with {schedule.skipped} of "
-                f"{schedule.blocks} blocks left out in at most {max(most, 0)} of {steps} steps it is {reachable:.3g}. "
-                "Choose a longer range, fewer max_warmup_steps, or a lower target"
+                f"{schedule.blocks} blocks left out in at most {most} of {steps} steps it is {reachable:.3g}. Choose a "
+                "longer range, fewer max_warmup_steps, or a lower target"
             )
-        return self
+        return replace(self, max_warmup_steps=warmup)
 
     def to_come(self, step: int, track: Track, schedule: Schedule) -> tuple[int, int]:
         """How many steps of a branch are still to be reused, and how many are to come, this one included."""
@@ -82,7 +89,7 @@ class Budget(Policy):
         return wanted - track.reused, left
 
     def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
-        if step < self.max_warmup_steps:
+        if step < (self.max_warmup_steps or 1):
             return Decision(False, "warm-up")
         wanted, left = self.to_come(step, track, schedule)
         if wanted <= 0:
@@ -94,8 +101,9 @@ class Budget(Policy):
             return Decision(False, "non-finite", value)
         wanted, left = self.to_come(step, track, schedule)
         gap = step - track.refreshed if track.refreshed is not None else 1
-        rates = [*track.rates, value / gap]
-        limit = sum(rates) / len(rates) * (wanted / (left - wanted) + 0.5)
+        rates = [*track.rates, value / gap][-RECENT:]
+        reuses = (wanted + track.streak) / (left - wanted + 1)
+        limit = sum(rates) / len(rates) * (reuses + 0.5)
         return Decision(True, "reuse", value) if value < limit else Decision(False, "threshold", value)
 
     def review(self, calls: int, reused: int, schedule: Schedule) -> str | None:

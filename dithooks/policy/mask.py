@@ -113,6 +113,9 @@ class Mask(Policy):
             )
         return None if self.dynamic is None else self.dynamic.remark(schedule)
 
+    def review(self, calls: int, reused: int, schedule: Schedule) -> str | None:
+        return None if self.dynamic is None else self.dynamic.review(calls, reused, schedule)
+
     def verdict(self, values: list[float]) -> str | None:
         return None if self.dynamic is None else self.dynamic.verdict(values)
 

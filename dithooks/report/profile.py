@@ -95,7 +95,9 @@ class Profile:
             saved = [each.blocks / (each.blocks - share * each.skipped) for share in shares]
             predicted.append(["  blocks: fewer by", "", *(f"{times:.2f}×" for times in saved)])
         thresholds = ["reused at threshold", "branch", *(f"{threshold:g}" for threshold in self.thresholds)]
-        return f"{_table([head, *rows])}\n\n{_table([thresholds, *predicted])}\n{self.policy}"
+        rest = str(replace(self.policy, residual_diff_threshold=1.0)).partition("=1.0")[2].strip(", )")
+        with_these = rest or f"max_warmup_steps={self.policy.max_warmup_steps}"
+        return f"{_table([head, *rows])}\n\n{_table([thresholds, *predicted])}\n(Threshold with {with_these})"
 
 
 def profile(
