@@ -164,14 +164,14 @@ def through(anchors: Sequence[Moment], now: Moment, axis: str) -> tuple[float, .
 
     Anchors told by another axis than ``now``, and those at the time of a newer one, get 0.
     """
-    if axis == "step":
-        times: list[float] = [anchor.step for anchor in anchors]
-        here: float = now.step
-        alike = [True] * len(anchors)
-    else:
-        times, here = [anchor.time for anchor in anchors], now.time
-        alike = [anchor.axis == now.axis for anchor in anchors]
-    used = [k for k in range(len(times)) if alike[k] and times[k] not in times[:k]] or [0]
+    steps = axis == "step"
+    here = float(now.step) if steps else now.time
+    times = [float(anchor.step) if steps else anchor.time for anchor in anchors]
+    used: list[int] = []
+    for k, anchor in enumerate(anchors):
+        if (steps or anchor.axis == now.axis) and all(times[k] != times[newer] for newer in used):
+            used.append(k)
+    used = used or [0]
     weights = [0.0] * len(anchors)
     for k in used:
         weight = 1.0

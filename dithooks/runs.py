@@ -15,7 +15,7 @@ from .branch import choose_branch, tensors
 from .clock import Session, StepClock, Tick, current_session
 from .config import DitCacheConfig
 from .gauge import Change, Gauge, Rate
-from .policy.base import Decision, Schedule, Track
+from .policy.base import Decision, Policy, Schedule, Track
 from .predictor import Moment, through
 from .remarks import hopeless, useless
 from .state import Branch, Call, Capture, Run, signature
@@ -184,13 +184,13 @@ class Runs:
                 "nothing could be reused: if these were different steps, say so with `with timestep_scope(step): ...`",
             )
             run = self._start(session, None)
-        if run.policy is None:
-            self._make_out(run, tick)
+        run.policy = run.policy or self._made_out(run, tick)
         if tick.step != run.step:
             run.step, run.calls, run.used, run.shared = tick.step, len(run.used), [], None
             run.steps += 1
             for branch in run.branches.values():
-                if run.policy is not None and run.policy.outdated(tick.step, branch.track, tick.step - branch.called):
+                idle = tick.step - branch.called
+                if run.policy.outdated(tick.step, branch.track, idle, self.predictor.anchors):
                     branch.free()
             while len(run.branches) > MAX_BRANCHES:
                 del run.branches[min(run.branches)]
@@ -204,7 +204,7 @@ class Runs:
             self.say("useless", remark)
         return run
 
-    def _make_out(self, run: Run, tick: Tick) -> None:
+    def _made_out(self, run: Run, tick: Tick) -> Policy:
         """What is known of a run at its first call, and the policy for that."""
         wanted = self.predictor.anchors > 1 or self.policy.needs_sigmas
         run.epoch = tick.epoch
@@ -223,7 +223,7 @@ class Runs:
             run.judged = True
             steps = tick.steps - tick.step
             self.say("useless", f"{self.name}: nothing will be reused in a run of {steps} steps: {why} ({self.policy})")
-        run.policy = policy
+        return policy
 
     def _begin(self, run: Run, tick: Tick, branch: Branch, arguments: Mapping[str, Any], capture: bool) -> Call:
         assert run.policy is not None

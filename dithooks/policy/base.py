@@ -106,8 +106,11 @@ class Policy(ABC):
         """Whether what is computed at this step may be among the last ``anchors`` at one that is reused."""
         return True
 
-    def outdated(self, step: int, track: Track, idle: int) -> bool:
-        """Whether a branch that was last called ``idle`` steps ago can do without what is kept for it."""
+    def outdated(self, step: int, track: Track, idle: int, anchors: int) -> bool:
+        """Whether a branch that was last called ``idle`` steps ago can do without what is kept for it.
+
+        ``anchors`` is how many residuals the predictor takes: with several, an older one is of use.
+        """
         return idle > LONG
 
     def remark(self, schedule: Schedule) -> str | None:

@@ -45,7 +45,9 @@ class Interval(Policy):
             return Decision(False, "missed refresh")
         return Decision(True, "reuse")
 
-    def outdated(self, step: int, track: Track, idle: int) -> bool:
+    def outdated(self, step: int, track: Track, idle: int, anchors: int) -> bool:
+        if anchors > 1:
+            return super().outdated(step, track, idle, anchors)
         return idle > 1 and track.refreshed is not None and track.refreshed < self.last_refresh(step)
 
     def keeps(self, step: int, anchors: int) -> bool:

@@ -82,7 +82,7 @@ class MagnitudeRatio(Policy):
 
     def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
         known = len(self._lists[0])
-        if step < math.ceil(self.retention_ratio * known):
+        if step < math.ceil(self.retention_ratio * known - 1e-6):  # 0.07 · 100 is 7, not a little more
             return Decision(False, "warm-up")
         if step >= known:  # a run longer than the recorded one, that did not say so
             return Decision(False, "end")

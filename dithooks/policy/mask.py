@@ -94,9 +94,9 @@ class Mask(Policy):
         assert self.dynamic is not None
         return self.dynamic.judge(step, track, schedule, value)
 
-    def outdated(self, step: int, track: Track, idle: int) -> bool:
-        if self.dynamic is not None:
-            return self.dynamic.outdated(step, track, idle)
+    def outdated(self, step: int, track: Track, idle: int, anchors: int) -> bool:
+        if self.dynamic is not None or anchors > 1:
+            return super().outdated(step, track, idle, anchors)
         return idle > 1 and self._missed(step, track)
 
     def keeps(self, step: int, anchors: int) -> bool:
