@@ -25,6 +25,9 @@ def assign(
         ValueError: a name is of nothing, or of several things, or of something that has a configuration of its own.
     """
     names = {name: _meant(name, [chain for chain, _ in chains]) for name in config.overrides}
+    for name, path in names.items():
+        if (other := next(each for each in names if names[each] == path)) != name:
+            raise ValueError(f"overrides names {path} twice, as {other!r} and as {name!r}: give one of both")
     assigned: list[tuple[Chain, DitCacheConfig]] = []
     for chain, own in chains:
         of_lanes = {path: name for name, path in names.items() if path in [lane.path for lane in chain.lanes]}

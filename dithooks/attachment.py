@@ -141,7 +141,7 @@ def prepare(chain: Chain, config: DitCacheConfig, scheduler: Callable[[], Any], 
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1
     primary = next(iter(parameter_names(chain.owner)), None)
-    name = chain.path if chain.path and len(chain.lanes) > 1 else chain.lanes[0].path
+    name = chain.lanes[0].path if len(chain.lanes) == 1 else chain.path or type(chain.owner).__name__
     ledger = Ledger(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1)
     compilable = (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
     flow = Flow(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .parts import decode, encode
+from .parts import decode, encode, plain
 from .policy.base import Policy, check_count
 from .policy.interval import Interval
 from .predictor import Predictor, Reuse
@@ -80,6 +81,8 @@ class DitCacheConfig:
 
     def __post_init__(self) -> None:
         least = {"cache_block_start": 0, "compute_last": 0}
+        if all(each is None for each in (self.policy, self.cache_step_start, self.cache_step_interval)):
+            raise TypeError("nothing says when to reuse: give policy=..., or cache_step_start and cache_step_interval")
         if self.policy is None:
             least |= {"cache_step_start": 0, "cache_step_interval": 1}
         elif self.cache_step_start is not None or self.cache_step_interval is not None:
@@ -102,11 +105,12 @@ class DitCacheConfig:
             raise TypeError(f"free_at_end must be True or False, not {self.free_at_end!r}")
         if self.fingerprint is not None and not isinstance(self.fingerprint, str):
             raise TypeError(f"fingerprint must be a string or None, not {self.fingerprint!r}")
-        if not isinstance(self.overrides, Mapping) or not all(isinstance(v, Mapping) for v in self.overrides.values()):
+        if not isinstance(self.overrides, Mapping) or not all(
+            isinstance(name, str) and isinstance(changes, Mapping) for name, changes in self.overrides.items()
+        ):
             raise TypeError("overrides must be a mapping of names to mappings of fields, {'transformer_2': {...}}")
-        object.__setattr__(self, "overrides", {name: dict(changes) for name, changes in self.overrides.items()})
-        for name in self.overrides:
-            self.overridden(name)  # what is wrong in it is said now
+        object.__setattr__(self, "overrides", plain(self.overrides))
+        self._check_overrides()
 
     @property
     def when(self) -> Policy:
@@ -134,6 +138,8 @@ class DitCacheConfig:
                 raise ValueError(f"no such field: {', '.join(sorted(map(str, strange)))}")
             for part in ("policy", "predictor"):
                 if isinstance(changes.get(part), Mapping):
+                    if "kind" in changes[part]:
+                        raise ValueError(f"give the {part} itself, or a mapping of the fields that differ")
                     former = self.when if part == "policy" else self.predictor
                     known = {each.name for each in fields(former)}  # type: ignore[arg-type]
                     if strange := set(changes[part]) - known:
@@ -150,6 +156,21 @@ class DitCacheConfig:
             return replace(self, **{"overrides": {}, **changes})
         except (TypeError, ValueError) as error:
             raise type(error)(f"overrides[{name!r}]: {error}") from None
+
+    def _check_overrides(self) -> None:
+        """Say now what is wrong in them. A list's entry may change what its transformer's has given it."""
+        for name in self.overrides:
+            try:
+                self.overridden(name)
+            except (TypeError, ValueError):
+                rest = {key: changes for key, changes in self.overrides.items() if key != name}
+                for other in rest:
+                    base = replace(self, overrides={other: rest[other]}).overridden(other)
+                    with suppress(TypeError, ValueError):
+                        replace(base, overrides={name: self.overrides[name]})
+                        break
+                else:
+                    raise
 
     def to_json(self) -> str:
         """The configuration as a JSON object with a schema version.
@@ -175,7 +196,11 @@ class DitCacheConfig:
             raise ValueError('not a DitCacheConfig: a JSON object with "kind": "DitCacheConfig" is expected')
         if data.get("schema") not in READS:
             raise ValueError(f"DitCacheConfig schema {data.get('schema')!r} is not known: this version reads {READS}")
-        values = {name: decode(value) for name, value in data.items() if name not in ("schema", "kind")}
+        named = data.get("overrides")
+        if isinstance(named, dict) and all(isinstance(changes, dict) for changes in named.values()):
+            data["overrides"] = {name: {k: decode(v) for k, v in changes.items()} for name, changes in named.items()}
+        values = {name: value if name == "overrides" else decode(value) for name, value in data.items()}
+        del values["schema"], values["kind"]
         known = {each.name for each in fields(cls)}
         if strange := set(values) - known:
             raise ValueError(f"DitCacheConfig has no field {', '.join(sorted(strange))}: known are {sorted(known)}")

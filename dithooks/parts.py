@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
+
+import numpy as np
 
 from .policy.base import Policy
 from .policy.budget import Budget
@@ -34,6 +37,15 @@ def encode(value: Any) -> Any:
     return value
 
 
+def plain(value: Any) -> Any:
+    """Numbers as Python has them, sequences and arrays as tuples, mappings as dicts; parts as they are."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    return tuple(plain(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
 def decode(value: Any) -> Any:
     """What :func:`encode` wrote; objects without a kind stay dicts, and lists become tuples.
 
@@ -49,7 +61,7 @@ def decode(value: Any) -> Any:
     if "kind" not in value:
         return inner
     known = {kind.__name__: kind for kind in KINDS}
-    if value["kind"] not in known:
+    if not isinstance(value["kind"], str) or value["kind"] not in known:
         raise ValueError(f"there is no policy or predictor {value['kind']!r}: known are {', '.join(known)}")
     kind = known[value["kind"]]
     if strange := set(inner) - {each.name for each in fields(kind)}:

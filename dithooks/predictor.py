@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -130,18 +130,21 @@ class Fitted(Predictor):
     coefficients: tuple[tuple[float, ...] | None, ...]
 
     def __post_init__(self) -> None:
-        if not self.coefficients or self.coefficients[0] is not None:
+        given = list(self.coefficients) if isinstance(self.coefficients, Iterable) else None
+        if given is None or not all(each is None or isinstance(each, Iterable) for each in given):
+            raise TypeError(f"coefficients must be None or a list of weights for each step, not {self.coefficients!r}")
+        if not given or given[0] is not None:
             raise ValueError("coefficients must begin with None: the first step is computed")
         checked = tuple(
             None if each is None else tuple(check_number("a coefficient", c, -float("1e30")) for c in each)
-            for each in self.coefficients
+            for each in given
         )
+        object.__setattr__(self, "coefficients", checked)
         for step, each in enumerate(checked):
             if each is not None and not 1 <= len(each) <= len(self._planned(step)):
                 raise ValueError(
                     f"step {step} has {len(each)} coefficients, but {len(self._planned(step))} computed steps before it"
                 )
-        object.__setattr__(self, "coefficients", checked)
 
     @property
     def anchors(self) -> int:

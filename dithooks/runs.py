@@ -21,6 +21,7 @@ from .remarks import hopeless, useless
 from .state import Branch, Call, Capture, Run, signature
 from .stats import Ledger
 
+UNFIT = ("no anchor", "unmeasured", "shape", "switch")  # reasons that are a branch's own
 MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
 
 
@@ -94,8 +95,8 @@ class Runs:
         assert branch is not None
         assert run.policy is not None
         change = None if call.seen is None or branch.gauge is None else branch.gauge.look(call.seen)
-        if change is None:
-            decision = Decision(False, "no anchor")
+        if change is None:  # a rate takes two computed steps
+            decision = Decision(False, "unmeasured")
         else:
             decision = run.policy.judge(call.moment.step, branch.track, run.schedule, float(change.item()))
             run.shared = run.shared or decision
@@ -144,9 +145,9 @@ class Runs:
         return sum(run.nbytes for run in runs)
 
     def release(self, session: Session, epoch: object) -> None:
-        """Free a run that another transformer has brought to its end."""
+        """Free a run that another transformer has brought to its end, unless this one has a call to come."""
         run = self._runs.get(session)
-        if run is not None and run.epoch is epoch and not run.last:
+        if run is not None and run.epoch is epoch and (run.step or 0) < (run.schedule.steps or 0) - 2:
             for branch in run.branches.values():
                 branch.free()
 
@@ -274,7 +275,7 @@ class Runs:
         assert run is not None
         assert branch is not None
         if run.policy is not None and not run.policy.separate_branches and run.shared is None:
-            run.shared = decision if decision.reason not in ("no anchor", "shape", "switch") else None
+            run.shared = decision if decision.reason not in UNFIT else None
         branch.track.note(call.moment.step, decision)
         self.ledger.count(decision, run.number, call.moment.step, branch.track.number)
         run.reasons[decision.reason] += 1

@@ -110,7 +110,11 @@ class Budget(Policy):
         landed = _speedup(reused, calls, schedule)
         if abs(landed / self.target_speedup - 1) <= WITHIN:
             return None
-        return f"target_speedup={self.target_speedup:g} was not met: {reused} of {calls} calls reused make {landed:.3g}"
+        less, more = (_speedup(min(max(reused + by, 0), calls), calls, schedule) for by in (-1, 1))
+        return (
+            f"target_speedup={self.target_speedup:g} was not met: {reused} of {calls} calls reused make {landed:.3g} "
+            f"(one less {less:.3g}, one more {more:.3g})"
+        )
 
     def _wanted(self, steps: int, schedule: Schedule) -> float:
         """R, not rounded."""

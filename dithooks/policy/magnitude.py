@@ -46,9 +46,12 @@ class MagnitudeRatio(Policy):
     retention_ratio: float = 0.2
 
     def __post_init__(self) -> None:
-        nested = bool(self.ratios) and all(isinstance(each, (list, tuple)) for each in self.ratios)
-        lists: Any = self.ratios if nested else (self.ratios,)
-        checked = tuple(tuple(_ratio(g) for g in each) for each in lists)
+        ratios: Any = self.ratios
+        given = ratios.tolist() if isinstance(ratios, np.ndarray) else ratios
+        if not isinstance(given, (list, tuple)) or not given:
+            raise TypeError(f"ratios must be a number for each step, or such a list for each branch, not {given!r}")
+        nested = all(isinstance(each, (list, tuple)) for each in given)
+        checked = tuple(tuple(_ratio(g) for g in each) for each in (given if nested else (given,)))
         if not checked[0] or len({len(each) for each in checked}) > 1:
             raise ValueError("ratios must be one positive number for each step, or such a list for each branch")
         object.__setattr__(self, "ratios", checked if nested else checked[0])
@@ -69,7 +72,8 @@ class MagnitudeRatio(Policy):
         if schedule.steps in (None, len(self._lists[0])):
             return self
         assert schedule.steps is not None
-        return replace(self, ratios=tuple(stretched(each, schedule.steps) for each in self._lists))
+        made = tuple(stretched(each, schedule.steps) for each in self._lists)
+        return replace(self, ratios=made if isinstance(self.ratios[0], tuple) else made[0])
 
     def error(self, refreshed: int, step: int, branch: int) -> float:
         """Σ |1 − Πγ| over the steps after ``refreshed``, up to ``step``; of the last branch known, if it is not."""

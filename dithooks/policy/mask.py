@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from .base import Decision, Policy, Schedule, Track
+from .base import Decision, Policy, Schedule, Track, check_number
 
 # Of all steps, how many each preset computes: 1.5×, 2×, 3× and 4× fewer, if the range is the whole stack.
 PRESETS = {"slow": 1 / 1.5, "medium": 1 / 2, "fast": 1 / 3, "ultra": 1 / 4}
@@ -50,6 +50,8 @@ class Mask(Policy):
             if self.sigmas is not None:
                 raise ValueError("sigmas belong to a mask of 0 and 1: a preset is made for the steps of the run")
         else:
+            if not isinstance(self.steps, Iterable):
+                raise TypeError(f"steps must be a mask of 0 and 1, or a preset by its name, not {self.steps!r}")
             bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in self.steps)
             if -1 in bits or bits[:1] != (1,):
                 raise ValueError(f"Mask({self.steps!r}): give a 0 or 1 for each step, the first of them 1")
@@ -196,7 +198,7 @@ def _falls(sigmas: Sequence[float], steps: int) -> bool:
 
 
 def _levels(sigmas: Sequence[float], steps: int) -> tuple[float, ...]:
-    levels = tuple(float(sigma) for sigma in sigmas)[:steps]
+    levels = tuple(check_number("a sigma", sigma, 0) for sigma in sigmas)[:steps]
     if len(levels) < steps or any(not a > b for a, b in pairwise(levels)):
         raise ValueError(f"sigmas must be {steps} falling noise levels, one for each step of the mask")
     return levels
