@@ -117,6 +117,8 @@ class Runs:
         branch, run = call.branch, call.run
         if branch is None or run is None:
             return
+        if call.pending:
+            self._conclude(call, Decision(False, "not reached"))
         if call.misfit:
             self._misfit(call, branch, run)
         branch.open = False

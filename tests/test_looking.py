@@ -366,3 +366,31 @@ class TestSaid:
             reasons = [each.reason for each in cache.decisions]
         # Step 4 is compared with the broken step 3; from 5 on all is well again.
         assert reasons == ["warm-up", "reuse", "reuse", "non-finite", "non-finite", "reuse", "reuse", "reuse"]
+
+    def test_a_call_that_leaves_the_range_out(self):
+        """It is counted, and nothing of before is taken for its own."""
+
+        class Leaving(Net):
+            leave = False
+
+            def forward(self, hidden_states, timestep):
+                h = self.embed(hidden_states)
+                temb = self.time(timestep.reshape(-1, 1)).expand(2, -1)
+                for block in self.blocks[:1] if self.leave else self.blocks:
+                    h = block(h, temb)
+                return self.proj(h)
+
+        net, x = Leaving(), latents()
+        with dit_cache(net, DitCacheConfig(cache_block_start=1, policy=Threshold(9.0, max_warmup_steps=1))) as cache:
+            for step in range(5):
+                net.leave = step == 2
+                with timestep_scope(step):
+                    net(x, torch.tensor(1 - step / 5))
+            assert [each.reason for each in cache.decisions] == [
+                "warm-up",
+                "reuse",
+                "not reached",
+                "no anchor",
+                "reuse",
+            ]
+            assert cache.stats.calls == 5
