@@ -29,13 +29,13 @@ def entered(capture: Capture, wiring: Wiring | None, spot: Spot, args: tuple[Any
 
 
 def left(capture: Capture, wiring: Wiring | None, spot: Spot, output: Any, wholly: bool = False) -> None:
-    """The last block has run: Δ = h_out − h_in; ``wholly``: keep h_out of the main stream, too."""
+    """The last block has run: Δ = h_out − h_in; ``wholly``: keep h_out of what is looked at, too."""
     capture.left = True
     values = spot.face.take(output)[1]
     if isinstance(capture.entry, list):
         assert wiring is not None
         if wholly:
-            capture.output = _picture(wiring, values)
+            capture.output = _looked(wiring, values)
         capture.deltas, capture.entry = subtracted(wiring, capture.entry, values), None
     else:
         capture.exit = tuple(value.clone() if isinstance(value, Tensor) else None for value in values)
@@ -47,16 +47,18 @@ def resolved(capture: Capture, wiring: Wiring, wholly: bool = False) -> None:
     if not isinstance(named, dict) or not capture.exit or not set(wiring.entry) <= set(named):
         return
     if wholly:
-        capture.output = _picture(wiring, capture.exit)
+        capture.output = _looked(wiring, capture.exit)
     capture.deltas, capture.exit = subtracted(wiring, [named[name] for name in wiring.entry], capture.exit), ()
 
 
-def effect(capture: Capture, wiring: Wiring) -> Tensor | None:
-    """Δ of the output that holds the picture."""
-    number = sum(bridge is not None for bridge in wiring.leave[: wiring.carrier])
-    return capture.deltas[number] if number < len(capture.deltas) else None
+def effect(capture: Capture, wiring: Wiring) -> tuple[Tensor, ...] | None:
+    """Δ of the outputs that hold what is looked at."""
+    positions = [position for position, bridge in enumerate(wiring.leave) if bridge is not None]
+    if len(capture.deltas) != len(positions):
+        return None
+    return tuple(capture.deltas[positions.index(carrier)] for carrier in wiring.carriers)
 
 
-def _picture(wiring: Wiring, values: Sequence[Any]) -> Tensor | None:
-    value = values[wiring.carrier] if wiring.carrier < len(values) else None
-    return value.clone() if isinstance(value, Tensor) else None
+def _looked(wiring: Wiring, values: Sequence[Any]) -> tuple[Tensor, ...] | None:
+    found = tuple(values[carrier] for carrier in wiring.carriers if carrier < len(values))
+    return tuple(value.clone() for value in found) if all(isinstance(value, Tensor) for value in found) else None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +116,8 @@ def _index(name: str, value: object) -> int:
 
 def _level(value: float) -> float:
     try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
         level = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"timestep_scope: sigma must be a number, not {value!r}") from None
@@ -193,7 +196,9 @@ class StepClock:
             return None
         if sigmas.dim() != 1 or len(sigmas) not in (tick.steps, tick.steps + 1):
             return None
-        return tuple(sigmas.detach().to("cpu", torch.float32).tolist()[: tick.steps])
+        levels = sigmas.detach().to("cpu", torch.float32).tolist()[: tick.steps]
+        falls = all(a > b for a, b in pairwise(levels))  # where one repeats (Heun's method), σ does not tell the step
+        return tuple(levels) if falls else None
 
 
 def _timestep(arguments: Mapping[str, Any] | None) -> float | None:

@@ -41,8 +41,8 @@ class DitCacheConfig:
         policy: when: :class:`Interval`, :class:`Mask`, :class:`Threshold`, :class:`Budget`, :class:`MagnitudeRatio` or
             :class:`EasyCache`.
         predictor: what: :class:`Reuse`, :class:`Linear`, :class:`Taylor` or :class:`Fitted`.
-        cache_dtype: residuals are kept in it: ``"float32"``, ``"bfloat16"`` or ``"float16"``; left out, in the
-            activations' own.
+        cache_dtype: residuals are kept in it: ``"float32"`` or ``"bfloat16"``; left out, in the activations' own.
+            (Not ``"float16"``: residuals of large models are beyond it.)
         cache_device: ``"cpu"`` keeps residuals in the host's memory, copied to and fro without waiting; left out, where
             the activations are.
         free_at_end: free residuals when a run's last step is over, if its number of steps is known. ``False``: when
@@ -232,5 +232,5 @@ class DitCacheConfig:
         return f"DitCacheConfig({', '.join(shown)})"
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SUCH_AS = {"policy": "Threshold(0.08)", "predictor": "Linear()"}

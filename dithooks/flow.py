@@ -281,8 +281,8 @@ class Flow:
         if self.unverified and replay is not None and branch is not None and branch.anchors and not call.reuse:
             anchors, refreshed = branch.anchors, branch.track.refreshed
             branch.anchors, branch.track.refreshed = [], None  # refused, or interrupted, they are not to be used
-            self.trials.test(replay, combined(anchors[:1], (1.0,)), output)
-            branch.anchors, branch.track.refreshed, self.unverified = anchors, refreshed, False
+            self.unverified = not self.trials.test(replay, combined(anchors[:1], (1.0,)), output)
+            branch.anchors, branch.track.refreshed = anchors, refreshed
 
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
@@ -305,8 +305,8 @@ class Flow:
             return False
         if self.wiring is not None and isinstance(call.range.entry, dict):  # it was captured before that was known
             if call.gauged and self.leading is None:
-                main = call.range.entry.get(self.wiring.entry[self.wiring.main])
-                call.seen = None if main is None else -main
+                given = [call.range.entry.get(self.wiring.entry[number]) for number in self.wiring.looked]
+                call.seen = tuple(-each for each in given if each is not None) or None
             resolved(call.range, self.wiring, self.runs.policy.gauge == "rate")
         if self.leading is not None and call.lead is not None and isinstance(call.lead.entry, dict):
             resolved(call.lead, self.leading)
@@ -314,12 +314,14 @@ class Flow:
         self.runs.keep(call)
         return moved
 
-    def _seen(self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def _seen(
+        self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, ...] | None:
         """What the policy looks at: what the blocks before the range did, or what enters it."""
         if self.lead:
             return None if call.lead is None or self.leading is None else effect(call.lead, self.leading)
-        main = wiring.ports[0].read(wiring.entry[wiring.main], args, kwargs)
-        return main.clone() if isinstance(main, Tensor) else None
+        given = [wiring.ports[0].read(wiring.entry[number], args, kwargs) for number in wiring.looked]
+        return tuple(each.clone() for each in given) if all(isinstance(each, Tensor) for each in given) else None
 
     def _wire(self, observation: Observation, call: Call) -> bool:
         """Count the blocks as they were called, and follow the streams through the range."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,21 +14,24 @@ PIECE = 2**24  # numbers
 
 
 class Gauge(ABC):
-    """What one branch is looked at for, and what it has to remember for that."""
+    """What one branch is looked at for, and what it has to remember for that.
+
+    Several streams may be looked at: the one that changed most counts.
+    """
 
     def __init__(self, reduce: Reduce) -> None:
         self.reduce = reduce
 
     @abstractmethod
-    def look(self, seen: Tensor) -> Tensor | None:
+    def look(self, seen: Sequence[Tensor]) -> Tensor | None:
         """The change in a call, of no dimension, in float32; ``None`` where there is nothing yet to compare with.
 
-        ``seen`` is what is looked at, (batch, …).
+        ``seen`` is what is looked at, each (batch, …).
         """
 
     @abstractmethod
-    def note(self, seen: Tensor, output: Tensor | None) -> None:
-        """A call is over: computed, with the range's output, or reused, without."""
+    def note(self, seen: Sequence[Tensor], output: Sequence[Tensor] | None) -> None:
+        """A call is over: computed, with the range's outputs, or reused, without."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -41,29 +45,29 @@ class Gauge(ABC):
     @property
     def nbytes(self) -> int:
         """Memory of it."""
-        return sum(tensor.nbytes for tensor in self.held)
+        return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in self.held}.values())
 
 
 class Change(Gauge):
     """mean|r_t − r_s| / mean|r_s|, s being the last computed step."""
 
-    reference: Tensor | None = None
+    reference: Sequence[Tensor] = ()
 
-    def look(self, seen: Tensor) -> Tensor | None:
-        if self.reference is None or self.reference.shape != seen.shape:
+    def look(self, seen: Sequence[Tensor]) -> Tensor | None:
+        if not _alike(seen, self.reference):
             return None
-        return ratio(seen, self.reference, self.reduce)
+        return _most([ratio(now, before, self.reduce) for now, before in zip(seen, self.reference, strict=True)])
 
-    def note(self, seen: Tensor, output: Tensor | None) -> None:
+    def note(self, seen: Sequence[Tensor], output: Sequence[Tensor] | None) -> None:
         if output is not None:
             self.reference = seen
 
     def clear(self) -> None:
-        self.reference = None
+        self.reference = ()
 
     @property
     def held(self) -> list[Tensor]:
-        return [] if self.reference is None else [self.reference]
+        return list(self.reference)
 
 
 class Rate(Gauge):
@@ -71,32 +75,44 @@ class Rate(Gauge):
 
     def __init__(self, reduce: Reduce) -> None:
         super().__init__(reduce)
-        self.before: Tensor | None = None  # x of the last call
-        self.input: Tensor | None = None  # x_s and
-        self.output: Tensor | None = None  # y_s of the last computed one,
-        self.size: Tensor = torch.ones(())  # mean|y_s|,
-        self.follows: Tensor | None = None  # and k
+        self.before: Sequence[Tensor] = ()  # x of the last call
+        self.input: Sequence[Tensor] = ()  # x_s and
+        self.output: Sequence[Tensor] = ()  # y_s of the last computed one,
+        self.sizes: Sequence[Tensor] = ()  # mean|y_s|,
+        self.follows: Sequence[Tensor] = ()  # and k
 
-    def look(self, seen: Tensor) -> Tensor | None:
-        if self.follows is None or self.before is None or self.output is None or self.before.shape != seen.shape:
+    def look(self, seen: Sequence[Tensor]) -> Tensor | None:
+        if not self.follows or not _alike(seen, self.before):
             return None
-        return _reduced(self.follows * _size(seen, self.before, self.reduce) / self.size, self.reduce)
+        each = zip(self.follows, seen, self.before, self.sizes, strict=True)
+        return _most([_reduced(k * _size(x, less, self.reduce) / size, self.reduce) for k, x, less, size in each])
 
-    def note(self, seen: Tensor, output: Tensor | None) -> None:
-        if output is not None:
-            if self.output is not None and self.input is not None and self.output.shape == output.shape:
-                change = _size(seen, self.input, self.reduce)
-                self.follows = _size(output, self.output, self.reduce) / change
-            self.input, self.output, self.size = seen, output, _size(output, None, self.reduce)
+    def note(self, seen: Sequence[Tensor], output: Sequence[Tensor] | None) -> None:
+        if output is not None and len(output) != len(seen):
+            self.clear()
+        elif output is not None:
+            self.follows = []
+            if _alike(seen, self.input) and _alike(output, self.output):
+                each = zip(output, self.output, seen, self.input, strict=True)
+                self.follows = [_size(y, y_r, self.reduce) / _size(x, x_r, self.reduce) for y, y_r, x, x_r in each]
+            self.input, self.output = seen, output
+            self.sizes = [_size(y, None, self.reduce) for y in output]
         self.before = seen
 
     def clear(self) -> None:
-        self.before = self.input = self.output = self.follows = None
+        self.before = self.input = self.output = self.sizes = self.follows = ()
 
     @property
     def held(self) -> list[Tensor]:
-        tensors = (self.before, self.input, self.output)  # the first two are one after a computed step
-        return list({id(tensor): tensor for tensor in tensors if tensor is not None}.values())
+        return [*self.before, *self.input, *self.output]
+
+
+def _alike(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
+    return len(now) == len(before) > 0 and all(a.shape == b.shape for a, b in zip(now, before, strict=True))
+
+
+def _most(changes: Sequence[Tensor]) -> Tensor:
+    return changes[0] if len(changes) == 1 else torch.stack(list(changes)).max()
 
 
 def ratio(now: Tensor, before: Tensor, reduce: Reduce) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .policy.base import check_choice, check_count, check_number
 
@@ -130,7 +130,9 @@ class Fitted(Predictor):
     coefficients: tuple[tuple[float, ...] | None, ...]
 
     def __post_init__(self) -> None:
-        given = list(self.coefficients) if isinstance(self.coefficients, Iterable) else None
+        coefficients: Any = self.coefficients
+        coefficients = coefficients.tolist() if hasattr(coefficients, "tolist") else coefficients
+        given = list(coefficients) if isinstance(coefficients, Iterable) else None
         if given is None or not all(each is None or isinstance(each, Iterable) for each in given):
             raise TypeError(f"coefficients must be None or a list of weights for each step, not {self.coefficients!r}")
         if not given or given[0] is not None:

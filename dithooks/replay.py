@@ -69,6 +69,11 @@ def difference(output: Any, reference: Any) -> float:
     return float((distance / size) ** 0.5) if size else float(distance > 0)
 
 
+def finite(output: Any) -> bool:
+    """Whether all numbers of an output are."""
+    return all(t.is_meta or bool(t.isfinite().all()) for t in _tensors(output) if t.is_floating_point())
+
+
 def tolerance(output: Any, kept: torch.dtype | None = None) -> float:
     """What rounding alone may make of :func:`difference`, by the coarsest dtype of an output, or of what was kept."""
     dtypes = [tensor.dtype for tensor in _tensors(output) if tensor.is_floating_point()]

@@ -76,12 +76,12 @@ class Runs:
         if number is None:
             run, tick = self._locate(arguments, anew=True)
             number = 0
-        branch = run.branches.setdefault(number, Branch(Track(number)))
+        branch = run.branches.setdefault(number, Branch(Track(number, account=run.account)))
         if branch.open:  # its last computed call was cut short: nothing of it is to be reused
             branch.clear()
         if self.policy.gauge is not None and branch.gauge is None:
             branch.gauge = _GAUGES[self.policy.gauge](self.policy.reduce)
-        branch.track.branches = max(run.calls, number + 1)
+        run.account.branches = max(run.before[0], len(run.used) + 1)
         branch.latents, branch.conditioning, branch.called = latents, conditioning, tick.step
         run.used.append(number)
         call = self._begin(run, tick, branch, arguments, capture)
@@ -123,21 +123,21 @@ class Runs:
             self._misfit(call, branch, run)
         branch.open = False
         computed = None
-        if call.capture and call.range.left and call.range.deltas:
+        if call.capture and call.range.left and call.range.deltas and not call.unsound:
             config, deltas, call.range.deltas = self.config, call.range.deltas, ()
             if self.on_kept is not None:
                 self.on_kept(call, deltas)
             anchor = Anchor.keep(call.moment, call.signature, deltas, config.dtype, config.cache_device)
             branch.anchors.insert(0, anchor)
             branch.track.refreshed = call.moment.step
-            computed = call.range.output if call.range.output is not None else deltas[0]
+            computed = call.range.output or deltas
         elif not call.reuse:  # older ones are not to be used as if they were this one
             branch.clear()
         if branch.gauge is not None and call.seen is not None:
             branch.gauge.note(call.seen, computed)
         call.seen = None
         self.ledger.held(self.bytes_held())
-        if run.last and len(run.used) >= run.calls:
+        if run.last and not run.finished and len(run.used) >= max(run.before):
             self._finish(run)
 
     def bytes_held(self) -> int:
@@ -146,19 +146,23 @@ class Runs:
             runs = list(self._runs.values())
         return sum(run.nbytes for run in runs)
 
-    def release(self, session: Session, epoch: object) -> None:
-        """Free a run that another transformer has brought to its end, unless this one has a call to come."""
+    def release(self, session: Session, ended: Run) -> None:
+        """Free a run that another transformer has taken over from this one, and brought to its end."""
         run = self._runs.get(session)
-        if run is not None and run.epoch is epoch and (run.step or 0) < (run.schedule.steps or 0) - 2:
-            for branch in run.branches.values():
-                branch.free()
+        if run is not None and run.epoch is ended.epoch and run.step is not None and run.step < ended.schedule.first:
+            run.finished = True
+            if remark := self._useless(run):
+                self.say(f"useless in {run.steps}", remark)
+            if self.config.free_at_end:
+                run.clear()
 
     def forget(self) -> list[str]:
         """Drop all runs and their residuals; returns what is to be said of them."""
         with self._lock:
             runs = list(self._runs.values())
             self._runs.clear()
-        return [remark for run in runs if (remark := self._useless(run)) and self._once("useless")]
+        remarks = [remark for run in runs if (remark := self._useless(run)) and self._once(f"useless in {run.steps}")]
+        return remarks
 
     def say(self, topic: str, message: str) -> None:
         """Warn, once per topic."""
@@ -189,7 +193,8 @@ class Runs:
             run = self._start(session, None)
         run.policy = run.policy or self._made_out(run, tick)
         if tick.step != run.step:
-            run.step, run.calls, run.used, run.shared = tick.step, len(run.used), [], None
+            run.before = (len(run.used), run.before[0])
+            run.step, run.used, run.shared = tick.step, [], None
             run.steps += 1
             for branch in run.branches.values():
                 idle = tick.step - branch.called
@@ -203,8 +208,10 @@ class Runs:
         run = Run(session.epoch, self.ledger.begin())
         with self._lock:
             self._runs[session] = run
+        if ended is not None and ended.last and not ended.finished and not ended.in_flight:
+            self._review(ended)
         if ended is not None and (remark := self._useless(ended)):
-            self.say("useless", remark)
+            self.say(f"useless in {ended.steps}", remark)
         return run
 
     def _made_out(self, run: Run, tick: Tick) -> Policy:
@@ -221,11 +228,12 @@ class Runs:
         policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
         if remark := policy.remark(run.schedule):
             self.say("remark", f"{self.name}: {remark}")
-        run.judged = self.on_kept is not None  # to record is all that is wanted
+        run.judged = self.on_kept is not None or tick.steps == 1  # to record is all that is wanted; or can be
         if tick.steps is not None and not run.judged and (why := hopeless(policy, run.schedule)):
             run.judged = True
             steps = tick.steps - tick.step
-            self.say("useless", f"{self.name}: nothing will be reused in a run of {steps} steps: {why} ({self.policy})")
+            message = f"{self.name}: nothing will be reused in a run of {steps} steps: {why} ({self.policy})"
+            self.say(f"useless in {steps}", message)
         return policy
 
     def _begin(self, run: Run, tick: Tick, branch: Branch, arguments: Mapping[str, Any], capture: bool) -> Call:
@@ -241,9 +249,11 @@ class Runs:
             branch=branch,
             run=run,
         )
-        decision = run.policy.before(tick.step, branch.track, run.schedule)
-        if decision is None and run.shared is not None and not run.policy.separate_branches:
+        decision: Decision | None
+        if run.shared is not None and not run.policy.separate_branches:
             decision = run.shared._replace(value=None)
+        else:
+            decision = run.policy.before(tick.step, branch.track, run.schedule)
         if decision is None or decision.reuse:
             decision = self._unfit(call, branch) or decision
         if decision is None:
@@ -284,7 +294,7 @@ class Runs:
         run.reused += decision.reuse
         if decision.value is not None:
             run.values.append(decision.value)
-        call.pending, call.reuse = False, decision.reuse
+        call.pending, call.reuse, call.unsound = False, decision.reuse, decision.reason == "non-finite"
         if decision.reuse:
             call.capture, call.deltas = False, self._predicted(branch, call.moment)
             return
@@ -311,6 +321,7 @@ class Runs:
         self.ledger.recount(run.number, call.moment.step, branch.track.number, Decision(False, "shape"))
         track = branch.track
         track.reused, track.computed, track.streak, track.drift = track.reused - 1, track.computed + 1, 0, 0.0
+        track.account.reused -= 1
         run.reused -= 1
         run.reasons.subtract({"reuse": 1, "shape": -1})
         call.misfit, branch.anchors = False, []
@@ -322,17 +333,28 @@ class Runs:
 
     def _finish(self, run: Run) -> None:
         """The last call of a run's last step is over, as far as is known."""
-        calls = sum(run.reasons.values())
-        if run.policy is not None and (review := run.policy.review(calls, run.reused, run.schedule)):
-            self.say("review", f"{self.name}: {review}")
+        run.finished = True
         if remark := self._useless(run):
-            self.say("useless", remark)
+            self.say(f"useless in {run.steps}", remark)
+        self._review(run)
         if self.config.free_at_end:
-            for branch in run.branches.values():
-                branch.free()
-            for peer in self.peers:
-                if peer is not self:
-                    peer.release(current_session(), run.epoch)
+            run.clear()
+        for peer in self.peers:
+            if peer is not self:
+                peer.release(current_session(), run)
+
+    def _review(self, run: Run) -> None:
+        """Compare a run with what was wanted of it; with what others of the handle have done in it."""
+        assert run.policy is not None
+        session = current_session()
+        alike = [peer for peer in self.peers or (self,) if peer.policy == self.policy]
+        runs = [(peer, peer._runs.get(session)) for peer in alike]
+        parts = [(peer, each.account) for peer, each in runs if each is not None and each.epoch is run.epoch]
+        parts = [(self, run.account), *(part for part in parts if part[0] is not self)]
+        total = sum(account.calls * peer.ledger.blocks for peer, account in parts)
+        left_out = sum(account.reused * peer.ledger.skippable for peer, account in parts)
+        if review := run.policy.review(total / max(total - left_out, 1)):
+            self.say("review", f"{self.name}: {review}")
 
 
 def _breaks(run: Run, tick: Tick) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .anchor import Anchor, Signature
 from .clock import TIMESTEP_NAMES
 from .gauge import Gauge
-from .policy.base import Decision, Policy, Schedule, Track
+from .policy.base import Account, Decision, Policy, Schedule, Track
 from .predictor import Moment
 
 
@@ -72,11 +72,12 @@ class Run:
     session_epoch: int
     number: int = 0
     policy: Policy | None = None  # made out for it
+    account: Account = field(default_factory=Account)
     schedule: Schedule = field(default_factory=Schedule)
     epoch: object | None = None
     step: int | None = None
     used: list[int] = field(default_factory=list)  # branches already called at this step
-    calls: int = 0  # at the step before
+    before: tuple[int, int] = (0, 0)  # how many there were at each of the two steps before
     branches: dict[int, Branch] = field(default_factory=dict)
     shared: Decision | None = None  # of this step, where its branches share one
     constant: set[str] = field(default_factory=set)  # conditioning that was seen to stay from one step to another
@@ -86,6 +87,7 @@ class Run:
     steps: int = 0
     reused: int = 0
     judged: bool = False  # what there was to say of it has been said
+    finished: bool = False  # its last call is over
     reasons: Counter[str] = field(default_factory=Counter)
     values: list[float] = field(default_factory=list)  # that decisions were made by
 
@@ -99,6 +101,13 @@ class Run:
         """Memory of all that is kept for it."""
         return sum(branch.nbytes for branch in list(self.branches.values()))
 
+    def clear(self) -> None:
+        """Keep nothing for it, nor what its calls were given; of a run of one step that tells the next from it."""
+        for branch in self.branches.values():
+            branch.free()
+            if self.schedule.steps != 1:
+                branch.latents, branch.conditioning = {}, {}
+
 
 @dataclass(eq=False)
 class Capture:
@@ -107,7 +116,7 @@ class Capture:
     entry: list[Tensor] | dict[str, Tensor] | None = None  # −h_in: by stream or, while the wiring is unknown, by name
     exit: tuple[Tensor | None, ...] = ()  # h_out by position, while the wiring is unknown
     deltas: tuple[Tensor, ...] = ()  # Δ for each output, once known
-    output: Tensor | None = None  # h_out of the main stream, where it is asked for
+    output: tuple[Tensor, ...] | None = None  # h_out of what is looked at, where it is asked for
     left: bool = False
 
 
@@ -125,11 +134,12 @@ class Call:
     entered: bool = False  # the range's first block was reached
     left: bool = False  # … and its last one left
     misfit: bool = False  # the residual did not fit after all
+    unsound: bool = False  # what was seen is not finite: nothing of it is to be kept
     deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ for each output
     results: list[Tensor] | None = None  # reused: h_in + Δ̂
     range: Capture = field(default_factory=Capture)
     lead: Capture | None = None  # of the blocks before the range, where they decide
-    seen: Tensor | None = None  # what the gauge looks at
+    seen: tuple[Tensor, ...] | None = None  # what the gauge looks at
     probe: Any = None  # reused, but only to see how the streams are handed on
     generation: int = 0  # of the flow, when the call began
 

@@ -12,7 +12,7 @@ from .blocks.carry import WiringError
 from .blocks.ports import Ports
 from .blocks.wiring import Wiring
 from .probe import ALIKE, Probe, few, likeness
-from .replay import Replay, difference, tolerance
+from .replay import Replay, difference, finite, tolerance
 from .state import Call
 
 if TYPE_CHECKING:
@@ -40,8 +40,10 @@ class Trials:
             for each, former in zip(flows, under_way, strict=True):
                 each.current = former
 
-    def test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> None:
+    def test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
         """On the call it was taken from, the residual has to give that call's output.
+
+        Returns whether that could be told: not where the output is not finite.
 
         Raises:
             WiringError: it does not; or what was recognised between the blocks is not what the model does there.
@@ -54,7 +56,9 @@ class Trials:
                 "of the range do not on reused steps; nor was the residual tested on its own call, which would have "
                 "to be made again",
             )
-            return
+            return True
+        if not finite(output):
+            return False
         error = difference(self.repeat(replay, Call(reuse=True, deltas=deltas)), output)
         if not error <= tolerance(output, flow.runs.config.dtype):
             raise WiringError(
@@ -65,7 +69,7 @@ class Trials:
             )
         assert flow.wiring is not None
         if flow.wiring.certain:
-            return
+            return True
         quiet = self._probed(replay, flow.wiring, None)
         for seed in range(4):
             noisy = self._probed(replay, flow.wiring, seed)
@@ -79,6 +83,7 @@ class Trials:
                     )
             if not few(noisy):
                 break
+        return True
 
     def _probed(self, replay: Replay, wiring: Wiring, seed: int | None) -> Probe:
         probe = Probe(wiring, seed)

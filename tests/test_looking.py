@@ -247,7 +247,7 @@ class TestMemory:
             pipe(latents(), steps=12, prompts=[prompt()])
             assert cache.stats.bytes_peak == self.STREAMS + 2 * 6 * 8 * 4
 
-    @pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.5), ("float16", 0.5), ("float32", 1)])
+    @pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.5), ("float32", 1)])
     def test_in_another_dtype(self, dtype, share):
         pipe, x, e = Pipe(Net("swapped")), latents(), [prompt()]
         with dit_cache(pipe, DitCacheConfig(2, 2, predictor=Linear())):
@@ -364,8 +364,8 @@ class TestSaid:
                 with timestep_scope(step):
                     net(x * float("nan") if step == 3 else x + 0.01 * step, torch.tensor(1 - step / 8))
             reasons = [each.reason for each in cache.decisions]
-        # Step 4 is compared with the broken step 3; from 5 on all is well again.
-        assert reasons == ["warm-up", "reuse", "reuse", "non-finite", "non-finite", "reuse", "reuse", "reuse"]
+        # Nothing of step 3 is kept, so step 4 is computed, too; from 5 on all is well again.
+        assert reasons == ["warm-up", "reuse", "reuse", "non-finite", "no anchor", "reuse", "reuse", "reuse"]
 
     def test_a_call_that_leaves_the_range_out(self):
         """It is counted, and nothing of before is taken for its own."""

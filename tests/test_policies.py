@@ -21,15 +21,15 @@ from dithooks import (
     timestep_scope,
 )
 from dithooks.gauge import Change, Rate
-from dithooks.policy.base import Decision, Schedule, Track
+from dithooks.policy.base import Account, Decision, Schedule, Track
 from dithooks.policy.mask import resample
 
 # --- what drives a policy ------------------------------------------------------------------------------------------
 
 
-def drive(policy, schedule, measured=None, absent=(), number=0, branches=1):
+def drive(policy, schedule, measured=None, absent=(), number=0):
     """(reuse, reason, value) by step, of one branch; ``measured(step, refreshed)`` is what is seen."""
-    policy, track, told = policy.for_run(schedule), Track(number, branches=branches), {}
+    policy, track, told = policy.for_run(schedule), Track(number), {}
     for step in range(schedule.first, schedule.steps):
         if step in absent:
             continue
@@ -42,6 +42,25 @@ def drive(policy, schedule, measured=None, absent=(), number=0, branches=1):
         if not decision.reuse:
             track.refreshed = step
         told[step] = tuple(decision)
+    return told
+
+
+def drive_all(policy, schedule, see, branches):
+    """The same of all branches of a run; ``see(branch, step, refreshed)``."""
+    policy, account = policy.for_run(schedule), Account()
+    tracks, told = [Track(n, account=account) for n in range(branches)], [{} for _ in range(branches)]
+    for step in range(schedule.first, schedule.steps):
+        for n, track in enumerate(tracks):
+            account.branches = n + 1 if step == schedule.first else branches
+            decision = policy.before(step, track, schedule)
+            if track.refreshed is None and (decision is None or decision.reuse):
+                decision = Decision(False, "no anchor")
+            if decision is None:
+                decision = policy.judge(step, track, schedule, see(n, step, track.refreshed))
+            track.note(step, decision)
+            if not decision.reuse:
+                track.refreshed = None if decision.reason == "non-finite" else step
+            told[n][step] = tuple(decision)
     return told
 
 
@@ -129,35 +148,49 @@ def easy_by_hand(limit, steps, see, *, warm=5, row=None, last=0, first=0):
     return told
 
 
-def budget_by_hand(target, steps, see, *, warm=None, first=0, blocks=1, skipped=1, number=0, branches=1):
-    """Of B branches the n-th rounds R up from a rest of 1 − (n + ½)/B on: together they reuse round(B·R)."""
-    exact = (steps - first) * (1 - 1 / target) * blocks / skipped
-    wanted = math.floor(exact + (number + 0.5) / branches)
-    warm = first + max(1, math.floor((steps - first - exact) / 6)) if warm is None else warm
-    told, refreshed, reused, streak, rates = {}, None, 0, 0, []
+def speedup_by_hand(calls, reused, blocks, skipped):
+    return calls * blocks / max(calls * blocks - reused * skipped, 1)
+
+
+def nearest_by_hand(calls, target, blocks, skipped):
+    """Of the whole numbers beside C·(1 − 1/target)·N/n, the one that makes the nearer speed-up."""
+    exact = min(calls * (1 - 1 / target) * blocks / skipped, calls)
+    down, up = math.floor(exact), math.ceil(exact)
+    far = [abs(math.log(speedup_by_hand(calls, r, blocks, skipped) / target)) for r in (down, up)]
+    return down if far[0] <= far[1] else up
+
+
+def budget_by_hand(target, steps, see, *, warm, first=0, blocks=1, skipped=1, branches=1):
+    """What is told of each branch; ``see(branch, step, refreshed)`` is what is seen."""
+    told = [{} for _ in range(branches)]
+    refreshed, streak, rates = [None] * branches, [0] * branches, [[] for _ in range(branches)]
+    calls = reused = 0
     for t in range(first, steps):
-        value, left, lacking = None, steps - t, wanted - reused
-        if t < warm:
-            why = "warm-up"
-        elif lacking <= 0:
-            why = "budget"
-        elif refreshed is None:
-            why = "no anchor"
-        elif lacking >= left:
-            why = "reuse"
-        else:
-            value = see(t, refreshed)
-            if math.isfinite(value):
-                rates.append(value / (t - refreshed))
-                gap = (lacking + streak) / (left - lacking + 1)
-                why = "reuse" if value < np.mean(rates[-3:]) * (gap + 0.5) else "threshold"
-            else:
+        for n in range(branches):
+            known = n + 1 if t == first else branches
+            left = (steps - t) * known - n
+            lacking = nearest_by_hand(calls + left, target, blocks, skipped) - reused
+            value = None
+            if t < warm:
+                why = "warm-up"
+            elif lacking <= 0:
+                why = "budget"
+            elif refreshed[n] is None:
+                why = "no anchor"
+            elif lacking >= left:
+                why = "reuse"
+            elif not math.isfinite(value := see(n, t, refreshed[n])):
                 why = "non-finite"
-        if why == "reuse":
-            reused, streak = reused + 1, streak + 1
-        else:
-            refreshed, streak = t, 0
-        told[t] = (why == "reuse", why, value)
+            else:
+                rates[n].append(value / (t - refreshed[n]))
+                gap = (lacking / known + streak[n]) / ((left - lacking) / known + 1)
+                why = "reuse" if value < np.mean(rates[n][-3:]) * (gap + 1) else "threshold"
+            calls += 1
+            if why == "reuse":
+                reused, streak[n] = reused + 1, streak[n] + 1
+            else:
+                refreshed[n], streak[n] = (None if why == "non-finite" else t), 0
+            told[n][t] = (why == "reuse", why, value)
     return told
 
 
@@ -716,32 +749,27 @@ class TestBudget:
             "holes": lambda: np.where(random.random((steps, steps)) < 0.3, np.nan, random.random((steps, steps))),
         }[kind]()
         total = steps - first
-        wanted = total * (1 - 1 / target) * blocks / skipped
-        early = max(0, total - wanted) // 6 if warm is None else warm - first
-        most = max(0, total - max(1, int(early)))  # the first step has nothing to reuse
-        assume(not any(is_tie(wanted + n / 6) for n in range(6)))
+        exact = total * (1 - 1 / target) * blocks / skipped
+        assume(not is_tie(exact) and not is_tie(exact + 0.5))
+        wanted = nearest_by_hand(total, target, blocks, skipped)
+        early = (total - wanted) // 6 if warm is None else warm - first
+        most = max(0, total - max(1, early))  # the first step has nothing to reuse
         schedule, policy = Schedule(steps, first, None, blocks, skipped), Budget(target, warm)
-        if round(wanted) > most:
-            reachable = total * blocks / (total * blocks - most * skipped)
+        if exact > most + 0.5:
+            reachable = speedup_by_hand(total, most, blocks, skipped)
             head = rf"target_speedup={target:g} cannot be reached: with {skipped} of {blocks} blocks left out in at "
             with pytest.raises(ValueError, match=head + rf"most {most} of {total} steps it is {reachable:.3g}\."):
                 policy.for_run(schedule)
             return
-        reused = 0
-        for number in range(branches):
-            told = drive(policy, schedule, lambda t, s: float(table[s, t]), number=number, branches=branches)
-            here = {"warm": warm, "first": first, "blocks": blocks, "skipped": skipped}
-            by_hand = budget_by_hand(
-                target, steps, lambda t, s: float(table[s, t]), **here, number=number, branches=branches
-            )
-            assert_alike(told, by_hand)
-            assert abs(computed(told).count("0") - wanted) < 1
-            reused += computed(told).count("0")
-        # together as near as can be, but for a rest of a step that the warm-up does not leave
-        assert abs(reused - min(branches * wanted, branches * most)) <= 0.5
-        if kind != "holes":
-            shared = drive(Budget(target, warm, False), schedule, lambda t, s: float(table[s, t]), number=2, branches=3)
-            assert abs(computed(shared).count("0") - wanted) <= 0.5
+        warm = first + max(1, early) if warm is None else warm
+        told = drive_all(policy, schedule, lambda n, t, s: float(table[s, t]), branches)
+        here = {"warm": warm, "first": first, "blocks": blocks, "skipped": skipped, "branches": branches}
+        by_hand = budget_by_hand(target, steps, lambda n, t, s: float(table[s, t]), **here)
+        for mine, wanted_here in zip(told, by_hand, strict=True):
+            assert_alike(mine, wanted_here)
+        if kind != "holes":  # over all branches to the very call, as far as the warm-up leaves so many
+            reused = sum(computed(each).count("0") for each in told)
+            assert reused == min(nearest_by_hand(total * branches, target, blocks, skipped), most * branches)
 
     def test_reused_steps_are_those_that_change_least(self):
         """Every sixth step changes ten times as much as others: those are not among the half that is reused."""
@@ -751,22 +779,13 @@ class TestBudget:
         assert not any(told[step][0] for step in range(5, 40, 6))
 
     @pytest.mark.parametrize(
-        ("calls", "reused", "landed"),
-        [
-            (50, 25, None),
-            (50, 24, None),
-            (50, 26, None),
-            (50, 23, "1.85"),
-            (50, 28, "2.27"),
-            (7, 3, "1.75"),
-            (7, 0, "1"),
-        ],
+        ("speedup", "said"), [(2.0, False), (1.905, False), (2.1, False), (1.89, True), (2.11, True), (1.0, True)]
     )
-    def test_a_target_that_was_not_met_is_named(self, calls, reused, landed):
-        """N = n: calls / (calls − reused), by more than 5 % of 2."""
-        said = Budget(2.0).review(calls, reused, Schedule(calls))
-        wanted = f"target_speedup=2 was not met: {reused} of {calls} calls reused make {landed}"
-        assert said is None if landed is None else said.startswith(wanted + " (one less ")
+    def test_a_target_that_was_not_met_is_named(self, speedup, said):
+        """By more than 5 % of 2."""
+        message = Budget(2.0).review(speedup)
+        assert (message is not None) == said
+        assert not said or message.startswith(f"target_speedup=2 was not met: {speedup:.3g} times fewer blocks ran")
 
     def test_has_to_know_the_number_of_steps(self):
         with pytest.raises(ValueError, match=r"Budget\(2\) has to know the number of steps, which nothing tells"):
@@ -811,6 +830,14 @@ def test_what_is_no_number_is_computed(policy, value):
 # --- gauges ---------------------------------------------------------------------------------------------------------
 
 
+def look(gauge, seen):
+    return gauge.look([seen])
+
+
+def note(gauge, seen, output):
+    gauge.note([seen], None if output is None else [output])
+
+
 def ratio_by_hand(now, before, how):
     now, before = now.double().numpy(), before.double().numpy()
     if how == "mean":
@@ -842,18 +869,18 @@ class TestGauges:
         scale = torch.arange(1.0, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))  # samples that differ
         one, two, three = (torch.randn(shape) for _ in range(3))
         one, two, three = (one * scale).to(dtype), (one * scale + 0.3 * two).to(dtype), (three * 2).to(dtype)
-        assert gauge.look(one) is None
-        gauge.note(one, one)
-        seen = gauge.look(two)
+        assert look(gauge, one) is None
+        note(gauge, one, one)
+        seen = look(gauge, two)
         assert (seen.shape, seen.dtype) == ((), torch.float32)
         assert float(seen) == pytest.approx(ratio_by_hand(two, one, how), rel=1e-5)
-        gauge.note(two, None)  # reused: the reference stays
-        assert float(gauge.look(three)) == pytest.approx(ratio_by_hand(three, one, how), rel=1e-5)
-        gauge.note(three, three)
-        assert float(gauge.look(two)) == pytest.approx(ratio_by_hand(two, three, how), rel=1e-5)
+        note(gauge, two, None)  # reused: the reference stays
+        assert float(look(gauge, three)) == pytest.approx(ratio_by_hand(three, one, how), rel=1e-5)
+        note(gauge, three, three)
+        assert float(look(gauge, two)) == pytest.approx(ratio_by_hand(two, three, how), rel=1e-5)
         assert gauge.nbytes == three.numel() * three.element_size()
         gauge.clear()
-        assert (gauge.look(two), gauge.nbytes) == (None, 0)
+        assert (look(gauge, two), gauge.nbytes) == (None, 0)
 
     def test_rate(self, shape, dtype, how):
         gauge = Rate(how)
@@ -861,21 +888,25 @@ class TestGauges:
         scale = torch.arange(1.0, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))
         x = [(torch.randn(shape) * scale).to(dtype) for _ in range(6)]
         y = [(torch.randn(wide) / scale).to(dtype) for _ in range(6)]
-        gauge.note(x[0], y[0])
-        assert gauge.look(x[1]) is None  # a rate takes two
-        gauge.note(x[1], y[1])
-        seen = gauge.look(x[2])
+        note(gauge, x[0], y[0])
+        assert look(gauge, x[1]) is None  # a rate takes two
+        note(gauge, x[1], y[1])
+        seen = look(gauge, x[2])
         assert (seen.shape, seen.dtype) == ((), torch.float32)
         assert float(seen) == pytest.approx(rate_by_hand(x[2], x[1], x[1], y[1], x[0], y[0], how), rel=1e-5)
-        gauge.note(x[2], None)  # reused: from here the next change of the input is counted
-        assert float(gauge.look(x[3])) == pytest.approx(rate_by_hand(x[3], x[2], x[1], y[1], x[0], y[0], how), rel=1e-5)
-        gauge.note(x[3], None)
-        gauge.note(x[4], y[4])
-        assert float(gauge.look(x[5])) == pytest.approx(rate_by_hand(x[5], x[4], x[4], y[4], x[1], y[1], how), rel=1e-5)
+        note(gauge, x[2], None)  # reused: from here the next change of the input is counted
+        assert float(look(gauge, x[3])) == pytest.approx(
+            rate_by_hand(x[3], x[2], x[1], y[1], x[0], y[0], how), rel=1e-5
+        )
+        note(gauge, x[3], None)
+        note(gauge, x[4], y[4])
+        assert float(look(gauge, x[5])) == pytest.approx(
+            rate_by_hand(x[5], x[4], x[4], y[4], x[1], y[1], how), rel=1e-5
+        )
         gauge.clear()
-        assert (gauge.look(x[2]), gauge.nbytes) == (None, 0)
-        gauge.note(x[2], y[2])
-        assert gauge.look(x[3]) is None
+        assert (look(gauge, x[2]), gauge.nbytes) == (None, 0)
+        note(gauge, x[2], y[2])
+        assert look(gauge, x[3]) is None
 
 
 class TestGaugesAtTheEdge:
@@ -886,56 +917,56 @@ class TestGaugesAtTheEdge:
         now, before = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
         (now if where == "now" else before)[1, 2, 3] = bad
         gauge = Change(how)
-        gauge.note(before, before)
-        assert not math.isfinite(float(gauge.look(now)))
+        note(gauge, before, before)
+        assert not math.isfinite(float(look(gauge, now)))
 
     @pytest.mark.parametrize("how", ["mean", "max"])
     def test_a_reference_of_zeros(self, how):
         gauge = Change(how)
-        gauge.note(torch.zeros(2, 3), torch.zeros(2, 3))
-        assert math.isnan(float(gauge.look(torch.zeros(2, 3))))
-        assert math.isinf(float(gauge.look(torch.ones(2, 3))))
-        gauge.note(torch.tensor([[0.0], [1.0]]), torch.ones(2, 1))
-        assert math.isfinite(float(gauge.look(torch.ones(2, 1)))) == (how == "mean")
+        note(gauge, torch.zeros(2, 3), torch.zeros(2, 3))
+        assert math.isnan(float(look(gauge, torch.zeros(2, 3))))
+        assert math.isinf(float(look(gauge, torch.ones(2, 3))))
+        note(gauge, torch.tensor([[0.0], [1.0]]), torch.ones(2, 1))
+        assert math.isfinite(float(look(gauge, torch.ones(2, 1)))) == (how == "mean")
 
     @pytest.mark.parametrize("how", ["mean", "max"])
     def test_another_shape_is_not_compared(self, how):
         gauge, rate = Change(how), Rate(how)
-        gauge.note(torch.ones(2, 3), torch.ones(2, 3))
-        assert gauge.look(torch.ones(2, 4)) is None
-        rate.note(torch.ones(2, 3), torch.ones(2, 3))
-        rate.note(torch.rand(2, 3), torch.rand(2, 3))
-        assert rate.look(torch.ones(2, 4)) is None
-        assert rate.look(torch.ones(2, 3)) is not None
+        note(gauge, torch.ones(2, 3), torch.ones(2, 3))
+        assert look(gauge, torch.ones(2, 4)) is None
+        note(rate, torch.ones(2, 3), torch.ones(2, 3))
+        note(rate, torch.rand(2, 3), torch.rand(2, 3))
+        assert look(rate, torch.ones(2, 4)) is None
+        assert look(rate, torch.ones(2, 3)) is not None
 
     def test_halves_are_summed_in_float32(self):
         """60 000 ones: in float16 or bfloat16 they would add up to 2048 or 256, or to infinity."""
         for dtype in (torch.float16, torch.bfloat16):
             gauge = Change("mean")
             before = torch.full((1, 60000), 8.0, dtype=dtype)
-            gauge.note(before, before)
-            assert float(gauge.look(before + 1)) == pytest.approx(1 / 8, rel=1e-6)
+            note(gauge, before, before)
+            assert float(look(gauge, before + 1)) == pytest.approx(1 / 8, rel=1e-6)
 
     def test_differences_are_taken_in_float32(self):
         """60000 − (−60000) is beyond float16."""
         gauge = Change("max")
         before = torch.tensor([[60000.0]], dtype=torch.float16)
-        gauge.note(before, before)
-        assert float(gauge.look(-before)) == 2
+        note(gauge, before, before)
+        assert float(look(gauge, -before)) == 2
 
     def test_by_pieces(self, monkeypatch):
         monkeypatch.setattr("dithooks.gauge.PIECE", 10)
         now, before = torch.randn(3, 17), torch.randn(3, 17)
         for how in ("mean", "max"):
             gauge = Change(how)
-            gauge.note(before, before)
-            assert float(gauge.look(now)) == pytest.approx(ratio_by_hand(now, before, how), rel=1e-5)
+            note(gauge, before, before)
+            assert float(look(gauge, now)) == pytest.approx(ratio_by_hand(now, before, how), rel=1e-5)
 
     def test_an_input_that_stands_still_gives_no_rate(self):
         gauge, x = Rate("mean"), torch.randn(2, 3)
-        gauge.note(x, torch.randn(2, 3))
-        gauge.note(x, torch.randn(2, 3))
-        assert not math.isfinite(float(gauge.look(x + 1)))
+        note(gauge, x, torch.randn(2, 3))
+        note(gauge, x, torch.randn(2, 3))
+        assert not math.isfinite(float(look(gauge, x + 1)))
 
 
 # --- in whole runs --------------------------------------------------------------------------------------------------
@@ -1061,9 +1092,10 @@ class TestRunsThatLook:
     def test_budget(self, first, how):
         watched = Watched("swapped", first)
         told = watched.told(Budget(1.4, 2, reduce=how))
-        for number in (0, 1):
-            here = {"blocks": 4, "skipped": 4 - first, "number": number, "branches": 2}
-            wanted = budget_by_hand(1.4, 16, watched.change(number, how), warm=2, **here)
+        see = [watched.change(number, how) for number in (0, 1)]
+        here = {"blocks": 4, "skipped": 4 - first, "branches": 2}
+        by_hand = budget_by_hand(1.4, 16, lambda n, t, s: see[n](t, s), warm=2, **here)
+        for number, wanted in enumerate(by_hand):
             mixed(wanted, "threshold")
             assert_alike(told[number], wanted, rel=1e-4)
 
@@ -1130,13 +1162,14 @@ class TestSteppedRuns:
     def test_budget_of_a_run_that_begins_later(self):
         watched = Watched("swapped", steps=20)
         told = watched.told(Budget(1.5, 2), begin=6)
-        for number in (0, 1):
-            here = {"blocks": 4, "skipped": 3, "number": number, "branches": 2}
-            wanted = budget_by_hand(1.5, 20, watched.change(number), warm=2, first=6, **here)
+        see = [watched.change(number) for number in (0, 1)]
+        here = {"warm": 2, "first": 6, "blocks": 4, "skipped": 3, "branches": 2}
+        by_hand = budget_by_hand(1.5, 20, lambda n, t, s: see[n](t, s), **here)
+        for number, wanted in enumerate(by_hand):
             assert list(wanted) == list(range(6, 20))
             mixed(wanted, "threshold", "no anchor")
             assert_alike(told[number], wanted, rel=1e-4)
-            assert computed(told[number]).count("0") == 6  # 14·(1 − 1/1.5)·4/3 = 6.2
+        assert sum(computed(each).count("0") for each in told.values()) == 12  # 28·(1 − 1/1.5)·4/3 = 12.4
 
     @settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
@@ -1153,16 +1186,15 @@ class TestSteppedRuns:
         total, calls = steps - begin, len(watched.prompts)
         wanted = total * (1 - 1 / target)
         assume(not any(is_tie(wanted + n / 4) for n in range(4)))
-        if round(wanted) > total - 1:
+        if wanted > total - max(1, (total - nearest_by_hand(total, target, 4, 4)) // 6) + 0.5:
             with pytest.raises(ValueError, match=f"target_speedup={target:g} cannot be reached"):
                 watched.told(Budget(target), begin=begin)
             return
         with torch.no_grad():
             told = watched.told(Budget(target), begin=begin)
         assert len(told) == calls
-        reused = [computed(each).count("0") for each in told.values()]
-        assert all(abs(each - wanted) < 1 for each in reused)
-        assert abs(sum(reused) - calls * wanted) <= 0.5 or max(reused) == total - 1
+        reused = sum(computed(each).count("0") for each in told.values())
+        assert reused == min(nearest_by_hand(total * calls, target, 4, 4), (total - 1) * calls)
 
     def test_other_policies_of_a_run_that_begins_later(self):
         watched = Watched(steps=16)
@@ -1211,7 +1243,7 @@ class TestNoNumbers:
         ids=lambda policy: type(policy).__name__,
     )
     def test_in_the_input_mean_compute(self, policy, first, bad):
-        """At step 5 alone: it is computed, and the next, which has nothing to be compared with, too."""
+        """At step 5 alone: it is computed, and nothing of it is kept, so that the next is computed, too."""
         watched = Watched(first=first, steps=12)
         if isinstance(policy, Threshold | Mask | EasyCache):
             assert watched.told(policy)[0][5][:2] == (True, "reuse")
@@ -1219,9 +1251,9 @@ class TestNoNumbers:
         told = watched.told(policy)[0]
         assert told[5][:2] == (False, "non-finite")
         assert not math.isfinite(told[5][2])
-        assert told[6][:2] == (False, "non-finite")
+        assert told[6][:2] == (False, "no anchor")
         later = [told[t][1] for t in range(7, 12)]
-        assert "non-finite" not in later[1:]
+        assert "non-finite" not in later
         assert "reuse" in later
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -543,9 +543,9 @@ class TestRuns:
         assert len([each for each in said if "no coefficients" in str(each.message)]) == 1
         assert worst(far) <= 1
 
-    @pytest.mark.parametrize(("kept", "near"), [("float32", 3e-6), ("float16", 1e-3), ("bfloat16", 8e-3)])
+    @pytest.mark.parametrize(("kept", "near"), [("float32", 3e-6), ("bfloat16", 8e-3)])
     def test_kept_in_another_dtype(self, kept, near):
-        """What is kept errs by u = 2⁻²⁴, 2⁻¹¹, 2⁻⁸ of its size, which is up to 15·0.25 here, by weights 1.x, −0.x."""
+        """What is kept errs by u = 2⁻²⁴, 2⁻⁸ of its size, which is up to 15·0.25 here, by weights 1.x, −0.x."""
         pipe = Sampler(Curve(1))
         plain = pipe()
         config = DitCacheConfig(cache_block_start=1, policy=Interval(5, 2), predictor=Linear(), cache_dtype=kept)

@@ -94,7 +94,7 @@ def test_predicted_reuse_is_what_comes_of_it(net, policy, reduce, first):
 def test_each_list_by_itself_where_nothing_is_said():
     pipe = Pipe(Net("two_lists"))
     found = profile(pipe, lambda: pipe(latents(), prompts=[prompt(), prompt()]))
-    assert [(each.range, each.branch, each.skipped, each.blocks) for each in found.branches] == [
+    assert [(each.range, each.branch, each.schedule.skipped, each.schedule.blocks) for each in found.branches] == [
         ("transformer.blocks", 0, 4, 5),
         ("transformer.blocks", 1, 4, 5),
         ("transformer.singles", 0, 4, 5),
@@ -201,7 +201,7 @@ def test_large_tensors_are_sampled_alike_at_every_step():
                 net(x * (1 - step / 8), torch.tensor(1 - step / 8))
 
     (branch,) = profile(net, run, DitCacheConfig(policy=Threshold(0.1))).of()
-    assert branch.probes.size <= 4 * SAMPLE
+    assert branch.probes[0].size <= 4 * SAMPLE
     # What enters is affine in x, sampled over all tokens and channels: near the change of the whole.
     with torch.no_grad():
         h = [net.embed(x * (1 - step / 8)) for step in range(4)]

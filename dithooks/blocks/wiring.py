@@ -28,12 +28,17 @@ class Wiring:
     entry: tuple[str, ...]
     leave: tuple[Bridge | None, ...]
     certain: bool  # every stream is handed on as the very object that a block returned
-    main: int  # the stream that holds the picture: hidden_states, else the largest
 
     @property
-    def carrier(self) -> int:
-        """Position of the output that holds the picture."""
-        return next(p for p, b in enumerate(self.leave) if b is not None and self.main in set(streams_of(b)))
+    def looked(self) -> tuple[int, ...]:
+        """The streams that tell how much changes: hidden_states, or all where none is called so."""
+        return (self.entry.index("hidden_states"),) if "hidden_states" in self.entry else tuple(range(len(self.entry)))
+
+    @property
+    def carriers(self) -> tuple[int, ...]:
+        """Positions of the outputs that hold these."""
+        held = [None if bridge is None else set(streams_of(bridge)) for bridge in self.leave]
+        return tuple(next(p for p, each in enumerate(held) if each and number in each) for number in self.looked)
 
     def shapes(self, deltas: Sequence[Tensor]) -> dict[int, torch.Size]:
         """Of the outputs of its last block, by position, from their residuals."""
@@ -173,14 +178,11 @@ def _follow(observation: Observation, calls: list[Seen], ports: list[Ports]) -> 
     leave = [Fresh() if form is not None else bridge for bridge, form in zip(leave, ports[-1].born, strict=True)]
     used = sorted({number for bridge in leave for number in streams_of(bridge)})
     renumbered: dict[int, Bridge | None] = {number: Stream(new) for new, number in enumerate(used)}
-    names = [entry[number] for number in used]
-    sizes = [(name == "hidden_states", calls[0].inputs[name][0].numel()) for name in names]
     return Wiring(
         tuple(ports),
-        tuple(names),
+        tuple(entry[number] for number in used),
         tuple(None if bridge is None else substitute(bridge, renumbered) for bridge in leave),
         certain,
-        sizes.index(max(sizes)),
     )
 
 

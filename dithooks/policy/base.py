@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -40,6 +41,30 @@ class Schedule:
 
 
 @dataclass
+class Account:
+    """All calls of a run so far, kept by the engine.
+
+    Args:
+        calls: settled, and
+        reused: of these.
+        branches: calls that a step makes, by the one before.
+        step: of the last call, and
+        called: calls settled at it.
+    """
+
+    calls: int = 0
+    reused: int = 0
+    branches: int = 1
+    step: int = -1
+    called: int = 0
+
+    def note(self, step: int, reuse: bool) -> None:
+        """A call was settled."""
+        self.called = self.called + 1 if step == self.step else 1
+        self.calls, self.reused, self.step = self.calls + 1, self.reused + reuse, step
+
+
+@dataclass
 class Track:
     """A branch's way through its run, kept by the engine.
 
@@ -51,7 +76,7 @@ class Track:
         streak: reused since the last computed one, and
         drift: the sum of the differences they were decided by.
         rates: every difference measured, divided by the steps it grew in.
-        branches: that the run had at the step before.
+        account: of the run, shared by its branches.
     """
 
     number: int = 0
@@ -61,10 +86,11 @@ class Track:
     streak: int = 0
     drift: float = 0.0
     rates: list[float] = field(default_factory=list)
-    branches: int = 1
+    account: Account = field(default_factory=Account)
 
     def note(self, step: int, decision: Decision) -> None:
         """A call was settled."""
+        self.account.note(step, decision.reuse)
         value = decision.value
         if value is not None and self.refreshed is not None and step > self.refreshed and math.isfinite(value):
             self.rates.append(value / (step - self.refreshed))
@@ -82,6 +108,7 @@ class Policy(ABC):
     """
 
     gauge: ClassVar[Literal["change", "rate"] | None] = None
+    distinct: int = 1  # branches that it treats by their number
     needs_sigmas: ClassVar[bool] = False  # of the run's steps
     separate_branches: bool = True  # one decision a branch, or one a step that its branches share
     reduce: Reduce = "mean"  # over a batch, where it looks
@@ -117,12 +144,12 @@ class Policy(ABC):
         """What is to be said at the start of a run."""
         return None
 
-    def review(self, calls: int, reused: int, schedule: Schedule) -> str | None:
-        """What is to be said of a run that has come to its end."""
+    def review(self, speedup: float) -> str | None:
+        """What is to be said of a run that ran so many times fewer blocks than without the cache."""
         return None
 
-    def verdict(self, values: list[float]) -> str | None:
-        """Why a run with these differences reused nothing, in numbers, and what would help."""
+    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+        """Why a run with these differences, computed for these reasons, reused nothing, in numbers."""
         return None
 
     def __str__(self) -> str:

@@ -17,13 +17,14 @@ class Budget(Policy):
     """Land on a wanted speed-up: a threshold that is steered through the run.
 
     The speed-up is counted in block executions: those of the run without the cache over those with it. With n of N
-    blocks left out in a reused step, a run of T steps has to reuse R = T·(1 − 1/``target_speedup``)·N/n of them. When
-    R' of them are still to come in T' steps, T' − R' refreshes are, too, so with the gap under way, in which s steps
-    have been reused, there are T' − R' + 1 gaps, of g = (R' + s)/(T' − R' + 1) reused steps on average. With v̄ the
-    mean of the last three changes measured, each divided by the steps it grew in, a step is reused while the change
-    since the last computed step (as :class:`Threshold` measures it) is below v̄·(g + ½). When as many steps are left as
-    have to be reused, or none has to be any more, there is nothing to measure. Where R is no whole number, branches
-    differ by one, so that together they land as near as can be.
+    blocks left out in a reused call, a run of C calls has to reuse R = C·(1 − 1/``target_speedup``)·N/n of them. When
+    R' of them are still to come in C' calls, a branch has r = R'/B reuses in c = C'/B steps to come, B being the calls
+    of a step; with the gap under way, in which s steps have been reused, that is c − r + 1 gaps, of
+    g = (r + s)/(c − r + 1) reused steps on average. With v̄ the mean of the branch's last three changes measured, each
+    divided by the steps it grew in, a step is reused while the change since the last computed step (as
+    :class:`Threshold` measures it) is below v̄·(g + 1): at an even pace, that is g reused steps in a row, rounded up,
+    lest the rest be left for the end. When as many calls are left as have to be reused, or none has to be any more,
+    nothing is measured.
 
     Args:
         target_speedup: > 1, such as 2.0.
@@ -36,10 +37,12 @@ class Budget(Policy):
             its number of steps, or that its range and warm-up do not allow the target.
 
     Example:
+        >>> from dithooks.policy.base import Account
         >>> policy, schedule = Budget(2.0, max_warmup_steps=2), Schedule(steps=10)
-        >>> policy.to_come(4, Track(computed=3, reused=1), schedule)  # 5 of 10 are to be reused, 1 is, 6 steps remain
+        >>> track = Track(account=Account(calls=4, reused=1))
+        >>> policy.to_come(4, track, schedule)  # 5 of 10 are to be reused, 1 is, 6 calls remain
         (4, 6)
-        >>> policy.before(6, Track(computed=5, reused=1), schedule)
+        >>> policy.before(6, Track(account=Account(calls=6, reused=1)), schedule)
         Decision(reuse=True, reason='reuse', value=None)
     """
 
@@ -66,12 +69,12 @@ class Budget(Policy):
                 "the pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
             )
         steps = schedule.steps - schedule.first
-        wanted = self._wanted(steps, schedule)
+        wanted = self._nearest(steps, schedule)
         warmup = self.max_warmup_steps
         if warmup is None:
-            warmup = max(1, int(steps - wanted) // 6) + schedule.first
+            warmup = max(1, (steps - wanted) // 6) + schedule.first
         most = max(steps - max(1, warmup - schedule.first), 0)
-        if wanted > most + 0.5:
+        if self._wanted(steps, schedule) > most + 0.5:
             reachable = _speedup(most, steps, schedule)
             raise ValueError(
                 f"target_speedup={self.target_speedup:g} cannot be reached: with {schedule.skipped} of "
@@ -81,12 +84,12 @@ class Budget(Policy):
         return replace(self, max_warmup_steps=warmup)
 
     def to_come(self, step: int, track: Track, schedule: Schedule) -> tuple[int, int]:
-        """How many steps of a branch are still to be reused, and how many are to come, this one included."""
+        """How many calls of the run are still to be reused, and how many are to come, this one included."""
         assert schedule.steps is not None
-        left = schedule.steps - step
-        turn = (track.number % track.branches + 0.5) / track.branches if self.separate_branches else 0.5
-        wanted = math.floor(self._wanted(track.computed + track.reused + left, schedule) + turn)
-        return wanted - track.reused, left
+        account = track.account
+        called = account.called if account.step == step else 0
+        left = max((schedule.steps - step) * account.branches - called, 1)
+        return self._nearest(account.calls + left, schedule) - account.reused, left
 
     def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
         if step < (self.max_warmup_steps or 1):
@@ -102,19 +105,24 @@ class Budget(Policy):
         wanted, left = self.to_come(step, track, schedule)
         gap = step - track.refreshed if track.refreshed is not None else 1
         rates = [*track.rates, value / gap][-RECENT:]
-        reuses = (wanted + track.streak) / (left - wanted + 1)
-        limit = sum(rates) / len(rates) * (reuses + 0.5)
+        branches = track.account.branches
+        reuses = (wanted / branches + track.streak) / ((left - wanted) / branches + 1)
+        limit = sum(rates) / len(rates) * (reuses + 1)
         return Decision(True, "reuse", value) if value < limit else Decision(False, "threshold", value)
 
-    def review(self, calls: int, reused: int, schedule: Schedule) -> str | None:
-        landed = _speedup(reused, calls, schedule)
-        if abs(landed / self.target_speedup - 1) <= WITHIN:
+    def review(self, speedup: float) -> str | None:
+        if abs(speedup / self.target_speedup - 1) <= WITHIN + 1e-9:
             return None
-        less, more = (_speedup(min(max(reused + by, 0), calls), calls, schedule) for by in (-1, 1))
         return (
-            f"target_speedup={self.target_speedup:g} was not met: {reused} of {calls} calls reused make {landed:.3g} "
-            f"(one less {less:.3g}, one more {more:.3g})"
+            f"target_speedup={self.target_speedup:g} was not met: {speedup:.3g} times fewer blocks ran (few steps, or "
+            "guidance on part of them, leave few choices)"
         )
+
+    def _nearest(self, calls: int, schedule: Schedule) -> int:
+        """R for so many calls: of the whole numbers beside it, the one whose speed-up is nearer to the target."""
+        exact = min(max(self._wanted(calls, schedule), 0), calls)
+        beside = {math.floor(exact), math.ceil(exact)}
+        return min(beside, key=lambda r: abs(math.log(_speedup(r, calls, schedule) / self.target_speedup)))
 
     def _wanted(self, steps: int, schedule: Schedule) -> float:
         """R, not rounded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -74,5 +75,5 @@ class EasyCache(Policy):
             return f"last_steps_computed={self.last_steps_computed} does nothing, as nothing tells the number of steps"
         return None
 
-    def verdict(self, values: list[float]) -> str | None:
+    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
         return f"the smallest change expected of a step was {min(values):.3g}, threshold is {self.threshold:g}"

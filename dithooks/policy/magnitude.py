@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +47,7 @@ class MagnitudeRatio(Policy):
 
     def __post_init__(self) -> None:
         ratios: Any = self.ratios
-        given = ratios.tolist() if isinstance(ratios, np.ndarray) else ratios
+        given = ratios.tolist() if hasattr(ratios, "tolist") else ratios
         if not isinstance(given, (list, tuple)) or not given:
             raise TypeError(f"ratios must be a number for each step, or such a list for each branch, not {given!r}")
         nested = all(isinstance(each, (list, tuple)) for each in given)
@@ -62,6 +62,10 @@ class MagnitudeRatio(Policy):
         if share > 1:
             raise ValueError(f"retention_ratio={share} is out of range: it is a share of the steps, 0 … 1")
         object.__setattr__(self, "retention_ratio", share)
+
+    @property
+    def distinct(self) -> int:  # type: ignore[override]
+        return len(self._lists)
 
     @property
     def _lists(self) -> tuple[tuple[float, ...], ...]:
@@ -103,7 +107,7 @@ class MagnitudeRatio(Policy):
             )
         return None
 
-    def verdict(self, values: list[float]) -> str | None:
+    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
         return f"the smallest change of magnitude was {min(values):.3g}, threshold is {self.threshold:g}"
 
 

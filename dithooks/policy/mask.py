@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -50,9 +50,10 @@ class Mask(Policy):
             if self.sigmas is not None:
                 raise ValueError("sigmas belong to a mask of 0 and 1: a preset is made for the steps of the run")
         else:
-            if not isinstance(self.steps, Iterable):
+            steps: Any = self.steps
+            if not isinstance(steps, Iterable):
                 raise TypeError(f"steps must be a mask of 0 and 1, or a preset by its name, not {self.steps!r}")
-            bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in self.steps)
+            bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in _listed(steps))
             if -1 in bits or bits[:1] != (1,):
                 raise ValueError(f"Mask({self.steps!r}): give a 0 or 1 for each step, the first of them 1")
             object.__setattr__(self, "steps", bits)
@@ -113,13 +114,18 @@ class Mask(Policy):
                 f"nothing tells the number of steps, so the mask is taken as made for this run: its {len(self.steps)} "
                 "steps are followed one by one, and later ones computed; timestep_scope(step, steps=...) would tell"
             )
+        if self.sigmas is not None and schedule.sigmas is None and schedule.steps != len(self.steps):
+            return (
+                "nothing tells the noise levels of all steps (a scheduler does), so the mask is resampled by share of "
+                "the steps, not by σ"
+            )
         return None if self.dynamic is None else self.dynamic.remark(schedule)
 
-    def review(self, calls: int, reused: int, schedule: Schedule) -> str | None:
-        return None if self.dynamic is None else self.dynamic.review(calls, reused, schedule)
+    def review(self, speedup: float) -> str | None:
+        return None if self.dynamic is None else self.dynamic.review(speedup)
 
-    def verdict(self, values: list[float]) -> str | None:
-        return None if self.dynamic is None else self.dynamic.verdict(values)
+    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+        return None if self.dynamic is None else self.dynamic.verdict(values, reasons)
 
 
 def preset(name: str, steps: int) -> tuple[int, ...]:
@@ -193,12 +199,16 @@ def _placed(wanted: Sequence[float], steps: int) -> tuple[int, ...]:
     return tuple(int(step in taken) for step in range(steps))
 
 
+def _listed(values: Any) -> Any:
+    return values.tolist() if hasattr(values, "tolist") else values  # an array or a tensor
+
+
 def _falls(sigmas: Sequence[float], steps: int) -> bool:
     return len(sigmas) == steps and all(a >= b for a, b in pairwise(sigmas))
 
 
 def _levels(sigmas: Sequence[float], steps: int) -> tuple[float, ...]:
-    levels = tuple(check_number("a sigma", sigma, 0) for sigma in sigmas)[:steps]
+    levels = tuple(check_number("a sigma", sigma, 0) for sigma in _listed(sigmas))[:steps]
     if len(levels) < steps or any(not a > b for a, b in pairwise(levels)):
         raise ValueError(f"sigmas must be {steps} falling noise levels, one for each step of the mask")
     return levels

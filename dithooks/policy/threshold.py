@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -114,7 +115,10 @@ class Threshold(Policy):
             )
         return None
 
-    def verdict(self, values: list[float]) -> str | None:
+    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+        if reasons.get("accumulated") and min(values) < self.residual_diff_threshold:
+            limit = f"max_accumulated_diff is {self.max_accumulated_diff:g}"
+            return f"the smallest difference seen was {min(values):.3g}, {limit}"
         return (
             f"the smallest difference seen was {min(values):.3g}, residual_diff_threshold is "
             f"{self.residual_diff_threshold:g}"

@@ -15,7 +15,7 @@ from ..blocks.find import Blocks
 from ..config import DitCacheConfig
 from ..handle import scheduler_of
 from ..policy.threshold import Threshold
-from ..predictor import Fitted
+from ..predictor import Fitted, Moment
 from ..search.fit import RIDGE, fit
 from ..search.record import Recorded, Watch, recording
 
@@ -53,12 +53,11 @@ class Profile:
         """γ for :class:`MagnitudeRatio`, a list for each branch.
 
         Raises:
-            ValueError: as :meth:`of`, or its branches were not all called at the same steps.
+            ValueError: as :meth:`of`.
         """
         branches = self.of(range)
-        if len({each.moments for each in branches}) > 1:
-            raise ValueError(f"the branches of {branches[0].range} were not called at the same steps")
-        return tuple(each.ratios for each in branches)
+        steps = max(each.steps for each in branches)
+        return tuple((*each.ratios, *[1.0] * (steps - each.steps)) for each in branches)
 
     def fitted(
         self, computed: Sequence[int], range: str | None = None, anchors: int = 2, ridge: float = RIDGE
@@ -69,10 +68,17 @@ class Profile:
             ValueError: as :meth:`of`, or the mask is of another length than the run.
         """
         branches = self.of(range)
-        grams = [each.deltas @ each.deltas.T for each in branches if len(each.moments) == len(computed)]
-        if not grams:
-            raise ValueError(f"a mask of {len(computed)} steps does not fit a run of {len(branches[0].moments)}")
-        return fit(np.sum(grams, 0), branches[0].moments, computed, anchors, ridge)
+        if len(computed) != (steps := max(each.steps for each in branches)):
+            raise ValueError(f"a mask of {len(computed)} steps does not fit a run of {steps}")
+        gram, moments = np.zeros((steps, steps), dtype=np.float32), dict[int, Moment]()
+        for each in branches:
+            calls = [moment.step for moment in each.moments]
+            gram[np.ix_(calls, calls)] += each.deltas @ each.deltas.T
+            moments |= {moment.step: moment for moment in each.moments}
+        known = [step in moments for step in np.arange(steps)]
+        bits = [bit or not there for bit, there in zip(computed, known, strict=True)]  # not called: no weights
+        times = [moments.get(step, Moment(step, float(step), "step")) for step in np.arange(steps).tolist()]
+        return fit(gram, times, [int(bit) for bit in bits], anchors, ridge)
 
     def reuse(self, threshold: float, branch: Recorded) -> float:
         """Predicted share of a branch's calls that are reused."""
@@ -83,16 +89,16 @@ class Profile:
         rows = []
         for each in self.branches:
             changes = each.changes[np.isfinite(each.changes)]
-            quantiles = np.percentile(changes, QUANTILES) if len(changes) else [np.nan] * len(QUANTILES)
             odd = len(each.changes) - len(changes)
-            shown = [f"{q:.3f}" for q in quantiles]
+            shown = [f"{q:.3f}" for q in np.percentile(changes, QUANTILES)] if len(changes) else ["–"] * len(QUANTILES)
             rows.append([each.range, each.branch, len(each.moments), *shown, *([f"{odd} not finite"] if odd else [])])
         head = ["change from step to step", "branch", "calls", "min", "p25", "p50", "p75", "p95", "max"]
         predicted = []
         for each in self.branches:
             shares = [self.reuse(threshold, each) for threshold in self.thresholds]
             predicted.append([each.range, each.branch, *(f"{share:.0%}" for share in shares)])
-            saved = [each.blocks / (each.blocks - share * each.skipped) for share in shares]
+            n, skipped = each.schedule.blocks, each.schedule.skipped
+            saved = [n / (n - share * skipped) if share < 1 or skipped < n else np.inf for share in shares]
             predicted.append(["  blocks: fewer by", "", *(f"{times:.2f}×" for times in saved)])
         thresholds = ["reused at threshold", "branch", *(f"{threshold:g}" for threshold in self.thresholds)]
         rest = str(replace(self.policy, residual_diff_threshold=1.0)).partition("=1.0")[2].strip(", )")

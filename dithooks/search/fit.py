@@ -57,5 +57,6 @@ def fit(
         pull = ridge * float(np.trace(inner)) / max(len(last), 1)
         matrix = inner + pull * np.eye(len(last))
         aim = np.asarray(gram, dtype=np.float64)[last, step] + pull * line
-        coefficients.append(tuple(float(w) for w in np.linalg.lstsq(matrix, aim, rcond=None)[0]))
+        found = np.linalg.lstsq(matrix, aim, rcond=None)[0] if np.any(matrix) else line
+        coefficients.append(tuple(float(w) for w in found))
     return Fitted(tuple(coefficients))

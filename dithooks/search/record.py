@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -39,28 +39,33 @@ class Recorded:
     Args:
         range: path of the transformer, or of the list that was watched.
         branch: number of the branch.
+        schedule: of the run.
         moments: step and σ of its calls.
-        probes: (T, batch, n), a sample of what a threshold looks at, float32.
+        probes: for each stream that a threshold looks at, (T, batch, n), a sample of it in float32.
         deltas: (T, n'), a sample of the range's residual, of all its streams.
         norms: (T,), the L2 norm of the picture's residual.
-        blocks: of the transformer (or list), and
-        skipped: of these in the range.
     """
 
     range: str
     branch: int
+    schedule: Schedule
     moments: tuple[Moment, ...]
-    probes: NDArray[np.float32]
+    probes: tuple[NDArray[np.float32], ...]
     deltas: NDArray[np.float32]
     norms: NDArray[np.float32]
-    blocks: int
-    skipped: int
 
-    def change(self, step: int, since: int, reduce: str = "mean") -> float:
-        """mean|r_t − r_s| / mean|r_s| of the t-th and s-th call; of the batch, or of the sample that changed most."""
-        now, then = self.probes[step], self.probes[since]
+    @property
+    def steps(self) -> int:
+        """Steps of the whole schedule, of which the run may have left the first out."""
+        return self.schedule.steps or self.moments[-1].step + 1
+
+    def change(self, call: int, since: int, reduce: str = "mean") -> float:
+        """mean|r_t − r_s| / mean|r_s| of two calls; of the batch, or of the sample that changed most."""
         axis = None if reduce == "mean" else 1
-        return float(np.max(np.abs(now - then).mean(axis) / np.abs(then).mean(axis)))
+        pairs = [(probe[call], probe[since]) for probe in self.probes]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = [np.max(np.abs(now - then).mean(axis) / np.abs(then).mean(axis)) for now, then in pairs]
+        return float(np.max(each))
 
     @property
     def changes(self) -> NDArray[np.float32]:
@@ -69,25 +74,26 @@ class Recorded:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """γ of each call, for :class:`MagnitudeRatio`: ‖Δ_t‖/‖Δ_{t−1}‖, 1 for the first."""
-        return (1.0, *(float(ratio) for ratio in self.norms[1:] / self.norms[:-1]))
+        """γ of each step of the schedule: ‖Δ_t‖/‖Δ_{t−1}‖; 1 for the first call, and where none was made."""
+        found = [1.0] * self.steps
+        for moment, ratio in zip(self.moments[1:], self.norms[1:] / self.norms[:-1], strict=True):
+            found[moment.step] = float(ratio)
+        return tuple(found)
 
     def decisions(self, policy: Policy) -> list[Decision]:
         """What a policy that looks at changes would have decided, had reuse changed nothing in what it looks at."""
-        steps = len(self.moments)
-        schedule = Schedule(steps, 0, None, self.blocks, self.skipped)
-        policy, track, made = policy.for_run(schedule), Track(self.branch), list[Decision]()
-        for step in range(steps):
-            decision = policy.before(step, track, schedule)
-            if decision is None or (decision.reuse and track.refreshed is None):
-                if track.refreshed is None:
-                    decision = Decision(False, "no anchor")
-                else:
-                    value = self.change(step, track.refreshed, policy.reduce)
-                    decision = policy.judge(step, track, schedule, value)
-            track.note(step, decision)
+        policy, track, made = policy.for_run(self.schedule), Track(self.branch), list[Decision]()
+        refreshed = 0
+        for call, moment in enumerate(self.moments):
+            decision = policy.before(moment.step, track, self.schedule)
+            if (decision is None or decision.reuse) and track.refreshed is None:
+                decision = Decision(False, "no anchor")
+            if decision is None:
+                value = self.change(call, refreshed, policy.reduce)
+                decision = policy.judge(moment.step, track, self.schedule, value)
+            track.note(moment.step, decision)
             if not decision.reuse:
-                track.refreshed = step
+                refreshed, track.refreshed = call, None if decision.reason == "non-finite" else moment.step
             made.append(decision)
         return made
 
@@ -97,18 +103,20 @@ class Recorder:
 
     def __init__(self, attached: Attachment) -> None:
         self.attached = attached
-        self.calls: dict[tuple[int, int], list[tuple[Moment, Tensor, Tensor, Tensor]]] = {}
+        self.calls: dict[tuple[int, int], list[tuple[Moment, list[Tensor], Tensor, Tensor]]] = {}
+        self.schedule = Schedule()
 
     def __call__(self, call: Call, deltas: Sequence[Tensor]) -> None:
         assert call.run is not None
         assert call.branch is not None
-        seen = call.seen if call.seen is not None else torch.zeros(1, 1)
+        seen = [_sampled(each) for each in call.seen or (torch.zeros(1, 1),)]
         wiring = self.attached.flow.wiring
-        main = None if wiring is None else effect(Capture(deltas=tuple(deltas)), wiring)
-        norm = torch.linalg.vector_norm(deltas[0] if main is None else main, dtype=torch.float32)
+        main = (None if wiring is None else effect(Capture(deltas=tuple(deltas)), wiring)) or deltas
+        norm = torch.linalg.vector_norm(main[0], dtype=torch.float32)
         flat = [delta.reshape(1, -1, delta.shape[-1]) for delta in deltas]
         stride = -(-sum(delta.numel() for delta in deltas) // SAMPLE)
-        kept = (call.moment, _sampled(seen), torch.cat([_sampled(each, stride)[0] for each in flat]), norm)
+        kept = (call.moment, seen, torch.cat([_sampled(each, stride)[0] for each in flat]), norm)
+        self.schedule = call.run.schedule
         self.calls.setdefault((call.run.number, call.branch.track.number), []).append(kept)
 
     def branches(self) -> list[Recorded]:
@@ -117,24 +125,16 @@ class Recorder:
         Raises:
             ValueError: several runs were.
         """
-        ledger, flow = self.attached.ledger, self.attached.flow
+        ledger = self.attached.ledger
         if len(runs := {run for run, _ in self.calls}) > 1:
             raise ValueError(f"call made {len(runs)} runs of {ledger.name}: profile one at a time")
         found = []
         for (_, number), calls in sorted(self.calls.items()):
             moments, probes, deltas, norms = zip(*calls, strict=True)
-            found.append(
-                Recorded(
-                    ledger.name,
-                    number,
-                    moments,
-                    _array(probes),
-                    _array(deltas),
-                    _array(norms),
-                    blocks=ledger.blocks,
-                    skipped=flow.end - flow.start + 1,
-                )
-            )
+            # The number of blocks is not known before the first call is over.
+            schedule = replace(self.schedule, blocks=ledger.blocks, skipped=ledger.skippable)
+            streams = tuple(_array(stream) for stream in zip(*probes, strict=True))
+            found.append(Recorded(ledger.name, number, schedule, moments, streams, _array(deltas), _array(norms)))
         return found
 
 
