@@ -94,7 +94,9 @@ class Rate(Gauge):
             self.follows = []
             if _alike(seen, self.input) and _alike(output, self.output):
                 each = zip(output, self.output, seen, self.input, strict=True)
-                self.follows = [_size(y, y_r, self.reduce) / _size(x, x_r, self.reduce) for y, y_r, x, x_r in each]
+                sizes = [(_size(y, y_r, self.reduce), _size(x, x_r, self.reduce)) for y, y_r, x, x_r in each]
+                # A stream that stays as it is (a prompt), and what becomes of it, too, follows nothing.
+                self.follows = [torch.where((y == 0) & (x == 0), y, y / x) for y, x in sizes]
             self.input, self.output = seen, output
             self.sizes = [_size(y, None, self.reduce) for y in output]
         self.before = seen

@@ -228,7 +228,8 @@ class Runs:
         policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
         if remark := policy.remark(run.schedule):
             self.say("remark", f"{self.name}: {remark}")
-        run.judged = self.on_kept is not None or tick.steps == 1  # to record is all that is wanted; or can be
+        single = tick.steps is not None and tick.steps - tick.step < 2
+        run.judged = self.on_kept is not None or single  # to record is all that is wanted, or can be
         if tick.steps is not None and not run.judged and (why := hopeless(policy, run.schedule)):
             run.judged = True
             steps = tick.steps - tick.step
