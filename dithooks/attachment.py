@@ -17,6 +17,7 @@ from .config import DitCacheConfig
 from .flow import Flow
 from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
 from .runs import Runs
+from .settle import Settler
 from .skip import SkipBlock, engage, is_engaged, retire, stand_in
 from .stats import CacheStats, Ledger
 
@@ -145,7 +146,7 @@ def prepare(chain: Chain, config: DitCacheConfig, scheduler: Callable[[], Any], 
     ledger = Ledger(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1)
     compilable = (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
     flow = Flow(
-        Runs(chain.name, config, StepClock(scheduler, chain.name), ledger, primary, chain.separate_cfg),
+        Settler(Runs(chain.name, config, StepClock(scheduler, chain.name), ledger, primary, chain.separate_cfg)),
         spots,
         start=first,
         end=end,

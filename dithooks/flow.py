@@ -18,7 +18,7 @@ from .blocks.wiring import Wiring
 from .capture import effect, entered, left, resolved
 from .replay import Replay, replaying
 from .residual import added
-from .runs import Runs
+from .settle import Settler
 from .state import Call, Capture
 from .trials import Trials, filled
 
@@ -27,7 +27,7 @@ class Flow:
     """The runtime of one range of one transformer.
 
     Args:
-        runs: settles each call.
+        settler: of each call.
         spots: all blocks of the chain, list by list; they count in the order in which they are called.
         start: first block of the range.
         end: last block of the range; negative: counted from the last of all.
@@ -38,7 +38,7 @@ class Flow:
 
     def __init__(
         self,
-        runs: Runs,
+        settler: Settler,
         spots: Sequence[Spot],
         start: int,
         end: int,
@@ -46,9 +46,10 @@ class Flow:
         compiled: Callable[[], bool],
         verify: bool,
     ) -> None:
-        self.runs, self.spots, self.start, self._end, self.weights = runs, spots, start, end, weights
+        self.settler, self.spots, self.start, self._end, self.weights = settler, spots, start, end, weights
+        self.runs = settler.runs
         self.order: tuple[int, ...] = tuple(range(len(spots)))  # until a call has been seen: list by list
-        self.lead = start if runs.policy.gauge == "change" else 0  # blocks before the range that are captured, too
+        self.lead = start if self.runs.policy.gauge == "change" else 0  # blocks before the range that are captured, too
         self.compiled, self.unverified = compiled, verify
         self.wiring: Wiring | None = None
         self.leading: Wiring | None = None  # of the blocks before the range
@@ -60,7 +61,7 @@ class Flow:
         self._moving = False  # … and while it puts stand-ins elsewhere, others begin as plain ones
         self.trials = Trials(self)
         self._again = torch.compiler.disable(self._restart)  # not as a decorator: that would import the compiler early
-        self._judge = torch.compiler.disable(runs.judge)
+        self._judge = torch.compiler.disable(settler.judge)
 
     # -- the transformer is called, and has returned ------------------------------------------------------------
 
@@ -79,9 +80,9 @@ class Flow:
             self._rehearse(replay)
         # Compiled code captures always: one graph less. Else warm-up steps are spared it.
         if torch.is_grad_enabled():
-            call = self.runs.inert()
+            call = self.settler.inert()
         else:
-            call = self.runs.settle(arguments, seen=replay is not None, capture=self.compiled())
+            call = self.settler.settle(arguments, seen=replay is not None, capture=self.compiled())
         if self.wiring is None:
             call.observation = Observation(self.spots, whole=replay is not None)
         if replay is not None and (self.wiring is None or (self.unverified and call.capture)):
@@ -311,7 +312,7 @@ class Flow:
         if self.leading is not None and call.lead is not None and isinstance(call.lead.entry, dict):
             resolved(call.lead, self.leading)
             call.seen = effect(call.lead, self.leading)
-        self.runs.keep(call)
+        self.settler.keep(call)
         return moved
 
     def _seen(
