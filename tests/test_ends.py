@@ -22,6 +22,7 @@ from dithooks import (
     profile,
     timestep_scope,
 )
+from dithooks.anchor import _moved
 
 
 class Guided(Pipe):
@@ -279,3 +280,51 @@ def test_predictions_of_a_run_that_begins_later_come_true():
             run()
             made = [each.reuse for each in cache.decisions]
         assert [decision.reuse for decision in found.of()[0].decisions(policy)] == made
+
+
+class OnADevice:
+    """Stands for a tensor on an accelerator, which this machine has not: notes what is asked of it."""
+
+    def __init__(self):
+        self.device, self.shape, self.dtype, self.asked = torch.device("cuda"), torch.Size([2, 3]), torch.float32, []
+
+    def to(self, *where, **how):
+        self.asked.append((where, how))
+        return "a copy that waits"
+
+
+class TestTheHostsMemory:
+    def test_copies_there_are_pinned_and_wait_for_nothing(self, monkeypatch):
+        made = []
+
+        class Home:
+            def copy_(self, source, non_blocking=False):
+                made.append((source, non_blocking))
+                return self
+
+        def empty(shape, *, dtype, device, pin_memory):
+            made.append((shape, dtype, device, pin_memory))
+            return Home()
+
+        monkeypatch.setattr("dithooks.anchor.torch.empty", empty)
+        there = OnADevice()
+        assert isinstance(_moved(there, "cpu"), Home)
+        assert made == [(torch.Size([2, 3]), torch.float32, "cpu", True), (there, True)]
+
+    def test_where_memory_cannot_be_pinned_they_wait(self, monkeypatch):
+        def empty(*_, **__):
+            raise RuntimeError("cannot pin")
+
+        monkeypatch.setattr("dithooks.anchor.torch.empty", empty)
+        there = OnADevice()
+        assert _moved(there, "cpu") == "a copy that waits"
+        assert there.asked == [(("cpu",), {})]
+
+    def test_what_is_there_already_is_not_copied(self):
+        tensor = torch.ones(2)
+        assert _moved(tensor, "cpu") is tensor
+        pipe, x = Pipe(Net()), latents()
+        with dit_cache(pipe, DitCacheConfig(1, 2, predictor=Linear())):
+            expected = pipe(x)
+        with dit_cache(pipe, DitCacheConfig(1, 2, predictor=Linear(), cache_device="cpu")):
+            assert torch.equal(pipe(x), expected)
