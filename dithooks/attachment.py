@@ -67,7 +67,8 @@ class Attachment:
         flow = self.flow
         sites = [self._all[index] for index in flow.order[flow.start : flow.end + 1]]
         originals = [original(site.block) for site in sites]
-        skips = [stand_in(block, offset) for offset, block in enumerate(originals)]
+        ends = (0, len(originals) - 1)
+        skips = [stand_in(block, offset, offset in ends) for offset, block in enumerate(originals)]
         self._range = sites, originals, skips  # at once: interrupted, what was there can still be taken off
 
     @property

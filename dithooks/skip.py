@@ -51,10 +51,10 @@ class _Forward:
 class _Shell:
     """What a stand-in has of its own."""
 
-    __slots__ = ("flow", "offset", "original", "override")
+    __slots__ = ("flow", "hooked", "offset", "original", "override")
 
-    def __init__(self, original: nn.Module, offset: int) -> None:
-        self.original, self.offset = original, offset
+    def __init__(self, original: nn.Module, offset: int, hooked: bool) -> None:
+        self.original, self.offset, self.hooked = original, offset, hooked
         self.flow: Flow | None = None  # None: inert, an ordinary way to call the original
         self.override: Callable[..., Any] | None = None
 
@@ -104,15 +104,20 @@ def run(shell: _Shell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             output = flow.skip(shell.offset, call, args, kwargs)
             if call.reuse:
                 return output
+    if (
+        shell.hooked
+    ):  # compiled code does not look at hooks: it is not to take a block that has ours for one that has not
+        return shell.original(*args, **kwargs)
     return shell.original(*args, **kwargs)
 
 
-def stand_in(original: nn.Module, offset: int) -> nn.Module:
+def stand_in(original: nn.Module, offset: int, hooked: bool = False) -> nn.Module:
     """A :class:`SkipBlock` for one block, ready to be put into its list; inert until engaged.
 
     Args:
         original: the block.
         offset: its place in the range.
+        hooked: whether it is one of the range's ends, which are given hooks.
 
     Raises:
         TypeError: the block's class cannot be subclassed, or it is a scripted module.
@@ -139,7 +144,7 @@ def stand_in(original: nn.Module, offset: int) -> nn.Module:
         object.__setattr__(skip, "__dict__", original.__dict__)
     except Exception as error:
         raise TypeError(f"{cls.__name__} cannot be given a stand-in: {error}") from error
-    object.__setattr__(skip, "_dithooks", _Shell(original, offset))
+    object.__setattr__(skip, "_dithooks", _Shell(original, offset, hooked))
     module: nn.Module = skip
     return module
 

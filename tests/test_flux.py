@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch._dynamo.utils import counters
 
-from dithooks import DitCacheConfig, dit_cache, timestep_scope
+from dithooks import DitCacheConfig, Linear, Threshold, dit_cache, timestep_scope
 from dithooks.demo import load_pipeline
 
 CONFIG = DitCacheConfig(2, 2, 0, 5)
@@ -169,6 +169,36 @@ class TestCompiled:
             steps(flux, given, 2),
             [flux(**given, timestep=torch.tensor([1 - k / 2]), return_dict=False)[0] for k in (0, 1)],
         )
+
+    @pytest.mark.parametrize("first", [0, 1])
+    @pytest.mark.parametrize("whole", [False, True], ids=["repeated blocks", "whole model"])
+    @pytest.mark.filterwarnings("ignore:.*reused nothing.*")
+    def test_a_policy_that_looks(self, flux, whole, first):
+        """It looks between blocks: compiled ones know nothing of that, a compiled model is cut in two there."""
+        given, config = inputs(), DitCacheConfig(cache_block_start=first, policy=Threshold(0.4, 2), predictor=Linear())
+        with dit_cache(flux, config) as cache:
+            expected, decided = steps(flux, given), [each[2:6] for each in cache.decisions]
+        assert {each[2] for each in decided} == {True, False}
+        if whole:
+            flux.compile(backend="eager")
+        else:
+            flux.compile_repeated_blocks(fullgraph=True, backend="eager")
+        with dit_cache(flux, config) as cache:
+            same(steps(flux, given), expected, rtol=1e-5, atol=1e-6)
+            assert [each[2:6] for each in cache.decisions] == decided
+        assert counters["stats"]["calls_captured"] > 0
+        assert bool(counters["graph_break"]) == whole
+
+    def test_a_forecast_needs_no_further_graph(self, flux):
+        given, config = inputs(), DitCacheConfig(2, 2, 0, 4, predictor=Linear())
+        with dit_cache(flux, config):
+            expected = steps(flux, given)
+        flux.compile(fullgraph=True, backend="eager")
+        with dit_cache(flux, config):
+            for _ in range(3):
+                same(steps(flux, given), expected, rtol=1e-5, atol=1e-6)
+        assert counters["stats"]["unique_graphs"] == 2
+        assert not counters["graph_break"]
 
     def test_wrapped_by_torch_compile(self, flux, eager):
         """Nothing shows from inside that the model is compiled: the first call is still right, the rest is cached."""
