@@ -17,8 +17,9 @@ class CacheStats:
     """Counts since attaching, or since the last reset; over all ranges of the handle.
 
     ``calls`` are calls of a transformer (guidance by two calls makes two per step), once for each of its ranges;
-    ``blocks_run`` of ``blocks_total`` block executions took place; ``bytes_held`` is the memory of all that is kept right now, on whatever device, and
-    ``bytes_peak`` the most that was; ``reasons`` says how often a call was computed or reused, and why.
+    ``blocks_run`` of ``blocks_total`` block executions took place; ``bytes_held`` is the memory of all that is kept
+    right now, on whatever device, and ``bytes_peak`` the most that was; ``reasons`` says how often a call was computed
+    or reused, and why.
     """
 
     calls: int
