@@ -128,10 +128,15 @@ class CacheHandle:
         Example:
             >>> import torch
             >>> from dithooks import Threshold
-            >>> model = torch.nn.Module()
-            >>> model.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
-            >>> model.forward = lambda x, timestep: torch.nn.Sequential(*model.blocks)(x)
-            >>> config = DitCacheConfig(cache_block_start=1, policy=Threshold(0.1, max_warmup_steps=1))
+            >>> class Model(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+            ...     def forward(self, x, timestep):
+            ...         for block in self.blocks:
+            ...             x = block(x)
+            ...         return x
+            >>> model, config = Model(), DitCacheConfig(cache_block_start=1, policy=Threshold(0.1, max_warmup_steps=1))
             >>> with torch.no_grad(), dit_cache(model, config) as cache:
             ...     for t in (1.0, 0.8):
             ...         _ = model(torch.ones(1, 4), t)
