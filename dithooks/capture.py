@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,12 @@ def resolved(capture: Capture, wiring: Wiring, wholly: bool = False) -> None:
     if wholly:
         capture.output = _looked(wiring, capture.exit)
     capture.deltas, capture.exit = subtracted(wiring, [named[name] for name in wiring.entry], capture.exit), ()
+
+
+def entering(wiring: Wiring, read: Callable[[str], Any]) -> tuple[Tensor, ...] | None:
+    """What is looked at of what enters the first block; ``read`` gives a stream by its name."""
+    found = tuple(read(wiring.entry[number]) for number in wiring.looked)
+    return found if all(isinstance(each, Tensor) for each in found) else None
 
 
 def effect(capture: Capture, wiring: Wiring) -> tuple[Tensor, ...] | None:

@@ -15,7 +15,7 @@ from .blocks.carry import WiringError
 from .blocks.observe import Observation, Spot
 from .blocks.trunk import resolve_lead, wire
 from .blocks.wiring import Wiring
-from .capture import effect, entered, left, resolved
+from .capture import effect, entered, entering, left, resolved
 from .replay import Replay, replaying
 from .residual import added
 from .settle import Settler
@@ -305,9 +305,9 @@ class Flow:
         if call.generation != self.generation:  # another thread's call has moved the range
             return False
         if self.wiring is not None and isinstance(call.range.entry, dict):  # it was captured before that was known
-            if call.gauged and self.leading is None:
-                given = [call.range.entry.get(self.wiring.entry[number]) for number in self.wiring.looked]
-                call.seen = tuple(-each for each in given if each is not None) or None
+            if call.gauged and not self.lead:
+                named = call.range.entry
+                call.seen = entering(self.wiring, lambda name: None if name not in named else -named[name])
             resolved(call.range, self.wiring, self.runs.policy.gauge == "rate")
         if self.leading is not None and call.lead is not None and isinstance(call.lead.entry, dict):
             resolved(call.lead, self.leading)
@@ -321,8 +321,8 @@ class Flow:
         """What the policy looks at: what the blocks before the range did, or what enters it."""
         if self.lead:
             return None if call.lead is None or self.leading is None else effect(call.lead, self.leading)
-        given = [wiring.ports[0].read(wiring.entry[number], args, kwargs) for number in wiring.looked]
-        return tuple(each.clone() for each in given) if all(isinstance(each, Tensor) for each in given) else None
+        seen = entering(wiring, lambda name: wiring.ports[0].read(name, args, kwargs))
+        return None if seen is None else tuple(each.clone() for each in seen)
 
     def _wire(self, observation: Observation, call: Call) -> bool:
         """Count the blocks as they were called, and follow the streams through the range."""

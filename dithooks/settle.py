@@ -70,7 +70,8 @@ class Settler:
         if change is None:  # a rate takes two computed steps
             decision = Decision(False, "unmeasured")
         else:
-            decision = run.policy.judge(call.moment.step, branch.track, run.schedule, float(change.item()))
+            value = float(change.item())  # the one wait for the device that a decision costs
+            decision = run.policy.judge(call.moment.step, branch.track, run.schedule, value)
             run.shared = run.shared or decision
         self._conclude(call, decision)
 

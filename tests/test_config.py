@@ -57,11 +57,16 @@ def test_a_file_of_the_first_schema_is_read():
     assert DitCacheConfig.from_json(json.dumps(old)) == DitCacheConfig(**GOOD)
 
 
-@pytest.mark.parametrize("value", [True, 1.0, "2", None])
-@pytest.mark.parametrize("field", list(GOOD))
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (field, value)
+        for field in GOOD
+        for value in (True, 1.0, "2", None)
+        if (field, value) != ("cache_num_blocks", None)  # all to the end
+    ],
+)
 def test_wrong_type(field, value):
-    if (field, value) == ("cache_num_blocks", None):  # all to the end
-        return
     with pytest.raises(TypeError, match=field):
         DitCacheConfig(**{**GOOD, field: value})
 

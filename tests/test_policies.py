@@ -622,3 +622,18 @@ def test_what_is_no_number_is_computed(policy, value):
     track = Track(refreshed=2, drift=0.1, streak=1)
     track.note(4, decision)
     assert (track.rates, track.drift, track.streak) == ([], 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda **given: Threshold(0.1, **given), "max_warmup_steps"),
+        (lambda **given: Threshold(0.1, **given), "warmup_interval"),
+        (lambda **given: Threshold(0.1, **given), "last_steps_computed"),
+        (lambda **given: EasyCache(0.1, **given), "max_warmup_steps"),
+        (lambda **given: EasyCache(0.1, **given), "last_steps_computed"),
+    ],
+)
+def test_a_count_that_is_none_is_refused_at_once_where_there_has_to_be_one(make, field):
+    with pytest.raises(TypeError, match=f"{field} must be an int, not None"):
+        make(**{field: None})

@@ -206,3 +206,24 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: there are {', '.join(map(repr, choices))}")
     return str(value)
+
+
+def check_looking(policy: Policy) -> None:
+    """What all policies that look are told: for whom they decide, and how they weigh a batch.
+
+    Raises:
+        TypeError, ValueError: one of them is of the wrong type, or another word.
+    """
+    check_choice("reduce", policy.reduce, ("mean", "max"))
+    if not isinstance(policy.separate_branches, bool):
+        raise TypeError(f"separate_branches must be True or False, not {policy.separate_branches!r}")
+
+
+def no_end(last_steps: int, schedule: Schedule) -> str | None:
+    """The remark that a run's last steps cannot be told, if they are asked for."""
+    if not last_steps or schedule.steps is not None:
+        return None
+    return (
+        f"last_steps_computed={last_steps} does nothing, as nothing tells the number of steps: give dit_cache the "
+        "pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
+    )

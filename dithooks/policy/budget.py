@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from .base import Decision, Policy, Reduce, Schedule, Track, check_choice, check_count, check_number
+from .base import Decision, Policy, Reduce, Schedule, Track, check_count, check_looking, check_number
 
 WITHIN = 0.05  # of the target
 RECENT = 3  # changes: what is far back says little of the steps to come
@@ -58,9 +58,7 @@ class Budget(Policy):
         object.__setattr__(self, "target_speedup", target)
         if self.max_warmup_steps is not None:
             object.__setattr__(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
-        check_choice("reduce", self.reduce, ("mean", "max"))
-        if not isinstance(self.separate_branches, bool):
-            raise TypeError(f"separate_branches must be True or False, not {self.separate_branches!r}")
+        check_looking(self)
 
     def for_run(self, schedule: Schedule) -> Budget:
         if schedule.steps is None:

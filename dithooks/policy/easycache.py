@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .base import Decision, Policy, Reduce, Schedule, Track, check_choice, check_count, check_number
+from .base import Decision, Policy, Reduce, Schedule, Track, check_count, check_looking, check_number, no_end
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ class EasyCache(Policy):
         for name, least in (("max_warmup_steps", 2), ("max_continuous_cached_steps", 1), ("last_steps_computed", 0)):
             if (value := getattr(self, name)) is not None or name != "max_continuous_cached_steps":
                 object.__setattr__(self, name, check_count(name, value, least))
-        check_choice("reduce", self.reduce, ("mean", "max"))
-        if not isinstance(self.separate_branches, bool):
-            raise TypeError(f"separate_branches must be True or False, not {self.separate_branches!r}")
+        check_looking(self)
 
     def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
         if step < self.max_warmup_steps:
@@ -71,9 +69,7 @@ class EasyCache(Policy):
         return Decision(reuse, "reuse" if reuse else "threshold", value)
 
     def remark(self, schedule: Schedule) -> str | None:
-        if self.last_steps_computed and schedule.steps is None:
-            return f"last_steps_computed={self.last_steps_computed} does nothing, as nothing tells the number of steps"
-        return None
+        return no_end(self.last_steps_computed, schedule)
 
     def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
         return f"the smallest change expected of a step was {min(values):.3g}, threshold is {self.threshold:g}"

@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .base import Decision, Policy, Reduce, Schedule, Track, check_choice, check_count, check_number
+from .base import (
+    Decision,
+    Policy,
+    Reduce,
+    Schedule,
+    Track,
+    check_choice,
+    check_count,
+    check_looking,
+    check_number,
+    no_end,
+)
 
 
 @dataclass(frozen=True)
@@ -75,12 +86,11 @@ class Threshold(Policy):
             "force_refresh_step": 1,
         }
         for name, least in counts.items():
-            if (value := getattr(self, name)) is not None or name in ("max_warmup_steps", "warmup_interval"):
+            optional = name in ("max_cached_steps", "max_continuous_cached_steps", "force_refresh_step")
+            if (value := getattr(self, name)) is not None or not optional:
                 object.__setattr__(self, name, check_count(name, value, least))
         check_choice("force_refresh", self.force_refresh, ("once", "repeat"))
-        check_choice("reduce", self.reduce, ("mean", "max"))
-        if not isinstance(self.separate_branches, bool):
-            raise TypeError(f"separate_branches must be True or False, not {self.separate_branches!r}")
+        check_looking(self)
 
     def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
         if step < self.max_warmup_steps and step % self.warmup_interval == 0:
@@ -108,12 +118,7 @@ class Threshold(Policy):
         return Decision(True, "reuse", value)
 
     def remark(self, schedule: Schedule) -> str | None:
-        if self.last_steps_computed and schedule.steps is None:
-            return (
-                f"last_steps_computed={self.last_steps_computed} does nothing, as nothing tells the number of steps: "
-                "give dit_cache the pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
-            )
-        return None
+        return no_end(self.last_steps_computed, schedule)
 
     def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
         if reasons.get("accumulated") and min(values) < self.residual_diff_threshold:

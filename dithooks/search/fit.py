@@ -45,6 +45,7 @@ def fit(
     size = len(moments)
     if np.shape(gram) != (size, size) or len(computed) != size:
         raise ValueError(f"{size} steps need a ({size}, {size}) matrix and as many bits: got {np.shape(gram)}")
+    exact = np.asarray(gram, dtype=np.float64)  # neighbouring residuals are all but parallel; done on the host, once
     coefficients: list[tuple[float, ...] | None] = []
     for step in range(size):
         if computed[step]:
@@ -53,10 +54,10 @@ def fit(
         last = [earlier for earlier in range(step - 1, -1, -1) if computed[earlier]][:anchors]
         line = np.zeros(len(last))
         line[:2] = through([moments[b] for b in last[:2]], moments[step], "sigma")
-        inner = np.asarray(gram, dtype=np.float64)[np.ix_(last, last)]
+        inner = exact[np.ix_(last, last)]
         pull = ridge * float(np.trace(inner)) / max(len(last), 1)
         matrix = inner + pull * np.eye(len(last))
-        aim = np.asarray(gram, dtype=np.float64)[last, step] + pull * line
+        aim = exact[last, step] + pull * line
         found = np.linalg.lstsq(matrix, aim, rcond=None)[0] if np.any(matrix) else line
         coefficients.append(tuple(float(w) for w in found))
     return Fitted(tuple(coefficients))
