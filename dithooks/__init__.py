@@ -6,6 +6,7 @@ from .blocks.ports import PatchFunctor
 from .clock import timestep_scope
 from .config import DitCacheConfig
 from .handle import CacheHandle, dit_cache
+from .plan import CachePlan
 from .policy.budget import Budget
 from .policy.easycache import EasyCache
 from .policy.interval import Interval
@@ -21,6 +22,7 @@ __all__ = [
     "BlockAdapterRegistry",
     "Budget",
     "CacheHandle",
+    "CachePlan",
     "CacheStats",
     "DitCacheConfig",
     "EasyCache",

@@ -145,17 +145,22 @@ def prepare(chain: Chain, config: DitCacheConfig, scheduler: Callable[[], Any], 
     primary = next(iter(parameter_names(chain.owner)), None)
     name = chain.lanes[0].path if len(chain.lanes) == 1 else chain.path or type(chain.owner).__name__
     ledger = Ledger(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1)
-    compilable = (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
     flow = Flow(
         Settler(Runs(chain.name, config, StepClock(scheduler, chain.name), ledger, primary, chain.separate_cfg)),
         spots,
         start=first,
         end=end,
         weights=chain.weights() if chain.found else None,
-        compiled=lambda: chain.compiled or any(module._compiled_call_impl is not None for module in compilable),
+        compiled=compiled_of(chain),
         verify=verify,
     )
     return Attachment(chain, flow, ledger)
+
+
+def compiled_of(chain: Chain) -> Callable[[], bool]:
+    """Tells whether a chain's transformer or a block of it is known to be compiled, as it is now."""
+    compilable = (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
+    return lambda: chain.compiled or any(module._compiled_call_impl is not None for module in compilable)
 
 
 def original(block: nn.Module) -> nn.Module:

@@ -7,19 +7,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from .assign import assign
 from .attachment import Attachment, check, prepare
 from .blocks.adapter import BlockAdapter, chains_of
 from .blocks.chain import Chain, fingerprint
 from .blocks.find import Blocks
 from .config import DitCacheConfig
+from .plan import CachePlan
 from .policy.interval import Interval
 from .stats import CacheStats, Settled, total
 
 
 def dit_cache(
     target: object,
-    config: DitCacheConfig,
+    config: DitCacheConfig | CachePlan,
     *,
     blocks: Blocks = None,
     scheduler: object = None,
@@ -33,7 +36,7 @@ def dit_cache(
     Args:
         target: a diffusers pipeline, a transformer or any ``nn.Module`` that calls lists of blocks; or a
             :class:`BlockAdapter`, which says more about it.
-        config: which blocks, when to reuse, and what to add.
+        config: which blocks, when to reuse, and what to add; or a :class:`CachePlan`, which a search has found.
         blocks: where the blocks are, if they are not found by themselves: a dotted path from ``target`` to an
             ``nn.ModuleList`` (``"transformer.transformer_blocks"``), the list itself, or several of either,
             counted in the order in which the model calls them. Left out: the lists of the trunk, without
@@ -52,10 +55,11 @@ def dit_cache(
     Raises:
         TypeError: ``target``, ``config`` or ``blocks`` is of the wrong type.
         ValueError: no block list there, the range goes past its end, its blocks are cached already, or the config
-            was made for another model.
+            or plan was made for another model.
 
     Warns:
-        UserWarning: the cache can never reuse anything (``cache_step_interval=1``); nothing is attached then.
+        UserWarning: the cache can never reuse anything (``cache_step_interval=1``); nothing is attached then. Or a plan
+            was made with another dtype or scheduler; it is used all the same.
 
     Example:
         >>> import torch
@@ -147,8 +151,8 @@ class CacheHandle:
             return self._settled
         return tuple(each for attached in self._attached for each in attached.ledger.settled())
 
-    def update(self, config: DitCacheConfig) -> None:
-        """Go on with another schedule or range; what was cached is dropped. Errors leave the old one in force.
+    def update(self, config: DitCacheConfig | CachePlan) -> None:
+        """Go on with another configuration or plan; what was cached is dropped. Errors leave the old one in force.
 
         Raises:
             RuntimeError: the handle was removed.
@@ -156,10 +160,12 @@ class CacheHandle:
         """
         if not self.active:
             raise RuntimeError("this cache was removed: attach a new one with dit_cache(...)")
-        if not isinstance(config, DitCacheConfig):
-            raise TypeError(f"config must be a DitCacheConfig, not {config!r} ({type(config).__name__})")
+        if not isinstance(config, (DitCacheConfig, CachePlan)):
+            raise TypeError(f"config must be a DitCacheConfig or CachePlan, not {config!r} ({type(config).__name__})")
         mine = [skip for attached in self._attached for skip in attached.skips]
-        chains = assign(chains_of(self._target, self._blocks), config)
+        found, plan = chains_of(self._target, self._blocks), config if isinstance(config, CachePlan) else None
+        config = config.config_for(found) if isinstance(config, CachePlan) else config
+        chains = assign(found, config)
         for chain, own in chains:
             check(chain, own, mine)
         here = fingerprint([chain for chain, _ in chains])
@@ -173,7 +179,8 @@ class CacheHandle:
         runs = [attached.flow.runs for attached in prepared]
         for each in runs:
             each.peers = runs
-        former, remarks = self._attached, list[str]()
+        remarks = [] if plan is None else plan.remarks(_dtype_of(found[0][0].owner), self._scheduler_name())
+        former = self._attached
         try:
             for attached in former:
                 remarks += attached.detach()
@@ -235,13 +242,26 @@ class CacheHandle:
         return f"<CacheHandle {state if self.active else 'removed'}>"
 
     def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
+        return prepare(chain, config, self._look_up(), self._verify)
+
+    def _look_up(self) -> Callable[[], Any]:
         target = self._target.pipe if isinstance(self._target, BlockAdapter) else self._target
-        return prepare(chain, config, scheduler_of(target, self._scheduler), self._verify)
+        return scheduler_of(target, self._scheduler)
+
+    def _scheduler_name(self) -> str | None:
+        scheduler = self._look_up()()
+        return None if scheduler is None else type(scheduler).__name__
 
 
 def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:
     """What looks up the scheduler that tells the steps: at every call, as pipelines get new ones."""
     return lambda: getattr(target, "scheduler", None) if explicit is None else explicit
+
+
+def _dtype_of(owner: nn.Module) -> str | None:
+    """Of a transformer's weights, the first that are no whole numbers."""
+    dtypes = (parameter.dtype for parameter in owner.parameters() if parameter.is_floating_point())
+    return next((str(dtype).removeprefix("torch.") for dtype in dtypes), None)
 
 
 def _warn(remarks: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,18 @@ def encode(value: Any) -> Any:
     if isinstance(value, (Policy, Predictor)):
         if type(value) not in KINDS:
             raise TypeError(f"{type(value).__name__} is not one of the library's own: it cannot be written as JSON")
-        return {"kind": type(value).__name__, **{f.name: encode(getattr(value, f.name)) for f in fields(value)}}  # type: ignore[arg-type]
+        given = {each.name: getattr(value, each.name) for each in fields(value) if _written(each, value)}  # type: ignore[arg-type]
+        return {"kind": type(value).__name__, **{name: encode(item) for name, item in given.items()}}
     if isinstance(value, (tuple, list)):
         return [encode(item) for item in value]
     if isinstance(value, dict):
         return {key: encode(item) for key, item in value.items()}
     return value
+
+
+def _written(each: Field[Any], value: Any) -> bool:
+    """All fields are, but those that came later and are not used: what is written without them stays as it was."""
+    return "written" not in each.metadata or getattr(value, each.name) is not None
 
 
 def plain(value: Any) -> Any:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from .policy.base import check_choice, check_count, check_number
+from .policy.base import Schedule, check_choice, check_count, check_number
+
+# Of the largest |σ|. One schedule, computed anew in another precision or by another version of a scheduler, differs by
+# less, down to float16; and neighbouring steps of schedules in use lie several times as far apart.
+SAME_TIME = 1e-3
 
 
 class Moment(NamedTuple):
@@ -36,6 +40,15 @@ class Predictor(ABC):
 
         ``None``: these are not the anchors it was made for; the line through the last two is taken then.
         """
+
+    @property
+    def needs_sigmas(self) -> bool:
+        """Whether it asks for the noise level of a step."""
+        return self.anchors > 1
+
+    def remark(self, schedule: Schedule) -> str | None:
+        """What is to be said at the start of a run."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -115,9 +128,11 @@ class Fitted(Predictor):
         coefficients: for each step of the run, the weights of the last residuals, the newest first; ``None`` where the
             step is computed. Residuals other than those of the last ``None`` steps do not fit: then, and beyond the
             last step, the line in σ is taken, as :class:`Linear` does, and that is said once.
+        sigmas: σ of each step they were found for, or what stands for it (``Moment.time``). Given, they fit only where
+            the step and the residuals' own steps are at these, to within 1e-3 of the largest. Left out, whatever σ is.
 
     Raises:
-        TypeError, ValueError: not such a list, or the first step is not computed.
+        TypeError, ValueError: not such a list, the first step is not computed, or ``sigmas`` has not one for each step.
 
     Example:
         >>> plan = Fitted((None, None, (1.4, -0.4), None, (1.5, -0.5)))
@@ -125,13 +140,16 @@ class Fitted(Predictor):
         (1.5, -0.5)
         >>> plan.weights([Moment(2, 0.6), Moment(1, 0.8)], Moment(4, 0.2)) is None  # another schedule
         True
+        >>> plan = Fitted((None, (0.9,)), sigmas=(1.0, 0.5))
+        >>> plan.weights([Moment(0, 1.0)], Moment(1, 0.5)), plan.weights([Moment(0, 1.0)], Moment(1, 0.6))
+        ((0.9,), None)
     """
 
     coefficients: tuple[tuple[float, ...] | None, ...]
+    sigmas: tuple[float, ...] | None = field(default=None, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
-        coefficients: Any = self.coefficients
-        coefficients = coefficients.tolist() if hasattr(coefficients, "tolist") else coefficients
+        coefficients = _listed(self.coefficients)
         given = list(coefficients) if isinstance(coefficients, Iterable) else None
         if given is None or not all(each is None or isinstance(each, Iterable) for each in given):
             raise TypeError(f"coefficients must be None or a list of weights for each step, not {self.coefficients!r}")
@@ -147,21 +165,63 @@ class Fitted(Predictor):
                 raise ValueError(
                     f"step {step} has {len(each)} coefficients, but {len(self._planned(step))} computed steps before it"
                 )
+        if self.sigmas is None:
+            return
+        sigmas = _listed(self.sigmas)
+        if not isinstance(sigmas, Iterable) or isinstance(sigmas, str):
+            raise TypeError(f"sigmas must be a number for each step, or None, not {self.sigmas!r}")
+        object.__setattr__(self, "sigmas", tuple(check_number("a sigma", s, -float("1e30")) for s in sigmas))
+        if len(self.sigmas) != len(checked):
+            raise ValueError(f"sigmas has {len(self.sigmas)} entries, but coefficients has {len(checked)}")
 
     @property
     def anchors(self) -> int:
         return max((len(each) for each in self.coefficients if each is not None), default=1)
 
+    @property
+    def needs_sigmas(self) -> bool:
+        return self.sigmas is not None or self.anchors > 1
+
     def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
         chosen = self.coefficients[now.step] if now.step < len(self.coefficients) else None
         if chosen is None:
             return None
-        planned = self._planned(now.step)[: len(chosen)]
-        return chosen if [anchor.step for anchor in anchors[: len(chosen)]] == planned else None
+        used = anchors[: len(chosen)]
+        if [anchor.step for anchor in used] != self._planned(now.step)[: len(chosen)]:
+            return None
+        return chosen if all(self._is_at(moment.step, moment.time) for moment in (now, *used)) else None
+
+    def remark(self, schedule: Schedule) -> str | None:
+        instead = "the last residual" if self.anchors == 1 else "the line through the last two residuals, in σ,"
+        fitted, steps = len(self.coefficients), schedule.steps
+        if steps is not None and steps != fitted:
+            where = "" if self.sigmas is not None else "where they follow other computed steps, "
+            return (
+                f"coefficients were fitted for {fitted} step{'s' * (fitted != 1)}, and this run has {steps}: "
+                f"{where}{instead} is taken in their place"
+            )
+        here = schedule.sigmas or ()
+        other = next((step for step, sigma in enumerate(here) if not self._is_at(step, sigma)), None)
+        if other is None or self.sigmas is None:
+            return None
+        return (
+            f"coefficients were fitted at other noise levels (step {other} at {self.sigmas[other]:.4g}, and in this "
+            f"run at {here[other]:.4g}): {instead} is taken in their place"
+        )
+
+    def _is_at(self, step: int, time: float) -> bool:
+        """Whether a step is at the time that the coefficients were found for, as far as that is known."""
+        if self.sigmas is None:
+            return True
+        return abs(time - self.sigmas[step]) <= SAME_TIME * max(map(abs, self.sigmas))
 
     def _planned(self, step: int) -> list[int]:
         """The computed steps before this one, the latest first."""
         return [earlier for earlier in range(step - 1, -1, -1) if self.coefficients[earlier] is None]
+
+
+def _listed(values: Any) -> Any:
+    return values.tolist() if hasattr(values, "tolist") else values  # an array or a tensor
 
 
 def through(anchors: Sequence[Moment], now: Moment, axis: str) -> tuple[float, ...]:

@@ -47,14 +47,15 @@ class Replay:
         """The output, without gradients and hooks of the module itself; ``eager``: without compiled code, too."""
         token = replaying.set(True)
         try:
-            with torch.no_grad(), _eagerly() if eager else nullcontext():
+            with torch.no_grad(), eagerly() if eager else nullcontext():
                 return self._module.forward(*_copied(self._args, True), **_copied(self._kwargs, True))
         finally:
             replaying.reset(token)
 
 
 @contextmanager
-def _eagerly() -> Iterator[None]:
+def eagerly() -> Iterator[None]:
+    """Compiled code stands aside, in the whole process."""
     with _STANCE, torch.compiler.set_stance("force_eager"):
         yield
 

@@ -131,7 +131,7 @@ class Runs:
 
     def _made_out(self, run: Run, tick: Tick) -> Policy:
         """What is known of a run at its first call, and the policy for that."""
-        wanted = self.predictor.anchors > 1 or self.policy.needs_sigmas
+        wanted = self.predictor.needs_sigmas or self.policy.needs_sigmas
         run.epoch = tick.epoch
         run.schedule = Schedule(
             tick.steps,
@@ -143,6 +143,8 @@ class Runs:
         policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
         if remark := policy.remark(run.schedule):
             self.say("remark", f"{self.name}: {remark}")
+        if remark := self.predictor.remark(run.schedule):
+            self.say("unfitted", f"{self.name}: {remark}")  # as for the steps where that is found only then
         single = tick.steps is not None and tick.steps - tick.step < 2
         run.judged = self.on_kept is not None or single  # to record is all that is wanted, or can be
         if tick.steps is not None and not run.judged and (why := hopeless(policy, run.schedule)):

@@ -1,5 +1,7 @@
 """What a reused step is given: weights against the polynomial through the anchors, sums in float64, and whole runs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from toys import Counter
 
 from dithooks import DitCacheConfig, Fitted, Interval, Linear, Mask, Reuse, Taylor, Threshold, dit_cache, timestep_scope
 from dithooks.anchor import Anchor, combined
+from dithooks.policy.base import Schedule
 from dithooks.predictor import Moment
 
 U = {dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.float32, torch.bfloat16, torch.float16)}
@@ -191,6 +194,96 @@ class TestFitted:
     def test_what_is_no_plan(self, plan, error, match):
         with pytest.raises(error, match=match):
             Fitted(plan)
+
+    AT = tuple(1 - step / 10 for step in range(8))
+
+    def test_at_the_noise_levels_it_was_fitted_for(self):
+        """0.001 of the largest, here 1, is allowed: of the step, and of the residuals that are used."""
+        plan = Fitted(self.PLAN, self.AT)
+        assert plan.weights(self.computed(3, 1, 0), Moment(4, 0.6)) == (2.0,)
+        for off, fits in ((0.0009, True), (-0.0009, True), (0.0011, False), (-0.0011, False)):
+            wanted = (2.0,) if fits else None
+            assert plan.weights(self.computed(3, 1, 0), Moment(4, 0.6 + off)) == wanted
+            assert plan.weights([Moment(3, 0.7 + off), *self.computed(1, 0)], Moment(4, 0.6)) == wanted
+        assert plan.weights([*self.computed(3), Moment(1, 7.0)], Moment(4, 0.6)) == (2.0,)  # is not used
+        assert plan.weights([*self.computed(3, 1), Moment(0, 7.0)], Moment(5, 0.5)) is None
+        assert plan.weights(self.computed(3, 1, 0), Moment(5, 0.5)) == (3.0, 4.0, 5.0)
+        assert plan.weights(self.computed(6, 3), Moment(8, 0.2)) is None
+
+    def test_the_largest_is_the_largest_whatever_its_sign(self):
+        plan = Fitted((None, (1.0,)), (-1000.0, 10.0))
+        assert plan.weights([Moment(0, -1000.9)], Moment(1, 10.9)) == (1.0,)
+        assert plan.weights([Moment(0, -1000.0)], Moment(1, 11.1)) is None
+
+    def test_noise_levels_that_do_not_fall(self):
+        plan = Fitted((None, (1.0,), (2.0,)), (0.5, 0.5, 0.7))
+        assert plan.weights([Moment(0, 0.5)], Moment(2, 0.7)) == (2.0,)
+
+    @pytest.mark.parametrize(
+        ("sigmas", "error", "match"),
+        [
+            ((1.0,), ValueError, "sigmas has 1 entries, but coefficients has 2"),
+            ((), ValueError, "sigmas has 0 entries"),
+            (0.5, TypeError, "sigmas must be a number for each step, or None, not 0.5"),
+            ("10", TypeError, "sigmas must be a number for each step, or None, not '10'"),
+            ((1.0, None), TypeError, "a sigma must be a number"),
+            ((1.0, float("nan")), ValueError, "a sigma=nan"),
+            ((float("inf"), 1.0), ValueError, "a sigma=inf"),
+        ],
+    )
+    def test_what_are_no_noise_levels(self, sigmas, error, match):
+        with pytest.raises(error, match=match):
+            Fitted((None, (1.0,)), sigmas)
+
+    @pytest.mark.parametrize("given", [torch.tensor, np.array, list])
+    def test_noise_levels_as_they_come(self, given):
+        plan = Fitted((None, (1.0,)), given([1.0, 0.5]))
+        assert plan == Fitted((None, (1.0,)), (1.0, 0.5))
+        assert [type(sigma) for sigma in plan.sigmas] == [float, float]
+
+    @given(st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=9))
+    def test_written_and_read(self, sigmas):
+        plan = Fitted((None, *[(0.1,)] * (len(sigmas) - 1)), sigmas)
+        read = DitCacheConfig.from_json(DitCacheConfig(0, 2, predictor=plan).to_json()).predictor
+        assert read == plan
+        assert [sigma.hex() for sigma in read.sigmas] == [float(sigma).hex() for sigma in sigmas]
+
+    def test_read_as_it_was_written_before_it_had_noise_levels(self):
+        text = DitCacheConfig(0, 2, predictor=Fitted((None, (1.5,)))).to_json()
+        assert json.loads(text)["predictor"] == {"kind": "Fitted", "coefficients": [None, [1.5]]}
+        assert DitCacheConfig.from_json(text).predictor == Fitted((None, (1.5,)))
+
+    @pytest.mark.parametrize(
+        ("plan", "schedule", "said"),
+        [
+            (Fitted(PLAN, AT), Schedule(8, sigmas=AT), None),
+            (Fitted(PLAN, AT), Schedule(8), None),
+            (Fitted(PLAN, AT), Schedule(), None),
+            (Fitted(PLAN), Schedule(8, sigmas=AT[::-1]), None),
+            (Fitted(PLAN, AT), Schedule(8, sigmas=tuple(sigma + 0.0009 for sigma in AT)), None),
+            (
+                Fitted(PLAN, AT),
+                Schedule(50),
+                "coefficients were fitted for 8 steps, and this run has 50: "
+                "the line through the last two residuals, in σ, is taken in their place",
+            ),
+            (Fitted((None, (1.0,))), Schedule(1), "where they follow other computed steps, the last residual is taken"),
+            (Fitted((None,), (1.0,)), Schedule(2), "fitted for 1 step, and this run has 2: the last residual"),
+            (
+                Fitted(PLAN, AT),
+                Schedule(8, sigmas=(*AT[:6], 0.35, 0.3)),
+                "fitted at other noise levels (step 6 at 0.4, and in this run at 0.35): the line through",
+            ),
+        ],
+    )
+    def test_remarks(self, plan, schedule, said):
+        told = plan.remark(schedule)
+        assert told is None if said is None else said in told
+        assert all(other.remark(schedule) is None for other in (Reuse(), Linear(), Taylor(3)))
+
+    def test_who_asks_for_noise_levels(self):
+        asking = (Reuse(), Taylor(0), Fitted((None, (1.0,))), Fitted((None, (1.0,)), (1.0, 0.5)), Linear(), Taylor(2))
+        assert [each.needs_sigmas for each in asking] == [False, False, False, True, True, True]
 
     def test_numpy_and_lists(self):
         plan = Fitted([None, [np.float32(1.5)], np.asarray([0.25])])
@@ -537,7 +630,7 @@ class TestRuns:
         torch.testing.assert_close(got[4, 0], 5 * x + 10 * e * (0.5 * t[3] + 0.25 * t[1]))
 
     def test_fitted_to_other_steps_takes_the_line_and_says_so_once(self):
-        plan = Fitted((None, None, (2.0,), (2.0,), None, (0.5, 0.25), (0.5, 0.25)))
+        plan = Fitted((None, None, (2.0,), (2.0,), None, (0.5, 0.25), (0.5, 0.25), *[None] * 5))
         with pytest.warns(UserWarning, match=r"Fitted has no coefficients: the line through the last two is") as said:
             far = errors(1, Interval(2, 3), plan)
         assert len([each for each in said if "no coefficients" in str(each.message)]) == 1

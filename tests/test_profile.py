@@ -22,7 +22,7 @@ from dithooks import (
     profile,
     timestep_scope,
 )
-from dithooks.search.record import SAMPLE
+from dithooks.search.watch import SAMPLE
 
 STEPS = 14
 

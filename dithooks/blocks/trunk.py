@@ -88,6 +88,21 @@ def resolve_lead(observation: Observation, order: tuple[int, ...], number: int) 
         ) from None
 
 
+def followed(observation: Observation, trunk: Trunk) -> tuple[set[tuple[int, int]], dict[tuple[int, int], str]]:
+    """Ranges, first and last block of each, whose streams can be followed, and the others with the reason."""
+    allowed, refused = set(), {}
+    for start in range(len(trunk.order)):
+        for end in range(start, len(trunk.order)):
+            try:
+                if resolve(observation, trunk.order, start, end) is None:
+                    refused[start, end] = "the run did not call all of these blocks"
+                else:
+                    allowed.add((start, end))
+            except WiringError as error:
+                refused[start, end] = str(error)
+    return allowed, refused
+
+
 def find_trunk(observation: Observation, weights: Mapping[str, int] | None) -> Trunk | None:
     """Order the lists by their calls; ``None`` if this call ran none.
 

@@ -179,6 +179,8 @@ def resample(
     else:
         falling = np.asarray(new_sigmas[:steps], dtype=np.float32)
         known = np.asarray(sigmas, dtype=np.float32)
+        if np.array_equal(falling, known):  # levels that lie closer than float32 tells would not find their places
+            return tuple(mask)
         places = np.interp(-falling, -known, np.arange(old, dtype=np.float32))
         places = np.where(falling < known[-1], old - 1 + np.clip(1 - falling / max(known[-1], 1e-9), 0, 1), places)
     refreshes = [float(q) for q, bit in enumerate(mask) if bit]

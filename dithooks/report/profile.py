@@ -17,7 +17,7 @@ from ..handle import scheduler_of
 from ..policy.threshold import Threshold
 from ..predictor import Fitted, Moment
 from ..search.fit import RIDGE, fit
-from ..search.record import Recorded, Watch, recording
+from ..search.watch import Recorded, Watch, recording
 
 THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.24, 0.32)
 QUANTILES = (0, 25, 50, 75, 95, 100)

@@ -17,8 +17,8 @@ from ..blocks.find import Blocks, owners_of
 from ..blocks.observe import Observation, Seen, spots_of
 from ..blocks.pattern import pattern_of
 from ..blocks.ports import Ports, show
-from ..blocks.trunk import Trunk, find_trunk
-from ..blocks.wiring import gap, resolve
+from ..blocks.trunk import Trunk, find_trunk, followed
+from ..blocks.wiring import gap
 from ..clock import timestep_scope
 from ..config import DitCacheConfig
 from ..handle import dit_cache
@@ -131,7 +131,7 @@ def _surveyed(
     trunk = find_trunk(observation, chain.weights() if chain.found else None)
     assert trunk is not None
     paths = tuple(observation.spots[index].path for index in trunk.order)
-    allowed, refused = _followed(observation, trunk)
+    allowed, refused = followed(observation, trunk)
     outcomes = try_out(allowed, len(paths), test, lambda pair: _tried(target, run, blocks, pair))
     failed = {pair: why for pair, why in outcomes.items() if why is not None}
     refused |= {pair: why for pair in allowed - set(outcomes) for inside, why in failed.items() if within(inside, pair)}
@@ -152,21 +152,6 @@ def _surveyed(
         tuple((*pair, why) for why, pair in reasons.items()),
         len(outcomes),
     )
-
-
-def _followed(observation: Observation, trunk: Trunk) -> tuple[set[Pair], dict[Pair, str]]:
-    """Ranges whose streams can be followed, and the others with the reason."""
-    allowed, refused = set(), {}
-    for start in range(len(trunk.order)):
-        for end in range(start, len(trunk.order)):
-            try:
-                if resolve(observation, trunk.order, start, end) is None:
-                    refused[start, end] = "the run did not call all of these blocks"
-                else:
-                    allowed.add((start, end))
-            except WiringError as error:
-                refused[start, end] = str(error)
-    return allowed, refused
 
 
 def _tried(target: object, run: Callable[[], object], blocks: Blocks, pair: Pair) -> str | None:

@@ -1,0 +1,254 @@
+"""Hooks on one transformer and its blocks that keep samples of the streams, and say what each block costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..blocks.chain import Chain
+from ..blocks.observe import Observation, spots_of
+from ..blocks.ports import bind, parameter_names
+from ..blocks.trunk import Trunk, find_trunk, followed
+from ..clock import StepClock
+from ..config import DitCacheConfig
+from ..policy.base import Decision, Policy, Schedule, Track
+from ..replay import Replay, replaying
+from ..runs import Runs
+from ..settle import Settler
+from ..state import Call, signature
+from ..stats import Ledger
+from .places import Point, points_of
+from .recording import Trace
+from .sampled import Sampled
+from .stopwatch import OTHER, SAMPLING, Stopwatch
+from .tally import Tally
+
+BRANCHES, STEPS = 2, 50  # that a run is thought to have while it does not show
+Report = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Computed(Policy):
+    """Compute every call."""
+
+    needs_sigmas: ClassVar[bool] = True
+
+    def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
+        return Decision(False, "record")
+
+    def keeps(self, step: int, anchors: int) -> bool:
+        return False
+
+
+class Recorder:
+    """What is recorded of one transformer.
+
+    Args:
+        chain: its blocks.
+        scheduler: returns the pipeline's scheduler as it is now, or ``None``.
+        expected: steps of a run, if that is known.
+        memory: bytes of samples of one run.
+        share: of the tokens, at most.
+    """
+
+    def __init__(
+        self, chain: Chain, scheduler: Callable[[], Any], expected: int | None, memory: int, share: float
+    ) -> None:
+        self.chain, self.expected, self.memory, self.share = chain, expected, memory, share
+        self.stopwatch, self.tally = Stopwatch(chain.owner), Tally(chain.name)
+        self.schedule, self.size, self.samples, self.calls = Schedule(), tuple[int, ...](), 0, 0
+        self._spots, self._names = spots_of(chain), parameter_names(chain.owner)
+        ledger = Ledger(chain.name, len(self._spots), len(self._spots))
+        clock, primary = StepClock(scheduler, chain.name), next(iter(self._names), None)
+        config = DitCacheConfig(policy=Computed())
+        self._settler = Settler(Runs(chain.name, config, clock, ledger, primary, chain.separate_cfg))
+        self._settler.runs.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to remark
+        self._report: Report = lambda stage, done, total: None
+        self._observation: Observation | None = None
+        self._trunk: Trunk | None = None
+        self._points: dict[Any, list[Point]] = {}  # by the signature of a call
+        self._branches: dict[int, tuple[Any, Sampled]] = {}  # of the run under way, by number
+        self._run = -1
+        self._call: Call | None = None
+        self._here: dict[tuple[int, str], list[int]] = {}  # points of the call under way, by block and side
+        self._sampled = Sampled(())
+        self._taken: list[list[Tensor]] = []
+        self._extra_ms = 0.0
+
+    @contextmanager
+    def hooked(self, report: Report | None) -> Iterator[None]:
+        """With the hooks on; taken off again, whatever happens."""
+        self._report = report or self._report
+        handles: list[RemovableHandle] = []
+        try:
+            for index, site in enumerate(self.chain.sites):
+                before, after = partial(self._enter, index), partial(self._leave, index)
+                handles.append(site.block.register_forward_pre_hook(before, with_kwargs=True))
+                handles.append(site.block.register_forward_hook(after, with_kwargs=True))
+            handles.append(self.chain.owner.register_forward_pre_hook(self._begin, with_kwargs=True))
+            handles.append(self.chain.owner.register_forward_hook(self._finish, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def spent_ms(self) -> float:
+        """What recording cost, beyond the run itself."""
+        return self._extra_ms + self.stopwatch.spent(SAMPLING)
+
+    def trace(self) -> Trace:
+        """What was recorded, once the run is over."""
+        self._fold()
+        assert self._trunk is not None
+        tally, order = self.tally, self._trunk.order
+        moments = [tally.moments[step] for step in tally.steps]
+        block_ms = np.array([self.stopwatch.spent(index) for index in order]) / self.calls
+        points = next(iter(self._points.values()))
+        kept, whole = sum(len(point.ids) for point in points), sum(point.tokens for point in points)
+        return Trace(
+            path=self.chain.path,
+            blocks=tuple(self._spots[index].path for index in order),
+            ranges=np.array(tally.ranges, dtype=np.int64).reshape(-1, 2),
+            grams=tally.grams,
+            norms=np.sqrt(tally.squares),
+            steps=np.array(tally.steps, dtype=np.int64),
+            times=np.array([moment.time for moment in moments]),
+            axis=moments[0].axis,
+            branches=self.calls / (len(moments) * tally.runs),
+            block_ms=block_ms,
+            call_ms=float(block_ms.sum()) + self.stopwatch.spent(OTHER) / self.calls,
+            share=kept / whole,
+        )
+
+    # -- hooks --------------------------------------------------------------------------------------------------
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if replaying.get():
+            return
+        if torch.is_grad_enabled():
+            raise ValueError(f"{self.chain.name} is called with gradients enabled: call run under torch.no_grad()")
+        begun = time.perf_counter()
+        arguments = bind(self._names, args, kwargs)
+        call = self._settler.settle(arguments, seen=True, capture=False)
+        assert call.run is not None
+        assert call.branch is not None
+        if call.run.number != self._run:
+            self._fold()
+            self._run = call.run.number
+            self._count(arguments)
+        self.schedule = call.run.schedule
+        key, number = signature(arguments), call.branch.track.number
+        if key not in self._points:
+            self._observe(key, module, args, kwargs)
+        former = self._branches.setdefault(number, (key, Sampled(self._points[key])))
+        if former[0] != key:
+            raise ValueError(
+                f"{self.chain.name}: at step {call.moment.step}, call {number} of a step is given tensors of other "
+                "shapes than at the step before: a range's effects at the two cannot be compared"
+            )
+        self._call, self._sampled, self.calls = call, former[1], self.calls + 1
+        self._taken = [[] for _ in self._sampled.points]
+        self._here = {}
+        for place, point in enumerate(self._sampled.points):
+            self._here.setdefault((point.block, point.side), []).append(place)
+        self._extra_ms += (time.perf_counter() - begun) * 1e3
+        self.stopwatch.mark(OTHER)
+
+    def _enter(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._observation is not None:
+            self._observation.enter(index, args, kwargs)
+        elif self._call is not None:
+            self.stopwatch.mark(SAMPLING)
+            face = self._spots[index].face
+            self._take(index, "in", lambda name: face.read(str(name), args, kwargs))
+            self.stopwatch.mark(index)
+
+    def _leave(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._observation is not None:
+            self._observation.leave(index, output)
+        elif self._call is not None:
+            self.stopwatch.mark(SAMPLING)
+            values = self._spots[index].face.take(output)[1]
+            self._take(index, "out", lambda position: values[int(position)] if int(position) < len(values) else None)
+            self.stopwatch.mark(OTHER)
+
+    def _finish(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call, self._call = self._call, None
+        if call is None:
+            return
+        self.stopwatch.mark(SAMPLING)
+        self._settler.keep(call)
+        assert call.run is not None
+        call.run.in_flight = False
+        if all(self._taken):
+            self._sampled.moments.append(call.moment)
+            self._sampled.calls.append([[_to_host(each) for each in taken] for taken in self._taken])
+        self._report("record", call.moment.step + 1, call.run.schedule.steps or self.expected)
+        self.stopwatch.mark(None)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _take(self, index: int, side: str, read: Callable[[str | int], Any]) -> None:
+        for place in self._here.get((index, side), ()):
+            taken = self._sampled.points[place].take(read)
+            if taken is None:
+                raise ValueError(
+                    f"{self._spots[index].path} is given or returns tensors of other shapes than on the first call "
+                    "with such arguments: what it does cannot be recorded"
+                )
+            self._taken[place] = taken
+
+    def _observe(self, key: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Make a call once more, beforehand, to see how its streams run, and choose what to keep of it."""
+        replay = Replay(module, args, kwargs)
+        if replay.strange:
+            raise ValueError(
+                f"{self.chain.name} is given {replay.strange}, which may remember a call: its first call cannot be "
+                "made twice, which recording has to do, to see how the streams run"
+            )
+        self._observation = observation = Observation(self._spots)
+        try:
+            replay(eager=False)
+        finally:
+            self._observation = None
+            observation.close()
+        trunk = find_trunk(observation, self.chain.weights() if self.chain.found else None)
+        if trunk is None:
+            raise ValueError(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
+        allowed = followed(observation, trunk)[0]
+        if self._trunk is None:
+            self._trunk, self.tally.order, self.tally.ranges = trunk, trunk.order, sorted(allowed)
+        elif trunk.order != self._trunk.order or not set(self.tally.ranges) <= allowed:
+            raise ValueError(f"{self.chain.name}: calls with other shapes run other blocks: record them one at a time")
+        steps = self.schedule.steps or self.expected or STEPS
+        self._points[key] = points_of(observation, trunk.order, self.share, self.memory / (steps * BRANCHES))
+
+    def _fold(self) -> None:
+        """Add what the run under way has left to what is known, and drop it."""
+        branches = [sampled for _, sampled in self._branches.values() if sampled.calls]
+        self._branches = {}
+        if branches:
+            self.tally.add(branches, lambda done, total: self._report("Gram matrices", done, total))
+
+    def _count(self, arguments: Mapping[str, Any]) -> None:
+        """How many pictures a run draws, and of which size."""
+        latents = next((value for value in arguments.values() if isinstance(value, Tensor) and value.dim() > 1), None)
+        if latents is not None:
+            self.samples, self.size = self.samples + len(latents), tuple(latents.shape[1:])
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """On the host, without waiting: it is read when the run is over."""
+    if tensor.device.type in ("cpu", "meta"):
+        return tensor
+    return tensor.to("cpu", non_blocking=True)

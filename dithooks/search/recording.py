@@ -1,0 +1,131 @@
+"""What a recorded run leaves behind: of every range, how alike its residuals are; and what each block costs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..plan import Made
+
+SCHEMA = 1
+_ARRAYS = ("ranges", "grams", "norms", "steps", "times", "block_ms")
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One transformer of a recorded run. T steps at which it was called, B blocks, R ranges that its wiring allows.
+
+    Args:
+        path: of the transformer, from the target.
+        blocks: paths of its blocks, as they count.
+        ranges: (R, 2), first and last block of each.
+        grams: (R, T, T), ⟨Δ_s, Δ_t⟩ of the tokens sampled, summed over branches, samples and runs.
+        norms: (B, T), ‖h‖ of these tokens where they leave each block.
+        steps: (T,), which of the run's steps.
+        times: (T,), σ, or what stands for it, and
+        axis: what that is.
+        branches: calls of a step, on average.
+        block_ms: (B,), milliseconds of each block in one call.
+        call_ms: of one call of the transformer.
+        share: of the tokens, that was sampled.
+    """
+
+    path: str
+    blocks: tuple[str, ...]
+    ranges: NDArray[np.int64]
+    grams: NDArray[np.float64]
+    norms: NDArray[np.float64]
+    steps: NDArray[np.int64]
+    times: NDArray[np.float64]
+    axis: str
+    branches: float
+    block_ms: NDArray[np.float64]
+    call_ms: float
+    share: float
+
+    def gram(self, first: int, last: int) -> NDArray[np.float64]:
+        """(T, T) of one range.
+
+        Raises:
+            ValueError: the wiring does not allow it.
+        """
+        found = np.flatnonzero((self.ranges == (first, last)).all(axis=1))
+        if not len(found):
+            raise ValueError(f"{self.path}: blocks {first} to {last} are no range that can be cached")
+        gram: NDArray[np.float64] = self.grams[found[0]]
+        return gram
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One recorded run in which everything was computed: all that :func:`plan` needs, without the model.
+
+    Args:
+        traces: of each transformer.
+        made: what it was recorded on.
+        sigmas: of all steps of the schedule, or what stands for them, as far as they are known.
+        samples: pictures or videos that were drawn.
+        runs: in so many runs.
+        run_ms: milliseconds that the whole took, without what recording cost.
+        recorded_ms: with it.
+        results: what the user's callable returned; not saved.
+    """
+
+    traces: tuple[Trace, ...]
+    made: Made
+    sigmas: tuple[float, ...] | None
+    samples: int
+    runs: int
+    run_ms: float
+    recorded_ms: float
+    results: Any = field(default=None, repr=False)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the schedule."""
+        return self.made.steps
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, ``.npz``: Gram matrices, not activations."""
+        head = {"schema": SCHEMA, "kind": "Recording", "made": asdict(self.made), "sigmas": self.sigmas}
+        head |= {name: getattr(self, name) for name in _NUMBERS}
+        head["traces"] = [{name: getattr(trace, name) for name in _PLAIN} for trace in self.traces]
+        arrays = {f"{n}.{name}": getattr(trace, name) for n, trace in enumerate(self.traces) for name in _ARRAYS}
+        with Path(path).open("wb") as file:  # given a name, NumPy would add an ending to it
+            np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recording:
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            ValueError: it is no such file, or of another version.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                stored = {name: file[name] for name in file.files}
+            head = json.loads(str(stored["head"]))
+            kind, schema = head["kind"], head["schema"]
+        except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and not Path(path).is_file():
+                raise
+            raise ValueError(f"{os.fspath(path)} is no recording: {error}") from None
+        if (kind, schema) != ("Recording", SCHEMA):
+            raise ValueError(f"{os.fspath(path)} is a {kind} of schema {schema}: a Recording of {SCHEMA} is expected")
+        traces = []
+        for number, plain in enumerate(head["traces"]):
+            arrays = {name: stored[f"{number}.{name}"] for name in _ARRAYS}
+            traces.append(Trace(**{**plain, "blocks": tuple(plain["blocks"])}, **arrays))
+        made = Made(**{**head["made"], "size": tuple(head["made"]["size"])})
+        sigmas = None if head["sigmas"] is None else tuple(head["sigmas"])
+        return cls(tuple(traces), made, sigmas, *(head[name] for name in _NUMBERS))
+
+
+_NUMBERS = ("samples", "runs", "run_ms", "recorded_ms")
+_PLAIN = ("path", "blocks", "axis", "branches", "call_ms", "share")

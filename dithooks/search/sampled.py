@@ -1,0 +1,113 @@
+"""The samples of one run, and the Gram matrices of every range that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..predictor import Moment
+from .places import Point
+
+Pair = tuple[int, int]
+
+
+@dataclass(eq=False)
+class Sampled:
+    """One branch of one run: what the tokens kept were at every point and step.
+
+    Args:
+        points: where, in the order in which they are passed.
+        moments: of its calls.
+        calls: of each, for every point, (rows, channels) of each stream.
+    """
+
+    points: Sequence[Point]
+    moments: list[Moment] = field(default_factory=list)
+    calls: list[list[list[Tensor]]] = field(default_factory=list)
+
+    def states(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The sample at a point over all calls, (T, n), and (n,) what each column is: token and channel, ascending."""
+        rows = [torch.cat([stream.float().flatten() for stream in call[number]]) for call in self.calls]
+        widths = [stream.shape[-1] for stream in self.calls[0][number] for _ in range(len(stream))]
+        ids = self.points[number].ids.tolist()
+        parts = [(token << 32) + np.arange(width) for token, width in zip(ids, widths, strict=True)]
+        columns = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        ascending = np.argsort(columns)
+        return torch.stack(rows).cpu().numpy()[:, ascending], columns[ascending]
+
+
+def add_grams(
+    sampled: Sampled,
+    order: Sequence[int],
+    ranges: Sequence[Pair],
+    steps: Sequence[int],
+    grams: NDArray[np.float64],
+    norms: NDArray[np.float64],
+    report: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Add a branch's inner products to those of all.
+
+    A range's residual is what its tokens are where they leave its last block, less what they are where they enter its
+    first. Neighbouring residuals are all but parallel, so their mean is taken out before products are formed in
+    float32, and put back in float64.
+
+    Args:
+        sampled: of one branch.
+        order: the blocks, as they are called.
+        ranges: (R, 2), first and last block of each.
+        steps: those that Gram matrices have rows for.
+        grams: (R, T, T), to be added to.
+        norms: (B, T), squares of ‖h‖ where tokens leave each block, to be added to.
+        report: is told how many ranges are done.
+    """
+    places = [list(steps).index(moment.step) for moment in sampled.moments]
+    here = np.ix_(places, places)
+    entering = {point.block: number for number, point in enumerate(sampled.points) if point.side == "in"}
+    leaving = {point.block: number for number, point in enumerate(sampled.points) if point.side == "out"}
+    for before, after in zip(order, order[1:], strict=False):
+        if before not in leaving and after in entering:
+            leaving[before] = entering[after]
+    states = {number: sampled.states(number) for number in {*entering.values(), *leaving.values()}}
+    for block, index in enumerate(order):
+        if index in leaving:
+            norms[block, places] += np.square(states[leaving[index]][0], dtype=np.float64).sum(axis=1)
+    for number, (first, last) in enumerate(ranges):
+        a, b = entering.get(order[first]), leaving.get(order[last])
+        if a is not None and b is not None:
+            grams[number][here] += gram(_effect(*states[a], *states[b]))
+        report(number + 1)
+
+
+def gram(residuals: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(T, T) inner products of (T, n) residuals.
+
+    Example:
+        >>> gram(np.array([[1.0, 2.0], [1.0, 4.0]], dtype=np.float32))
+        array([[ 5.,  9.],
+               [ 9., 17.]])
+    """
+    mean = residuals.mean(axis=0)
+    apart = residuals - mean
+    cross = apart.astype(np.float64) @ mean.astype(np.float64)
+    own = float(np.square(mean, dtype=np.float64).sum())
+    found: NDArray[np.float64] = (apart @ apart.T).astype(np.float64) + cross[:, None] + cross[None, :] + own
+    return found
+
+
+def _effect(
+    before: NDArray[np.float32],
+    columns: NDArray[np.int64],
+    after: NDArray[np.float32],
+    others: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """(T, n'): after less before, of the tokens that are in both."""
+    if len(columns) == len(others) and np.array_equal(columns, others):
+        return after - before
+    _, left, right = np.intersect1d(columns, others, assume_unique=True, return_indices=True)
+    found: NDArray[np.float32] = after[:, right] - before[:, left]
+    return found
