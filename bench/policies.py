@@ -34,7 +34,8 @@ from dithooks import Budget, DitCacheConfig, EasyCache, Fitted, Interval, Linear
 from dithooks.demo import load_pipeline
 from dithooks.demo.draw import CAPTIONS
 from dithooks.demo.pipeline import EmojiPipeline
-from dithooks.demo.run import machine, psnr
+from dithooks.demo.run import psnr
+from dithooks.machine import machine
 from dithooks.policy.base import Policy, Schedule, Track
 from dithooks.policy.threshold import Threshold
 from dithooks.predictor import Predictor

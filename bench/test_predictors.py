@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dithooks.anchor import Anchor, combined
-from dithooks.demo.run import machine
+from dithooks.machine import machine
 from dithooks.predictor import Linear, Moment, Reuse, Taylor
 
 ROUNDS = 30

@@ -3,10 +3,10 @@
 from .blocks.adapter import BlockAdapter, BlockAdapterRegistry
 from .blocks.pattern import ForwardPattern
 from .blocks.ports import PatchFunctor
+from .cache_plan import CachePlan
 from .clock import timestep_scope
 from .config import DitCacheConfig
 from .handle import CacheHandle, dit_cache
-from .plan import CachePlan
 from .policy.budget import Budget
 from .policy.easycache import EasyCache
 from .policy.interval import Interval
@@ -15,6 +15,11 @@ from .policy.mask import Mask
 from .policy.threshold import Threshold
 from .predictor import Fitted, Linear, Reuse, Taylor
 from .report.profile import Profile, profile
+from .search.plans import frontier, plan
+from .search.record import record
+from .search.recording import Recording
+from .search.result import SearchResult
+from .search.search import search
 from .stats import CacheStats, Settled
 
 __all__ = [
@@ -34,13 +39,19 @@ __all__ = [
     "Mask",
     "PatchFunctor",
     "Profile",
+    "Recording",
     "Reuse",
+    "SearchResult",
     "Settled",
     "Taylor",
     "Threshold",
     "__version__",
     "dit_cache",
+    "frontier",
+    "plan",
     "profile",
+    "record",
+    "search",
     "timestep_scope",
 ]
 __version__ = "0.1.0"

@@ -14,8 +14,8 @@ from .attachment import Attachment, check, prepare
 from .blocks.adapter import BlockAdapter, chains_of
 from .blocks.chain import Chain, fingerprint
 from .blocks.find import Blocks
+from .cache_plan import CachePlan
 from .config import DitCacheConfig
-from .plan import CachePlan
 from .policy.interval import Interval
 from .stats import CacheStats, Settled, total
 

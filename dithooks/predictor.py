@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 from .policy.base import Schedule, check_choice, check_count, check_number
 
-# Of the largest |σ|. One schedule, computed anew in another precision or by another version of a scheduler, differs by
-# less, down to float16; and neighbouring steps of schedules in use lie several times as far apart.
-SAME_TIME = 1e-3
+# Of the larger |σ| of two. One schedule, computed anew in another precision or by another version of a scheduler,
+# differs by less, down to bfloat16, which rounds by 2⁻⁸ at most; and where steps fall by a factor, as Karras's and
+# EDM's do, from 80 to 0.002, the last are told apart, too. A rest that stands for 0 is small beside the largest.
+SAME_TIME, NEXT_TO_NOTHING = 4e-3, 1e-6
 
 
 class Moment(NamedTuple):
@@ -129,7 +130,8 @@ class Fitted(Predictor):
             step is computed. Residuals other than those of the last ``None`` steps do not fit: then, and beyond the
             last step, the line in σ is taken, as :class:`Linear` does, and that is said once.
         sigmas: σ of each step they were found for, or what stands for it (``Moment.time``). Given, they fit only where
-            the step and the residuals' own steps are at these, to within 1e-3 of the largest. Left out, whatever σ is.
+            the step and the residuals' own steps are at these, each to within 0.4 %, a bfloat16's rounding. Left out,
+            whatever σ is.
 
     Raises:
         TypeError, ValueError: not such a list, the first step is not computed, or ``sigmas`` has not one for each step.
@@ -213,7 +215,9 @@ class Fitted(Predictor):
         """Whether a step is at the time that the coefficients were found for, as far as that is known."""
         if self.sigmas is None:
             return True
-        return abs(time - self.sigmas[step]) <= SAME_TIME * max(map(abs, self.sigmas))
+        sigma = self.sigmas[step]
+        near = SAME_TIME * max(abs(time), abs(sigma)) + NEXT_TO_NOTHING * max(map(abs, self.sigmas))
+        return abs(time - sigma) <= near
 
     def _planned(self, step: int) -> list[int]:
         """The computed steps before this one, the latest first."""

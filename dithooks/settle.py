@@ -185,10 +185,12 @@ class Settler:
         moments = [anchor.moment for anchor in fitting]
         weights = self.runs.predictor.weights(moments, now)
         if weights is None:
+            alone = self.runs.predictor.anchors == 1
+            instead = "the last residual is taken as it is" if alone else "the line through the last two is taken"
             self.runs.say(
                 "unfitted",
                 f"{self.runs.name}: step {now.step} follows computed steps {[m.step for m in moments]}, for which "
-                f"{type(self.runs.predictor).__name__} has no coefficients: the line through the last two is taken",
+                f"{type(self.runs.predictor).__name__} has no coefficients: {instead}",
             )
             weights = through(moments[:2], now, "sigma")
         return combined(fitting[: len(weights)], weights)

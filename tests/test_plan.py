@@ -23,9 +23,10 @@ from dithooks import BlockAdapter, CachePlan, DitCacheConfig, Fitted, Interval, 
 from dithooks.blocks.adapter import chains_of
 from dithooks.blocks.chain import fingerprint
 from dithooks.demo import load_pipeline
-from dithooks.plan import Made, Piece, Provenance
+from dithooks.piece import Piece
 from dithooks.policy.base import Schedule
 from dithooks.policy.mask import resample
+from dithooks.provenance import Made, Provenance
 
 LEVELS = (1.0, 0.75, 0.5, 0.25)
 PIECE = Piece("transformer", 1, 2, 4, (1, 1, 0, 0), (None, None, (1.5, -0.5), (0.25,)), LEVELS)

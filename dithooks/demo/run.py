@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dithooks import DitCacheConfig, dit_cache
+from dithooks.machine import machine
 
 from . import load_pipeline
 from .draw import comparison, to_images
@@ -191,15 +190,6 @@ def run_demo(pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: s
         if json_to is not None:
             Path(json_to).write_text(json.dumps(numbers, indent=2) + "\n")
     return result
-
-
-def machine() -> str:
-    """What the figures were taken on: processor, threads, versions."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):  # Linux names the model here
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def measure(

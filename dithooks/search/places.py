@@ -7,7 +7,7 @@ two boundaries that it reaches, and what a range did to it is the difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -55,9 +55,7 @@ class Point:
     def choose(self, kept: Tensor) -> None:
         """Keep the rows whose numbers are marked in ``kept``."""
         self.rows = {
-            name: rows
-            for name, (_, numbers) in self.streams.items()
-            if len(rows := kept[numbers].nonzero().flatten())
+            name: rows for name, (_, numbers) in self.streams.items() if len(rows := kept[numbers].nonzero().flatten())
         }
         self.ids = torch.cat([self.ids, *(self.streams[name][1][rows] for name, rows in self.rows.items())])
         self.streams = {name: (form, numbers[:0]) for name, (form, numbers) in self.streams.items()}
@@ -75,14 +73,21 @@ class Point:
         return found
 
 
-def points_of(observation: Observation, order: Sequence[int], share: float = 1.0, memory: float = float("inf")) -> list[Point]:
+def points_of(
+    observation: Observation,
+    order: Sequence[int],
+    altered: Container[int] = (),
+    share: float = 1.0,
+    memory: float = float("inf"),
+) -> list[Point]:
     """The boundaries of the blocks in ``order``, and which tokens to keep there.
 
-    What leaves a block is looked at where the next one is given something else.
+    What leaves a block is looked at where the next one is not given all of it, and as it was.
 
     Args:
         observation: of one call.
         order: the blocks, as they are called.
+        altered: blocks whose outputs the model writes into before it hands them on.
         share: of the tokens, at most.
         memory: bytes of one call's sample, at most; a token of each stream is kept, though.
     """
@@ -100,16 +105,17 @@ def points_of(observation: Observation, order: Sequence[int], share: float = 1.0
         except WiringError:
             ids = {}
             continue
-        names = [name for name in ports.carries if name is not None]
-        entering = {name: ids[name] if name in ids else numbering.more(call.inputs[name]) for name in names}
-        points.append(Point(index, "in", {name: (call.inputs[name], entering[name]) for name in names}))
+        entering = _entering(call, ports, ids, numbering)
+        points.append(Point(index, "in", {name: (call.inputs[name], numbers) for name, numbers in entering.items()}))
         leaving = _leaving(call, ports, entering, numbering)
         following = calls.get(order[place + 1]) if place + 1 < len(order) else None
         ids, exact = {}, False
         if following is not None:
             ids, exact = _handed(observation, call, ports, leaving, entering, following)
-        if not exact:
-            forms = {p: (form, leaving[p]) for p, form in enumerate(call.outputs) if form is not None and p in leaving}
+        if not exact or index in altered:
+            forms: dict[str | int, tuple[Form, Tensor]] = {
+                p: (form, leaving[p]) for p, form in enumerate(call.outputs) if form is not None and p in leaving
+            }
             points.append(Point(index, "out", forms))
     whole = sum(point.nbytes for point in points)
     kept = numbering.chosen(min(share, memory / max(whole, 1)))
@@ -125,9 +131,8 @@ class _Numbering:
         self.groups: list[tuple[int, int]] = []
         self.next = 1
 
-    def more(self, form: Form) -> Tensor:
-        """Numbers for the rows of a stream that was not seen before."""
-        count = prod(form[0][:-1])
+    def more(self, count: int) -> Tensor:
+        """Numbers for so many rows that were not seen before."""
         self.groups.append((self.next, count))
         self.next += count
         return torch.arange(self.next - count, self.next)
@@ -142,13 +147,29 @@ class _Numbering:
         return kept
 
 
-def _leaving(call: Seen, ports: Ports, entering: Mapping[str, Tensor], numbering: _Numbering) -> dict[int, Tensor]:
+def _entering(call: Seen, ports: Ports, ids: Mapping[str, Tensor], numbering: _Numbering) -> dict[str | int, Tensor]:
+    """The numbers of each stream that a block is given: those that it brings along, no token twice; else new ones."""
+    found: dict[str | int, Tensor] = {}
+    names = [name for name in ports.carries if name is not None]
+    known = torch.zeros(1, dtype=torch.int64)
+    for name in sorted(names, key=lambda name: name not in ids):
+        numbers = ids.get(name, torch.zeros(prod(call.inputs[name][0][:-1]), dtype=torch.int64)).clone()
+        new = torch.isin(numbers, known)
+        numbers[new] = numbering.more(int(new.sum()))
+        found[name] = numbers
+        known = torch.cat([known, numbers])
+    return {name: found[name] for name in names}
+
+
+def _leaving(
+    call: Seen, ports: Ports, entering: Mapping[str | int, Tensor], numbering: _Numbering
+) -> dict[int, Tensor]:
     """The numbers of each output: those of the argument that it carries on, if it has its form."""
     found = {}
     for position, (name, form) in enumerate(zip(ports.carries, call.outputs, strict=True)):
         if form is not None:
             same = name is not None and call.inputs[name][0] == form[0]
-            found[position] = entering[name] if same and name is not None else numbering.more(form)
+            found[position] = entering[name] if same and name is not None else numbering.more(prod(form[0][:-1]))
     return found
 
 
@@ -157,10 +178,10 @@ def _handed(
     before: Seen,
     sender: Ports,
     leaving: Mapping[int, Tensor],
-    entering: Mapping[str, Tensor],
+    entering: Mapping[str | int, Tensor],
     after: Seen,
 ) -> tuple[dict[str, Tensor], bool]:
-    """The numbers of what the next block is given; and whether that is what this one returned, the very tensors."""
+    """The numbers of what the next block is given; and whether its streams are all that this one returned."""
     try:
         taker = ports_of(observation, after)
     except WiringError:
@@ -171,8 +192,9 @@ def _handed(
         shape = (1, 1) if form is None else (*form[0][:-1], 1)
         shown.append(leaving.get(position, torch.zeros(1, dtype=torch.int64)).reshape(shape))
     ids: dict[str, Tensor] = {}
-    fed = set(before.fed.values()) if before.next is after else set()
-    for name in (name for name in taker.carries if name is not None):
+    fed = before.fed if before.next is after else {}
+    names = [name for name in taker.carries if name is not None]
+    for name in sorted(names, key=lambda name: name not in fed.values()):  # the very tensors before what is like one
         form = after.inputs[name]
         if name in between.made:
             made = build(between.made[name], shown, torch.Size((*form[0][:-1], 1)))
@@ -180,5 +202,4 @@ def _handed(
                 ids[name] = made.flatten()
         elif before.next is after and after.same.get(name) in entering:
             ids[name] = entering[after.same[name]]
-    exact = all(name in fed for name in taker.carries if name is not None)
-    return ids, exact
+    return ids, all(fed.get(p) in names for p, name in enumerate(sender.carries) if name is not None)

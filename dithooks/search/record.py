@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -14,7 +13,7 @@ from ..blocks.chain import fingerprint
 from ..blocks.find import Blocks
 from ..config import DitCacheConfig
 from ..handle import scheduler_of
-from ..plan import Made
+from ..provenance import Made
 from ..replay import eagerly
 from .recorder import Recorder, Report
 from .recording import Recording

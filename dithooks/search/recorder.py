@@ -74,6 +74,8 @@ class Recorder:
         self._settler.runs.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to remark
         self._report: Report = lambda stage, done, total: None
         self._observation: Observation | None = None
+        self._altered: set[int] = set()  # blocks whose outputs the model writes into, and, while it is looked at,
+        self._returned: list[tuple[int, Tensor, Tensor]] = []  # what one has returned, and that by value
         self._trunk: Trunk | None = None
         self._points: dict[Any, list[Point]] = {}  # by the signature of a call
         self._branches: dict[int, tuple[Any, Sampled]] = {}  # of the run under way, by number
@@ -166,6 +168,7 @@ class Recorder:
 
     def _enter(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._observation is not None:
+            self._altered |= {block for block, now, then in self._returned if not torch.equal(now, then)}
             self._observation.enter(index, args, kwargs)
         elif self._call is not None:
             self.stopwatch.mark(SAMPLING)
@@ -176,6 +179,8 @@ class Recorder:
     def _leave(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._observation is not None:
             self._observation.leave(index, output)
+            values = self._spots[index].face.take(output)[1]
+            self._returned = [(index, value, value.clone()) for value in values if isinstance(value, Tensor)]
         elif self._call is not None:
             self.stopwatch.mark(SAMPLING)
             values = self._spots[index].face.take(output)[1]
@@ -216,11 +221,12 @@ class Recorder:
                 f"{self.chain.name} is given {replay.strange}, which may remember a call: its first call cannot be "
                 "made twice, which recording has to do, to see how the streams run"
             )
-        self._observation = observation = Observation(self._spots)
+        self._observation, self._altered = Observation(self._spots), set()
+        observation = self._observation
         try:
             replay(eager=False)
         finally:
-            self._observation = None
+            self._observation, self._returned = None, []
             observation.close()
         trunk = find_trunk(observation, self.chain.weights() if self.chain.found else None)
         if trunk is None:
@@ -231,7 +237,9 @@ class Recorder:
         elif trunk.order != self._trunk.order or not set(self.tally.ranges) <= allowed:
             raise ValueError(f"{self.chain.name}: calls with other shapes run other blocks: record them one at a time")
         steps = self.schedule.steps or self.expected or STEPS
-        self._points[key] = points_of(observation, trunk.order, self.share, self.memory / (steps * BRANCHES))
+        self._points[key] = points_of(
+            observation, trunk.order, self._altered, self.share, self.memory / (steps * BRANCHES)
+        )
 
     def _fold(self) -> None:
         """Add what the run under way has left to what is known, and drop it."""
@@ -242,8 +250,8 @@ class Recorder:
 
     def _count(self, arguments: Mapping[str, Any]) -> None:
         """How many pictures a run draws, and of which size."""
-        latents = next((value for value in arguments.values() if isinstance(value, Tensor) and value.dim() > 1), None)
-        if latents is not None:
+        latents = arguments.get(self._settler.runs.primary or "")
+        if isinstance(latents, Tensor) and latents.dim() > 1:
             self.samples, self.size = self.samples + len(latents), tuple(latents.shape[1:])
 
 

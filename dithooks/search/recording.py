@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..plan import Made
+from ..provenance import Made
 
 SCHEMA = 1
 _ARRAYS = ("ranges", "grams", "norms", "steps", "times", "block_ms")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def add_grams(
     here = np.ix_(places, places)
     entering = {point.block: number for number, point in enumerate(sampled.points) if point.side == "in"}
     leaving = {point.block: number for number, point in enumerate(sampled.points) if point.side == "out"}
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         if before not in leaving and after in entering:
             leaving[before] = entering[after]
     states = {number: sampled.states(number) for number in {*entering.values(), *leaving.values()}}

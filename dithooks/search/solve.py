@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .fit import RIDGE
 
-GAMMA = 4.0
+GAMMA = 2.0  # the errors of different stretches add up as unrelated ones do; 4 gave all but the same schedules
 Floats = NDArray[np.float64]
 Earlier = tuple[int, ...]  # refreshes before the last, the newest first
 
@@ -104,8 +104,7 @@ class Schedules:
         """The least cost of each number of refreshes, and of each way to arrive at a last refresh."""
         size, arrivals = len(self.grams), list[Floats]()
         for last in range(self.steps):
-            ways = len(self._earlier[last])
-            arrivals.append(np.full((size, most + 1, ways), np.inf))
+            arrivals.append(np.full((size, most + 1, len(self._earlier[last])), np.inf))
         arrivals[0][:, 1, 0] = 0.0
         ends = np.full((size, most + 1), np.inf)
         for last in range(self.steps):
@@ -225,14 +224,26 @@ def forecasts(grams: Floats, times: Floats, known: NDArray[np.int_], first: int,
 
 
 def _solved(matrix: Floats, aim: Floats, line: Floats) -> Floats:
-    """matrix⁻¹·aim for small symmetric matrices; the line where there is nothing to go by."""
+    """matrix⁻¹·aim for small symmetric matrices, of all solutions the smallest; the line where all is 0."""
+    count = matrix.shape[-1]
+    mean = np.trace(matrix, axis1=-2, axis2=-1) / count
+    singular = _determinant(matrix) <= 1e-12 * mean**count  # 0 where residuals are parallel
+    found: Floats = np.linalg.solve(np.where(singular[..., None, None], np.eye(count), matrix), aim)
+    if singular.any():
+        inverse = np.linalg.pinv(matrix[singular], rcond=count * float(np.finfo(np.float64).eps), hermitian=True)
+        nothing = ~matrix[singular].any(axis=(-2, -1))
+        of_lines = np.broadcast_to(line, aim.shape)[singular]
+        found[singular] = np.where(nothing[:, None, None], of_lines, inverse @ aim[singular])
+    return found
+
+
+def _determinant(matrix: Floats) -> Floats:
+    """Of symmetric matrices of size 1, 2 or 3; NumPy's own takes as long as to solve them."""
     if matrix.shape[-1] == 1:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found = aim / matrix
-        return np.where(np.isfinite(found), found, line)
-    singular = np.linalg.matrix_rank(matrix, hermitian=True) < matrix.shape[-1] if not matrix.all() else None
-    if singular is not None and singular.any():
-        matrix = np.where(singular[..., None, None], np.eye(matrix.shape[-1]), matrix)
-        aim = np.where(singular[..., None, None], np.broadcast_to(line, aim.shape), aim)
-    solved: Floats = np.linalg.solve(matrix, aim)
-    return solved
+        return matrix[..., 0, 0]
+    (a, b), d = (matrix[..., 0, k] for k in (0, 1)), matrix[..., 1, 1]
+    if matrix.shape[-1] == 2:
+        return a * d - b * b
+    c, e, f = matrix[..., 0, 2], matrix[..., 1, 2], matrix[..., 2, 2]
+    determinant: Floats = a * (d * f - e * e) - b * (b * f - c * e) + c * (b * e - c * d)
+    return determinant

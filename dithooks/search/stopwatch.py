@@ -12,6 +12,12 @@ from torch import nn
 OTHER, SAMPLING = "other", "sampling"
 
 
+def caught_up() -> None:
+    """Wait until the accelerator, if there is one, has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
 class Stopwatch:
     """Attributes the time from each mark to the next to what was said at the former.
 

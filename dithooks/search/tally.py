@@ -46,8 +46,8 @@ class Tally:
             self.squares = np.zeros((len(self.order), size))
         elif moments != self.moments:
             raise ValueError(
-                f"{self.name}: run made runs of different schedules ({len(self.moments)} steps, then {len(moments)}, or "
-                "other noise levels): record one schedule at a time"
+                f"{self.name}: run made runs of different schedules ({len(self.moments)} steps, then {len(moments)}, "
+                "or other noise levels): record one schedule at a time"
             )
         self.runs += 1
         total = len(self.ranges) * len(branches)

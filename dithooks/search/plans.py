@@ -1,0 +1,113 @@
+"""A plan from a recording alone, for one target after another: the model is not run again."""
+
+from __future__ import annotations
+
+import datetime
+
+from ..cache_plan import CachePlan
+from ..machine import machine, versions
+from ..policy.base import check_number
+from ..provenance import Provenance
+from .planner import Candidate, Planner, Variant
+from .prices import Cost
+from .recording import Recording
+
+PACKAGES = ("dithooks", "torch", "numpy", "diffusers")
+
+
+def plan(
+    recording: Recording, target_speedup: float, *, cost: Cost = "time", anchors: int = 2, late: float = 10.0
+) -> CachePlan:
+    """The plan with the least predicted error of those that are so many times as fast, from a recording alone.
+
+    Of every range that the wiring allows, the exact best schedule is found (:mod:`.solve`); its error is predicted, not
+    measured: :func:`search` also runs the best few.
+
+    Args:
+        recording: of :func:`record`.
+        target_speedup: times as fast as the recorded run, > 1. Where that cannot be reached, the fastest plan is
+            returned, and ``plan.provenance.reached`` is false.
+        cost: ``"time"``: of the whole run, by the block times that were measured; ``"blocks"``: of block executions.
+        anchors: residuals that a reused one is made of, 1 to 3.
+        late: how many times more an error at the end of a run is taken to count than one at its beginning.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range.
+
+    Example:
+        >>> import torch
+        >>> from dithooks import dit_cache, record
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run(model):
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4, 0.2)]
+        >>> model = Model()
+        >>> found = plan(record(model, run), 1.6, cost="blocks")
+        >>> found.speedup, sum(found.pieces[0].steps)
+        (1.6666666666666667, 3)
+        >>> with dit_cache(model, found) as cache:
+        ...     _ = run(model)
+        >>> cache.stats.reused_calls
+        2
+    """
+    if not isinstance(recording, Recording):
+        raise TypeError(
+            f"recording must be a Recording, as record() returns and Recording.load reads, not {recording!r}"
+        )
+    target = checked_target(target_speedup)
+    planner = Planner(recording, cost)
+    candidate = planner.candidate(target, Variant(anchors, check_number("late", late, 0, strictly=True)))
+    return assembled(planner, candidate, target, "by planning from a recording")
+
+
+def frontier(
+    recording: Recording, *, cost: Cost = "time", anchors: int = 2, late: float = 10.0
+) -> list[tuple[float, float]]:
+    """(speed-up, predicted error) of every plan that no other is both faster and better than, slowest first.
+
+    Args and errors as for :func:`plan`.
+    """
+    return Planner(recording, cost).frontier(Variant(anchors, check_number("late", late, 0, strictly=True)))
+
+
+def assembled(planner: Planner, candidate: Candidate, target: float, method: str) -> CachePlan:
+    """A candidate as a plan.
+
+    Raises:
+        ValueError: it leaves nothing out.
+    """
+    recording = planner.recording
+    if not candidate.choices:
+        raise ValueError("nothing of this run can be reused: it has one step, or no range that its wiring allows")
+    provenance = Provenance(
+        date=datetime.date.today().isoformat(),
+        versions=versions(*PACKAGES),
+        machine=machine(),
+        samples=max(recording.samples, 1),
+        target=target,
+        method=method,
+        predicted_speedup=candidate.speedup,
+        predicted_error=candidate.error,
+        reached=candidate.reaches,
+    )
+    return CachePlan(planner.pieces(candidate), recording.made, provenance)
+
+
+def checked_target(value: object) -> float:
+    """A speed-up that is one.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not above 1.
+    """
+    target = check_number("target_speedup", value, 0)
+    if target <= 1:
+        raise ValueError(f"target_speedup={target:g}: a run as fast as that needs no cache; give a number above 1")
+    return target

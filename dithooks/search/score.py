@@ -1,0 +1,273 @@
+"""How close what a cached run draws is to what is drawn without the cache."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+CEILING = 120.0  # dB; what a sample counts at most, so that one that is equal does not make the mean infinite
+TOLERANCE = 1e-4  # by which values may miss a range: 0…1 is what a decoder's rounding leaves of it
+WINDOW = 7  # pixels, of SSIM
+CHUNK = 1 << 22  # numbers in double precision at a time: a video as a whole may not fit
+FIELDS = ("images", "frames")  # of the objects that pipelines return
+Samples = list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How close samples are to their reference.
+
+    Args:
+        psnr: in dB, mean over the samples, each counted with 120 dB at most; infinite if all are equal to the
+            reference, −∞ if a sample is not finite: worse than any other score.
+        worst: the lowest of a sample; the same holds for it.
+        relative_l1: Σ |difference| over Σ |reference|, of all samples together; infinite if one is not finite.
+        ssim: structural similarity, mean over samples, and over the frames of each; ``None`` where the samples do not
+            look like pictures, one is not finite, or scikit-image is not installed.
+    """
+
+    psnr: float
+    worst: float
+    relative_l1: float
+    ssim: float | None = None
+
+
+def samples_of(results: Any) -> Samples:
+    """What a run has returned, as arrays on the host, one for each sample; copies, in the scale that they had.
+
+    A list or tuple has one sample an entry: an array, a tensor, a PIL image, or a list of these, such as a video's
+    frames, which become one array, (frames, …). Outputs of pipelines count with their ``images`` or ``frames``, alone
+    or in a list, and a tuple of one, as with ``return_dict=False``, for what is in it. An array or tensor by itself is
+    a batch if it has four dimensions or more; with fewer it is one sample: a picture, or latents (batch, tokens,
+    channels), which are then compared as a whole.
+
+    Args:
+        results: what the run has returned.
+
+    Raises:
+        TypeError: it is, or holds, something that cannot be compared.
+        ValueError: it is ``None``, empty, or one sample has parts of different shapes.
+
+    Example:
+        >>> [sample.shape for sample in samples_of(torch.zeros(2, 3, 8, 8))]
+        [(3, 8, 8), (3, 8, 8)]
+        >>> [sample.shape for sample in samples_of([np.zeros((8, 8, 3), np.uint8), [np.zeros((8, 8, 3))] * 5])]
+        [(8, 8, 3), (5, 8, 8, 3)]
+    """
+    if _is_output(results):
+        return samples_of(next(value for name in FIELDS if (value := getattr(results, name, None)) is not None))
+    if isinstance(results, tuple) and len(results) == 1:
+        return samples_of(results[0])
+    if results is None:
+        raise ValueError("run returned None: it has to return what it draws, as in: return pipe(prompts).images")
+    if not isinstance(results, (list, tuple)):
+        array = _array(results)
+        return list(array) if array.ndim >= 4 else [array]
+    if not results:
+        raise ValueError("run returned nothing, an empty list: it has to return what it draws")
+    samples: Samples = []
+    for part in results:
+        samples += samples_of(part) if _is_output(part) else [_array(part)]
+    return samples
+
+
+def compare(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) -> Score:
+    """Score samples against those of the run without the cache; in double precision.
+
+    The peak of PSNR is 1 where all of the reference lies in 0…1, 255 where it is whole numbers in 0…255, and of
+    anything else, latents, or pictures in −1…1, what lies between the least and the greatest value of each sample.
+
+    Args:
+        found: samples.
+        reference: as many, of the same shapes.
+
+    Raises:
+        ValueError: they do not match, or the reference is empty or not finite.
+
+    Example:
+        >>> reference = [np.full((2, 2), 0.5), np.zeros((2, 2))]
+        >>> score = compare([reference[0] + 0.1, reference[1]], reference)
+        >>> round(score.worst, 6), round(score.psnr, 6), round(score.relative_l1, 6)
+        (20.0, 70.0, 0.2)
+    """
+    _check(found, reference)
+    peak = _peak(reference)
+    decibels, difference, magnitude = [], 0.0, 0.0
+    for ours, theirs in zip(found, reference, strict=True):
+        square, absolute, total = _sums(ours, theirs)
+        if not math.isfinite(square):
+            return Score(-math.inf, -math.inf, math.inf)
+        decibels.append(_decibels(square / theirs.size, peak or _spread(theirs)))
+        difference, magnitude = difference + absolute, magnitude + total
+    ssim = _ssim(found, reference, peak)
+    if difference == 0:
+        return Score(math.inf, math.inf, 0.0, ssim)
+    relative = difference / magnitude if magnitude else math.inf
+    return Score(fmean(decibels), min(decibels), relative, ssim)
+
+
+# -- what a run returned ----------------------------------------------------------------------------------------
+
+
+def _is_picture(value: object) -> bool:
+    """Of PIL, which has been imported if this is one."""
+    pil = sys.modules.get("PIL.Image")
+    return pil is not None and isinstance(value, pil.Image)
+
+
+def _is_output(value: object) -> bool:
+    plain = value is None or isinstance(value, (torch.Tensor, np.ndarray, list, tuple)) or _is_picture(value)
+    return not plain and any(getattr(value, name, None) is not None for name in FIELDS)
+
+
+def _array(value: Any) -> NDArray[np.float32]:
+    """One sample, or a batch, by value."""
+    if isinstance(value, (list, tuple)):
+        parts = [_array(part) for part in value]
+        if not parts:
+            raise ValueError("run returned an empty list among its samples: leave it out")
+        if shapes := sorted({part.shape for part in parts} - {parts[0].shape}):
+            raise ValueError(
+                f"run returned one sample with parts of shapes {parts[0].shape} and {shapes[0]}: the parts of a "
+                "sample, such as a video's frames, need the same shape; give each as a sample of its own"
+            )
+        return np.stack(parts)
+    if isinstance(value, torch.Tensor):
+        # NumPy has no bfloat16; and moved as they are, pictures in uint8 are a quarter of the way to the host
+        value = value.detach().cpu()
+        value = (value if value.is_complex() else value.float()).numpy()
+    elif _is_picture(value) and value.mode in ("P", "PA"):  # numbers of colours say nothing
+        value = value.convert("RGBA" if value.mode == "PA" or "transparency" in value.info else "RGB")
+    elif isinstance(value, (str, bytes)) or not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
+        raise TypeError(
+            f"run returned {_short(value)} ({type(value).__name__}): it has to return what it draws, a list of "
+            "pictures, arrays or tensors, one for each sample"
+        )
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"run returned an array of {array.dtype}: its samples have to be real numbers, and where they differ in "
+            "shape, a list of one array each"
+        )
+    if not array.size:
+        raise ValueError(f"run returned an empty array, of shape {array.shape}: it has to return what it draws")
+    return np.array(array, dtype=np.float32, order="C")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# -- figures ----------------------------------------------------------------------------------------------------
+
+
+def _check(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) -> None:
+    if not reference:
+        raise ValueError("there is no reference to compare with: run returned no samples without the cache")
+    if len(found) != len(reference):
+        raise ValueError(
+            f"run returned {len(found)} samples with the cache and {len(reference)} without: it has to draw the same"
+        )
+    for number, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"sample {number} has shape {ours.shape} with the cache and {theirs.shape} without: run has to draw "
+                "the same each time"
+            )
+        if not all(np.isfinite(piece).all() for (piece,) in _pieces(theirs)):
+            raise ValueError(
+                f"sample {number} of the run without the cache is not finite: nothing can be compared with it; see to "
+                "the model's dtype first"
+            )
+
+
+def _pieces(*arrays: NDArray[Any]) -> Iterator[tuple[NDArray[np.float64], ...]]:
+    """Parts of arrays of one shape, in double precision."""
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, flat[0].size, CHUNK):
+        yield tuple(each[start : start + CHUNK].astype(np.float64) for each in flat)
+
+
+def _sums(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[float, float, float]:
+    """Σ difference², Σ |difference|, Σ |reference|."""
+    square = absolute = total = 0.0
+    with np.errstate(invalid="ignore", over="ignore"):  # samples that are not finite are found in the sums
+        for a, b in _pieces(ours, theirs):
+            difference = np.abs(a - b)
+            square += float(np.square(difference).sum())
+            absolute += float(difference.sum())
+            total += float(np.abs(b).sum())
+    return square, absolute, total
+
+
+def _peak(reference: Sequence[NDArray[Any]]) -> float | None:
+    """Of all samples, so that a dark one counts as the others; ``None``: each has its own."""
+    if _within(reference, 0, 1):
+        return 1.0
+    whole = _within(reference, 0, 255) and all((p == np.rint(p)).all() for each in reference for (p,) in _pieces(each))
+    return 255.0 if whole else None
+
+
+def _within(samples: Sequence[NDArray[Any]], least: float, most: float) -> bool:
+    return all(each.min() >= least - TOLERANCE and each.max() <= most + TOLERANCE for each in samples)
+
+
+def _spread(sample: NDArray[Any]) -> float:
+    """Of a sample with one value only: that."""
+    least, most = float(sample.min()), float(sample.max())
+    return most - least or abs(most) or 1.0
+
+
+def _decibels(error: float, peak: float) -> float:
+    return CEILING if error == 0 else min(CEILING, 20 * math.log10(peak) - 10 * math.log10(error))
+
+
+# -- structural similarity --------------------------------------------------------------------------------------
+
+
+def _ssim(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]], peak: float | None) -> float | None:
+    metrics = None
+    with suppress(ImportError):
+        metrics = import_module("skimage.metrics")
+    if metrics is None or (peak is None and not _within(reference, -1, 1)):  # latents are seldom as small as that
+        return None
+    span = peak or 2.0
+    values = []
+    for ours, theirs in zip(map(_frames, found), map(_frames, reference), strict=True):
+        if ours is None or theirs is None:
+            return None
+        window = min(WINDOW, *theirs.shape[1:3])
+        window -= window % 2 == 0
+        frames = zip(ours, theirs, strict=True)
+        values.append(fmean(_similarity(metrics, a, b, window, span) for a, b in frames))
+    return fmean(values)
+
+
+def _similarity(metrics: Any, ours: NDArray[Any], theirs: NDArray[Any], window: int, span: float) -> float:
+    pair = (ours.astype(np.float64), theirs.astype(np.float64))
+    return float(metrics.structural_similarity(*pair, win_size=window, data_range=span, channel_axis=-1))
+
+
+def _frames(sample: NDArray[Any]) -> NDArray[Any] | None:
+    """A picture or video as (frames, height, width, channels); ``None`` if it looks like neither, or is too small."""
+    if sample.ndim == 2:
+        sample = sample[..., None]
+    if sample.ndim < 3:
+        return None
+    frames = sample.reshape(-1, *sample.shape[-3:])
+    if frames.shape[-1] not in (1, 3, 4):
+        if frames.shape[1] not in (1, 3):
+            return None
+        frames = np.moveaxis(frames, 1, -1)
+    return frames if min(frames.shape[1:3]) >= 3 else None

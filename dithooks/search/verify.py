@@ -1,0 +1,91 @@
+"""Run a plan for real, and see what it did: how fast, and how near to the pictures without it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..blocks.adapter import BlockAdapter
+from ..blocks.carry import WiringError
+from ..blocks.find import Blocks
+from ..cache_plan import CachePlan
+from ..handle import dit_cache
+from .score import Score, compare, samples_of
+from .stopwatch import caught_up
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One plan, and what was seen of it.
+
+    Args:
+        plan: what was run.
+        seconds: that the run took.
+        speedup: over the uncached run.
+        score: of its pictures against those of the uncached run; ``None``: it could not be run.
+        blocks: share of the uncached run's block executions that took place.
+        failure: why it could not be run; empty if it could.
+    """
+
+    plan: CachePlan
+    seconds: float
+    speedup: float
+    score: Score | None
+    blocks: float
+    failure: str = ""
+
+    @property
+    def worth(self) -> float | None:
+        """What plans are chosen by: PSNR in dB."""
+        return None if self.score is None else self.score.psnr
+
+
+@dataclass(frozen=True, eq=False)
+class Verifier:
+    """Runs plans.
+
+    Args:
+        target: what is cached.
+        run: draws, given the pipeline.
+        reference: what it drew without the cache.
+        seconds: that this took.
+        blocks: as for :func:`dit_cache`.
+        scheduler: as for :func:`dit_cache`.
+    """
+
+    target: object
+    run: Callable[[Any], Any]
+    reference: Sequence[NDArray[np.float32]]
+    seconds: float
+    blocks: Blocks = None
+    scheduler: object = None
+
+    def __call__(self, plan: CachePlan) -> Evaluation:
+        """Run a plan once. The cache is off again when this returns or raises.
+
+        Raises:
+            Exception: whatever ``run`` raises, but for a range whose streams turn out not to be followed.
+        """
+        pipe = self.target.pipe if isinstance(self.target, BlockAdapter) else self.target
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what there is to say of a plan is said when it is used
+            handle = dit_cache(self.target, plan, blocks=self.blocks, scheduler=self.scheduler)
+            try:
+                begun = time.perf_counter()
+                results = self.run(pipe)
+                caught_up()
+                seconds = time.perf_counter() - begun
+                stats = handle.stats
+            except (WiringError, torch.OutOfMemoryError) as error:
+                return Evaluation(plan, 0.0, 0.0, None, 0.0, f"{type(error).__name__}: {error}")
+            finally:
+                handle.remove()
+        score = compare(samples_of(results), self.reference)
+        return Evaluation(plan, seconds, self.seconds / seconds, score, stats.blocks_run / max(stats.blocks_total, 1))
