@@ -12,10 +12,13 @@ from . import __version__
 EXAMPLES = """examples:
   dithooks demo
   dithooks demo --prompt "slice of pizza" --prompt "panda face" --seed 7
-  dithooks demo --steps 50 --start 4 --interval 3 --out faster.png
+  dithooks demo --plan 3x --out faster.png
+  dithooks demo --steps 50 --start 4 --interval 3
   dithooks demo --json - > numbers.json
   dithooks inspect FluxPipeline
   dithooks inspect my_model.py:make
+  dithooks search demo --target 2.5 --out plan.json
+  dithooks search my_model.py:make --target 1.5 --target 2 --out "plan-{target}x.json" --record run.npz
 """
 
 TARGETS = """what TARGET can be:
@@ -25,14 +28,36 @@ TARGETS = """what TARGET can be:
                               only its configuration is read, and nothing is downloaded
   path/to/file.py:factory     your own: a function without arguments that returns a pair of the model, the pipeline
   package.module:factory      or a BlockAdapter, and how to call it: a dict of keyword arguments, a tuple of
-                              positional ones, or a function without arguments that does. A pipeline has to take two
-                              sampling steps or more. A small one of its kind tells as much as a large one.
+                              positional ones, or a function that does, without arguments or given the pipeline. A
+                              pipeline has to take two sampling steps or more. A small one of its kind tells as
+                              much as a large one.
 
 Classes are looked at as tiny models with random weights. A file for `dithooks inspect my_model.py:make`:
 
   def make():
       model = MyTransformer(depth=4)
       return model, {"x": torch.randn(1, 16, 64), "timestep": torch.tensor(0.5)}
+"""
+
+SEARCH = """what TARGET can be:
+  demo                        the small pipeline that ships with dithooks
+  path/to/file.py:factory     your own: a function without arguments that returns a pair of the pipeline (the model,
+  package.module:factory      or a BlockAdapter) and how to call it: a dict of keyword arguments, a tuple of
+                              positional ones, or a function that does, without arguments or given the pipeline.
+                              What the call returns is compared: pictures, videos or latents. A dict's or tuple's
+                              generators begin anew with each run, and so do torch's own; a function has to draw the
+                              same each time by itself.
+
+One run is recorded, plans are worked out from it, the best few are run, and the nearest to the recorded one is written.
+A file for `dithooks search my_model.py:make`:
+
+  def make():
+      pipe = WanPipeline.from_pretrained(..., torch_dtype=torch.bfloat16).to("cuda")
+      noise = torch.Generator("cuda").manual_seed(0)
+      return pipe, {"prompt": ["a cat", "a street"], "num_inference_steps": 40, "generator": noise}
+
+exit codes: 0 written; 2 asked wrongly; 3 written, but a target was not reached; 130 interrupted, the best so far is
+written if there is one.
 """
 
 
@@ -48,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 2 asked wrongly, 130 interrupted.
+    """Run the command line and return its exit code: 0 done, 2 asked wrongly, 3 target not reached, 130 interrupted.
 
     Args:
         argv: the arguments after the command's name; those of the process if None.
@@ -84,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     _add_demo(commands)
     _add_inspect(commands)
+    _add_search(commands)
     return parser
 
 
@@ -101,11 +127,10 @@ def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="where the noise comes from (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: %(default)s)")
     parser.add_argument(
-        "--start", type=int, default=6, help="cache_step_start: first steps, all computed (default: %(default)s)"
+        "--plan", metavar="PLAN", help="a file that a search wrote, or one that ships: 1.5x, 2x, 3x (default: 2x)"
     )
-    parser.add_argument(
-        "--interval", type=int, default=2, help="cache_step_interval: then every n-th (default: %(default)s)"
-    )
+    parser.add_argument("--start", type=int, help="no plan, but cache_step_start: first steps, all computed (6)")
+    parser.add_argument("--interval", type=int, help="no plan, but cache_step_interval: then every n-th (2)")
     parser.add_argument("--pairs", type=int, default=3, help="timed runs of each kind (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers too; - writes them instead of the table")
@@ -114,25 +139,31 @@ def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _demo(args: argparse.Namespace) -> int:
     try:
+        from .demo import PLAN, load_plan
         from .demo import run as demo
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package == "dithooks":
             raise  # a fault of ours, not a package that is missing
         raise UsageError(f'the demo needs {package}: pip install "dithooks[demo]"') from error
+    static = {name: value for name in ("start", "interval") if (value := getattr(args, name)) is not None}
+    if static and args.plan is not None:
+        raise UsageError(f"--plan goes without --{next(iter(static))}: a plan says itself which steps are computed")
     try:
+        name = args.plan or PLAN
         options = demo.DemoOptions(
             prompts=tuple(args.prompt or demo.PROMPTS),
             steps=args.steps,
             seed=args.seed,
             guidance=args.guidance,
-            start=args.start,
-            interval=args.interval,
             pairs=args.pairs,
+            plan=None if static else load_plan(name),
+            plan_name=name,
+            **static,
         )
         demo.check_outputs(args.out, args.json)
         pipe = demo.load_checked(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     try:
         demo.run_demo(pipe, options, out=args.out, json_to=args.json)
@@ -187,6 +218,53 @@ def _inspect(args: argparse.Namespace) -> int:
     except TargetError as error:  # all others are of the user's own factory, or ours, and keep their traceback
         raise UsageError(" ".join(str(error).split())) from error
     return 0
+
+
+def _add_search(commands: argparse._SubParsersAction[Parser]) -> None:
+    parser = commands.add_parser(
+        "search",
+        help="find the plan for a speed-up that keeps nearest to the pictures without the cache",
+        description="Find, for a speed-up, the plan that keeps nearest to the pictures without the cache: which\n"
+        "blocks are reused at which steps, and with which weights. A plan is a file for dit_cache and dithooks demo.",
+        epilog=SEARCH,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("target", metavar="TARGET", help="what to search a plan for, see below")
+    add("--target", action="append", type=float, dest="speedups", metavar="X", help="speed-up (2); repeatable")
+    add("--out", default="plan.json", metavar="FILE", help="the plan; with several targets plan-{target}x.json or so")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="sampling steps: those of the demo (28), those a factory's run has to take",
+    )
+    add("--cost", choices=("time", "blocks"), default="time", help="what the speed-up is of (default: %(default)s)")
+    add("--evals", type=int, default=4, metavar="N", help="plans that are run at most (default: %(default)s)")
+    add("--climb", type=int, default=0, metavar="N", help="further ones, with one step moved (default: %(default)s)")
+    add("--generations", type=float, default=6.0, metavar="N", help="blocks run at most, in uncached runs (6; inf)")
+    add("--seconds", type=float, default=float("inf"), metavar="S", help="time at most (default: %(default)s)")
+    add("--journal", type=Path, metavar="FOLDER", help="keep what was found there, and go on from it")
+    add("--record", type=Path, metavar="FILE", help="keep the recorded run too, .npz")
+    add("--recording", type=Path, metavar="FILE", help="take a recorded run from there instead of recording one")
+    add("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
+    add("--quiet", action="store_true", help="show no progress")
+    add("--prompt", action="append", default=[], dest="prompts", metavar="CAPTION", help="demo: draw this; repeatable")
+    add("--seed", type=int, help="demo: of the first caption; the next has the next (1000)")
+    add("--guidance", type=float, help="demo: guidance scale (3.0)")
+    parser.set_defaults(run=_search)
+
+
+def _search(args: argparse.Namespace) -> int:
+    from .report import search_command
+    from .report.classes import TargetError
+
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "run")}
+    given |= {"speedups": tuple(args.speedups or [2.0]), "prompts": tuple(args.prompts)}
+    try:
+        return search_command.run_search(search_command.SearchOptions(**given))
+    except TargetError as error:
+        raise UsageError(" ".join(str(error).split())) from error
 
 
 if __name__ == "__main__":

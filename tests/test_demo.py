@@ -8,8 +8,9 @@ import math
 import subprocess
 import sys
 import tarfile
+import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 import dithooks
 from dithooks.cli import main
-from dithooks.demo import draw, load_pipeline, train
+from dithooks.demo import CALIBRATION, PLANS, draw, load_pipeline, load_plan, train
 from dithooks.demo.emoji import INDEX, PITCH, SHEET, SIZE, Emoji, clean, load_emoji
 from dithooks.demo.model import patchify, position_ids, unpatchify
 from dithooks.demo.pipeline import EmojiPipeline
@@ -407,6 +408,8 @@ def test_demo_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert 10 < told["psnr_min_db"] <= told["psnr_mean_db"] < 100
     assert told["speedup"] == pytest.approx(told["seconds_plain"][0] / told["seconds_cached"][0], rel=1e-2)
     assert told["share_of_allowed"] == pytest.approx(told["speedup"] * 72 / 120, abs=1e-3)
+    assert (told["start"], told["interval"], told["plan"]) == (1, 2, None)
+    assert (told["schedule"], told["remarks"]) == ("●●○●○", [])
 
     sheet = np.asarray(Image.open(out).convert("RGB")).astype(int)
     cells = [(draw.MARGIN + r * (draw.CELL + draw.GAP), draw.MARGIN + draw.LABEL_WIDTH) for r in range(2)]
@@ -417,17 +420,117 @@ def test_demo_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_demo_that_reuses_nothing_draws_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["demo", "--prompt", "red apple", "--pairs", "1", "--steps", "2", "--out", str(tmp_path / "x.png")]
-    with pytest.warns(UserWarning, match="nothing will be reused"):
-        assert main([*arguments, "--start", "1", "--interval", "2", "--json", "-"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    assert main([*arguments, "--start", "1", "--interval", "2", "--json", "-"]) == 0
+    shown = capsys.readouterr()
+    assert [line for line in shown.err.splitlines() if "nothing will be reused" in line and "Warning" not in line]
+    told = json.loads(shown.out)
+    assert "nothing will be reused" in told["remarks"][0]
+    assert told["schedule"] == "●●"
     assert told["blocks_run"] == told["blocks_total"] == 48
     assert told["psnr_db"] == [None]
     assert told["psnr_min_db"] is None
 
 
+def demo(tmp_path: Path, *arguments: str) -> list[str]:
+    """One picture of each kind, and JSON."""
+    out = ["--out", str(tmp_path / "demo.png"), "--json", str(tmp_path / "demo.json")]
+    return ["demo", "--prompt", "red apple", "--pairs", "1", *arguments, *out]
+
+
+def test_demo_uses_a_plan_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(demo(tmp_path)) == 0
+    plan, shown = load_plan("2x"), capsys.readouterr()
+    told = json.loads((tmp_path / "demo.json").read_text())
+    picture = plan.pieces[0].picture
+    assert told["plan"] == {
+        "name": "2x",
+        "target": 2.0,
+        "steps": picture,
+        "predicted_speedup": plan.provenance.predicted_speedup,
+    }
+    assert (told["start"], told["interval"]) == (None, None)
+    assert (told["schedule"], told["remarks"]) == (picture, [])
+    assert told["speedup_allowed"] == pytest.approx(plan.speedup, abs=1e-3)
+    assert told["psnr_min_db"] > 30
+    words = " ".join(shown.out.split())
+    predicted = f"predicted {plan.provenance.predicted_speedup:.2f}x, measured {told['speedup']:.2f}x"
+    assert f"plan 2x: {predicted} {picture}" in words
+    assert "remark" not in shown.err
+
+
+def test_demo_with_a_plan_for_other_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is resampled: said in one line, not as a warning with its place in the source."""
+    load_plan("3x").save(tmp_path / "my.json")
+    assert main(demo(tmp_path, "--plan", str(tmp_path / "my.json"), "--steps", "14")) == 0
+    shown = capsys.readouterr()
+    lines = [line for line in shown.err.splitlines() if "this run has 14" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("dithooks: transformer (FluxTransformer2DModel): coefficients were fitted for 28 steps")
+    assert "Warning" not in shown.err
+    told = json.loads((tmp_path / "demo.json").read_text())
+    assert told["plan"]["name"] == str(tmp_path / "my.json")
+    assert len(told["plan"]["steps"]) == 28
+    assert len(told["schedule"]) == 14
+    left_out = 2 * load_plan("3x").pieces[0].blocks * told["schedule"].count("○")
+    assert told["blocks_run"] == told["blocks_total"] - left_out < told["blocks_total"]
+    assert len(told["remarks"]) == 1
+    assert "predicted" not in shown.out
+
+
+@pytest.mark.parametrize(("option", "schedule"), [(["--start", "1"], "●●○●○●○●"), (["--interval", "3"], "●●●●●●●○")])
+def test_one_of_start_and_interval_is_enough(option: list[str], schedule: str, tmp_path: Path) -> None:
+    assert main(demo(tmp_path, "--steps", "8", *option)) == 0
+    assert json.loads((tmp_path / "demo.json").read_text())["schedule"] == schedule
+
+
+def test_plan_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = load_plan()
+    replace(plan, made=replace(plan.made, fingerprint="0" * 16)).save(tmp_path / "other.json")
+    assert main(demo(tmp_path, "--plan", str(tmp_path / "other.json"))) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("dithooks: error: the plan was made for another model, FluxTransformer2DModel")
+    assert len(shown.err.splitlines()) == 1
+    assert not (tmp_path / "demo.png").exists()
+
+
+def test_plan_of_another_dtype_is_used_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = load_plan()
+    replace(plan, made=replace(plan.made, dtype="bfloat16")).save(tmp_path / "half.json")
+    assert main(demo(tmp_path, "--plan", str(tmp_path / "half.json"), "--steps", "3")) == 0
+    assert "dithooks: the plan was made with weights in bfloat16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["1.5x", "2x", "3x"])
+def test_shipped_plans_are_for_the_shipped_pipeline(name: str, shipped: EmojiPipeline) -> None:
+    plan = load_plan(name)
+    assert plan == dithooks.CachePlan.load(PLANS / f"{name}.json")
+    assert plan.provenance.target == float(name[:-1])
+    assert plan.provenance.reached
+    assert (plan.made.steps, plan.made.size, plan.made.dtype) == (28, (64, 48), "float32")
+    assert plan.provenance.samples == len(CALIBRATION)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dithooks.dit_cache(shipped, plan).remove()
+
+
+def test_plans_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no plan '4x': give a file .* ship .*: 1\.5x, 2x, 3x"):
+        load_plan("4x")
+    with pytest.raises(FileNotFoundError, match="no plan '2x'"):
+        load_plan(tmp_path.relative_to(tmp_path) / "2x")  # a path is a file's, always
+    (tmp_path / "torn.json").write_text("{")
+    with pytest.raises(ValueError, match=r"torn\.json"):
+        load_plan(tmp_path / "torn.json")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--plan", "4x"], "there is no plan '4x'"),
+        (["--plan", "2x", "--start", "4"], "--plan goes without --start"),
+        (["--plan", "2x", "--interval", "2"], "--plan goes without --interval"),
+        (["--interval", "1"], "interval is 1: it must be 2 or more"),
         (["--prompt", "piza"], "never seen 'piza'; close to 'piza': pizza"),
         (["--prompt", "!?"], "'!?' holds no word"),
         (["--steps", "0"], "steps is 0: it must be 1 or more"),

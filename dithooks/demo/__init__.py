@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..cache_plan import CachePlan
+
 if TYPE_CHECKING:
     from .pipeline import EmojiPipeline
 
 WEIGHTS = Path(__file__).parent / "weights" / "pipeline"
+PLANS = Path(__file__).parent / "plans"
+PLAN = "2x"  # that the demo uses, of those
+CALIBRATION = ("cat face", "watermelon", "taxi", "grinning face")  # what its plans are searched on
 
 
 def load_pipeline(folder: str | Path = WEIGHTS) -> EmojiPipeline:
@@ -37,3 +42,28 @@ def load_pipeline(folder: str | Path = WEIGHTS) -> EmojiPipeline:
         if bars:
             logging.enable_progress_bar()
     return pipe
+
+
+def load_plan(name_or_path: str | Path = PLAN) -> CachePlan:
+    """A plan for the shipped pipeline, or one from a file.
+
+    Args:
+        name_or_path: ``"1.5x"``, ``"2x"`` or ``"3x"``, which ship with the package, or a file that ``plan.save`` wrote.
+
+    Raises:
+        FileNotFoundError: there is neither a plan nor a file of that name.
+        TypeError, ValueError: the file holds no plan.
+
+    Example:
+        >>> load_plan("2x").provenance.target
+        2.0
+    """
+    names = sorted(path.stem for path in PLANS.glob("*.json"))
+    if isinstance(name_or_path, str) and name_or_path in names:
+        return CachePlan.load(PLANS / f"{name_or_path}.json")
+    if not Path(name_or_path).is_file():
+        raise FileNotFoundError(
+            f"there is no plan {str(name_or_path)!r}: give a file that a search wrote, or one of those that ship with "
+            f"dithooks: {', '.join(names)}"
+        )
+    return CachePlan.load(name_or_path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,9 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from dithooks import DitCacheConfig, dit_cache
+from dithooks import CachePlan, DitCacheConfig, dit_cache
 from dithooks.machine import machine
 
 from . import load_pipeline
@@ -40,7 +43,9 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo draws and how often it is timed.
+    """What the demo draws, with which cache, and how often it is timed.
+
+    A plan, called ``plan_name``, takes the place of the schedule of ``start`` and ``interval``.
 
     Raises:
         ValueError: a number out of its range, no prompt, or a prompt without a word.
@@ -53,9 +58,11 @@ class DemoOptions:
     start: int = 6
     interval: int = 2
     pairs: int = 3
+    plan: CachePlan | None = None
+    plan_name: str = "plan"
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("seed", 0), ("start", 0), ("interval", 1), ("pairs", 1)):
+        for name, least in (("steps", 1), ("seed", 0), ("start", 0), ("interval", 2), ("pairs", 1)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"{name} is {value}: it must be {least} or more")
         if self.seed >= 2**63:
@@ -68,13 +75,28 @@ class DemoOptions:
             if not clean(prompt):
                 raise ValueError(f"prompt {prompt!r} holds no word: give a caption such as {PROMPTS[0]!r}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """What was asked for, fit for JSON; of ``start`` and ``interval`` and a plan, what is not used is None."""
+        plan, unused = self.plan, self.plan is not None
+        asked: dict[str, Any] = {"prompts": list(self.prompts), "steps": self.steps, "seed": self.seed}
+        asked |= {"start": None if unused else self.start, "interval": None if unused else self.interval, "plan": None}
+        if plan is not None:
+            asked["plan"] = {
+                "name": self.plan_name,
+                "target": plan.provenance.target,
+                "steps": "+".join(piece.picture for piece in plan.pieces),
+                "predicted_speedup": plan.provenance.predicted_speedup,
+            }
+        return asked
+
 
 @dataclass(frozen=True)
 class DemoResult:
     """What the demo measured; pictures are (prompts, 3, height, width) floats in 0…1, before any rounding.
 
     ``seconds_plain`` and ``seconds_cached`` hold one run of all prompts each, in the order in which the pairs ran;
-    ``bytes_peak`` is the most that the cache kept at a time.
+    ``bytes_peak`` is the most that the cache kept at a time; ``schedule`` shows the steps of the cached run, ● computed
+    and ○ reused; ``remarks`` are what the cache had to say.
     """
 
     plain: torch.Tensor
@@ -84,6 +106,8 @@ class DemoResult:
     blocks_run: int
     blocks_total: int
     bytes_peak: int
+    schedule: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def speedup(self) -> float:
@@ -123,15 +147,17 @@ class DemoResult:
             "psnr_min_db": finite(min(self.psnr)),
             "psnr_db": [finite(value) for value in self.psnr],
             "bytes_peak": self.bytes_peak,
+            "schedule": self.schedule,
+            "remarks": list(self.remarks),
         }
 
 
 class Drawn(NamedTuple):
-    """One run: pictures (prompts, 3, height, width), seconds, and the cache's statistics if there was one."""
+    """One run: pictures (prompts, 3, height, width), seconds, and the cache if there was one."""
 
     pictures: torch.Tensor
     seconds: float
-    stats: Any = None
+    cache: Any = None
 
 
 def psnr(pictures: torch.Tensor, reference: torch.Tensor) -> tuple[float, ...]:
@@ -156,13 +182,17 @@ def check_outputs(picture: Path, json_to: str | None = None) -> None:
 
 
 def load_checked(options: DemoOptions) -> EmojiPipeline:
-    """The shipped pipeline, once it is certain that it knows every word of the prompts.
+    """The shipped pipeline, once it is certain that it knows every word of the prompts, and that the plan is for it.
 
     Raises:
-        ValueError: a word the pipeline has never seen; the message names close ones.
+        ValueError: a word the pipeline has never seen; the message names close ones. Or a plan of another model.
     """
     pipe = load_pipeline()
     pipe.text_encoder.tokenize(list(options.prompts))
+    if options.plan is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what there is to say is said of the run
+            dit_cache(pipe, options.plan).remove()
     return pipe
 
 
@@ -178,9 +208,9 @@ def run_demo(pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: s
 
         result = measure(pipe, options, report)
     draw_comparison(result, options).save(out)
-    asked = {"prompts": list(options.prompts), "steps": options.steps, "seed": options.seed}
-    asked |= {"start": options.start, "interval": options.interval, "machine": machine()}
-    numbers = asked | result.to_dict()
+    numbers = options.to_dict() | {"machine": machine()} | result.to_dict()
+    for remark in result.remarks:
+        print(f"dithooks: {' '.join(remark.split())}", file=sys.stderr)
     if json_to == "-":
         print(json.dumps(numbers, indent=2))
     else:
@@ -201,7 +231,7 @@ def measure(
         report: called after every sampling step with what is running, steps done and steps in all.
     """
     transformer = pipe.transformer
-    config = DitCacheConfig(
+    config = options.plan or DitCacheConfig(
         cache_step_start=options.start,
         cache_step_interval=options.interval,
         cache_block_start=0,
@@ -229,9 +259,19 @@ def measure(
         )
         return Drawn(pictures, time.perf_counter() - begin)
 
+    remarks: list[str] = []
+
     def draw_cached() -> Drawn:
-        with dit_cache(pipe, config) as cache:
-            return draw("cached")._replace(stats=cache.stats)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            with dit_cache(pipe, config) as cache:
+                drawn = draw("cached")
+        for each in caught:
+            if issubclass(each.category, UserWarning):
+                remarks.append(str(each.message))
+            else:
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        return drawn._replace(cache=cache)
 
     draw("warm-up", warmup)
     plain, cached = [], []
@@ -242,7 +282,8 @@ def measure(
         else:
             cached.append(draw_cached())
             plain.append(draw("plain"))
-    stats = cached[0].stats
+    stats = cached[0].cache.stats
+    reused = {each.step for each in cached[0].cache.decisions if each.reuse}
     return DemoResult(
         plain=plain[0].pictures,
         cached=cached[0].pictures,
@@ -251,14 +292,21 @@ def measure(
         blocks_run=stats.blocks_run,
         blocks_total=stats.blocks_total,
         bytes_peak=stats.bytes_peak,
+        schedule="".join("○" if step in reused else "●" for step in range(options.steps)),
+        remarks=tuple(dict.fromkeys(remarks)),
     )
 
 
 def table(result: DemoResult, options: DemoOptions) -> Table:
     """The result as a ``rich`` table, a row without and a row with the cache."""
+    lines = [f"speed-up: {result.share:.0%} of the {result.allowed:.2f}x that the blocks left out allow"]
+    if options.plan is not None:
+        predicted = options.plan.provenance.predicted_speedup
+        said = f"predicted {predicted:.2f}x, " if options.steps == options.plan.made.steps else ""
+        lines += [f"plan {options.plan_name}: {said}measured {result.speedup:.2f}x", result.schedule]
     grid = Table(
         title=f"pictures: {len(options.prompts)}, steps: {options.steps}, runs of each kind: {options.pairs}",
-        caption=f"speed-up: {result.share:.0%} of the {result.allowed:.2f}x that the blocks left out allow",
+        caption=Text("\n".join(lines)),
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
@@ -281,10 +329,12 @@ def table(result: DemoResult, options: DemoOptions) -> Table:
 
 def draw_comparison(result: DemoResult, options: DemoOptions) -> Image.Image:
     """The result as a picture: plain above, cached below."""
+    name = Path(options.plan_name).name.removesuffix(".json")
+    plan = [f"plan {name if len(name) < 11 else f'{name[:9]}…'}"] if options.plan is not None else []
     return comparison(
         to_images(result.plain),
         to_images(result.cached),
         options.prompts,
         plain_label=("plain", f"{median(result.seconds_plain):.2f} s"),
-        cached_label=("dithooks", f"{median(result.seconds_cached):.2f} s", f"speed-up {result.speedup:.2f}x"),
+        cached_label=("dithooks", f"{median(result.seconds_cached):.2f} s", f"speed-up {result.speedup:.2f}x", *plan),
     )

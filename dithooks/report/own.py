@@ -1,19 +1,23 @@
 """What is looked at where a user's own factory is named: ``package.module:factory`` or ``path/to/file.py:factory``.
 
 The factory takes no arguments and returns a pair: a model, a pipeline or a ``BlockAdapter``, and what it is called
-with, which is a dict of keyword arguments, a tuple of positional ones, or a function of no arguments that calls it.
+with, which is a dict of keyword arguments, a tuple of positional ones, or a function that calls it, of no arguments or
+of one, the pipeline.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from ..blocks.adapter import BlockAdapter
 from .classes import Subject, TargetError
@@ -23,6 +27,8 @@ RETURNS = "a pair: the target, and a dict of keyword arguments, a tuple of posit
 
 def of_factory(spelled: str) -> Subject:
     """What a factory makes. Errors inside it are its own and pass as they are.
+
+    Every run of the subject begins with the random generators among its arguments as the factory has left them.
 
     Raises:
         TargetError: there is no such factory, or it returns something else.
@@ -38,16 +44,51 @@ def of_factory(spelled: str) -> Subject:
         got = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
         raise TargetError(f"{spelled} returned {got}: it has to return {RETURNS}")
     target, given = made
-    return Subject(spelled, target, _run(target, given), "target")
+    return Subject(spelled, target, _run(spelled, target, given), "target")
 
 
-def _run(target: Any, given: Any) -> Callable[[], object]:
+def _run(spelled: str, target: Any, given: Any) -> Callable[[], object]:
     called: Any = target.target if isinstance(target, BlockAdapter) else target
-    if isinstance(given, dict):
-        return lambda: called(**given)
-    if isinstance(given, tuple):
-        return lambda: called(*given)
-    return lambda: given()
+    if not isinstance(given, (dict, tuple)):
+        return _function(spelled, called, given)
+    args, kwargs = ((), given) if isinstance(given, dict) else (given, {})
+    states = [(generator, generator.get_state()) for generator in _generators(given)]
+
+    def run() -> object:
+        for generator, state in states:  # the run before has used them up
+            generator.set_state(state)
+        return called(*args, **kwargs)
+
+    return run
+
+
+def _function(spelled: str, called: Any, function: Callable[..., object]) -> Callable[[], object]:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # one that is not written in Python may not tell
+        return function
+    if _takes(signature):
+        return function
+    if _takes(signature, called):
+        return lambda: function(called)
+    raise TargetError(f"{spelled} returned a function of {signature}: it takes no argument, or one, the pipeline")
+
+
+def _takes(signature: inspect.Signature, *args: object) -> bool:
+    try:
+        signature.bind(*args)
+    except TypeError:
+        return False
+    return True
+
+
+def _generators(value: object) -> Iterator[torch.Generator]:
+    """All in an argument, however deep."""
+    if isinstance(value, torch.Generator):
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _generators(item)
 
 
 def _module(name: str) -> ModuleType:

@@ -147,12 +147,12 @@ class _Numbering:
         return kept
 
 
-def _entering(call: Seen, ports: Ports, ids: Mapping[str, Tensor], numbering: _Numbering) -> dict[str | int, Tensor]:
+def _entering(call: Seen, ports: Ports, ids: Mapping[str, Tensor], numbering: _Numbering) -> dict[str, Tensor]:
     """The numbers of each stream that a block is given: those that it brings along, no token twice; else new ones."""
-    found: dict[str | int, Tensor] = {}
+    found: dict[str, Tensor] = {}
     names = [name for name in ports.carries if name is not None]
     known = torch.zeros(1, dtype=torch.int64)
-    for name in sorted(names, key=lambda name: name not in ids):
+    for name in [*ids, *(name for name in names if name not in ids)]:
         numbers = ids.get(name, torch.zeros(prod(call.inputs[name][0][:-1]), dtype=torch.int64)).clone()
         new = torch.isin(numbers, known)
         numbers[new] = numbering.more(int(new.sum()))
@@ -161,9 +161,7 @@ def _entering(call: Seen, ports: Ports, ids: Mapping[str, Tensor], numbering: _N
     return {name: found[name] for name in names}
 
 
-def _leaving(
-    call: Seen, ports: Ports, entering: Mapping[str | int, Tensor], numbering: _Numbering
-) -> dict[int, Tensor]:
+def _leaving(call: Seen, ports: Ports, entering: Mapping[str, Tensor], numbering: _Numbering) -> dict[int, Tensor]:
     """The numbers of each output: those of the argument that it carries on, if it has its form."""
     found = {}
     for position, (name, form) in enumerate(zip(ports.carries, call.outputs, strict=True)):
@@ -178,7 +176,7 @@ def _handed(
     before: Seen,
     sender: Ports,
     leaving: Mapping[int, Tensor],
-    entering: Mapping[str | int, Tensor],
+    entering: Mapping[str, Tensor],
     after: Seen,
 ) -> tuple[dict[str, Tensor], bool]:
     """The numbers of what the next block is given; and whether its streams are all that this one returned."""

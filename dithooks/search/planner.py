@@ -158,27 +158,41 @@ class Planner:
         trace, saving = self.recording.traces[number], self.savings.step[number]
         steps, alone = len(trace.steps), len(self.recording.traces) == 1
         allowed = [r for r, pair in enumerate(trace.ranges) if saving[r] > 0 and not _alike(pair, avoid, number, trace)]
+        nothing = _Option(0.0, 0.0, 0, 0)
+        if not allowed or steps < 2:
+            return [nothing]
         most = dict.fromkeys(allowed, steps - 1)  # refreshes; a range that is computed at all steps saves nothing
         if alone and needed:
             lacking = {r: int(np.ceil(needed / saving[r] - SLACK)) for r in allowed}
             reaching = {r: steps - reused for r, reused in lacking.items() if reused < steps}
             most = reaching or dict.fromkeys(allowed, 1)
-        if not most:
-            return [_Option(0.0, 0.0, 0, 0)]
+        enough = bool(alone and needed)  # of each range, the cheapest schedule that saves enough
         if variant.anchors > 2:  # three are solved for those ranges that are best by two
-            most = self._promising(number, variant, most)
+            most = self._promising(number, variant, most, enough)
+        return _best([nothing, *self._ways(number, variant, most, enough)])
+
+    def _ways(self, number: int, variant: Variant, most: dict[int, int], enough: bool) -> list[_Option]:
+        """Every range with each number of refreshes up to its most; or with the one of them that costs least."""
+        steps, saving = len(self.recording.traces[number].steps), self.savings.step[number]
         costs = self._costs(number, sorted(most), variant, max(most.values()))
         found = []
-        for row, r in enumerate(sorted(most)):
-            wanted = (most[r],) if alone and needed else range(1, most[r] + 1)
-            found += [_Option((steps - k) * saving[r], float(costs[row, k]), r, k) for k in wanted]
-        return _best([_Option(0.0, 0.0, 0, 0), *found])
+        for r, row in zip(sorted(most), costs, strict=True):
+            each = (int(row[1 : most[r] + 1].argmin()) + 1,) if enough else range(1, most[r] + 1)
+            found += [_Option((steps - k) * saving[r], float(row[k]), r, k) for k in each]
+        return found
 
-    def _promising(self, number: int, variant: Variant, most: dict[int, int], keep: int = 8) -> dict[int, int]:
-        ranges = sorted(most)
-        costs = self._costs(number, ranges, variant._replace(anchors=2), max(most.values()))
-        price = {r: costs[row, most[r]] for row, r in enumerate(ranges)}
-        return {r: most[r] for r in sorted(ranges, key=lambda r: price[r])[:keep]}
+    def _promising(
+        self, number: int, variant: Variant, most: dict[int, int], enough: bool, keep: int = 8
+    ) -> dict[int, int]:
+        """The cheapest ranges; where they are to save different amounts, some from all along the way."""
+        ways = self._ways(number, variant._replace(anchors=2), most, enough)
+        if enough:
+            ranges = [way.range for way in sorted(ways, key=lambda way: way.cost)][:keep]
+        else:
+            front = list(dict.fromkeys(way.range for way in _best(ways)))
+            places = np.linspace(0, len(front) - 1, min(keep, len(front)))
+            ranges = [front[round(place)] for place in places]
+        return {r: most[r] for r in ranges}
 
     def _costs(self, number: int, ranges: Sequence[int], variant: Variant, most: int) -> Floats:
         """(ranges, most + 1): the least price of each number of refreshes."""

@@ -55,6 +55,16 @@ def worth(trace: Trace, steps: int, late: float) -> Floats:
     return found
 
 
+def checked_cost(cost: object) -> None:
+    """See that it is one.
+
+    Raises:
+        ValueError: another word.
+    """
+    if cost not in ("time", "blocks"):
+        raise ValueError(f"cost={cost!r}: there are 'time', as it was measured, and 'blocks'")
+
+
 @dataclass(frozen=True, eq=False)
 class Savings:
     """What a recorded run costs, and how much of it a reused step of each range saves.
@@ -74,8 +84,7 @@ class Savings:
         Raises:
             ValueError: another word.
         """
-        if cost not in ("time", "blocks"):
-            raise ValueError(f"cost={cost!r}: there are 'time', as it was measured, and 'blocks'")
+        checked_cost(cost)
         saved, total = [], 0.0
         for trace in recording.traces:
             each = trace.block_ms if cost == "time" else np.ones(len(trace.blocks))

@@ -28,12 +28,17 @@ class _Tried:
 
     def try_out(self, candidate: Candidate) -> Proposals:
         """Have it run, unless it was before, and take note."""
-        key = (candidate.choices, candidate.variant.anchors)
+        key = (candidate.choices, min(candidate.variant.anchors, max(map(_reach, candidate.choices), default=0)))
         if key in self.scores or self.over or not candidate.choices:
             return
         self.scores[key] = score = yield candidate
         if score is not None and (self.best is None or score > self.score):
             self.best, self.score = candidate, score
+
+
+def _reach(choice: Choice) -> int:
+    """Residuals that are there at the last reused step: to be told from more makes it no other plan."""
+    return sum(choice.computed[: len(choice.computed) - choice.computed[::-1].index(0)])
 
 
 def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Proposals:

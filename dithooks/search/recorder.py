@@ -246,6 +246,7 @@ class Recorder:
         branches = [sampled for _, sampled in self._branches.values() if sampled.calls]
         self._branches = {}
         if branches:
+            self.stopwatch.wait()  # samples may still be on their way to the host
             self.tally.add(branches, lambda done, total: self._report("Gram matrices", done, total))
 
     def _count(self, arguments: Mapping[str, Any]) -> None:

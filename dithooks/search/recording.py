@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ class Recording:
                 stored = {name: file[name] for name in file.files}
             head = json.loads(str(stored["head"]))
             kind, schema = head["kind"], head["schema"]
-        except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
+        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
             if isinstance(error, OSError) and not Path(path).is_file():
                 raise
             raise ValueError(f"{os.fspath(path)} is no recording: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,19 @@ from ..predictor import Moment
 from .places import Point
 
 Pair = tuple[int, int]
+Room = dict[tuple[int, ...], NDArray[np.float32]]
+
+
+class States(NamedTuple):
+    """A sample at one point over T calls, as its mean (n,) and how each lies from it (T, n).
+
+    ``columns`` (n,) says which token and channel is where, ascending; ``squares`` (T,) are ‖h‖².
+    """
+
+    apart: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    columns: NDArray[np.int64]
+    squares: NDArray[np.float64]
 
 
 @dataclass(eq=False)
@@ -31,15 +45,18 @@ class Sampled:
     moments: list[Moment] = field(default_factory=list)
     calls: list[list[list[Tensor]]] = field(default_factory=list)
 
-    def states(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The sample at a point over all calls, (T, n), and (n,) what each column is: token and channel, ascending."""
+    def states(self, number: int) -> States:
+        """The sample at a point over all calls."""
         rows = [torch.cat([stream.float().flatten() for stream in call[number]]) for call in self.calls]
         widths = [stream.shape[-1] for stream in self.calls[0][number] for _ in range(len(stream))]
         ids = self.points[number].ids.tolist()
         parts = [(token << 32) + np.arange(width) for token, width in zip(ids, widths, strict=True)]
         columns = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-        ascending = np.argsort(columns)
-        return torch.stack(rows).cpu().numpy()[:, ascending], columns[ascending]
+        ascending, states = np.argsort(columns), torch.stack(rows).cpu().numpy()
+        if not np.array_equal(ascending, np.arange(len(columns))):
+            states, columns = states[:, ascending], columns[ascending]
+        mean = states.mean(axis=0)
+        return States(states - mean, mean, columns, np.einsum("ij,ij->i", states, states, dtype=np.float64))
 
 
 def add_grams(
@@ -76,39 +93,37 @@ def add_grams(
     states = {number: sampled.states(number) for number in {*entering.values(), *leaving.values()}}
     for block, index in enumerate(order):
         if index in leaving:
-            norms[block, places] += np.square(states[leaving[index]][0], dtype=np.float64).sum(axis=1)
+            norms[block, places] += states[leaving[index]].squares
+    room: Room = {}
     for number, (first, last) in enumerate(ranges):
         a, b = entering.get(order[first]), leaving.get(order[last])
         if a is not None and b is not None:
-            grams[number][here] += gram(_effect(*states[a], *states[b]))
+            grams[number][here] += gram(*_effect(states[a], states[b], room))
         report(number + 1)
 
 
-def gram(residuals: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(T, T) inner products of (T, n) residuals.
+def gram(apart: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(T, T) inner products of residuals, given as their mean (n,) and how each lies from it (T, n).
 
     Example:
-        >>> gram(np.array([[1.0, 2.0], [1.0, 4.0]], dtype=np.float32))
+        >>> gram(np.array([[0.0, -1.0], [0.0, 1.0]], dtype=np.float32), np.array([1.0, 3.0], dtype=np.float32))
         array([[ 5.,  9.],
                [ 9., 17.]])
     """
-    mean = residuals.mean(axis=0)
-    apart = residuals - mean
-    cross = apart.astype(np.float64) @ mean.astype(np.float64)
-    own = float(np.square(mean, dtype=np.float64).sum())
+    cross = (apart @ mean).astype(np.float64)
+    own = float(np.einsum("i,i->", mean, mean, dtype=np.float64))
     found: NDArray[np.float64] = (apart @ apart.T).astype(np.float64) + cross[:, None] + cross[None, :] + own
     return found
 
 
-def _effect(
-    before: NDArray[np.float32],
-    columns: NDArray[np.int64],
-    after: NDArray[np.float32],
-    others: NDArray[np.int64],
-) -> NDArray[np.float32]:
-    """(T, n'): after less before, of the tokens that are in both."""
-    if len(columns) == len(others) and np.array_equal(columns, others):
-        return after - before
-    _, left, right = np.intersect1d(columns, others, assume_unique=True, return_indices=True)
-    found: NDArray[np.float32] = after[:, right] - before[:, left]
-    return found
+def _effect(before: States, after: States, room: Room) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """After less before, of the tokens that are in both: how it lies from its mean, and this.
+
+    ``room`` is written over at every call: fresh memory of that size costs more than what is done in it.
+    """
+    if np.array_equal(before.columns, after.columns):
+        shape = before.apart.shape
+        out = room[shape] = room[shape] if shape in room else np.empty(shape, dtype=np.float32)
+        return np.subtract(after.apart, before.apart, out=out), after.mean - before.mean
+    _, left, right = np.intersect1d(before.columns, after.columns, assume_unique=True, return_indices=True)
+    return after.apart[:, right] - before.apart[:, left], after.mean[right] - before.mean[left]

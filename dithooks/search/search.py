@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import warnings
@@ -19,7 +20,7 @@ from ..policy.base import check_count, check_number
 from .journal import Journal
 from .planner import Candidate, Planner
 from .plans import assembled, checked_target
-from .prices import Cost
+from .prices import Cost, Savings, checked_cost
 from .progress import Report, progress
 from .proposals import Proposals, proposals
 from .ranks import agree, leads
@@ -137,6 +138,9 @@ def search(
     begun = time.perf_counter()
     wanted = checked_target(target_speedup)
     limits = Limits(max_evals, climb, max_generations, max_seconds)
+    checked_cost(cost)
+    if not callable(run):
+        raise TypeError(f"run must be a function that is given the target and draws, not {run!r}")
     if recording is not None and not isinstance(recording, Recording):
         raise TypeError(f"recording must be a Recording, as record() returns, not {recording!r}")
     chains = [chain for chain, _ in chains_of(target, blocks)]
@@ -156,7 +160,7 @@ def search(
     kept = Journal.open(journal, {"fingerprint": here, "num_inference_steps": num_inference_steps, "cost": cost})
     with progress(verbose and leads()) as report:
         recorded = recording or kept.recording()
-        if recorded is None:
+        if agree(recorded is None):  # on every rank, or on none
             recorded = record(
                 target,
                 run,
@@ -168,11 +172,13 @@ def search(
                 report=report,
             )
             kept.keep_recording(recorded, samples_of(recorded.results))
+        assert recorded is not None
         spent = 1.0
         if recorded.results is None:
             report("uncached run", 0, None)
             recorded, spent = replace(recorded, results=_called(target, run)), 2.0
-        verifier = Verifier(target, run, samples_of(recorded.results), recorded.run_ms / 1e3, blocks, scheduler)
+        seconds, executions = agree(recorded.run_ms) / 1e3, Savings.of(recorded, "blocks").total
+        verifier = Verifier(target, run, samples_of(recorded.results), seconds, executions, blocks, scheduler)
         driver = _Driver(verifier, Planner(recorded, cost, report), wanted, limits, kept, report, begun, spent)
         return driver.drive()
 
@@ -255,7 +261,7 @@ class _Driver:
                 plan.provenance,
                 measured_speedup=best.speedup,
                 psnr=score.psnr,
-                relative_l1=score.relative_l1,
+                relative_l1=score.relative_l1 if math.isfinite(score.relative_l1) else None,
                 ssim=score.ssim,
                 reached=plan.provenance.reached and fast,
             )

@@ -228,7 +228,8 @@ def _solved(matrix: Floats, aim: Floats, line: Floats) -> Floats:
     count = matrix.shape[-1]
     mean = np.trace(matrix, axis1=-2, axis2=-1) / count
     singular = _determinant(matrix) <= 1e-12 * mean**count  # 0 where residuals are parallel
-    found: Floats = np.linalg.solve(np.where(singular[..., None, None], np.eye(count), matrix), aim)
+    regular = np.where(singular[..., None, None], np.eye(count), matrix)
+    found = np.asarray(np.linalg.solve(regular, aim), dtype=np.float64)
     if singular.any():
         inverse = np.linalg.pinv(matrix[singular], rcond=count * float(np.finfo(np.float64).eps), hermitian=True)
         nothing = ~matrix[singular].any(axis=(-2, -1))

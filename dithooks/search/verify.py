@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,8 +44,8 @@ class Evaluation:
 
     @property
     def worth(self) -> float | None:
-        """What plans are chosen by: PSNR in dB."""
-        return None if self.score is None else self.score.psnr
+        """What plans are chosen by: PSNR in dB; ``None`` where there is nothing to choose, as pictures are not finite."""
+        return None if self.score is None or self.score.psnr == -math.inf else self.score.psnr
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,7 @@ class Verifier:
         run: draws, given the pipeline.
         reference: what it drew without the cache.
         seconds: that this took.
+        executions: of blocks in it.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
     """
@@ -64,6 +66,7 @@ class Verifier:
     run: Callable[[Any], Any]
     reference: Sequence[NDArray[np.float32]]
     seconds: float
+    executions: float
     blocks: Blocks = None
     scheduler: object = None
 
@@ -88,4 +91,5 @@ class Verifier:
             finally:
                 handle.remove()
         score = compare(samples_of(results), self.reference)
-        return Evaluation(plan, seconds, self.seconds / seconds, score, stats.blocks_run / max(stats.blocks_total, 1))
+        left_out = stats.blocks_total - stats.blocks_run  # nothing is counted of a transformer that stays uncached
+        return Evaluation(plan, seconds, self.seconds / seconds, score, 1.0 - left_out / self.executions)

@@ -1,0 +1,194 @@
+"""What another search costs on the same model: msmodelslim's for its DiT cache, next to ``search``.
+
+``python bench/search_cost.py --out bench/results`` writes ``search_cost.json`` and ``search_cost.md``. It needs
+msmodelslim 26.1.0 and what that writes and reads videos with; best in an environment of its own:
+``pip install --no-deps msmodelslim==26.1.0`` and ``pip install opencv-python-headless "imageio[ffmpeg]"``.
+
+Both search the shipped demo pipeline, 28 steps at guidance 3.0, with the same four captions and seeds, drawn in one
+batch, for the same speed-ups. ``DitCacheAdaptor.search`` is called as it comes, with its own choice of configurations
+and its own videos to compare; only its constructor is left out, as that wraps the blocks of one list, and the pipeline
+has two. The configurations that it asks for are run by ``dit_cache`` instead, which reuses what its own hooks would.
+Its interval is 2, or the next that it does not refuse. ``search`` runs at its defaults, with the target in block
+executions. What both have found is then measured on the 32 test pictures of ``bench/search.py``; generations are block
+executions over those of one uncached run of the four pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from search import CALIBRATION, GUIDANCE, Bench
+
+import dithooks
+from dithooks import CachePlan, DitCacheConfig, dit_cache, search
+from dithooks.demo import load_pipeline
+from dithooks.demo.draw import CAPTIONS
+from dithooks.machine import machine
+
+try:
+    from msmodelslim.pytorch.multi_modal.dit_cache import DitCacheAdaptor, DitCacheSearchConfig
+except ImportError as error:
+    raise SystemExit(
+        f"msmodelslim cannot be imported ({error}): pip install --no-deps msmodelslim==26.1.0, and pip install "
+        'opencv-python-headless "imageio[ffmpeg]"'
+    ) from None
+
+STEPS = 28
+TARGETS = (1.3, 2.0)  # its default, and the most that it takes
+INTERVALS = range(2, 7)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One search.
+
+    Args:
+        target: times fewer blocks.
+        method: whose.
+        found: the configuration or plan; or why there is none.
+        runs: of the pipeline, the uncached one included.
+        generations: block executions over those of an uncached run.
+        seconds: that it took.
+        speedup: times fewer blocks that what was found runs, and
+        psnr: its PSNR in dB, by test picture; empty: nothing was found.
+    """
+
+    target: float
+    method: str
+    found: str
+    runs: int
+    generations: float
+    seconds: float
+    speedup: float | None = None
+    psnr: tuple[float, ...] = ()
+
+
+class Runner:
+    """Draws what an adaptor has set, as its user's callback."""
+
+    def __init__(self, bench: Bench, blocks: int, ratio: float, interval: int) -> None:
+        self.bench, self.runs = bench, 0
+        self.adaptor = object.__new__(DitCacheAdaptor)
+        self.adaptor.search_config = DitCacheSearchConfig(ratio, blocks, bench.steps, interval)
+        self.adaptor.pipeline = bench.pipe
+        self.adaptor._temp_cache_dir = None
+
+    def __call__(self, _: Any) -> list[NDArray[np.uint8]]:
+        """Videos (frames, height, width, 3) of one frame."""
+        self.runs += 1
+        config = self.adaptor.dit_cache_config
+        with dit_cache(self.bench.pipe, static(config), verify=False) if self.adaptor.enable_cache else nullcontext():
+            pictures = self.bench.calibrate()
+        pixels: NDArray[np.uint8] = pictures.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+        return [each[None] for each in pixels]
+
+
+def static(config: Any) -> DitCacheConfig:
+    """Its four numbers are dithooks' own."""
+    return DitCacheConfig(**dict(config))
+
+
+def adaptors(bench: Bench, target: float) -> Iterator[Row]:
+    """The adaptor's search, and before it those that it gave up."""
+    for interval in INTERVALS:
+        runner = Runner(bench, bench.executions.blocks, target, interval)
+        name = f"DitCacheAdaptor.search, interval {interval}"
+        before, begun = bench.executions.count, time.perf_counter()
+        try:
+            with elsewhere():
+                config = runner.adaptor.search(runner, prompts_num=len(CALIBRATION))
+            refusal = ""
+        except ValueError as error:
+            refusal = str(error).partition(":")[0]
+        spent = (bench.executions.count - before) / bench.uncached, time.perf_counter() - begun
+        if refusal:
+            yield Row(target, name, refusal, runner.runs, *spent)
+            continue
+        values, speedup = bench.measure(static(config))
+        last = config.cache_block_start + config.cache_num_blocks - 1
+        shown = f"blocks {config.cache_block_start}–{last}, every {interval} steps from step {config.cache_step_start}"
+        yield Row(target, name, shown, runner.runs, *spent, speedup, values)
+        return
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """In a folder that is gone in the end: the adaptor keeps its videos where it is called."""
+    here = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(here)
+
+
+def ours(bench: Bench, target: float) -> Row:
+    """The search of this package."""
+    before = bench.executions.count
+    result = search(bench.pipe, bench.calibrate, target, cost="blocks", verbose=False)
+    generations = (bench.executions.count - before) / bench.uncached
+    values, speedup = bench.measure(result.plan)
+    runs = 1 + len(result.evaluations)
+    return Row(target, "search", shown(result.plan), runs, generations, result.seconds, speedup, values)
+
+
+def shown(plan: CachePlan) -> str:
+    """Where and when."""
+    return ", ".join(f"blocks {each.first}–{each.first + each.blocks - 1}, {each.picture}" for each in plan.pieces)
+
+
+def table(rows: Sequence[Row], about: str) -> str:
+    """Markdown."""
+    head = ("target", "", "runs", "generations", "seconds", "blocks", "PSNR", "found")
+    lines = ["# What a search costs", "", about, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [f"{row.target:g}×", row.method, str(row.runs), f"{row.generations:.1f}", f"{row.seconds:.0f}"]
+        reached = "" if row.speedup is None else f"{row.speedup:.2f}×"
+        quality = f"{fmean(row.psnr):.1f} / {min(row.psnr):.1f}" if row.psnr else ""
+        lines.append(f"| {' | '.join([*cells, reached, quality, row.found])} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, and write ``search_cost.json`` and ``search_cost.md``, again after every search."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="eight test pictures, 1.3x only")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (pipe := load_pipeline()).set_progress_bar_config(disable=True)
+    bench = Bench(pipe, STEPS, CAPTIONS[::4] if options.quick else CAPTIONS)
+    about = (
+        f"Searches for the same pipeline, {STEPS} steps, guidance {GUIDANCE:g}, with the same {len(CALIBRATION)} "
+        f"captions in one batch: runs of the pipeline, block\nexecutions over those of one uncached run (generations), "
+        f"and seconds. Of what was found: how many times fewer blocks run, and\nPSNR in dB to the uncached run, mean / "
+        f"worst of {len(bench.test)} other pictures. msmodelslim {version('msmodelslim')} says which configurations to "
+        f"try,\ndithooks runs them.\n\n"
+        f"{machine()}, diffusers {version('diffusers')}, dithooks {dithooks.__version__}"
+    )
+    rows: list[Row] = []
+    for target in TARGETS[:1] if options.quick else TARGETS:
+        for row in (*adaptors(bench, target), ours(bench, target)):
+            rows.append(row)
+            print(f"{row.target:g}x {row.method}: {row.runs} runs, {row.generations:.2f} generations", flush=True)
+            text = json.dumps({"about": about, "steps": STEPS, "rows": [*map(asdict, rows)]}, indent=1)
+            (options.out / "search_cost.json").write_text(text + "\n")
+            (options.out / "search_cost.md").write_text(table(rows, about))
+
+
+if __name__ == "__main__":
+    main()
