@@ -36,6 +36,15 @@ def test_a_model_of_diffusers_draws_the_same():
     assert stands(model) == before
 
 
+def same(a, b):
+    """Bit for bit, arrays and mappings of arrays, too."""
+    if isinstance(b, dict):
+        return list(a) == list(b) and all(map(same, a.values(), b.values()))
+    if isinstance(b, np.ndarray):
+        return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    return a == b
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_it_draws_is_what_it_draws_without(kind, mode):
@@ -146,7 +155,7 @@ class TestFiles:
             for each in dataclasses.fields(wanted):
                 a, b = getattr(got, each.name), getattr(wanted, each.name)
                 assert type(a) is type(b)
-                assert a.tobytes() == b.tobytes() and a.dtype == b.dtype if isinstance(b, np.ndarray) else a == b
+                assert same(a, b)
 
     def test_without_noise_levels(self, tmp_path):
         record(Net(), lambda model: loop(model, latents(), 4)).save(tmp_path / "x.npz")
@@ -155,7 +164,7 @@ class TestFiles:
     @pytest.mark.parametrize("garbage", [b"", b"garbage", b"PK\x03\x04garbage", b"{}", b"\x93NUMPY\x01\x00v\x00"])
     def test_garbage(self, garbage, tmp_path):
         (tmp_path / "x.npz").write_bytes(garbage)
-        with pytest.raises(ValueError, match=r"x\.npz is no recording"):
+        with pytest.raises(ValueError, match=r"x\.npz is no "):
             Recording.load(tmp_path / "x.npz")
 
     @pytest.mark.parametrize(

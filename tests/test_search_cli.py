@@ -281,7 +281,7 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
             (["--json", "plan.json"], "two results would go to one file"),
             (["--journal", "mine.py"], "mine.py is a file: --journal takes a folder"),
             (["--recording", "no.npz"], "no.npz"),
-            (["--recording", "mine.py"], "mine.py is no recording"),
+            (["--recording", "mine.py"], "mine.py is no file that Recording.save wrote"),
             (["--recording", "mine.py", "--record", "run.npz"], "--record goes without --recording"),
             (["--steps", "1"], "nothing of this run can be reused"),
         ],

@@ -3,153 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-from dithooks import CachePlan, DitCacheConfig, dit_cache
+from dithooks import DitCacheConfig, dit_cache
 from dithooks.machine import machine
 
 from . import load_pipeline
-from .draw import comparison, to_images
-from .emoji import clean
+from .outcome import PROMPTS, DemoOptions, DemoResult, psnr
 from .pipeline import EmojiPipeline
+from .show import draw_comparison, table
 
-PROMPTS = (
-    "slice of pizza",
-    "panda face",
-    "red apple",
-    "smiling face with sunglasses",
-    "tropical fish",
-    "fire engine",
-    "sunflower",
-    "rainbow",
-)
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """What the demo draws, with which cache, and how often it is timed.
-
-    A plan, called ``plan_name``, takes the place of the schedule of ``start`` and ``interval``.
-
-    Raises:
-        ValueError: a number out of its range, no prompt, or a prompt without a word.
-    """
-
-    prompts: tuple[str, ...] = PROMPTS
-    steps: int = 28
-    seed: int = 0
-    guidance: float = 3.0
-    start: int = 6
-    interval: int = 2
-    pairs: int = 3
-    plan: CachePlan | None = None
-    plan_name: str = "plan"
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("seed", 0), ("start", 0), ("interval", 2), ("pairs", 1)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name} is {value}: it must be {least} or more")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed is {self.seed}: it must be below 2**63")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance is {self.guidance}: give a number such as 3.0, or 1 for none")
-        if not self.prompts:
-            raise ValueError("there is no prompt: give at least one caption")
-        for prompt in self.prompts:
-            if not clean(prompt):
-                raise ValueError(f"prompt {prompt!r} holds no word: give a caption such as {PROMPTS[0]!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """What was asked for, fit for JSON; of ``start`` and ``interval`` and a plan, what is not used is None."""
-        plan, unused = self.plan, self.plan is not None
-        asked: dict[str, Any] = {"prompts": list(self.prompts), "steps": self.steps, "seed": self.seed}
-        asked |= {"start": None if unused else self.start, "interval": None if unused else self.interval, "plan": None}
-        if plan is not None:
-            asked["plan"] = {
-                "name": self.plan_name,
-                "target": plan.provenance.target,
-                "steps": "+".join(piece.picture for piece in plan.pieces),
-                "predicted_speedup": plan.provenance.predicted_speedup,
-            }
-        return asked
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo measured; pictures are (prompts, 3, height, width) floats in 0…1, before any rounding.
-
-    ``seconds_plain`` and ``seconds_cached`` hold one run of all prompts each, in the order in which the pairs ran;
-    ``bytes_peak`` is the most that the cache kept at a time; ``schedule`` shows the steps of the cached run, ● computed
-    and ○ reused; ``remarks`` are what the cache had to say.
-    """
-
-    plain: torch.Tensor
-    cached: torch.Tensor
-    seconds_plain: tuple[float, ...]
-    seconds_cached: tuple[float, ...]
-    blocks_run: int
-    blocks_total: int
-    bytes_peak: int
-    schedule: str = ""
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def speedup(self) -> float:
-        """Median over the pairs: the two runs of a pair met the same weather on the machine."""
-        return median(p / c for p, c in zip(self.seconds_plain, self.seconds_cached, strict=True))
-
-    @property
-    def allowed(self) -> float:
-        """The speed-up if blocks cost everything and all else nothing."""
-        return self.blocks_total / self.blocks_run
-
-    @property
-    def share(self) -> float:
-        """How much of the allowed speed-up was measured; 1 is all of it."""
-        return self.speedup / self.allowed
-
-    @property
-    def psnr(self) -> tuple[float, ...]:
-        """Decibel per picture; ``inf`` where the cached picture is the very same."""
-        return psnr(self.cached, self.plain)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers without the pictures, fit for JSON: an infinite PSNR becomes None."""
-
-        def finite(value: float) -> float | None:
-            return round(value, 3) if math.isfinite(value) else None
-
-        return {
-            "seconds_plain": [round(s, 4) for s in self.seconds_plain],
-            "seconds_cached": [round(s, 4) for s in self.seconds_cached],
-            "speedup": round(self.speedup, 4),
-            "speedup_allowed": round(self.allowed, 4),
-            "share_of_allowed": round(self.share, 4),
-            "blocks_run": self.blocks_run,
-            "blocks_total": self.blocks_total,
-            "psnr_mean_db": finite(fmean(self.psnr)),
-            "psnr_min_db": finite(min(self.psnr)),
-            "psnr_db": [finite(value) for value in self.psnr],
-            "bytes_peak": self.bytes_peak,
-            "schedule": self.schedule,
-            "remarks": list(self.remarks),
-        }
+__all__ = ["PROMPTS", "DemoOptions", "DemoResult", "psnr", "run_demo"]
 
 
 class Drawn(NamedTuple):
@@ -158,12 +32,6 @@ class Drawn(NamedTuple):
     pictures: torch.Tensor
     seconds: float
     cache: Any = None
-
-
-def psnr(pictures: torch.Tensor, reference: torch.Tensor) -> tuple[float, ...]:
-    """Peak signal-to-noise ratio in dB of every picture (batch, …) in 0…1; ``inf`` for equal ones."""
-    errors = (pictures.double() - reference.double()).square().flatten(1).mean(1)
-    return tuple(math.inf if e == 0 else -10 * math.log10(e) for e in errors.tolist())
 
 
 def check_outputs(picture: Path, json_to: str | None = None) -> None:
@@ -294,47 +162,4 @@ def measure(
         bytes_peak=stats.bytes_peak,
         schedule="".join("○" if step in reused else "●" for step in range(options.steps)),
         remarks=tuple(dict.fromkeys(remarks)),
-    )
-
-
-def table(result: DemoResult, options: DemoOptions) -> Table:
-    """The result as a ``rich`` table, a row without and a row with the cache."""
-    lines = [f"speed-up: {result.share:.0%} of the {result.allowed:.2f}x that the blocks left out allow"]
-    if options.plan is not None:
-        predicted = options.plan.provenance.predicted_speedup
-        said = f"predicted {predicted:.2f}x, " if options.steps == options.plan.made.steps else ""
-        lines += [f"plan {options.plan_name}: {said}measured {result.speedup:.2f}x", result.schedule]
-    grid = Table(
-        title=f"pictures: {len(options.prompts)}, steps: {options.steps}, runs of each kind: {options.pairs}",
-        caption=Text("\n".join(lines)),
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-    )
-    for heading in ("", "seconds", "speed-up", "blocks run", "PSNR mean", "PSNR min", "bytes kept"):
-        grid.add_column(heading, justify="right" if heading else "left")
-    blocks, same = result.blocks_total, math.isinf(min(result.psnr))
-    grid.add_row("plain", f"{median(result.seconds_plain):.2f}", "1.00x", f"{blocks} of {blocks}", "", "", "0")
-    grid.add_row(
-        "cached",
-        f"{median(result.seconds_cached):.2f}",
-        f"{result.speedup:.2f}x",
-        f"{result.blocks_run} of {blocks}",
-        "identical" if same else f"{fmean(result.psnr):.1f} dB",
-        "identical" if same else f"{min(result.psnr):.1f} dB",
-        f"{result.bytes_peak:,}",
-    )
-    return grid
-
-
-def draw_comparison(result: DemoResult, options: DemoOptions) -> Image.Image:
-    """The result as a picture: plain above, cached below."""
-    name = Path(options.plan_name).name.removesuffix(".json")
-    plan = [f"plan {name if len(name) < 11 else f'{name[:9]}…'}"] if options.plan is not None else []
-    return comparison(
-        to_images(result.plain),
-        to_images(result.cached),
-        options.prompts,
-        plain_label=("plain", f"{median(result.seconds_plain):.2f} s"),
-        cached_label=("dithooks", f"{median(result.seconds_cached):.2f} s", f"speed-up {result.speedup:.2f}x", *plan),
     )

@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parent.parent
 # Where the library sees to what it was given. What is raised elsewhere may be a fault of its own.
 SEES_TO_IT = (
     *("attachment.py", "blocks/", "clock.py"),
-    *(f"search/{name}.py" for name in ("journal", "plans", "record", "recorder", "score", "search", "tally")),
+    *(f"search/{name}.py" for name in ("inputs", "journal", "plans", "record", "recorder", "score", "search", "tally")),
 )
 
 
@@ -148,7 +148,7 @@ def _search(options: SearchOptions, drawing: Drawing, speedup: float, recording:
             return draw()
 
     try:
-        result = search(
+        return search(
             target,
             run,
             speedup,
@@ -162,14 +162,10 @@ def _search(options: SearchOptions, drawing: Drawing, speedup: float, recording:
             journal=options.journal,
             verbose=not options.quiet,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         if _is_told(error):
             raise TargetError(str(error)) from error
         raise
-    tried = result.evaluations
-    if tried and not result.interrupted and all(each.score is None for each in tried):
-        raise TargetError(f"none of {len(tried)} plans could be run: {tried[0].failure}")
-    return result
 
 
 def _is_told(error: Exception) -> bool:

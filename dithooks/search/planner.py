@@ -19,6 +19,7 @@ from .solve import Schedules
 
 Floats = NDArray[np.float64]
 STACK = 64  # ranges that are solved at once: as many as a processor's cache holds
+FEW = 8  # … and for which it is worth while to solve with three anchors
 SLACK = 1e-9
 
 
@@ -167,7 +168,7 @@ class Planner:
             reaching = {r: steps - reused for r, reused in lacking.items() if reused < steps}
             most = reaching or dict.fromkeys(allowed, 1)
         enough = bool(alone and needed)  # of each range, the cheapest schedule that saves enough
-        if variant.anchors > 2:  # three are solved for those ranges that are best by two
+        if variant.anchors > 2 and len(most) > FEW:
             most = self._promising(number, variant, most, enough)
         return _best([nothing, *self._ways(number, variant, most, enough)])
 
@@ -181,18 +182,15 @@ class Planner:
             found += [_Option((steps - k) * saving[r], float(row[k]), r, k) for k in each]
         return found
 
-    def _promising(
-        self, number: int, variant: Variant, most: dict[int, int], enough: bool, keep: int = 8
-    ) -> dict[int, int]:
-        """The cheapest ranges; where they are to save different amounts, some from all along the way."""
+    def _promising(self, number: int, variant: Variant, most: dict[int, int], enough: bool) -> dict[int, int]:
+        """Ranges that are best with two anchors; where there is no one amount to save, from all along the way."""
         ways = self._ways(number, variant._replace(anchors=2), most, enough)
         if enough:
-            ranges = [way.range for way in sorted(ways, key=lambda way: way.cost)][:keep]
+            ranges = [way.range for way in sorted(ways, key=lambda way: way.cost)]
         else:
             front = list(dict.fromkeys(way.range for way in _best(ways)))
-            places = np.linspace(0, len(front) - 1, min(keep, len(front)))
-            ranges = [front[round(place)] for place in places]
-        return {r: most[r] for r in ranges}
+            ranges = [front[round(place)] for place in np.linspace(0, len(front) - 1, min(FEW, len(front)))]
+        return {r: most[r] for r in ranges[:FEW]}
 
     def _costs(self, number: int, ranges: Sequence[int], variant: Variant, most: int) -> Floats:
         """(ranges, most + 1): the least price of each number of refreshes."""

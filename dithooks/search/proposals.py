@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from ..piece import Piece
 from .planner import Candidate, Choice, Planner, Variant
 
 LATE = (10.0, 3.0, 30.0)  # how many times more a late error may count: the like of models and samplers at hand
@@ -17,10 +18,12 @@ Proposals = Generator[Candidate, "float | None", None]
 class _Tried:
     """What was tried, and how it did; ``None``: it could not be run. No more than ``most`` are tried."""
 
+    planner: Planner
     most: int
-    scores: dict[tuple[tuple[Choice, ...], int], float | None] = field(default_factory=dict)
+    scores: dict[tuple[Piece, ...], float | None] = field(default_factory=dict)
     best: Candidate | None = None
     score: float = float("-inf")
+    failed: list[Choice] = field(default_factory=list)  # with their ranges: as a rule no other schedule mends these
 
     @property
     def over(self) -> bool:
@@ -28,17 +31,13 @@ class _Tried:
 
     def try_out(self, candidate: Candidate) -> Proposals:
         """Have it run, unless it was before, and take note."""
-        key = (candidate.choices, min(candidate.variant.anchors, max(map(_reach, candidate.choices), default=0)))
-        if key in self.scores or self.over or not candidate.choices:
+        if self.over or not candidate.choices or (key := self.planner.pieces(candidate)) in self.scores:
             return
         self.scores[key] = score = yield candidate
-        if score is not None and (self.best is None or score > self.score):
+        if score is None:
+            self.failed += candidate.choices
+        elif self.best is None or score > self.score:
             self.best, self.score = candidate, score
-
-
-def _reach(choice: Choice) -> int:
-    """Residuals that are there at the last reused step: to be told from more makes it no other plan."""
-    return sum(choice.computed[: len(choice.computed) - choice.computed[::-1].index(0)])
 
 
 def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Proposals:
@@ -54,21 +53,21 @@ def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Pr
         evals: plans at most, and
         climb: further ones of the second kind.
     """
-    tried = _Tried(evals)
+    tried = _Tried(planner, evals)
     for late in LATE:
-        yield from tried.try_out(planner.candidate(target, Variant(2, late)))
-    if tried.best is None:  # none could be run: another range, then
-        yield from tried.try_out(planner.candidate(target, avoid=planner.candidate(target).choices))
+        yield from tried.try_out(planner.candidate(target, Variant(2, late), tried.failed))
+    while tried.best is None and not tried.over and (other := planner.candidate(target, avoid=tried.failed)).choices:
+        yield from tried.try_out(other)
     if tried.best is None:
         return
     late = tried.best.variant.late
     near = [FURTHER[late]] if late in FURTHER else []
     near += [(a * b) ** 0.5 for a, b in pairwise(sorted((*LATE, *FURTHER.values()))) if late in (a, b)]
-    yield from tried.try_out(planner.candidate(target, Variant(3, late)))
+    yield from tried.try_out(planner.candidate(target, Variant(3, late), tried.failed))
     for guess in () if tried.over else near:
-        yield from tried.try_out(planner.candidate(target, Variant(tried.best.variant.anchors, guess)))
+        yield from tried.try_out(planner.candidate(target, Variant(tried.best.variant.anchors, guess), tried.failed))
     if not tried.over:
-        yield from tried.try_out(planner.candidate(target, tried.best.variant, tried.best.choices))
+        yield from tried.try_out(planner.candidate(target, tried.best.variant, [*tried.best.choices, *tried.failed]))
     tried.most = evals + climb
     yield from _climbed(planner, tried)
 

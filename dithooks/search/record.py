@@ -42,7 +42,7 @@ def record(
         target: as for :func:`dit_cache`; nothing may be cached in it.
         run: draws the calibration pictures: ``lambda pipe: pipe(prompts, num_inference_steps=28)``; in one batch, or
             in several runs of as many steps. What it returns, a list of pictures, videos or latents, is kept.
-        num_inference_steps: what the run is expected to take; where nothing else tells, it is what tells.
+        num_inference_steps: what the run is expected to take; another number is an error.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
         memory: bytes of samples at most, on the host, of a run with up to two calls per step.
@@ -95,7 +95,7 @@ def record(
         raise ValueError("run made no step of the target: it is given the pipeline, and has to call it")
     traces = tuple(recorder.trace() for recorder in called)
     first, scheduling = called[0], told()
-    steps = first.schedule.steps or num_inference_steps or 1 + max(int(trace.steps[-1]) for trace in traces)
+    steps = first.schedule.steps or 1 + max(int(trace.steps[-1]) for trace in traces)
     if num_inference_steps not in (None, steps):
         raise ValueError(f"num_inference_steps={num_inference_steps}, but run made {steps} steps: give the same number")
     parameter = next((p for p in first.chain.owner.parameters() if p.is_floating_point()), None)

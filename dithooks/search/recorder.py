@@ -26,6 +26,7 @@ from ..runs import Runs
 from ..settle import Settler
 from ..state import Call, signature
 from ..stats import Ledger
+from .inputs import Inputs, first_inputs
 from .places import Point, points_of
 from .recording import Trace
 from .sampled import Sampled
@@ -66,6 +67,7 @@ class Recorder:
         self.chain, self.expected, self.memory, self.share = chain, expected, memory, share
         self.stopwatch, self.tally = Stopwatch(chain.owner), Tally(chain.name)
         self.schedule, self.size, self.samples, self.calls = Schedule(), tuple[int, ...](), 0, 0
+        self.inputs: Inputs = {}  # of the first call
         self._spots, self._names = spots_of(chain), parameter_names(chain.owner)
         ledger = Ledger(chain.name, len(self._spots), len(self._spots))
         clock, primary = StepClock(scheduler, chain.name), next(iter(self._names), None)
@@ -130,6 +132,7 @@ class Recorder:
             block_ms=block_ms,
             call_ms=float(block_ms.sum()) + self.stopwatch.spent(OTHER) / self.calls,
             share=kept / whole,
+            inputs=self.inputs,
         )
 
     # -- hooks --------------------------------------------------------------------------------------------------
@@ -150,6 +153,7 @@ class Recorder:
             self._count(arguments)
         self.schedule = call.run.schedule
         key, number = signature(arguments), call.branch.track.number
+        self.inputs = self.inputs or first_inputs(module, arguments)
         if key not in self._points:
             self._observe(key, module, args, kwargs)
         former = self._branches.setdefault(number, (key, Sampled(self._points[key])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Trace:
         block_ms: (B,), milliseconds of each block in one call.
         call_ms: of one call of the transformer.
         share: of the tokens, that was sampled.
+        inputs: a sample of what its first call was given, by name, to tell whether another run draws the same.
     """
 
     path: str
@@ -49,6 +51,7 @@ class Trace:
     block_ms: NDArray[np.float64]
     call_ms: float
     share: float
+    inputs: Mapping[str, NDArray[np.float32]]
 
     def gram(self, first: int, last: int) -> NDArray[np.float64]:
         """(T, T) of one range.
@@ -98,6 +101,7 @@ class Recording:
         head |= {name: getattr(self, name) for name in _NUMBERS}
         head["traces"] = [{name: getattr(trace, name) for name in _PLAIN} for trace in self.traces]
         arrays = {f"{n}.{name}": getattr(trace, name) for n, trace in enumerate(self.traces) for name in _ARRAYS}
+        arrays |= {f"{n}.inputs.{name}": a for n, trace in enumerate(self.traces) for name, a in trace.inputs.items()}
         with Path(path).open("wb") as file:  # given a name, NumPy would add an ending to it
             np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
 
@@ -116,13 +120,15 @@ class Recording:
         except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
             if isinstance(error, OSError) and not Path(path).is_file():
                 raise
-            raise ValueError(f"{os.fspath(path)} is no recording: {error}") from None
+            raise ValueError(f"{os.fspath(path)} is no file that Recording.save wrote") from error
         if (kind, schema) != ("Recording", SCHEMA):
             raise ValueError(f"{os.fspath(path)} is a {kind} of schema {schema}: a Recording of {SCHEMA} is expected")
         traces = []
         for number, plain in enumerate(head["traces"]):
             arrays = {name: stored[f"{number}.{name}"] for name in _ARRAYS}
-            traces.append(Trace(**{**plain, "blocks": tuple(plain["blocks"])}, **arrays))
+            start = f"{number}.inputs."
+            inputs = {name.removeprefix(start): array for name, array in stored.items() if name.startswith(start)}
+            traces.append(Trace(**{**plain, "blocks": tuple(plain["blocks"])}, **arrays, inputs=inputs))
         made = Made(**{**head["made"], "size": tuple(head["made"]["size"])})
         sigmas = None if head["sigmas"] is None else tuple(head["sigmas"])
         return cls(tuple(traces), made, sigmas, *(head[name] for name in _NUMBERS))

@@ -7,9 +7,12 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
+
+from torch import nn
 
 from ..attachment import compiled_of
 from ..blocks.adapter import BlockAdapter, chains_of
@@ -17,6 +20,7 @@ from ..blocks.chain import fingerprint
 from ..blocks.find import Blocks
 from ..cache_plan import CachePlan
 from ..policy.base import check_count, check_number
+from .inputs import same_inputs
 from .journal import Journal
 from .planner import Candidate, Planner
 from .plans import assembled, checked_target
@@ -28,6 +32,7 @@ from .record import MEMORY, record
 from .recording import Recording
 from .result import SearchResult, best_of
 from .score import Score, samples_of
+from .stopwatch import caught_up
 from .verify import Evaluation, Verifier
 
 NEAR = 0.95  # of the target: runs differ by as much from one time to another
@@ -93,7 +98,7 @@ def search(
         run: draws the calibration pictures, always the same ones, given the pipeline, and returns them: a list of
             pictures, videos or latents, as arrays, tensors or PIL images. One batch of a few prompts is enough.
         target_speedup: times as fast as the uncached ``run``, > 1.
-        num_inference_steps: what ``run`` is expected to take; where nothing else tells, it is what tells.
+        num_inference_steps: what ``run`` is expected to take; another number is an error.
         recording: of an earlier :func:`record` of the same ``run``; left out, it is made.
         cost: ``"time"``: the target is of the whole run's time, by the block times that were measured; ``"blocks"``:
             of block executions.
@@ -113,7 +118,9 @@ def search(
         rank calls this, rank 0 decides, and all return the same plan.
 
     Raises:
-        TypeError, ValueError: as :func:`dit_cache` and :func:`record`; or an argument is of the wrong type or range.
+        TypeError, ValueError: as :func:`dit_cache` and :func:`record`; or an argument is of the wrong type or range;
+            or ``run`` does not draw the same pictures each time.
+        RuntimeError: none of the plans could be run.
 
     Example:
         >>> import torch
@@ -173,12 +180,20 @@ def search(
             )
             kept.keep_recording(recorded, samples_of(recorded.results))
         assert recorded is not None
-        spent = 1.0
-        if recorded.results is None:
+        if num_inference_steps not in (None, recorded.steps):
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps}, but the recording is of {recorded.steps} steps"
+            )
+        pipe = target.pipe if isinstance(target, BlockAdapter) else target
+        owner = next(chain.owner for chain in chains if chain.path == recorded.traces[0].path)
+        drawn = partial(_drawn, run, pipe, owner, recorded.traces[0].inputs)
+        spent, seconds = 1.0, recorded.run_ms / 1e3
+        if recorded.results is None:  # it was loaded: what it drew is not in the file, and time was another machine's
             report("uncached run", 0, None)
-            recorded, spent = replace(recorded, results=_called(target, run)), 2.0
-        seconds, executions = agree(recorded.run_ms) / 1e3, Savings.of(recorded, "blocks").total
-        verifier = Verifier(target, run, samples_of(recorded.results), seconds, executions, blocks, scheduler)
+            results, seconds = drawn()
+            recorded, spent = replace(recorded, results=results), 2.0
+        seconds, executions = agree(seconds), Savings.of(recorded, "blocks").total
+        verifier = Verifier(target, drawn, samples_of(recorded.results), seconds, executions, blocks, scheduler)
         driver = _Driver(verifier, Planner(recorded, cost, report), wanted, limits, kept, report, begun, spent)
         return driver.drive()
 
@@ -253,6 +268,9 @@ class _Driver:
 
     def _result(self) -> SearchResult:
         best = best_of(self.evaluations)
+        failures = [each.failure or "its pictures are not finite" for each in self.evaluations]
+        if best is None and failures:
+            raise RuntimeError(f"none of {len(failures)} plans could be run: {'; '.join(dict.fromkeys(failures))}")
         if best is not None:
             plan, score = best.plan, best.score
             assert score is not None
@@ -266,7 +284,7 @@ class _Driver:
                 reached=plan.provenance.reached and fast,
             )
             plan = replace(plan, provenance=found)
-        else:  # interrupted, or none could be run: what the recording says
+        else:  # interrupted: what the recording says
             candidate = self.planner.candidate(self.target)
             plan = assembled(self.planner, candidate, self.target, "by planning from a recording")
             plan = CachePlan.from_json(agree(plan.to_json()))
@@ -281,5 +299,14 @@ class _Driver:
         )
 
 
-def _called(target: object, run: Callable[[Any], Any]) -> Any:
-    return run(target.pipe if isinstance(target, BlockAdapter) else target)
+def _drawn(run: Callable[[Any], Any], pipe: Any, owner: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, float]:
+    """What one run draws, and the seconds that it takes.
+
+    Raises:
+        ValueError: it draws something else than what was recorded.
+    """
+    with same_inputs(owner, inputs):
+        begun = time.perf_counter()
+        results = run(pipe)
+        caught_up()
+        return results, time.perf_counter() - begun

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..blocks.adapter import BlockAdapter
 from ..blocks.carry import WiringError
 from ..blocks.find import Blocks
 from ..cache_plan import CachePlan
 from ..handle import dit_cache
 from .score import Score, compare, samples_of
-from .stopwatch import caught_up
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Evaluation:
 
     @property
     def worth(self) -> float | None:
-        """What plans are chosen by: PSNR in dB; ``None`` where there is nothing to choose, as pictures are not finite."""
+        """What plans are chosen by: PSNR in dB; ``None`` where its pictures are not finite."""
         return None if self.score is None or self.score.psnr == -math.inf else self.score.psnr
 
 
@@ -54,7 +51,7 @@ class Verifier:
 
     Args:
         target: what is cached.
-        run: draws, given the pipeline.
+        run: draws, and says how many seconds it took.
         reference: what it drew without the cache.
         seconds: that this took.
         executions: of blocks in it.
@@ -63,7 +60,7 @@ class Verifier:
     """
 
     target: object
-    run: Callable[[Any], Any]
+    run: Callable[[], tuple[Any, float]]
     reference: Sequence[NDArray[np.float32]]
     seconds: float
     executions: float
@@ -76,15 +73,11 @@ class Verifier:
         Raises:
             Exception: whatever ``run`` raises, but for a range whose streams turn out not to be followed.
         """
-        pipe = self.target.pipe if isinstance(self.target, BlockAdapter) else self.target
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what there is to say of a plan is said when it is used
             handle = dit_cache(self.target, plan, blocks=self.blocks, scheduler=self.scheduler)
             try:
-                begun = time.perf_counter()
-                results = self.run(pipe)
-                caught_up()
-                seconds = time.perf_counter() - begun
+                results, seconds = self.run()
                 stats = handle.stats
             except (WiringError, torch.OutOfMemoryError) as error:
                 return Evaluation(plan, 0.0, 0.0, None, 0.0, f"{type(error).__name__}: {error}")
