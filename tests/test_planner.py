@@ -1,4 +1,4 @@
-"""Plans from recordings: what errors and blocks are worth, and the cheapest plan against every plan there is."""
+"""The planner: the cheapest plan against every plan there is, of recordings that are drawn."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 # --- recordings of nothing, and what they cost, worked out anew -----------------------------------------------------
 
 
-class Made_up:
+class Drawn:
     """One transformer whose blocks add vectors that are drawn; a range adds the sum of its blocks'."""
 
     def __init__(self, seed, blocks=3, steps=4, *, path="transformer", at=None, block_ms=None, branches=1.0, width=6):
@@ -132,78 +132,7 @@ def own_way(candidate, ways):
     return next(way for way in ways if way[2:] == ((choice.first, choice.last), choice.computed))
 
 
-# --- what errors are worth ------------------------------------------------------------------------------------------
-
-
-class TestPrices:
-    @pytest.mark.parametrize(
-        ("axis", "times", "steps", "wanted"),
-        [
-            ("sigma", [1.0, 0.6, 0.1], 3, [1, 0.6, 0.1]),
-            ("sigma", [0.6, 0.3], 5, [0.6, 0.3]),  # of pictures that are drawn over: part of the way is behind
-            ("sigma", [80.0, 3.0, 0.25], 3, [80 / 81, 0.75, 0.2]),
-            ("timestep", [1000.0, 500.0, 1.0], 3, [1, 0.5, 0.001]),
-            ("timestep", [600.0, 200.0], 5, [0.6, 0.2]),
-            ("timestep", [1.0, 0.75, 0.5], 4, [1, 0.75, 0.5]),
-            ("step", [0.0, 1.0, 4.0], 5, [1, 0.8, 0.2]),
-        ],
-    )
-    def test_levels(self, axis, times, steps, wanted):
-        np.testing.assert_allclose(levels(np.array(times), axis, steps), wanted, rtol=1e-12)
-
-    @staticmethod
-    def trace(**fields):
-        norms = np.array([[1.0, 1, 1], [2, 4, 5], [10, 10, 10]])
-        made = dataclasses.replace(Made_up(0, 3, 3).trace, ranges=np.array([[0, 1], [1, 2]]), norms=norms)
-        return dataclasses.replace(made, **{"times": np.array([1.0, 0.6, 0.3]), **fields})
-
-    def test_of_a_whole_run(self):
-        """σ falls by 0.4, 0.3 and, behind the last step, 0.3; the first range ends where ‖h‖ is 2, 4, 5."""
-        wanted = np.array([0.4 / 10, 0.3 / 10**0.6, 0.3 / 10**0.3])
-        np.testing.assert_allclose(worth(self.trace(), 3, 10.0), [wanted / [2, 4, 5], wanted / 10], rtol=1e-12)
-        np.testing.assert_allclose(worth(self.trace(), 3, 1.0)[1], [0.04, 0.03, 0.03], rtol=1e-12)
-
-    def test_where_another_transformer_goes_on(self):
-        """Behind its last step the noise falls on as before, not to nothing: by 0.2, not by 0.5."""
-        trace = self.trace(times=np.array([1.0, 0.7, 0.5]))
-        np.testing.assert_allclose(worth(trace, 5, 1.0)[1], [0.03, 0.02, 0.02], rtol=1e-12)
-        np.testing.assert_allclose(worth(trace, 3, 1.0)[1], [0.03, 0.02, 0.05], rtol=1e-12)
-
-    def test_the_one_that_goes_on(self):
-        trace = self.trace(steps=np.array([2, 3, 4]))
-        np.testing.assert_allclose(worth(trace, 5, 1.0)[1], [0.04, 0.03, 0.03], rtol=1e-12)
-
-    def test_of_steps(self):
-        trace = self.trace(axis="step", times=np.array([0.0, 1.0, 2.0]))
-        wanted = [0.1 / 8, 0.1 / 8 ** (2 / 3), 0.1 / 8 ** (1 / 3)]
-        np.testing.assert_allclose(worth(trace, 3, 8.0)[1], wanted, rtol=1e-12)
-
-    def test_of_timesteps(self):
-        trace = self.trace(axis="timestep", times=np.array([1000.0, 600.0, 300.0]))
-        np.testing.assert_allclose(worth(trace, 3, 10.0), 1000 * worth(self.trace(), 3, 10.0), rtol=1e-12)
-
-    def test_nothing_there_is_worth_nothing(self):
-        norms = np.array([[1.0, 1, 1], [2, 0, 5], [0, 0, 0]])
-        found = worth(self.trace(norms=norms), 3, 1.0)
-        np.testing.assert_allclose(found, [[0.2, 0, 0.06], [0, 0, 0]], rtol=1e-12)
-
-    def test_savings(self):
-        """Blocks of 1, 2 and 4 ms, with two calls a step, in three runs of four steps; one of 5 ms at two steps."""
-        one, two = Made_up(0, 3, 4, block_ms=[1, 2, 4], branches=2.0), Made_up(1, 1, 2, block_ms=[5])
-        recording = recording_of(one, two, run_ms=999.0, runs=3)
-        time, blocks = Savings.of(recording, "time"), Savings.of(recording, "blocks")
-        assert one.ranges == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
-        np.testing.assert_allclose(time.step[0], [6, 18, 42, 12, 36, 24])
-        np.testing.assert_allclose(blocks.step[0], [6, 12, 18, 6, 12, 6])
-        np.testing.assert_allclose(np.concatenate([time.step[1], blocks.step[1]]), [15, 3])
-        assert (time.total, blocks.total) == (999.0, 3 * 2 * 4 * 3 + 3 * 2)
-        assert time.needed(3.0) == pytest.approx(666.0)
-        assert (time.speedup(0.0), time.speedup(666.0)) == pytest.approx((1.0, 3.0))
-        with pytest.raises(ValueError, match="cost='memory': there are 'time'"):
-            Savings.of(recording, "memory")
-
-
-# --- against all plans ----------------------------------------------------------------------------------------------
+# --- against all plans --------------------------------------------------------------------------------------------------
 
 
 class TestOneTransformer:
@@ -218,7 +147,7 @@ class TestOneTransformer:
         branches=st.sampled_from([1.0, 2.0]),
     )
     def test_the_cheapest_of_all(self, seed, blocks, steps, cost, anchors, late, branches):
-        model, variant = Made_up(seed, blocks, steps, branches=branches), Variant(anchors, late)
+        model, variant = Drawn(seed, blocks, steps, branches=branches), Variant(anchors, late)
         recording, ways = recording_of(model), model.ways(variant, cost)
         planner = Planner(recording, cost)
         for target in (1.05, 1.3, 1.6, 2.0, 3.0, 10.0):
@@ -231,7 +160,7 @@ class TestOneTransformer:
     @pytest.mark.parametrize("cost", ["time", "blocks"])
     def test_the_frontier(self, cost):
         for seed, anchors in itertools.product(range(4), (1, 2, 3)):
-            model, variant = Made_up(seed, 3, 5), Variant(anchors)
+            model, variant = Drawn(seed, 3, 5), Variant(anchors)
             recording, ways = recording_of(model), model.ways(variant, cost)
             total = total_of(recording, cost)
             wanted, least = [], math.inf
@@ -249,7 +178,7 @@ class TestOneTransformer:
 
     def test_with_three_anchors_it_goes_as_far(self):
         """Of many ranges three anchors are tried with a few: among them are those that save most."""
-        recording = recording_of(Made_up(5, 6, 5))
+        recording = recording_of(Drawn(5, 6, 5))
         fastest = 30 / 6  # of 6 blocks, 5 steps: the first is computed
         for anchors in (2, 3):
             found = Planner(recording, "blocks").frontier(Variant(anchors))
@@ -258,7 +187,7 @@ class TestOneTransformer:
 
     def test_fewer_refreshes_if_they_cost_less(self):
         """Errors of +1 and −1 cancel: to reuse steps 1 and 2 costs nothing, to reuse one of them does."""
-        model = Made_up(0, 1, 3)
+        model = Drawn(0, 1, 3)
         model.added = np.array([[[1.0, 0], [1, 1], [1, -1]]])
         model.h, model.times = np.ones((1, 3, 2)), np.array([3.0, 2, 1]) / 3
         recording = recording_of(model)
@@ -269,7 +198,7 @@ class TestOneTransformer:
 
     def test_a_range_of_cheap_blocks_is_worth_less(self):
         """Block 1 always adds the same, and takes a tenth of the time: by time it is of little use."""
-        model = Made_up(3, 2, 4, block_ms=[9.0, 1.0])
+        model = Drawn(3, 2, 4, block_ms=[9.0, 1.0])
         model.added[1] = model.added[1, :1]
         recording = recording_of(model, run_ms=40.0)
         by_blocks, by_time = (Planner(recording, cost).candidate(1.35) for cost in ("blocks", "time"))
@@ -281,7 +210,7 @@ class TestOneTransformer:
 
     def test_other_work_cannot_be_saved(self):
         """Blocks take 40 of 80 ms: 30 of them can be left out, which is 1.6 times as fast at most."""
-        recording = recording_of(Made_up(3, 2, 4, block_ms=[9.0, 1.0]), run_ms=80.0)
+        recording = recording_of(Drawn(3, 2, 4, block_ms=[9.0, 1.0]), run_ms=80.0)
         planner = Planner(recording)
         for target in (1.7, 2.0, 100.0):
             candidate = planner.candidate(target)
@@ -291,7 +220,7 @@ class TestOneTransformer:
 
     def test_ties(self):
         """Blocks that do and cost the same: one of the plans, and one that can be run."""
-        model = Made_up(0, 2, 4, block_ms=[1.0, 1.0])
+        model = Drawn(0, 2, 4, block_ms=[1.0, 1.0])
         model.added[1] = model.added[0]
         model.h[:] = 1.0
         for variant, cost in itertools.product((Variant(1), Variant(2), Variant(3)), ("time", "blocks")):
@@ -303,7 +232,7 @@ class TestOneTransformer:
 
     def test_where_nothing_changes(self):
         """All plans cost nothing, in float64; the steps that are computed are as many as the target allows, or less."""
-        model = Made_up(0, 2, 5, block_ms=[1.0, 1.0])
+        model = Drawn(0, 2, 5, block_ms=[1.0, 1.0])
         model.added[:] = 0.0
         candidate = Planner(recording_of(model), "blocks").candidate(1.5)
         assert (candidate.error, candidate.reaches) == (0.0, True)
@@ -311,7 +240,7 @@ class TestOneTransformer:
 
     def test_ranges_to_avoid(self):
         """Of 20 blocks, also those that differ by one block at one end."""
-        model, variant = Made_up(2, 20, 3), Variant()
+        model, variant = Drawn(2, 20, 3), Variant()
         recording, ways = recording_of(model), model.ways(variant, "blocks")
         planner, avoid = Planner(recording, "blocks"), []
         for _ in range(4):
@@ -327,7 +256,7 @@ class TestOneTransformer:
 
     def test_what_was_solved_is_kept_apart(self):
         """By variant, and for more refreshes anew: in any order, what a planner of its own would find."""
-        model = Made_up(7, 3, 6)
+        model = Drawn(7, 3, 6)
         recording = recording_of(model)
         asked = [
             (target, Variant(anchors, late), cost)
@@ -346,7 +275,7 @@ class TestOneTransformer:
 
     def test_it_says_how_far_it_is(self):
         said = []
-        planner = Planner(recording_of(Made_up(0, 12, 2)), "blocks", lambda *told: said.append(told))
+        planner = Planner(recording_of(Drawn(0, 12, 2)), "blocks", lambda *told: said.append(told))
         planner.frontier()
         assert said == [("plan", 64, 78), ("plan", 78, 78)]
         planner.candidate(1.2)
@@ -359,8 +288,8 @@ class TestTwoTransformers:
     def test_the_cheapest_of_all_mixtures(self, cost, anchors):
         variant = Variant(anchors)
         for seed in range(4):
-            one = Made_up(seed, 2, 4, path="transformer")
-            two = Made_up(seed + 50, 2, 3, path="transformer_2", at=[4, 5, 6])
+            one = Drawn(seed, 2, 4, path="transformer")
+            two = Drawn(seed + 50, 2, 3, path="transformer_2", at=[4, 5, 6])
             recording = recording_of(one, two)
             ways = mixed([one.ways(variant, cost, ends=False), two.ways(variant, cost)])
             planner = Planner(recording, cost)
@@ -377,7 +306,7 @@ class TestTwoTransformers:
 
     def test_with_three_anchors_all_targets_can_be_reached(self):
         """Both have more ranges than are tried with three."""
-        one, two = Made_up(0, 6, 4), Made_up(1, 6, 4, path="transformer_2", at=[4, 5, 6, 7])
+        one, two = Drawn(0, 6, 4), Drawn(1, 6, 4, path="transformer_2", at=[4, 5, 6, 7])
         planner = Planner(recording_of(one, two), "blocks")
         for target in (1.2, 1.5, 2.0, 3.0, 4.0):  # 48 block executions, of which 12 are left at the most
             for anchors in (2, 3):
@@ -386,7 +315,7 @@ class TestTwoTransformers:
     @pytest.mark.parametrize("anchors", [1, 2, 3])
     def test_one_that_is_called_once(self, anchors):
         """Nothing of it can be reused; of the other it can."""
-        one, two = Made_up(0, 2, 1), Made_up(1, 2, 4, path="transformer_2", at=[1, 2, 3, 4])
+        one, two = Drawn(0, 2, 1), Drawn(1, 2, 4, path="transformer_2", at=[1, 2, 3, 4])
         recording = recording_of(one, two)
         found = plan(recording, 1.5, cost="blocks", anchors=anchors)
         assert [piece.path for piece in found.pieces] == ["transformer_2"]
@@ -394,147 +323,9 @@ class TestTwoTransformers:
         assert frontier(recording, cost="blocks", anchors=anchors)[-1][0] == pytest.approx(10 / 4)
 
     def test_to_avoid_a_range_of_one(self):
-        one, two = Made_up(0, 2, 4), Made_up(1, 2, 4, path="transformer_2", at=[4, 5, 6, 7])
+        one, two = Drawn(0, 2, 4), Drawn(1, 2, 4, path="transformer_2", at=[4, 5, 6, 7])
         planner = Planner(recording_of(one, two), "blocks")
         first = planner.candidate(1.6)
         assert [choice.trace for choice in first.choices] == [0, 1]
         second = planner.candidate(1.6, avoid=first.choices[:1])
         assert first.choices[0][1:3] not in [choice[1:3] for choice in second.choices if choice.trace == 0]
-
-
-class TestChanged:
-    @pytest.mark.parametrize("anchors", [1, 2, 3])
-    def test_every_neighbour_once_and_the_cheapest_first(self, anchors):
-        variant = Variant(anchors)
-        one = Made_up(3, 2, 7, path="transformer")
-        two = Made_up(4, 2, 4, path="transformer_2", at=[7, 8, 9, 10])
-        planner = Planner(recording_of(one, two), "blocks")
-        choices = Choice(0, 0, 1, (1, 0, 1, 1, 0, 0, 1)), Choice(1, 1, 1, (1, 0, 1, 0))
-
-        def error(choices):
-            pairs = [((choice.first, choice.last), choice.computed) for choice in choices]
-            return math.sqrt(one.price(*pairs[0], variant, ends=False) + two.price(*pairs[1], variant))
-
-        candidate = Candidate(choices, variant, 1.6, error(choices))
-        found = list(planner.changed(candidate))
-        wanted = set()
-        for place, choice in enumerate(candidate.choices):
-            for bits in itertools.product((0, 1), repeat=len(choice.computed)):
-                apart = np.flatnonzero(np.array(bits) != choice.computed)
-                if bits[0] and sum(bits) == sum(choice.computed) and len(apart) == 2 and apart[1] - apart[0] == 1:
-                    others = list(candidate.choices)
-                    others[place] = choice._replace(computed=bits)
-                    wanted.add(tuple(others))
-        assert len(found) == len(wanted) == 3 + 2
-        assert {each.choices for each in found} == wanted
-        errors = [each.error for each in found]
-        assert errors == sorted(errors)
-        for each in found:
-            assert each.error == pytest.approx(error(each.choices), rel=1e-6)
-            assert (each.speedup, each.reaches, each.variant) == (1.6, True, variant)
-
-    def test_nothing_to_move(self):
-        candidate = Planner(recording_of(Made_up(0, 1, 3)), "blocks").candidate(2.9)
-        assert candidate.choices[0].computed == (1, 0, 0)
-        assert list(Planner(recording_of(Made_up(0, 1, 3)), "blocks").changed(candidate)) == []
-
-
-class TestPlans:
-    @pytest.mark.parametrize("anchors", [1, 2, 3])
-    def test_what_it_says(self, anchors):
-        model, sigmas = Made_up(2, 3, 8), tuple(np.linspace(1, 0.125, 8).tolist())
-        model.times = np.array(sigmas)
-        recording = recording_of(model, sigmas=sigmas)
-        candidate = Planner(recording).candidate(1.5, Variant(anchors, 3.0))
-        found = plan(recording, 1.5, anchors=anchors, late=3.0)
-        (piece,), (choice,) = found.pieces, candidate.choices
-        assert (piece.path, piece.first, piece.first + piece.blocks - 1) == ("transformer", choice.first, choice.last)
-        assert (piece.total, piece.steps, piece.sigmas, piece.axis) == (3, choice.computed, sigmas, "sigma")
-        residuals = model.residual(choice.first, choice.last)
-        moments = [Moment(step, sigma) for step, sigma in enumerate(sigmas)]
-        assert piece.coefficients == fit(residuals @ residuals.T, moments, piece.steps, anchors).coefficients
-        assert max(len(weights or ()) for weights in piece.coefficients) == min(anchors, sum(piece.steps[:-1]))
-        for step, weights in enumerate(piece.coefficients):
-            if weights is not None:
-                last = [b for b in range(step - 1, -1, -1) if piece.steps[b]][:anchors]
-                ours = model.forecast(residuals, piece.steps, step, anchors)
-                np.testing.assert_allclose(np.array(weights) @ residuals[last], ours, rtol=1e-7, atol=1e-9)
-        told = found.provenance
-        assert piece.called is None
-        assert (told.target, told.samples, told.reached, told.measured_speedup) == (1.5, 2, True, None)
-        assert (told.predicted_speedup, told.predicted_error) == (candidate.speedup, candidate.error)
-        assert {"torch", "numpy"} <= set(told.versions)
-        assert found.made == recording.made
-        assert CachePlan.from_json(found.to_json()) == found
-
-    @pytest.mark.parametrize("known", [True, False])
-    def test_of_transformers_that_are_called_for_a_part(self, known):
-        """In the run's own steps; σ of the steps in between are the schedule's, where it is known."""
-        one, two = Made_up(0, 2, 4), Made_up(1, 2, 3, path="transformer_2", at=[4, 5, 6])
-        sigmas = (*one.times.tolist(), *(0.04, 0.03, 0.02))
-        two.times = np.array(sigmas[4:])
-        found = plan(recording_of(one, two, sigmas=sigmas if known else None), 1.9, cost="blocks")
-        first, second = found.pieces
-        assert (first.called, second.called) == ((0, 4), (4, 7))
-        assert first.steps[4:] == (1, 1, 1)
-        assert second.steps[:5] == (1,) * 5
-        assert {len(piece.steps) for piece in found.pieces} == {7}
-        assert (0 in first.steps, 0 in second.steps) == (True, True)
-        assert first.sigmas[:4] == sigmas[:4]
-        assert second.sigmas[4:] == sigmas[4:]
-        assert (first.sigmas == second.sigmas == sigmas) == known
-        for piece in found.pieces:
-            assert [weights is None for weights in piece.coefficients] == [bit == 1 for bit in piece.steps]
-
-    def test_of_a_run_that_begins_late(self):
-        model = Made_up(0, 2, 4, at=[3, 4, 5, 6])
-        sigmas = (1.0, 0.99, 0.98, *model.times.tolist())
-        found = plan(recording_of(model, sigmas=sigmas), 1.5, cost="blocks")
-        (piece,) = found.pieces
-        assert (piece.called, piece.steps[:4], piece.sigmas) == ((3, 7), (1, 1, 1, 1), sigmas)
-        assert found.speedup >= 1.5
-
-    def test_a_target_that_cannot_be_reached(self):
-        found = plan(recording_of(Made_up(0, 2, 4)), 50.0, cost="blocks")
-        assert not found.provenance.reached
-        assert found.speedup == pytest.approx(4.0)
-        assert found.provenance.predicted_speedup == pytest.approx(4.0)
-        assert found.pieces[0].picture == "●○○○"
-
-    @pytest.mark.parametrize("nothing", ["one step", "no range", "blocks that take no time"])
-    @pytest.mark.parametrize("anchors", [2, 3])
-    def test_nothing_to_reuse(self, nothing, anchors):
-        model = Made_up(0, 2, 1 if nothing == "one step" else 4)
-        if nothing == "no range":
-            model.ranges = []
-        if nothing == "blocks that take no time":
-            model.ms = np.zeros(2)
-        recording = recording_of(model, run_ms=10.0)
-        if nothing == "no range":
-            empty = dataclasses.replace(model.trace, ranges=np.zeros((0, 2), np.int64), grams=np.zeros((0, 4, 4)))
-            recording = dataclasses.replace(recording, traces=(empty,))
-        with pytest.raises(ValueError, match="nothing of this run can be reused"):
-            plan(recording, 2.0, anchors=anchors)
-        assert frontier(recording, anchors=anchors) == [(1.0, 0.0)]
-
-    @pytest.mark.parametrize(
-        ("change", "error", "message"),
-        [
-            ({"target_speedup": 1}, ValueError, "target_speedup=1: a run as fast as that needs no cache"),
-            ({"target_speedup": 0.5}, ValueError, "needs no cache"),
-            ({"target_speedup": -2}, ValueError, "target_speedup=-2 is out of range"),
-            ({"target_speedup": math.nan}, ValueError, "target_speedup"),
-            ({"target_speedup": math.inf}, ValueError, "target_speedup"),
-            ({"target_speedup": "2"}, TypeError, "target_speedup must be a number"),
-            ({"target_speedup": True}, TypeError, "target_speedup must be a number"),
-            ({"cost": "money"}, ValueError, "there are 'time', as it was measured, and 'blocks'"),
-            ({"anchors": 0}, ValueError, "anchors=0"),
-            ({"anchors": 4}, ValueError, "anchors=4"),
-            ({"late": 0}, ValueError, "late=0 is out of range"),
-            ({"late": None}, TypeError, "late must be a number"),
-            ({"recording": "recording.npz"}, TypeError, "recording must be a Recording"),
-        ],
-    )
-    def test_what_it_refuses(self, change, error, message):
-        with pytest.raises(error, match=message):
-            plan(**{"recording": recording_of(Made_up(0)), "target_speedup": 2.0, **change})

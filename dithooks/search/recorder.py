@@ -113,7 +113,8 @@ class Recorder:
     def trace(self) -> Trace:
         """What was recorded, once the run is over."""
         self._fold()
-        assert self._trunk is not None
+        if self._trunk is None or not self.tally.runs:
+            raise ValueError(f"{self.chain.name}: no call ran all the blocks that its first one did")
         tally, order = self.tally, self._trunk.order
         moments = [tally.moments[step] for step in tally.steps]
         block_ms = np.array([self.stopwatch.spent(index) for index in order]) / self.calls
@@ -247,11 +248,19 @@ class Recorder:
 
     def _fold(self) -> None:
         """Add what the run under way has left to what is known, and drop it."""
-        branches = [sampled for _, sampled in self._branches.values() if sampled.calls]
+        branches: list[tuple[Any, Sampled]] = []
+        for key, sampled in self._branches.values():
+            alike = [former for other, former in branches if other == key and not former.shares(sampled)]
+            if alike:  # one branch after all, that was not recognised at some step
+                alike[0].extend(sampled)
+            elif sampled.calls:
+                branches.append((key, sampled))
         self._branches = {}
         if branches:
             self.stopwatch.wait()  # samples may still be on their way to the host
-            self.tally.add(branches, lambda done, total: self._report("Gram matrices", done, total))
+            self.tally.add(
+                [sampled for _, sampled in branches], lambda done, total: self._report("Gram matrices", done, total)
+            )
 
     def _count(self, arguments: Mapping[str, Any]) -> None:
         """How many pictures a run draws, and of which size."""

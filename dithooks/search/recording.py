@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from ..provenance import Made
 
 SCHEMA = 1
+# What NumPy, zipfile and json make of a file that is cut, changed, or another one.
+_GARBLED = (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
 _ARRAYS = ("ranges", "grams", "norms", "steps", "times", "block_ms")
 
 
@@ -117,12 +120,16 @@ class Recording:
                 stored = {name: file[name] for name in file.files}
             head = json.loads(str(stored["head"]))
             kind, schema = head["kind"], head["schema"]
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            if (kind, schema) == ("Recording", SCHEMA):
+                return cls._read(head, stored)
+        except _GARBLED as error:
             if isinstance(error, OSError) and not Path(path).is_file():
                 raise
             raise ValueError(f"{os.fspath(path)} is no file that Recording.save wrote") from error
-        if (kind, schema) != ("Recording", SCHEMA):
-            raise ValueError(f"{os.fspath(path)} is a {kind} of schema {schema}: a Recording of {SCHEMA} is expected")
+        raise ValueError(f"{os.fspath(path)} is a {kind} of schema {schema}: a Recording of {SCHEMA} is expected")
+
+    @classmethod
+    def _read(cls, head: dict[str, Any], stored: dict[str, Any]) -> Recording:
         traces = []
         for number, plain in enumerate(head["traces"]):
             arrays = {name: stored[f"{number}.{name}"] for name in _ARRAYS}

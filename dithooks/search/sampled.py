@@ -45,6 +45,16 @@ class Sampled:
     moments: list[Moment] = field(default_factory=list)
     calls: list[list[list[Tensor]]] = field(default_factory=list)
 
+    def shares(self, other: Sampled) -> bool:
+        """Whether both were called at one and the same step."""
+        return not {moment.step for moment in self.moments}.isdisjoint(moment.step for moment in other.moments)
+
+    def extend(self, other: Sampled) -> None:
+        """Take another's calls in, each at its step."""
+        both = [*zip(self.moments, self.calls, strict=True), *zip(other.moments, other.calls, strict=True)]
+        both.sort(key=lambda call: call[0].step)
+        self.moments, self.calls = [moment for moment, _ in both], [call for _, call in both]
+
     def states(self, number: int) -> States:
         """The sample at a point over all calls."""
         rows = [torch.cat([stream.float().flatten() for stream in call[number]]) for call in self.calls]
@@ -72,7 +82,8 @@ def add_grams(
 
     A range's residual is what its tokens are where they leave its last block, less what they are where they enter its
     first. Neighbouring residuals are all but parallel, so their mean is taken out before products are formed in
-    float32, and put back in float64.
+    float32, and put back in float64. At a step at which the branch was not called, as guidance was off, it counts as at
+    the nearest at which it was: so it speaks for no weights there.
 
     Args:
         sampled: of one branch.
@@ -83,8 +94,9 @@ def add_grams(
         norms: (B, T), squares of ‖h‖ where tokens leave each block, to be added to.
         report: is told how many ranges are done.
     """
-    places = [list(steps).index(moment.step) for moment in sampled.moments]
-    here = np.ix_(places, places)
+    called = np.array([moment.step for moment in sampled.moments])
+    nearest = np.abs(np.subtract.outer(np.array(steps), called)).argmin(axis=1)
+    every = np.ix_(nearest, nearest)
     entering = {point.block: number for number, point in enumerate(sampled.points) if point.side == "in"}
     leaving = {point.block: number for number, point in enumerate(sampled.points) if point.side == "out"}
     for before, after in pairwise(order):
@@ -93,12 +105,12 @@ def add_grams(
     states = {number: sampled.states(number) for number in {*entering.values(), *leaving.values()}}
     for block, index in enumerate(order):
         if index in leaving:
-            norms[block, places] += states[leaving[index]].squares
+            norms[block] += states[leaving[index]].squares[nearest]
     room: Room = {}
     for number, (first, last) in enumerate(ranges):
         a, b = entering.get(order[first]), leaving.get(order[last])
         if a is not None and b is not None:
-            grams[number][here] += gram(*_effect(states[a], states[b], room))
+            grams[number] += gram(*_effect(states[a], states[b], room))[every]
         report(number + 1)
 
 

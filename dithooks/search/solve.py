@@ -70,8 +70,8 @@ class Schedules:
             most: refreshes; left out, T.
         """
         most = self.steps if most is None else min(most, self.steps)
-        ends, _ = self._solve(most)
-        return ends
+        ends, _ = self._solve(max(most, 1))
+        return ends[:, : most + 1]
 
     def best(self, refreshes: int) -> tuple[int, ...]:
         """The schedule with so many refreshes that costs least: a 1 for each step that is computed.
