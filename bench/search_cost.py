@@ -8,7 +8,8 @@ Both search the shipped demo pipeline, 28 steps at guidance 3.0, with the same f
 batch, for the same speed-ups. ``DitCacheAdaptor.search`` is called as it comes, with its own choice of configurations
 and its own videos to compare; only its constructor is left out, as that wraps the blocks of one list, and the pipeline
 has two. The configurations that it asks for are run by ``dit_cache`` instead, which reuses what its own hooks would.
-Its interval is 2, or the next that it does not refuse. ``search`` runs at its defaults, with the target in block
+Its interval is 2, or the next that it does not refuse. (Of N blocks it would run N − l ranges of the least length that
+it deems fast enough, l, and up to 45 longer ones.) ``search`` runs at its defaults, with the target in block
 executions. What both have found is then measured on the 32 test pictures of ``bench/search.py``; generations are block
 executions over those of one uncached run of the four pictures.
 """

@@ -11,7 +11,6 @@ from dithooks.search.prices import Savings, levels, worth
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-
 class TestPrices:
     @pytest.mark.parametrize(
         ("axis", "times", "steps", "wanted"),

@@ -10,6 +10,7 @@ from ..piece import Piece
 from .planner import Candidate, Choice, Planner, Variant
 
 LATE = (10.0, 3.0, 30.0)  # how many times more a late error may count: the like of models and samplers at hand
+GAIN = 0.25  # dB: of many that are much the same, the best on a few pictures is mostly the luckiest
 FURTHER = {3.0: 1.0, 30.0: 100.0}
 Proposals = Generator[Candidate, "float | None", None]
 
@@ -23,6 +24,7 @@ class _Tried:
     scores: dict[tuple[Piece, ...], float | None] = field(default_factory=dict)
     best: Candidate | None = None
     score: float = float("-inf")
+    gain: float = 0.0  # by which the next has to be better
     failed: list[Choice] = field(default_factory=list)  # with their ranges: as a rule no other schedule mends these
 
     @property
@@ -36,7 +38,7 @@ class _Tried:
         self.scores[key] = score = yield candidate
         if score is None:
             self.failed += candidate.choices
-        elif self.best is None or score > self.score:
+        elif self.best is None or score > self.score + self.gain:
             self.best, self.score = candidate, score
 
 
@@ -68,7 +70,7 @@ def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Pr
         yield from tried.try_out(planner.candidate(target, Variant(tried.best.variant.anchors, guess), tried.failed))
     if not tried.over:
         yield from tried.try_out(planner.candidate(target, tried.best.variant, [*tried.best.choices, *tried.failed]))
-    tried.most = evals + climb
+    tried.most, tried.gain = evals + climb, GAIN
     yield from _climbed(planner, tried)
 
 

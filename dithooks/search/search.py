@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -193,7 +194,8 @@ def search(
             results, seconds = drawn()
             recorded, spent = replace(recorded, results=results), 2.0
         seconds, executions = agree(seconds), Savings.of(recorded, "blocks").total
-        verifier = Verifier(target, drawn, samples_of(recorded.results), seconds, executions, blocks, scheduler)
+        reference = samples_of(recorded.results) if leads() else None
+        verifier = Verifier(target, drawn, reference, seconds, executions, blocks, scheduler)
         driver = _Driver(verifier, Planner(recorded, cost, report), wanted, limits, kept, report, begun, spent)
         return driver.drive()
 
@@ -303,9 +305,9 @@ def _drawn(run: Callable[[Any], Any], pipe: Any, owner: nn.Module, inputs: Mappi
     """What one run draws, and the seconds that it takes.
 
     Raises:
-        ValueError: it draws something else than what was recorded.
+        ValueError: it draws something else than what was recorded; of several ranks only the first is asked to.
     """
-    with same_inputs(owner, inputs):
+    with same_inputs(owner, inputs) if leads() else nullcontext():
         begun = time.perf_counter()
         results = run(pipe)
         caught_up()

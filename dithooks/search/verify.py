@@ -52,7 +52,7 @@ class Verifier:
     Args:
         target: what is cached.
         run: draws, and says how many seconds it took.
-        reference: what it drew without the cache.
+        reference: what it drew without the cache; ``None``: another rank compares.
         seconds: that this took.
         executions: of blocks in it.
         blocks: as for :func:`dit_cache`.
@@ -61,7 +61,7 @@ class Verifier:
 
     target: object
     run: Callable[[], tuple[Any, float]]
-    reference: Sequence[NDArray[np.float32]]
+    reference: Sequence[NDArray[np.float32]] | None
     seconds: float
     executions: float
     blocks: Blocks = None
@@ -83,6 +83,6 @@ class Verifier:
                 return Evaluation(plan, 0.0, 0.0, None, 0.0, f"{type(error).__name__}: {error}")
             finally:
                 handle.remove()
-        score = compare(samples_of(results), self.reference)
+        score = None if self.reference is None else compare(samples_of(results), self.reference)
         left_out = stats.blocks_total - stats.blocks_run  # nothing is counted of a transformer that stays uncached
         return Evaluation(plan, seconds, self.seconds / seconds, score, 1.0 - left_out / self.executions)
