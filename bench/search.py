@@ -338,7 +338,7 @@ def main(arguments: list[str] | None = None) -> None:
     (pipe := load_pipeline()).set_progress_bar_config(disable=True)
     small = {"captions": CAPTIONS[::4], "bends": (0.75, 1.0, 1.3)} if options.quick else {}
     bench = Bench(pipe, options.steps, **small)
-    also = "which is the line by step number too, as σ falls by equal steps" if equal_steps(pipe, bench.steps) else "in σ"
+    line = "which is that by step number too, as σ falls by equal steps" if equal_steps(pipe, options.steps) else "in σ"
     about = (
         f"PSNR in dB to the uncached run, mean / worst of {len(bench.test)} pictures ({len(bench.captions)} captions, "
         f"{len(TEST_SEEDS)} seeds each), {bench.steps} steps,\nguidance {GUIDANCE:g}; how many times fewer blocks ran; "
@@ -346,7 +346,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"executions of one uncached run (generations) and seconds; how many were tried. The plans\nwere searched with "
         f"{len(CALIBRATION)} other captions and seeds, and the static configurations chosen with them; the last "
         f"{FINALISTS} of these, and\nall that follow, were chosen on the test pictures themselves. Linear: the line "
-        f"through the last two residuals,\n{also}.\n\n"
+        f"through the last two residuals,\n{line}.\n\n"
         f"{machine()}, diffusers {version('diffusers')}, dithooks {dithooks.__version__}"
     )
     stem, rows = options.out / f"search_{options.steps}", []

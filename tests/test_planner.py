@@ -173,12 +173,13 @@ class TestOneTransformer:
                 assert (candidate.speedup, candidate.error) == pytest.approx((speedup, error), rel=1e-9)
 
     def test_with_three_anchors_it_goes_as_far(self):
-        """Of many ranges three anchors are tried with a few: among them are those that save most."""
+        """Of many ranges three anchors are tried with a few: some that save much, and some that save little."""
         recording = recording_of(Drawn(5, 14, 5))
         fastest = 5  # all blocks are left out at all steps but the first
         for anchors in (2, 3):
             found = Planner(recording, "blocks").frontier(Variant(anchors))
             assert found[-1][0] == pytest.approx(fastest)
+            assert found[1][0] < 1.1
             assert len(found) > 6
 
     def test_fewer_refreshes_if_they_cost_less(self):

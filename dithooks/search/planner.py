@@ -188,7 +188,7 @@ class Planner:
         if enough:
             ranges = [way.range for way in sorted(ways, key=lambda way: way.cost)]
         else:
-            front = list(dict.fromkeys(way.range for way in _best(ways)))
+            front = list(dict.fromkeys(way.range for way in reversed(_best(ways))))  # the one that saves most first
             ranges = [front[round(place)] for place in np.linspace(0, len(front) - 1, min(FEW, len(front)))]
         return {r: most[r] for r in ranges[:FEW]}
 

@@ -186,7 +186,8 @@ def search(
                 f"num_inference_steps={num_inference_steps}, but the recording is of {recorded.steps} steps"
             )
         pipe = target.pipe if isinstance(target, BlockAdapter) else target
-        owner = next(chain.owner for chain in chains if chain.path == recorded.traces[0].path)
+        named = {chain.path: chain.owner for chain in chains}
+        owner = named.get(recorded.traces[0].path, chains[0].owner)  # recorded by another way to the same model
         drawn = partial(_drawn, run, pipe, owner, recorded.traces[0].inputs)
         spent, seconds = 1.0, recorded.run_ms / 1e3
         if recorded.results is None:  # it was loaded: what it drew is not in the file, and time was another machine's
