@@ -88,7 +88,10 @@ class CachePlan:
 
     @property
     def speedup(self) -> float:
-        """How many times fewer blocks run: all block executions over those that are left."""
+        """How many times fewer blocks run: all block executions over those that are left.
+
+        Of the transformers that are cached, as if each were called as often at every step.
+        """
         counts = [piece.executions for piece in self.pieces]
         total = sum(every for every, _ in counts)
         left = total - sum(left_out for _, left_out in counts)

@@ -177,7 +177,9 @@ def check_number(name: str, value: object, least: float, *, strictly: bool = Fal
     if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's, too
         raise TypeError(f"{name} must be a number, not {value!r} ({type(value).__name__})")
     number = float(value)
-    if not math.isfinite(number) or number < least or (strictly and number == least):
+    if not math.isfinite(number):
+        raise ValueError(f"{name}={number:g} is out of range: it must be finite")
+    if number < least or (strictly and number == least):
         raise ValueError(f"{name}={number:g} is out of range: it must be {'above' if strictly else 'at least'} {least}")
     return number
 

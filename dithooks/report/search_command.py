@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -102,6 +103,8 @@ class SearchOptions:
         files = [self.path(value) for value in self.speedups]
         files += [Path(file) for file in (self.record, self.json) if file is not None and file != "-"]
         for path in files:
+            if not path.is_dir() and path.parent.is_dir() and not os.access(path.parent, os.W_OK):
+                raise TargetError(f"{path} cannot be written: {path.parent} may not be written to")
             if path.is_dir() or not path.parent.is_dir():
                 lack = f"{path} is a folder" if path.is_dir() else f"{path.parent} is not a folder"
                 raise TargetError(f"{path} cannot be written: {lack}")

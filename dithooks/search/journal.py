@@ -23,7 +23,7 @@ from .recording import Recording
 SCHEMA = 1
 PURPOSE, RECORDING, REFERENCE, EVALUATIONS = "purpose.json", "recording.npz", "reference.npz", "evaluations.jsonl"
 FLOAT = "float"  # {"float": "inf"}: a number that JSON has not
-UNREADABLE = (ValueError, TypeError, KeyError, EOFError, OSError, BadZipFile, ZlibError)
+UNREADABLE = (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, BadZipFile, ZlibError)
 
 
 class Journal:

@@ -18,7 +18,9 @@ from .recording import Recording, Trace
 from .solve import Schedules
 
 Floats = NDArray[np.float64]
-STACK = 64  # ranges that are solved at once: as many as a processor's cache holds
+STACK = 64  # ranges that are solved at once: as many as a processor's cache holds, …
+ROOM = 2**27  # … and as have this many bytes to be solved in
+MANY = 64  # steps, beyond which to solve with three anchors takes minutes: two are taken
 FEW = 8  # … and for which it is worth while to solve with three anchors
 SLACK = 1e-9
 
@@ -93,7 +95,7 @@ class Planner:
             variant: how schedules are priced.
             avoid: choices whose ranges, and those much like them, are left out.
         """
-        variant, needed = variant or Variant(), self.savings.needed(target)
+        variant, needed = self._feasible(variant or Variant()), self.savings.needed(target)
         options = [self._options(number, variant, needed, avoid) for number in range(len(self.recording.traces))]
         saved, cost, picked = _mixed(options, needed)
         choices = tuple(
@@ -104,7 +106,7 @@ class Planner:
 
     def frontier(self, variant: Variant | None = None) -> list[tuple[float, float]]:
         """(speed-up, predicted error) of every plan that none is both faster and better than, slowest first."""
-        chosen = variant or Variant()
+        chosen = self._feasible(variant or Variant())
         options = [self._options(number, chosen, 0.0, ()) for number in range(len(self.recording.traces))]
         return [(float(self.savings.speedup(saved)), float(np.sqrt(cost))) for saved, cost, _ in _fronts(options)]
 
@@ -154,6 +156,10 @@ class Planner:
             called=None if called == (0, recording.steps) else called,
         )
 
+    def _feasible(self, variant: Variant) -> Variant:
+        longest = max(len(trace.steps) for trace in self.recording.traces)
+        return variant._replace(anchors=2) if variant.anchors > 2 and longest > MANY else variant
+
     def _options(self, number: int, variant: Variant, needed: float, avoid: Sequence[Choice]) -> list[_Option]:
         """Ways to save something in one transformer, none of which another beats in both; nothing saved comes first."""
         trace, saving = self.recording.traces[number], self.savings.step[number]
@@ -194,12 +200,14 @@ class Planner:
 
     def _costs(self, number: int, ranges: Sequence[int], variant: Variant, most: int) -> Floats:
         """(ranges, most + 1): the least price of each number of refreshes."""
+        steps = len(self.recording.traces[number].steps)
+        stack = max(1, min(STACK, ROOM // (8 * most * steps**2)))
         missing = [r for r in ranges if self._solved.get((number, variant, r), np.zeros(0)).size <= most]
-        for start in range(0, len(missing), STACK):
-            some = missing[start : start + STACK]
+        for start in range(0, len(missing), stack):
+            some = missing[start : start + stack]
             rows = self._schedules(number, some, variant).costs(most)
             self._solved |= {(number, variant, r): row for r, row in zip(some, rows, strict=True)}
-            self.report("plan", min(start + STACK, len(missing)), len(missing))
+            self.report("plan", min(start + stack, len(missing)), len(missing))
         found: Floats = np.stack([self._solved[number, variant, r][: most + 1] for r in ranges])
         return found
 

@@ -44,8 +44,11 @@ def worth(trace: Trace, steps: int, late: float) -> Floats:
         steps: of the whole schedule.
         late: > 0.
     """
-    level = levels(trace.times, trace.axis, steps)
     times = steps - trace.times if trace.axis == "step" else trace.times
+    level = levels(trace.times, trace.axis, steps)
+    if len(times) > 1 and times[-1] > times[0]:  # it rises from noise to picture
+        times = times[0] + times[-1] + (times[-1] - times[0]) / (len(times) - 1) - times
+        level = levels(times, trace.axis, steps)
     ends = trace.steps[-1] == steps - 1 or len(times) < 2  # else another transformer goes on from there
     following = np.append(times[1:], 0.0 if ends else 2 * times[-1] - times[-2])
     spans = np.abs(times - following)

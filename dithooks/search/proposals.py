@@ -33,12 +33,15 @@ class _Tried:
 
     def try_out(self, candidate: Candidate) -> Proposals:
         """Have it run, unless it was before, and take note."""
+        best = self.best  # one that falls short is of no use beside one that does not, or that falls less short
+        if best is not None and not candidate.reaches and (best.reaches or candidate.speedup < best.speedup):
+            return
         if self.over or not candidate.choices or (key := self.planner.pieces(candidate)) in self.scores:
             return
         self.scores[key] = score = yield candidate
         if score is None:
             self.failed += candidate.choices
-        elif self.best is None or score > self.score + self.gain:
+        elif best is None or candidate.reaches > best.reaches or score > self.score + self.gain:
             self.best, self.score = candidate, score
 
 

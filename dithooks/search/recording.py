@@ -18,7 +18,17 @@ from ..provenance import Made
 
 SCHEMA = 1
 # What NumPy, zipfile and json make of a file that is cut, changed, or another one.
-_GARBLED = (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
+_GARBLED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _ARRAYS = ("ranges", "grams", "norms", "steps", "times", "block_ms")
 
 

@@ -57,6 +57,14 @@ def _row(evaluation: Evaluation, best: bool) -> list[str]:
 
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """The evaluation with the highest PSNR, if one of them could be run."""
+    """The evaluation with the highest PSNR of those that are as fast as was asked for, if one of them could be run.
+
+    Where none is that fast, of the fastest.
+    """
+
+    def rank(evaluation: Evaluation) -> tuple[bool, float, float]:
+        found = evaluation.plan.provenance
+        return found.reached, 0.0 if found.reached else found.predicted_speedup, evaluation.worth or 0.0
+
     run = [each for each in evaluations if each.worth is not None]
-    return max(run, key=lambda each: each.worth or 0.0) if run else None
+    return max(run, key=rank) if run else None

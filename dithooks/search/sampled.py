@@ -16,7 +16,7 @@ from ..predictor import Moment
 from .places import Point
 
 Pair = tuple[int, int]
-Room = dict[tuple[int, ...], NDArray[np.float32]]
+Room = dict[tuple[int, ...], NDArray[np.float64]]
 
 
 class States(NamedTuple):
@@ -81,8 +81,8 @@ def add_grams(
     """Add a branch's inner products to those of all.
 
     A range's residual is what its tokens are where they leave its last block, less what they are where they enter its
-    first. Neighbouring residuals are all but parallel, so their mean is taken out before products are formed in
-    float32, and put back in float64. At a step at which the branch was not called, as guidance was off, it counts as at
+    first. Neighbouring residuals are all but parallel, and what counts is how they are not: products are of differences
+    from their mean, in float64. At a step at which the branch was not called, as guidance was off, it counts as at
     the nearest at which it was: so it speaks for no weights there.
 
     Args:
@@ -114,28 +114,29 @@ def add_grams(
         report(number + 1)
 
 
-def gram(apart: NDArray[np.float32], mean: NDArray[np.float32]) -> NDArray[np.float64]:
+def gram(apart: NDArray[np.float64], mean: NDArray[np.float32]) -> NDArray[np.float64]:
     """(T, T) inner products of residuals, given as their mean (n,) and how each lies from it (T, n).
 
     Example:
-        >>> gram(np.array([[0.0, -1.0], [0.0, 1.0]], dtype=np.float32), np.array([1.0, 3.0], dtype=np.float32))
+        >>> gram(np.array([[0.0, -1.0], [0.0, 1.0]]), np.array([1.0, 3.0], dtype=np.float32))
         array([[ 5.,  9.],
                [ 9., 17.]])
     """
-    cross = (apart @ mean).astype(np.float64)
-    own = float(np.einsum("i,i->", mean, mean, dtype=np.float64))
-    found: NDArray[np.float64] = (apart @ apart.T).astype(np.float64) + cross[:, None] + cross[None, :] + own
+    exact = mean.astype(np.float64)
+    cross = apart @ exact
+    found: NDArray[np.float64] = apart @ apart.T + cross[:, None] + cross[None, :] + exact @ exact
     return found
 
 
-def _effect(before: States, after: States, room: Room) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _effect(before: States, after: States, room: Room) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """After less before, of the tokens that are in both: how it lies from its mean, and this.
 
     ``room`` is written over at every call: fresh memory of that size costs more than what is done in it.
     """
     if np.array_equal(before.columns, after.columns):
         shape = before.apart.shape
-        out = room[shape] = room[shape] if shape in room else np.empty(shape, dtype=np.float32)
+        out = room[shape] = room[shape] if shape in room else np.empty(shape)
         return np.subtract(after.apart, before.apart, out=out), after.mean - before.mean
     _, left, right = np.intersect1d(before.columns, after.columns, assume_unique=True, return_indices=True)
-    return after.apart[:, right] - before.apart[:, left], after.mean[right] - before.mean[left]
+    apart = after.apart[:, right].astype(np.float64) - before.apart[:, left]
+    return apart, after.mean[right] - before.mean[left]

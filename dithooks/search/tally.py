@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..predictor import Moment
 from .sampled import Pair, Sampled, add_grams
@@ -50,6 +51,15 @@ class Tally:
                 "or other noise levels): record one schedule at a time"
             )
         self.runs += 1
+        for branch in branches:
+            odd = next(
+                (moment.step for moment, call in zip(branch.moments, branch.calls, strict=True) if _odd(call)), None
+            )
+            if odd is not None:
+                raise ValueError(
+                    f"{self.name}: at step {odd} what its blocks are given or return is not finite: mend that first, a "
+                    "dtype with a wider range may do it"
+                )
         total = len(self.ranges) * len(branches)
         for number, branch in enumerate(branches):
             done = number * len(self.ranges)
@@ -62,3 +72,7 @@ class Tally:
                 self.squares,
                 lambda ranges, done=done: report(done + ranges, total),  # type: ignore[misc]
             )
+
+
+def _odd(call: Sequence[Sequence[Tensor]]) -> bool:
+    return not all(bool(stream.isfinite().all()) for point in call for stream in point)
