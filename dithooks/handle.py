@@ -91,10 +91,7 @@ class CacheHandle:
     """What :func:`dit_cache` returns: the attached cache, its numbers, and the way to be rid of it."""
 
     def __init__(self, target: object, blocks: Blocks, scheduler: object, verify: bool) -> None:
-        if scheduler is not None and (isinstance(scheduler, type) or not hasattr(scheduler, "timesteps")):
-            raise TypeError(
-                f"scheduler={scheduler!r} has no timesteps: give a scheduler as diffusers has them, or none"
-            )
+        scheduler_of(target, scheduler)
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
         self._attached: list[Attachment] = []
         self._config: DitCacheConfig | None = None
@@ -254,7 +251,13 @@ class CacheHandle:
 
 
 def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:
-    """What looks up the scheduler that tells the steps: at every call, as pipelines get new ones."""
+    """What looks up the scheduler that tells the steps: at every call, as pipelines get new ones.
+
+    Raises:
+        TypeError: what was given explicitly is no scheduler.
+    """
+    if explicit is not None and (isinstance(explicit, type) or not hasattr(explicit, "timesteps")):
+        raise TypeError(f"scheduler={explicit!r} has no timesteps: give a scheduler as diffusers has them, or none")
     return lambda: getattr(target, "scheduler", None) if explicit is None else explicit
 
 

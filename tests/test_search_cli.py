@@ -226,8 +226,8 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
         assert 1.5 <= slow.speedup < 3 <= fast.speedup
         told = json.loads((folder / "all.json").read_text())
         assert [each["target"] for each in told] == [1.5, 3.0]
-        assert told[0]["generations"] > 2  # the recording has no pictures: they are drawn once
-        assert told[1]["generations"] < 2
+        assert told[0]["generations"] > 1  # the recording has no pictures: they are drawn once
+        assert told[1]["generations"] < 1
         shown = capsys.readouterr()
         assert shown.out.count("CachePlan for FluxTransformer2DModel, 12 blocks") == 2
         assert "record" not in shown.err
@@ -354,12 +354,12 @@ class TestOwn:
         assert len(starts()) > 1
         sys.modules.pop("mine")
         assert main([*command, "--out", "second.json"]) == 0
-        assert starts() == []
+        assert len(starts()) == 1  # without a cache, to see that it draws the same
         assert CachePlan.load("first.json").pieces == CachePlan.load("second.json").pieces
 
     def test_limits(self, folder):
         assert main(["search", "mine.py:toy", "--cost", "blocks", "--generations", "1.1", "--quiet"]) == 0
-        assert len(starts()) == 2  # one plan at least
+        assert len(starts()) == 1  # no plan can be run
         assert main(["search", "mine.py:toy", *TOY, "--generations", "inf", "--climb", "2", "--quiet"]) == 0
 
     def test_interrupted_when_a_plan_was_run(self, folder, capsys):

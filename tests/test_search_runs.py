@@ -116,9 +116,7 @@ class TestShapesOfRuns:
         beyond = DEPTH + sum(DEPTH - len(block_range(each)) for each in found.evaluations)
         assert toy.net.executions == pytest.approx(found.generations * DEPTH * STEPS * 3 + beyond)
 
-    @pytest.mark.parametrize(
-        "whole", [pytest.param(True, marks=pytest.mark.xfail(reason="inputs.py: its hook breaks the graph")), False]
-    )
+    @pytest.mark.parametrize("whole", [True, False])
     def test_compiled(self, whole):
         """In one graph: what a search adds does not break it."""
         toy = Toy("swapped", 3, 6)

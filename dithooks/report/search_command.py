@@ -29,7 +29,10 @@ PACKAGE = Path(__file__).parent.parent
 # Where the library sees to what it was given. What is raised elsewhere may be a fault of its own.
 SEES_TO_IT = (
     *("attachment.py", "blocks/", "clock.py"),
-    *(f"search/{name}.py" for name in ("inputs", "journal", "plans", "record", "recorder", "score", "search", "tally")),
+    *(
+        f"search/{name}.py"
+        for name in ("driver", "inputs", "journal", "plans", "record", "recorder", "score", "search", "tally")
+    ),
 )
 
 

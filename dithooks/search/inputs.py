@@ -1,4 +1,4 @@
-"""Whether a run draws what was recorded: by what the transformer is given first."""
+"""Whether a run draws what was recorded: by what the transformer is given, and how often it is called."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -15,45 +16,77 @@ from ..branch import tensors
 from ..replay import replaying
 
 Inputs = dict[str, NDArray[np.float32]]
+SECOND = " at its second step"
 NUMBERS = 1024  # that are kept of each tensor
-ALIKE = 0.05  # relative distance: what is worked out anew may come out a little different, another prompt is far off
+ALIKE = 0.01  # relative distance: what is worked out anew may come out a little different, another prompt is far off
 
 
-def first_inputs(module: nn.Module, arguments: Mapping[str, Any]) -> Inputs:
-    """A sample of every tensor of a call that is not a timestep, by name."""
-    primary = next(iter(parameter_names(module)), None)
-    latents, conditioning = tensors(arguments, primary)
-    found = {**latents, **conditioning}
-    return {name: _sampled(value) for name, value in found.items() if value.is_floating_point() and not value.is_meta}
+class Watched:
+    """What a transformer is given at its first call, and as latents at the first call of its second step.
+
+    Every plan computes the first step, so both are the same with and without a cache; the latter tells of other
+    weights, guidance, schedules, and of noise that a sampler adds.
+
+    Args:
+        module: the transformer.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.names, self.calls, self.second = parameter_names(module), 0, 0
+        self.inputs: Inputs = {}
+
+    def note(self, arguments: Mapping[str, Any], second: bool) -> None:
+        """A call; whether it is the first of the second step."""
+        if self.calls == 0 or second:
+            latents, conditioning = tensors(arguments, next(iter(self.names), None))
+            found = latents if second else {**latents, **conditioning}
+            found = {name: value for name, value in found.items() if value.is_floating_point() and not value.is_meta}
+            self.inputs |= {f"{name}{SECOND if second else ''}": _sampled(value) for name, value in found.items()}
+            self.second = self.calls if second else self.second
+        self.calls += 1
 
 
 @contextmanager
-def same_inputs(module: nn.Module, known: Mapping[str, NDArray[np.float32]]) -> Iterator[None]:
-    """See that the first call of a module inside is given what is known.
+def same_inputs(module: nn.Module, known: Mapping[str, NDArray[np.float32]], second: int, calls: int) -> Iterator[None]:
+    """See that a module is given what is known, and called as often.
+
+    Args:
+        module: the transformer.
+        known: as :class:`Watched` noted it.
+        second: number of the first call of the second step; 0 where there is none.
+        calls: in all.
 
     Raises:
-        ValueError: it is given something else, in the call itself.
+        ValueError: it is given something else, in the call itself; or called more or less often.
     """
-    names, seen = parameter_names(module), list[bool]()
+    watched = Watched(module)
 
     def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if seen or replaying.get():
+        if torch.compiler.is_dynamo_compiling() or replaying.get():
             return
-        seen.append(True)
-        now = first_inputs(module, bind(names, args, kwargs))
-        differing = sorted(name for name in known.keys() | now.keys() if not _alike(known.get(name), now.get(name)))
-        if differing:
-            raise ValueError(
-                f"run does not draw what was recorded: at its first step {type(module).__name__} is given another "
-                f"{', '.join(differing)}. It has to draw the same pictures whenever it is called: seed its generator "
-                "inside of it, and keep to the same prompts; a recording or journal of others is of no use to it"
-            )
+        number = watched.calls
+        watched.note(bind(watched.names, args, kwargs), bool(second) and number == second)
+        if number in (0, second):
+            due = {name for name in known.keys() | watched.inputs.keys() if name.endswith(SECOND) == bool(number)}
+            for name in sorted(due):
+                if not _alike(known.get(name), watched.inputs.get(name)):
+                    raise _another(f"{type(module).__name__} is given another {name}")
 
     hook = module.register_forward_pre_hook(check, with_kwargs=True)
     try:
         yield
     finally:
         hook.remove()
+    if watched.calls not in (0, calls):  # 0: compiled as a whole, where nothing can be seen
+        raise _another(f"it calls {type(module).__name__} {watched.calls} times, and the recorded one {calls} times")
+
+
+def _another(what: str) -> ValueError:
+    return ValueError(
+        f"run does not draw what was recorded: {what}. It has to draw the same pictures whenever it is called: seed "
+        "its generators inside of it, and keep to the same prompts, steps, guidance and weights; a recording or "
+        "journal of another run is of no use to it"
+    )
 
 
 def _sampled(tensor: Tensor) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ import datetime
 
 from ..cache_plan import CachePlan
 from ..machine import machine, versions
-from ..policy.base import check_number
+from ..policy.base import check_count, check_number
 from ..provenance import Provenance
 from .planner import Candidate, Planner, Variant
 from .prices import Cost
@@ -63,6 +63,8 @@ def plan(
         )
     target = checked_target(target_speedup)
     planner = Planner(recording, cost)
+    if check_count("anchors", anchors, 1) > 3:
+        raise ValueError(f"anchors={anchors}: residuals are made of 1, 2 or 3")
     candidate = planner.candidate(target, Variant(anchors, check_number("late", late, 0, strictly=True)))
     return assembled(planner, candidate, target, "by planning from a recording")
 
@@ -85,7 +87,14 @@ def assembled(planner: Planner, candidate: Candidate, target: float, method: str
     """
     recording = planner.recording
     if not candidate.choices:
-        raise ValueError("nothing of this run can be reused: it has one step, or no range that its wiring allows")
+        seen = "; ".join(
+            f"{trace.path or 'the model'}: {trace.calls} calls at {len(trace.steps)} steps, {len(trace.ranges)} ranges"
+            for trace in recording.traces
+        )
+        raise ValueError(
+            f"nothing of this run can be reused ({seen}): it takes two steps, and a range that the wiring allows. If "
+            "it had more, tell them with `with timestep_scope(step): ...`"
+        )
     provenance = Provenance(
         date=datetime.date.today().isoformat(),
         versions=versions(*PACKAGES),

@@ -52,6 +52,8 @@ def worth(trace: Trace, steps: int, late: float) -> Floats:
     ends = trace.steps[-1] == steps - 1 or len(times) < 2  # else another transformer goes on from there
     following = np.append(times[1:], 0.0 if ends else 2 * times[-1] - times[-2])
     spans = np.abs(times - following)
+    if trace.axis == "sigma" and times.max() > 1:  # in the scale of flow matching, as its level
+        spans = spans / (1.0 + times)
     size = trace.norms[trace.ranges[:, 1]]  # (R, T), where the range ends
     relative = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
     found: Floats = spans * late ** (-level) * relative

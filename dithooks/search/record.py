@@ -13,6 +13,7 @@ from ..blocks.chain import fingerprint
 from ..blocks.find import Blocks
 from ..config import DitCacheConfig
 from ..handle import scheduler_of
+from ..policy.base import check_count, check_number
 from ..provenance import Made
 from ..replay import eagerly
 from .recorder import Recorder, Report
@@ -72,12 +73,15 @@ def record(
     """
     if not callable(run):
         raise TypeError(f"run must be a function that is given the target and draws, not {run!r}")
-    if not 0 < share <= 1 or memory <= 0:
-        raise ValueError(f"share={share} and memory={memory}: a share is above 0 and at most 1, memory above 0")
+    if check_number("share", share, 0, strictly=True) > 1:
+        raise ValueError(f"share={share}: of the tokens, at most all can be kept, 1")
+    check_number("memory", memory, 0, strictly=True)
+    if num_inference_steps is not None:
+        check_count("num_inference_steps", num_inference_steps, 1)
     chains = [chain for chain, _ in chains_of(target, blocks)]
     for chain in chains:
         check(chain, DitCacheConfig(0, 2), [])
-    pipe = target.pipe if isinstance(target, BlockAdapter) else target
+    pipe = target.target if isinstance(target, BlockAdapter) else target
     told = scheduler_of(pipe, scheduler)
     recorders = [Recorder(chain, told, num_inference_steps, memory, share) for chain in chains]
     with ExitStack() as stack:
@@ -96,7 +100,7 @@ def record(
     traces = tuple(recorder.trace() for recorder in called)
     first, scheduling = called[0], told()
     steps = first.schedule.steps or 1 + max(int(trace.steps[-1]) for trace in traces)
-    if num_inference_steps not in (None, steps):
+    if num_inference_steps not in (None, steps, getattr(scheduling, "num_inference_steps", None)):
         raise ValueError(f"num_inference_steps={num_inference_steps}, but run made {steps} steps: give the same number")
     parameter = next((p for p in first.chain.owner.parameters() if p.is_floating_point()), None)
     made = Made(
@@ -109,5 +113,5 @@ def record(
         size=first.size,
     )
     spent = sum(recorder.spent_ms for recorder in called)
-    samples, runs = first.samples, first.tally.runs
+    samples, runs = first.rows, first.tally.runs
     return Recording(traces, made, first.schedule.sigmas, samples, runs, taken - spent, taken, results)

@@ -26,7 +26,7 @@ from ..runs import Runs
 from ..settle import Settler
 from ..state import Call, signature
 from ..stats import Ledger
-from .inputs import Inputs, first_inputs
+from .inputs import Watched
 from .places import Point, points_of
 from .recording import Trace
 from .sampled import Sampled
@@ -66,8 +66,8 @@ class Recorder:
     ) -> None:
         self.chain, self.expected, self.memory, self.share = chain, expected, memory, share
         self.stopwatch, self.tally = Stopwatch(chain.owner), Tally(chain.name)
-        self.schedule, self.size, self.samples, self.calls = Schedule(), tuple[int, ...](), 0, 0
-        self.inputs: Inputs = {}  # of the first call
+        self.schedule, self.size, self.rows, self.calls = Schedule(), tuple[int, ...](), 0, 0
+        self._watched = Watched(chain.owner)
         self._spots, self._names = spots_of(chain), parameter_names(chain.owner)
         ledger = Ledger(chain.name, len(self._spots), len(self._spots))
         clock, primary = StepClock(scheduler, chain.name), next(iter(self._names), None)
@@ -82,6 +82,7 @@ class Recorder:
         self._points: dict[Any, list[Point]] = {}  # by the signature of a call
         self._branches: dict[int, tuple[Any, Sampled]] = {}  # of the run under way, by number
         self._run = -1
+        self._first_step: int | None = None  # of all
         self._call: Call | None = None
         self._here: dict[tuple[int, str], list[int]] = {}  # points of the call under way, by block and side
         self._sampled = Sampled(())
@@ -133,7 +134,9 @@ class Recorder:
             block_ms=block_ms,
             call_ms=float(block_ms.sum()) + self.stopwatch.spent(OTHER) / self.calls,
             share=kept / whole,
-            inputs=self.inputs,
+            inputs=self._watched.inputs,
+            second=self._watched.second,
+            calls=self._watched.calls,
         )
 
     # -- hooks --------------------------------------------------------------------------------------------------
@@ -154,7 +157,9 @@ class Recorder:
             self._count(arguments)
         self.schedule = call.run.schedule
         key, number = signature(arguments), call.branch.track.number
-        self.inputs = self.inputs or first_inputs(module, arguments)
+        self._first_step = call.moment.step if self._first_step is None else self._first_step
+        second = not self._watched.second and call.moment.step != self._first_step
+        self._watched.note(arguments, second)
         if key not in self._points:
             self._observe(key, module, args, kwargs)
         former = self._branches.setdefault(number, (key, Sampled(self._points[key])))
@@ -263,10 +268,10 @@ class Recorder:
             )
 
     def _count(self, arguments: Mapping[str, Any]) -> None:
-        """How many pictures a run draws, and of which size."""
+        """How many rows the latents of a run have, and of which size."""
         latents = arguments.get(self._settler.runs.primary or "")
         if isinstance(latents, Tensor) and latents.dim() > 1:
-            self.samples, self.size = self.samples + len(latents), tuple(latents.shape[1:])
+            self.rows, self.size = self.rows + len(latents), tuple(latents.shape[1:])
 
 
 def _to_host(tensor: Tensor) -> Tensor:

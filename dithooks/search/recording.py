@@ -49,7 +49,9 @@ class Trace:
         block_ms: (B,), milliseconds of each block in one call.
         call_ms: of one call of the transformer.
         share: of the tokens, that was sampled.
-        inputs: a sample of what its first call was given, by name, to tell whether another run draws the same.
+        inputs: a sample of what it was given, to tell whether another run draws the same (:class:`.inputs.Watched`).
+        second: number of the call that its second step began with; 0: none.
+        calls: of all.
     """
 
     path: str
@@ -65,6 +67,8 @@ class Trace:
     call_ms: float
     share: float
     inputs: Mapping[str, NDArray[np.float32]]
+    second: int = 0
+    calls: int = 0
 
     def gram(self, first: int, last: int) -> NDArray[np.float64]:
         """(T, T) of one range.
@@ -87,7 +91,7 @@ class Recording:
         traces: of each transformer.
         made: what it was recorded on.
         sigmas: of all steps of the schedule, or what stands for them, as far as they are known.
-        samples: pictures or videos that were drawn.
+        samples: pictures or videos that were drawn; twice as many with guidance in one batch.
         runs: in so many runs.
         run_ms: milliseconds that the whole took, without what recording cost.
         recorded_ms: with it.
@@ -152,4 +156,4 @@ class Recording:
 
 
 _NUMBERS = ("samples", "runs", "run_ms", "recorded_ms")
-_PLAIN = ("path", "blocks", "axis", "branches", "call_ms", "share")
+_PLAIN = ("path", "blocks", "axis", "branches", "call_ms", "share", "second", "calls")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,53 +17,22 @@ from ..attachment import compiled_of
 from ..blocks.adapter import BlockAdapter, chains_of
 from ..blocks.chain import fingerprint
 from ..blocks.find import Blocks
-from ..cache_plan import CachePlan
-from ..policy.base import check_count, check_number
+from .driver import Driver, Limits
 from .inputs import same_inputs
 from .journal import Journal
-from .planner import Candidate, Planner
-from .plans import assembled, checked_target
+from .planner import Planner
+from .plans import checked_target
 from .prices import Cost, Savings, checked_cost
-from .progress import Report, progress
-from .proposals import Proposals, proposals
+from .progress import progress
 from .ranks import agree, leads
 from .record import MEMORY, record
-from .recording import Recording
-from .result import SearchResult, best_of
-from .score import Score, samples_of
+from .recording import Recording, Trace
+from .result import SearchResult
+from .score import Samples, compare, samples_of
 from .stopwatch import caught_up
-from .verify import Evaluation, Verifier
+from .verify import Verifier
 
-NEAR = 0.95  # of the target: runs differ by as much from one time to another
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long a search goes on.
-
-    Args:
-        evals: plans that are run, and
-        climb: further ones that only move a refresh of the best.
-        generations: block executions of all, the recorded run included, over those of an uncached run.
-        seconds: of all.
-    """
-
-    evals: int
-    climb: int
-    generations: float | None
-    seconds: float | None
-
-    def __post_init__(self) -> None:
-        check_count("max_evals", self.evals, 1)
-        check_count("climb", self.climb, 0)
-        for name, value in (("max_generations", self.generations), ("max_seconds", self.seconds)):
-            if value is not None:
-                check_number(name, value, 0, strictly=True)
-
-    def allow(self, generations: float, seconds: float) -> bool:
-        """Whether that much may be spent."""
-        spent = ((generations, self.generations), (seconds, self.seconds))
-        return all(limit is None or value <= limit for value, limit in spent)
+SAME = 40.0  # dB: one run to another of the same
 
 
 def search(
@@ -151,7 +118,10 @@ def search(
         raise TypeError(f"run must be a function that is given the target and draws, not {run!r}")
     if recording is not None and not isinstance(recording, Recording):
         raise TypeError(f"recording must be a Recording, as record() returns, not {recording!r}")
-    chains = [chain for chain, _ in chains_of(target, blocks)]
+    found = chains_of(target, blocks)
+    chains = [chain for chain, _ in found]
+    if any(own is not None for _, own in found):
+        raise ValueError("the adapter gives its blocks configurations of their own: leave params out to search for one")
     here = fingerprint(chains)
     if recording is not None and recording.made.fingerprint != here:
         raise ValueError(
@@ -168,6 +138,8 @@ def search(
     kept = Journal.open(journal, {"fingerprint": here, "num_inference_steps": num_inference_steps, "cost": cost})
     with progress(verbose and leads()) as report:
         recorded = recording or kept.recording()
+        known = recorded is not None
+        resumed = known and recording is None
         if agree(recorded is None):  # on every rank, or on none
             recorded = record(
                 target,
@@ -185,131 +157,41 @@ def search(
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}, but the recording is of {recorded.steps} steps"
             )
-        pipe = target.pipe if isinstance(target, BlockAdapter) else target
+        pipe = target.target if isinstance(target, BlockAdapter) else target
         named = {chain.path: chain.owner for chain in chains}
-        owner = named.get(recorded.traces[0].path, chains[0].owner)  # recorded by another way to the same model
-        drawn = partial(_drawn, run, pipe, owner, recorded.traces[0].inputs)
-        spent, seconds = 1.0, recorded.run_ms / 1e3
-        if recorded.results is None:  # it was loaded: what it drew is not in the file, and time was another machine's
+        trace = recorded.traces[0]
+        owner = named.get(trace.path, chains[0].owner)  # recorded by another way to the same model
+        drawn = partial(_drawn, run, pipe, owner, trace)
+        spent, seconds = float(not known), recorded.run_ms / 1e3
+        if agree(recorded.results is None or resumed):  # of another time, and perhaps of another run
             report("uncached run", 0, None)
             results, seconds = drawn()
-            recorded, spent = replace(recorded, results=results), 2.0
+            if resumed and leads():
+                _check_same(samples_of(results), samples_of(recorded.results))
+            recorded, spent = replace(recorded, results=results), spent + 1.0
         seconds, executions = agree(seconds), Savings.of(recorded, "blocks").total
         reference = samples_of(recorded.results) if leads() else None
         verifier = Verifier(target, drawn, reference, seconds, executions, blocks, scheduler)
-        driver = _Driver(verifier, Planner(recorded, cost, report), wanted, limits, kept, report, begun, spent)
-        return driver.drive()
+        return Driver(verifier, Planner(recorded, cost, report), wanted, limits, kept, report, begun, spent).drive()
 
 
-@dataclass(eq=False)
-class _Driver:
-    """Runs what is proposed until a limit is reached; on several ranks, the first one decides."""
-
-    verifier: Verifier
-    planner: Planner
-    target: float
-    limits: Limits
-    journal: Journal
-    report: Report
-    begun: float
-    generations: float
-
-    def __post_init__(self) -> None:
-        self.evaluations: list[Evaluation] = []
-        self.interrupted = False
-
-    def drive(self) -> SearchResult:
-        """All of it."""
-        most = self.limits.evals, self.limits.climb
-        proposed = proposals(self.planner, self.target, *most) if leads() else None
-        score: float | None = None
-        try:
-            while (plan := self._next(proposed, score)) is not None:
-                evaluation = self._evaluated(plan)
-                self.evaluations.append(evaluation)
-                self.generations += evaluation.blocks
-                score = evaluation.worth
-        except KeyboardInterrupt:
-            self.interrupted = True
-        return self._result()
-
-    def _next(self, proposed: Proposals | None, score: float | None) -> CachePlan | None:
-        """The plan that is to be run, on every rank."""
-        text = None
-        if proposed is not None:
-            try:
-                candidate = proposed.send(score) if self.evaluations else next(proposed)
-                if self._affordable(candidate):
-                    text = assembled(self.planner, candidate, self.target, "by search").to_json()
-            except StopIteration:
-                pass
-        text = agree(text)
-        return None if text is None else CachePlan.from_json(text)
-
-    def _affordable(self, candidate: Candidate) -> bool:
-        share = 1.0 / candidate.speedup
-        seconds = time.perf_counter() - self.begun + share * self.verifier.seconds
-        return not self.evaluations or self.limits.allow(self.generations + share, seconds)
-
-    def _evaluated(self, plan: CachePlan) -> Evaluation:
-        """Run a plan, or look up how it did."""
-        most = self.limits.evals + self.limits.climb
-        best = best_of(self.evaluations)
-        note = "" if best is None else f"best so far {best.worth:.1f} dB at {best.speedup:.2f}×"
-        self.report("run plans", len(self.evaluations), most, note)
-        key = json.dumps([asdict(piece) for piece in plan.pieces])
-        known: dict[str, Any] | None = agree(self.journal.evaluation(key))
-        if known is None:
-            found = self.verifier(plan)
-            seen: dict[str, Any] = {"seconds": found.seconds, "blocks": found.blocks, "failure": found.failure}
-            seen |= {} if found.score is None else asdict(found.score)
-            known = agree(seen)
-            self.journal.keep_evaluation(key, known)
-        scored = None if known["failure"] else Score(**{each.name: known[each.name] for each in fields(Score)})
-        speedup = self.verifier.seconds / known["seconds"] if known["seconds"] else 0.0
-        return Evaluation(plan, known["seconds"], speedup, scored, known["blocks"], known["failure"])
-
-    def _result(self) -> SearchResult:
-        best = best_of(self.evaluations)
-        failures = [each.failure or "its pictures are not finite" for each in self.evaluations]
-        if best is None and failures:
-            raise RuntimeError(f"none of {len(failures)} plans could be run: {'; '.join(dict.fromkeys(failures))}")
-        if best is not None:
-            plan, score = best.plan, best.score
-            assert score is not None
-            fast = self.planner.cost == "blocks" or best.speedup >= self.target * NEAR
-            found = replace(
-                plan.provenance,
-                measured_speedup=best.speedup,
-                psnr=score.psnr,
-                relative_l1=score.relative_l1 if math.isfinite(score.relative_l1) else None,
-                ssim=score.ssim,
-                reached=plan.provenance.reached and fast,
-            )
-            plan = replace(plan, provenance=found)
-        else:  # interrupted: what the recording says
-            candidate = self.planner.candidate(self.target)
-            plan = assembled(self.planner, candidate, self.target, "by planning from a recording")
-            plan = CachePlan.from_json(agree(plan.to_json()))
-        return SearchResult(
-            plan,
-            plan.provenance.reached,
-            tuple(self.evaluations),
-            self.planner.recording,
-            self.generations,
-            time.perf_counter() - self.begun,
-            self.interrupted,
-        )
-
-
-def _drawn(run: Callable[[Any], Any], pipe: Any, owner: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, float]:
+def _drawn(run: Callable[[Any], Any], pipe: Any, owner: nn.Module, trace: Trace) -> tuple[Any, float]:
     """What one run draws, and the seconds that it takes.
 
     Raises:
-        ValueError: it draws something else than what was recorded; of several ranks only the first is asked to.
+        ValueError: it draws something else than what was recorded.
     """
-    with same_inputs(owner, inputs) if leads() else nullcontext():
+    with same_inputs(owner, trace.inputs, trace.second, trace.calls) if leads() else nullcontext():
         begun = time.perf_counter()
         results = run(pipe)
         caught_up()
         return results, time.perf_counter() - begun
+
+
+def _check_same(now: Samples, then: Samples) -> None:
+    score = compare(now, then)
+    if score.psnr < SAME:
+        raise ValueError(
+            f"run does not draw what the journal is of: {score.psnr:.1f} dB to what it drew then. Give another folder, "
+            "or the prompts, seeds, guidance and weights of that time"
+        )

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from .fit import RIDGE
 
 GAMMA = 2.0  # the errors of different stretches add up as unrelated ones do; 4 gave all but the same schedules
-ROUNDING = 1e-12  # of ‖Δ‖²: what products of residuals are exact to
 Floats = NDArray[np.float64]
 Earlier = tuple[int, ...]  # refreshes before the last, the newest first
 
@@ -191,11 +190,7 @@ class Schedules:
         own = np.cumsum(np.cumsum(self.grams[:, reused, reused] * worth[:, :, None] * worth[:, None, :], 1), 2)
         whole = np.diagonal(own, axis1=1, axis2=2)  # (R, reused): ‖Σ u Δ‖²
         squares = (np.matmul(inner, leads) * leads).sum(2) - 2 * (cross * leads).sum(2) + whole[:, None]
-        norms = np.diagonal(self.grams, axis1=1, axis2=2)[:, reused] * worth**2
-        least = ROUNDING * np.cumsum(
-            norms, axis=1
-        )  # nothing is forecast exactly: of schedules that seem to, the denser
-        prices: Floats = np.maximum(squares, least[:, None]) ** (self.gamma / 2)
+        prices: Floats = np.maximum(squares, 0.0) ** (self.gamma / 2)
         return prices
 
 
