@@ -62,7 +62,8 @@ class Provenance:
         method: of the search.
         predicted_speedup: of a run, from measured block times.
         predicted_error: of a run's result, as the search priced it.
-        measured_speedup: of a run; ``None``, here and below: not measured.
+        measured_speedup: of one run, in time, or in block executions if the target is of these; ``None``, here and
+            below: not measured.
         psnr: of the pictures against those without the cache, in dB; infinite where they are the same.
         relative_l1: mean |difference| over mean |without the cache|.
         ssim: structural similarity.

@@ -21,6 +21,7 @@ from .score import Score
 from .verify import Evaluation, Verifier
 
 MEASURED = ("seconds", "speedup", "blocks", "failure")
+METHODS = {"time": "by search", "blocks": "by search, in block executions,"}
 NEAR = 0.95  # of the target: runs differ by as much from one time to another
 
 
@@ -90,7 +91,7 @@ class Driver:
         if proposed is not None:
             try:
                 candidate = proposed.send(score) if self.evaluations else next(proposed)
-                plan = assembled(self.planner, candidate, self.target, "by search")
+                plan = assembled(self.planner, candidate, self.target, METHODS[self.planner.cost])
                 text = plan.to_json() if self._affordable(plan) else None
             except StopIteration:
                 pass
@@ -100,7 +101,8 @@ class Driver:
     def _affordable(self, plan: CachePlan) -> bool:
         if self._known(plan) is not None:
             return True
-        seconds = time.perf_counter() - self.begun + self.verifier.seconds / plan.provenance.predicted_speedup
+        whole = self.planner.recording.run_ms / 1e3 if self.verifier.seconds is None else self.verifier.seconds
+        seconds = time.perf_counter() - self.begun + whole / plan.provenance.predicted_speedup
         return self.limits.allow(self.generations + 1.0 / plan.speedup, seconds)
 
     def _evaluated(self, plan: CachePlan) -> Evaluation:
@@ -136,8 +138,8 @@ class Driver:
         if best is not None:
             plan, score = best.plan, best.score
             assert score is not None
-            by_blocks = self.planner.cost == "blocks"
-            fast = 1.0 / best.blocks > self.target * (1 - 1e-6) if by_blocks else best.speedup >= self.target * NEAR
+            near = NEAR if self.planner.cost == "time" else 1 - 1e-6
+            fast = best.speedup >= self.target * near
             found = replace(
                 plan.provenance,
                 measured_speedup=best.speedup,

@@ -58,7 +58,8 @@ def search(
 
     One run is recorded, in which everything is computed; of every range of blocks the exact best schedules are worked
     out from it; the best few are run, and the one with the highest PSNR to the recorded run is returned, with what was
-    measured. Ctrl-C ends it with the best so far. The target is as it was before when this returns or raises. Search
+    measured: speed in one run each, against one more uncached run where the target is of time. Ctrl-C ends it with the
+    best so far. The target is as it was before when this returns or raises. Search
     before compiling: a recorded run is not, and compiling would be counted as time.
 
     Args:
@@ -162,14 +163,15 @@ def search(
         trace = recorded.traces[0]
         owner = named.get(trace.path, chains[0].owner)  # recorded by another way to the same model
         drawn = partial(_drawn, run, pipe, owner, trace)
-        spent, seconds = float(not known), recorded.run_ms / 1e3
-        if agree(recorded.results is None or resumed):  # of another time, and perhaps of another run
+        spent, seconds, results = float(not known), None, recorded.results
+        # A first run is slower than those that follow, and what a file or journal tells is of another time.
+        if agree(cost == "time" or resumed or results is None):
             report("uncached run", 0, None)
             results, seconds = drawn()
-            if resumed and leads():
+            if recorded.results is not None and leads():
                 _check_same(samples_of(results), samples_of(recorded.results))
             recorded, spent = replace(recorded, results=results), spent + 1.0
-        seconds, executions = agree(seconds), Savings.of(recorded, "blocks").total
+        seconds, executions = agree(seconds if cost == "time" else None), Savings.of(recorded, "blocks").total
         reference = samples_of(recorded.results) if leads() else None
         verifier = Verifier(target, drawn, reference, seconds, executions, blocks, scheduler)
         return Driver(verifier, Planner(recorded, cost, report), wanted, limits, kept, report, begun, spent).drive()
@@ -192,6 +194,6 @@ def _check_same(now: Samples, then: Samples) -> None:
     score = compare(now, then)
     if score.psnr < SAME:
         raise ValueError(
-            f"run does not draw what the journal is of: {score.psnr:.1f} dB to what it drew then. Give another folder, "
-            "or the prompts, seeds, guidance and weights of that time"
+            f"run does not draw what was recorded: {score.psnr:.1f} dB from one time to the other. It has to draw the "
+            "same pictures whenever it is called; a journal of another run is of no use to it"
         )

@@ -26,7 +26,7 @@ class Evaluation:
     Args:
         plan: what was run.
         seconds: that the run took.
-        speedup: over the uncached run.
+        speedup: over the uncached run, in time; or in block executions, where these are what is to be saved.
         score: of its pictures against those of the uncached run; ``None``: it could not be run.
         blocks: share of the uncached run's block executions that took place.
         failure: why it could not be run; empty if it could.
@@ -53,7 +53,7 @@ class Verifier:
         target: what is cached.
         run: draws, and says how many seconds it took.
         reference: what it drew without the cache; ``None``: another rank compares.
-        seconds: that this took.
+        seconds: that this took; ``None``: speed is of block executions.
         executions: of blocks in it.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
@@ -62,7 +62,7 @@ class Verifier:
     target: object
     run: Callable[[], tuple[Any, float]]
     reference: Sequence[NDArray[np.float32]] | None
-    seconds: float
+    seconds: float | None
     executions: float
     blocks: Blocks = None
     scheduler: object = None
@@ -85,4 +85,5 @@ class Verifier:
                 handle.remove()
         score = None if self.reference is None else compare(samples_of(results), self.reference)
         left_out = stats.blocks_total - stats.blocks_run  # nothing is counted of a transformer that stays uncached
-        return Evaluation(plan, seconds, self.seconds / seconds, score, 1.0 - left_out / self.executions)
+        share = 1.0 - left_out / self.executions
+        return Evaluation(plan, seconds, 1.0 / share if self.seconds is None else self.seconds / seconds, score, share)
