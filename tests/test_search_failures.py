@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from test_search import STEPS, Toy, block_range
-from toys import Net, Single, latents
+from toys import Net, Pipe, Single, latents
 
-from dithooks import search
+from dithooks import record, search, timestep_scope
 from dithooks.replay import replaying
 
 
@@ -115,3 +115,58 @@ class TestFailures:
         with pytest.raises(ValueError, match="run made no step of the target"):
             search(toy.pipe, lambda pipe: [torch.zeros(3)], 1.6, verbose=False)
         assert toy.untouched()
+
+
+class TestAnotherRun:
+    """What is not the recorded run is told, whatever makes the difference."""
+
+    def test_with_other_steps(self):
+        toy = Toy()
+        recording = record(toy.pipe, toy.run)
+        toy.run.steps = STEPS + 3
+        with pytest.raises(ValueError, match="run does not draw what was recorded"):
+            toy.search(recording=recording)
+        assert toy.untouched()
+
+    def test_called_more_often(self):
+        toy = Toy()
+        recording, draw = record(toy.pipe, toy.run), toy.run
+        with pytest.raises(ValueError, match=f"calls Net {2 * STEPS} times, and the recorded one {STEPS} times"):
+            search(toy.pipe, lambda pipe: (draw(pipe), draw(pipe))[0], 1.6, recording=recording, cost="blocks")
+        assert toy.untouched()
+
+    def test_noise_that_is_not_seeded(self):
+        """The first call is the same; what it leads to is not."""
+
+        class Restive(Pipe):
+            def __call__(self, x, steps=STEPS, at=None):
+                for step in range(steps):
+                    with timestep_scope(step, sigma=1 - step / steps, steps=steps):
+                        x = x - self.transformer(x, timestep=torch.tensor(1.0)) / steps + 0.1 * torch.randn_like(x)
+                return x
+
+        toy = Toy()
+        toy.pipe = Restive(toy.net)
+        with pytest.raises(ValueError, match=r"Net is given another .* at its second step"):
+            toy.search()
+
+    def test_noise_outside_of_the_sampler(self):
+        toy = Toy()
+        draw = toy.run
+        with pytest.raises(ValueError, match="dB from one time to the other"):
+            search(toy.pipe, lambda pipe: draw(pipe) + torch.randn(2, 1, 1), 1.6, verbose=False)
+
+    def test_a_journal_of_other_weights(self, tmp_path):
+        toy = Toy()
+        toy.search(journal=tmp_path)
+        with torch.no_grad():
+            for parameter in toy.net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        with pytest.raises(ValueError, match="run does not draw what was recorded"):
+            toy.search(journal=tmp_path)
+
+    def test_a_target_of_which_all_fall_short(self):
+        """The fastest of them, not the best."""
+        found = Toy(steps=4).search(1000.0)
+        assert not found.reached
+        assert found.plan.speedup == max(each.plan.speedup for each in found.evaluations) == 4.0
