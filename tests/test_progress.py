@@ -17,6 +17,7 @@ from dithooks.search.progress import Report, progress
 from dithooks.search.record import record
 
 BEST = "best so far 45.2 dB at 2.01× [of 5]"
+END = b"<the end>"
 HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"  # the cursor
 
 
@@ -219,6 +220,7 @@ with progress() as report:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.timeout(120)
 def test_ctrl_c_on_a_real_terminal():
     pytest.importorskip("rich")
     master, slave = os.openpty()
@@ -232,7 +234,6 @@ def test_ctrl_c_on_a_real_terminal():
                 read.append(chunk)
 
     with subprocess.Popen(code, stdout=subprocess.PIPE, stderr=slave, env=environment, text=True) as process:
-        os.close(slave)
         reader = threading.Thread(target=drain)
         reader.start()
         try:
@@ -240,8 +241,12 @@ def test_ctrl_c_on_a_real_terminal():
             time.sleep(0.7)  # of which the display makes use
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
+            os.write(slave, END)  # held open till here: what is written last may be lost with the last to close
+            while not b"".join(read).endswith(END):
+                time.sleep(0.01)
         finally:
             process.kill()
+            os.close(slave)
             reader.join()
             os.close(master)
     text = b"".join(read)
