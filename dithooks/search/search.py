@@ -79,7 +79,8 @@ def search(
         scheduler: as for :func:`dit_cache`.
         memory: as for :func:`record`.
         share: as for :func:`record`.
-        journal: a folder that keeps what was found; a search that was broken off goes on from there.
+        journal: a folder that keeps what was found; a search that was broken off goes on from there, after one uncached
+            run to compare with.
         verbose: show progress, on stderr.
 
     Returns:
