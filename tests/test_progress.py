@@ -233,7 +233,11 @@ def test_ctrl_c_on_a_real_terminal():
             while chunk := os.read(master, 65536):
                 read.append(chunk)
 
-    with subprocess.Popen(code, stdout=subprocess.PIPE, stderr=slave, env=environment, text=True) as process:
+    def heed():  # where these tests run in the background, an interrupt is ignored, and would be by the child
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    given = {"stdout": subprocess.PIPE, "stderr": slave, "env": environment, "text": True, "preexec_fn": heed}
+    with subprocess.Popen(code, **given) as process:
         reader = threading.Thread(target=drain)
         reader.start()
         try:
