@@ -90,7 +90,7 @@ def _another(what: str) -> ValueError:
 
 
 def _sampled(tensor: Tensor) -> NDArray[np.float32]:
-    flat = tensor.detach().flatten()
+    flat = tensor.detach().flatten()  # waits for the device, at two calls of a run: not while a block is timed
     sample: NDArray[np.float32] = flat[:: -(-max(flat.numel(), 1) // NUMBERS)].float().cpu().numpy().copy()
     return sample
 

@@ -17,7 +17,7 @@ from .prices import Cost, Savings, worth
 from .recording import Recording, Trace
 from .solve import Schedules
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]  # on the host, as all of planning
 STACK = 64  # ranges that are solved at once: as many as a processor's cache holds, …
 ROOM = 2**27  # … and as have this many bytes to be solved in
 MANY = 64  # steps, beyond which to solve with three anchors takes minutes: two are taken

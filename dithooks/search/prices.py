@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .recording import Recording, Trace
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]  # on the host, as all of planning
 Cost = Literal["time", "blocks"]
 
 

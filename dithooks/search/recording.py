@@ -36,6 +36,8 @@ _ARRAYS = ("ranges", "grams", "norms", "steps", "times", "block_ms")
 class Trace:
     """One transformer of a recorded run. T steps at which it was called, B blocks, R ranges that its wiring allows.
 
+    It lies on the host, in float64, as what counts are small differences of its products.
+
     Args:
         path: of the transformer, from the target.
         blocks: paths of its blocks, as they count.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .fit import RIDGE
 
 GAMMA = 2.0  # the errors of different stretches add up as unrelated ones do; 4 gave all but the same schedules
-Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]  # on the host: errors are small differences of large products
 Earlier = tuple[int, ...]  # refreshes before the last, the newest first
 
 
