@@ -33,13 +33,16 @@ class Session:
 
 @dataclass(frozen=True)
 class Scope:
-    """What an open :func:`timestep_scope` says."""
+    """What an open :func:`timestep_scope` says, or :func:`tell_step`, whose has no end."""
 
     step: int
     branch: int | None
     sigma: float | None
     steps: int | None
     session: Session
+    endless: bool = False
+    # Told for the first time, it may be for the whole run: where each clock stood then, by which one sees it move on.
+    stood: weakref.WeakKeyDictionary[StepClock, int] | None = None
 
 
 _scope: ContextVar[Scope | None] = ContextVar("dithooks.scope", default=None)
@@ -100,6 +103,35 @@ def timestep_scope(
         raise
     finally:
         _scope.reset(token)
+
+
+def tell_step(step: int | None) -> None:
+    """Tell which sampling step the calls that follow belong to, until it is told anew: a scope without an end.
+
+    For loops that say where a step begins and not where it ends. It is told in the current thread or asyncio task.
+    Told only once, it holds until the run's own clock, the scheduler or the timestep argument, has moved on, and
+    from then on that tells.
+
+    Args:
+        step: as for :func:`timestep_scope`; ``None``: nothing is told any more.
+
+    Raises:
+        TypeError, ValueError: as :func:`timestep_scope`.
+
+    Example:
+        >>> for step in range(3):
+        ...     tell_step(step)  # model(x, t)
+        >>> tell_step(None)
+    """
+    before = _scope.get()
+    if step is None:
+        if before is not None and before.endless:
+            _scope.set(None)
+        return
+    index = _index("step", step)
+    again = before is not None and before.endless and before.step != index
+    stood = None if again else weakref.WeakKeyDictionary[StepClock, int]()
+    _scope.set(Scope(index, None, None, None, current_session(), endless=True, stood=stood))
 
 
 def _index(name: str, value: object) -> int:
@@ -163,8 +195,24 @@ class StepClock:
         Raises:
             ValueError: no scope is open, no scheduler tells its step, and there is no timestep argument.
         """
-        if (scope := _scope.get()) is not None:
+        scope = _scope.get()
+        if scope is not None and scope.stood is None:
             return Tick(scope.step, "scope", scope.branch, scope.sigma, steps=scope.steps)
+        own = self._own(arguments, history)
+        if scope is not None and scope.stood is not None:
+            if own is None or scope.stood.setdefault(self, own.step) == own.step:
+                return Tick(scope.step, "scope")
+        elif own is None:
+            raise ValueError(
+                f"{self._where}: which sampling step is this? No timestep_scope is open, no scheduler tells its "
+                "step_index, and the call has no timestep argument. Write `with dithooks.timestep_scope(step): ...` "
+                "around each step of your loop, or give dit_cache the pipeline or scheduler=..."
+            )
+        assert own is not None
+        return own
+
+    def _own(self, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
+        """The tick of a call without a scope; ``None``: nothing tells."""
         scheduler = self._scheduler()
         timesteps = getattr(scheduler, "timesteps", None)
         epoch = timesteps if isinstance(timesteps, torch.Tensor) else None
@@ -174,11 +222,7 @@ class StepClock:
             return Tick(int(step), "scheduler", epoch=epoch, steps=len(epoch))
         value = _timestep(arguments)
         if value is None:
-            raise ValueError(
-                f"{self._where}: which sampling step is this? No timestep_scope is open, no scheduler tells its "
-                "step_index, and the call has no timestep argument. Write `with dithooks.timestep_scope(step): ...` "
-                "around each step of your loop, or give dit_cache the pipeline or scheduler=..."
-            )
+            return None
         steps = None if epoch is None else len(epoch)
         listed = [] if epoch is None else (epoch.cpu() == value).nonzero().flatten().tolist()
         if listed and not history:  # DDIM and the like: no step_index, but the list of timesteps tells
