@@ -54,6 +54,7 @@ class Flow:
         self.wiring: Wiring | None = None
         self.leading: Wiring | None = None  # of the blocks before the range
         self.on_wired: Callable[[bool], None] | None = None  # given whether the range is now other blocks
+        self.handle: Any = None  # whose it is: found by the hooks, it need not be kept anywhere else
         self.others: Callable[[], Sequence[Any]] = tuple  # further flows on the transformer: aside in replays
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
         self.generation = 0  # calls that began before the range moved, or all was forgotten, run as plain ones

@@ -14,8 +14,10 @@ from .attachment import Attachment, check, prepare
 from .blocks.adapter import BlockAdapter, chains_of
 from .blocks.chain import Chain, fingerprint
 from .blocks.find import Blocks
+from .blocks.target import modules_of
 from .cache_plan import CachePlan
 from .config import DitCacheConfig
+from .hooks import flows_of
 from .policy.interval import Interval
 from .stats import CacheStats, Settled, total
 
@@ -174,8 +176,8 @@ class CacheHandle:
         useful = [(chain, own) for chain, own in chains if not isinstance(p := own.when, Interval) or p.interval > 1]
         prepared = [self._prepare(chain, own) for chain, own in useful]
         runs = [attached.flow.runs for attached in prepared]
-        for each in runs:
-            each.peers = runs
+        for attached in prepared:
+            attached.flow.handle, attached.flow.runs.peers = self, runs
         remarks = [] if plan is None else plan.remarks(_dtype_of(found[0][0].owner), self._scheduler_name())
         former = self._attached
         try:
@@ -248,6 +250,17 @@ class CacheHandle:
     def _scheduler_name(self) -> str | None:
         scheduler = self._look_up()()
         return None if scheduler is None else type(scheduler).__name__
+
+
+def handles_of(target: object) -> list[CacheHandle]:
+    """The handles of all that is cached in a model, a pipeline or what an adapter names, found by the hooks in it.
+
+    Nothing else holds them: a copy of a model has none, and one that is gone has taken them along.
+    """
+    target = target.target if isinstance(target, BlockAdapter) else target
+    tops = [target] if isinstance(target, nn.Module) else modules_of(target).values()
+    found = {id(flow.handle): flow.handle for top in tops for flow in flows_of(top.modules())}
+    return list(found.values())
 
 
 def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:

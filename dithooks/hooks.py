@@ -104,5 +104,15 @@ def unhook(flow: Flow, modules: Iterable[nn.Module]) -> None:
                 del registry[number]  # last: interrupted before, it is found again
 
 
+def flows_of(modules: Iterable[nn.Module]) -> list[Flow]:
+    """The flows whose hooks are on some modules, each once."""
+    flows: dict[int, Flow] = {}
+    for module in modules:
+        for hook in (*_ours(module._forward_pre_hooks), *_ours(module._forward_hooks)):
+            if hook.flow is not None:
+                flows.setdefault(id(hook.flow), hook.flow)
+    return list(flows.values())
+
+
 def _ours(registry: dict[int, Any]) -> list[_Hook]:
     return [hook for hook in registry.values() if isinstance(hook, _Hook)]
