@@ -11,7 +11,6 @@ from torch.utils.hooks import RemovableHandle
 
 from .blocks.chain import Chain, Site
 from .blocks.observe import spots_of
-from .blocks.ports import parameter_names
 from .clock import StepClock
 from .config import DitCacheConfig
 from .flow import Flow
@@ -142,11 +141,10 @@ def prepare(chain: Chain, config: DitCacheConfig, scheduler: Callable[[], Any], 
     spots = spots_of(chain, original)
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1
-    primary = next(iter(parameter_names(chain.owner)), None)
     name = chain.lanes[0].path if len(chain.lanes) == 1 else chain.path or type(chain.owner).__name__
     ledger = Ledger(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1)
     flow = Flow(
-        Settler(Runs(chain.name, config, StepClock(scheduler, chain.name), ledger, primary, chain.separate_cfg)),
+        Settler(Runs(chain, config, StepClock(scheduler, chain.name), ledger)),
         spots,
         start=first,
         end=end,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from .blocks.chain import Expected
 from .policy.base import Account, Policy, Schedule, Track
 from .state import Run
 
@@ -25,8 +26,7 @@ def hopeless(policy: Policy, schedule: Schedule) -> str | None:
 
 def useless(run: Run, policy: Policy) -> str | None:
     """Of a run that went to its end and reused nothing, why; ``None`` of any other, or if that has been said."""
-    cut_short = run.in_flight or (run.schedule.steps is not None and not run.last and not run.finished)
-    if cut_short or run.steps < 2 or run.reused or run.judged:
+    if _cut_short(run) or run.steps < 2 or run.reused or run.judged:
         return None
     run.judged = True
     reasons = ", ".join(f"{reason}: {count}" for reason, count in run.reasons.items() if count)
@@ -34,3 +34,25 @@ def useless(run: Run, policy: Policy) -> str | None:
     finite = [value for value in run.values if math.isfinite(value)]
     why = policy.verdict(finite, run.reasons) if finite else str(policy)
     return f"{message}: {why}" if why else message
+
+
+def unexpected(run: Run, expected: Expected | None, over: bool) -> str | None:
+    """How a run that went to its end differs from what was expected; ``None`` of any other.
+
+    ``over`` is whether it is known to have ended, where its schedule does not tell: another one has begun.
+    """
+    if expected is None or _cut_short(run) or run.steps < 2:
+        return None
+    found, steps = [], expected.num_inference_steps
+    if expected.has_separate_cfg and run.most == 1:
+        found.append(f"has_separate_cfg=True, but none of {run.steps} steps made more than one call")
+    if expected.has_separate_cfg is False and run.most > 1:
+        found.append(f"has_separate_cfg=False, but a step made {run.most} calls: they are told apart all the same")
+    made = run.schedule.steps or (run.steps if over or run.steps > (steps or 0) else steps)
+    if steps is not None and made != steps:
+        found.append(f"num_inference_steps={steps}, but the run had {made}: the run counts")
+    return "; ".join(found) or None
+
+
+def _cut_short(run: Run) -> bool:
+    return run.in_flight or (run.schedule.steps is not None and not run.last and not run.finished)

@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from .blocks.chain import Chain
+from .blocks.ports import parameter_names
 from .clock import Session, StepClock, Tick, current_session
 from .config import DitCacheConfig
 from .policy.base import Policy, Schedule
-from .remarks import hopeless, useless
+from .remarks import hopeless, unexpected, useless
 from .state import Call, Run
 from .stats import Ledger
 
@@ -25,28 +27,25 @@ class Runs:
     """The sampling runs of one range, at most one per thread or task, and what they remember.
 
     Args:
-        name: of the transformer, for messages.
+        chain: the transformer's blocks, and what is declared of its calls.
         config: when, what, and where it is kept.
         clock: tells the step of a call.
         ledger: counts the calls.
-        primary: the transformer's argument that holds the latents: its first.
-        separate_cfg: whether a step's calls are branches by their order (``True``) or all alike (``False``); ``None``:
-            they are told apart by what they are given.
     """
 
     def __init__(
         self,
-        name: str,
+        chain: Chain,
         config: DitCacheConfig,
         clock: StepClock,
         ledger: Ledger,
-        primary: str | None,
-        separate_cfg: bool | None = None,
     ) -> None:
-        self.separate_cfg = separate_cfg
-        self.name, self.config, self.clock, self.ledger = name, config, clock, ledger
+        self.name, self.config, self.clock, self.ledger = chain.name, config, clock, ledger
         self.policy, self.predictor = config.when, config.predictor
-        self.primary = primary
+        self.primary = next(iter(parameter_names(chain.owner)), None)  # the argument that holds the latents: the first
+        # Whether a step's calls are branches by their order, or all alike; None: told apart by what they are given.
+        self.separate_cfg = chain.separate_cfg
+        self.expected = chain.expected
         self.peers: Sequence[Runs] = ()  # those of the handle, this one included
         self.on_kept: Callable[[Call, Sequence[Tensor]], None] | None = None  # is shown every residual
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
@@ -64,8 +63,7 @@ class Runs:
         run = self._runs.get(session)
         if run is not None and run.epoch is ended.epoch and run.step is not None and run.step < ended.schedule.first:
             run.finished = True
-            if remark := self._useless(run):
-                self.say(f"useless in {run.steps}", remark)
+            self._sum_up(run)
             if self.config.free_at_end:
                 run.clear()
 
@@ -74,8 +72,7 @@ class Runs:
         with self._lock:
             runs = list(self._runs.values())
             self._runs.clear()
-        remarks = [remark for run in runs if (remark := self._useless(run)) and self._once(f"useless in {run.steps}")]
-        return remarks
+        return [message for run in runs for topic, message in self._remarks(run) if self._once(topic)]
 
     def say(self, topic: str, message: str) -> None:
         """Warn, once per topic."""
@@ -125,8 +122,8 @@ class Runs:
             self._runs[session] = run
         if ended is not None and ended.last and not ended.finished and not ended.in_flight:
             self._review(ended)
-        if ended is not None and (remark := self._useless(ended)):
-            self.say(f"useless in {ended.steps}", remark)
+        if ended is not None:
+            self._sum_up(ended)
         return run
 
     def _made_out(self, run: Run, tick: Tick) -> Policy:
@@ -154,16 +151,23 @@ class Runs:
             self.say(f"useless in {steps}", message)
         return policy
 
-    def _useless(self, run: Run) -> str | None:
-        """What to say of a run that has ended, if it reused nothing."""
-        why = useless(run, self.policy)
-        return None if why is None else f"{self.name}: {why}"
+    def _sum_up(self, run: Run) -> None:
+        """Say what there is to say of a run that has ended."""
+        for topic, message in self._remarks(run, over=True):
+            self.say(topic, message)
+
+    def _remarks(self, run: Run, over: bool = False) -> list[tuple[str, str]]:
+        """Of a run that has ended: that it reused nothing, and that it was another one than expected."""
+        found = (
+            (f"useless in {run.steps}", useless(run, self.policy)),
+            ("unexpected", unexpected(run, self.expected, over)),
+        )
+        return [(topic, f"{self.name}: {why}") for topic, why in found if why is not None]
 
     def finish(self, run: Run) -> None:
         """The last call of a run's last step is over, as far as is known."""
         run.finished = True
-        if remark := self._useless(run):
-            self.say(f"useless in {run.steps}", remark)
+        self._sum_up(run)
         self._review(run)
         if self.config.free_at_end:
             run.clear()

@@ -56,6 +56,7 @@ class Settler:
         run.account.branches = max(run.before[0], len(run.used) + 1)
         branch.latents, branch.conditioning, branch.called = latents, conditioning, tick.step
         run.used.append(number)
+        run.most = max(run.most, len(run.used))
         call = self._begin(run, tick, branch, arguments, capture)
         run.in_flight = seen
         return call

@@ -77,6 +77,7 @@ class Run:
     epoch: object | None = None
     step: int | None = None
     used: list[int] = field(default_factory=list)  # branches already called at this step
+    most: int = 0  # calls that a step made
     before: tuple[int, int] = (0, 0)  # how many there were at each of the two steps before
     branches: dict[int, Branch] = field(default_factory=dict)
     shared: Decision | None = None  # of this step, where its branches share one

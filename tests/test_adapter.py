@@ -196,6 +196,22 @@ class TestRegistry:
         with dit_cache(Net("two_lists"), DitCacheConfig(0, 2, 1, 3)) as cache:
             assert "of 10" in repr(cache)
 
+    def test_by_the_beginning_of_a_name_the_longest_first(self):
+        class SpecialNetTwo(Net):
+            pass
+
+        for beginning, blocks in (("Special*", "blocks"), ("SpecialNet*", "singles"), ("SpecialNetThree*", "none")):
+            BlockAdapterRegistry.register(beginning)(
+                lambda model, blocks=blocks: BlockAdapter(transformer=model, blocks=blocks)
+            )
+        with dit_cache(SpecialNetTwo("two_lists"), DitCacheConfig(0, 2, 1, 3)) as cache:
+            assert "singles.1 … singles.3 of 5" in repr(cache)
+        BlockAdapterRegistry.register("SpecialNetTwo")(lambda model: BlockAdapter(transformer=model, blocks="blocks"))
+        with dit_cache(SpecialNetTwo("two_lists"), DitCacheConfig(0, 2, 1, 3)) as cache:
+            assert "<CacheHandle blocks.1 … blocks.3 of 5" in repr(cache)
+        with dit_cache(Net("two_lists"), DitCacheConfig(0, 2, 1, 3)) as cache:
+            assert "of 10" in repr(cache)
+
     def test_by_the_class_of_a_pipelines_transformer(self):
         class Special(Net):
             pass

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..config import DitCacheConfig
-from .chain import Chain
+from .chain import Chain, Expected
 from .find import Blocks, find_chains, group, resolve
 from .pattern import ForwardPattern
 from .ports import PatchFunctor
@@ -42,6 +42,8 @@ class BlockAdapter:
             (``False``), so that all calls of a step are alike. Left out, calls are told apart by what they are given.
             One for all, or one per transformer.
         auto: find what is not given. ``False``: an error instead.
+        expected: an :class:`~dithooks.blocks.chain.Expected`: what is believed of the runs, to be told where they turn
+            out otherwise. One for all, or one per transformer.
 
     Raises:
         TypeError: an entry is of the wrong type.
@@ -66,6 +68,7 @@ class BlockAdapter:
     params: Any = None
     has_separate_cfg: bool | Sequence[bool | None] | None = None
     auto: bool = True
+    expected: Expected | Sequence[Expected | None] | None = None
 
     def __post_init__(self) -> None:
         if self.pipe is None and self.transformer is None:
@@ -84,6 +87,9 @@ class BlockAdapter:
         for item in _flat(self.has_separate_cfg):
             if item is not None and not isinstance(item, bool):
                 raise TypeError(f"has_separate_cfg: {item!r} is neither True, False nor None")
+        for item in _flat(self.expected):
+            if item is not None and not isinstance(item, Expected):
+                raise TypeError(f"expected: {item!r} ({type(item).__name__}) is not an Expected")
 
     @property
     def target(self) -> object:
@@ -116,18 +122,20 @@ class BlockAdapter:
         patterns, functors, params = (
             _spread(name, getattr(self, name), lanes) for name in ("forward_pattern", "patch_functor", "params")
         )
-        told = {
+        declared = {
             lane.path: replace(lane, pattern=pattern, functor=functor)
             for lane, pattern, functor in zip(lanes, patterns, functors, strict=True)
         }
-        own = dict(zip(told, params, strict=True))
+        own = dict(zip(declared, params, strict=True))
         separate = _spread("has_separate_cfg", self.has_separate_cfg, found)
+        expected = _spread("expected", self.expected, found)
         chains: list[tuple[Chain, DitCacheConfig | None]] = []
-        for chain, by_two in zip(found, separate, strict=True):
-            here = [told[lane.path] for lane in chain.lanes]
+        for chain, by_two, believed in zip(found, separate, expected, strict=True):
+            here = [declared[lane.path] for lane in chain.lanes]
             alone = [[lane] for lane in here] if any(own[lane.path] is not None for lane in here) else [here]
-            for some in alone:
-                changed = replace(chain, lanes=tuple(some), separate_cfg=by_two)
+            for some in alone:  # what is wrong of one range's runs is wrong of all: once is enough
+                told = believed if some is alone[0] else None
+                changed = replace(chain, lanes=tuple(some), separate_cfg=by_two, expected=told)
                 chains.append((changed, own[some[0].path] if len(alone) > 1 or len(here) == 1 else None))
         return chains
 
@@ -177,6 +185,8 @@ class BlockAdapterRegistry:
     def register(cls, name: str) -> Callable[[Maker], Maker]:
         """Decorates a function that makes the adapter of a model or pipeline whose class is called ``name``.
 
+        A name that ends in ``*`` stands for all that begin so; of several, the longest counts.
+
         Raises:
             ValueError: there is one for that name.
         """
@@ -207,14 +217,13 @@ class BlockAdapterRegistry:
     def adapter_for(cls, model: object) -> BlockAdapter | None:
         """The adapter of a model or pipeline, by its class and those it derives from."""
         for base in type(model).__mro__:
-            if base.__name__ in cls._HINTS:
-                adapter = cls._HINTS[base.__name__](model)
+            name = base.__name__ if base.__name__ in cls._HINTS else _pattern_for(base.__name__, cls._HINTS)
+            if name is not None:
+                adapter = cls._HINTS[name](model)
                 if not isinstance(adapter, BlockAdapter):
-                    raise TypeError(f"the hint for {base.__name__} made {adapter!r}, not a BlockAdapter")
+                    raise TypeError(f"the hint for {name} made {adapter!r}, not a BlockAdapter")
                 if adapter.target is not model:
-                    raise ValueError(
-                        f"the hint for {base.__name__} made an adapter of another object than it was given"
-                    )
+                    raise ValueError(f"the hint for {name} made an adapter of another object than it was given")
                 return adapter
         return None
 
@@ -248,6 +257,12 @@ def chains_of(target: object, blocks: Blocks) -> list[tuple[Chain, DitCacheConfi
         else:
             chains += [(chain, None) for chain in others if chain.path.split(".")[0] == name]
     return chains
+
+
+def _pattern_for(name: str, hints: Iterable[str]) -> str | None:
+    """The longest of the beginnings with ``*`` that a class's name has."""
+    fitting = [hint for hint in hints if hint.endswith("*") and name.startswith(hint[:-1])]
+    return max(fitting, key=len, default=None)
 
 
 def _flat(value: Any) -> Iterable[Any]:

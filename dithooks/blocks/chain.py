@@ -51,6 +51,19 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What is believed of the runs. Nothing depends on it; where they turn out otherwise, that is said once.
+
+    Args:
+        has_separate_cfg: guidance takes several calls a step (``True``), or one (``False``).
+        num_inference_steps: of a run.
+    """
+
+    has_separate_cfg: bool | None = None
+    num_inference_steps: int | None = None
+
+
+@dataclass(frozen=True)
 class Chain:
     """The block lists of one transformer, in the order in which they were found or named.
 
@@ -60,6 +73,7 @@ class Chain:
         lanes: the lists.
         found: whether they were found, not named: then those that turn out to be no part of the trunk are left out.
         separate_cfg: whether guidance is by two calls per step, where that is declared.
+        expected: what else is believed of the runs.
     """
 
     owner: nn.Module
@@ -67,6 +81,7 @@ class Chain:
     lanes: tuple[Lane, ...]
     found: bool = False
     separate_cfg: bool | None = None
+    expected: Expected | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -70,9 +70,8 @@ class Recorder:
         self._watched = Watched(chain.owner)
         self._spots, self._names = spots_of(chain), parameter_names(chain.owner)
         ledger = Ledger(chain.name, len(self._spots), len(self._spots))
-        clock, primary = StepClock(scheduler, chain.name), next(iter(self._names), None)
         config = DitCacheConfig(policy=Computed())
-        self._settler = Settler(Runs(chain.name, config, clock, ledger, primary, chain.separate_cfg))
+        self._settler = Settler(Runs(chain, config, StepClock(scheduler, chain.name), ledger))
         self._settler.runs.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to remark
         self._report: Report = lambda stage, done, total: None
         self._observation: Observation | None = None
