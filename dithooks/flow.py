@@ -341,6 +341,8 @@ class Flow:
             call.capture, call.range, call.lead = False, Capture(), None if call.lead is None else Capture()
             self.generation += 1  # calls under way elsewhere are no longer followed
             call.generation = self.generation
+        for remark in dict.fromkeys(ports.remark for ports in wiring.ports if ports.remark):
+            self.runs.say("pattern", f"{self.runs.name}: {remark}")
         self._moving = moved
         self.order, self.wiring, self.leading = order, wiring, leading
         self._arrive()

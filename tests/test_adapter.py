@@ -32,6 +32,61 @@ class TestAdapter:
                     torch.testing.assert_close(net(x, t, e), plain)
                 assert cache.stats.reused_calls == 1
 
+    def test_a_pattern_that_is_not_strict_is_asked_where_nothing_else_tells(self):
+        class Swaps(torch.nn.Module):
+            def forward(self, image, text):
+                return text + 1, image * 1.5
+
+        class Joined(torch.nn.Module):
+            """The model makes new tensors between blocks, so that what goes where cannot be seen."""
+
+            def __init__(self):
+                super().__init__()
+                self.blocks = torch.nn.ModuleList(Swaps() for _ in range(4))
+
+            def forward(self, image, text, timestep):
+                for block in self.blocks:
+                    text, image = (each + timestep for each in block(image, text))
+                return image + text
+
+        net = Joined()
+        image, text = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+        plain = net(image, text, torch.tensor(0.0))
+        for strict in (True, False):
+            adapter = BlockAdapter(transformer=net, blocks="blocks", forward_pattern=1, strict=strict)
+            with dit_cache(adapter, DitCacheConfig(0, 2, 1, 2), verify=False) as cache:
+                for step in range(2):
+                    with timestep_scope(step):
+                        out = net(image, text, torch.tensor(0.0))
+                assert cache.stats.reused_calls == 1
+                torch.testing.assert_close(out, plain)
+
+    def test_a_pattern_that_is_wrong_and_not_strict_is_remarked_upon_once(self):
+        net, x, t, e = Net("two_lists"), latents(), torch.tensor(0.5), prompt(tokens=6)
+        plain, config = net(x, t, e), DitCacheConfig(0, 2, 1, 3)
+        wrong = BlockAdapter(transformer=net, blocks="singles", forward_pattern=3)
+        with dit_cache(wrong, config), pytest.raises(ValueError, match="says 1"):
+            net(x, t, e)
+        adapter = BlockAdapter(transformer=net, blocks="singles", forward_pattern=3, strict=False)
+        with dit_cache(adapter, config) as cache:
+            with pytest.warns(
+                UserWarning, match=r"pattern 3, h -> h, was declared for singles, but singles.1 "
+            ) as said:
+                for step in range(2):
+                    with timestep_scope(step):
+                        out = net(x, t, e)
+            assert len(said) == 1
+            assert cache.stats.reused_calls == 1
+            torch.testing.assert_close(out, plain)
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize(("kind", "pattern"), [("swapped", 1), ("straight", 0), ("last_drops_text", 1)])
+    def test_a_pattern_that_fits_is_not_worth_a_word(self, kind, pattern):
+        net = Net(kind)
+        adapter = BlockAdapter(transformer=net, forward_pattern=pattern, strict=False)
+        with dit_cache(adapter, DitCacheConfig(0, 2, 1, 3)), timestep_scope(0):
+            net(latents(), torch.tensor(0.5), prompt(tokens=6))
+
     def test_two_transformers_with_lists_each(self):
         """As Wan 2.2 has: two experts, the first at high noise, with guidance by two calls."""
         pipe = Pipe(Net("two_lists"))

@@ -81,8 +81,7 @@ def test_told_once_and_nothing_goes_on_is_said():
     net, x = Net(), latents()
     tell_step(0)
     with dit_cache(net, CONFIG), pytest.warns(UserWarning, match=r"called 16 times at step 0 .*timestep_scope"):
-        for _ in range(17):
-            net(x, STILL)
+        [net(x, STILL) for _ in range(17)]
 
 
 def test_an_open_scope_goes_first_and_ends_before_it():

@@ -42,6 +42,8 @@ class BlockAdapter:
             (``False``), so that all calls of a step are alike. Left out, calls are told apart by what they are given.
             One for all, or one per transformer.
         auto: find what is not given. ``False``: an error instead.
+        strict: a forward pattern that does not fit what is observed is an error. ``False``: what is observed counts, the
+            pattern is asked where that is not clear, and one that turns out otherwise is remarked upon.
         expected: an :class:`~dithooks.blocks.chain.Expected`: what is believed of the runs, to be told where they turn
             out otherwise. One for all, or one per transformer.
 
@@ -68,6 +70,7 @@ class BlockAdapter:
     params: Any = None
     has_separate_cfg: bool | Sequence[bool | None] | None = None
     auto: bool = True
+    strict: bool = True
     expected: Expected | Sequence[Expected | None] | None = None
 
     def __post_init__(self) -> None:
@@ -123,7 +126,7 @@ class BlockAdapter:
             _spread(name, getattr(self, name), lanes) for name in ("forward_pattern", "patch_functor", "params")
         )
         declared = {
-            lane.path: replace(lane, pattern=pattern, functor=functor)
+            lane.path: replace(lane, pattern=pattern, functor=functor, strict=self.strict)
             for lane, pattern, functor in zip(lanes, patterns, functors, strict=True)
         }
         own = dict(zip(declared, params, strict=True))

@@ -6,6 +6,8 @@ model makes new tensors in between, other blocks of the list tell; then the form
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from .observe import Observation, Seen, Spot
 from .ports import Ports, show
 
@@ -30,11 +32,16 @@ def ports_of(observation: Observation, call: Seen) -> Ports:
             f"{spot.path} returns {', '.join(call.odd)}; tensors, alone or in a tuple, dict or dataclass, are "
             "understood. Say where its streams are with BlockAdapter(patch_functor=...)"
         )
-    if spot.pattern is not None:
-        carries = _declared(observation, spot, call)
-    else:
-        found = [None if form is None else _carried(observation, call, p) for p, form in enumerate(call.outputs)]
-        carries = tuple(found)
+    carries, remark = _declared(observation, spot, call) if spot.pattern and spot.strict else None, ""
+    if carries is None:
+        try:
+            found = [None if form is None else _carried(observation, call, p) for p, form in enumerate(call.outputs)]
+            carries = tuple(found)
+            remark = _otherwise(spot, call, carries)
+        except BlockError:
+            if spot.pattern is None:
+                raise
+            carries = _declared(observation, spot, call)
     twice = [name for name in carries if name is not None and carries.count(name) > 1]
     if twice:
         raise BlockError(f"{spot.path}: two outputs seem to carry on the same argument, {twice[0]}: {_advice(call)}")
@@ -46,7 +53,21 @@ def ports_of(observation: Observation, call: Seen) -> Ports:
             f"{spot.path}: which argument does output 0, {', '.join(map(show, call.outputs[:1]))}, carry on? Its "
             f"arguments are {seen}; none is alike"
         )
-    return Ports(spot.face, call.maker, carries, born)
+    return Ports(spot.face, call.maker, carries, born, remark)
+
+
+def _otherwise(spot: Spot, call: Seen, carries: tuple[str | None, ...]) -> str:
+    """What to say of a pattern that was declared, if it is not what was seen."""
+    if spot.pattern is None:
+        return ""
+    with suppress(ValueError):  # zip: another number of them, or no such argument
+        pairs = zip(spot.pattern.carries(list(call.inputs)), carries, call.outputs, strict=True)
+        if all(declared == name for declared, name, form in pairs if form is not None):
+            return ""
+    return (
+        f"forward pattern {spot.pattern.value}, {spot.pattern.text}, was declared for {spot.group}, but {spot.path} "
+        f"returns {len(carries)} value(s) that carry on {', '.join(map(str, carries))}: what was seen counts"
+    )
 
 
 def _declared(observation: Observation, spot: Spot, call: Seen) -> tuple[str | None, ...]:

@@ -24,6 +24,7 @@ class Lane:
     blocks: nn.ModuleList
     pattern: ForwardPattern | None = None
     functor: PatchFunctor | None = None
+    strict: bool = True  # the pattern counts; else what is observed does, as far as that is clear
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class Spot:
     group: str
     face: Face
     pattern: ForwardPattern | None = None
+    strict: bool = True
 
 
 def spots_of(chain: Chain, of: Callable[[nn.Module], nn.Module] = lambda block: block) -> list[Spot]:
@@ -33,7 +34,7 @@ def spots_of(chain: Chain, of: Callable[[nn.Module], nn.Module] = lambda block: 
     for site in chain.sites:
         block, lane = of(site.block), site.lane
         face = Face(block) if lane.functor is None else FunctorFace(lane.functor)
-        spots.append(Spot(site.path, type(block), lane.path, face, lane.pattern))
+        spots.append(Spot(site.path, type(block), lane.path, face, lane.pattern, lane.strict))
     return spots
 
 

@@ -143,13 +143,15 @@ class Ports:
     """The streams of one block of a range.
 
     ``carries[p]`` is the argument that output position p carries on. ``born[p]`` is the form of an output that carries
-    on none; where ``carries[p]`` and ``born[p]`` are both ``None``, the block returns ``None`` there.
+    on none; where ``carries[p]`` and ``born[p]`` are both ``None``, the block returns ``None`` there. ``remark`` is what
+    is to be said of what was declared of it.
     """
 
     face: Face
     maker: Maker
     carries: tuple[str | None, ...]
     born: tuple[Form | None, ...]
+    remark: str = ""
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The argument called ``name``."""
