@@ -42,8 +42,8 @@ class BlockAdapter:
             (``False``), so that all calls of a step are alike. Left out, calls are told apart by what they are given.
             One for all, or one per transformer.
         auto: find what is not given. ``False``: an error instead.
-        strict: a forward pattern that does not fit what is observed is an error. ``False``: what is observed counts, the
-            pattern is asked where that is not clear, and one that turns out otherwise is remarked upon.
+        strict: a forward pattern that does not fit what is observed is an error. ``False``: what is observed counts,
+            the pattern is asked where that is not clear, and one that turns out otherwise is remarked upon.
         expected: an :class:`~dithooks.blocks.chain.Expected`: what is believed of the runs, to be told where they turn
             out otherwise. One for all, or one per transformer.
 

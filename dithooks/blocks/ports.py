@@ -143,8 +143,8 @@ class Ports:
     """The streams of one block of a range.
 
     ``carries[p]`` is the argument that output position p carries on. ``born[p]`` is the form of an output that carries
-    on none; where ``carries[p]`` and ``born[p]`` are both ``None``, the block returns ``None`` there. ``remark`` is what
-    is to be said of what was declared of it.
+    on none; where ``carries[p]`` and ``born[p]`` are both ``None``, the block returns ``None`` there. ``remark`` is
+    what is to be said of what was declared of it.
     """
 
     face: Face

@@ -51,6 +51,7 @@ class SearchOptions:
     cost: Literal["time", "blocks"] = "time"
     evals: int = 4
     climb: int = 0
+    interval: int | None = None
     generations: float = 6.0
     seconds: float = math.inf
     journal: Path | None = None
@@ -63,7 +64,7 @@ class SearchOptions:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("evals", 1), ("climb", 0), ("seed", 0)):
+        for name, least in (("steps", 1), ("evals", 1), ("climb", 0), ("interval", 2), ("seed", 0)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise TargetError(f"--{name} is {value}: it must be {least} or more")
         for name in ("generations", "seconds"):
@@ -163,6 +164,7 @@ def _search(options: SearchOptions, drawing: Drawing, speedup: float, recording:
             cost=options.cost,
             max_evals=options.evals,
             climb=options.climb,
+            interval=options.interval,
             max_generations=None if options.generations == math.inf else options.generations,
             max_seconds=None if options.seconds == math.inf else options.seconds,
             journal=options.journal,

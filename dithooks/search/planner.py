@@ -18,6 +18,7 @@ from .recording import Recording, Trace
 from .solve import Schedules
 
 Floats = NDArray[np.float64]  # on the host, as all of planning
+Coefficients = tuple[tuple[float, ...] | None, ...]
 STACK = 64  # ranges that are solved at once: as many as a processor's cache holds, …
 ROOM = 2**27  # … and as have this many bytes to be solved in
 MANY = 64  # steps, beyond which to solve with three anchors takes minutes: two are taken
@@ -60,13 +61,17 @@ class Candidate:
     reaches: bool = True
 
 
-class _Option(NamedTuple):
-    """One way to save something, of one trace: ``refreshes`` of range number ``range``."""
+class Option(NamedTuple):
+    """One way to save something, of one trace: ``refreshes`` of range number ``range``, at steps yet to be solved."""
 
     saved: float
     cost: float
     range: int
     refreshes: int
+    computed: tuple[int, ...] = ()  # or known already
+
+
+NOTHING = Option(0.0, 0.0, 0, 0)
 
 
 @dataclass(eq=False)
@@ -127,6 +132,10 @@ class Planner:
                     found.append(replace(candidate, choices=tuple(others), error=error))
         yield from sorted(found, key=lambda each: each.error)
 
+    def others(self, target: float, best: Candidate, avoid: Sequence[Choice]) -> Iterator[Candidate]:
+        """What to try beside the best: a plan of another range."""
+        yield self.candidate(target, best.variant, [*best.choices, *avoid])
+
     def pieces(self, candidate: Candidate) -> tuple[Piece, ...]:
         """What a plan says of each transformer: the schedule in the run's own steps, with its coefficients."""
         return tuple(self._piece(choice, candidate.variant) for choice in candidate.choices)
@@ -134,13 +143,12 @@ class Planner:
     def _piece(self, choice: Choice, variant: Variant) -> Piece:
         recording, trace = self.recording, self.recording.traces[choice.trace]
         moments = [Moment(int(step), float(t), trace.axis) for step, t in zip(trace.steps, trace.times, strict=True)]
-        gram = trace.gram(choice.first, choice.last)
-        fitted = fit(gram, moments, choice.computed, variant.anchors).coefficients
+        weights_at = self._coefficients(choice, variant, moments)
         steps = [1] * recording.steps
         coefficients: list[tuple[float, ...] | None] = [None] * recording.steps
         known = trace.axis == "sigma" and recording.sigmas is not None and len(recording.sigmas) == recording.steps
         times = list(recording.sigmas or ()) if known else _filled(trace, recording.steps)
-        for moment, bit, weights in zip(moments, choice.computed, fitted, strict=True):
+        for moment, bit, weights in zip(moments, choice.computed, weights_at, strict=True):
             steps[moment.step], coefficients[moment.step] = bit, weights
             times[moment.step] = moment.time
         called = int(trace.steps[0]), int(trace.steps[-1]) + 1
@@ -156,18 +164,22 @@ class Planner:
             called=None if called == (0, recording.steps) else called,
         )
 
+    def _coefficients(self, choice: Choice, variant: Variant, moments: Sequence[Moment]) -> Coefficients:
+        """The weights of each reused step."""
+        gram = self.recording.traces[choice.trace].gram(choice.first, choice.last)
+        return fit(gram, moments, choice.computed, variant.anchors).coefficients
+
     def _feasible(self, variant: Variant) -> Variant:
         longest = max(len(trace.steps) for trace in self.recording.traces)
         return variant._replace(anchors=2) if variant.anchors > 2 and longest > MANY else variant
 
-    def _options(self, number: int, variant: Variant, needed: float, avoid: Sequence[Choice]) -> list[_Option]:
+    def _options(self, number: int, variant: Variant, needed: float, avoid: Sequence[Choice]) -> list[Option]:
         """Ways to save something in one transformer, none of which another beats in both; nothing saved comes first."""
         trace, saving = self.recording.traces[number], self.savings.step[number]
         steps, alone = len(trace.steps), len(self.recording.traces) == 1
-        allowed = [r for r, pair in enumerate(trace.ranges) if saving[r] > 0 and not _alike(pair, avoid, number, trace)]
-        nothing = _Option(0.0, 0.0, 0, 0)
-        if not allowed or steps < 2:
-            return [nothing]
+        allowed = self._allowed(number, avoid)
+        if not allowed:
+            return [NOTHING]
         most = dict.fromkeys(allowed, steps - 1)  # refreshes; a range that is computed at all steps saves nothing
         if alone and needed:
             lacking = {r: int(np.ceil(needed / saving[r] - SLACK)) for r in allowed}
@@ -176,16 +188,23 @@ class Planner:
         enough = bool(alone and needed)  # of each range, the cheapest schedule that saves enough
         if variant.anchors > 2 and len(most) > FEW:
             most = self._promising(number, variant, most, enough)
-        return _best([nothing, *self._ways(number, variant, most, enough)])
+        return best_ways([NOTHING, *self._ways(number, variant, most, enough)])
 
-    def _ways(self, number: int, variant: Variant, most: dict[int, int], enough: bool) -> list[_Option]:
+    def _allowed(self, number: int, avoid: Sequence[Choice]) -> list[int]:
+        """Numbers of the ranges that save something, but for those to avoid; none where there is but one step."""
+        trace, saving = self.recording.traces[number], self.savings.step[number]
+        if len(trace.steps) < 2:
+            return []
+        return [r for r, pair in enumerate(trace.ranges) if saving[r] > 0 and not alike(pair, avoid, number, trace)]
+
+    def _ways(self, number: int, variant: Variant, most: dict[int, int], enough: bool) -> list[Option]:
         """Every range with each number of refreshes up to its most; or with the one of them that costs least."""
         steps, saving = len(self.recording.traces[number].steps), self.savings.step[number]
         costs = self._costs(number, sorted(most), variant, max(most.values()))
         found = []
         for r, row in zip(sorted(most), costs, strict=True):
             each = (int(row[1 : most[r] + 1].argmin()) + 1,) if enough else range(1, most[r] + 1)
-            found += [_Option((steps - k) * saving[r], float(row[k]), r, k) for k in each]
+            found += [Option((steps - k) * saving[r], float(row[k]), r, k) for k in each]
         return found
 
     def _promising(self, number: int, variant: Variant, most: dict[int, int], enough: bool) -> dict[int, int]:
@@ -194,7 +213,7 @@ class Planner:
         if enough:
             ranges = [way.range for way in sorted(ways, key=lambda way: way.cost)]
         else:
-            front = list(dict.fromkeys(way.range for way in reversed(_best(ways))))  # the one that saves most first
+            front = list(dict.fromkeys(way.range for way in reversed(best_ways(ways))))  # the one that saves most first
             ranges = [front[round(place)] for place in np.linspace(0, len(front) - 1, min(FEW, len(front)))]
         return {r: most[r] for r in ranges[:FEW]}
 
@@ -217,9 +236,9 @@ class Planner:
         counts = worth(trace, self.recording.steps, variant.late)[chosen]
         return Schedules(trace.grams[chosen], trace.times, counts, variant.anchors, gamma=2.0)
 
-    def _choice(self, number: int, option: _Option, variant: Variant) -> Choice:
+    def _choice(self, number: int, option: Option, variant: Variant) -> Choice:
         first, last = (int(block) for block in self.recording.traces[number].ranges[option.range])
-        computed = self._schedules(number, [option.range], variant).best(option.refreshes)
+        computed = option.computed or self._schedules(number, [option.range], variant).best(option.refreshes)
         return Choice(number, first, last, computed)
 
     def _range(self, choice: Choice) -> int:
@@ -232,7 +251,7 @@ def _filled(trace: Trace, steps: int) -> list[float]:
     return [float(time) for time in np.interp(np.arange(steps), trace.steps, trace.times)]
 
 
-def _alike(pair: NDArray[np.int64], avoid: Sequence[Choice], number: int, trace: Trace) -> bool:
+def alike(pair: NDArray[np.int64], avoid: Sequence[Choice], number: int, trace: Trace) -> bool:
     """Whether a range is one to avoid, or nearly."""
     near = max(1, len(trace.blocks) // 10)
     return any(
@@ -241,18 +260,18 @@ def _alike(pair: NDArray[np.int64], avoid: Sequence[Choice], number: int, trace:
     )
 
 
-def _best(options: Sequence[_Option]) -> list[_Option]:
+def best_ways(options: Sequence[Option]) -> list[Option]:
     """Those that no other beats in both, by what they save."""
-    kept: list[_Option] = []
+    kept: list[Option] = []
     for option in sorted(options, key=lambda each: (-each.saved, each.cost)):
         if not kept or option.cost < kept[-1].cost:
             kept.append(option)
     return kept[::-1]
 
 
-def _fronts(options: Sequence[Sequence[_Option]]) -> list[tuple[float, float, tuple[_Option, ...]]]:
+def _fronts(options: Sequence[Sequence[Option]]) -> list[tuple[float, float, tuple[Option, ...]]]:
     """Ways to save in all transformers together, none of which another beats in both, by what they save."""
-    mixed: list[tuple[float, float, tuple[_Option, ...]]] = [(0.0, 0.0, ())]
+    mixed: list[tuple[float, float, tuple[Option, ...]]] = [(0.0, 0.0, ())]
     for each in options:
         joined = [(s + option.saved, c + option.cost, (*p, option)) for (s, c, p), option in product(mixed, each)]
         joined.sort(key=lambda way: (-way[0], way[1]))
@@ -264,7 +283,7 @@ def _fronts(options: Sequence[Sequence[_Option]]) -> list[tuple[float, float, tu
     return mixed
 
 
-def _mixed(options: Sequence[Sequence[_Option]], needed: float) -> tuple[float, float, tuple[_Option, ...]]:
+def _mixed(options: Sequence[Sequence[Option]], needed: float) -> tuple[float, float, tuple[Option, ...]]:
     """The cheapest way to save what is needed, else that which saves most."""
     ways = _fronts(options)
     reaching = [way for way in ways if way[0] >= needed * (1 - SLACK)]

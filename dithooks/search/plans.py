@@ -8,15 +8,23 @@ from ..cache_plan import CachePlan
 from ..machine import machine, versions
 from ..policy.base import check_count, check_number
 from ..provenance import Provenance
+from .intervals import IntervalPlanner
 from .planner import Candidate, Planner, Variant
 from .prices import Cost
+from .recorder import Report
 from .recording import Recording
 
 PACKAGES = ("dithooks", "torch", "numpy", "diffusers")
 
 
 def plan(
-    recording: Recording, target_speedup: float, *, cost: Cost = "time", anchors: int = 2, late: float = 10.0
+    recording: Recording,
+    target_speedup: float,
+    *,
+    cost: Cost = "time",
+    anchors: int = 2,
+    late: float = 10.0,
+    interval: int | None = None,
 ) -> CachePlan:
     """The plan with the least predicted error of those that are so many times as fast, from a recording alone.
 
@@ -30,6 +38,10 @@ def plan(
         cost: ``"time"``: of the whole run, by the block times that were measured; ``"blocks"``: of block executions.
         anchors: residuals that a reused one is made of, 1 to 3.
         late: how many times more an error at the end of a run is taken to count than one at its beginning.
+        interval: ≥ 2; only plans that four numbers can say: from some step on refreshed every so many steps, the last
+            residual reused as it is (``anchors`` has no effect). Where no range and start reach the target so, the next
+            larger interval that does is taken. :func:`.intervals.numbers_of` reads the numbers off a piece. Of several
+            transformers, each has a range and start of its own. Left out, any schedule, with fitted weights.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -56,13 +68,15 @@ def plan(
         ...     _ = run(model)
         >>> cache.stats.reused_calls
         2
+        >>> print(plan(cost="blocks", target_speedup=1.6, interval=2, recording=record(model, run)).pieces[0])
+        blocks: 0 … 2 of 3  ●○●○●  2 of 5 steps reused
     """
     if not isinstance(recording, Recording):
         raise TypeError(
             f"recording must be a Recording, as record() returns and Recording.load reads, not {recording!r}"
         )
     target = checked_target(target_speedup)
-    planner = Planner(recording, cost)
+    planner = planner_of(recording, cost, checked_interval(interval))
     if check_count("anchors", anchors, 1) > 3:
         raise ValueError(f"anchors={anchors}: residuals are made of 1, 2 or 3")
     candidate = planner.candidate(target, Variant(anchors, check_number("late", late, 0, strictly=True)))
@@ -77,6 +91,15 @@ def frontier(
     Args and errors as for :func:`plan`.
     """
     return Planner(recording, cost).frontier(Variant(anchors, check_number("late", late, 0, strictly=True)))
+
+
+def planner_of(
+    recording: Recording, cost: Cost, interval: int | None, report: Report = lambda stage, done, total: None
+) -> Planner:
+    """The planner of all schedules, or of those with an interval."""
+    if interval is None:
+        return Planner(recording, cost, report)
+    return IntervalPlanner(recording, cost, report, interval=interval)
 
 
 def assembled(planner: Planner, candidate: Candidate, target: float, method: str) -> CachePlan:
@@ -120,3 +143,13 @@ def checked_target(value: object) -> float:
     if target <= 1:
         raise ValueError(f"target_speedup={target:g}: a run as fast as that needs no cache; give a number above 1")
     return target
+
+
+def checked_interval(value: object) -> int | None:
+    """Steps from one refresh to the next, or ``None``.
+
+    Raises:
+        TypeError: neither a whole number nor ``None``.
+        ValueError: below 2.
+    """
+    return None if value is None else check_count("interval", value, 2)

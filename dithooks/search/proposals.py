@@ -71,8 +71,9 @@ def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Pr
     yield from tried.try_out(planner.candidate(target, Variant(3, late), tried.failed))
     for guess in () if tried.over else near:
         yield from tried.try_out(planner.candidate(target, Variant(tried.best.variant.anchors, guess), tried.failed))
-    if not tried.over:
-        yield from tried.try_out(planner.candidate(target, tried.best.variant, [*tried.best.choices, *tried.failed]))
+    others = planner.others(target, tried.best, tried.failed)
+    while not tried.over and (another := next(others, None)) is not None:
+        yield from tried.try_out(another)
     tried.most, tried.gain = evals + climb, GAIN
     yield from _climbed(planner, tried)
 

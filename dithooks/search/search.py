@@ -20,8 +20,7 @@ from ..blocks.find import Blocks
 from .driver import Driver, Limits
 from .inputs import same_inputs
 from .journal import Journal
-from .planner import Planner
-from .plans import checked_target
+from .plans import checked_interval, checked_target, planner_of
 from .prices import Cost, Savings, checked_cost
 from .progress import progress
 from .ranks import agree, leads
@@ -45,6 +44,7 @@ def search(
     cost: Cost = "time",
     max_evals: int = 4,
     climb: int = 0,
+    interval: int | None = None,
     max_generations: float | None = 6.0,
     max_seconds: float | None = None,
     blocks: Blocks = None,
@@ -73,6 +73,7 @@ def search(
             of block executions.
         max_evals: plans that are run at most.
         climb: further runs at most, each with one refresh of the best plan moved by a step.
+        interval: only plans with such an interval, as for :func:`plan`; to climb then moves the start by a step.
         max_generations: block executions at most, over those of one uncached run; ``None``: no limit.
         max_seconds: time at most; a run that has begun is not broken off.
         blocks: as for :func:`dit_cache`.
@@ -113,7 +114,7 @@ def search(
         (1.6666666666666667, True)
     """
     begun = time.perf_counter()
-    wanted = checked_target(target_speedup)
+    wanted, interval = checked_target(target_speedup), checked_interval(interval)
     limits = Limits(max_evals, climb, max_generations, max_seconds)
     checked_cost(cost)
     if not callable(run):
@@ -153,7 +154,7 @@ def search(
                 share=share,
                 report=report,
             )
-            kept.keep_recording(recorded, samples_of(recorded.results))
+            kept.keep_recording(recorded, samples_of(recorded.results) if leads() else ())  # others may return nothing
         assert recorded is not None
         if num_inference_steps not in (None, recorded.steps):
             raise ValueError(
@@ -175,7 +176,8 @@ def search(
         seconds, executions = agree(seconds if cost == "time" else None), Savings.of(recorded, "blocks").total
         reference = samples_of(recorded.results) if leads() else None
         verifier = Verifier(target, drawn, reference, seconds, executions, blocks, scheduler)
-        return Driver(verifier, Planner(recorded, cost, report), wanted, limits, kept, report, begun, spent).drive()
+        planner = planner_of(recorded, cost, interval, report)
+        return Driver(verifier, planner, wanted, limits, kept, report, begun, spent).drive()
 
 
 def _drawn(run: Callable[[Any], Any], pipe: Any, owner: nn.Module, trace: Trace) -> tuple[Any, float]:
