@@ -62,7 +62,7 @@ class TestAdapter:
                 torch.testing.assert_close(out, plain)
 
     def test_a_pattern_that_is_wrong_and_not_strict_is_remarked_upon_once(self):
-        net, x, t, e = Net("two_lists"), latents(), torch.tensor(0.5), prompt(tokens=6)
+        net, x, t, e = Net("two_lists"), latents(), torch.tensor(1.0), prompt(tokens=6)
         plain, config = net(x, t, e), DitCacheConfig(0, 2, 1, 3)
         wrong = BlockAdapter(transformer=net, blocks="singles", forward_pattern=3)
         with dit_cache(wrong, config), pytest.raises(ValueError, match="says 1"):
