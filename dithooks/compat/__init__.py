@@ -1,0 +1,1 @@
+"""The same engine under the names that users of other tools know."""

@@ -1,0 +1,209 @@
+"""cache-dit's ``BlockAdapter`` and its registry, read as this library's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ...blocks.adapter import BlockAdapter as Adapter
+from ...blocks.adapter import BlockAdapterRegistry as Registry
+from ...blocks.ports import PatchFunctor as Reader
+from .configs import ParamsModifier, check_fields
+from .functors import PatchFunctor
+
+Maker = TypeVar("Maker", bound=Callable[..., Any])
+PREFIXES = (
+    "transformer",
+    "single_transformer",
+    "blocks",
+    "layers",
+    "single_stream_blocks",
+    "double_stream_blocks",
+)
+
+
+@dataclass(eq=False)
+class BlockAdapter:
+    """Names the blocks of a model, for :func:`enable_cache`.
+
+    What is per list of blocks is given once, or as a sequence of one for each, nested by transformer or not.
+
+    Args:
+        pipe: a pipeline; left out, the calls' ``timestep`` argument tells the step.
+        transformer: one of its modules, or several.
+        blocks: their lists of blocks; may be left out with ``auto``, or where ``blocks_name`` says it.
+        blocks_name: the lists by their attributes' names, where ``blocks`` is left out.
+        forward_pattern: how blocks take and return their streams. That is observed; the pattern is asked where it is
+            not clear, and a wrong one is remarked upon.
+        params_modifiers: what differs for each list.
+        patch_functor: rewrites the transformers before, and is taken back by :func:`disable_cache`.
+        has_separate_cfg: whether guidance takes two calls a step. That is observed, too, and a wrong one remarked upon.
+        auto: find the lists.
+
+    The other fields are taken, and change nothing: ``unique_blocks_name``, ``dummy_blocks_names``,
+    ``check_forward_pattern``, ``check_num_outputs``, ``allow_prefixes``, ``check_prefixes``, ``allow_suffixes``,
+    ``check_suffixes``, ``blocks_policy`` and ``skip_post_init``.
+
+    Raises:
+        TypeError: there is no such field, or one is of the wrong type.
+        ValueError: there is neither a pipeline nor a transformer, or there are no blocks.
+    """
+
+    pipe: Any = None
+    transformer: Any = None
+    blocks: Any = None
+    blocks_name: Any = None
+    unique_blocks_name: Any = field(default_factory=list)
+    dummy_blocks_names: Any = field(default_factory=list)
+    forward_pattern: Any = None
+    params_modifiers: Any = None
+    check_forward_pattern: bool | None = None
+    check_num_outputs: bool = False
+    patch_functor: PatchFunctor | Reader | None = None
+    has_separate_cfg: bool | None = None
+    auto: bool = False
+    allow_prefixes: Sequence[str] = PREFIXES
+    check_prefixes: bool = True
+    allow_suffixes: Sequence[str] = ("TransformerBlock",)
+    check_suffixes: bool = False
+    blocks_policy: str = "max"
+    skip_post_init: bool = False
+
+    def __new__(cls, *args: Any, **values: Any) -> BlockAdapter:
+        check_fields(cls, values)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        functor = self.patch_functor
+        if functor is not None and not isinstance(functor, (PatchFunctor, Reader)):
+            raise TypeError(f"patch_functor: {functor!r} ({type(functor).__name__}) is not a PatchFunctor")
+        if self.has_separate_cfg not in (None, True, False):
+            raise TypeError(f"has_separate_cfg={self.has_separate_cfg!r} is neither True, False nor None")
+        self.plain()
+
+    def plain(self) -> Adapter:
+        """The same as this library has it, without configurations.
+
+        Raises:
+            TypeError, ValueError: as :class:`dithooks.BlockAdapter`.
+        """
+        return Adapter(
+            pipe=self.pipe,
+            transformer=self.transformer,
+            blocks=self._named() if self.blocks is None and self.blocks_name else self.blocks,
+            forward_pattern=self.forward_pattern,
+            patch_functor=self.patch_functor if isinstance(self.patch_functor, Reader) else None,
+            auto=self.auto,
+            strict=False,
+        )
+
+    def modifiers(self, given: object) -> list[ParamsModifier]:
+        """For each list in order: the adapter's own, else those given.
+
+        Raises:
+            TypeError: one is something else.
+        """
+        chosen = given if self.params_modifiers is None else self.params_modifiers
+        found = [] if chosen is None else list(flat(chosen))
+        for each in found:
+            if each is not None and not isinstance(each, ParamsModifier):
+                raise TypeError(f"params_modifiers: {each!r} ({type(each).__name__}) is not a ParamsModifier")
+        return found
+
+    def _named(self) -> list[nn.ModuleList]:
+        """The lists that are given by the names of attributes, nested by transformer or not."""
+        owners = list(flat(self.transformer)) if self.transformer is not None else [self.pipe.transformer]
+        names = [self.blocks_name] if isinstance(self.blocks_name, str) else self.blocks_name
+        each = names if len(owners) > 1 and len(names) == len(owners) else [names] * len(owners)
+        return [getattr(owner, name) for owner, own in zip(owners, each, strict=True) for name in flat(own)]
+
+
+class BlockAdapterRegistry:
+    """Adapters by the beginning of a pipeline's class name; the same as :class:`dithooks.BlockAdapterRegistry` keeps.
+
+    Example:
+        >>> @BlockAdapterRegistry.register("TwoStreams")
+        ... def two_streams(pipe, **kwargs):
+        ...     return BlockAdapter(pipe=pipe, transformer=pipe.transformer, auto=True, **kwargs)
+        >>> BlockAdapterRegistry.unregister("TwoStreams")
+    """
+
+    @classmethod
+    def register(cls, name: str, supported: bool = True) -> Callable[[Maker], Maker]:
+        """Decorates a function that makes the adapter of a pipeline whose class's name begins with ``name``.
+
+        Args:
+            name: of a pipeline's class, or a transformer's: then the function is given an object with that as its
+                ``transformer``.
+            supported: ``False``: it is not registered.
+
+        Raises:
+            ValueError: there is one for that name.
+        """
+
+        def decorate(make: Maker) -> Maker:
+            if supported:
+                Registry.register(f"{name}*")(_Registered(make))
+            return make
+
+        return decorate
+
+    @classmethod
+    def unregister(cls, name: str) -> None:
+        """Take an adapter out again.
+
+        Raises:
+            KeyError: there is none for that name.
+        """
+        Registry.unregister(f"{name}*")
+
+
+class _Registered:
+    """Makes an adapter, as the other registry asks for it; :func:`enable_cache` asks for ``theirs``."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.make = make
+
+    def __call__(self, model: Any) -> Adapter:
+        return self.theirs(model).plain()
+
+    def theirs(self, model: Any) -> BlockAdapter:
+        """The adapter that was registered, of a pipeline or a transformer."""
+        alone = isinstance(model, nn.Module)
+        adapter = self.make(SimpleNamespace(transformer=model) if alone else model)
+        if not isinstance(adapter, BlockAdapter):
+            raise TypeError(f"{self.make!r}, which is registered, made {adapter!r}, not a BlockAdapter")
+        if alone:
+            adapter.pipe = None
+        return adapter
+
+
+def adapter_of(pipe_or_adapter: object) -> BlockAdapter:
+    """What is given to :func:`enable_cache` as an adapter: itself, a registered one, or one that finds everything.
+
+    Raises:
+        TypeError: it is neither an adapter nor a pipeline or transformer.
+    """
+    if isinstance(pipe_or_adapter, BlockAdapter):
+        return pipe_or_adapter
+    if isinstance(pipe_or_adapter, Adapter):
+        raise TypeError("this is a dithooks.BlockAdapter, which goes with dit_cache; here, give one of this module's")
+    registered = Registry.hint_for(pipe_or_adapter)
+    if isinstance(registered, _Registered):
+        return registered.theirs(pipe_or_adapter)
+    if isinstance(pipe_or_adapter, nn.Module):
+        return BlockAdapter(transformer=pipe_or_adapter, auto=True)
+    return BlockAdapter(pipe=pipe_or_adapter, auto=True)
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """Entries of sequences within sequences; a list of blocks is an entry."""
+    if isinstance(value, Sequence) and not isinstance(value, (str, nn.ModuleList)):
+        for item in value:
+            yield from flat(item)
+    else:
+        yield value

@@ -1,0 +1,260 @@
+"""cache-dit's ``enable_cache``, ``disable_cache`` and ``refresh_context``: a handle as ever, found by its hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from ...blocks.adapter import BlockAdapter as Adapter
+from ...blocks.adapter import chains_of
+from ...blocks.chain import Chain, Expected
+from ...config import DitCacheConfig
+from ...handle import CacheHandle, handles_of
+from .adapters import BlockAdapter, adapter_of
+from .configs import (
+    FLAT,
+    BasicCacheConfig,
+    CalibratorConfig,
+    DBCacheConfig,
+    ParamsModifier,
+    applied,
+    check_names,
+    from_keywords,
+    merged,
+)
+from .functors import PatchFunctor, patched
+from .translate import translate
+
+Target = TypeVar("Target")
+ELSEWHERE = ("parallelism_config", "attention_backend", "quantize_config")
+KNOWN = ("cache_config", "calibrator_config", "params_modifiers", *FLAT)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for: as a whole, and what differs for each list of blocks."""
+
+    cache_config: BasicCacheConfig
+    calibrator_config: CalibratorConfig | None = None
+    modifiers: tuple[ParamsModifier | None, ...] = ()
+
+    def of(self, number: int) -> tuple[BasicCacheConfig, CalibratorConfig | None]:
+        """For one list."""
+        modifier = self.modifiers[number] if number < len(self.modifiers) else None
+        if modifier is None:
+            return self.cache_config, self.calibrator_config
+        return applied(modifier, self.cache_config, self.calibrator_config)
+
+
+class Enabled(CacheHandle):
+    """What :func:`enable_cache` attaches: each list of blocks is a range of its own, with settings of its own."""
+
+    def __init__(self, target: object, settings: Settings) -> None:
+        self.adapter, self.settings = adapter_of(target), settings
+        super().__init__(self.adapter.plain(), None, None, True)
+        self._restore: Callable[[], None] = lambda: None
+
+    def attach(self) -> None:
+        """Apply the functor, if there is one, and attach; an error leaves nothing behind."""
+        functor = self.adapter.patch_functor
+        try:
+            if isinstance(functor, PatchFunctor):
+                owners = {id(chain.owner): chain.owner for chain, _ in chains_of(self.adapter.plain(), None)}
+                self._restore = patched(functor, owners.values())
+            self.refresh(self.adapter, self.settings)
+        except BaseException:
+            self.remove()
+            raise
+
+    def refresh(self, adapter: BlockAdapter, settings: Settings) -> None:
+        """Go on with other settings; an error leaves those before in force."""
+        before, self._target = self._target, ranges_of(adapter, settings)
+        try:
+            self.update(translate(settings.cache_config, settings.calibrator_config) or DitCacheConfig(0, 1))
+        except BaseException:
+            self._target = before
+            raise
+        self.adapter, self.settings = adapter, settings
+
+    def remove(self) -> None:
+        super().remove()
+        restore, self._restore = self._restore, lambda: None
+        restore()
+
+
+def enable_cache(
+    pipe_or_adapter: Target,
+    cache_config: BasicCacheConfig | None = None,
+    calibrator_config: CalibratorConfig | None = None,
+    params_modifiers: Any = None,
+    **keywords: Any,
+) -> Target:
+    """Cache the blocks of a pipeline or transformer; called again, with other settings.
+
+    Each list of blocks is a range of its own, as there. Where lists are found, those too short for
+    ``Fn_compute_blocks`` and ``Bn_compute_blocks`` stay as they are.
+
+    Args:
+        pipe_or_adapter: a pipeline, a transformer, or a :class:`BlockAdapter` that says more about it.
+        cache_config: when and where; left out, ``DBCacheConfig()``.
+        calibrator_config: what is added on a reused step.
+        params_modifiers: what differs for each list of blocks; those of an adapter go first.
+        **keywords: single fields of a :class:`DBCacheConfig`, and ``enable_taylorseer`` and the like.
+
+    Returns:
+        What was given.
+
+    Raises:
+        TypeError, ValueError: as :func:`dithooks.dit_cache`, or there is no such keyword or field, or what is asked
+            for is not available. Nothing has changed then.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x)
+        ...         return x
+        >>> model = enable_cache(Model(), DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=2))
+        >>> with torch.no_grad():
+        ...     for t in (1.0, 0.8, 0.6, 0.4):
+        ...         _ = model(torch.ones(1, 4), t)
+        >>> [handle.stats.reused_calls for handle in enabled(model)]
+        [2]
+        >>> disable_cache(model)
+    """
+    for name in ELSEWHERE:
+        if keywords.pop(name, None) is not None:
+            raise ValueError(
+                f"{name}: caching is all this library does; leave it out, and set it up before, with what diffusers "
+                "or PyTorch have for it"
+            )
+    for name, part, kind in (
+        ("cache_config", cache_config, BasicCacheConfig),
+        ("calibrator_config", calibrator_config, CalibratorConfig),
+    ):
+        if part is not None and not isinstance(part, kind):
+            raise TypeError(f"{name} must be a {kind.__name__} of {__package__}, not {part!r}")
+    settings = _changed(Settings(DBCacheConfig()), cache_config, calibrator_config, keywords, "enable_cache")
+    adapter = adapter_of(pipe_or_adapter)
+    settings = replace(settings, modifiers=tuple(adapter.modifiers(params_modifiers)))
+    if translate(settings.cache_config, settings.calibrator_config) is None and not settings.modifiers:
+        disable_cache(pipe_or_adapter)  # CacheType.NONE
+        return pipe_or_adapter
+    before = enabled(adapter)
+    if not before:
+        Enabled(adapter, settings).attach()
+    elif len(before) > 1 or any(isinstance(each.patch_functor, PatchFunctor) for each in (adapter, before[0].adapter)):
+        raise ValueError(f"{type(pipe_or_adapter).__name__} is cached already: disable_cache() it first")
+    else:
+        before[0].refresh(adapter, settings)
+    return pipe_or_adapter
+
+
+def disable_cache(pipe_or_adapter: object) -> None:
+    """Take off what :func:`enable_cache` has attached, in whatever order; the model is as it was before.
+
+    Where nothing is attached, this does nothing.
+    """
+    for handle in enabled(pipe_or_adapter):
+        handle.remove()
+
+
+def refresh_context(transformer: object, verbose: bool = False, **changes: Any) -> None:
+    """Drop what is cached, and go on with other settings.
+
+    The end of a run and the number of its steps are seen without this.
+
+    Args:
+        transformer: or a pipeline, or an adapter, that was enabled.
+        verbose: taken, and changes nothing.
+        **changes: ``cache_config`` and ``calibrator_config``, whose fields that are not ``None`` count, or single
+            fields.
+
+    Raises:
+        ValueError: nothing is enabled there; or as :func:`enable_cache`, and then nothing has changed.
+        TypeError: as :func:`enable_cache`.
+    """
+    handles = enabled(transformer)
+    if not handles:
+        raise ValueError(f"{type(transformer).__name__} is not cached: enable_cache() it first")
+    parts = [changes.pop(name, None) for name in ("cache_config", "calibrator_config")]
+    for handle in handles:
+        settings = _changed(handle.settings, parts[0], parts[1], changes, "refresh_context")
+        handle.refresh(handle.adapter, settings)
+
+
+def enabled(target: object) -> list[Enabled]:
+    """What :func:`enable_cache` has attached to a pipeline, a transformer or what an adapter names."""
+    where = target.plain() if isinstance(target, BlockAdapter) else target
+    return [handle for handle in handles_of(where) if isinstance(handle, Enabled)]
+
+
+def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter:
+    """An adapter by which each list of blocks is a range of its own, with a configuration of its own.
+
+    Raises:
+        TypeError, ValueError: as :func:`translate`, there are no blocks, or fewer lists than modifiers.
+    """
+    plain = adapter.plain()
+    chains = [chain for chain, _ in chains_of(plain, None)]
+    lanes = [lane for chain in chains for lane in chain.lanes]
+    if len(settings.modifiers) > len(lanes):
+        raise ValueError(
+            f"there are {len(settings.modifiers)} params_modifiers for {len(lanes)} lists of blocks: "
+            f"{[lane.path for lane in lanes]}"
+        )
+    each = [settings.of(number) for number in range(len(lanes))]
+    configs = [translate(*one) or DitCacheConfig(0, 1) for one in each]
+    kept = _long_enough(chains, configs)
+    beliefs = {}
+    for chain in chains:
+        first = lanes.index(chain.lanes[0])
+        if any(lanes.index(lane) in kept for lane in chain.lanes):
+            beliefs[chain.path] = _expected(adapter, each[first][0])
+    return replace(
+        plain,
+        blocks=[lanes[number].blocks for number in kept],
+        forward_pattern=[lanes[number].pattern for number in kept],
+        patch_functor=[lanes[number].functor for number in kept],
+        params=[configs[number] for number in kept],
+        expected=list(beliefs.values()),
+    )
+
+
+def _long_enough(chains: Sequence[Chain], configs: Sequence[DitCacheConfig]) -> list[int]:
+    """Of lists that were found, those with blocks between the first and last that always run; all that were named."""
+    lanes = [(lane, chain.found) for chain in chains for lane in chain.lanes]
+    kept = []
+    for number, ((lane, found), config) in enumerate(zip(lanes, configs, strict=True)):
+        if not found or len(lane.blocks) > config.cache_block_start + config.compute_last:
+            kept.append(number)
+    return kept or list(range(len(lanes)))  # none: an error that names their lengths
+
+
+def _expected(adapter: BlockAdapter, cache_config: BasicCacheConfig) -> Expected:
+    separate = cache_config.enable_separate_cfg
+    return Expected(adapter.has_separate_cfg if separate is None else separate, cache_config.num_inference_steps)
+
+
+def _changed(
+    settings: Settings,
+    cache_config: BasicCacheConfig | None,
+    calibrator_config: CalibratorConfig | None,
+    keywords: dict[str, Any],
+    owner: str,
+) -> Settings:
+    """Settings with what is given in place of what was; single fields go first."""
+    check_names(owner, keywords, KNOWN, "keyword")
+    values, forecast = from_keywords(keywords, owner)
+    cache = merged(merged(settings.cache_config, cache_config), DBCacheConfig().reset(**values))
+    assert cache is not None
+    return replace(
+        settings,
+        cache_config=cache,
+        calibrator_config=merged(settings.calibrator_config, forecast or calibrator_config),
+    )

@@ -1,0 +1,127 @@
+"""Configurations of cache-dit from a file or a mapping."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from .configs import CalibratorConfig, DBCacheConfig, check_names, from_keywords
+from .masks import named_mask
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+SECTION = "cache_config"
+OTHERS = ("parallelism_config", "attention_backend", "quantize_config")  # what cache-dit sets up besides
+
+
+@overload
+def load_configs(path_or_dict: Source, return_dict: Literal[True] = True, reset: bool = False) -> dict[str, Any]: ...
+
+
+@overload
+def load_configs(
+    path_or_dict: Source, return_dict: bool, reset: bool = False
+) -> dict[str, Any] | tuple[DBCacheConfig, CalibratorConfig | None]: ...
+
+
+def load_configs(
+    path_or_dict: Source, return_dict: bool = True, reset: bool = False
+) -> dict[str, Any] | tuple[DBCacheConfig, CalibratorConfig | None]:
+    """Keywords for ``enable_cache(pipe, **load_configs("cache.yaml"))``: ``cache_config`` and ``calibrator_config``.
+
+    Args:
+        path_or_dict: as for :func:`load_cache_config`.
+        return_dict: ``False``: the pair of both instead.
+        reset: as for :func:`load_cache_config`.
+
+    Raises:
+        FileNotFoundError, ImportError, TypeError, ValueError: as :func:`load_cache_config`.
+
+    Example:
+        >>> sorted(load_configs({"cache_config": {"max_warmup_steps": 4}}))
+        ['cache_config', 'calibrator_config']
+    """
+    cache_config, calibrator_config = load_cache_config(path_or_dict, reset)
+    if not return_dict:
+        return cache_config, calibrator_config
+    return {"cache_config": cache_config, "calibrator_config": calibrator_config}
+
+
+def load_cache_config(path_or_dict: Source, reset: bool = False) -> tuple[DBCacheConfig, CalibratorConfig | None]:
+    """Read both configurations.
+
+    Args:
+        path_or_dict: a YAML file, a JSON file (``.json``), or a mapping, with the section ``cache_config`` or with its
+            entries themselves: fields of :class:`DBCacheConfig`, and ``enable_taylorseer``,
+            ``enable_encoder_taylorseer``, ``taylorseer_cache_type`` and ``taylorseer_order``. A policy's name as
+            ``steps_computation_mask`` goes with ``num_inference_steps``.
+        reset: what is not in it is ``None``, which changes nothing where it is applied to another configuration;
+            else it is as by default.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: a YAML file, without PyYAML.
+        TypeError: an entry that is not known, or not a mapping.
+        ValueError: the file cannot be read, or it asks for what is not available.
+
+    Example:
+        >>> config, _ = load_cache_config({"max_warmup_steps": 4, "residual_diff_threshold": 0.12})
+        >>> config.strify()
+        'DBCache_F8B0_W4I1M0MC0_R0.12'
+    """
+    if isinstance(path_or_dict, Mapping):
+        return _configs(path_or_dict, reset)
+    if not isinstance(path_or_dict, (str, os.PathLike)):
+        raise TypeError(f"path_or_dict must be the path of a file, or a mapping, not {path_or_dict!r}")
+    path = Path(path_or_dict)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {os.fspath(path_or_dict)!r}")
+    try:
+        return _configs(_read(path), reset)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() == ".json":
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"this is not JSON: {error}") from None
+    try:
+        yaml = importlib.import_module("yaml")
+    except ImportError:
+        raise ImportError(f"{path}: YAML is read with PyYAML: pip install pyyaml, or write the file as JSON") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"this is not YAML: {error}") from None
+
+
+def _configs(data: Any, reset: bool) -> tuple[DBCacheConfig, CalibratorConfig | None]:
+    if not isinstance(data, Mapping):
+        raise TypeError(f"a mapping with the section {SECTION} is expected, not {data!r}")
+    if others := [name for name in OTHERS if data.get(name) is not None]:
+        raise ValueError(
+            f"{' and '.join(others)}: caching is all this library does; leave it out, and set it up apart, with "
+            "diffusers or cache-dit's own tools"
+        )
+    entries = {name: value for name, value in data.items() if name not in OTHERS}
+    sections = [name for name, value in entries.items() if isinstance(value, Mapping)]
+    check_names("a configuration", sections, (SECTION,), "section")
+    if SECTION in entries:
+        section = entries.pop(SECTION)
+        if entries:
+            raise TypeError(f"{', '.join(map(str, entries))} beside {SECTION}: what is to be read stands inside it")
+        if not isinstance(section, Mapping):
+            raise TypeError(f"{SECTION} must be a mapping of fields, not {section!r}")
+        entries = dict(section)
+    values, forecast = from_keywords(entries, "DBCacheConfig")
+    if "steps_computation_mask" in values:
+        steps = values.get("num_inference_steps")
+        values["steps_computation_mask"] = named_mask(values["steps_computation_mask"], steps)
+    return (DBCacheConfig().reset() if reset else DBCacheConfig()).update(**values), forecast

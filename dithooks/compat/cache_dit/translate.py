@@ -1,0 +1,168 @@
+"""cache-dit's configuration as one of this library's own."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...config import DitCacheConfig
+from ...policy.base import Policy, check_choice, check_count, check_number
+from ...policy.interval import Interval
+from ...policy.mask import Mask
+from ...policy.threshold import Threshold
+from ...predictor import Predictor, Reuse, Taylor
+from .configs import BasicCacheConfig, CacheType, CalibratorConfig, caching_type, filled
+from .masks import named_mask
+
+ALWAYS = 1e30  # there a threshold of 1 or more is met by every change; here it would be compared with it
+
+
+def translate(
+    cache_config: BasicCacheConfig, calibrator_config: CalibratorConfig | None = None
+) -> DitCacheConfig | None:
+    """What a configuration of cache-dit asks for, in this library's terms; a field that is ``None`` is as by default.
+
+    ============================================  ==================================================================
+    ``Fn_compute_blocks``                         ``cache_block_start``
+    ``Bn_compute_blocks``                         ``compute_last``
+    ``residual_diff_threshold`` and limits        :class:`Threshold`; one that admits no reuse: ``Interval(0, 1)``
+    ``steps_computation_mask``, ``"static"``      :class:`Mask`, which no threshold and no limit changes
+    ``steps_computation_mask``, ``"dynamic"``     :class:`Mask` with that :class:`Threshold`; the mask is the warm-up
+    ``force_refresh_step_hint``                   a computed step; what came before it still counts for the limits
+    ``cfg_diff_compute_separate``                 ``separate_branches``
+    TaylorSeer of order n                         ``Taylor(n, axis="step")``; without, or of order 0: ``Reuse()``
+    ============================================  ==================================================================
+
+    ``num_inference_steps``, ``enable_separate_cfg`` and ``cfg_compute_first`` become nothing: the number of steps and
+    the calls of a step are seen as the model runs.
+
+    Args:
+        cache_config: when and where.
+        calibrator_config: what is added.
+
+    Returns:
+        The configuration, or ``None`` for ``CacheType.NONE``: nothing is to be cached.
+
+    Raises:
+        TypeError: a field is of the wrong type.
+        ValueError: a field is out of its range, or asks for what is not available.
+
+    Example:
+        >>> from dithooks.compat.cache_dit.configs import DBCacheConfig, TaylorSeerCalibratorConfig
+        >>> print(translate(DBCacheConfig(Fn_compute_blocks=1), TaylorSeerCalibratorConfig()))
+        ... # doctest: +NORMALIZE_WHITESPACE
+        DitCacheConfig(cache_block_start=1, policy=Threshold(residual_diff_threshold=0.08),
+        predictor=Taylor(order=1, axis='step'))
+    """
+    if not isinstance(cache_config, BasicCacheConfig):
+        raise TypeError(f"cache_config must be a DBCacheConfig of {__package__}, not {cache_config!r}")
+    given = filled(cache_config)
+    if caching_type(given["cache_type"]) is CacheType.NONE:
+        return None
+    return DitCacheConfig(
+        cache_block_start=check_count("Fn_compute_blocks", given["Fn_compute_blocks"], 1),
+        compute_last=check_count("Bn_compute_blocks", given["Bn_compute_blocks"], 0),
+        policy=_when(given),
+        predictor=_what(calibrator_config),
+    )
+
+
+def _when(given: Mapping[str, Any]) -> Policy:
+    policy = check_choice("steps_computation_policy", given["steps_computation_policy"], ("dynamic", "static"))
+    if given["steps_computation_mask"] is None:
+        return _threshold(given) or Interval(0, 1)
+    bits = named_mask(given["steps_computation_mask"], given["num_inference_steps"])
+    threshold = None
+    if policy == "dynamic":
+        # Its leading ones limit the warm-up, so that all of it is in the mask already.
+        threshold = _threshold({**given, "max_warmup_steps": 0, "warmup_interval": 1})
+        if threshold is None:
+            return Interval(0, 1)
+        bits[0] = 1  # whatever it says: there is nothing to reuse yet
+    elif (forced := _forced(given)) is not None:
+        last = forced + 1 if given["force_refresh_step_policy"] == "once" else len(bits)
+        bits = [bit or int(step in range(forced, last, forced)) for step, bit in enumerate(bits)]
+    try:
+        return Mask(tuple(bits), dynamic=threshold)
+    except ValueError as error:
+        raise ValueError(f"steps_computation_mask: {error}") from None
+
+
+def _threshold(given: Mapping[str, Any]) -> Threshold | None:
+    """``None``: a limit leaves no step to be reused."""
+    limit, total = given["residual_diff_threshold"], given["max_accumulated_residual_diff_threshold"]
+    if isinstance(limit, Tensor):
+        if limit.numel() != 1:
+            raise ValueError(f"residual_diff_threshold has {limit.numel()} elements: give one number")
+        limit = limit.item()
+    limit = check_number("residual_diff_threshold", limit, -math.inf)
+    if total is not None:
+        total = check_number("max_accumulated_residual_diff_threshold", total, -math.inf)
+    # Where every change will do, none is measured there, and none adds up.
+    total = total if total is not None and total > 0 and limit < 1 else None
+    most, row = (_at_most(given, name) for name in ("max_cached_steps", "max_continuous_cached_steps"))
+    separate = given["cfg_diff_compute_separate"]
+    if not isinstance(separate, bool):
+        raise TypeError(f"cfg_diff_compute_separate must be True or False, not {separate!r}")
+    forced = _forced(given)
+    warm = check_count("max_warmup_steps", given["max_warmup_steps"], 0)
+    every = check_count("warmup_interval", given["warmup_interval"], 1)
+    if limit <= 0 or most == 0 or row == 0:
+        return None
+    return Threshold(
+        limit if limit < 1 else ALWAYS,
+        max_warmup_steps=warm,
+        warmup_interval=every,
+        max_cached_steps=most,
+        max_continuous_cached_steps=row,
+        max_accumulated_diff=total,
+        force_refresh_step=forced,
+        force_refresh=given["force_refresh_step_policy"],
+        separate_branches=separate,
+    )
+
+
+def _at_most(given: Mapping[str, Any], name: str) -> int | None:
+    """A limit, of which those below 0 are none."""
+    count = check_count(name, given[name], -(2**63))
+    return None if count < 0 else count
+
+
+def _forced(given: Mapping[str, Any]) -> int | None:
+    check_choice("force_refresh_step_policy", given["force_refresh_step_policy"], ("once", "repeat"))
+    hint = given["force_refresh_step_hint"]
+    return None if hint is None else check_count("force_refresh_step_hint", hint, 1)
+
+
+def _what(config: CalibratorConfig | None) -> Predictor:
+    if config is None:
+        return Reuse()
+    if not isinstance(config, CalibratorConfig):
+        raise TypeError(f"calibrator_config must be a TaylorSeerCalibratorConfig of {__package__}, not {config!r}")
+    given = filled(config)
+    own, encoder = bool(given["enable_calibrator"]), bool(given["enable_encoder_calibrator"])
+    if not own and not encoder:
+        return Reuse()
+    if given["calibrator_type"] != "taylorseer":
+        raise ValueError(f"calibrator_type={given['calibrator_type']!r} is not available: take 'taylorseer', or none")
+    if given["calibrator_cache_type"] != "residual":
+        raise ValueError(
+            f"calibrator_cache_type={given['calibrator_cache_type']!r}: residuals are what is cached here; "
+            "take 'residual'"
+        )
+    if strange := set(given["calibrator_kwargs"]) - {"n_derivatives"}:
+        raise ValueError(f"calibrator_kwargs has {', '.join(sorted(strange))}: TaylorSeer has an order only; leave out")
+    order = given.get("taylorseer_order", given["calibrator_kwargs"].get("n_derivatives", 1))
+    order = check_count("taylorseer_order", order, 0)
+    if own != encoder and order:
+        warnings.warn(
+            f"enable_calibrator={own} and enable_encoder_calibrator={encoder}: the forecast holds for all streams "
+            f"here, or for none, and enable_calibrator says which; set both to {own} to have it said",
+            UserWarning,
+            stacklevel=3,
+        )
+    return Taylor(order, axis="step") if own and order else Reuse()
