@@ -219,15 +219,23 @@ class BlockAdapterRegistry:
     @classmethod
     def adapter_for(cls, model: object) -> BlockAdapter | None:
         """The adapter of a model or pipeline, by its class and those it derives from."""
+        make = cls.hint_for(model)
+        if make is None:
+            return None
+        adapter, kind = make(model), type(model).__name__
+        if not isinstance(adapter, BlockAdapter):
+            raise TypeError(f"the hint for {kind} made {adapter!r}, not a BlockAdapter")
+        if adapter.target is not model:
+            raise ValueError(f"the hint for {kind} made an adapter of another object than it was given")
+        return adapter
+
+    @classmethod
+    def hint_for(cls, model: object) -> Callable[[Any], BlockAdapter] | None:
+        """What was registered for a model or pipeline, by its class and those it derives from."""
         for base in type(model).__mro__:
             name = base.__name__ if base.__name__ in cls._HINTS else _pattern_for(base.__name__, cls._HINTS)
             if name is not None:
-                adapter = cls._HINTS[name](model)
-                if not isinstance(adapter, BlockAdapter):
-                    raise TypeError(f"the hint for {name} made {adapter!r}, not a BlockAdapter")
-                if adapter.target is not model:
-                    raise ValueError(f"the hint for {name} made an adapter of another object than it was given")
-                return adapter
+                return cls._HINTS[name]
         return None
 
 
