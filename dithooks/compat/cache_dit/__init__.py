@@ -10,13 +10,14 @@ from .configs import (
     CacheType,
     CalibratorConfig,
     DBCacheConfig,
-    ParamsModifier,
     TaylorSeerCalibratorConfig,
 )
 from .enable import disable_cache, enable_cache, refresh_context
 from .functors import PatchFunctor
 from .loading import load_cache_config, load_configs
 from .masks import steps_mask
+from .modifiers import ParamsModifier
+from .summary import CacheStats, summary
 
 BlockAdapterRegister = BlockAdapterRegistry
 NONE, DBCache = CacheType.NONE, CacheType.DBCache
@@ -27,6 +28,7 @@ __all__ = [
     "BlockAdapter",
     "BlockAdapterRegister",
     "BlockAdapterRegistry",
+    "CacheStats",
     "CacheType",
     "CalibratorConfig",
     "DBCacheConfig",
@@ -40,4 +42,5 @@ __all__ = [
     "load_configs",
     "refresh_context",
     "steps_mask",
+    "summary",
 ]

@@ -12,8 +12,9 @@ from torch import nn
 from ...blocks.adapter import BlockAdapter as Adapter
 from ...blocks.adapter import BlockAdapterRegistry as Registry
 from ...blocks.ports import PatchFunctor as Reader
-from .configs import ParamsModifier, check_fields
+from .configs import check_fields
 from .functors import PatchFunctor
+from .modifiers import ParamsModifier
 
 Maker = TypeVar("Maker", bound=Callable[..., Any])
 PREFIXES = (

@@ -12,18 +12,9 @@ from ...blocks.chain import Chain, Expected
 from ...config import DitCacheConfig
 from ...handle import CacheHandle, handles_of
 from .adapters import BlockAdapter, adapter_of
-from .configs import (
-    FLAT,
-    BasicCacheConfig,
-    CalibratorConfig,
-    DBCacheConfig,
-    ParamsModifier,
-    applied,
-    check_names,
-    from_keywords,
-    merged,
-)
+from .configs import BasicCacheConfig, CalibratorConfig, DBCacheConfig, check_names
 from .functors import PatchFunctor, patched
+from .modifiers import FLAT, ParamsModifier, applied, from_keywords, merged
 from .translate import translate
 
 Target = TypeVar("Target")

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from .configs import CalibratorConfig, DBCacheConfig, check_names, from_keywords
+from .configs import CalibratorConfig, DBCacheConfig, check_names
 from .masks import named_mask
+from .modifiers import from_keywords
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 SECTION = "cache_config"
