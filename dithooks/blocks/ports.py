@@ -47,17 +47,31 @@ class PatchFunctor(ABC):
 
 
 class Face:
-    """What a block's call shows, by name: its arguments."""
+    """What a block's call shows, by name: its arguments.
+
+    A first argument that is a tuple or list of tensors is a stream each: ``hidden_states[0]``, ``hidden_states[1]``, ….
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.names = parameter_names(module)
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The call's arguments by name."""
-        return bind(self.names, args, kwargs)
+        bound = bind(self.names, args, kwargs)
+        first = self.names[0] if self.names else "*0"
+        several = bound.get(first)
+        if type(several) in (tuple, list) and several and all(isinstance(each, Tensor) for each in several):
+            del bound[first]
+            bound = {**{f"{first}[{number}]": each for number, each in enumerate(several)}, **bound}
+        return bound
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The argument called ``name``, however it was passed; ``None`` if it was not."""
+        if name.endswith("]"):
+            name, _, number = name[:-1].rpartition("[")
+            several = self.read(name, args, kwargs)
+            within = isinstance(several, (tuple, list)) and int(number) < len(several)
+            return several[int(number)] if within else None
         if name in kwargs:
             return kwargs[name]
         position = (

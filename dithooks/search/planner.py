@@ -62,16 +62,13 @@ class Candidate:
 
 
 class Option(NamedTuple):
-    """One way to save something, of one trace: ``refreshes`` of range number ``range``, at steps yet to be solved."""
+    """One way to save something, of one trace: ``refreshes`` of range number ``range``; by itself, to save nothing."""
 
-    saved: float
-    cost: float
-    range: int
-    refreshes: int
-    computed: tuple[int, ...] = ()  # or known already
-
-
-NOTHING = Option(0.0, 0.0, 0, 0)
+    saved: float = 0.0
+    cost: float = 0.0
+    range: int = 0
+    refreshes: int = 0
+    computed: tuple[int, ...] = ()  # the schedule, where it need not be solved
 
 
 @dataclass(eq=False)
@@ -179,7 +176,7 @@ class Planner:
         steps, alone = len(trace.steps), len(self.recording.traces) == 1
         allowed = self._allowed(number, avoid)
         if not allowed:
-            return [NOTHING]
+            return [Option()]
         most = dict.fromkeys(allowed, steps - 1)  # refreshes; a range that is computed at all steps saves nothing
         if alone and needed:
             lacking = {r: int(np.ceil(needed / saving[r] - SLACK)) for r in allowed}
@@ -188,7 +185,7 @@ class Planner:
         enough = bool(alone and needed)  # of each range, the cheapest schedule that saves enough
         if variant.anchors > 2 and len(most) > FEW:
             most = self._promising(number, variant, most, enough)
-        return best_ways([NOTHING, *self._ways(number, variant, most, enough)])
+        return best_ways([Option(), *self._ways(number, variant, most, enough)])
 
     def _allowed(self, number: int, avoid: Sequence[Choice]) -> list[int]:
         """Numbers of the ranges that save something, but for those to avoid; none where there is but one step."""

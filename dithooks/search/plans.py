@@ -68,7 +68,7 @@ def plan(
         ...     _ = run(model)
         >>> cache.stats.reused_calls
         2
-        >>> print(plan(cost="blocks", target_speedup=1.6, interval=2, recording=record(model, run)).pieces[0])
+        >>> print(plan(record(model, run), 1.6, cost="blocks", interval=2).pieces[0])
         blocks: 0 … 2 of 3  ●○●○●  2 of 5 steps reused
     """
     if not isinstance(recording, Recording):

@@ -49,8 +49,9 @@ def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Pr
     """Plans to be run, best guesses first; each is answered by its score (higher is better), ``None`` where it failed.
 
     How much more a late error counts than an early one depends on the model: a few guesses are tried with forecasts
-    from two residuals; the best of them with three; with what lies next to it; and on another range. Then single
-    refreshes of the best are moved, those first that cost least, and as soon as one is better, on from there.
+    from two residuals; the best of them with three; with what lies next to it; and on another range, or whatever
+    others the planner has. Then single refreshes of the best are moved, those first that cost least, and as soon as one
+    is better, on from there.
 
     Args:
         planner: of the recording.

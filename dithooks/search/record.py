@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,6 +34,8 @@ def record(
     report: Report | None = None,
 ) -> Recording:
     """Call ``run(target)`` once, compute everything, and record what every range of blocks does at every step.
+
+    Where a loop calls the blocks without the transformer, the run is made twice, first to see how.
 
     At each boundary of the blocks the same few tokens are kept, as many as ``memory`` allows, all of them in small
     models; from these come the Gram matrices of all ranges. The first call of each transformer is made twice, to see
@@ -89,11 +91,9 @@ def record(
             stack.enter_context(eagerly())
         for recorder in recorders:
             stack.enter_context(recorder.hooked(report))
-        begun = time.perf_counter()
-        results = run(pipe)
-        for recorder in recorders:
-            recorder.stopwatch.wait()
-        taken = (time.perf_counter() - begun) * 1e3
+        results, taken = _timed(run, pipe, recorders)
+        if any([recorder.driven() for recorder in recorders]):  # now that it is known how, once more
+            results, taken = _timed(run, pipe, recorders)
     called = [recorder for recorder in recorders if recorder.calls]
     if not called:
         raise ValueError("run made no step of the target: it is given the pipeline, and has to call it")
@@ -115,3 +115,12 @@ def record(
     spent = sum(recorder.spent_ms for recorder in called)
     samples, runs = first.rows, first.tally.runs
     return Recording(traces, made, first.schedule.sigmas, samples, runs, taken - spent, taken, results)
+
+
+def _timed(run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder]) -> tuple[Any, float]:
+    """What a run returns, and the milliseconds that it takes."""
+    begun = time.perf_counter()
+    results = run(pipe)
+    for recorder in recorders:
+        recorder.stopwatch.wait()
+    return results, (time.perf_counter() - begun) * 1e3

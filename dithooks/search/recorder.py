@@ -24,6 +24,7 @@ from ..policy.base import Decision, Policy, Schedule, Track
 from ..replay import Replay, replaying
 from ..runs import Runs
 from ..settle import Settler
+from ..skip import stand_in
 from ..state import Call, signature
 from ..stats import Ledger
 from .inputs import Watched
@@ -83,6 +84,9 @@ class Recorder:
         self._run = -1
         self._first_step: int | None = None  # of all
         self._call: Call | None = None
+        self._astray: Observation | None = None  # of blocks that are called, and the transformer is not, …
+        self._full = False
+        self._ends: tuple[int, int] | None = None  # … which makes the first and last of them the ends of a call
         self._here: dict[tuple[int, str], list[int]] = {}  # points of the call under way, by block and side
         self._sampled = Sampled(())
         self._taken: list[list[Tensor]] = []
@@ -93,17 +97,31 @@ class Recorder:
         """With the hooks on; taken off again, whatever happens."""
         self._report = report or self._report
         handles: list[RemovableHandle] = []
+        sites = [(site, site.block) for site in self.chain.sites]
         try:
-            for index, site in enumerate(self.chain.sites):
+            for index, (site, block) in enumerate(sites):
                 before, after = partial(self._enter, index), partial(self._leave, index)
-                handles.append(site.block.register_forward_pre_hook(before, with_kwargs=True))
-                handles.append(site.block.register_forward_hook(after, with_kwargs=True))
+                handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+                handles.append(block.register_forward_hook(after, with_kwargs=True))
+                site.put(stand_in(block, index, hooked=True))  # whose forward(), called by itself, calls hooks, too
             handles.append(self.chain.owner.register_forward_pre_hook(self._begin, with_kwargs=True))
             handles.append(self.chain.owner.register_forward_hook(self._finish, with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            for site, block in sites:
+                site.put(block)
+
+    def driven(self) -> bool:
+        """Whether blocks were called and the transformer was not; in the next run their calls are what is recorded."""
+        if self._astray is None or self.calls:
+            return False
+        self._astray.close()
+        self._learn((), self._astray)
+        assert self._trunk is not None
+        self._ends, self._astray = (self._trunk.order[0], self._trunk.order[-1]), None
+        return True
 
     @property
     def spent_ms(self) -> float:
@@ -176,9 +194,12 @@ class Recorder:
         self.stopwatch.mark(OTHER)
 
     def _enter(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._observation is not None:
+        if self._ends is not None and index == self._ends[0] and not replaying.get():
+            self._begin(self.chain.owner, (), {})
+        observation = self._watching(index)
+        if observation is not None:
             self._altered |= {block for block, now, then in self._returned if not torch.equal(now, then)}
-            self._observation.enter(index, args, kwargs)
+            observation.enter(index, args, kwargs)
         elif self._call is not None:
             self.stopwatch.mark(SAMPLING)
             face = self._spots[index].face
@@ -186,8 +207,8 @@ class Recorder:
             self.stopwatch.mark(index)
 
     def _leave(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self._observation is not None:
-            self._observation.leave(index, output)
+        if (observation := self._watching(None)) is not None:
+            observation.leave(index, output)
             values = self._spots[index].face.take(output)[1]
             self._returned = [(index, value, value.clone()) for value in values if isinstance(value, Tensor)]
         elif self._call is not None:
@@ -195,6 +216,8 @@ class Recorder:
             values = self._spots[index].face.take(output)[1]
             self._take(index, "out", lambda position: values[int(position)] if int(position) < len(values) else None)
             self.stopwatch.mark(OTHER)
+            if self._ends is not None and index == self._ends[1]:
+                self._finish(self.chain.owner, (), {}, output)
 
     def _finish(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call, self._call = self._call, None
@@ -222,6 +245,16 @@ class Recorder:
                 )
             self._taken[place] = taken
 
+    def _watching(self, entered: int | None) -> Observation | None:
+        """What observes the blocks; without a call of the transformer, until the first of them is entered again."""
+        if self._observation is not None or self._call is not None or self.calls or replaying.get():
+            return self._observation
+        if self._astray is None:
+            self._astray = Observation(self._spots)
+        again = entered is not None and any(call.index == entered for call in self._astray.calls)
+        self._full = self._full or again
+        return None if self._full else self._astray
+
     def _observe(self, key: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Make a call once more, beforehand, to see how its streams run, and choose what to keep of it."""
         replay = Replay(module, args, kwargs)
@@ -237,6 +270,10 @@ class Recorder:
         finally:
             self._observation, self._returned = None, []
             observation.close()
+        self._learn(key, observation)
+
+    def _learn(self, key: Any, observation: Observation) -> None:
+        """See how the streams run, and choose what to keep of such a call."""
         trunk = find_trunk(observation, self.chain.weights() if self.chain.found else None)
         if trunk is None:
             raise ValueError(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
