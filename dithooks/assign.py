@@ -45,7 +45,7 @@ def assign(
             assigned.append((chain, base))
         for lane in chain.lanes if of_lanes else ():
             here = _of_lane(config, whole, of_lanes.get(lane.path))
-            assigned.append((replace(chain, lanes=(lane,)), here))
+            assigned.append((replace(chain, lanes=(lane,), part=len(chain.lanes) > 1), here))
     return assigned
 
 

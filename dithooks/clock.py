@@ -10,11 +10,12 @@ import asyncio
 import math
 import operator
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -31,6 +32,21 @@ class Session:
         self.epoch = 0  # counts scopes left by an exception: what was cached before one is not trusted
 
 
+@dataclass(frozen=True, eq=False)
+class Telling:
+    """What is known of a step that was told without an end.
+
+    Args:
+        again: another step was told before it; else it may be told for a whole run.
+        at: when.
+        stood: where the runs' own clocks were at their first call after it, by which one sees them move on.
+    """
+
+    again: bool
+    at: int = field(default_factory=time.monotonic_ns)
+    stood: weakref.WeakKeyDictionary[StepClock, Tick | None] = field(default_factory=weakref.WeakKeyDictionary)
+
+
 @dataclass(frozen=True)
 class Scope:
     """What an open :func:`timestep_scope` says, or :func:`tell_step`, whose has no end."""
@@ -40,9 +56,7 @@ class Scope:
     sigma: float | None
     steps: int | None
     session: Session
-    endless: bool = False
-    # Told for the first time, it may be for the whole run: where each clock stood then, by which one sees it move on.
-    stood: weakref.WeakKeyDictionary[StepClock, int] | None = None
+    telling: Telling | None = None
 
 
 _scope: ContextVar[Scope | None] = ContextVar("dithooks.scope", default=None)
@@ -108,9 +122,9 @@ def timestep_scope(
 def tell_step(step: int | None) -> None:
     """Tell which sampling step the calls that follow belong to, until it is told anew: a scope without an end.
 
-    For loops that say where a step begins and not where it ends. It is told in the current thread or asyncio task.
-    Told only once, it holds until the run's own clock, the scheduler or the timestep argument, has moved on, and
-    from then on that tells.
+    For loops that say where a step begins and not where it ends. It is told in the current thread or asyncio task, to
+    the caches that are attached by then. It holds until a scheduler has moved on without it being told anew: from then
+    on that tells; so does the timestep argument, where it is told only once.
 
     Args:
         step: as for :func:`timestep_scope`; ``None``: nothing is told any more.
@@ -125,13 +139,12 @@ def tell_step(step: int | None) -> None:
     """
     before = _scope.get()
     if step is None:
-        if before is not None and before.endless:
+        if before is not None and before.telling is not None:
             _scope.set(None)
         return
     index = _index("step", step)
-    again = before is not None and before.endless and before.step != index
-    stood = None if again else weakref.WeakKeyDictionary[StepClock, int]()
-    _scope.set(Scope(index, None, None, None, current_session(), endless=True, stood=stood))
+    again = before is not None and before.telling is not None and before.step != index
+    _scope.set(Scope(index, None, None, None, current_session(), Telling(again)))
 
 
 def _index(name: str, value: object) -> int:
@@ -185,7 +198,7 @@ class StepClock:
     """
 
     def __init__(self, scheduler: Callable[[], Any], where: str) -> None:
-        self._scheduler, self._where = scheduler, where
+        self._scheduler, self._where, self._born = scheduler, where, time.monotonic_ns()
 
     def read(self, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick:
         """The tick of a call with these arguments (``None``: not seen).
@@ -196,30 +209,49 @@ class StepClock:
             ValueError: no scope is open, no scheduler tells its step, and there is no timestep argument.
         """
         scope = _scope.get()
-        if scope is not None and scope.stood is None:
+        if scope is not None and scope.telling is None:
             return Tick(scope.step, "scope", scope.branch, scope.sigma, steps=scope.steps)
-        own = self._own(arguments, history)
-        if scope is not None and scope.stood is not None:
-            if own is None or scope.stood.setdefault(self, own.step) == own.step:
-                return Tick(scope.step, "scope")
-        elif own is None:
+        if scope is not None and scope.telling is not None:
+            own = self._moved_on(scope.telling, arguments, history)
+            return Tick(scope.step, "scope") if own is None else own
+        own = self._scheduled() or self._timed(arguments, history)
+        if own is None:
             raise ValueError(
                 f"{self._where}: which sampling step is this? No timestep_scope is open, no scheduler tells its "
                 "step_index, and the call has no timestep argument. Write `with dithooks.timestep_scope(step): ...` "
                 "around each step of your loop, or give dit_cache the pipeline or scheduler=..."
             )
-        assert own is not None
         return own
 
-    def _own(self, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
-        """The tick of a call without a scope; ``None``: nothing tells."""
-        scheduler = self._scheduler()
-        timesteps = getattr(scheduler, "timesteps", None)
-        epoch = timesteps if isinstance(timesteps, torch.Tensor) else None
-        if epoch is not None and hasattr(scheduler, "step_index"):
-            index = scheduler.step_index
-            step = index if index is not None else getattr(scheduler, "begin_index", None) or 0
-            return Tick(int(step), "scheduler", epoch=epoch, steps=len(epoch))
+    def _moved_on(self, telling: Telling, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
+        """What tells in place of a step that was told and is out of date; ``None``: it holds."""
+        missed = telling.at < self._born  # told when there was nothing yet that it could be for
+        own = self._scheduled()
+        if own is None and (missed or not telling.again):  # else not asked: that may mean to wait for a device
+            own = self._timed(arguments, history)
+        if own is None or missed or self not in telling.stood:
+            telling.stood.setdefault(self, own)
+            return own if missed else None
+        stood = telling.stood[self]
+        same = stood is not None and own.step == stood.step and own.epoch is stood.epoch
+        return None if same else own
+
+    def _epoch(self) -> torch.Tensor | None:
+        timesteps = getattr(self._scheduler(), "timesteps", None)
+        return timesteps if isinstance(timesteps, torch.Tensor) else None
+
+    def _scheduled(self) -> Tick | None:
+        """What the scheduler tells, if it counts steps."""
+        scheduler, epoch = self._scheduler(), self._epoch()
+        if epoch is None or not hasattr(scheduler, "step_index"):
+            return None
+        index = scheduler.step_index
+        step = index if index is not None else getattr(scheduler, "begin_index", None) or 0
+        return Tick(int(step), "scheduler", epoch=epoch, steps=len(epoch))
+
+    def _timed(self, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
+        """What the timestep argument tells, if there is one."""
+        epoch = self._epoch()
         value = _timestep(arguments)
         if value is None:
             return None

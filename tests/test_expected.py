@@ -75,7 +75,7 @@ def test_of_several_ranges_one_speaks():
         warnings.simplefilter("always")
         sampled(net, [prompt(tokens=6)], [*range(8), 0])
     assert [str(each.message) for each in said] == [
-        "transformer (Net): num_inference_steps=9, but the run had 8: the run counts"
+        "transformer.blocks (Net): num_inference_steps=9, but the run had 8: the run counts"
     ]
 
 

@@ -67,6 +67,30 @@ def test_told_once_the_scheduler_goes_on_from_there():
         assert [each.run for each in cache.decisions] == [0] * 8 + [1] * 8 + [2] * 8
 
 
+def test_what_was_told_to_another_loop_is_not_for_this_one():
+    pipe, x = Pipe(Net()), latents()
+    with dit_cache(pipe.transformer, CONFIG):
+        for step in range(8):
+            tell_step(step)
+            pipe.transformer(x, STILL)
+    for target in (pipe, pipe.transformer):  # by its scheduler; by the timestep argument
+        with dit_cache(target, CONFIG) as cache:
+            pipe(x)
+            assert cache.stats.reasons == EXPECTED
+
+
+def test_a_loop_that_tells_and_then_one_that_does_not():
+    pipe, x = Pipe(Net()), latents()
+    with dit_cache(pipe, CONFIG) as cache:
+        for step in range(8):
+            tell_step(step)
+            pipe.transformer(x, STILL)
+        pipe(x)
+        tell_step(0)
+        pipe(x)
+        assert cache.stats.reasons == {key: 3 * count for key, count in EXPECTED.items()}
+
+
 def test_told_before_each_run_the_timestep_argument_goes_on_from_there():
     net, x = Net(), latents()
     with dit_cache(net, CONFIG) as cache:
@@ -103,7 +127,6 @@ def test_not_told_to_other_threads_and_tasks():
     net, x = Net(), latents()
     scheduler = Counter()
     scheduler.set_timesteps(8)
-    tell_step(5)
 
     async def task(step):
         tell_step(step)
@@ -114,6 +137,7 @@ def test_not_told_to_other_threads_and_tasks():
         await asyncio.gather(task(6), task(7))
 
     with dit_cache(net, CONFIG, scheduler=scheduler) as cache:
+        tell_step(5)
         thread = threading.Thread(target=torch.no_grad()(net), args=(x, STILL))
         thread.start()
         thread.join()

@@ -138,7 +138,7 @@ class BlockAdapter:
             alone = [[lane] for lane in here] if any(own[lane.path] is not None for lane in here) else [here]
             for some in alone:  # what is wrong of one range's runs is wrong of all: once is enough
                 told = believed if some is alone[0] else None
-                changed = replace(chain, lanes=tuple(some), separate_cfg=by_two, expected=told)
+                changed = replace(chain, lanes=tuple(some), separate_cfg=by_two, expected=told, part=len(alone) > 1)
                 chains.append((changed, own[some[0].path] if len(alone) > 1 or len(here) == 1 else None))
         return chains
 

@@ -75,6 +75,7 @@ class Chain:
         found: whether they were found, not named: then those that turn out to be no part of the trunk are left out.
         separate_cfg: whether guidance is by two calls per step, where that is declared.
         expected: what else is believed of the runs.
+        part: whether the owner has other lists, which are ranges of their own.
     """
 
     owner: nn.Module
@@ -83,6 +84,7 @@ class Chain:
     found: bool = False
     separate_cfg: bool | None = None
     expected: Expected | None = None
+    part: bool = False
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -95,7 +97,8 @@ class Chain:
 
     @property
     def name(self) -> str:
-        return f"{self.path} ({type(self.owner).__name__})" if self.path else type(self.owner).__name__
+        path = self.lanes[0].path if self.part else self.path
+        return f"{path} ({type(self.owner).__name__})" if path else type(self.owner).__name__
 
     def below(self, name: str) -> Chain:
         """The same with paths from one level above."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from torch import nn
 
@@ -20,7 +21,9 @@ def find_chains(target: object, blocks: Blocks) -> list[Chain]:
         TypeError: the target is neither a module nor a pipeline, or ``blocks`` neither path nor list.
         ValueError: a path that does not lead to a non-empty ``nn.ModuleList``, or nothing found.
     """
-    if isinstance(target, type) or not (isinstance(target, nn.Module) or modules_of(target)):
+    named = [blocks] if isinstance(blocks, (str, nn.ModuleList)) else blocks
+    held = isinstance(target, nn.Module) or modules_of(target) or (isinstance(blocks, str) and _leads(target, blocks))
+    if isinstance(target, type) or not held:
         raise TypeError(
             f"target is {target!r} ({type(target).__name__}): give a pipeline with a transformer, a transformer, "
             "or an nn.Module with blocks='path.to.its.block_list'"
@@ -32,7 +35,6 @@ def find_chains(target: object, blocks: Blocks) -> list[Chain]:
             Chain(owner.module, owner.path, tuple(Lane(listed.path, listed.blocks) for listed in owner.trunk), True)
             for owner in owners_of(target)
         ]
-    named = [blocks] if isinstance(blocks, (str, nn.ModuleList)) else blocks
     if not isinstance(named, Sequence):
         raise TypeError(f"blocks={blocks!r}: give a dotted path, an nn.ModuleList, or a list of these")
     if not named:
@@ -109,6 +111,13 @@ def resolve(target: object, item: object) -> Lane:
         inner = [f"{path}.{index}" for index in range(len(item))]
         raise ValueError(f"blocks={path!r} leads to a list of lists: name these, blocks={inner}")
     return Lane(path, item)
+
+
+def _leads(target: object, path: str) -> bool:
+    """Whether a path leads anywhere, from an object that shows no modules of its own: through a property, or deeper."""
+    with suppress(ValueError):
+        return isinstance(walk(target, path), nn.Module)
+    return False
 
 
 def _owner_path(path: str, target: object) -> str:

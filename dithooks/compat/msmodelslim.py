@@ -177,12 +177,14 @@ class DitCacheAdaptor:
     def set_timestep_idx(cls, t_idx: int) -> None:
         """Tell the sampling step that the calls which follow belong to, in this thread or task.
 
-        Told at each step, it decides; told once before a run, the pipeline's scheduler, or the timestep that the
-        transformer is given, goes on from there. Where these tell by themselves, it can be left out.
+        Told at each step, it decides; told once, the pipeline's scheduler, or the timestep that the transformer is
+        given, goes on from there. Where these tell by themselves, it can be left out.
 
         Raises:
             ValueError: not a whole number, or negative.
         """
+        if t_idx is None:
+            raise ValueError("t_idx must be the index of a step, not None")
         try:
             tell_step(t_idx)
         except TypeError as error:
@@ -311,7 +313,7 @@ class DitCacheAdaptor:
             if not found.reached:
                 raise ValueError(
                     f"cache_ratio={wanted.cache_ratio:g} cannot be reached in {wanted.num_sampling_steps} steps: the "
-                    f"most is {found.plan.speedup:.2f}"
+                    f"most is {found.plan.speedup:.4g}"
                 )
         except BaseException:
             self.dit_cache_config = before

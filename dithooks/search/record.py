@@ -92,7 +92,8 @@ def record(
         for recorder in recorders:
             stack.enter_context(recorder.hooked(report))
         results, taken = _timed(run, pipe, recorders)
-        if any([recorder.driven() for recorder in recorders]):  # now that it is known how, once more
+        driven = [recorder.driven() for recorder in recorders]
+        if any(driven):  # now that it is known how, once more
             results, taken = _timed(run, pipe, recorders)
     called = [recorder for recorder in recorders if recorder.calls]
     if not called:

@@ -1,0 +1,472 @@
+"""What users of msmodelslim's DiT cache write, as they write it."""
+
+import json
+import subprocess
+import sys
+import threading
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dithooks
+from dithooks import CachePlan
+from dithooks.clock import tell_step
+from dithooks.compat.msmodelslim import DitCacheAdaptor, DitCacheConfig, DitCacheSearchConfig
+
+NAMES = ("cache_step_start", "cache_step_interval", "cache_block_start", "cache_num_blocks")
+STEPS, BLOCKS = 12, 6
+
+
+@pytest.fixture(autouse=True)
+def untold():
+    yield
+    tell_step(None)
+
+
+class Block(nn.Module):
+    """Called as Open-Sora-Plan's: everything by keyword but the stream, or the streams in a tuple."""
+
+    def __init__(self, streams):
+        super().__init__()
+        self.image, self.text, self.streams = nn.Linear(4, 4), nn.Linear(4, 4), streams
+
+    def forward(self, hidden_states, attention_mask=None, timestep=None, frame=1, height=2, width=2):
+        shift = timestep / 500
+        if self.streams == 1:
+            return hidden_states + 0.3 * torch.tanh(self.image(hidden_states) + shift)
+        image, text = hidden_states
+        image = image + 0.3 * torch.tanh(self.image(image) + text.mean() + shift)
+        return image, text + 0.1 * torch.tanh(self.text(text) + shift)
+
+
+class Transformer(nn.Module):
+    def __init__(self, streams):
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList(Block(streams) for _ in range(BLOCKS))
+
+    def forward(self, latents, timestep):
+        states = latents if len(latents) == 1 else latents.clone()
+        states = states if self.transformer_blocks[0].streams == 1 else (states, states[:, :1] * 0.5)
+        for block in self.transformer_blocks:
+            states = block.forward(states, attention_mask=None, timestep=timestep)
+        return states if isinstance(states, torch.Tensor) else states[0] + states[1]
+
+
+class Scheduler:
+    timesteps, step_index = None, None
+
+    def set_timesteps(self, steps):
+        self.timesteps, self.step_index = torch.linspace(1000, 1000 / steps, steps), None
+
+
+class OpenSoraPipeline:
+    """A video of eight frames, 4×4, from a scheduler's loop; ``tells`` the adaptor each step."""
+
+    def __init__(self, streams=1, tells=False):
+        torch.manual_seed(0)
+        self.transformer, self.scheduler, self.tells = Transformer(streams), Scheduler(), tells
+
+    @torch.no_grad()
+    def __call__(self, prompt, num_inference_steps=STEPS):
+        latents = torch.randn(1, 96, 4, generator=torch.Generator().manual_seed(len(prompt)))
+        self.scheduler.set_timesteps(num_inference_steps)
+        for step_id, t in enumerate(self.scheduler.timesteps):
+            if self.tells:
+                DitCacheAdaptor.set_timestep_idx(step_id)
+            latents = latents - 0.1 * self.transformer(latents, timestep=t)
+            self.scheduler.step_index = step_id + 1
+        frames = latents.reshape(8, 4, 4, 3).sub(latents.min()).mul(20).clamp(0, 255)
+        return SimpleNamespace(images=[frames.byte().numpy()])
+
+
+def run_pipeline_and_save_videos(pipeline):
+    return pipeline("a dog running on the beach").images
+
+
+def searching(**given):
+    return DitCacheSearchConfig(**{"cache_ratio": 1.4, "num_sampling_steps": STEPS, **given})
+
+
+class TestDocumented:
+    def test_a_config_by_hand(self):
+        pipeline = OpenSoraPipeline(tells=True)
+        adaptor = DitCacheAdaptor(pipeline)
+        cache_config = {
+            "cache_block_start": 2,
+            "cache_num_blocks": 4,
+            "cache_step_start": 6,
+            "cache_step_interval": 5,
+        }
+        adaptor.update_cache_config(**cache_config)
+        pipeline("a cat")
+        assert {d.step for d in adaptor.handle.decisions if d.reuse} == {7, 8, 9, 10}
+        assert adaptor.handle.stats.blocks_run == STEPS * BLOCKS - 4 * 4
+        assert dict(adaptor.dit_cache_config) == cache_config
+
+    @pytest.mark.parametrize("streams", [1, pytest.param(2, id="num_hidden_states=2")])
+    @pytest.mark.parametrize("told", ["at each step", "once", "never"])
+    def test_a_search(self, streams, told):
+        pipeline = OpenSoraPipeline(streams, tells=told == "at each step")
+        cache_adaptor = DitCacheAdaptor(pipeline, searching(num_hidden_states=streams, dit_block_num=BLOCKS))
+        if told == "once":
+            cache_adaptor.set_timestep_idx(0)
+        searched_config = cache_adaptor.search(run_pipeline_and_save_videos=run_pipeline_and_save_videos, prompts_num=1)
+        assert isinstance(searched_config, DitCacheConfig)
+        assert searched_config.cache_step_interval == 2
+        run_pipeline_and_save_videos(pipeline)
+        stats = cache_adaptor.handle.stats  # the found one is in force
+        assert stats.blocks_total / stats.blocks_run >= 1.4
+
+    def test_the_found_config_is_saved_and_taken_over_without_a_search(self, tmp_path):
+        found = DitCacheAdaptor(OpenSoraPipeline(), searching()).search(run_pipeline_and_save_videos)
+        path = tmp_path / "cache.json"
+        path.write_text(json.dumps(dict(found)))
+        pipelines = OpenSoraPipeline(), OpenSoraPipeline()
+        first, second = map(DitCacheAdaptor, pipelines)
+        first.update_cache_config(**json.loads(path.read_text()))
+        second.dit_cache_config = DitCacheConfig.load(path)
+        found.save(path)
+        assert DitCacheConfig.load(path) == found == first.dit_cache_config == second.dit_cache_config
+        videos = [run_pipeline_and_save_videos(pipeline)[0] for pipeline in pipelines]
+        np.testing.assert_array_equal(*videos)
+        assert not np.array_equal(videos[0], run_pipeline_and_save_videos(OpenSoraPipeline())[0])
+
+    def test_golden_numbers(self):
+        """h_out = h_in + Σ (t, index) over five blocks; blocks 1 to 3 keep the (t, index) of the step computed last."""
+
+        class Counted(nn.Module):
+            def __init__(self, index):
+                super().__init__()
+                self.index = index
+
+            def forward(self, hidden_states, timestep):
+                return hidden_states + torch.tensor([float(timestep), self.index])
+
+        class Pipeline:
+            def __init__(self):
+                self.transformer = nn.Module()
+                self.transformer.transformer_blocks = nn.ModuleList(map(Counted, range(5)))
+
+            @torch.no_grad()
+            def __call__(self):
+                outs = []
+                for t in range(5):
+                    h = torch.zeros(2)
+                    for block in self.transformer.transformer_blocks:
+                        DitCacheAdaptor.set_timestep_idx(t)  # before every block
+                        h = block.forward(h, timestep=t)
+                    outs.append(h.tolist())
+                return outs
+
+        pipeline = Pipeline()
+        adaptor = DitCacheAdaptor(pipeline, DitCacheSearchConfig(dit_block_num=5, num_sampling_steps=5))
+        adaptor.dit_cache_config = DitCacheConfig(1, 3, cache_block_start=1, cache_num_blocks=3)
+        assert pipeline() == [[0, 10], [5, 10], [2 * 2 + 3 * 1, 10], [2 * 3 + 3 * 1, 10], [20, 10]]
+
+
+class TestSearch:
+    @pytest.mark.parametrize("ratio", [1.2, 1.6, 2.0])
+    def test_it_is_among_the_best_tenth_of_the_family(self, ratio):
+        """All ranges with all starts that are fast enough, run one by one."""
+        pipeline = OpenSoraPipeline()
+        reference = run_pipeline_and_save_videos(pipeline)[0].astype(float)
+        adaptor = DitCacheAdaptor(pipeline, searching(cache_ratio=ratio))
+        errors = {}
+        for interval in (2, 3):
+            for start, first, number in product(range(STEPS), range(BLOCKS), range(1, BLOCKS + 1)):
+                reused = sum((step - start) % interval > 0 for step in range(start, STEPS))
+                if first + number > BLOCKS or STEPS * BLOCKS / (STEPS * BLOCKS - reused * number) < ratio:
+                    continue
+                adaptor.update_cache_config(first, number, start, interval)
+                error = float(np.square(run_pipeline_and_save_videos(pipeline)[0] - reference).mean())
+                errors[start, interval, first, number] = error
+            if errors:
+                break
+        found = adaptor.search(run_pipeline_and_save_videos, max_evals=4)
+        rank = sorted(errors.values()).index(errors[tuple(found.to_dict().values())])
+        assert rank < 0.1 * len(errors)
+
+    def test_a_ratio_beyond_two_takes_a_larger_interval(self):
+        found = DitCacheAdaptor(OpenSoraPipeline(), searching(cache_ratio=2.4)).search(run_pipeline_and_save_videos)
+        assert found.cache_step_interval > 2
+
+    def test_free_it_is_a_plan_and_a_better_one(self):
+        pipeline = OpenSoraPipeline()
+        reference = run_pipeline_and_save_videos(pipeline)[0].astype(float)
+        errors = {}
+        for kind in ("interval", "free"):
+            adaptor = DitCacheAdaptor(pipeline, searching(cache_ratio=2.0))
+            found = adaptor.search(run_pipeline_and_save_videos, plan=kind)
+            assert adaptor.dit_cache_config is found
+            errors[kind] = np.square(run_pipeline_and_save_videos(pipeline)[0] - reference).mean()
+            stats = adaptor.handle.stats
+            assert stats.blocks_total / stats.blocks_run >= 2.0
+            adaptor.remove()
+        assert isinstance(found, CachePlan)
+        assert errors["free"] < errors["interval"]
+
+    def test_several_prompts_and_what_search_takes_besides(self, tmp_path):
+        def run(pipeline):
+            return [pipeline(prompt).images[0] for prompt in ("a dog", "the sea at night")]
+
+        adaptor = DitCacheAdaptor(OpenSoraPipeline(), searching())
+        found = adaptor.search(run, prompts_num=2, max_evals=2, journal=tmp_path / "journal")
+        assert adaptor.search(run, 1, 2, max_evals=2, journal=tmp_path / "journal") == found
+
+    def test_a_search_that_fails_leaves_what_was_in_force(self):
+        pipeline = OpenSoraPipeline()
+        adaptor = DitCacheAdaptor(pipeline, searching())
+        adaptor.update_cache_config(1, 4, 2, 3)
+        with pytest.raises(ZeroDivisionError):
+            adaptor.search(lambda pipe: 1 / 0)
+        assert adaptor.dit_cache_config == DitCacheConfig(2, 3, 1, 4)
+        pipeline("a cat")
+        assert adaptor.handle.stats.reused_calls == 6
+
+
+class TestErrors:
+    @pytest.mark.parametrize("config", [{}, {"cache_ratio": 1.3}, DitCacheConfig(1, 2, 0, 1), 1.3])
+    def test_a_config_of_another_type(self, config):
+        with pytest.raises(ValueError, match="config must be a DitCacheSearchConfig, not"):
+            DitCacheAdaptor(OpenSoraPipeline(), config)
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("", "must be a path such as"),
+            (None, "must be a path such as"),
+            ("transformer..blocks", "not a dotted path"),
+            ("transformer.transformer blocks", "not a dotted path"),
+            ("transformer.blocks", "transformer has no 'blocks'; it has .'empty', 'transformer_blocks'"),
+            ("dit.blocks", "has no 'dit'"),
+            ("transformer", "leads to a Transformer, not to an nn.ModuleList"),
+            ("transformer.empty", "empty nn.ModuleList"),
+        ],
+    )
+    def test_a_path_that_leads_to_no_blocks(self, path, message):
+        pipeline = OpenSoraPipeline()
+        pipeline.transformer.empty = nn.ModuleList()
+        with pytest.raises(ValueError, match=message):
+            DitCacheAdaptor(pipeline, dit_block_path=path)
+
+    def test_another_number_of_blocks(self):
+        with pytest.raises(ValueError, match=r"dit_block_num=5, but transformer\.transformer_blocks has 6"):
+            DitCacheAdaptor(OpenSoraPipeline(), searching(dit_block_num=5))
+
+    def test_no_timestep_set(self):
+        class Timeless(OpenSoraPipeline):
+            @torch.no_grad()
+            def __call__(self, prompt):
+                h = torch.zeros(1, 4, 4)
+                for block in self.transformer.transformer_blocks:
+                    h = block.forward(h, timestep=0.5)
+                return h
+
+        pipeline = Timeless()
+        pipeline.scheduler = None
+        adaptor = DitCacheAdaptor(pipeline)
+        adaptor.update_cache_config(1, 4, 2, 3)
+        with pytest.raises(ValueError, match="which sampling step is this"):
+            pipeline("a cat")
+        DitCacheAdaptor.set_timestep_idx(0)
+        pipeline("a cat")
+
+    @pytest.mark.parametrize("step", [-1, 1.5, "1", None, True])
+    def test_a_timestep_that_is_none(self, step):
+        with pytest.raises(ValueError, match="step"):
+            DitCacheAdaptor.set_timestep_idx(step)
+
+    def test_a_search_without_a_config(self):
+        with pytest.raises(ValueError, match="search needs to know what is wanted"):
+            DitCacheAdaptor(OpenSoraPipeline()).search(run_pipeline_and_save_videos)
+
+    @pytest.mark.parametrize(
+        ("run", "given", "message"),
+        [
+            ("videos", {}, "must be a function"),
+            (lambda pipe: pipe("a").images * 2, {}, "list of 1 videos, not 2"),
+            (lambda pipe: pipe("a").images, {"prompts_num": 3}, "list of 3 videos, not 1"),
+            (lambda pipe: pipe("a").images[0], {}, "list of 1 videos, not ndarray"),
+            (run_pipeline_and_save_videos, {"prompts_num": 0}, "prompts_num=0"),
+            (run_pipeline_and_save_videos, {"prompts_num": 1.0}, "prompts_num must be an int"),
+            (run_pipeline_and_save_videos, {"plan": "best"}, "there are 'interval' and 'free'"),
+            (lambda pipe: pipe("a", STEPS - 2).images, {}, "num_inference_steps=12, but run made 10 steps"),
+        ],
+    )
+    def test_a_run_that_is_none(self, run, given, message):
+        with pytest.raises(ValueError, match=message):
+            DitCacheAdaptor(OpenSoraPipeline(), searching()).search(run, **given)
+
+    def test_videos_of_other_shapes(self):
+        calls = []
+
+        def run(pipe):
+            calls.append(0)
+            return [pipe("a").images[0][len(calls) - 1 :]]
+
+        with pytest.raises(ValueError, match=r"shape \(7, 4, 4, 3\) with the cache and \(8, 4, 4, 3\) without"):
+            DitCacheAdaptor(OpenSoraPipeline(), searching()).search(run)
+
+    def test_a_ratio_out_of_reach(self):
+        with pytest.raises(ValueError, match="cache_ratio=50 cannot be reached in 12 steps: the most is 12"):
+            DitCacheAdaptor(OpenSoraPipeline(), searching(cache_ratio=50)).search(run_pipeline_and_save_videos)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"cache_ratio": 1}, "above 1"),
+            ({"cache_ratio": "fast"}, "above 1"),
+            ({"cache_ratio": True}, "above 1"),
+            ({"num_sampling_steps": None}, "num_sampling_steps must be given"),
+            ({"num_sampling_steps": 0}, "num_sampling_steps=0"),
+            ({"num_sampling_steps": 2.5}, "num_sampling_steps must be an int"),
+            ({"cache_step_interval": 1}, "cache_step_interval=1"),
+            ({"num_hidden_states": 0}, "num_hidden_states=0"),
+            ({"dit_block_num": 0}, "dit_block_num=0"),
+            ({"dit_block_num": "6"}, "dit_block_num must be an int"),
+        ],
+    )
+    def test_search_configs(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            searching(**given)
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("value", [-1, 1.5, None, "2"])
+    def test_configs(self, name, value, tmp_path):
+        good = dict(zip(NAMES, (2, 3, 1, 4), strict=True))
+        with pytest.raises(ValueError, match=name):
+            DitCacheConfig(**{**good, name: value})
+        path = tmp_path / "cache.json"
+        path.write_text(json.dumps({**good, name: value}))
+        with pytest.raises(ValueError, match=rf"cache\.json is not a DitCacheConfig: {name}"):
+            DitCacheConfig.load(path)
+        pipeline = OpenSoraPipeline()
+        adaptor = DitCacheAdaptor(pipeline)
+        adaptor.update_cache_config(**good)
+        with pytest.raises(ValueError, match=name):
+            adaptor.update_cache_config(**{**good, name: value})
+        assert adaptor.dit_cache_config == DitCacheConfig(**good)
+
+    def test_one_is_missing(self):
+        with pytest.raises(ValueError, match="cache_num_blocks"):
+            DitCacheConfig(cache_step_start=1, cache_step_interval=2, cache_block_start=0)
+
+    @pytest.mark.parametrize("text", ["", "[1, 2]", '{"cache_steps": 1}', "3"])
+    def test_files_with_something_else(self, text, tmp_path):
+        path = tmp_path / "cache.json"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"cache\.json is not a DitCacheConfig"):
+            DitCacheConfig.load(path)
+
+    def test_a_range_past_the_end_leaves_what_was_in_force(self):
+        adaptor = DitCacheAdaptor(OpenSoraPipeline())
+        for wrong in (lambda: adaptor.update_cache_config(4, 3, 2, 2), lambda: setattr(adaptor, "dit_cache_config", 3)):
+            with pytest.raises(ValueError, match=r"reach past the end|must be a DitCacheConfig"):
+                wrong()
+            assert adaptor.dit_cache_config is None
+            assert adaptor.handle is None
+        adaptor.update_cache_config(1, 3, 2, 2)
+        with pytest.raises(ValueError, match="reach past the end"):
+            adaptor.update_cache_config(4, 3, 2, 2)
+        assert adaptor.dit_cache_config == DitCacheConfig(2, 2, 1, 3)
+
+
+class TestTraces:
+    def test_remove_leaves_none(self):
+        pipeline = OpenSoraPipeline(tells=True)
+        modules = list(pipeline.transformer.modules())
+        before, plain = [dict(vars(module)) for module in modules], pipeline("a cat").images[0]
+        adaptor = DitCacheAdaptor(pipeline, searching())
+        assert [dict(vars(module)) for module in modules] == before
+        adaptor.update_cache_config(1, 4, 2, 3)
+        assert not np.array_equal(pipeline("a cat").images[0], plain)
+        adaptor.remove()
+        adaptor.remove()
+        pipeline.tells = False
+        assert [dict(vars(module)) for module in modules] == before
+        assert all(one is other for one, other in zip(modules, pipeline.transformer.modules(), strict=True))
+        np.testing.assert_array_equal(pipeline("a cat").images[0], plain)
+        with dithooks.dit_cache(pipeline, dithooks.DitCacheConfig(2, 2, 1, 3)) as cache:  # nothing is told any more
+            pipeline("a cat")
+            assert [each.step for each in cache.decisions] == list(range(STEPS))
+
+    def test_no_cache_at_all(self):
+        adaptor = DitCacheAdaptor(OpenSoraPipeline())
+        adaptor.update_cache_config(1, 4, 2, 3)
+        adaptor.update_cache_config(0, 0, 0, 1)
+        assert adaptor.handle is None
+        adaptor.update_cache_config(1, 4, 2, 3)
+        assert adaptor.handle is not None
+
+    def test_nothing_is_the_class_s(self):
+        before = dict(vars(DitCacheAdaptor))
+        DitCacheAdaptor.set_timestep_idx(7)
+        assert dict(vars(DitCacheAdaptor)) == before
+
+    def test_two_at_once_in_two_threads(self):
+        """Each tells its own steps: what one is told is nothing to the other."""
+        alone = OpenSoraPipeline(tells=True)
+        DitCacheAdaptor(alone).update_cache_config(1, 4, 2, 3)
+        expected = alone("a cat").images[0]
+        gate, found = threading.Barrier(2), {}
+        pipelines = [OpenSoraPipeline(tells=True) for _ in range(2)]
+
+        def work(number):
+            pipeline = pipelines[number]
+            DitCacheAdaptor(pipeline).update_cache_config(1, 4, 2, 3)
+            pipeline.transformer.register_forward_pre_hook(lambda *_: [gate.wait(30), None][1])
+            found[number] = pipeline("a cat").images[0]
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        for number in range(2):
+            np.testing.assert_array_equal(found[number], expected)
+
+
+RANK = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import torch.distributed as dist
+import dithooks.search.verify
+verify = sys.modules["dithooks.search.verify"]
+from test_compat_msmodelslim import OpenSoraPipeline, searching
+from dithooks.compat.msmodelslim import DitCacheAdaptor
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+compared, compare = [], verify.compare
+verify.compare = lambda *args: (compared.append(0), compare(*args))[1]
+
+def run(pipeline):
+    videos = pipeline("a dog" if rank == 0 else "something else on this rank").images
+    return videos if rank == 0 else []
+
+pipeline = OpenSoraPipeline()
+adaptor = DitCacheAdaptor(pipeline, searching())
+adaptor.set_timestep_idx(0)
+found = {"interval": dict(adaptor.search(run)), "free": adaptor.search(run, plan="free").to_json()}
+with open(f"{sys.argv[2]}/{rank}.json", "w") as file:
+    json.dump({**found, "compared": len(compared)}, file)
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_find_the_same_and_the_first_compares(tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(
+        [*launch, str(Path(__file__).parent), str(tmp_path)], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert (first.pop("compared") > 0, second.pop("compared")) == (True, 0)
+    assert first == second
