@@ -78,7 +78,7 @@ def threshold_by_hand(
     told, refreshed, reused, streak, drift = {}, None, 0, 0, 0.0
     for t in range(first, steps):
         value = None
-        if t < warm and t % every == 0:
+        if t - first < warm and (t - first) % every == 0:
             why = "warm-up"
         elif forced is not None and (t == forced or (repeat and t > 0 and t % forced == 0)):
             why = "forced"
@@ -111,7 +111,7 @@ def easy_by_hand(limit, steps, see, *, warm=5, row=None, last=0, first=0):
     told, done, streak, drift = {}, [], 0, 0.0
     for t in range(first, steps):
         value = None
-        if t < warm:
+        if t - first < warm:
             why = "warm-up"
         elif t >= steps - last:
             why = "end"
@@ -154,7 +154,7 @@ def budget_by_hand(target, steps, see, *, warm, first=0, blocks=1, skipped=1, br
             left = (steps - t) * known - n
             lacking = nearest_by_hand(calls + left, target, blocks, skipped) - reused
             value = None
-            if t < warm:
+            if t - first < warm:
                 why = "warm-up"
             elif lacking <= 0:
                 why = "budget"

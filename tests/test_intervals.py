@@ -253,6 +253,18 @@ class TestProposals:
         for candidate, _ in found:
             assert candidate.speedup >= target * (1 - 1e-9)
 
+    def test_next_to_the_cheapest_those_that_no_block_comes_behind(self):
+        """The cheapest of the whole stack, then the cheapest up to the last block."""
+        model = Plain(5, 6, 9)
+        planner = IntervalPlanner(recording_of(model), "blocks", interval=2)
+        found = [candidate for candidate, _ in drive(planner, lambda candidate: -candidate.error, 3, 0, 1.2)]
+        needed = total_of(planner.recording, "blocks") * (1 - 1 / 1.2)
+        ways = [way for way in model.spaced(2, 10.0, "blocks") if way[0] >= needed - 1e-9]
+        kinds = (lambda pair: True, lambda pair: pair == (0, 5), lambda pair: pair[1] == 5)
+        best = [min((way for way in ways if kind(way[2])), key=lambda way: way[1]) for kind in kinds]
+        assert len({way[2:] for way in best}) == 3
+        assert [(c.choices[0][1:3], c.choices[0].computed) for c in found] == [way[2:] for way in best]
+
     def test_in_the_end_all_there_are(self):
         model = Plain(3, 3, 8)
         planner = IntervalPlanner(recording_of(model), "blocks", interval=2)

@@ -549,7 +549,7 @@ class TestBudget:
         exact = total * (1 - 1 / target) * blocks / skipped
         assume(not is_tie(exact) and not is_tie(exact + 0.5))
         wanted = nearest_by_hand(total, target, blocks, skipped)
-        early = (total - wanted) // 6 if warm is None else warm - first
+        early = (total - wanted) // 6 if warm is None else warm
         most = max(0, total - max(1, early))  # the first step has nothing to reuse
         schedule, policy = Schedule(steps, first, None, blocks, skipped), Budget(target, warm)
         if exact > most + 0.5:
@@ -558,7 +558,7 @@ class TestBudget:
             with pytest.raises(ValueError, match=head + rf"most {most} of {total} steps it is {reachable:.3g}\."):
                 policy.for_run(schedule)
             return
-        warm = first + max(1, early) if warm is None else warm
+        warm = max(1, early)
         told = drive_all(policy, schedule, lambda n, t, s: float(table[s, t]), branches)
         here = {"warm": warm, "first": first, "blocks": blocks, "skipped": skipped, "branches": branches}
         by_hand = budget_by_hand(target, steps, lambda n, t, s: float(table[s, t]), **here)

@@ -230,7 +230,7 @@ class TestSteppedRuns:
         by_hand = budget_by_hand(1.5, 20, lambda n, t, s: see[n](t, s), **here)
         for number, wanted in enumerate(by_hand):
             assert list(wanted) == list(range(6, 20))
-            mixed(wanted, "threshold", "no anchor")
+            mixed(wanted, "threshold", "warm-up")
             assert_alike(told[number], wanted, rel=1e-4)
         assert sum(computed(each).count("0") for each in told.values()) == 12  # 28·(1 − 1/1.5)·4/3 = 12.4
 
@@ -261,9 +261,9 @@ class TestSteppedRuns:
 
     def test_other_policies_of_a_run_that_begins_later(self):
         watched = Watched(steps=16)
-        told = watched.told(Threshold(0.1, 6), begin=8)[0]
-        wanted = threshold_by_hand(0.1, 16, watched.change(), warm=6, first=8)
-        mixed(wanted, "no anchor", "threshold")
+        told = watched.told(Threshold(0.1, 2), begin=8)[0]
+        wanted = threshold_by_hand(0.1, 16, watched.change(), warm=2, first=8)
+        mixed(wanted, "warm-up", "threshold")
         assert_alike(told, wanted, rel=1e-4)
         ratios = ratios_of(3, 16)
         told = watched.told(MagnitudeRatio(ratios, 0.2), begin=8)[0]

@@ -39,6 +39,10 @@ class Schedule:
     blocks: int = 1
     skipped: int = 1
 
+    def done(self, step: int) -> int:
+        """How many steps of the run lie before this one."""
+        return step - self.first
+
 
 @dataclass
 class Account:

@@ -28,7 +28,7 @@ class Budget(Policy):
 
     Args:
         target_speedup: > 1, such as 2.0.
-        max_warmup_steps: steps before this one are computed; left out, a sixth of all that are, at least 1.
+        max_warmup_steps: the first so many steps of a run are computed; left out, a sixth of all that are, at least 1.
         separate_branches: whether each branch decides for itself; ``False``: the first at a step decides for all.
         reduce: over a batch, ``"mean"`` or ``"max"``, as for :class:`Threshold`.
 
@@ -70,8 +70,8 @@ class Budget(Policy):
         wanted = self._nearest(steps, schedule)
         warmup = self.max_warmup_steps
         if warmup is None:
-            warmup = max(1, (steps - wanted) // 6) + schedule.first
-        most = max(steps - max(1, warmup - schedule.first), 0)
+            warmup = max(1, (steps - wanted) // 6)
+        most = max(steps - warmup, 0)
         if self._wanted(steps, schedule) > most + 0.5:
             reachable = _speedup(most, steps, schedule)
             raise ValueError(
@@ -90,7 +90,7 @@ class Budget(Policy):
         return self._nearest(account.calls + left, schedule) - account.reused, left
 
     def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
-        if step < (self.max_warmup_steps or 1):
+        if schedule.done(step) < (self.max_warmup_steps or 1):
             return Decision(False, "warm-up")
         wanted, left = self.to_come(step, track, schedule)
         if wanted <= 0:

@@ -22,7 +22,7 @@ class EasyCache(Policy):
 
     Args:
         threshold: reuse while the expected changes add up to less than this, > 0; 0.02 … 0.2 is common.
-        max_warmup_steps: steps before this one are computed, ≥ 2: a rate takes two.
+        max_warmup_steps: the first so many steps of a run are computed, ≥ 2: a rate takes two.
         max_continuous_cached_steps: reused steps in a row, at most.
         last_steps_computed: the last so many steps are computed.
         separate_branches: whether each branch decides for itself; ``False``: the first at a step decides for all.
@@ -54,7 +54,7 @@ class EasyCache(Policy):
         check_looking(self)
 
     def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
-        if step < self.max_warmup_steps:
+        if schedule.done(step) < self.max_warmup_steps:
             return Decision(False, "warm-up")
         if schedule.steps is not None and step >= schedule.steps - self.last_steps_computed:
             return Decision(False, "end")

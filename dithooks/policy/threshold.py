@@ -33,7 +33,7 @@ class Threshold(Policy):
 
     Args:
         residual_diff_threshold: reuse below this change, > 0; 0.05 … 0.25 is common.
-        max_warmup_steps: steps before this one are computed,
+        max_warmup_steps: the first so many steps of a run are computed (of a second expert's, of its own run),
         warmup_interval: or only every so many of them; the others are decided by the threshold.
         max_cached_steps: reused steps a run, at most.
         max_continuous_cached_steps: reused steps in a row, at most.
@@ -93,7 +93,8 @@ class Threshold(Policy):
         check_looking(self)
 
     def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
-        if step < self.max_warmup_steps and step % self.warmup_interval == 0:
+        done = schedule.done(step)
+        if done < self.max_warmup_steps and done % self.warmup_interval == 0:
             return Decision(False, "warm-up")
         forced = self.force_refresh_step
         if forced is not None and (step == forced or (self.force_refresh == "repeat" and step and step % forced == 0)):

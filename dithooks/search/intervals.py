@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,9 +125,13 @@ class IntervalPlanner(Planner):
         cost: as for :class:`Planner`.
         report: as for :class:`Planner`.
         interval: ≥ 2.
+        within: whether a range, first and last of so many blocks, is considered.
     """
 
+    LATE: ClassVar[tuple[float, ...]] = (10.0,)  # the only guess: what is reused as it is depends little on it
+
     interval: int = field(default=2, kw_only=True)
+    within: Callable[[int, int, int], bool] = field(default=lambda first, last, blocks: True, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,11 +154,18 @@ class IntervalPlanner(Planner):
         yield from sorted(as_fast, key=lambda each: each.error)
 
     def others(self, target: float, best: Candidate, avoid: Sequence[Choice]) -> Iterator[Candidate]:
-        """Whatever else reaches the target with the interval of the best: variants differ by less than elsewhere.
+        """Whatever else reaches the target with the interval of the best.
 
-        First ranges that are not alike, then all others and all starts, one transformer at a time, by their price.
+        What an error of an inner range becomes in the blocks behind it is not in the price. So first the best of the
+        ranges of all blocks, and of those up to the last one; then ranges that are not alike, and then all others and
+        all starts, one transformer at a time, by their price.
         """
         interval, avoided = self._interval_of(best.choices), [*best.choices, *avoid]
+        for within in (lambda a, b, n: a == 0 and b == n - 1, lambda a, b, n: b == n - 1):
+            found = replace(self, within=within).candidate(target, best.variant, avoid)
+            if found.reaches and self._interval_of(found.choices) == interval:
+                yield found
+                avoided += found.choices
         while (found := self.candidate(target, best.variant, avoided)).reaches:
             if self._interval_of(found.choices) > interval:
                 break
@@ -180,6 +192,11 @@ class IntervalPlanner(Planner):
         falling = every.costs.ravel()[order]
         kept = order[np.append(True, falling[1:] < np.minimum.accumulate(falling)[:-1])]
         return best_ways([Option(), *map(every.option, kept)])
+
+    def _allowed(self, number: int, avoid: Sequence[Choice]) -> list[int]:
+        trace = self.recording.traces[number]
+        ends, blocks = trace.ranges.tolist(), len(trace.blocks)
+        return [r for r in super()._allowed(number, avoid) if self.within(ends[r][0], ends[r][1], blocks)]
 
     def _every(self, number: int, allowed: Sequence[int], late: float, interval: int) -> Every:
         steps, saving = self._steps[number], self.savings.step[number]

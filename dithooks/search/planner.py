@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,8 @@ class Planner:
         cost: what a block costs: ``"time"``, as measured, or ``"blocks"``, all the same.
         report: is told how many ranges are solved, of how many.
     """
+
+    LATE: ClassVar[tuple[float, ...]] = (10.0, 3.0, 30.0)  # how many times more a late error may count: as was found
 
     recording: Recording
     cost: Cost = "time"

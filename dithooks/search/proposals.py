@@ -9,7 +9,6 @@ from itertools import pairwise
 from ..piece import Piece
 from .planner import Candidate, Choice, Planner, Variant
 
-LATE = (10.0, 3.0, 30.0)  # how many times more a late error may count: the like of models and samplers at hand
 GAIN = 0.25  # dB: of many that are much the same, the best on a few pictures is mostly the luckiest
 FURTHER = {3.0: 1.0, 30.0: 100.0}
 Proposals = Generator[Candidate, "float | None", None]
@@ -60,15 +59,16 @@ def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Pr
         climb: further ones of the second kind.
     """
     tried = _Tried(planner, evals)
-    for late in LATE:
+    for late in planner.LATE:
         yield from tried.try_out(planner.candidate(target, Variant(2, late), tried.failed))
     while tried.best is None and not tried.over and (other := planner.candidate(target, avoid=tried.failed)).choices:
         yield from tried.try_out(other)
     if tried.best is None:
         return
     late = tried.best.variant.late
+    between = pairwise(sorted((*planner.LATE, *FURTHER.values()))) if len(planner.LATE) > 1 else ()
     near = [FURTHER[late]] if late in FURTHER else []
-    near += [(a * b) ** 0.5 for a, b in pairwise(sorted((*LATE, *FURTHER.values()))) if late in (a, b)]
+    near += [(a * b) ** 0.5 for a, b in between if late in (a, b)]
     yield from tried.try_out(planner.candidate(target, Variant(3, late), tried.failed))
     for guess in () if tried.over else near:
         yield from tried.try_out(planner.candidate(target, Variant(tried.best.variant.anchors, guess), tried.failed))

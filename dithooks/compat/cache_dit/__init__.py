@@ -17,7 +17,7 @@ from .functors import PatchFunctor
 from .loading import load_cache_config, load_configs
 from .masks import steps_mask
 from .modifiers import ParamsModifier
-from .summary import CacheStats, summary
+from .summary import CacheStats, strify, summary
 
 BlockAdapterRegister = BlockAdapterRegistry
 NONE, DBCache = CacheType.NONE, CacheType.DBCache
@@ -42,5 +42,6 @@ __all__ = [
     "load_configs",
     "refresh_context",
     "steps_mask",
+    "strify",
     "summary",
 ]

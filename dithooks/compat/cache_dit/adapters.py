@@ -12,6 +12,7 @@ from torch import nn
 from ...blocks.adapter import BlockAdapter as Adapter
 from ...blocks.adapter import BlockAdapterRegistry as Registry
 from ...blocks.ports import PatchFunctor as Reader
+from ...blocks.target import walk
 from .configs import check_fields
 from .functors import PatchFunctor
 from .modifiers import ParamsModifier
@@ -102,25 +103,38 @@ class BlockAdapter:
             strict=False,
         )
 
-    def modifiers(self, given: object) -> list[ParamsModifier]:
-        """For each list in order: the adapter's own, else those given.
+    def modifiers(self, given: object, over: bool) -> list[ParamsModifier]:
+        """For each list in order: the adapter's own, or those given; where there are both, ``over``: those given.
 
         Raises:
             TypeError: one is something else.
         """
-        chosen = given if self.params_modifiers is None else self.params_modifiers
+        own = self.params_modifiers
+        chosen = given if own is None or (over and given is not None) else own
         found = [] if chosen is None else list(flat(chosen))
         for each in found:
             if each is not None and not isinstance(each, ParamsModifier):
                 raise TypeError(f"params_modifiers: {each!r} ({type(each).__name__}) is not a ParamsModifier")
         return found
 
+    def transformers(self) -> list[Any]:
+        """Those that are given, else the pipeline's.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.transformer is not None:
+            return list(flat(self.transformer))
+        if getattr(self.pipe, "transformer", None) is None:
+            raise ValueError(f"{type(self.pipe).__name__} has no transformer: give BlockAdapter(transformer=...)")
+        return [self.pipe.transformer]
+
     def _named(self) -> list[nn.ModuleList]:
         """The lists that are given by the names of attributes, nested by transformer or not."""
-        owners = list(flat(self.transformer)) if self.transformer is not None else [self.pipe.transformer]
+        owners = self.transformers()
         names = [self.blocks_name] if isinstance(self.blocks_name, str) else self.blocks_name
         each = names if len(owners) > 1 and len(names) == len(owners) else [names] * len(owners)
-        return [getattr(owner, name) for owner, own in zip(owners, each, strict=True) for name in flat(own)]
+        return [walk(owner, name) for owner, own in zip(owners, each, strict=True) for name in flat(own)]
 
 
 class BlockAdapterRegistry:

@@ -51,8 +51,7 @@ class Enabled(CacheHandle):
         functor = self.adapter.patch_functor
         try:
             if isinstance(functor, PatchFunctor):
-                owners = {id(chain.owner): chain.owner for chain, _ in chains_of(self.adapter.plain(), None)}
-                self._restore = patched(functor, owners.values())
+                self._restore = patched(functor, self.adapter.transformers())
             self.refresh(self.adapter, self.settings)
         except BaseException:
             self.remove()
@@ -67,11 +66,22 @@ class Enabled(CacheHandle):
             self._target = before
             raise
         self.adapter, self.settings = adapter, settings
+        if not self._attached:  # nothing can be reused, and nothing leads here any more
+            self.remove()
 
     def remove(self) -> None:
-        super().remove()
-        restore, self._restore = self._restore, lambda: None
-        restore()
+        try:
+            super().remove()
+        finally:
+            restore, self._restore = self._restore, lambda: None
+            restore()
+
+    def patches_as(self, adapter: BlockAdapter) -> bool:
+        """Whether an adapter's functor would rewrite what was rewritten, in the same way."""
+        functors = (self.adapter.patch_functor, adapter.patch_functor)
+        if not any(isinstance(functor, PatchFunctor) for functor in functors):
+            return True
+        return type(functors[0]) is type(functors[1]) and self.adapter.transformers() == adapter.transformers()
 
 
 def enable_cache(
@@ -90,7 +100,7 @@ def enable_cache(
         pipe_or_adapter: a pipeline, a transformer, or a :class:`BlockAdapter` that says more about it.
         cache_config: when and where; left out, ``DBCacheConfig()``.
         calibrator_config: what is added on a reused step.
-        params_modifiers: what differs for each list of blocks; those of an adapter go first.
+        params_modifiers: what differs for each list of blocks; those of an adapter that is given go first.
         **keywords: single fields of a :class:`DBCacheConfig`, and ``enable_taylorseer`` and the like.
 
     Returns:
@@ -124,22 +134,17 @@ def enable_cache(
                 f"{name}: caching is all this library does; leave it out, and set it up before, with what diffusers "
                 "or PyTorch have for it"
             )
-    for name, part, kind in (
-        ("cache_config", cache_config, BasicCacheConfig),
-        ("calibrator_config", calibrator_config, CalibratorConfig),
-    ):
-        if part is not None and not isinstance(part, kind):
-            raise TypeError(f"{name} must be a {kind.__name__} of {__package__}, not {part!r}")
     settings = _changed(Settings(DBCacheConfig()), cache_config, calibrator_config, keywords, "enable_cache")
     adapter = adapter_of(pipe_or_adapter)
-    settings = replace(settings, modifiers=tuple(adapter.modifiers(params_modifiers)))
+    modifiers = adapter.modifiers(params_modifiers, over=adapter is not pipe_or_adapter)
+    settings = replace(settings, modifiers=tuple(modifiers))
     if translate(settings.cache_config, settings.calibrator_config) is None and not settings.modifiers:
         disable_cache(pipe_or_adapter)  # CacheType.NONE
         return pipe_or_adapter
     before = enabled(adapter)
     if not before:
         Enabled(adapter, settings).attach()
-    elif len(before) > 1 or any(isinstance(each.patch_functor, PatchFunctor) for each in (adapter, before[0].adapter)):
+    elif len(before) > 1 or not before[0].patches_as(adapter):
         raise ValueError(f"{type(pipe_or_adapter).__name__} is cached already: disable_cache() it first")
     else:
         before[0].refresh(adapter, settings)
@@ -155,7 +160,7 @@ def disable_cache(pipe_or_adapter: object) -> None:
         handle.remove()
 
 
-def refresh_context(transformer: object, verbose: bool = False, **changes: Any) -> None:
+def refresh_context(transformer: object, *, verbose: bool = False, **changes: Any) -> None:
     """Drop what is cached, and go on with other settings.
 
     The end of a run and the number of its steps are seen without this.
@@ -164,7 +169,7 @@ def refresh_context(transformer: object, verbose: bool = False, **changes: Any) 
         transformer: or a pipeline, or an adapter, that was enabled.
         verbose: taken, and changes nothing.
         **changes: ``cache_config`` and ``calibrator_config``, whose fields that are not ``None`` count, or single
-            fields.
+            fields; for all lists of blocks, whatever was said of single ones.
 
     Raises:
         ValueError: nothing is enabled there; or as :func:`enable_cache`, and then nothing has changed.
@@ -218,13 +223,20 @@ def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter:
 
 
 def _long_enough(chains: Sequence[Chain], configs: Sequence[DitCacheConfig]) -> list[int]:
-    """Of lists that were found, those with blocks between the first and last that always run; all that were named."""
+    """The lists with blocks between the first and last that always run: all that were named, some that were found.
+
+    Raises:
+        ValueError: one that was named has none, or all that were found.
+    """
     lanes = [(lane, chain.found) for chain in chains for lane in chain.lanes]
-    kept = []
-    for number, ((lane, found), config) in enumerate(zip(lanes, configs, strict=True)):
-        if not found or len(lane.blocks) > config.cache_block_start + config.compute_last:
-            kept.append(number)
-    return kept or list(range(len(lanes)))  # none: an error that names their lengths
+    always = [(config.cache_block_start, config.compute_last) for config in configs]
+    kept = [number for number, (lane, _) in enumerate(lanes) if len(lane.blocks) > sum(always[number])]
+    for number, (lane, found) in enumerate(lanes):
+        if number not in kept and not (found and kept):
+            first, last = always[number]
+            has = f"{lane.path} has {len(lane.blocks)} blocks"
+            raise ValueError(f"Fn_compute_blocks={first} and Bn_compute_blocks={last} leave none to be cached: {has}")
+    return kept
 
 
 def _expected(adapter: BlockAdapter, cache_config: BasicCacheConfig) -> Expected:
@@ -239,13 +251,21 @@ def _changed(
     keywords: dict[str, Any],
     owner: str,
 ) -> Settings:
-    """Settings with what is given in place of what was; single fields go first."""
+    """Settings with what is given in place of what was, for single lists, too; single fields go first."""
     check_names(owner, keywords, KNOWN, "keyword")
+    for name, part, kind in (
+        ("cache_config", cache_config, BasicCacheConfig),
+        ("calibrator_config", calibrator_config, CalibratorConfig),
+    ):
+        if part is not None and not isinstance(part, kind):
+            raise TypeError(f"{name} must be a {kind.__name__} of {__package__}, not {part!r}")
     values, forecast = from_keywords(keywords, owner)
-    cache = merged(merged(settings.cache_config, cache_config), DBCacheConfig().reset(**values))
-    assert cache is not None
-    return replace(
-        settings,
-        cache_config=cache,
-        calibrator_config=merged(settings.calibrator_config, forecast or calibrator_config),
+    given = ParamsModifier(merged(cache_config, DBCacheConfig().reset(**values)), forecast or calibrator_config)
+    modifiers = (each if each is None else _over(each, given) for each in settings.modifiers)
+    return Settings(*applied(given, settings.cache_config, settings.calibrator_config), tuple(modifiers))
+
+
+def _over(modifier: ParamsModifier, given: ParamsModifier) -> ParamsModifier:
+    return ParamsModifier(
+        merged(modifier.cache_config, given.cache_config), merged(modifier.calibrator_config, given.calibrator_config)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -34,26 +34,52 @@ BriaFiboPatchFunctor = ChromaPatchFunctor = DiTPatchFunctor = ErnieImagePatchFun
 GlmImagePatchFunctor = HiDreamPatchFunctor = HunyuanDiTPatchFunctor = LTX2PatchFunctor = WanVACEPatchFunctor = Unneeded
 
 
-def patched(functor: PatchFunctor, transformers: Iterable[nn.Module]) -> Callable[[], None]:
-    """Apply a functor; returns what takes back all attributes that it has set on a module.
+def patched(functor: PatchFunctor, transformers: Sequence[nn.Module]) -> Callable[[], None]:
+    """Apply a functor; returns what takes back all that it has set on a module, but for what others changed since.
 
     Raises:
         Exception: whatever the functor raises; then everything is as it was.
     """
-    modules = [module for transformer in transformers for module in transformer.modules()]
-    before = [(module, dict(vars(module))) for module in {id(module): module for module in modules}.values()]
-
-    def restore() -> None:
-        for module, values in before:
-            here = vars(module)
-            for name in [name for name in here if name not in values]:
-                del here[name]
-            here.update(values)
-
+    modules = {id(module): module for transformer in transformers for module in transformer.modules()}
+    places = [place for module in modules.values() for place in _places(module)]
+    before = [(place, dict(place)) for place in places]
     try:
         for transformer in transformers:
             functor.apply(transformer)
     except BaseException:
-        restore()
+        _take_back(_changes(before))
         raise
-    return restore
+    changes = _changes(before)
+    return lambda: _take_back(changes)
+
+
+Place = dict[str, Any]  # what a module keeps by name
+
+
+class _Nothing:
+    """In place of what is not there."""
+
+
+def _places(module: nn.Module) -> list[Place]:
+    """Its attributes; and its parts, hooks and the like, which are in mappings of their own."""
+    return [vars(module), *(value for value in vars(module).values() if isinstance(value, dict))]
+
+
+def _changes(before: Sequence[tuple[Place, Place]]) -> list[tuple[Place, str, Any, Any]]:
+    """Where something is another than before: where, under which name, what was there, and what is."""
+    return [
+        (place, name, former, made)
+        for place, values in before
+        for name in (*values, *(name for name in place if name not in values))
+        if (former := values.get(name, _Nothing)) is not (made := place.get(name, _Nothing))
+    ]
+
+
+def _take_back(changes: Sequence[tuple[Place, str, Any, Any]]) -> None:
+    for place, name, former, made in changes:
+        if place.get(name, _Nothing) is not made:
+            continue  # not the functor's any more
+        if former is _Nothing:
+            del place[name]
+        else:
+            place[name] = former

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...report.steps import Steps, steps_of, steps_table
+from .configs import CacheType, caching_type
 from .enable import enabled
+from .loading import load_configs
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,33 @@ def summary(pipe_or_adapter: object, details: bool = False, logging: bool = True
     return found or [CacheStats()]
 
 
+def strify(stats_or_others: object) -> str:
+    """What was asked for, and how many steps it reused, in short, for logs and names of files.
+
+    Args:
+        stats_or_others: what :func:`summary` takes or returns, or what :func:`load_configs` takes.
+
+    Returns:
+        Of several lists of blocks, the first; nothing, where nothing is enabled.
+
+    Example:
+        >>> strify({"Fn_compute_blocks": 1, "max_warmup_steps": 4})
+        'DBCache_F1B0_W4I1M0MC0_R0.08_T0O0'
+    """
+    if isinstance(stats_or_others, Mapping):
+        options, reused = load_configs(stats_or_others), 0
+    else:
+        known = isinstance(stats_or_others, (CacheStats, list))
+        stats: Any = stats_or_others if known else summary(stats_or_others, logging=False)
+        first = stats[0] if isinstance(stats, list) else stats
+        options, reused = first.cache_options, first.accumulated_cached_steps
+    config, forecast = options.get("cache_config"), options.get("calibrator_config")
+    if config is None or caching_type(config.cache_type) is CacheType.NONE:
+        return ""
+    parts = [config.strify(), "T0O0" if forecast is None else forecast.strify()]
+    return "_".join([*parts, f"S{reused}"] if reused else parts)
+
+
 def _stats(branches: list[Steps], options: dict[str, Any]) -> CacheStats:
     numbered = {each.branch: each for each in branches}
     nothing = Steps(branches[0].range, 0, (), (), {})
@@ -89,7 +119,7 @@ def _text(found: list[CacheStats], name: str, details: bool) -> str:
     rows = [row for stats in found for row in stats.branches]
     if not rows:
         return f"{name}: nothing was run with a cache"
-    steps = max(stats.accumulated_executed_steps for stats in found)
+    steps = len({step for row in rows for step in row.called})
     lines = [f"Cache steps and residual differences: {name}, {steps} steps", "", steps_table(rows, details)]
     for row in rows if details else ():
         diffs = ", ".join(f"{step}: {diff:.3f}" for step, diff in row.diffs.items()) or "none was measured"
