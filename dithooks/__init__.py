@@ -4,7 +4,6 @@ from .blocks.adapter import BlockAdapter, BlockAdapterRegistry
 from .blocks.pattern import ForwardPattern
 from .blocks.ports import PatchFunctor
 from .cache_plan import CachePlan
-from .clock import timestep_scope
 from .config import DitCacheConfig
 from .handle import CacheHandle, dit_cache
 from .policy.budget import Budget
@@ -15,6 +14,7 @@ from .policy.mask import Mask
 from .policy.threshold import Threshold
 from .predictor import Fitted, Linear, Reuse, Taylor
 from .report.profile import Profile, profile
+from .scope import timestep_scope
 from .search.plans import frontier, plan
 from .search.record import record
 from .search.recording import Recording

@@ -18,6 +18,7 @@ from .blocks.wiring import Wiring
 from .capture import effect, entered, entering, left, resolved
 from .replay import Replay, replaying
 from .residual import added
+from .scope import current_telling
 from .settle import Settler
 from .state import Call, Capture
 from .trials import Trials, filled
@@ -72,6 +73,7 @@ class Flow:
         ``arguments`` are the transformer's, if it was seen called, and ``replay`` calls it once more.
         """
         self._local.arguments, self._local.replay, self._local.last = arguments, replay, None
+        self._local.telling = current_telling()
         if self._moving and self._learning.acquire(blocking=False):  # once more: it was interrupted
             try:
                 self._arrive()
@@ -164,8 +166,12 @@ class Flow:
         """A block of the range is called: the call it belongs to, or ``None`` where there is nothing to do."""
         call = self.current
         if call is not None and call.generation != self.generation:
-            return None
+            if offset or getattr(self._local, "replay", None) is not None:
+                return None
+            call = None  # the blocks are driven without the transformer: nothing else ends it
         if offset == 0:
+            if not torch.compiler.is_dynamo_compiling():
+                self._check_told(call)
             if call is None or call.entered:  # the blocks are driven without the transformer, or once more in one call
                 call = self._again(call)
             if call is None:
@@ -266,6 +272,15 @@ class Flow:
                 before.run.in_flight = False
         self.begin(getattr(self._local, "arguments", None), getattr(self._local, "replay", None))
         return self.call
+
+    def _check_told(self, call: Call | None) -> None:
+        """See that the step of a call is the one that was told when it was settled."""
+        seen = call is not None and not call.entered and getattr(self._local, "replay", None) is not None
+        if seen and not replaying.get() and current_telling() is not self._local.telling:
+            raise ValueError(
+                f"{self.runs.name}: a step was told between its call and that of {self.first}, and by then the call "
+                "was settled: tell it before the transformer is called"
+            )
 
     def _conclude(self, call: Call, replay: Replay | None, output: Any) -> None:
         """Learn from a call that is over, keep its residual, and test the first."""

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from .blocks.chain import Chain
 from .blocks.ports import parameter_names
-from .clock import Session, StepClock, Tick, current_session
+from .clock import StepClock, Tick
 from .config import DitCacheConfig
 from .policy.base import Policy, Schedule
 from .remarks import hopeless, unexpected, useless
+from .scope import Session, current_session
 from .state import Call, Run
 from .stats import Ledger
 

@@ -15,8 +15,8 @@ from torch import nn
 
 import dithooks
 from dithooks import CachePlan
-from dithooks.clock import tell_step
 from dithooks.compat.msmodelslim import DitCacheAdaptor, DitCacheConfig, DitCacheSearchConfig
+from dithooks.scope import tell_step
 
 NAMES = ("cache_step_start", "cache_step_interval", "cache_block_start", "cache_num_blocks")
 STEPS, BLOCKS = 12, 6

@@ -11,8 +11,8 @@ from toys import Double, Pipe, latents, prompt
 
 import dithooks
 import dithooks.compat.cache_dit
-from dithooks.clock import tell_step
 from dithooks.handle import handles_of
+from dithooks.scope import tell_step
 
 PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text(encoding="utf-8")
 CODE = r"```python\n(.*?)```"

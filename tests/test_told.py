@@ -8,8 +8,8 @@ import pytest
 import torch
 from toys import Counter, Net, Pipe, latents
 
-from dithooks import DitCacheConfig, dit_cache, timestep_scope
-from dithooks.clock import tell_step
+from dithooks import DitCacheConfig, Linear, Mask, dit_cache, timestep_scope
+from dithooks.scope import tell_step
 
 CONFIG = DitCacheConfig(2, 2, 1, 3)
 EXPECTED = {"warm-up": 2, "refresh": 3, "reuse": 3}
@@ -144,3 +144,124 @@ def test_not_told_to_other_threads_and_tasks():
         copy_context().run(asyncio.run, tasks())
         net(x, STILL)
         assert [each.step for each in cache.decisions] == [0, 6, 7, 5]
+
+
+def test_told_for_each_request_in_a_task_of_its_own():
+    """What the main task was told before is not theirs: neither the step, nor what is cached."""
+    net, x = Net(), [latents(), latents()]
+    tell_step(0)
+
+    async def request(x, tells):
+        outs = []
+        for step, t in enumerate(torch.linspace(1, 0.1, 8)):
+            if tells:
+                tell_step(step)
+            outs.append(net(x, t))
+            await asyncio.sleep(0)
+        return torch.stack(outs)
+
+    async def requests(tells):
+        return await asyncio.gather(*(request(each, tells) for each in x))
+
+    for tells in (True, False):
+        with dit_cache(net, CONFIG):
+            alone = [asyncio.run(request(each, tells)) for each in x]
+        with dit_cache(net, CONFIG) as cache:
+            together = asyncio.run(requests(tells))
+            assert cache.stats.reused_calls == 6
+        assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_told_inside_of_the_call_it_is_too_late():
+    class Tells(Net):
+        def forward(self, hidden_states, timestep, step):
+            tell_step(step)
+            return super().forward(hidden_states, timestep)
+
+    net, x = Tells(), latents()
+    with dit_cache(net, CONFIG) as cache:
+        tell_step(0)
+        net(x, STILL, 0)  # once more the same: nothing new
+        with pytest.raises(ValueError, match=r"told between its call and that of blocks\.1.*before the transformer"):
+            net(x, STILL, 1)
+        tell_step(0)
+        net(x, STILL, 0)
+        assert cache.stats.calls == 3
+
+
+def test_a_run_that_is_broken_off_before_its_second_step_leaves_nothing_to_the_next():
+    net, config = Net(), DitCacheConfig(0, 2, 1, 3)
+
+    def drive(x, stop=None):
+        outs = []
+        for step in range(4):
+            tell_step(step)
+            if step == stop:
+                return outs
+            h = net.embed(x)
+            temb = net.time(torch.tensor([[1 - step / 4]])).expand(len(x), -1)
+            for block in net.blocks:
+                h = block(h, temb)
+            outs.append(h)
+        return outs
+
+    x = latents(), latents()
+    with dit_cache(net, config, blocks="blocks"):
+        alone = drive(x[1])
+    with dit_cache(net, config, blocks="blocks"):
+        drive(x[0], stop=1)
+        after = drive(x[1])
+    assert all(torch.equal(one, other) for one, other in zip(alone, after, strict=True))
+
+
+def test_several_calls_a_step_however_the_scheduler_goes_on():
+    """A second-order sampler, that asks the model twice and moves the scheduler twice."""
+    pipe, x = Pipe(Net()), latents()
+    with dit_cache(pipe, CONFIG) as cache:
+        for _run in range(2):
+            pipe.scheduler.set_timesteps(16)
+            for step in range(8):
+                tell_step(step)
+                for _ in range(2):
+                    pipe.transformer(x, STILL)
+                    pipe.scheduler.step()
+        assert [each.step for each in cache.decisions if each.step > 1] == [
+            s for s in range(2, 8) for _ in range(2)
+        ] * 2
+
+
+def test_told_once_runs_begin_there_and_go_on():
+    net, x = Net(), latents()
+    with dit_cache(net, CONFIG) as cache:
+        for begin in (5, 5, 0, 3):
+            tell_step(begin)
+            for t in torch.linspace(1, 0.1, 4):
+                net(x, t)
+        assert [each.step for each in cache.decisions] == [b + k for b in (5, 5, 0, 3) for k in range(4)]
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_what_the_scheduler_knows_besides_is_known_still(once):
+    """How many steps there are, which ends a run and frees what it kept, and their noise levels."""
+    pipe, masked = Pipe(Net()), DitCacheConfig(policy=Mask((1, 0, 0, 1, 0, 0)), predictor=Linear())
+    with dit_cache(pipe, masked) as cache:
+        for _run in range(2):
+            tell_step(0)
+            pipe(latents(), steps=12, at=None if once else tell_step)
+            assert cache.stats.bytes_held == 0
+        reused = [each.step for each in cache.decisions if each.reuse]
+    with dit_cache(pipe, masked) as cache:
+        tell_step(None)
+        pipe(latents(), steps=12)
+        assert reused == [each.step for each in cache.decisions if each.reuse] * 2
+
+
+def test_an_open_scope_is_not_a_telling_s_to_change():
+    net, x = Net(), latents()
+    with dit_cache(net, CONFIG) as cache:
+        with timestep_scope(4, branch=1, steps=8):
+            tell_step(2)
+            net(x, STILL)
+            tell_step(None)
+            net(x, STILL)
+        assert [each[2:4] for each in cache.decisions] == [(4, 1), (4, 1)]

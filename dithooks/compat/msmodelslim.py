@@ -17,10 +17,10 @@ import torch
 
 from ..blocks.find import find_chains
 from ..cache_plan import CachePlan
-from ..clock import tell_step
 from ..config import DitCacheConfig as Config
 from ..handle import CacheHandle, dit_cache
 from ..policy.base import check_count
+from ..scope import tell_step
 from ..search.intervals import numbers_of
 from ..search.ranks import leads
 from ..search.search import search
@@ -210,7 +210,7 @@ class DitCacheAdaptor:
         else:
             raise ValueError(f"dit_cache_config must be a DitCacheConfig, not {config!r} ({type(config).__name__})")
         if ours is None:
-            self._detach()
+            self.remove()
         elif self.handle is None:
             self.handle = dit_cache(self.pipeline, ours, blocks=self.dit_block_path)
         else:
@@ -328,10 +328,6 @@ class DitCacheAdaptor:
 
     def remove(self) -> None:
         """Take the cache off the pipeline; nothing of it stays. A config can be given again later."""
-        self._detach()
-        tell_step(None)
-
-    def _detach(self) -> None:
         if self.handle is not None:
             self.handle.remove()
         self.handle = self._config = None

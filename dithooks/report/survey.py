@@ -19,9 +19,9 @@ from ..blocks.pattern import pattern_of
 from ..blocks.ports import Ports, show
 from ..blocks.trunk import Trunk, find_trunk, followed
 from ..blocks.wiring import gap
-from ..clock import timestep_scope
 from ..config import DitCacheConfig
 from ..handle import dit_cache
+from ..scope import timestep_scope
 from .tries import Pair, try_out, within
 from .watch import watched
 

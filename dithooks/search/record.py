@@ -86,15 +86,12 @@ def record(
     pipe = target.target if isinstance(target, BlockAdapter) else target
     told = scheduler_of(pipe, scheduler)
     recorders = [Recorder(chain, told, num_inference_steps, memory, share) for chain in chains]
-    with ExitStack() as stack:
-        if any(compiled_of(chain)() for chain in chains):
-            stack.enter_context(eagerly())
-        for recorder in recorders:
-            stack.enter_context(recorder.hooked(report))
-        results, taken = _timed(run, pipe, recorders)
-        driven = [recorder.driven() for recorder in recorders]
-        if any(driven):  # now that it is known how, once more
-            results, taken = _timed(run, pipe, recorders)
+    results, taken = _recorded(run, pipe, recorders, report)
+    driven = [recorder.driven() for recorder in recorders]
+    if any(driven):  # now that it is known how, once more
+        afresh = [Recorder(chain, told, num_inference_steps, memory, share) for chain in chains]
+        recorders = [old if by_hand else new for old, new, by_hand in zip(recorders, afresh, driven, strict=True)]
+        results, taken = _recorded(run, pipe, recorders, report)
     called = [recorder for recorder in recorders if recorder.calls]
     if not called:
         raise ValueError("run made no step of the target: it is given the pipeline, and has to call it")
@@ -118,10 +115,17 @@ def record(
     return Recording(traces, made, first.schedule.sigmas, samples, runs, taken - spent, taken, results)
 
 
-def _timed(run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder]) -> tuple[Any, float]:
+def _recorded(
+    run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder], report: Report | None
+) -> tuple[Any, float]:
     """What a run returns, and the milliseconds that it takes."""
-    begun = time.perf_counter()
-    results = run(pipe)
-    for recorder in recorders:
-        recorder.stopwatch.wait()
-    return results, (time.perf_counter() - begun) * 1e3
+    with ExitStack() as stack:
+        if any(compiled_of(recorder.chain)() for recorder in recorders):
+            stack.enter_context(eagerly())
+        for recorder in recorders:
+            stack.enter_context(recorder.hooked(report))
+        begun = time.perf_counter()
+        results = run(pipe)
+        for recorder in recorders:
+            recorder.stopwatch.wait()
+        return results, (time.perf_counter() - begun) * 1e3

@@ -28,6 +28,7 @@ from ..skip import stand_in
 from ..state import Call, signature
 from ..stats import Ledger
 from .inputs import Watched
+from .passes import Passes
 from .places import Point, points_of
 from .recording import Trace
 from .sampled import Sampled
@@ -84,9 +85,8 @@ class Recorder:
         self._run = -1
         self._first_step: int | None = None  # of all
         self._call: Call | None = None
-        self._astray: Observation | None = None  # of blocks that are called, and the transformer is not, …
-        self._full = False
-        self._ends: tuple[int, int] | None = None  # … which makes the first and last of them the ends of a call
+        self._passes = Passes(self._spots, len(chain.lanes) == 1)  # where blocks are called, and the transformer is not
+        self._ends: tuple[int, int] | None = None  # then the first and last of them are the ends of a call
         self._here: dict[tuple[int, str], list[int]] = {}  # points of the call under way, by block and side
         self._sampled = Sampled(())
         self._taken: list[list[Tensor]] = []
@@ -98,29 +98,34 @@ class Recorder:
         self._report = report or self._report
         handles: list[RemovableHandle] = []
         sites = [(site, site.block) for site in self.chain.sites]
+        lists, behind = [lane.blocks for lane in self.chain.lanes], dict[int, nn.Module]()
         try:
             for index, (site, block) in enumerate(sites):
                 before, after = partial(self._enter, index), partial(self._leave, index)
                 handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(block.register_forward_hook(after, with_kwargs=True))
-                site.put(stand_in(block, index, hooked=True))  # whose forward(), called by itself, calls hooks, too
+                skip = stand_in(block, index, hooked=True)  # whose forward(), called by itself, calls hooks, too
+                behind[id(skip)] = block
+                site.put(skip)
             handles.append(self.chain.owner.register_forward_pre_hook(self._begin, with_kwargs=True))
             handles.append(self.chain.owner.register_forward_hook(self._finish, with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            for site, block in sites:
-                site.put(block)
+            for parent in [*lists, *self.chain.owner.modules()]:  # a run may have rebuilt its lists
+                for name, child in list(parent._modules.items()):
+                    if id(child) in behind:
+                        parent._modules[name] = behind[id(child)]
 
     def driven(self) -> bool:
         """Whether blocks were called and the transformer was not; in the next run their calls are what is recorded."""
-        if self._astray is None or self.calls:
+        seen = self._passes.cut()
+        if seen is None or self.calls:
             return False
-        self._astray.close()
-        self._learn((), self._astray)
+        self._learn((), seen)
         assert self._trunk is not None
-        self._ends, self._astray = (self._trunk.order[0], self._trunk.order[-1]), None
+        self._ends = self._trunk.order[0], self._trunk.order[-1]
         return True
 
     @property
@@ -195,6 +200,8 @@ class Recorder:
 
     def _enter(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._ends is not None and index == self._ends[0] and not replaying.get():
+            if self._call is not None:  # a block that was called by itself
+                self.calls, self._watched.calls = self.calls - 1, self._watched.calls - 1
             self._begin(self.chain.owner, (), {})
         observation = self._watching(index)
         if observation is not None:
@@ -246,14 +253,10 @@ class Recorder:
             self._taken[place] = taken
 
     def _watching(self, entered: int | None) -> Observation | None:
-        """What observes the blocks; without a call of the transformer, until the first of them is entered again."""
-        if self._observation is not None or self._call is not None or self.calls or replaying.get():
+        """What observes the blocks: before a call is recorded, or as long as the transformer was not called at all."""
+        if self._observation is not None or self._call is not None or self.calls or self._ends or replaying.get():
             return self._observation
-        if self._astray is None:
-            self._astray = Observation(self._spots)
-        again = entered is not None and any(call.index == entered for call in self._astray.calls)
-        self._full = self._full or again
-        return None if self._full else self._astray
+        return self._passes.now if entered is None else self._passes.entered(entered)
 
     def _observe(self, key: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Make a call once more, beforehand, to see how its streams run, and choose what to keep of it."""
@@ -277,7 +280,11 @@ class Recorder:
         trunk = find_trunk(observation, self.chain.weights() if self.chain.found else None)
         if trunk is None:
             raise ValueError(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
-        allowed = followed(observation, trunk)[0]
+        allowed, refused = followed(observation, trunk)
+        if not allowed:
+            raise ValueError(
+                f"{self.chain.name}: no range of its blocks can be followed: {next(iter(refused.values()))}"
+            )
         if self._trunk is None:
             self._trunk, self.tally.order, self.tally.ranges = trunk, trunk.order, sorted(allowed)
         elif trunk.order != self._trunk.order or not set(self.tally.ranges) <= allowed:

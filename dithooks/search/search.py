@@ -143,10 +143,16 @@ def search(
         recorded = recording or kept.recording()
         known = recorded is not None
         resumed = known and recording is None
+        made: list[int] = []
+
+        def counted(pipe: Any) -> Any:
+            made.append(1)
+            return run(pipe)
+
         if agree(recorded is None):  # on every rank, or on none
             recorded = record(
                 target,
-                run,
+                counted,
                 num_inference_steps=num_inference_steps,
                 blocks=blocks,
                 scheduler=scheduler,
@@ -165,7 +171,7 @@ def search(
         trace = recorded.traces[0]
         owner = named.get(trace.path, chains[0].owner)  # recorded by another way to the same model
         drawn = partial(_drawn, run, pipe, owner, trace)
-        spent, seconds, results = float(not known), None, recorded.results
+        spent, seconds, results = float(len(made)), None, recorded.results
         # A first run is slower than those that follow, and what a file or journal tells is of another time.
         if agree(cost == "time" or resumed or results is None):
             report("uncached run", 0, None)
