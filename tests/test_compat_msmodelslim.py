@@ -218,12 +218,21 @@ class TestSearch:
         found = adaptor.search(run, prompts_num=2, max_evals=2, journal=tmp_path / "journal")
         assert adaptor.search(run, 1, 2, max_evals=2, journal=tmp_path / "journal") == found
 
-    def test_a_search_that_fails_leaves_what_was_in_force(self):
-        pipeline = OpenSoraPipeline()
+    @pytest.mark.parametrize("at", [1, 2, 4])
+    @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+    def test_a_search_that_fails_or_is_broken_off_leaves_what_was_in_force(self, error, at):
+        pipeline, calls = OpenSoraPipeline(), []
         adaptor = DitCacheAdaptor(pipeline, searching())
         adaptor.update_cache_config(1, 4, 2, 3)
-        with pytest.raises(ZeroDivisionError):
-            adaptor.search(lambda pipe: 1 / 0)
+
+        def run(pipe):
+            calls.append(0)
+            if len(calls) == at:
+                raise error
+            return run_pipeline_and_save_videos(pipe)
+
+        with pytest.raises(error):
+            adaptor.search(run)
         assert adaptor.dit_cache_config == DitCacheConfig(2, 3, 1, 4)
         pipeline("a cat")
         assert adaptor.handle.stats.reused_calls == 6
@@ -402,6 +411,47 @@ class TestTraces:
         assert adaptor.handle is None
         adaptor.update_cache_config(1, 4, 2, 3)
         assert adaptor.handle is not None
+
+    def test_without_it_for_a_while(self):
+        pipeline = OpenSoraPipeline()
+        plain = pipeline("a cat").images[0]
+        adaptor = DitCacheAdaptor(pipeline)
+        adaptor.update_cache_config(1, 4, 2, 3)
+        cached = pipeline("a cat").images[0]
+        adaptor.enable_cache = False
+        np.testing.assert_array_equal(pipeline("a cat").images[0], plain)
+        adaptor.update_cache_config(1, 4, 2, 2)
+        assert adaptor.handle is None
+        adaptor.update_cache_config(1, 4, 2, 3)
+        adaptor.enable_cache = True
+        np.testing.assert_array_equal(pipeline("a cat").images[0], cached)
+        adaptor.handle.remove()  # the handle is a handle as any other
+        adaptor.update_cache_config(1, 4, 2, 3)
+        np.testing.assert_array_equal(pipeline("a cat").images[0], cached)
+
+    def test_a_config_in_force_is_not_changed_behind_the_adaptor(self):
+        adaptor = DitCacheAdaptor(OpenSoraPipeline())
+        adaptor.update_cache_config(1, 4, 2, 3)
+        with pytest.raises(AttributeError):
+            adaptor.dit_cache_config.cache_num_blocks = 5
+
+    @pytest.mark.parametrize("path", ["blocks", "dit.blocks", "outer.model.dit.blocks"])
+    def test_blocks_under_objects_that_are_no_modules(self, path):
+        pipeline = OpenSoraPipeline()
+        *parts, _ = path.split(".")
+        here = pipeline
+        for name in parts:
+            setattr(here, name, SimpleNamespace())
+            here = getattr(here, name)
+        here.blocks = pipeline.transformer.transformer_blocks
+        cached = []
+        for where in ("transformer.transformer_blocks", path):
+            adaptor = DitCacheAdaptor(pipeline, dit_block_path=where)
+            adaptor.update_cache_config(1, 4, 2, 3)
+            cached.append(pipeline("a cat").images[0])
+            assert adaptor.handle.stats.reused_calls == 6
+            adaptor.remove()
+        np.testing.assert_array_equal(*cached)
 
     def test_nothing_is_the_class_s(self):
         before = dict(vars(DitCacheAdaptor))

@@ -121,10 +121,11 @@ def _leads(target: object, path: str) -> bool:
 
 
 def _owner_path(path: str, target: object) -> str:
-    """Of the nearest module above a list that is itself called: not a list or dict of modules."""
+    """Of the nearest module above a list that is itself called; where there is none, of the list: a loop calls it."""
     parts = path.split(".")[:-1]
-    while parts and isinstance(walk(target, ".".join(parts)), (nn.ModuleList, nn.ModuleDict)):
+    while parts:
+        above = walk(target, ".".join(parts))
+        if isinstance(above, nn.Module) and not isinstance(above, (nn.ModuleList, nn.ModuleDict)):
+            break
         parts.pop()
-    if not parts and not isinstance(target, nn.Module):
-        raise ValueError(f"blocks={path!r} hangs on the pipeline itself, not on a module that calls it")
-    return ".".join(parts)
+    return ".".join(parts) if parts or isinstance(target, nn.Module) else path

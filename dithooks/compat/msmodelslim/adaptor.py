@@ -1,118 +1,23 @@
-"""msmodelslim's DiT cache under its own names: ``from dithooks.compat.msmodelslim import DitCacheAdaptor, …``.
-
-Written for code that used ``msmodelslim.pytorch.multi_modal.dit_cache`` (version 26.1.0); only the import changes. What
-differs is in ``docs/migration.md``.
-"""
+"""msmodelslim's ``DitCacheAdaptor``: a handle of ``dit_cache``, and ``search``, in its words."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, overload
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 
-from ..blocks.find import find_chains
-from ..cache_plan import CachePlan
-from ..config import DitCacheConfig as Config
-from ..handle import CacheHandle, dit_cache
-from ..policy.base import check_count
-from ..scope import tell_step
-from ..search.intervals import numbers_of
-from ..search.ranks import leads
-from ..search.search import search
-
-
-@dataclass
-class DitCacheConfig:
-    """Which blocks are passed over, and at which steps.
-
-    Args:
-        cache_step_start: compute at every step before this one, ≥ 0;
-        cache_step_interval: from there on at every so many steps, ≥ 1.
-        cache_block_start: first block that is passed over, ≥ 0.
-        cache_num_blocks: how many are; 0: none.
-
-    Raises:
-        ValueError: one is no whole number, or too small.
-
-    Example:
-        >>> config = DitCacheConfig(10, 5, cache_block_start=2, cache_num_blocks=4)
-        >>> dict(config)["cache_step_interval"]
-        5
-    """
-
-    cache_step_start: int = -1  # to leave one out is an error as any other
-    cache_step_interval: int = -1
-    cache_block_start: int = -1
-    cache_num_blocks: int = -1
-
-    def __post_init__(self) -> None:
-        for name, least in zip(self.to_dict(), (0, 1, 0, 0), strict=True):
-            _counted(self, name, least)
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        return iter(self.to_dict().items())
-
-    def to_dict(self) -> dict[str, int]:
-        """The four numbers by name, as JSON takes them."""
-        return asdict(self)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the four numbers to a JSON file."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> DitCacheConfig:
-        """Read what :meth:`save`, or ``json.dump(dict(config), file)``, wrote.
-
-        Raises:
-            ValueError: naming the file: these four numbers are not what is in it.
-        """
-        try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)} is not a DitCacheConfig: {error}") from None
-
-
-@dataclass
-class DitCacheSearchConfig:
-    """What is wanted of a search.
-
-    Args:
-        cache_ratio: times fewer block executions, > 1.
-        dit_block_num: number of blocks, to be compared with what is there; left out, as many as there are.
-        num_sampling_steps: of the run that is searched with.
-        cache_step_interval: from one computed step to the next, ≥ 2; a larger one is taken where the ratio asks for it.
-        num_hidden_states: that a block takes and returns. It is observed, so nothing depends on this.
-
-    Raises:
-        ValueError: a value is missing, of the wrong type or out of range.
-
-    Example:
-        >>> DitCacheSearchConfig(cache_ratio=1.3, num_sampling_steps=100).cache_step_interval
-        2
-    """
-
-    cache_ratio: float = 1.3
-    dit_block_num: int | None = None
-    num_sampling_steps: int | None = None
-    cache_step_interval: int = 2
-    num_hidden_states: int = 1
-
-    def __post_init__(self) -> None:
-        ratio: object = self.cache_ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 1 < ratio < float("inf"):
-            raise ValueError(f"cache_ratio={ratio!r} must be a number above 1: so many times fewer blocks are run")
-        if self.num_sampling_steps is None:
-            raise ValueError("num_sampling_steps must be given: the number of steps that the pipeline takes")
-        if self.dit_block_num is not None:
-            _counted(self, "dit_block_num", 1)
-        for name, least in (("num_sampling_steps", 1), ("cache_step_interval", 2), ("num_hidden_states", 1)):
-            _counted(self, name, least)
+from ...blocks.find import find_chains
+from ...cache_plan import CachePlan
+from ...config import DitCacheConfig as Config
+from ...handle import CacheHandle, dit_cache
+from ...policy.base import check_count
+from ...scope import tell_step
+from ...search.intervals import numbers_of
+from ...search.ranks import leads
+from ...search.search import search
+from .configs import DitCacheConfig, DitCacheSearchConfig
 
 
 class DitCacheAdaptor:
@@ -172,6 +77,7 @@ class DitCacheAdaptor:
         self.pipeline, self.search_config, self.dit_block_path = pipeline, config, dit_block_path
         self.handle: CacheHandle | None = None  # what is attached
         self._config: DitCacheConfig | CachePlan | None = None
+        self._enabled = True
 
     @classmethod
     def set_timestep_idx(cls, t_idx: int) -> None:
@@ -201,21 +107,20 @@ class DitCacheAdaptor:
 
     @dit_cache_config.setter
     def dit_cache_config(self, config: DitCacheConfig | CachePlan | None) -> None:
-        ours: Config | CachePlan | None
-        if config is None or isinstance(config, CachePlan):
-            ours = config
-        elif isinstance(config, DitCacheConfig):
-            numbers: tuple[Any, ...] = tuple(config.to_dict().values())
-            ours = Config(*numbers) if config.cache_num_blocks else None
-        else:
+        if not (config is None or isinstance(config, (DitCacheConfig, CachePlan))):
             raise ValueError(f"dit_cache_config must be a DitCacheConfig, not {config!r} ({type(config).__name__})")
-        if ours is None:
-            self.remove()
-        elif self.handle is None:
-            self.handle = dit_cache(self.pipeline, ours, blocks=self.dit_block_path)
-        else:
-            self.handle.update(ours)
+        self._attach(config if self._enabled else None)
         self._config = config
+
+    @property
+    def enable_cache(self) -> bool:
+        """Whether what is in force is attached; assign ``False`` to run without it for a while."""
+        return self._enabled
+
+    @enable_cache.setter
+    def enable_cache(self, value: bool) -> None:
+        self._attach(self._config if value else None)
+        self._enabled = bool(value)
 
     def update_cache_config(
         self, cache_block_start: int, cache_num_blocks: int, cache_step_start: int, cache_step_interval: int
@@ -229,28 +134,6 @@ class DitCacheAdaptor:
             cache_step_start, cache_step_interval, cache_block_start, cache_num_blocks
         )
 
-    @overload
-    def search(
-        self,
-        run_pipeline_and_save_videos: Callable[[Any], Any],
-        prompts_num: int = ...,
-        num_videos: int = ...,
-        *,
-        plan: Literal["interval"] = ...,
-        **options: Any,
-    ) -> DitCacheConfig: ...
-
-    @overload
-    def search(
-        self,
-        run_pipeline_and_save_videos: Callable[[Any], Any],
-        prompts_num: int = ...,
-        num_videos: int = ...,
-        *,
-        plan: Literal["free"],
-        **options: Any,
-    ) -> CachePlan: ...
-
     @torch.no_grad()
     def search(
         self,
@@ -259,8 +142,10 @@ class DitCacheAdaptor:
         num_videos: int = 1,
         *,
         plan: Literal["interval", "free"] = "interval",
-        **options: Any,
-    ) -> DitCacheConfig | CachePlan:
+        max_evals: int = 4,
+        journal: str | os.PathLike[str] | None = None,
+        verbose: bool = True,
+    ) -> Any:
         """Find what saves ``cache_ratio`` and changes the videos least, and cache like that from now on.
 
         Under ``torch.distributed`` every rank calls this; rank 0 compares videos, and all return the same.
@@ -271,12 +156,18 @@ class DitCacheAdaptor:
             prompts_num: videos that it returns;
             num_videos: for each prompt, so many.
             plan: ``"interval"``: one interval and one range, the four numbers; ``"free"``: any steps, with forecasts.
-            options: further ones of :func:`dithooks.search`, such as ``max_evals`` or ``journal``.
+            max_evals: as for :func:`dithooks.search`.
+            journal: as for :func:`dithooks.search`.
+            verbose: as for :func:`dithooks.search`.
+
+        Returns:
+            A :class:`DitCacheConfig`; with ``plan="free"`` a :class:`dithooks.CachePlan`.
 
         Raises:
             ValueError: there is no search config; the function cannot be called, or returns another number of videos,
                 or videos of other shapes than without a cache; it takes other steps than ``num_sampling_steps``; or
-                the ratio cannot be reached.
+                the ratio cannot be reached. What was in force before is then in force again.
+            KeyboardInterrupt: likewise. With a journal, the next search goes on from there.
         """
         wanted = self.search_config
         if wanted is None:
@@ -308,8 +199,14 @@ class DitCacheAdaptor:
                 wanted.cache_ratio,
                 num_inference_steps=wanted.num_sampling_steps,
                 blocks=self.dit_block_path,
-                **{"cost": "blocks", "interval": wanted.cache_step_interval if plan == "interval" else None, **options},
+                cost="blocks",
+                interval=wanted.cache_step_interval if plan == "interval" else None,
+                max_evals=max_evals,
+                journal=journal,
+                verbose=verbose,
             )
+            if found.interrupted:
+                raise KeyboardInterrupt
             if not found.reached:
                 raise ValueError(
                     f"cache_ratio={wanted.cache_ratio:g} cannot be reached in {wanted.num_sampling_steps} steps: the "
@@ -318,6 +215,7 @@ class DitCacheAdaptor:
         except BaseException:
             self.dit_cache_config = before
             raise
+        self._enabled = True
         if plan == "free":
             self.dit_cache_config = found.plan
             return found.plan
@@ -328,14 +226,21 @@ class DitCacheAdaptor:
 
     def remove(self) -> None:
         """Take the cache off the pipeline; nothing of it stays. A config can be given again later."""
-        if self.handle is not None:
+        self._attach(None)
+        self._config = None
+
+    def _attach(self, config: DitCacheConfig | CachePlan | None) -> None:
+        """Have this attached, and nothing else; an error leaves what was."""
+        ours: Config | CachePlan | None = config if isinstance(config, CachePlan) else None
+        if isinstance(config, DitCacheConfig):
+            numbers: tuple[Any, ...] = tuple(config.to_dict().values())
+            ours = Config(*numbers) if config.cache_num_blocks else None
+        if self.handle is not None and (ours is None or not self.handle.active):
             self.handle.remove()
-        self.handle = self._config = None
-
-
-def _counted(config: object, name: str, least: int) -> None:
-    """See that a field is a whole number, and not below ``least``."""
-    try:
-        vars(config)[name] = check_count(name, getattr(config, name), least)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+            self.handle = None
+        if ours is None:
+            return
+        if self.handle is None:
+            self.handle = dit_cache(self.pipeline, ours, blocks=self.dit_block_path)
+        else:
+            self.handle.update(ours)
