@@ -360,3 +360,26 @@ class TestFunctor:
         for start, count in [(0, 4), (1, 2)]:
             out = reused(BlockAdapter(transformer=model, patch_functor=State()), model, start, count, **inputs)
             torch.testing.assert_close(out, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_mask_that_is_handed_on_is_no_stream(together):
+    class Masked(torch.nn.Module):
+        def forward(self, hidden_states, mask=None):
+            h, m = hidden_states if together else (hidden_states, mask)
+            return h + m.unsqueeze(-1) * 0.5, m
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList(Masked() for _ in range(3))
+
+        def forward(self, x, timestep):
+            states = x, x[..., 0] > 0
+            for block in self.blocks:
+                states = block(states) if together else block(*states)
+            return states[0]
+
+    model = Model()
+    with torch.no_grad(), dit_cache(model, DitCacheConfig(0, 2, 0, 3)), pytest.raises(ValueError, match="no residual"):
+        model(torch.randn(1, 4, 6), 1.0)

@@ -47,6 +47,12 @@ def ports_of(observation: Observation, call: Seen) -> Ports:
         raise BlockError(f"{spot.path}: two outputs seem to carry on the same argument, {twice[0]}: {_advice(call)}")
     forms = zip(call.outputs, carries, strict=True)
     born = tuple(form if name is None else None for form, name in forms)
+    for form, name in zip(call.outputs, carries, strict=True):
+        if name is not None and form is not None and not (form[1].is_floating_point or form[1].is_complex):
+            raise BlockError(
+                f"{spot.path} returns {name}, {show(form)}, as if it were a stream, and such have no residual: say where "
+                "its streams are with BlockAdapter(patch_functor=...)"
+            )
     if all(name is None for name in carries):
         seen = ", ".join(f"{name} {show(form)}" for name, form in call.inputs.items())
         raise BlockError(
