@@ -49,9 +49,12 @@ class Attachment:
 
     def detach(self) -> list[str]:
         """Take them off again. What could not be undone is returned, as remarks for the user."""
-        unhook(self.flow, self._modules())
+        owner = self.chain.owner
+        unhook(self.flow, [module for module in self._modules() if module is not owner])
         self._observing, self.flow.on_wired = [], None
-        return self._vacate()
+        remarks = self._vacate()
+        unhook(self.flow, [owner])  # last: interrupted before, it is found by these
+        return remarks
 
     def stats(self) -> CacheStats:
         """The counts, with the memory held right now."""

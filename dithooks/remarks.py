@@ -21,7 +21,9 @@ def hopeless(policy: Policy, schedule: Schedule) -> str | None:
         if step > schedule.first and open_to_it:
             return None
         reasons["no anchor" if made[0] is None or made[0].reuse else made[0].reason] += 1
-    return ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    told = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    warm = getattr(policy, "max_warmup_steps", None) if "warm-up" in reasons else None
+    return told if warm is None else f"{told}, max_warmup_steps is {warm}"
 
 
 def useless(run: Run, policy: Policy) -> str | None:
@@ -49,7 +51,7 @@ def unexpected(run: Run, expected: Expected | None, over: bool) -> str | None:
     if expected.has_separate_cfg is False and run.most > 1:
         found.append(f"has_separate_cfg=False, but a step made {run.most} calls: they are told apart all the same")
     made = run.schedule.steps or (run.steps if over or run.steps > (steps or 0) else steps)
-    if steps is not None and made != steps:
+    if steps is not None and steps not in (made, run.steps):  # its own, where another transformer makes the others
         found.append(f"num_inference_steps={steps}, but the run had {made}: the run counts")
     return "; ".join(found) or None
 

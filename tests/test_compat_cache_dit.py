@@ -479,7 +479,88 @@ def test_names_of_the_original():
     assert set(cache_dit.__all__) <= set(dir(cache_dit))
 
 
-def test_nothing_to_be_reused_is_said_and_nothing_attached(sampled):
-    with pytest.warns(UserWarning, match="nothing is attached"):
-        cache_dit.enable_cache(sampled.pipe, Fn_compute_blocks=1, residual_diff_threshold=0.0)
+def test_settings_by_which_nothing_is_reused_are_said_and_can_be_changed(sampled):
+    cache_dit.enable_cache(sampled.pipe, Fn_compute_blocks=1, residual_diff_threshold=0.0)
+    with pytest.warns(UserWarning, match=r"nothing will be reused.*because=.residual_diff_threshold=0"):
+        sampled.run()
+    assert reused(sampled.pipe) == [([], [])]
+    cache_dit.refresh_context(sampled.pipe, residual_diff_threshold=1.0, max_warmup_steps=1)
+    sampled.run()
+    assert reused(sampled.pipe) == [([1, 2, 3, 4, 5, 6, 7],) * 2]
+    cache_dit.refresh_context(sampled.pipe, cache_type="NONE")
     assert dithooks.handle.handles_of(sampled.pipe) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_inference_steps": "8"},
+        {"num_inference_steps": -1},
+        {"num_inference_steps": 8.5},
+        {"enable_separate_cfg": "no"},
+        {"cfg_compute_first": "x"},
+    ],
+)
+def test_values_that_are_only_compared_are_checked_as_others(sampled, wrong):
+    with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
+        cache_dit.enable_cache(sampled.pipe, Fn_compute_blocks=1, **wrong)
+    assert dithooks.handle.handles_of(sampled.pipe) == []
+
+
+def test_what_there_is_to_say_of_settings_is_said_once():
+    net = Net("two_lists")
+    half = TaylorSeerCalibratorConfig(enable_encoder_calibrator=False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        cache_dit.enable_cache(net, DBCacheConfig(Fn_compute_blocks=1), half)
+    assert len(said) == 1
+
+
+class TestSeveralTransformers:
+    """Enabled together, and then one by one."""
+
+    @pytest.fixture
+    def pipe(self):
+        pipe = Pipe(Net(depth=6))
+        pipe.transformer_2 = Net(depth=6)
+        return pipe
+
+    def ranges(self, pipe):
+        return {
+            attached.chain.name.split(" ")[0]: attached.flow.runs.policy
+            for handle in dithooks.handle.handles_of(pipe)
+            for attached in handle._attached
+        }
+
+    def test_one_is_refreshed(self, pipe):
+        cache_dit.enable_cache(pipe, Fn_compute_blocks=1, residual_diff_threshold=0.1)
+        cache_dit.refresh_context(pipe.transformer, max_warmup_steps=4)
+        cache_dit.refresh_context(pipe.transformer_2, max_warmup_steps=1)
+        assert [each.max_warmup_steps for each in self.ranges(pipe).values()] == [4, 1]
+        cache_dit.refresh_context(pipe, max_warmup_steps=2)
+        assert [each.max_warmup_steps for each in self.ranges(pipe).values()] == [2, 2]
+        cache_dit.refresh_context(pipe.transformer_2, residual_diff_threshold=0.3)
+        assert [each.residual_diff_threshold for each in self.ranges(pipe).values()] == [0.1, 0.3]
+
+    def test_one_is_disabled(self, pipe):
+        cache_dit.enable_cache(pipe, Fn_compute_blocks=1)
+        cache_dit.disable_cache(pipe.transformer_2)
+        assert list(self.ranges(pipe)) == ["transformer"]
+        cache_dit.disable_cache(pipe.transformer)
+        assert self.ranges(pipe) == {}
+
+    def test_one_is_summed_up(self, pipe):
+        cache_dit.enable_cache(pipe, Fn_compute_blocks=1, residual_diff_threshold=1.0, max_warmup_steps=1)
+        pipe(latents())
+        assert [each.blocks for each in cache_dit.summary(pipe.transformer, logging=False)] == ["transformer.blocks"]
+        assert [each.blocks for each in cache_dit.summary(pipe.transformer_2, logging=False)] == [""]
+
+    def test_each_by_itself_with_one_pipeline(self, pipe):
+        for transformer in (pipe.transformer, pipe.transformer_2):
+            adapter = BlockAdapter(pipe=pipe, transformer=transformer, blocks=transformer.blocks, forward_pattern=3)
+            cache_dit.enable_cache(adapter, Fn_compute_blocks=1)
+        assert len(self.ranges(pipe)) == 2
+        with pytest.raises(ValueError, match="cached already, otherwise"):
+            cache_dit.enable_cache(pipe, Fn_compute_blocks=1)
+        cache_dit.disable_cache(pipe)
+        assert self.ranges(pipe) == {}

@@ -384,7 +384,7 @@ class TestHiDream:
         register(Rewritten())
         cache_dit.enable_cache(example.pipe, **SMALL)
         other = BlockAdapter(pipe=example.pipe, auto=True, patch_functor=HiDreamPatchFunctor())
-        with pytest.raises(ValueError, match="is cached already: disable_cache"):
+        with pytest.raises(ValueError, match="is cached already, otherwise: disable_cache"):
             cache_dit.enable_cache(other, **SMALL)
 
     def test_what_others_have_set_since_stays(self, example, register):
@@ -395,17 +395,17 @@ class TestHiDream:
         assert (example.pipe.transformer._is_patched, example.pipe.transformer.theirs) == ("otherwise", 1)
         assert not hasattr(example.pipe.transformer, "added")
 
-    @pytest.mark.parametrize("fault", ["functor", "blocks", "threshold"])
+    @pytest.mark.parametrize("fault", ["functor", "blocks", "none"])
     def test_where_nothing_comes_of_it_nothing_stays(self, example, register, fault):
         register(Rewritten(fails=fault == "functor"))
         before = attributes(example.pipe.transformer)
-        values = {"blocks": {"Fn_compute_blocks": 4}, "threshold": {"residual_diff_threshold": 0.0}}.get(fault, {})
+        values = {"blocks": {"Fn_compute_blocks": 4}, "none": {"cache_type": "NONE"}}.get(fault, {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 cache_dit.enable_cache(example.pipe, **SMALL | values)
             except (RuntimeError, ValueError):
-                assert fault != "threshold"
+                assert fault != "none"
         assert attributes(example.pipe.transformer) == before
 
     def test_a_functor_of_this_library(self, example):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from policies_by_hand import drive, matrix
+from policies_by_hand import computed, drive, matrix
 
-from dithooks import DitCacheConfig, Interval, Mask, Reuse, Taylor, Threshold
+from dithooks import DitCacheConfig, Mask, Reuse, Taylor, Threshold
 from dithooks.compat.cache_dit.configs import (
     BasicCacheConfig,
     CacheType,
@@ -19,7 +19,7 @@ from dithooks.compat.cache_dit.configs import (
     TaylorSeerCalibratorConfig,
 )
 from dithooks.compat.cache_dit.masks import steps_mask
-from dithooks.compat.cache_dit.translate import translate
+from dithooks.compat.cache_dit.translate import Never, translate
 from dithooks.policy.base import Schedule
 
 
@@ -108,8 +108,9 @@ class TestFields:
         ],
     )
     def test_a_limit_that_leaves_no_reuse(self, values):
-        assert policy(**values) == Interval(0, 1)
-        assert policy(**values, steps_computation_mask=[1, 0, 0]) == Interval(0, 1)
+        for got in (policy(**values), policy(**values, steps_computation_mask=[1, 0, 0])):
+            assert got == Never("=".join(f"{name}={value:g}" for name, value in values.items()))
+            assert computed(drive(got, Schedule(4), lambda step, refreshed: 0.0)) == "1111"
         static = policy(**values, steps_computation_mask=[1, 0, 0], steps_computation_policy="static")
         assert static == Mask((1, 0, 0))
 

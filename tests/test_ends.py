@@ -247,7 +247,7 @@ def test_a_first_output_that_is_not_finite_is_no_reason_to_refuse():
 def test_profiles_of_a_run_that_begins_later():
     """Steps are those of the schedule: what is predicted is what comes of it, and so are ratios and weights."""
     pipe, x, prompts = Guided(Net("swapped")), latents(), [prompt(), prompt()]
-    config = DitCacheConfig(cache_block_start=1, policy=Threshold(0.2, 8))
+    config = DitCacheConfig(cache_block_start=1, policy=Threshold(0.2, 1))
     with torch.no_grad():
         found = profile(pipe, lambda: pipe(x, prompts=prompts, begin=12), config)
     branch = found.of()[0]

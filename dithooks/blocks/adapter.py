@@ -188,7 +188,8 @@ class BlockAdapterRegistry:
     def register(cls, name: str) -> Callable[[Maker], Maker]:
         """Decorates a function that makes the adapter of a model or pipeline whose class is called ``name``.
 
-        A name that ends in ``*`` stands for all that begin so; of several, the longest counts.
+        A name that ends in ``*`` stands for all that begin so, but not for what derives from them; of several, the
+        longest counts.
 
         Raises:
             ValueError: there is one for that name.
@@ -232,11 +233,10 @@ class BlockAdapterRegistry:
     @classmethod
     def hint_for(cls, model: object) -> Callable[[Any], BlockAdapter] | None:
         """What was registered for a model or pipeline, by its class and those it derives from."""
-        for base in type(model).__mro__:
-            name = base.__name__ if base.__name__ in cls._HINTS else _pattern_for(base.__name__, cls._HINTS)
-            if name is not None:
-                return cls._HINTS[name]
-        return None
+        own, *bases = (base.__name__ for base in type(model).__mro__)
+        named = own if own in cls._HINTS else _pattern_for(own, cls._HINTS)
+        named = named or next((name for name in bases if name in cls._HINTS), None)
+        return None if named is None else cls._HINTS[named]
 
 
 def chains_of(target: object, blocks: Blocks) -> list[tuple[Chain, DitCacheConfig | None]]:

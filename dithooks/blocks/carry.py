@@ -50,8 +50,8 @@ def ports_of(observation: Observation, call: Seen) -> Ports:
     for form, name in zip(call.outputs, carries, strict=True):
         if name is not None and form is not None and not (form[1].is_floating_point or form[1].is_complex):
             raise BlockError(
-                f"{spot.path} returns {name}, {show(form)}, as if it were a stream, and such have no residual: say where "
-                "its streams are with BlockAdapter(patch_functor=...)"
+                f"{spot.path} returns {name}, {show(form)}, as if it were a stream, and such have no residual: say "
+                "where its streams are with BlockAdapter(patch_functor=...)"
             )
     if all(name is None for name in carries):
         seen = ", ".join(f"{name} {show(form)}" for name, form in call.inputs.items())

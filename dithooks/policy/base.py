@@ -40,7 +40,7 @@ class Schedule:
     skipped: int = 1
 
     def done(self, step: int) -> int:
-        """How many steps of the run lie before this one."""
+        """How many steps of the run lie before this one. Where one is left out, the next begins a run of its own."""
         return step - self.first
 
 

@@ -80,6 +80,7 @@ class Recorder:
         self._altered: set[int] = set()  # blocks whose outputs the model writes into, and, while it is looked at,
         self._returned: list[tuple[int, Tensor, Tensor]] = []  # what one has returned, and that by value
         self._trunk: Trunk | None = None
+        self._refused = ""  # why a range cannot be followed
         self._points: dict[Any, list[Point]] = {}  # by the signature of a call
         self._branches: dict[int, tuple[Any, Sampled]] = {}  # of the run under way, by number
         self._run = -1
@@ -143,6 +144,8 @@ class Recorder:
         block_ms = np.array([self.stopwatch.spent(index) for index in order]) / self.calls
         points = next(iter(self._points.values()))
         kept, whole = sum(len(point.ids) for point in points), sum(point.tokens for point in points)
+        if not whole:
+            raise ValueError(f"{self.chain.name}: no range of its blocks can be followed: {self._refused}")
         return Trace(
             path=self.chain.path,
             blocks=tuple(self._spots[index].path for index in order),
@@ -281,10 +284,7 @@ class Recorder:
         if trunk is None:
             raise ValueError(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
         allowed, refused = followed(observation, trunk)
-        if not allowed:
-            raise ValueError(
-                f"{self.chain.name}: no range of its blocks can be followed: {next(iter(refused.values()))}"
-            )
+        self._refused = next(iter(refused.values()), "")
         if self._trunk is None:
             self._trunk, self.tally.order, self.tally.ranges = trunk, trunk.order, sorted(allowed)
         elif trunk.order != self._trunk.order or not set(self.tally.ranges) <= allowed:

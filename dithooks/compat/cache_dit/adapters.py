@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -192,9 +192,7 @@ class _Registered:
         adapter = self.make(SimpleNamespace(transformer=model) if alone else model)
         if not isinstance(adapter, BlockAdapter):
             raise TypeError(f"{self.make!r}, which is registered, made {adapter!r}, not a BlockAdapter")
-        if alone:
-            adapter.pipe = None
-        return adapter
+        return replace(adapter, pipe=None) if alone else adapter
 
 
 def adapter_of(pipe_or_adapter: object) -> BlockAdapter:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+from torch import nn
 
 from ...blocks.adapter import BlockAdapter as Adapter
 from ...blocks.adapter import chains_of
@@ -12,7 +14,7 @@ from ...blocks.chain import Chain, Expected
 from ...config import DitCacheConfig
 from ...handle import CacheHandle, handles_of
 from .adapters import BlockAdapter, adapter_of
-from .configs import BasicCacheConfig, CalibratorConfig, DBCacheConfig, check_names
+from .configs import BasicCacheConfig, CacheType, CalibratorConfig, DBCacheConfig, check_names
 from .functors import PatchFunctor, patched
 from .modifiers import FLAT, ParamsModifier, applied, from_keywords, merged
 from .translate import translate
@@ -29,6 +31,21 @@ class Settings:
     cache_config: BasicCacheConfig
     calibrator_config: CalibratorConfig | None = None
     modifiers: tuple[ParamsModifier | None, ...] = ()
+
+    def changed(self, given: ParamsModifier, lists: Collection[int] | None = None) -> Settings:
+        """With what is given in place of what was: for all lists of blocks, or for some of them."""
+        if lists is None:
+            modifiers = (each if each is None else _over(each, given) for each in self.modifiers)
+            return Settings(*applied(given, self.cache_config, self.calibrator_config), tuple(modifiers))
+        count = max([*lists, len(self.modifiers) - 1]) + 1
+        padded = [*self.modifiers, *[None] * (count - len(self.modifiers))]
+        return replace(
+            self,
+            modifiers=tuple(
+                (given if each is None else _over(each, given)) if number in lists else each
+                for number, each in enumerate(padded)
+            ),
+        )
 
     def of(self, number: int) -> tuple[BasicCacheConfig, CalibratorConfig | None]:
         """For one list."""
@@ -59,15 +76,32 @@ class Enabled(CacheHandle):
 
     def refresh(self, adapter: BlockAdapter, settings: Settings) -> None:
         """Go on with other settings; an error leaves those before in force."""
-        before, self._target = self._target, ranges_of(adapter, settings)
+        ranges = ranges_of(adapter, settings)
+        if ranges is None:  # CacheType.NONE
+            self.remove()
+            return
+        before, self._target = self._target, ranges
         try:
-            self.update(translate(settings.cache_config, settings.calibrator_config) or DitCacheConfig(0, 1))
+            self.update(ranges.params[0])
         except BaseException:
             self._target = before
             raise
         self.adapter, self.settings = adapter, settings
-        if not self._attached:  # nothing can be reused, and nothing leads here any more
-            self.remove()
+
+    def owners(self) -> dict[int, nn.Module]:
+        """The modules that call the blocks, by id."""
+        return {id(each.chain.owner): each.chain.owner for each in self._attached}
+
+    def lists(self, target: object = None) -> dict[str, int]:
+        """Numbers of the lists of blocks by their paths: of all, or of those that are part of a transformer."""
+        lanes = [lane for chain, _ in chains_of(self.adapter.plain(), None) for lane in chain.lanes]
+        parts = {id(module) for module in target.modules()} if isinstance(target, nn.Module) else None
+        return {lane.path: number for number, lane in enumerate(lanes) if parts is None or id(lane.blocks) in parts}
+
+    def some(self, target: object) -> list[int] | None:
+        """Numbers of the lists that are part of a transformer; ``None``: all are."""
+        found = list(self.lists(target).values())
+        return None if len(found) == len(self.lists()) else found
 
     def remove(self) -> None:
         try:
@@ -78,10 +112,11 @@ class Enabled(CacheHandle):
 
     def patches_as(self, adapter: BlockAdapter) -> bool:
         """Whether an adapter's functor would rewrite what was rewritten, in the same way."""
-        functors = (self.adapter.patch_functor, adapter.patch_functor)
-        if not any(isinstance(functor, PatchFunctor) for functor in functors):
+        ours, theirs = self.adapter.patch_functor, adapter.patch_functor
+        if not any(isinstance(functor, PatchFunctor) for functor in (ours, theirs)):
             return True
-        return type(functors[0]) is type(functors[1]) and self.adapter.transformers() == adapter.transformers()
+        alike = type(ours) is type(theirs) and vars(ours) == vars(theirs)
+        return alike and self.adapter.transformers() == adapter.transformers()
 
 
 def enable_cache(
@@ -134,18 +169,16 @@ def enable_cache(
                 f"{name}: caching is all this library does; leave it out, and set it up before, with what diffusers "
                 "or PyTorch have for it"
             )
-    settings = _changed(Settings(DBCacheConfig()), cache_config, calibrator_config, keywords, "enable_cache")
+    settings = Settings(DBCacheConfig()).changed(_given(cache_config, calibrator_config, keywords, "enable_cache"))
     adapter = adapter_of(pipe_or_adapter)
     modifiers = adapter.modifiers(params_modifiers, over=adapter is not pipe_or_adapter)
     settings = replace(settings, modifiers=tuple(modifiers))
-    if translate(settings.cache_config, settings.calibrator_config) is None and not settings.modifiers:
-        disable_cache(pipe_or_adapter)  # CacheType.NONE
-        return pipe_or_adapter
-    before = enabled(adapter)
+    owners = {id(chain.owner) for chain, _ in chains_of(adapter.plain(), None)}
+    before = [handle for handle in enabled(adapter) if owners & handle.owners().keys()]
     if not before:
         Enabled(adapter, settings).attach()
-    elif len(before) > 1 or not before[0].patches_as(adapter):
-        raise ValueError(f"{type(pipe_or_adapter).__name__} is cached already: disable_cache() it first")
+    elif len(before) > 1 or not before[0].owners().keys() <= owners or not before[0].patches_as(adapter):
+        raise ValueError(f"{type(pipe_or_adapter).__name__} is cached already, otherwise: disable_cache() it first")
     else:
         before[0].refresh(adapter, settings)
     return pipe_or_adapter
@@ -154,10 +187,15 @@ def enable_cache(
 def disable_cache(pipe_or_adapter: object) -> None:
     """Take off what :func:`enable_cache` has attached, in whatever order; the model is as it was before.
 
-    Where nothing is attached, this does nothing.
+    Of several transformers that were enabled together, one can be given. Where nothing is attached, this does nothing.
     """
     for handle in enabled(pipe_or_adapter):
-        handle.remove()
+        lists = handle.some(pipe_or_adapter)
+        if lists is None:
+            handle.remove()
+        else:
+            off = ParamsModifier(DBCacheConfig().reset(cache_type=CacheType.NONE))
+            handle.refresh(handle.adapter, handle.settings.changed(off, lists))
 
 
 def refresh_context(transformer: object, *, verbose: bool = False, **changes: Any) -> None:
@@ -166,7 +204,7 @@ def refresh_context(transformer: object, *, verbose: bool = False, **changes: An
     The end of a run and the number of its steps are seen without this.
 
     Args:
-        transformer: or a pipeline, or an adapter, that was enabled.
+        transformer: that was enabled, by itself or with others, which then go on as they are; a pipeline; an adapter.
         verbose: taken, and changes nothing.
         **changes: ``cache_config`` and ``calibrator_config``, whose fields that are not ``None`` count, or single
             fields; for all lists of blocks, whatever was said of single ones.
@@ -179,9 +217,9 @@ def refresh_context(transformer: object, *, verbose: bool = False, **changes: An
     if not handles:
         raise ValueError(f"{type(transformer).__name__} is not cached: enable_cache() it first")
     parts = [changes.pop(name, None) for name in ("cache_config", "calibrator_config")]
+    given = _given(parts[0], parts[1], changes, "refresh_context")
     for handle in handles:
-        settings = _changed(handle.settings, parts[0], parts[1], changes, "refresh_context")
-        handle.refresh(handle.adapter, settings)
+        handle.refresh(handle.adapter, handle.settings.changed(given, handle.some(transformer)))
 
 
 def enabled(target: object) -> list[Enabled]:
@@ -190,8 +228,10 @@ def enabled(target: object) -> list[Enabled]:
     return [handle for handle in handles_of(where) if isinstance(handle, Enabled)]
 
 
-def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter:
+def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter | None:
     """An adapter by which each list of blocks is a range of its own, with a configuration of its own.
+
+    ``None``: no list is to be cached.
 
     Raises:
         TypeError, ValueError: as :func:`translate`, there are no blocks, or fewer lists than modifiers.
@@ -205,8 +245,12 @@ def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter:
             f"{[lane.path for lane in lanes]}"
         )
     each = [settings.of(number) for number in range(len(lanes))]
-    configs = [translate(*one) or DitCacheConfig(0, 1) for one in each]
+    texts = [repr(one) for one in each]
+    known = {text: translate(*one) for text, one in dict(zip(texts, each, strict=True)).items()}  # what is said, once
+    configs = [known[text] for text in texts]
     kept = _long_enough(chains, configs)
+    if not kept:
+        return None
     beliefs = {}
     for chain in chains:
         first = lanes.index(chain.lanes[0])
@@ -222,18 +266,24 @@ def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter:
     )
 
 
-def _long_enough(chains: Sequence[Chain], configs: Sequence[DitCacheConfig]) -> list[int]:
+def _long_enough(chains: Sequence[Chain], configs: Sequence[DitCacheConfig | None]) -> list[int]:
     """The lists with blocks between the first and last that always run: all that were named, some that were found.
+
+    Those without a configuration are left out.
 
     Raises:
         ValueError: one that was named has none, or all that were found.
     """
     lanes = [(lane, chain.found) for chain in chains for lane in chain.lanes]
-    always = [(config.cache_block_start, config.compute_last) for config in configs]
-    kept = [number for number, (lane, _) in enumerate(lanes) if len(lane.blocks) > sum(always[number])]
-    for number, (lane, found) in enumerate(lanes):
+    always = {
+        number: (config.cache_block_start, config.compute_last)
+        for number, config in enumerate(configs)
+        if config is not None
+    }
+    kept = [number for number, ends in always.items() if len(lanes[number][0].blocks) > sum(ends)]
+    for number, (first, last) in always.items():
+        lane, found = lanes[number]
         if number not in kept and not (found and kept):
-            first, last = always[number]
             has = f"{lane.path} has {len(lane.blocks)} blocks"
             raise ValueError(f"Fn_compute_blocks={first} and Bn_compute_blocks={last} leave none to be cached: {has}")
     return kept
@@ -244,25 +294,18 @@ def _expected(adapter: BlockAdapter, cache_config: BasicCacheConfig) -> Expected
     return Expected(adapter.has_separate_cfg if separate is None else separate, cache_config.num_inference_steps)
 
 
-def _changed(
-    settings: Settings,
+def _given(
     cache_config: BasicCacheConfig | None,
     calibrator_config: CalibratorConfig | None,
     keywords: dict[str, Any],
     owner: str,
-) -> Settings:
-    """Settings with what is given in place of what was, for single lists, too; single fields go first."""
+) -> ParamsModifier:
+    """What is given, as changes; single fields go first."""
     check_names(owner, keywords, KNOWN, "keyword")
-    for name, part, kind in (
-        ("cache_config", cache_config, BasicCacheConfig),
-        ("calibrator_config", calibrator_config, CalibratorConfig),
-    ):
-        if part is not None and not isinstance(part, kind):
-            raise TypeError(f"{name} must be a {kind.__name__} of {__package__}, not {part!r}")
     values, forecast = from_keywords(keywords, owner)
-    given = ParamsModifier(merged(cache_config, DBCacheConfig().reset(**values)), forecast or calibrator_config)
-    modifiers = (each if each is None else _over(each, given) for each in settings.modifiers)
-    return Settings(*applied(given, settings.cache_config, settings.calibrator_config), tuple(modifiers))
+    given = ParamsModifier(cache_config, calibrator_config)
+    single = DBCacheConfig().reset(**values)
+    return ParamsModifier(merged(given.cache_config, single), forecast or given.calibrator_config)
 
 
 def _over(modifier: ParamsModifier, given: ParamsModifier) -> ParamsModifier:

@@ -32,6 +32,7 @@ class Unneeded(PatchFunctor):
 
 BriaFiboPatchFunctor = ChromaPatchFunctor = DiTPatchFunctor = ErnieImagePatchFunctor = FluxPatchFunctor = Unneeded
 GlmImagePatchFunctor = HiDreamPatchFunctor = HunyuanDiTPatchFunctor = LTX2PatchFunctor = WanVACEPatchFunctor = Unneeded
+Cosmos3OmniPatchFunctor = QwenImageControlNetPatchFunctor = ZImageControlNetPatchFunctor = Unneeded
 
 
 def patched(functor: PatchFunctor, transformers: Sequence[nn.Module]) -> Callable[[], None]:
@@ -46,11 +47,11 @@ def patched(functor: PatchFunctor, transformers: Sequence[nn.Module]) -> Callabl
     try:
         for transformer in transformers:
             functor.apply(transformer)
+        changes = _changes(before)
     except BaseException:
-        _take_back(_changes(before))
+        _take_back(_changes(before), before)
         raise
-    changes = _changes(before)
-    return lambda: _take_back(changes)
+    return lambda: _take_back(changes, before)
 
 
 Place = dict[str, Any]  # what a module keeps by name
@@ -75,7 +76,7 @@ def _changes(before: Sequence[tuple[Place, Place]]) -> list[tuple[Place, str, An
     ]
 
 
-def _take_back(changes: Sequence[tuple[Place, str, Any, Any]]) -> None:
+def _take_back(changes: Sequence[tuple[Place, str, Any, Any]], before: Sequence[tuple[Place, Place]]) -> None:
     for place, name, former, made in changes:
         if place.get(name, _Nothing) is not made:
             continue  # not the functor's any more
@@ -83,3 +84,8 @@ def _take_back(changes: Sequence[tuple[Place, str, Any, Any]]) -> None:
             del place[name]
         else:
             place[name] = former
+    for place, values in before:  # in the order in which it was: that of a state dict, too
+        if list(place) != list(values) and place.keys() == values.keys():
+            here = {name: place[name] for name in values}
+            place.clear()
+            place.update(here)

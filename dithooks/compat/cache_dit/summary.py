@@ -26,7 +26,7 @@ class CacheStats:
         cfg_accumulated_cached_steps: of the second.
         accumulated_executed_steps: steps of the run.
         accumulated_transformer_executed_steps: calls in it.
-        cache_options: ``cache_config``, ``calibrator_config`` and ``params_modifiers``, as they were given.
+        cache_options: ``cache_config`` and ``calibrator_config``, as they hold for the list.
         branches: the same for each call of a step, however many there are.
     """
 
@@ -57,13 +57,10 @@ def summary(pipe_or_adapter: object, details: bool = False, logging: bool = True
     found: list[CacheStats] = []
     for handle in enabled(pipe_or_adapter):
         branches = steps_of(handle.decisions)
-        options = {
-            "cache_config": handle.settings.cache_config,
-            "calibrator_config": handle.settings.calibrator_config,
-            "params_modifiers": list(handle.settings.modifiers),
-        }
-        for path in dict.fromkeys(each.range for each in branches):
-            found.append(_stats([each for each in branches if each.range == path], options))
+        for path, number in handle.lists(pipe_or_adapter).items():
+            options = dict(zip(("cache_config", "calibrator_config"), handle.settings.of(number), strict=True))
+            if own := [each for each in branches if each.range == path]:
+                found.append(_stats(own, options))
     if logging:
         print(_text(found, type(pipe_or_adapter).__name__, details))
     return found or [CacheStats()]

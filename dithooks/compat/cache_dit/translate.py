@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ...config import DitCacheConfig
-from ...policy.base import Policy, check_choice, check_count, check_number
-from ...policy.interval import Interval
+from ...policy.base import Decision, Policy, Schedule, Track, check_choice, check_count, check_number
 from ...policy.mask import Mask
 from ...policy.threshold import Threshold
 from ...predictor import Predictor, Reuse, Taylor
@@ -19,6 +19,23 @@ from .configs import BasicCacheConfig, CacheType, CalibratorConfig, caching_type
 from .masks import named_mask
 
 ALWAYS = 1e30  # there a threshold of 1 or more is met by every change; here it would be compared with it
+
+
+@dataclass(frozen=True)
+class Never(Policy):
+    """Compute every step.
+
+    Args:
+        because: of what setting.
+    """
+
+    because: str
+
+    def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
+        return Decision(False, "off")
+
+    def keeps(self, step: int, anchors: int) -> bool:
+        return False
 
 
 def translate(
@@ -29,7 +46,7 @@ def translate(
     ============================================  ==================================================================
     ``Fn_compute_blocks``                         ``cache_block_start``
     ``Bn_compute_blocks``                         ``compute_last``
-    ``residual_diff_threshold`` and limits        :class:`Threshold`; one that admits no reuse: ``Interval(0, 1)``
+    ``residual_diff_threshold`` and limits        :class:`Threshold`; one that admits no reuse: :class:`Never`
     ``steps_computation_mask``, ``"static"``      :class:`Mask`, which no threshold and no limit changes
     ``steps_computation_mask``, ``"dynamic"``     :class:`Mask` with that :class:`Threshold`; the mask is the warm-up
     ``force_refresh_step_hint``                   a computed step; what came before it still counts for the limits
@@ -61,6 +78,11 @@ def translate(
     if not isinstance(cache_config, BasicCacheConfig):
         raise TypeError(f"cache_config must be a DBCacheConfig of {__package__}, not {cache_config!r}")
     given = filled(cache_config)
+    if given["num_inference_steps"] is not None:
+        check_count("num_inference_steps", given["num_inference_steps"], 1)
+    for name in ("enable_separate_cfg", "cfg_compute_first"):
+        if given[name] not in (None, True, False):
+            raise TypeError(f"{name} must be True or False, not {given[name]!r}")
     if caching_type(given["cache_type"]) is CacheType.NONE:
         return None
     return DitCacheConfig(
@@ -74,14 +96,14 @@ def translate(
 def _when(given: Mapping[str, Any]) -> Policy:
     policy = check_choice("steps_computation_policy", given["steps_computation_policy"], ("dynamic", "static"))
     if given["steps_computation_mask"] is None:
-        return _threshold(given) or Interval(0, 1)
+        return _threshold(given)
     bits = named_mask(given["steps_computation_mask"], given["num_inference_steps"])
     threshold = None
     if policy == "dynamic":
         # Its leading ones limit the warm-up, so that all of it is in the mask already.
         threshold = _threshold({**given, "max_warmup_steps": 0, "warmup_interval": 1})
-        if threshold is None:
-            return Interval(0, 1)
+        if isinstance(threshold, Never):
+            return threshold
         bits[0] = 1  # whatever it says: there is nothing to reuse yet
     elif (forced := _forced(given)) is not None:
         last = forced + 1 if given["force_refresh_step_policy"] == "once" else len(bits)
@@ -92,8 +114,8 @@ def _when(given: Mapping[str, Any]) -> Policy:
         raise ValueError(f"steps_computation_mask: {error}") from None
 
 
-def _threshold(given: Mapping[str, Any]) -> Threshold | None:
-    """``None``: a limit leaves no step to be reused."""
+def _threshold(given: Mapping[str, Any]) -> Threshold | Never:
+    """:class:`Never`, where a limit leaves no step to be reused."""
     limit, total = given["residual_diff_threshold"], given["max_accumulated_residual_diff_threshold"]
     if isinstance(limit, Tensor):
         if limit.numel() != 1:
@@ -111,8 +133,11 @@ def _threshold(given: Mapping[str, Any]) -> Threshold | None:
     forced = _forced(given)
     warm = check_count("max_warmup_steps", given["max_warmup_steps"], 0)
     every = check_count("warmup_interval", given["warmup_interval"], 1)
-    if limit <= 0 or most == 0 or row == 0:
-        return None
+    for name, value in (("residual_diff_threshold", limit), ("max_cached_steps", most)):
+        if value is not None and value <= 0:
+            return Never(f"{name}={value:g}")
+    if row == 0:
+        return Never("max_continuous_cached_steps=0")
     return Threshold(
         limit if limit < 1 else ALWAYS,
         max_warmup_steps=warm,
