@@ -104,11 +104,9 @@ class Enabled(CacheHandle):
         return None if len(found) == len(self.lists()) else found
 
     def remove(self) -> None:
-        try:
-            super().remove()
-        finally:
-            restore, self._restore = self._restore, lambda: None
-            restore()
+        self._restore()  # first: interrupted, this is found again by its hooks
+        super().remove()
+        self._restore = lambda: None
 
     def patches_as(self, adapter: BlockAdapter) -> bool:
         """Whether an adapter's functor would rewrite what was rewritten, in the same way."""
