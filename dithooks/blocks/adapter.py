@@ -80,17 +80,17 @@ class BlockAdapter:
             raise ValueError("BlockAdapter(auto=False) looks for nothing: give blocks, or auto=True")
         if isinstance(self.transformer, str) and self.pipe is None:
             raise ValueError(f"transformer={self.transformer!r} is a name, but there is no pipe that has it")
-        if self.blocks is not None and not list(_flat(self.blocks)):
+        if self.blocks is not None and not list(flat(self.blocks)):
             raise ValueError("blocks is an empty list: name at least one nn.ModuleList, or leave it out")
         object.__setattr__(self, "forward_pattern", _each(self.forward_pattern, _pattern))
         for name, kind in (("patch_functor", PatchFunctor), ("params", DitCacheConfig)):
-            for item in _flat(getattr(self, name)):
+            for item in flat(getattr(self, name)):
                 if item is not None and not isinstance(item, kind):
                     raise TypeError(f"{name}: {item!r} ({type(item).__name__}) is not a {kind.__name__}")
-        for item in _flat(self.has_separate_cfg):
+        for item in flat(self.has_separate_cfg):
             if item is not None and not isinstance(item, bool):
                 raise TypeError(f"has_separate_cfg: {item!r} is neither True, False nor None")
-        for item in _flat(self.expected):
+        for item in flat(self.expected):
             if item is not None and not isinstance(item, Expected):
                 raise TypeError(f"expected: {item!r} ({type(item).__name__}) is not an Expected")
 
@@ -99,7 +99,7 @@ class BlockAdapter:
         """The pipeline, else the transformer, or a stand-in for a pipeline of several."""
         if self.pipe is not None:
             return self.pipe
-        several = list(_flat(self.transformer))
+        several = list(flat(self.transformer))
         return several[0] if len(several) == 1 else SimpleNamespace(**_numbered(several))
 
     def chains(self) -> list[tuple[Chain, DitCacheConfig | None]]:
@@ -117,7 +117,7 @@ class BlockAdapter:
                 raise ValueError(f"transformer={self._named()} is not among those that have lists of blocks")
             lanes = [lane for chain in found for lane in chain.lanes]
         else:
-            lanes = [resolve(target, item) for item in _flat(self.blocks)]
+            lanes = [resolve(target, item) for item in flat(self.blocks)]
             found = group(target, lanes)
             strange = [chain.name for chain in found if not self._wanted(chain)]
             if strange:
@@ -147,17 +147,17 @@ class BlockAdapter:
         if self.pipe is None or self.transformer is None:
             return
         modules = modules_of(self.pipe)
-        for item in _flat(self.transformer):
+        for item in flat(self.transformer):
             there = item in modules if isinstance(item, str) else path_of(self.pipe, item) is not None
             if not there:
                 name = repr(item) if isinstance(item, str) else type(item).__name__
                 raise ValueError(f"{type(self.pipe).__name__} has no transformer {name}; it has {sorted(modules)}")
 
     def _named(self) -> str:
-        return str([item if isinstance(item, str) else type(item).__name__ for item in _flat(self.transformer)])
+        return str([item if isinstance(item, str) else type(item).__name__ for item in flat(self.transformer)])
 
     def _wanted(self, chain: Chain) -> bool:
-        wanted = list(_flat(self.transformer))
+        wanted = list(flat(self.transformer))
         inside = set(chain.owner.modules())
         return self.transformer is None or any(
             chain.path.split(".")[0] == item
@@ -276,11 +276,11 @@ def _pattern_for(name: str, hints: Iterable[str]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def _flat(value: Any) -> Iterable[Any]:
+def flat(value: Any) -> Iterable[Any]:
     """Entries of sequences within sequences; a list of blocks is an entry."""
     if isinstance(value, Sequence) and not isinstance(value, (str, nn.ModuleList)):
         for item in value:
-            yield from _flat(item)
+            yield from flat(item)
     else:
         yield value
 
@@ -306,7 +306,7 @@ def _spread(name: str, value: Any, over: Sequence[Any]) -> list[Any]:
     """One entry for each list or transformer, from one for all or one for each."""
     if not isinstance(value, Sequence):
         return [value] * len(over)
-    entries = list(_flat(value))
+    entries = list(flat(value))
     if len(entries) != len(over):
         paths = [item.path for item in over]
         raise ValueError(f"{name} has {len(entries)} entries, but there are {len(over)}: {paths}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from torch import nn
 
 from ...blocks.adapter import BlockAdapter as Adapter
 from ...blocks.adapter import BlockAdapterRegistry as Registry
+from ...blocks.adapter import flat
 from ...blocks.ports import PatchFunctor as Reader
 from ...blocks.target import walk
 from .configs import check_fields
@@ -211,12 +212,3 @@ def adapter_of(pipe_or_adapter: object) -> BlockAdapter:
     if isinstance(pipe_or_adapter, nn.Module):
         return BlockAdapter(transformer=pipe_or_adapter, auto=True)
     return BlockAdapter(pipe=pipe_or_adapter, auto=True)
-
-
-def flat(value: Any) -> Iterator[Any]:
-    """Entries of sequences within sequences; a list of blocks is an entry."""
-    if isinstance(value, Sequence) and not isinstance(value, (str, nn.ModuleList)):
-        for item in value:
-            yield from flat(item)
-    else:
-        yield value

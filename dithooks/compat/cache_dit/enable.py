@@ -16,11 +16,10 @@ from ...handle import CacheHandle, handles_of
 from .adapters import BlockAdapter, adapter_of
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, DBCacheConfig, check_names
 from .functors import PatchFunctor, patched
-from .modifiers import FLAT, ParamsModifier, applied, from_keywords, merged
+from .modifiers import FLAT, ParamsModifier, applied, from_keywords, merged, without_others
 from .translate import translate
 
 Target = TypeVar("Target")
-ELSEWHERE = ("parallelism_config", "attention_backend", "quantize_config")
 KNOWN = ("cache_config", "calibrator_config", "params_modifiers", *FLAT)
 
 
@@ -161,12 +160,7 @@ def enable_cache(
         [2]
         >>> disable_cache(model)
     """
-    for name in ELSEWHERE:
-        if keywords.pop(name, None) is not None:
-            raise ValueError(
-                f"{name}: caching is all this library does; leave it out, and set it up before, with what diffusers "
-                "or PyTorch have for it"
-            )
+    keywords = without_others(keywords)
     settings = Settings(DBCacheConfig()).changed(_given(cache_config, calibrator_config, keywords, "enable_cache"))
     adapter = adapter_of(pipe_or_adapter)
     modifiers = adapter.modifiers(params_modifiers, over=adapter is not pipe_or_adapter)

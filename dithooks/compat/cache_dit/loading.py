@@ -11,11 +11,10 @@ from typing import Any, Literal, overload
 
 from .configs import CalibratorConfig, DBCacheConfig, check_names
 from .masks import named_mask
-from .modifiers import from_keywords
+from .modifiers import from_keywords, without_others
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 SECTION = "cache_config"
-OTHERS = ("parallelism_config", "attention_backend", "quantize_config")  # what cache-dit sets up besides
 
 
 @overload
@@ -106,12 +105,7 @@ def _read(path: Path) -> Any:
 def _configs(data: Any, reset: bool) -> tuple[DBCacheConfig, CalibratorConfig | None]:
     if not isinstance(data, Mapping):
         raise TypeError(f"a mapping with the section {SECTION} is expected, not {data!r}")
-    if others := [name for name in OTHERS if data.get(name) is not None]:
-        raise ValueError(
-            f"{' and '.join(others)}: caching is all this library does; leave it out, and set it up apart, with "
-            "diffusers or cache-dit's own tools"
-        )
-    entries = {name: value for name, value in data.items() if name not in OTHERS}
+    entries = without_others(data)
     sections = [name for name, value in entries.items() if isinstance(value, Mapping)]
     check_names("a configuration", sections, (SECTION,), "section")
     if SECTION in entries:

@@ -25,8 +25,23 @@ FORECAST = {
     "taylorseer_cache_type": "calibrator_cache_type",
     "taylorseer_order": "taylorseer_order",
 }
+ELSEWHERE = ("parallelism_config", "attention_backend", "quantize_config")  # what cache-dit sets up besides
 ABSENT = ("enable_dmd", "enable_encoder_dmd", "enable_foca", "enable_encoder_foca")
 FLAT = (*(each.name for each in dataclasses.fields(BasicCacheConfig)), *FORECAST)
+
+
+def without_others(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of keywords when those that are not about caching are taken away.
+
+    Raises:
+        ValueError: one of these is given.
+    """
+    if others := [name for name in ELSEWHERE if given.get(name) is not None]:
+        raise ValueError(
+            f"{' and '.join(others)}: caching is all this library does; leave it out, and set it up before, with what "
+            "diffusers or PyTorch have for it"
+        )
+    return {name: value for name, value in given.items() if name not in ELSEWHERE}
 
 
 def from_keywords(keywords: Mapping[str, Any], owner: str) -> tuple[dict[str, Any], TaylorSeerCalibratorConfig | None]:
