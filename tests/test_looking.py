@@ -324,9 +324,8 @@ class TestSaid:
         with dit_cache(pipe, DitCacheConfig(policy=Threshold(0.1))):
             pipe(latents())
         (message,) = self.said(recwarn)
-        assert (
-            "nothing will be reused in a run of 8 steps: warm-up: 8 (Threshold(residual_diff_threshold=0.1))" in message
-        )
+        why = "warm-up: 8, max_warmup_steps is 8 (Threshold(residual_diff_threshold=0.1))"
+        assert f"nothing will be reused in a run of 8 steps: {why}" in message
 
     def test_a_target_out_of_reach(self):
         pipe, x = Pipe(Net()), latents()
