@@ -1,8 +1,9 @@
 """Faster sampling with diffusion transformers, without training: skip what hardly changes from step to step."""
 
-from .blocks.adapter import BlockAdapter, BlockAdapterRegistry
+from .blocks.adapter import BlockAdapter
 from .blocks.pattern import ForwardPattern
 from .blocks.ports import PatchFunctor
+from .blocks.registry import BlockAdapterRegistry
 from .cache_plan import CachePlan
 from .config import DitCacheConfig
 from .handle import CacheHandle, dit_cache

@@ -11,9 +11,10 @@ from torch import nn
 
 from .assign import assign
 from .attachment import Attachment, check, prepare
-from .blocks.adapter import BlockAdapter, chains_of
+from .blocks.adapter import BlockAdapter
 from .blocks.chain import Chain, fingerprint
 from .blocks.find import Blocks
+from .blocks.registry import chains_of
 from .blocks.target import modules_of
 from .cache_plan import CachePlan
 from .config import DitCacheConfig

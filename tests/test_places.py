@@ -8,9 +8,9 @@ from torch import nn
 from toys import Net, Pipe, latents, loop, prompt
 
 from dithooks import timestep_scope
-from dithooks.blocks.adapter import chains_of
 from dithooks.blocks.bridge import build as rebuild
 from dithooks.blocks.observe import Observation, spots_of
+from dithooks.blocks.registry import chains_of
 from dithooks.blocks.trunk import find_trunk
 from dithooks.blocks.wiring import resolve
 from dithooks.search.places import Point, points_of

@@ -14,8 +14,8 @@ from test_parts import kinds
 from toys import Net
 
 from dithooks import CachePlan, DitCacheConfig, Fitted, dit_cache
-from dithooks.blocks.adapter import chains_of
 from dithooks.blocks.chain import fingerprint
+from dithooks.blocks.registry import chains_of
 from dithooks.piece import Piece
 from dithooks.provenance import Made, Provenance
 

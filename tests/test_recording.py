@@ -11,7 +11,7 @@ from torch import nn
 from toys import Ladder, Net, Pipe, Single, latents, loop, prompt
 
 from dithooks import BlockAdapter, timestep_scope
-from dithooks.blocks.adapter import chains_of
+from dithooks.blocks.registry import chains_of
 from dithooks.search.record import record
 
 STEPS = 5

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..blocks.adapter import chains_of
 from ..blocks.find import Blocks
+from ..blocks.registry import chains_of
 from .classes import Subject, TargetError
 from .survey import NothingSeen, Survey, survey
 from .words import allowed_of, places, ranges_of, reasons, said

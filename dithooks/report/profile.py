@@ -10,8 +10,9 @@ import numpy as np
 
 from ..assign import assign
 from ..attachment import check, prepare
-from ..blocks.adapter import BlockAdapter, chains_of
+from ..blocks.adapter import BlockAdapter
 from ..blocks.find import Blocks
+from ..blocks.registry import chains_of
 from ..config import DitCacheConfig
 from ..handle import scheduler_of
 from ..policy.threshold import Threshold

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..blocks.adapter import BlockAdapter, chains_of
+from ..blocks.adapter import BlockAdapter
 from ..blocks.bridge import text
 from ..blocks.carry import WiringError, ports_of
 from ..blocks.chain import Chain
@@ -17,6 +17,7 @@ from ..blocks.find import Blocks, owners_of
 from ..blocks.observe import Observation, Seen, spots_of
 from ..blocks.pattern import pattern_of
 from ..blocks.ports import Ports, show
+from ..blocks.registry import chains_of
 from ..blocks.trunk import Trunk, find_trunk, followed
 from ..blocks.wiring import gap
 from ..config import DitCacheConfig

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from typing import Any
 
 from ..attachment import check, compiled_of
-from ..blocks.adapter import BlockAdapter, chains_of
+from ..blocks.adapter import BlockAdapter
 from ..blocks.chain import fingerprint
 from ..blocks.find import Blocks
+from ..blocks.registry import chains_of
 from ..config import DitCacheConfig
 from ..handle import scheduler_of
 from ..policy.base import check_count, check_number

@@ -14,9 +14,10 @@ from typing import Any
 from torch import nn
 
 from ..attachment import compiled_of
-from ..blocks.adapter import BlockAdapter, chains_of
+from ..blocks.adapter import BlockAdapter
 from ..blocks.chain import fingerprint
 from ..blocks.find import Blocks
+from ..blocks.registry import chains_of
 from .driver import Driver, Limits
 from .inputs import same_inputs
 from .journal import Journal

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ...blocks.adapter import BlockAdapter as Adapter
-from ...blocks.adapter import BlockAdapterRegistry as Registry
 from ...blocks.adapter import flat
 from ...blocks.ports import PatchFunctor as Reader
+from ...blocks.registry import BlockAdapterRegistry as Registry
 from ...blocks.target import walk
 from .configs import check_fields
 from .functors import PatchFunctor

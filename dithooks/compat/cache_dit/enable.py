@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ...blocks.adapter import BlockAdapter as Adapter
-from ...blocks.adapter import chains_of
 from ...blocks.chain import Chain, Expected
+from ...blocks.registry import chains_of
 from ...config import DitCacheConfig
 from ...handle import CacheHandle, handles_of
 from .adapters import BlockAdapter, adapter_of
