@@ -82,6 +82,9 @@ class StepClock:
         if own is not None and (first is None or own.epoch is not first.epoch or own.step < first.step):
             stood.missed = stood.missed or telling.follows  # a run has begun, and nothing was told of it
             first, telling.run = own, object() if own.epoch is None else own.epoch
+        if stood.calls and not arguments and stood.times < telling.times:
+            telling.run = object()  # blocks are driven, told the same step anew: rather another run than another branch
+        stood.times = telling.times
         stood.calls = stood.calls + 1 if own is None or own.step == stood.last else 1
         stood.missed = stood.missed or stood.calls > HELD
         stood.first, stood.last = first, None if own is None else own.step

@@ -46,7 +46,8 @@ class Telling:
         owner: who told it; a task or thread that has only inherited it is told nothing.
         run: stays the same from one step to the next, and is another one when another run is told.
         follows: the step before it was told as well; else it may be told for a whole run.
-        at: when.
+        at: when, the last time of
+        times: so many.
         stood: what each clock has seen since.
     """
 
@@ -55,6 +56,7 @@ class Telling:
     run: object
     follows: bool = False
     at: int = field(default_factory=time.monotonic_ns)
+    times: int = 1
     stood: weakref.WeakKeyDictionary[Any, Stood] = field(default_factory=weakref.WeakKeyDictionary)
 
 
@@ -66,13 +68,15 @@ class Stood:
         missed: that it is not for this clock's runs.
         first: what the clock said by itself then, and
         last: its step at the last call, of
-        calls: so many at that.
+        calls: so many at that;
+        times: that it had been told by then.
     """
 
     missed: bool = False
     first: Any = None
     last: int | None = None
     calls: int = 0
+    times: int = 0
 
 
 _scope: ContextVar[Scope | None] = ContextVar("dithooks.scope", default=None)
@@ -176,7 +180,7 @@ def tell_step(step: int | None) -> None:
         return
     index, before = _index("step", step), current_telling()
     if before is not None and index == before.step:  # once more, between two calls or blocks
-        before.at = time.monotonic_ns()
+        before.at, before.times = time.monotonic_ns(), before.times + 1
         return
     follows = before is not None and index == before.step + 1
     run = before.run if before is not None and follows else object()

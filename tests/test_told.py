@@ -189,27 +189,33 @@ def test_told_inside_of_the_call_it_is_too_late():
         assert cache.stats.calls == 3
 
 
-def test_a_run_that_is_broken_off_before_its_second_step_leaves_nothing_to_the_next():
+@pytest.mark.parametrize("stop", [(step, block) for step in range(3) for block in range(6)])
+def test_a_run_that_is_broken_off_leaves_nothing_to_the_next(stop):
+    """A loop over the blocks alone, told each step; it ends after so many blocks of a step."""
     net, config = Net(), DitCacheConfig(0, 2, 1, 3)
 
     def drive(x, stop=None):
         outs = []
         for step in range(4):
             tell_step(step)
-            if step == stop:
-                return outs
             h = net.embed(x)
             temb = net.time(torch.tensor([[1 - step / 4]])).expand(len(x), -1)
-            for block in net.blocks:
+            for number, block in enumerate(net.blocks):
+                if (step, number) == stop:
+                    return outs
                 h = block(h, temb)
+            if (step, len(net.blocks)) == stop:
+                return outs
             outs.append(h)
         return outs
 
     x = latents(), latents()
-    with dit_cache(net, config, blocks="blocks"):
+    with dit_cache(net, config, blocks="blocks") as cache:
         alone = drive(x[1])
+        assert cache.stats.reused_calls == 2
+    tell_step(None)
     with dit_cache(net, config, blocks="blocks"):
-        drive(x[0], stop=1)
+        drive(x[0], stop)
         after = drive(x[1])
     assert all(torch.equal(one, other) for one, other in zip(alone, after, strict=True))
 
