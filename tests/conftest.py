@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from dithooks.scope import tell_step
+
 
 @pytest.fixture(autouse=True)
 def _same_noise_everywhere():
@@ -13,3 +15,10 @@ def _same_noise_everywhere():
 def _no_gradients():
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(autouse=True)
+def untold():
+    """No step that one test has told is left to the next."""
+    yield
+    tell_step(None)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pipelines import flow, flux, noise, prompts, qwen_image, wan
 from torch import nn
+from traces import attributes
 
 import dithooks
 import dithooks.compat.cache_dit as cache_dit
@@ -78,14 +79,6 @@ def close(fn=1, warm_up=2, threshold=0.9, predictor=None, **limits):
     forecast = {} if predictor is None else {"predictor": predictor}
     policy = Threshold(threshold, max_warmup_steps=warm_up, **limits)
     return DitCacheConfig(cache_block_start=fn, policy=policy, **forecast)
-
-
-def attributes(model):
-    return [
-        (name, key, [*value.items()] if isinstance(value, dict) else id(value))
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-    ]
 
 
 def reused(target):

@@ -1,11 +1,11 @@
 """Ctrl-C at any line of enabling, refreshing and disabling: to disable once more leaves nothing."""
 
 import contextlib
-import sys
 
 import pytest
 import torch
 from toys import Net
+from traces import attributes, interrupted
 
 import dithooks
 from dithooks import BlockAdapterRegistry as Registry
@@ -28,42 +28,11 @@ class Rewrites(cache_dit.PatchFunctor):
         return transformer
 
 
-def interrupted(action, after):
-    """Do something, and raise KeyboardInterrupt after so many lines of ours. Returns whether it came to its end."""
-    count = after
-
-    def trace(frame, event, arg):
-        nonlocal count
-        if not frame.f_code.co_filename.endswith(OURS):
-            return None
-        if event == "line":
-            count -= 1
-            if count == 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        action()
-        return True
-    except KeyboardInterrupt:
-        return False
-    finally:
-        sys.settrace(None)
-
-
-def state_of(net):
-    places = [vars(module) for module in net.modules()]
-    places += [value for place in places for value in place.values() if isinstance(value, dict)]
-    return [(list(place), [id(value) for value in place.values()]) for place in places]
-
-
 @pytest.mark.parametrize("functor", [None, Rewrites()], ids=["plain", "functor"])
 @pytest.mark.parametrize("action", ["enable", "refresh", "disable"])
 def test_interrupted_at_any_line(action, functor):
     net = Net()
-    before, adapter = state_of(net), cache_dit.BlockAdapter(transformer=net, auto=True, patch_functor=functor)
+    before, adapter = attributes(net), cache_dit.BlockAdapter(transformer=net, auto=True, patch_functor=functor)
     actions = {
         "enable": lambda: cache_dit.enable_cache(adapter, **SETTINGS),
         "refresh": lambda: cache_dit.refresh_context(net, max_warmup_steps=3),
@@ -72,9 +41,9 @@ def test_interrupted_at_any_line(action, functor):
     for line in range(1, 6000, 19):
         if action != "enable":
             cache_dit.enable_cache(adapter, **SETTINGS)
-        done = interrupted(actions[action], line)
+        done = interrupted(actions[action], line, OURS)
         cache_dit.disable_cache(net)
-        assert state_of(net) == before, f"line {line}"
+        assert attributes(net) == before, f"line {line}"
         if done:
             break
     assert done

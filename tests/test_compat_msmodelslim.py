@@ -11,85 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from opensora import BLOCKS, STEPS, OpenSoraPipeline, run_pipeline_and_save_videos, searching
 from torch import nn
 
 import dithooks
 from dithooks import CachePlan
 from dithooks.compat.msmodelslim import DitCacheAdaptor, DitCacheConfig, DitCacheSearchConfig
-from dithooks.scope import tell_step
-
-NAMES = ("cache_step_start", "cache_step_interval", "cache_block_start", "cache_num_blocks")
-STEPS, BLOCKS = 12, 6
-
-
-@pytest.fixture(autouse=True)
-def untold():
-    yield
-    tell_step(None)
-
-
-class Block(nn.Module):
-    """Called as Open-Sora-Plan's: everything by keyword but the stream, or the streams in a tuple."""
-
-    def __init__(self, streams):
-        super().__init__()
-        self.image, self.text, self.streams = nn.Linear(4, 4), nn.Linear(4, 4), streams
-
-    def forward(self, hidden_states, attention_mask=None, timestep=None, frame=1, height=2, width=2):
-        shift = timestep / 500
-        if self.streams == 1:
-            return hidden_states + 0.3 * torch.tanh(self.image(hidden_states) + shift)
-        image, text = hidden_states
-        image = image + 0.3 * torch.tanh(self.image(image) + text.mean() + shift)
-        return image, text + 0.1 * torch.tanh(self.text(text) + shift)
-
-
-class Transformer(nn.Module):
-    def __init__(self, streams):
-        super().__init__()
-        self.transformer_blocks = nn.ModuleList(Block(streams) for _ in range(BLOCKS))
-
-    def forward(self, latents, timestep):
-        states = latents if len(latents) == 1 else latents.clone()
-        states = states if self.transformer_blocks[0].streams == 1 else (states, states[:, :1] * 0.5)
-        for block in self.transformer_blocks:
-            states = block.forward(states, attention_mask=None, timestep=timestep)
-        return states if isinstance(states, torch.Tensor) else states[0] + states[1]
-
-
-class Scheduler:
-    timesteps, step_index = None, None
-
-    def set_timesteps(self, steps):
-        self.timesteps, self.step_index = torch.linspace(1000, 1000 / steps, steps), None
-
-
-class OpenSoraPipeline:
-    """A video of eight frames, 4×4, from a scheduler's loop; ``tells`` the adaptor each step."""
-
-    def __init__(self, streams=1, tells=False):
-        torch.manual_seed(0)
-        self.transformer, self.scheduler, self.tells = Transformer(streams), Scheduler(), tells
-
-    @torch.no_grad()
-    def __call__(self, prompt, num_inference_steps=STEPS):
-        latents = torch.randn(1, 96, 4, generator=torch.Generator().manual_seed(len(prompt)))
-        self.scheduler.set_timesteps(num_inference_steps)
-        for step_id, t in enumerate(self.scheduler.timesteps):
-            if self.tells:
-                DitCacheAdaptor.set_timestep_idx(step_id)
-            latents = latents - 0.1 * self.transformer(latents, timestep=t)
-            self.scheduler.step_index = step_id + 1
-        frames = latents.reshape(8, 4, 4, 3).sub(latents.min()).mul(20).clamp(0, 255)
-        return SimpleNamespace(images=[frames.byte().numpy()])
-
-
-def run_pipeline_and_save_videos(pipeline):
-    return pipeline("a dog running on the beach").images
-
-
-def searching(**given):
-    return DitCacheSearchConfig(**{"cache_ratio": 1.4, "num_sampling_steps": STEPS, **given})
 
 
 class TestDocumented:
@@ -238,153 +165,6 @@ class TestSearch:
         assert adaptor.handle.stats.reused_calls == 6
 
 
-class TestErrors:
-    @pytest.mark.parametrize("config", [{}, {"cache_ratio": 1.3}, DitCacheConfig(1, 2, 0, 1), 1.3])
-    def test_a_config_of_another_type(self, config):
-        with pytest.raises(ValueError, match="config must be a DitCacheSearchConfig, not"):
-            DitCacheAdaptor(OpenSoraPipeline(), config)
-
-    @pytest.mark.parametrize(
-        ("path", "message"),
-        [
-            ("", "must be a path such as"),
-            (None, "must be a path such as"),
-            ("transformer..blocks", "not a dotted path"),
-            ("transformer.transformer blocks", "not a dotted path"),
-            ("transformer.blocks", "transformer has no 'blocks'; it has .'empty', 'transformer_blocks'"),
-            ("dit.blocks", "has no 'dit'"),
-            ("transformer", "leads to a Transformer, not to an nn.ModuleList"),
-            ("transformer.empty", "empty nn.ModuleList"),
-        ],
-    )
-    def test_a_path_that_leads_to_no_blocks(self, path, message):
-        pipeline = OpenSoraPipeline()
-        pipeline.transformer.empty = nn.ModuleList()
-        with pytest.raises(ValueError, match=message):
-            DitCacheAdaptor(pipeline, dit_block_path=path)
-
-    def test_another_number_of_blocks(self):
-        with pytest.raises(ValueError, match=r"dit_block_num=5, but transformer\.transformer_blocks has 6"):
-            DitCacheAdaptor(OpenSoraPipeline(), searching(dit_block_num=5))
-
-    def test_no_timestep_set(self):
-        class Timeless(OpenSoraPipeline):
-            @torch.no_grad()
-            def __call__(self, prompt):
-                h = torch.zeros(1, 4, 4)
-                for block in self.transformer.transformer_blocks:
-                    h = block.forward(h, timestep=0.5)
-                return h
-
-        pipeline = Timeless()
-        pipeline.scheduler = None
-        adaptor = DitCacheAdaptor(pipeline)
-        adaptor.update_cache_config(1, 4, 2, 3)
-        with pytest.raises(ValueError, match="which sampling step is this"):
-            pipeline("a cat")
-        DitCacheAdaptor.set_timestep_idx(0)
-        pipeline("a cat")
-
-    @pytest.mark.parametrize("step", [-1, 1.5, "1", None, True])
-    def test_a_timestep_that_is_none(self, step):
-        with pytest.raises(ValueError, match="step"):
-            DitCacheAdaptor.set_timestep_idx(step)
-
-    def test_a_search_without_a_config(self):
-        with pytest.raises(ValueError, match="search needs to know what is wanted"):
-            DitCacheAdaptor(OpenSoraPipeline()).search(run_pipeline_and_save_videos)
-
-    @pytest.mark.parametrize(
-        ("run", "given", "message"),
-        [
-            ("videos", {}, "must be a function"),
-            (lambda pipe: pipe("a").images * 2, {}, "list of 1 videos, not 2"),
-            (lambda pipe: pipe("a").images, {"prompts_num": 3}, "list of 3 videos, not 1"),
-            (lambda pipe: pipe("a").images[0], {}, "list of 1 videos, not ndarray"),
-            (run_pipeline_and_save_videos, {"prompts_num": 0}, "prompts_num=0"),
-            (run_pipeline_and_save_videos, {"prompts_num": 1.0}, "prompts_num must be an int"),
-            (run_pipeline_and_save_videos, {"plan": "best"}, "there are 'interval' and 'free'"),
-            (lambda pipe: pipe("a", STEPS - 2).images, {}, "num_inference_steps=12, but run made 10 steps"),
-        ],
-    )
-    def test_a_run_that_is_none(self, run, given, message):
-        with pytest.raises(ValueError, match=message):
-            DitCacheAdaptor(OpenSoraPipeline(), searching()).search(run, **given)
-
-    def test_videos_of_other_shapes(self):
-        calls = []
-
-        def run(pipe):
-            calls.append(0)
-            return [pipe("a").images[0][len(calls) - 1 :]]
-
-        with pytest.raises(ValueError, match=r"shape \(7, 4, 4, 3\) with the cache and \(8, 4, 4, 3\) without"):
-            DitCacheAdaptor(OpenSoraPipeline(), searching()).search(run)
-
-    def test_a_ratio_out_of_reach(self):
-        with pytest.raises(ValueError, match="cache_ratio=50 cannot be reached in 12 steps: the most is 12"):
-            DitCacheAdaptor(OpenSoraPipeline(), searching(cache_ratio=50)).search(run_pipeline_and_save_videos)
-
-    @pytest.mark.parametrize(
-        ("given", "message"),
-        [
-            ({"cache_ratio": 1}, "above 1"),
-            ({"cache_ratio": "fast"}, "above 1"),
-            ({"cache_ratio": True}, "above 1"),
-            ({"num_sampling_steps": None}, "num_sampling_steps must be given"),
-            ({"num_sampling_steps": 0}, "num_sampling_steps=0"),
-            ({"num_sampling_steps": 2.5}, "num_sampling_steps must be an int"),
-            ({"cache_step_interval": 1}, "cache_step_interval=1"),
-            ({"num_hidden_states": 0}, "num_hidden_states=0"),
-            ({"dit_block_num": 0}, "dit_block_num=0"),
-            ({"dit_block_num": "6"}, "dit_block_num must be an int"),
-        ],
-    )
-    def test_search_configs(self, given, message):
-        with pytest.raises(ValueError, match=message):
-            searching(**given)
-
-    @pytest.mark.parametrize("name", NAMES)
-    @pytest.mark.parametrize("value", [-1, 1.5, None, "2"])
-    def test_configs(self, name, value, tmp_path):
-        good = dict(zip(NAMES, (2, 3, 1, 4), strict=True))
-        with pytest.raises(ValueError, match=name):
-            DitCacheConfig(**{**good, name: value})
-        path = tmp_path / "cache.json"
-        path.write_text(json.dumps({**good, name: value}))
-        with pytest.raises(ValueError, match=rf"cache\.json is not a DitCacheConfig: {name}"):
-            DitCacheConfig.load(path)
-        pipeline = OpenSoraPipeline()
-        adaptor = DitCacheAdaptor(pipeline)
-        adaptor.update_cache_config(**good)
-        with pytest.raises(ValueError, match=name):
-            adaptor.update_cache_config(**{**good, name: value})
-        assert adaptor.dit_cache_config == DitCacheConfig(**good)
-
-    def test_one_is_missing(self):
-        with pytest.raises(ValueError, match="cache_num_blocks"):
-            DitCacheConfig(cache_step_start=1, cache_step_interval=2, cache_block_start=0)
-
-    @pytest.mark.parametrize("text", ["", "[1, 2]", '{"cache_steps": 1}', "3"])
-    def test_files_with_something_else(self, text, tmp_path):
-        path = tmp_path / "cache.json"
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"cache\.json is not a DitCacheConfig"):
-            DitCacheConfig.load(path)
-
-    def test_a_range_past_the_end_leaves_what_was_in_force(self):
-        adaptor = DitCacheAdaptor(OpenSoraPipeline())
-        for wrong in (lambda: adaptor.update_cache_config(4, 3, 2, 2), lambda: setattr(adaptor, "dit_cache_config", 3)):
-            with pytest.raises(ValueError, match=r"reach past the end|must be a DitCacheConfig"):
-                wrong()
-            assert adaptor.dit_cache_config is None
-            assert adaptor.handle is None
-        adaptor.update_cache_config(1, 3, 2, 2)
-        with pytest.raises(ValueError, match="reach past the end"):
-            adaptor.update_cache_config(4, 3, 2, 2)
-        assert adaptor.dit_cache_config == DitCacheConfig(2, 2, 1, 3)
-
-
 class TestTraces:
     def test_remove_leaves_none(self):
         pipeline = OpenSoraPipeline(tells=True)
@@ -486,7 +266,7 @@ import torch
 import torch.distributed as dist
 import dithooks.search.verify
 verify = sys.modules["dithooks.search.verify"]
-from test_compat_msmodelslim import OpenSoraPipeline, searching
+from opensora import OpenSoraPipeline, searching
 from dithooks.compat.msmodelslim import DitCacheAdaptor
 
 torch.set_num_threads(1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pipelines import qwen_image
 from toys import Net, Pipe, latents, prompt
+from traces import attributes
 
 from dithooks import DitCacheConfig, dit_cache
 from dithooks.compat import cache_dit
@@ -53,15 +54,6 @@ def cached(pipe, run, plain):
     cache_dit.disable_cache(pipe)
     assert not torch.equal(output, plain)
     return output
-
-
-def attributes(model):
-    return [
-        (name, key, [(k, id(v)) for k, v in value.items()] if isinstance(value, dict) else id(value))
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if key != "executions"
-    ]
 
 
 class TestTwoPipelinesOfOneClass:

@@ -1,7 +1,6 @@
 """Taking caches off again: two on one model, interrupted at any line, after others have been at the blocks."""
 
 import copy
-import sys
 import warnings
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from toys import Ladder, Net, Pipe, Single, latents, loop, prompt
+from traces import interrupted
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
 from dithooks.skip import SkipBlock
@@ -69,35 +69,21 @@ class TestRemoval:
         blocks, done = list(net.blocks), False
         ours = ("attachment.py", "handle.py", "skip.py", "hooks.py")
 
-        def interrupt_at(count):
-            def trace(frame, event, arg):
-                nonlocal count
-                if not frame.f_code.co_filename.endswith(ours):
-                    return None
-                if event == "line":
-                    count -= 1
-                    if count == 0:
-                        sys.settrace(None)
-                        raise KeyboardInterrupt
-                return trace
-
-            sys.settrace(trace)
-
         for line in range(1, 3000, 23):
             handle = None if action == "attach" else dit_cache(net, EVERY_OTHER)
-            try:
-                interrupt_at(line)
+
+            attached = []
+
+            def act(handle=handle, attached=attached):
                 if action == "attach":
-                    handle = dit_cache(net, EVERY_OTHER)
+                    attached.append(dit_cache(net, EVERY_OTHER))
                 elif action == "update":
                     handle.update(DitCacheConfig(0, 2, 1, 3))
                 else:
                     handle.remove()
-                done = True
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.settrace(None)
+
+            done = interrupted(act, line, ours)
+            handle = attached[0] if attached else handle
             if handle is not None:
                 handle.remove()
             if handle is not None or done:

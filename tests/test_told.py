@@ -16,12 +16,6 @@ EXPECTED = {"warm-up": 2, "refresh": 3, "reuse": 3}
 STILL = torch.tensor(0.5)  # a timestep argument that tells nothing
 
 
-@pytest.fixture(autouse=True)
-def untold():
-    yield
-    tell_step(None)
-
-
 @pytest.mark.parametrize(("step", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError)])
 def test_bad_steps_leave_what_was_told(step, error):
     net = Net()
