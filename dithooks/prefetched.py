@@ -1,0 +1,39 @@
+"""Weights that FSDP has sent for ahead of time, for blocks that are then left out.
+
+With ``set_modules_to_forward_prefetch`` a block asks for the weights of others before these run. What comes for one
+that is left out waits for it, and is what it runs with when it next does: by then, others may have been loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+
+def sharded(blocks: Iterable[nn.Module]) -> bool:
+    """Whether FSDP has one of these, so that it is worth looking closer."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return kind is not None and any(isinstance(block, kind) for block in blocks)
+
+
+def let_go(blocks: Iterable[nn.Module]) -> None:
+    """Drop what has come, or is on its way, for blocks in which nothing ran. No rank is asked for anything.
+
+    Args:
+        blocks: of the range.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for block in blocks:
+        if isinstance(block, FSDPModule) and _waiting(block._get_fsdp_state()):
+            block.unshard()  # takes what has come
+            block.reshard()
+
+
+def _waiting(state: Any) -> bool:
+    groups = getattr(state, "_fsdp_param_groups", None)  # PyTorch's own affair: one group, in older releases
+    groups = [getattr(state, "_fsdp_param_group", None)] if groups is None else groups
+    return any(getattr(group, "_all_gather_result", None) is not None for group in groups)
