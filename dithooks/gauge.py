@@ -22,12 +22,26 @@ class Gauge(ABC):
     def __init__(self, reduce: Reduce) -> None:
         self.reduce = reduce
 
-    @abstractmethod
     def look(self, seen: Sequence[Tensor]) -> Tensor | None:
         """The change in a call, of no dimension, in float32; ``None`` where there is nothing yet to compare with.
 
         ``seen`` is what is looked at, each (batch, …).
         """
+        sums = self.sums(seen)
+        return None if sums is None else _most([_reduced(self.change(each), self.reduce) for each in sums])
+
+    def counting(self, sums: Sequence[Tensor]) -> Tensor:
+        """(streams, sums), of the sample that counts."""
+        each = [(one, self.change(one).argmax().reshape(1)) for one in sums]  # NaN is the largest, here as anywhere
+        return torch.cat([one.index_select(1, index) for one, index in each], 1).T
+
+    @abstractmethod
+    def sums(self, seen: Sequence[Tensor]) -> list[Tensor] | None:
+        """What the change is made of: (sums, samples) of each stream, in float32; with ``"mean"``, of all samples."""
+
+    @abstractmethod
+    def change(self, sums: Tensor) -> Tensor:
+        """The change that some sums say: (sums, …) → (…)."""
 
     @abstractmethod
     def note(self, seen: Sequence[Tensor], output: Sequence[Tensor] | None) -> None:
@@ -49,14 +63,27 @@ class Gauge(ABC):
 
 
 class Change(Gauge):
-    """mean|r_t − r_s| / mean|r_s|, s being the last computed step."""
+    """mean|r_t − r_s| / mean|r_s|, s being the last computed step.
+
+    Example:
+        >>> before, now = torch.tensor([[1.0, 1.0], [4.0, 4.0]]), torch.tensor([[2.0, 2.0], [5.0, 5.0]])
+        >>> for gauge in Change("max"), Change("mean"):
+        ...     gauge.note([before], [before])
+        ...     print(round(float(gauge.look([now])), 3))
+        1.0
+        0.4
+    """
 
     reference: Sequence[Tensor] = ()
 
-    def look(self, seen: Sequence[Tensor]) -> Tensor | None:
+    def sums(self, seen: Sequence[Tensor]) -> list[Tensor] | None:
         if not _alike(seen, self.reference):
             return None
-        return _most([ratio(now, before, self.reduce) for now, before in zip(seen, self.reference, strict=True)])
+        each = zip(seen, self.reference, strict=True)
+        return [_rows(_size(now, before, self.reduce), _size(before, None, self.reduce)) for now, before in each]
+
+    def change(self, sums: Tensor) -> Tensor:
+        return sums[0] / sums[1]
 
     def note(self, seen: Sequence[Tensor], output: Sequence[Tensor] | None) -> None:
         if output is not None:
@@ -78,14 +105,20 @@ class Rate(Gauge):
         self.before: Sequence[Tensor] = ()  # x of the last call
         self.input: Sequence[Tensor] = ()  # x_s and
         self.output: Sequence[Tensor] = ()  # y_s of the last computed one,
-        self.sizes: Sequence[Tensor] = ()  # mean|y_s|,
-        self.follows: Sequence[Tensor] = ()  # and k
+        self.sizes: Sequence[Tensor] = ()  # Σ|y_s|,
+        self.follows: Sequence[Tensor] = ()  # and what k is made of, Σ|y_s − y_r| and Σ|x_s − x_r|
 
-    def look(self, seen: Sequence[Tensor]) -> Tensor | None:
+    def sums(self, seen: Sequence[Tensor]) -> list[Tensor] | None:
         if not self.follows or not _alike(seen, self.before):
             return None
         each = zip(self.follows, seen, self.before, self.sizes, strict=True)
-        return _most([_reduced(k * _size(x, less, self.reduce) / size, self.reduce) for k, x, less, size in each])
+        return [_rows(*k, _size(x, less, self.reduce), size) for k, x, less, size in each]
+
+    def change(self, sums: Tensor) -> Tensor:
+        output, given, now, size = sums.unbind()
+        # A stream that stays as it is (a prompt), and what becomes of it, too, follows nothing.
+        follows = torch.where((output == 0) & (given == 0), output, output / given)
+        return follows * now / size
 
     def note(self, seen: Sequence[Tensor], output: Sequence[Tensor] | None) -> None:
         if output is not None and len(output) != len(seen):
@@ -94,9 +127,9 @@ class Rate(Gauge):
             self.follows = []
             if _alike(seen, self.input) and _alike(output, self.output):
                 each = zip(output, self.output, seen, self.input, strict=True)
-                sizes = [(_size(y, y_r, self.reduce), _size(x, x_r, self.reduce)) for y, y_r, x, x_r in each]
-                # A stream that stays as it is (a prompt), and what becomes of it, too, follows nothing.
-                self.follows = [torch.where((y == 0) & (x == 0), y, y / x) for y, x in sizes]
+                self.follows = [
+                    _rows(_size(y, y_r, self.reduce), _size(x, x_r, self.reduce)) for y, y_r, x, x_r in each
+                ]
             self.input, self.output = seen, output
             self.sizes = [_size(y, None, self.reduce) for y in output]
         self.before = seen
@@ -117,24 +150,9 @@ def _most(changes: Sequence[Tensor]) -> Tensor:
     return changes[0] if len(changes) == 1 else torch.stack(list(changes)).max()
 
 
-def ratio(now: Tensor, before: Tensor, reduce: Reduce) -> Tensor:
-    """mean|now − before| / mean|before|, over the whole batch or the largest of its samples'; in float32.
-
-    Args:
-        now: (batch, …).
-        before: of the same shape.
-        reduce: ``"mean"`` or ``"max"``.
-
-    Example:
-        >>> before, now = torch.tensor([[1.0, 1.0], [4.0, 4.0]]), torch.tensor([[2.0, 2.0], [5.0, 5.0]])
-        >>> float(ratio(now, before, "max")), round(float(ratio(now, before, "mean")), 3)
-        (1.0, 0.4)
-    """
-    return _reduced(_size(now, before, reduce) / _size(before, None, reduce), reduce)
-
-
 def _size(tensor: Tensor, less: Tensor | None, reduce: Reduce) -> Tensor:
     """Σ|tensor − less|, one number or one a sample. By pieces: of a video, all in float32 would be gigabytes."""
+    tensor, less = _own(tensor), None if less is None else _own(less)
     batch = 1 if reduce == "mean" or tensor.dim() < 2 else tensor.shape[0]
     pieces = [None if each is None else each.reshape(batch, -1).split(PIECE // batch, 1) for each in (tensor, less)]
     total = torch.zeros(batch, dtype=torch.float32, device=tensor.device)
@@ -142,6 +160,16 @@ def _size(tensor: Tensor, less: Tensor | None, reduce: Reduce) -> Tensor:
         wide = piece.float() if pieces[1] is None else piece.float() - pieces[1][number].float()
         total += torch.linalg.vector_norm(wide, ord=1, dim=1)
     return total
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Of a tensor that is split over ranks (DTensor), what is here: to add up the ranks is not done unasked."""
+    local = getattr(tensor, "to_local", None)
+    return tensor if local is None else local()
+
+
+def _rows(*sums: Tensor) -> Tensor:
+    return torch.stack(torch.broadcast_tensors(*sums))
 
 
 def _reduced(values: Tensor, reduce: Reduce) -> Tensor:
