@@ -115,12 +115,19 @@ class Chain:
         if isinstance(config, Mapping):
             shape: Any = {k: v for k, v in sorted(config.items()) if not k.startswith("_")}
         else:
-            parameters = sites[0].block.named_parameters()
-            shape = sorted((name, list(value.shape)) for name, value in parameters if "lora_" not in name)
+            shape = _shape(sites[0].block)
         prefix = len(self.path) + 1 if self.path else 0
         blocks = [(site.path[prefix:], type(site.block).__name__) for site in sites]
         text = json.dumps([type(self.owner).__name__, blocks, shape], default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _shape(block: nn.Module) -> list[tuple[str, list[int]]]:
+    """Names and shapes of a block's parameters; as they are without adapters, where a layer has some put over it."""
+    over = tuple(f"{path}." for path, module in block.named_modules() if "_active_adapter" in vars(module))
+    parameters = [(name, list(value.shape)) for name, value in block.named_parameters()]
+    own = [(name, shape) for name, shape in parameters if not name.startswith(over) or ".base_layer." in name]
+    return sorted((name.replace(".base_layer.", "."), shape) for name, shape in own)
 
 
 def fingerprint(chains: Sequence[Chain]) -> str:
