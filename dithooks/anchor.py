@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .predictor import Moment
 
-# What must not change between storing a residual and adding it: shape, dtype and device of every tensor argument, and
-# every argument that switches something (flags, names, lists of layers); numbers may change.
+# What must not change between storing a residual and adding it: the weights, shape, dtype and device of every tensor
+# argument, and every argument that switches something (flags, names, lists of layers); numbers may change.
 Signature = tuple[tuple[Any, ...], ...]
 
 

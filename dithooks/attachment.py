@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,14 @@ from .clock import StepClock
 from .config import DitCacheConfig
 from .flow import Flow
 from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
+from .layout import Layout
 from .runs import Runs
 from .settle import Settler
-from .skip import SkipBlock, engage, is_engaged, retire, stand_in
+from .skip import SkipBlock, classes_of, engage, is_engaged, outlive, retire, stand_in
 from .stats import CacheStats, Ledger
+from .together import Together
+from .underway import PATIENCE
+from .weights import Weights
 
 
 class Attachment:
@@ -41,18 +46,29 @@ class Attachment:
 
     def attach(self) -> None:
         """Register the hooks and put the stand-ins in."""
+        self.flow.under_way.open()
         hook_call(self.flow, self.chain.owner)
-        if self.flow.wiring is None:
+        if self.flow.layout.wiring is None:
             self.flow.on_wired = self._wired
             self._observing = hook_observation(self.flow, [original(site.block) for site in self._all])
         self._occupy()
 
     def detach(self) -> list[str]:
         """Take them off again. What could not be undone is returned, as remarks for the user."""
-        owner = self.chain.owner
+        owner, flow = self.chain.owner, self.flow
+        through = flow.under_way.close()
+        for hook in self._observing:  # also those that are half removed
+            hook.remove()
         unhook(self.flow, [module for module in self._modules() if module is not owner])
         self._observing, self.flow.on_wired = [], None
         remarks = self._vacate()
+        if not through:
+            first, last = flow.layout.first, flow.layout.last
+            remarks.append(
+                f"{flow.runs.name}: a call had not come from {first} to {last} within {PATIENCE:g} s of the cache "
+                "being taken off. If an exception has ended it there, all is well; else its output lacks the range's "
+                "effect"
+            )
         unhook(self.flow, [owner])  # last: interrupted before, it is found by these
         return remarks
 
@@ -62,16 +78,19 @@ class Attachment:
 
     def describe(self) -> str:
         """The range in words."""
-        return f"{self.flow.first} … {self.flow.last} of {len(self.flow.order)} blocks"
+        layout = self.flow.layout
+        return f"{layout.first} … {layout.last} of {len(layout.order)} blocks"
 
     def _choose(self) -> None:
         """Stand-ins for the blocks that the range is now."""
         flow = self.flow
-        sites = [self._all[index] for index in flow.order[flow.start : flow.end + 1]]
+        sites = [self._all[index] for index in flow.layout.blocks]
         originals = [original(site.block) for site in sites]
-        ends = (0, len(originals) - 1)
-        skips = [stand_in(block, offset, offset in ends) for offset, block in enumerate(originals)]
+        ends, classes = (0, len(originals) - 1), classes_of(self.chain.owner)
+        skips = [stand_in(block, offset, offset in ends, classes) for offset, block in enumerate(originals)]
+        flow.on_traced = partial(outlive, self.chain.owner, classes)
         self._range = sites, originals, skips  # at once: interrupted, what was there can still be taken off
+        flow.company.among(self.chain.owner, [original(site.block) for site in self._all], originals)
 
     @property
     def _sites(self) -> list[Site]:
@@ -87,9 +106,9 @@ class Attachment:
         return self._range[2]
 
     def _occupy(self) -> None:
-        flow = self.flow
-        if flow.lead:
-            first, last = (original(self._all[flow.order[index]].block) for index in (0, flow.start - 1))
+        flow, layout = self.flow, self.flow.layout
+        if layout.lead:
+            first, last = (original(self._all[layout.order[index]].block) for index in (0, layout.lead - 1))
             hook_lead(flow, first, last)
         hook_range(flow, self._originals[0], self._originals[-1])
         for site, skip in zip(self._sites, self.skips, strict=True):
@@ -120,8 +139,7 @@ class Attachment:
         for hook in self._observing:
             hook.remove()
         self._observing = []
-        self.ledger.blocks = len(self.flow.order)
-        self.ledger.skippable = self.flow.end - self.flow.start + 1
+        self.ledger.blocks, self.ledger.skippable = len(self.flow.layout.order), len(self.flow.layout.blocks)
         if moved:
             unhook(self.flow, [original(site.block) for site in self._all])
             self._vacate()
@@ -129,7 +147,13 @@ class Attachment:
             self._occupy()
 
 
-def prepare(chain: Chain, config: DitCacheConfig, scheduler: Callable[[], Any], verify: bool) -> Attachment:
+def prepare(
+    chain: Chain,
+    config: DitCacheConfig,
+    scheduler: Callable[[], Any],
+    verify: bool,
+    together: Together | None = None,
+) -> Attachment:
     """What caches a range of a chain, made without touching the model.
 
     Args:
@@ -137,6 +161,7 @@ def prepare(chain: Chain, config: DitCacheConfig, scheduler: Callable[[], Any], 
         config: as it holds for them.
         scheduler: returns the pipeline's scheduler as it is now, or ``None``.
         verify: test the first residual on the call it was taken from.
+        together: the ranks that decide as one.
 
     Raises:
         TypeError: a block of the range cannot be given a stand-in.
@@ -146,15 +171,9 @@ def prepare(chain: Chain, config: DitCacheConfig, scheduler: Callable[[], Any], 
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.lanes[0].path if len(chain.lanes) == 1 else chain.path or type(chain.owner).__name__
     ledger = Ledger(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1)
-    flow = Flow(
-        Settler(Runs(chain, config, StepClock(scheduler, chain.name), ledger)),
-        spots,
-        start=first,
-        end=end,
-        weights=chain.weights() if chain.found else None,
-        compiled=compiled_of(chain),
-        verify=verify,
-    )
+    runs = Runs(chain, config, StepClock(scheduler, chain.name), ledger, together)
+    layout = Layout(spots, first, end, chain.weights() if chain.found else None, leads=runs.policy.gauge == "change")
+    flow = Flow(Settler(runs, Weights(chain.owner)), layout, compiled_of(chain), verify)
     return Attachment(chain, flow, ledger)
 
 

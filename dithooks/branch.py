@@ -55,6 +55,9 @@ def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping
     }
     for number in run.used:  # the same prompt on other latents, at one and the same step: another picture
         branch = run.branches[number]
+        shared = branch.latents.keys() == latents.keys() and all(_one(branch.latents[k], latents[k]) for k in latents)
+        if shared:  # as in most loops, which shows without waiting for the device
+            continue
         if not _differing(branch.conditioning, conditioning, known) and _differing(branch.latents, latents, set()):
             return None
     turn, ranks, doubts = len(run.used), {}, []
@@ -89,8 +92,8 @@ def _one(a: Tensor | None, b: Tensor | None) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.device.type == "meta":
         return False
     try:
-        return a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.numel() > 0
-    except RuntimeError:  # without storage, or sparse
+        return 0 != a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.numel() > 0
+    except RuntimeError:  # sparse, or without storage, which can show as an address of 0, too
         return False
 
 

@@ -65,6 +65,11 @@ def effect(capture: Capture, wiring: Wiring) -> tuple[Tensor, ...] | None:
     return tuple(capture.deltas[positions.index(carrier)] for carrier in wiring.carriers)
 
 
+def copied(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    """The same in memory of their own."""
+    return None if tensors is None else tuple(each.clone() for each in tensors)
+
+
 def _looked(wiring: Wiring, values: Sequence[Any]) -> tuple[Tensor, ...] | None:
     found = tuple(values[carrier] for carrier in wiring.carriers if carrier < len(values))
     return tuple(value.clone() for value in found) if all(isinstance(value, Tensor) for value in found) else None

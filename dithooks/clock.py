@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .scope import Stood, Telling, current_scope, current_telling
+from .scope import Stood, Telling, current_scope, current_session, current_telling
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "t")
 HELD = 16  # calls under a step that was told, while the run's own clock stands: more are another loop's
@@ -47,7 +47,8 @@ class StepClock:
     """
 
     def __init__(self, scheduler: Callable[[], Any], where: str) -> None:
-        self._scheduler, self._where, self._born = scheduler, where, time.monotonic_ns()
+        self._attached, self._where, self._born = scheduler, where, time.monotonic_ns()
+        self._way = 0.0  # in which timesteps went last: down, as a rule; 0: not known
 
     def read(self, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick:
         """The tick of a call with these arguments (``None``: not seen).
@@ -101,6 +102,11 @@ class StepClock:
         trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
         return getattr(scheduler, "num_inference_steps", trained != len(scheduler.timesteps)) not in (None, False)
 
+    def _scheduler(self) -> Any:
+        """What tells the steps: a request's own, else the one that the cache was attached with."""
+        own = current_session().scheduler
+        return self._attached() if own is None else own
+
     def _epoch(self) -> torch.Tensor | None:
         timesteps = getattr(self._scheduler(), "timesteps", None)
         return timesteps if isinstance(timesteps, torch.Tensor) else None
@@ -124,8 +130,27 @@ class StepClock:
         listed = [] if epoch is None else (epoch.cpu() == value).nonzero().flatten().tolist()
         if listed and not history:  # DDIM and the like: no step_index, but the list of timesteps tells
             return Tick(listed[0], "timestep", value=value, epoch=epoch, steps=steps)
-        step, restart = _ordinal(value, history)
+        step, restart = self._ordinal(value, history)
         return Tick(step, "timestep", value=value, epoch=epoch, steps=steps, restart=restart)
+
+    def _ordinal(self, value: float, history: list[float]) -> tuple[int, bool]:
+        """Which distinct value of the run this is, and whether it can only be the first of another run.
+
+        Within a run the values go one way; one that goes back starts the next. After a run of one value (broken off,
+        say) the way is that of the run before; and if the values have turned, that is known from the next on.
+        """
+        restart = False
+        if not history or value != history[-1]:
+            way = history[-1] - history[0] if len(history) > 1 else self._way
+            moved = value - history[-1] if history else 0.0
+            restart = moved * way < 0
+            if restart:
+                self._way = way if len(history) > 1 else 0.0
+                history.clear()
+            elif history:
+                self._way = moved
+            history.append(value)
+        return len(history) - 1, restart
 
     def sigmas(self, tick: Tick) -> tuple[float, ...] | None:
         """The noise levels of the schedule that a tick belongs to, if the scheduler has one for each step.
@@ -154,17 +179,3 @@ def _timestep(arguments: Mapping[str, Any] | None) -> float | None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
     return None
-
-
-def _ordinal(value: float, history: list[float]) -> tuple[int, bool]:
-    """Which distinct value of the run this is, and whether it can only be the first of another run.
-
-    Within a run the values go one way; one that goes back starts the next.
-    """
-    restart = False
-    if not history or value != history[-1]:
-        restart = len(history) > 1 and (value - history[-1]) * (history[-1] - history[0]) < 0
-        if restart:
-            history.clear()
-        history.append(value)
-    return len(history) - 1, restart

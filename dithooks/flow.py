@@ -12,16 +12,18 @@ from torch import Tensor
 
 from .anchor import combined
 from .blocks.carry import WiringError
-from .blocks.observe import Observation, Spot
-from .blocks.trunk import resolve_lead, wire
+from .blocks.observe import Observation
 from .blocks.wiring import Wiring
-from .capture import effect, entered, entering, left, resolved
+from .capture import copied, effect, entered, entering, left, resolved
+from .company import Company
+from .layout import Layout
 from .replay import Replay, replaying
 from .residual import added
 from .scope import current_telling
 from .settle import Settler
 from .state import Call, Capture
 from .trials import Trials, filled
+from .underway import UnderWay
 
 
 class Flow:
@@ -29,36 +31,21 @@ class Flow:
 
     Args:
         settler: of each call.
-        spots: all blocks of the chain, list by list; they count in the order in which they are called.
-        start: first block of the range.
-        end: last block of the range; negative: counted from the last of all.
-        weights: of the lists, if those that are no part of the trunk are to be left out.
+        layout: which blocks the range is.
         compiled: whether the transformer or a block of it is known to be compiled.
         verify: test the first residual on the call it was taken from.
     """
 
-    def __init__(
-        self,
-        settler: Settler,
-        spots: Sequence[Spot],
-        start: int,
-        end: int,
-        weights: Mapping[str, int] | None,
-        compiled: Callable[[], bool],
-        verify: bool,
-    ) -> None:
-        self.settler, self.spots, self.start, self._end, self.weights = settler, spots, start, end, weights
-        self.runs = settler.runs
-        self.order: tuple[int, ...] = tuple(range(len(spots)))  # until a call has been seen: list by list
-        self.lead = start if self.runs.policy.gauge == "change" else 0  # blocks before the range that are captured, too
+    def __init__(self, settler: Settler, layout: Layout, compiled: Callable[[], bool], verify: bool) -> None:
+        self.settler, self.runs, self.layout = settler, settler.runs, layout
         self.compiled, self.unverified = compiled, verify
-        self.wiring: Wiring | None = None
-        self.leading: Wiring | None = None  # of the blocks before the range
+        self.company = Company()  # told by the attachment whose blocks they are
         self.on_wired: Callable[[bool], None] | None = None  # given whether the range is now other blocks
+        self.on_traced: Callable[[], None] | None = None  # told once that compiled code has run the range
         self.handle: Any = None  # whose it is: found by the hooks, it need not be kept anywhere else
         self.others: Callable[[], Sequence[Any]] = tuple  # further flows on the transformer: aside in replays
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
-        self.generation = 0  # calls that began before the range moved, or all was forgotten, run as plain ones
+        self.under_way = UnderWay()
         self._learning = threading.Lock()  # one call at a time says how the blocks are wired …
         self._moving = False  # … and while it puts stand-ins elsewhere, others begin as plain ones
         self.trials = Trials(self)
@@ -72,25 +59,30 @@ class Flow:
 
         ``arguments`` are the transformer's, if it was seen called, and ``replay`` calls it once more.
         """
+        if _written_down():
+            self._local.call = None
+            return
         self._local.arguments, self._local.replay, self._local.last = arguments, replay, None
         self._local.telling = current_telling()
+        self.company.look()
         if self._moving and self._learning.acquire(blocking=False):  # once more: it was interrupted
             try:
                 self._arrive()
             finally:
                 self._learning.release()
-        if self.wiring is None and replay is not None and self.compiled():
+        if self.layout.wiring is None and replay is not None and self.compiled():
             self._rehearse(replay)
         # Compiled code captures always: one graph less. Else warm-up steps are spared it.
         if torch.is_grad_enabled():
             call = self.settler.inert()
         else:
             call = self.settler.settle(arguments, seen=replay is not None, capture=self.compiled())
-        if self.wiring is None:
-            call.observation = Observation(self.spots, whole=replay is not None)
-        if replay is not None and (self.wiring is None or (self.unverified and call.capture)):
+        if self.layout.wiring is None:
+            call.observation = Observation(self.layout.spots, whole=replay is not None)
+        if replay is not None and (self.layout.wiring is None or (self.unverified and call.capture)):
             replay.keep()  # it may have to be made again, to learn from it
-        call.generation = -1 if self._moving else self.generation
+        call.stale = self._moving
+        self.under_way.add(call)
         self._local.call = call
 
     def finish(self, output: Any) -> None:
@@ -105,44 +97,25 @@ class Flow:
         self._local.call = self._local.arguments = self._local.replay = None
         if call is None:
             return
-        if call.generation == self.generation:
+        if not call.stale:
             if call.reuse and call.entered and not call.left:
+                first, last = self.layout.first, self.layout.last
                 raise RuntimeError(
-                    f"{self.runs.name}: step {call.moment.step} reused {self.first} … {self.last}, but the model did "
-                    f"not call {self.last}: the output lacks the range's effect. Choose a range that ends before "
+                    f"{self.runs.name}: step {call.moment.step} reused {first} … {last}, but the model did "
+                    f"not call {last}: the output lacks the range's effect. Choose a range that ends before "
                     "blocks that are skipped at times"
                 )
             self._conclude(call, replay, output)
-            learning = any(other.unverified or other.wiring is None for other in self.others())
+            learning = any(other.unverified or other.layout.wiring is None for other in self.others())
             call.results, self._local.last = None, call if learning else None  # they may have to make it again
         if call.run is not None:
             call.run.in_flight = False
 
     @property
-    def end(self) -> int:
-        """Last block of the range."""
-        return self._end if self._end >= 0 else len(self.order) + self._end
-
-    @property
-    def paths(self) -> list[str]:
-        """Of all blocks, as they count."""
-        return [self.spots[index].path for index in self.order]
-
-    @property
-    def first(self) -> str:
-        """Path of the range's first block."""
-        return self.spots[self.order[self.start]].path
-
-    @property
-    def last(self) -> str:
-        """Path of the range's last block."""
-        return self.spots[self.order[self.end]].path
-
-    @property
     def call(self) -> Call | None:
         """The call under way in this thread, if the range is still where it was when it began."""
         call = self.current
-        return call if call is not None and call.generation == self.generation else None
+        return call if call is not None and not call.stale else None
 
     @property
     def current(self) -> Call | None:
@@ -165,7 +138,7 @@ class Flow:
     def visit(self, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """A block of the range is called: the call it belongs to, or ``None`` where there is nothing to do."""
         call = self.current
-        if call is not None and call.generation != self.generation:
+        if call is not None and call.stale and not (offset and call.passing):
             if offset or getattr(self._local, "replay", None) is not None:
                 return None
             call = None  # the blocks are driven without the transformer: nothing else ends it
@@ -177,8 +150,14 @@ class Flow:
             if call is None:
                 return None
             call.entered = True
-            if call.gauged and self.wiring is not None:
-                call.seen = self._seen(call, self.wiring, args, kwargs)
+            if torch.compiler.is_dynamo_compiling():
+                call.traced = True
+            if call.stale:  # just now, in another thread
+                call.reuse = call.pending = False
+                return None
+            if call.gauged:
+                if self.layout.wiring is not None:
+                    call.seen = self._seen(call, self.layout.wiring, *self.company.entering(args, kwargs))
                 if call.pending:
                     self._judge(call)
         return None if call is None or call.left else call
@@ -188,10 +167,15 @@ class Flow:
 
         If the residual does not fit after all, ``call.reuse`` is taken back and the block has to run.
         """
-        wiring, last = self.wiring, offset == self.end - self.start
+        wiring = self.layout.wiring
         assert wiring is not None
+        last = offset == len(wiring.ports) - 1
+        if offset == 0:
+            args, kwargs = self.company.entering(args, kwargs)
         ports, first = wiring.ports[offset], call.results is None
         if call.probe is not None:
+            if last:
+                self.company.passed_over()
             return self.trials.passed(call, call.probe, offset, args, kwargs)
         if first:
             streams = [ports.read(name, args, kwargs) for name in wiring.entry] if offset == 0 else []
@@ -200,6 +184,7 @@ class Flow:
                 call.reuse, call.capture, call.misfit, call.deltas = False, True, True, ()
                 return None
         if last:
+            self.company.passed_over()
             call.left = True
             assert call.results is not None
             results = iter(call.results)
@@ -213,27 +198,30 @@ class Flow:
         """The range's first block is about to run: keep −h_in, by value."""
         call = self.call
         if call is not None and call.capture:
-            call.capture = entered(call.range, self.wiring, self.spots[self.order[self.start]], args, kwargs)
+            layout = self.layout
+            call.capture = entered(call.range, layout.wiring, layout.spot(layout.start), args, kwargs)
 
     def leave(self, output: Any) -> None:
         """The range's last block has run: Δ = h_out − h_in."""
         call = self.call
         if call is not None and call.capture and not call.left:
             call.left = True
-            spot, wholly = self.spots[self.order[self.end]], self.runs.policy.gauge == "rate"
-            left(call.range, self.wiring, spot, output, wholly)
+            if torch.compiler.is_dynamo_compiling():  # a hook can be compiled where the stand-ins are not
+                call.traced = True
+            layout, wholly = self.layout, self.runs.policy.gauge == "rate"
+            left(call.range, layout.wiring, layout.spot(layout.end), output, wholly)
 
     def enter_lead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The first block of those before the range is about to run."""
         call = self.call
         if call is not None and call.lead is not None and not call.entered:
-            entered(call.lead, self.leading, self.spots[self.order[0]], args, kwargs)
+            entered(call.lead, self.layout.leading, self.layout.spot(0), args, kwargs)
 
     def leave_lead(self, output: Any) -> None:
         """The last block of those before the range has run."""
         call = self.call
         if call is not None and call.lead is not None and not call.entered and call.lead.entry is not None:
-            left(call.lead, self.leading, self.spots[self.order[self.start - 1]], output)
+            left(call.lead, self.layout.leading, self.layout.spot(self.layout.lead - 1), output)
 
     def watch_enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Any block of the chain is about to run, on a call that is observed."""
@@ -251,21 +239,26 @@ class Flow:
 
     def forget(self) -> list[str]:
         """Drop all that was cached, and any call under way; returns what is to be said of it."""
-        self.generation += 1
+        self.under_way.expire()
         self._local.last = None
+        if (call := self.current) is not None:  # an exception has ended it, and whoever keeps that keeps the call
+            call.run = call.branch = None
+            if not call.passing:
+                call.deltas, call.results, call.range, call.lead, call.seen = (), None, Capture(), None, None
+                self._local.arguments, call.observation = None, None
         return self.runs.forget()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _restart(self, before: Call | None) -> Call | None:
         """The first block is reached without a call of the transformer, or once more in the same: start one here."""
-        if replaying.get():  # by another cache on this model
+        if replaying.get() or _written_down():  # by another cache on this model, or as a plain one
             return None
         if before is not None:
             self._settle(before)
             if self.unverified and getattr(self._local, "replay", None) is not None:
                 raise WiringError(
-                    f"{self.first} runs several times in one call of {self.runs.name}: what happens in "
+                    f"{self.layout.first} runs several times in one call of {self.runs.name}: what happens in "
                     "between cannot be followed. Choose other blocks; or, if you know better, give verify=False"
                 )
             if before.run is not None:
@@ -278,8 +271,8 @@ class Flow:
         seen = call is not None and not call.entered and getattr(self._local, "replay", None) is not None
         if seen and not replaying.get() and current_telling() is not self._local.telling:
             raise ValueError(
-                f"{self.runs.name}: a step was told between its call and that of {self.first}, and by then the call "
-                "was settled: tell it before the transformer is called"
+                f"{self.runs.name}: a step was told between its call and that of {self.layout.first}, and by then the "
+                "call was settled: tell it before the transformer is called"
             )
 
     def _conclude(self, call: Call, replay: Replay | None, output: Any) -> None:
@@ -303,7 +296,7 @@ class Flow:
 
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
-        call = Call(observation=Observation(self.spots))
+        call = Call(observation=Observation(self.layout.spots))
         self.trials.repeat(replay, call, eager=self.compiled())
         self._settle(call)
 
@@ -312,22 +305,28 @@ class Flow:
 
         Returns whether the range turned out to be other blocks than those it was attached to.
         """
-        moved = False
+        moved, layout = False, self.layout
         observation, call.observation = call.observation, None
         if observation is not None:
             observation.close()
             with self._learning:
-                moved = self.wiring is None and self._wire(observation, call)
-        if call.generation != self.generation:  # another thread's call has moved the range
+                moved = layout.wiring is None and self._wire(observation, call)
+        if call.stale:  # another thread's call has moved the range
             return False
-        if self.wiring is not None and isinstance(call.range.entry, dict):  # it was captured before that was known
-            if call.gauged and not self.lead:
+        if layout.wiring is not None and isinstance(call.range.entry, dict):  # it was captured before that was known
+            if call.gauged and not layout.lead:
                 named = call.range.entry
-                call.seen = entering(self.wiring, lambda name: None if name not in named else -named[name])
-            resolved(call.range, self.wiring, self.runs.policy.gauge == "rate")
-        if self.leading is not None and call.lead is not None and isinstance(call.lead.entry, dict):
-            resolved(call.lead, self.leading)
-            call.seen = effect(call.lead, self.leading)
+                call.seen = entering(layout.wiring, lambda name: None if name not in named else -named[name])
+            resolved(call.range, layout.wiring, self.runs.policy.gauge == "rate")
+        if layout.leading is not None and call.lead is not None and isinstance(call.lead.entry, dict):
+            resolved(call.lead, layout.leading)
+            call.seen = effect(call.lead, layout.leading)
+        if call.traced:  # with CUDA graphs the next call overwrites its outputs: what is kept must not be these
+            own = [copied(each) for each in (call.range.deltas, call.range.output, call.seen)]
+            call.range.deltas, call.range.output, call.seen = own[0] or (), own[1], own[2]
+            if self.on_traced is not None:
+                self.on_traced()
+                self.on_traced = None
         self.settler.keep(call)
         return moved
 
@@ -335,36 +334,36 @@ class Flow:
         self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, ...] | None:
         """What the policy looks at: what the blocks before the range did, or what enters it."""
-        if self.lead:
-            return None if call.lead is None or self.leading is None else effect(call.lead, self.leading)
+        if self.layout.lead:
+            leading = self.layout.leading
+            return None if call.lead is None or leading is None else effect(call.lead, leading)
         seen = entering(wiring, lambda name: wiring.ports[0].read(name, args, kwargs))
         return None if seen is None else tuple(each.clone() for each in seen)
 
     def _wire(self, observation: Observation, call: Call) -> bool:
         """Count the blocks as they were called, and follow the streams through the range."""
-        found = wire(observation, self.order, self.start, self._end, self.weights, self.runs.name)
-        if found is None:
+        shown = self.layout.read(observation, self.runs.name)
+        if shown is None:
             return False
-        order, wiring = found
-        leading = resolve_lead(observation, order, self.lead) if self.lead else None
-        if self.lead and leading is None:
-            return False
-        former = self.order[self.start - self.lead : self.end + 1]
-        end = self._end if self._end >= 0 else len(order) + self._end
-        moved = order[self.start - self.lead : end + 1] != former
-        if moved:  # other blocks than those that were thought to be the range: what was captured is not theirs
+        if shown.moved:  # other blocks than those that were thought to be the range: what was captured is not theirs
             call.capture, call.range, call.lead = False, Capture(), None if call.lead is None else Capture()
-            self.generation += 1  # calls under way elsewhere are no longer followed
-            call.generation = self.generation
-        for remark in dict.fromkeys(ports.remark for ports in wiring.ports if ports.remark):
+            self._moving = True
+            self.under_way.expire(but=call)
+        for remark in dict.fromkeys(ports.remark for ports in shown.wiring.ports if ports.remark):
             self.runs.say("pattern", f"{self.runs.name}: {remark}")
-        self._moving = moved
-        self.order, self.wiring, self.leading = order, wiring, leading
+        self.layout.become(shown)
         self._arrive()
-        return moved
+        return shown.moved
 
     def _arrive(self) -> None:
         """Let the attachment take note; interrupted, it is done when the next call begins."""
         if self.on_wired is not None:
             self.on_wired(self._moving)
         self._moving = False
+
+
+def _written_down() -> bool:
+    """Whether a call is traced or exported: what comes of it is a copy of the model, and copies are not cached."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    return bool(getattr(torch.compiler, "is_exporting", bool)())  # which came with 2.7

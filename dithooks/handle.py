@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,12 @@ from .cache_plan import CachePlan
 from .config import DitCacheConfig
 from .hooks import flows_of
 from .policy.interval import Interval
+from .request import Request
 from .stats import CacheStats, Settled, total
+from .together import Together, joined
+
+# A model is changed by one thread at a time: of two that attach to the same blocks, the second has to see the first.
+_CHANGING = threading.RLock()
 
 
 def dit_cache(
@@ -30,6 +36,7 @@ def dit_cache(
     blocks: Blocks = None,
     scheduler: object = None,
     verify: bool = True,
+    process_group: object = None,
 ) -> CacheHandle:
     """Cache a range of blocks of a diffusion transformer, until the handle is removed.
 
@@ -51,18 +58,27 @@ def dit_cache(
             two blocks of the range, to see how it hands the streams on; a model that is not deterministic needs
             ``False``. (Where blocks turn out to be called in another order than they are listed in, the first call
             is made again either way, to take the residual of the range meant.)
+        process_group: ranks that have to leave out the same blocks, as they share the model: its weights are sharded
+            over them (FSDP, tensor parallel), or its tokens (context parallel). A
+            ``torch.distributed.ProcessGroup``, or a ``DeviceMesh`` of one dimension. Policies that look then decide as
+            one: each decision costs one small collective, in which a rank also says whether it has anything to reuse;
+            if one has not, none reuses. The change is that of all ranks' tokens and samples together, whatever the
+            split; with ``reduce="max"``, that of the rank and sample that changed most. Every rank has to make the
+            same steps with as many calls each; one that does not is waited for as long as the group's own timeout
+            says. Policies that do not look cost no communication. ``None``: no rank is ever asked.
 
     Returns:
         A handle that is also a context manager: leaving the ``with`` removes the cache.
 
     Raises:
-        TypeError: ``target``, ``config`` or ``blocks`` is of the wrong type.
-        ValueError: no block list there, the range goes past its end, its blocks are cached already, or the config
-            or plan was made for another model.
+        TypeError: ``target``, ``config``, ``blocks`` or ``process_group`` is of the wrong type.
+        ValueError: no block list there, the range goes past its end, its blocks are cached already, the config or plan
+            was made for another model, or this rank is not in ``process_group``.
 
     Warns:
         UserWarning: the cache can never reuse anything (``cache_step_interval=1``); nothing is attached then. Or a plan
-            was made with another dtype or scheduler; it is used all the same.
+            was made with another dtype or scheduler; it is used all the same. Or the model is shared by ranks that
+            would each decide by itself.
 
     Example:
         >>> import torch
@@ -81,7 +97,7 @@ def dit_cache(
         ...     print(cache.stats.blocks_run, "of", cache.stats.blocks_total)
         9 of 12
     """
-    handle = CacheHandle(target, blocks, scheduler, verify)
+    handle = CacheHandle(target, blocks, scheduler, verify, joined(process_group))
     try:
         handle.update(config)
         return handle
@@ -93,9 +109,12 @@ def dit_cache(
 class CacheHandle:
     """What :func:`dit_cache` returns: the attached cache, its numbers, and the way to be rid of it."""
 
-    def __init__(self, target: object, blocks: Blocks, scheduler: object, verify: bool) -> None:
+    def __init__(
+        self, target: object, blocks: Blocks, scheduler: object, verify: bool, together: Together | None = None
+    ) -> None:
         scheduler_of(target, scheduler)
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
+        self._together = together
         self._attached: list[Attachment] = []
         self._config: DitCacheConfig | None = None
         self._last, self._settled = total([]), tuple[Settled, ...]()
@@ -162,6 +181,12 @@ class CacheHandle:
             raise RuntimeError("this cache was removed: attach a new one with dit_cache(...)")
         if not isinstance(config, (DitCacheConfig, CachePlan)):
             raise TypeError(f"config must be a DitCacheConfig or CachePlan, not {config!r} ({type(config).__name__})")
+        with _CHANGING:
+            remarks = self._change(config)
+        _warn(remarks)
+
+    def _change(self, config: DitCacheConfig | CachePlan) -> list[str]:
+        """Look at the model as it is now, and attach; returns what is to be said of it."""
         mine = [skip for attached in self._attached for skip in attached.skips]
         found, plan = chains_of(self._target, self._blocks), config if isinstance(config, CachePlan) else None
         config = config.config_for(found) if isinstance(config, CachePlan) else config
@@ -199,11 +224,13 @@ class CacheHandle:
         self._config = replace(config, fingerprint=here)
         for attached in former:
             remarks += attached.flow.forget()
+        for attached in prepared:
+            remarks += attached.flow.runs.alone()
         if not useful:
             remarks.append(
                 "cache_step_interval=1 refreshes at every step: nothing can be reused, and nothing is attached"
             )
-        _warn(remarks)
+        return remarks
 
     def reset(self) -> None:
         """Drop everything cached and set the counts to zero; the cache stays attached."""
@@ -212,6 +239,45 @@ class CacheHandle:
             remarks += attached.flow.forget()
             attached.ledger.clear()
         _warn(remarks)
+
+    def request(self, *, scheduler: object = None) -> Request:
+        """A place of its own for what is cached for one run, among others in a thread or task, or across several.
+
+        By itself a thread or asyncio task has one run at a time. A server that makes a step of this run and a step of
+        that one, or each step in whichever thread is free, enters a run's request around its calls.
+
+        Args:
+            scheduler: of this run, where it is not the one that the cache was attached with: pipelines that share a
+                transformer have each their own.
+
+        Raises:
+            RuntimeError: the handle was removed.
+            TypeError: ``scheduler`` is none.
+
+        Example:
+            >>> import torch
+            >>> class Model(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+            ...     def forward(self, x, timestep):
+            ...         for block in self.blocks:
+            ...             x = block(x)
+            ...         return x
+            >>> model, config = Model(), DitCacheConfig(1, 2, cache_block_start=0, cache_num_blocks=3)
+            >>> with torch.no_grad(), dit_cache(model, config) as cache:
+            ...     cat, dog = cache.request(), cache.request()
+            ...     for t in (1.0, 0.8, 0.6, 0.4):
+            ...         for request, x in ((cat, torch.zeros(1, 4)), (dog, torch.ones(1, 4))):
+            ...             with request:
+            ...                 _ = model(x, t)
+            ...     print(cache.stats.reused_calls, "of", cache.stats.computed_calls + cache.stats.reused_calls)
+            2 of 8
+        """
+        if not self.active:
+            raise RuntimeError("this cache was removed: attach a new one with dit_cache(...)")
+        scheduler_of(self._target, scheduler)
+        return Request(scheduler)
 
     def remove(self) -> None:
         """Put the original blocks back, take the hooks off and free what was cached. A second call does nothing.
@@ -223,12 +289,13 @@ class CacheHandle:
             return
         self._last, self._settled = replace(self.stats, bytes_held=0), self.decisions
         remarks = []
-        for attached in self._attached:
-            remarks += attached.detach()
+        with _CHANGING:
+            for attached in self._attached:
+                remarks += attached.detach()
         for attached in self._attached:
             remarks += attached.flow.forget()
         self._active, self._attached = False, []  # not before all is done: interrupted, it can be called again
-        self._target = self._scheduler = self._blocks = None
+        self._target = self._scheduler = self._blocks = self._together = None
         _warn(remarks)
 
     def __enter__(self) -> CacheHandle:
@@ -237,12 +304,26 @@ class CacheHandle:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied or pickled while attached: a copy would hold a model that it is not attached to.
+
+        Raises:
+            TypeError: it is attached.
+        """
+        if self.active:
+            raise TypeError(
+                "a cache that is attached cannot be copied or pickled: copy or save the model, which comes out without "
+                "a cache, and attach another to it with dit_cache(copy, handle.config); handle.config, .stats and "
+                ".decisions can be saved"
+            )
+        return super().__reduce_ex__(protocol)
+
     def __repr__(self) -> str:
         state = ", ".join(attached.describe() for attached in self._attached) or "nothing attached"
         return f"<CacheHandle {state if self.active else 'removed'}>"
 
     def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
-        return prepare(chain, config, self._look_up(), self._verify)
+        return prepare(chain, config, self._look_up(), self._verify, self._together)
 
     def _look_up(self) -> Callable[[], Any]:
         target = self._target.pipe if isinstance(self._target, BlockAdapter) else self._target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,17 +17,21 @@ from .replay import Replay
 
 
 class _Hook:
-    """A hook that does nothing, which is what a copy of a model gets in place of ours: copies are not cached."""
+    """A hook of ours. A copy of the model gets one in its place that does nothing: copies are not cached.
+
+    That one is a method of the standard library, which takes anything and returns ``None``, so that a model that was
+    pickled can be loaded where there is no dithooks.
+    """
 
     flow: Flow | None = None
 
     def __call__(self, *_: Any) -> None: ...
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return _Hook()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return nullcontext().__exit__
 
     def __reduce__(self) -> Any:
-        return _Hook, ()
+        return getattr, (nullcontext(), "__exit__")
 
 
 class _Before(_Hook):
@@ -35,6 +40,8 @@ class _Before(_Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if kwargs is not None:  # in another thread, a hook may be called before it is registered to the end
+            if self.flow is not None:
+                args, kwargs = self.flow.company.given(module, args, kwargs)
             self.react(args, kwargs)
 
 

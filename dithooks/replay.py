@@ -110,9 +110,9 @@ def _copied(value: Any, objects: bool = False) -> Any:
         return type(value)(_copied(item, objects) for item in value)
     if type(value) is dict:
         return {key: _copied(item, objects) for key, item in value.items()}
+    if isinstance(value, Tensor):  # where there is no memory for it, that is said: the call is not to write into it
+        return value.clone()
     try:
-        if isinstance(value, Tensor):
-            return value.clone()
         return copy.copy(value) if objects else value
     except Exception:  # a generator, say: taken as it is
         return value

@@ -20,6 +20,7 @@ from .remarks import hopeless, unexpected, useless
 from .scope import Session, current_session
 from .state import Call, Run
 from .stats import Ledger
+from .together import Together, shared_by_ranks
 
 MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
 
@@ -32,6 +33,7 @@ class Runs:
         config: when, what, and where it is kept.
         clock: tells the step of a call.
         ledger: counts the calls.
+        together: the ranks that decide as one, where it looks; ``None``: this one decides by itself.
     """
 
     def __init__(
@@ -40,9 +42,11 @@ class Runs:
         config: DitCacheConfig,
         clock: StepClock,
         ledger: Ledger,
+        together: Together | None = None,
     ) -> None:
         self.name, self.config, self.clock, self.ledger = chain.name, config, clock, ledger
-        self.policy, self.predictor = config.when, config.predictor
+        self.policy, self.predictor, self.together = config.when, config.predictor, together
+        self._model = chain.owner
         self.primary = next(iter(parameter_names(chain.owner)), None)  # the argument that holds the latents: the first
         # Whether a step's calls are branches by their order, or all alike; None: told apart by what they are given.
         self.separate_cfg = chain.separate_cfg
@@ -79,6 +83,20 @@ class Runs:
         """Warn, once per topic."""
         if self._once(topic):
             warnings.warn(message, UserWarning, stacklevel=2)
+
+    def alone(self) -> list[str]:
+        """What is to be said, once, where ranks run the model together and each would decide by itself."""
+        if self.together is not None or self.policy.gauge is None or "alone" in self._said:
+            return []
+        how = shared_by_ranks(self._model)
+        if how is None or not self._once("alone"):
+            return []
+        return [
+            f"{self.name}: {how}, and {type(self.policy).__name__} decides on each rank by what that sees: ranks that "
+            "decide differently wait for each other for ever, or go on with each other's wrong weights or tokens. Let "
+            "them decide as one: dit_cache(..., process_group=...), of all ranks that share the model; or take a "
+            "policy that does not look"
+        ]
 
     def _once(self, topic: str) -> bool:
         new = topic not in self._said
@@ -138,11 +156,14 @@ class Runs:
             self.ledger.blocks,
             self.ledger.skippable,
         )
+        run.foreign = tick.source == "scheduler" and self._taken(run)
         policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
         if remark := policy.remark(run.schedule):
             self.say("remark", f"{self.name}: {remark}")
         if remark := self.predictor.remark(run.schedule):
             self.say("unfitted", f"{self.name}: {remark}")  # as for the steps where that is found only then
+        for remark in self.alone():
+            warnings.warn(remark, UserWarning, stacklevel=2)
         single = tick.steps is not None and tick.steps - tick.step < 2
         run.judged = self.on_kept is not None or single  # to record is all that is wanted, or can be
         if tick.steps is not None and not run.judged and (why := hopeless(policy, run.schedule)):
@@ -152,6 +173,21 @@ class Runs:
             self.say(f"useless in {steps}", message)
         return policy
 
+    def _taken(self, run: Run) -> bool:
+        """Whether the schedule of a run is also that of another thread's or task's, which is not over."""
+        with self._lock:
+            others = [other for other in self._runs.values() if other is not run]
+        if not any(other.epoch is run.epoch and not other.finished for other in others):
+            return False
+        self.say(
+            "shared scheduler",
+            f"{self.name} is called in several threads or tasks at once, and one scheduler tells the steps of all: "
+            "that is right for one of them at most, so all but the first are computed. Give each its own, by `with "
+            "handle.request(scheduler=...):`, or tell the steps, by `with timestep_scope(step):`; if it is one run "
+            "that goes from thread to thread, put `with handle.request():` around it",
+        )
+        return True
+
     def _sum_up(self, run: Run) -> None:
         """Say what there is to say of a run that has ended."""
         for topic, message in self._remarks(run, over=True):
@@ -159,6 +195,8 @@ class Runs:
 
     def _remarks(self, run: Run, over: bool = False) -> list[tuple[str, str]]:
         """Of a run that has ended: that it reused nothing, and that it was another one than expected."""
+        if run.foreign:  # that has been said
+            return []
         found = (
             (f"useless in {run.steps}", useless(run, self.policy)),
             ("unexpected", unexpected(run, self.expected, over)),
@@ -179,6 +217,8 @@ class Runs:
     def _review(self, run: Run) -> None:
         """Compare a run with what was wanted of it; with what others of the handle have done in it."""
         assert run.policy is not None
+        if run.foreign:
+            return
         session = current_session()
         alike = [peer for peer in self.peers or (self,) if peer.policy == self.policy]
         runs = [(peer, peer._runs.get(session)) for peer in alike]

@@ -1,6 +1,6 @@
 """What a loop tells of its calls: the sampling step, for the length of a ``with``, or until it is told anew.
 
-Both belong to the thread or asyncio task that tells; what is cached does, too.
+Both belong to the thread, asyncio task or request that tells; what is cached does, too.
 """
 
 from __future__ import annotations
@@ -14,16 +14,27 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
 class Session:
-    """One thread or one asyncio task, as far as cached state is concerned; requests in others have their own."""
+    """One thread, one asyncio task or one request, as far as cached state is concerned: each has its own.
 
-    def __init__(self, owner: object) -> None:
-        self.owner = weakref.ref(owner)
+    Args:
+        owner: the thread or task; ``None``: a request, which is of whoever is inside of it.
+        scheduler: tells its steps, rather than the one a cache was attached with.
+    """
+
+    def __init__(self, owner: object | None, scheduler: object = None) -> None:
+        self.owner = None if owner is None else weakref.ref(owner)
+        self.scheduler = scheduler
+        self.telling: Telling | None = None  # what was told last in it
         self.epoch = 0  # counts scopes left by an exception: what was cached before one is not trusted
+
+    def holds(self, owner: object) -> bool:
+        """Whether it is this thread's or task's; a task inherits its parent's context, but not its state."""
+        return self.owner is None or self.owner() is owner
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,6 @@ class Telling:
 
     Args:
         step: the step.
-        owner: who told it; a task or thread that has only inherited it is told nothing.
         run: stays the same from one step to the next, and is another one when another run is told.
         follows: the step before it was told as well; else it may be told for a whole run.
         at: when, the last time of
@@ -52,7 +62,6 @@ class Telling:
     """
 
     step: int
-    owner: weakref.ref[object]
     run: object
     follows: bool = False
     at: int = field(default_factory=time.monotonic_ns)
@@ -81,7 +90,6 @@ class Stood:
 
 _scope: ContextVar[Scope | None] = ContextVar("dithooks.scope", default=None)
 _session: ContextVar[Session | None] = ContextVar("dithooks.session", default=None)
-_telling: ContextVar[Telling | None] = ContextVar("dithooks.telling", default=None)
 
 
 def current_owner() -> object:
@@ -92,12 +100,14 @@ def current_owner() -> object:
 
 
 def current_session() -> Session:
-    """The session of the running task, else thread. A scope carries its own along into worker threads."""
+    """The session of the request that is entered, else of the running task, else thread.
+
+    Requests and scopes carry theirs along into worker threads.
+    """
     if (scope := _scope.get()) is not None:
         return scope.session
-    owner = current_owner()
-    session = _session.get()
-    if session is None or session.owner() is not owner:  # a task inherits its parent's context, but not its state
+    session, owner = _session.get(), current_owner()
+    if session is None or not session.holds(owner):
         session = Session(owner)
         _session.set(session)
     return session
@@ -109,9 +119,23 @@ def current_scope() -> Scope | None:
 
 
 def current_telling() -> Telling | None:
-    """What was told last in this thread or task."""
-    telling = _telling.get()
-    return telling if telling is not None and telling.owner() is current_owner() else None
+    """What was told last in this thread, task or request."""
+    return current_session().telling
+
+
+@contextmanager
+def inside(session: Session) -> Iterator[None]:
+    """Calls made here are of this session; also of those under a scope that is open already."""
+    scope = _scope.get()
+    former, within = _session.set(session), _scope.set(scope and replace(scope, session=session))
+    try:
+        yield
+    except BaseException:
+        session.epoch += 1
+        raise
+    finally:
+        _scope.reset(within)
+        _session.reset(former)
 
 
 @contextmanager
@@ -175,16 +199,17 @@ def tell_step(step: int | None) -> None:
         ...     tell_step(step)  # model(x, t)
         >>> tell_step(None)
     """
+    session = current_session()
     if step is None:
-        _telling.set(None)
+        session.telling = None
         return
-    index, before = _index("step", step), current_telling()
+    index, before = _index("step", step), session.telling
     if before is not None and index == before.step:  # once more, between two calls or blocks
         before.at, before.times = time.monotonic_ns(), before.times + 1
         return
     follows = before is not None and index == before.step + 1
     run = before.run if before is not None and follows else object()
-    _telling.set(Telling(index, weakref.ref(current_owner()), run, follows))
+    session.telling = Telling(index, run, follows)
 
 
 def _index(name: str, value: object) -> int:

@@ -15,8 +15,11 @@ from .policy.base import Decision, Track
 from .predictor import Moment, through
 from .runs import Runs
 from .state import Branch, Call, Capture, Run, signature
+from .together import Report, Together, checksum
+from .weights import Weights, lora_scales
 
-UNFIT = ("no anchor", "unmeasured", "shape", "switch")  # reasons that are a branch's own
+# Reasons that are a branch's own, or a rank's: another call of the step decides for itself.
+OWN = ("no anchor", "unmeasured", "weights", "shape", "switch", "not reached", "shared scheduler", "another rank")
 
 
 class Settler:
@@ -24,10 +27,11 @@ class Settler:
 
     Args:
         runs: which the calls belong to.
+        weights: of the transformer.
     """
 
-    def __init__(self, runs: Runs) -> None:
-        self.runs = runs
+    def __init__(self, runs: Runs, weights: Weights) -> None:
+        self.runs, self.weights = runs, weights
 
     def settle(self, arguments: Mapping[str, Any] | None, seen: bool, capture: bool) -> Call:
         """The call that is about to begin; decided, or ``pending``.
@@ -55,6 +59,7 @@ class Settler:
             branch.gauge = _GAUGES[self.runs.policy.gauge](self.runs.policy.reduce)
         run.account.branches = max(run.before[0], len(run.used) + 1)
         branch.latents, branch.conditioning, branch.called = latents, conditioning, tick.step
+        run.in_flight = True  # already: an exception may end it while it is settled
         run.used.append(number)
         run.most = max(run.most, len(run.used))
         call = self._begin(run, tick, branch, arguments, capture)
@@ -67,6 +72,9 @@ class Settler:
         assert run is not None
         assert branch is not None
         assert run.policy is not None
+        if self.runs.together is not None:
+            self._conclude(call, self._agreed(call, self.runs.together))
+            return
         change = None if call.seen is None or branch.gauge is None else branch.gauge.look(call.seen)
         if change is None:  # a rate takes two computed steps
             decision = Decision(False, "unmeasured")
@@ -92,7 +100,9 @@ class Settler:
         if branch is None or run is None:
             return
         if call.pending:
-            self._conclude(call, Decision(False, "not reached"))
+            call.proposal = Decision(False, "not reached")
+            together = self.runs.together
+            self._conclude(call, call.proposal if together is None else self._agreed(call, together))
         if call.misfit:
             self._misfit(call, branch, run)
         branch.open = False
@@ -123,18 +133,24 @@ class Settler:
             gauged=branch.gauge is not None,
             lead=Capture() if run.policy.gauge == "change" else None,
             moment=self._moment(run, tick),
-            signature=signature(arguments) if capture or branch.anchors else (),
+            signature=self._guard(run, arguments) if capture or branch.anchors else (),
             branch=branch,
             run=run,
         )
         decision: Decision | None
-        if run.shared is not None and not run.policy.separate_branches:
+        asks = self.runs.together is not None and run.policy.gauge is not None
+        if run.foreign and not asks:
+            decision = Decision(False, "shared scheduler")
+        elif run.parted:
+            decision = Decision(False, "ranks differ")
+        elif run.shared is not None and not run.policy.separate_branches:
             decision = run.shared._replace(value=None)
         else:
             decision = run.policy.before(tick.step, branch.track, run.schedule)
         if decision is None or decision.reuse:
             decision = self._unfit(call, branch) or decision
-        if decision is None:
+            call.proposal, call.pending = decision, asks  # whatever it is here, the others may be of another opinion
+        if decision is None or call.pending:
             call.pending = True
         else:
             self._conclude(call, decision)
@@ -150,14 +166,71 @@ class Settler:
             return Moment(tick.step, tick.value, "timestep")
         return Moment(tick.step, float(tick.step), "step")
 
+    def _guard(self, run: Run, arguments: Mapping[str, Any]) -> Signature:
+        """What must be the same for a residual to be used: the weights, and the form of the arguments."""
+        count, run.watched = self.weights.changes(anew=not run.watched), True
+        return ("weights", (count, *lora_scales(arguments))), *signature(arguments)
+
     def _unfit(self, call: Call, branch: Branch) -> Decision | None:
         """Why there is nothing to be reused, if so."""
+        if call.run is not None and call.run.foreign:
+            return Decision(False, "shared scheduler")
         if not branch.anchors:
             return Decision(False, "no anchor")
         former = branch.anchors[0].signature
         if former == call.signature:
             return None
+        if former[0] != call.signature[0]:
+            return Decision(False, "weights")
         return Decision(False, "switch" if _forms(former) == _forms(call.signature) else "shape")
+
+    def _agreed(self, call: Call, together: Together) -> Decision:
+        """Settle a call with the other ranks: all of them reuse, or none does, each for its own reason."""
+        run, branch, mine = call.run, call.branch, call.proposal
+        assert run is not None
+        assert branch is not None
+        assert run.policy is not None
+        sums = None
+        if mine is None:
+            sums = None if call.seen is None or branch.gauge is None else branch.gauge.sums(call.seen)
+            mine = Decision(False, "unmeasured") if sums is None else None
+        track, account, schedule = branch.track, run.account, run.schedule
+        report = Report(
+            range=next((place for place, peer in enumerate(self.runs.peers) if peer is self.runs), 0),
+            step=call.moment.step,
+            steps=-1 if schedule.steps is None else schedule.steps,
+            number=len(run.used) - 1,
+            policy=checksum(run.policy),
+            computed=track.computed,
+            reused=track.reused,
+            streak=track.streak,
+            refreshed=-1 if track.refreshed is None else track.refreshed,
+            calls=account.calls,
+            left_out=account.reused,
+            branches=account.branches,
+            fit=mine is None or mine.reuse,
+            streams=0 if sums is None else len(sums),
+        )
+        near = (*(call.seen or ()), *branch.latents.values())
+        found = together.ask(self.runs.name, report, branch.gauge, sums, near)
+        if not found.alike:
+            run.parted = True
+            self.runs.say(
+                "parted",
+                f"{self.runs.name}, step {call.moment.step}: the ranks of the process group have come here by other "
+                "ways than each other (one has computed what others reused, or takes this call for another branch "
+                "than they do), so none of them reuses anything more in this run",
+            )
+            return Decision(False, "ranks differ")
+        if mine is not None and not mine.reuse:
+            return mine
+        if not found.fit:
+            return Decision(False, "another rank")
+        if mine is None:
+            assert found.value is not None
+            mine = run.policy.judge(call.moment.step, track, schedule, found.value)
+            run.shared = run.shared or mine
+        return mine
 
     def _conclude(self, call: Call, decision: Decision) -> None:
         """A call is decided."""
@@ -165,7 +238,7 @@ class Settler:
         assert run is not None
         assert branch is not None
         if run.policy is not None and not run.policy.separate_branches and run.shared is None:
-            run.shared = decision if decision.reason not in UNFIT else None
+            run.shared = decision if decision.reason not in OWN else None
         branch.track.note(call.moment.step, decision)
         self.runs.ledger.count(decision, run.number, call.moment.step, branch.track.number)
         run.reasons[decision.reason] += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,14 @@ class SkipBlock:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._dithooks.original, name)  # what a class put on the block since has
 
+    def __eq__(self, other: object) -> bool:
+        """Equal to its block: who keeps something for a module by it (FSDP, its state) finds it by either."""
+        mine = self._dithooks.original
+        return other is mine or (isinstance(other, SkipBlock) and other._dithooks.original is mine)
+
+    def __hash__(self) -> int:
+        return hash(self._dithooks.original)
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the original: the short-circuit stays outside."""
         self._dithooks.original.compile(*args, **kwargs)
@@ -111,13 +120,16 @@ def run(shell: _Shell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return shell.original(*args, **kwargs)
 
 
-def stand_in(original: nn.Module, offset: int, hooked: bool = False) -> nn.Module:
+def stand_in(
+    original: nn.Module, offset: int, hooked: bool = False, classes: dict[type, type] | None = None
+) -> nn.Module:
     """A :class:`SkipBlock` for one block, ready to be put into its list; inert until engaged.
 
     Args:
         original: the block.
         offset: its place in the range.
         hooked: whether it is one of the range's ends, which are given hooks.
+        classes: of stand-ins, by the class of a block: its own is taken from here, or put in.
 
     Raises:
         TypeError: the block's class cannot be subclassed, or it is a scripted module.
@@ -139,14 +151,50 @@ def stand_in(original: nn.Module, offset: int, hooked: bool = False) -> nn.Modul
         "__slots__": (),
     }
     try:
-        skip_class: Any = types.new_class(cls.__name__, (SkipBlock, cls), exec_body=lambda body: body.update(namespace))
-        skip: Any = skip_class.__new__(skip_class)
+        skip_class: Any = None if classes is None else classes.get(cls)
+        if skip_class is None or not _untouched(skip_class, cls):
+            bases = (SkipBlock, cls)
+            skip_class = types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(namespace))
+        skip: Any = object.__new__(skip_class)  # a class's own may make another object: FSDP's makes an unsharded one
         object.__setattr__(skip, "__dict__", original.__dict__)
     except Exception as error:
         raise TypeError(f"{cls.__name__} cannot be given a stand-in: {error}") from error
     object.__setattr__(skip, "_dithooks", _Shell(original, offset, hooked))
+    if classes is not None:
+        classes[cls] = skip_class
     module: nn.Module = skip
     return module
+
+
+def _untouched(skip_class: type, cls: type[nn.Module]) -> bool:
+    """Whether neither a stand-in's class nor the block's was given another ``forward`` since the former was made."""
+    forward = vars(skip_class).get("forward")
+    return isinstance(forward, _Forward) and vars(forward.function).get("__wrapped__") is cls.forward
+
+
+def classes_of(owner: nn.Module) -> dict[type, type]:
+    """Stand-ins' classes by those of the blocks: what :func:`outlive` keeps for a transformer, or else a new dict."""
+    for reference in weakref.getweakrefs(owner):
+        end = reference.__callback__
+        held = end.peek() if isinstance(end, weakref.finalize) else None
+        if held is not None and held[1] is _drop:
+            classes: dict[type, type] = held[2][0]
+            return classes
+    return {}
+
+
+def outlive(owner: nn.Module, classes: dict[type, type]) -> None:
+    """Keep classes for as long as a transformer lives, of which compiled code has met stand-ins.
+
+    That code knows a block by its class. Were the classes made anew whenever a cache is attached, it would all be
+    compiled anew, too, until the compiler gives up.
+    """
+    if classes_of(owner) is not classes:
+        weakref.finalize(owner, _drop, classes).atexit = False
+
+
+def _drop(classes: dict[type, type]) -> None:
+    classes.clear()
 
 
 def engage(module: nn.Module, flow: Flow) -> None:

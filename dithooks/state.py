@@ -86,9 +86,12 @@ class Run:
     history: list[float] = field(default_factory=list)  # distinct timestep values, where they are the clock
     in_flight: bool = False  # a call of the transformer was entered and not left: an exception ended it
     steps: int = 0
+    watched: bool = False  # what is looked at to see whether the weights change was looked for in it
     reused: int = 0
     judged: bool = False  # what there was to say of it has been said
     finished: bool = False  # its last call is over
+    foreign: bool = False  # the scheduler that tells its steps tells those of another session's run
+    parted: bool = False  # the ranks that decide as one have come different ways: none reuses anything any more
     reasons: Counter[str] = field(default_factory=Counter)
     values: list[float] = field(default_factory=list)  # that decisions were made by
 
@@ -136,16 +139,24 @@ class Call:
     left: bool = False  # … and its last one left
     misfit: bool = False  # the residual did not fit after all
     unsound: bool = False  # what was seen is not finite: nothing of it is to be kept
+    traced: bool = False  # compiled code ran it, and may write its next outputs where those of this call lie
     deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ for each output
     results: list[Tensor] | None = None  # reused: h_in + Δ̂
     range: Capture = field(default_factory=Capture)
     lead: Capture | None = None  # of the blocks before the range, where they decide
     seen: tuple[Tensor, ...] | None = None  # what the gauge looks at
     probe: Any = None  # reused, but only to see how the streams are handed on
-    generation: int = 0  # of the flow, when the call began
+    stale: bool = False  # all was forgotten, or the range taken off, since it began: it is followed no longer
 
     moment: Moment = field(default_factory=lambda: Moment(0, 0.0))
     signature: Signature = ()
     branch: Branch | None = None
     run: Run | None = None
+    proposal: Decision | None = None  # pending, and settled as far as this rank goes: the others are to be asked
     observation: Any = None
+    thread: int = 0
+
+    @property
+    def passing(self) -> bool:
+        """Whether it is between the first block of a reused range and the last."""
+        return self.entered and not self.left and (self.reuse or self.pending)

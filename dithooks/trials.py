@@ -28,7 +28,8 @@ class Trials:
     def repeat(self, replay: Replay, call: Call, eager: bool = False) -> Any:
         """The output of a call made again, as ``call``; other caches on the model do as they did in it."""
         flow = self.flow
-        call.generation = flow.generation
+        call.stale = False
+        flow.under_way.add(call)
         flows = [flow, *flow.others()]
         under_way: list[Call | None] = [each.current for each in flows]
         for other in flows[1:]:
@@ -48,7 +49,7 @@ class Trials:
         Raises:
             WiringError: it does not; or what was recognised between the blocks is not what the model does there.
         """
-        flow = self.flow
+        flow, layout = self.flow, self.flow.layout
         if not replay.safe:
             flow.runs.say(
                 "strange",
@@ -62,24 +63,24 @@ class Trials:
         error = difference(self.repeat(replay, Call(reuse=True, deltas=deltas)), output)
         if not error <= tolerance(output, flow.runs.config.dtype):
             raise WiringError(
-                f"{flow.runs.name}: with {flow.first} … {flow.last} skipped and their residual added, the call that "
-                f"it was taken from comes out {error:.2g} off (relative L2): the model uses more of these blocks than "
+                f"{flow.runs.name}: with {layout.first} … {layout.last} skipped and their residual added, the call it "
+                f"was taken from comes out {error:.2g} off (relative L2): the model uses more of these blocks than "
                 "what leaves the last one (outputs collected on the way, say), or is not deterministic. Choose other "
                 "blocks; or, if you know better, give verify=False"
             )
-        assert flow.wiring is not None
-        if flow.wiring.certain:
+        assert layout.wiring is not None
+        if layout.wiring.certain:
             return True
-        quiet = self._probed(replay, flow.wiring, None)
+        quiet = self._probed(replay, layout.wiring, None)
         for seed in range(4):
-            noisy = self._probed(replay, flow.wiring, seed)
-            for name, alike in zip(flow.wiring.ports[-1].carries, likeness(quiet, noisy), strict=True):
+            noisy = self._probed(replay, layout.wiring, seed)
+            for name, alike in zip(layout.wiring.ports[-1].carries, likeness(quiet, noisy), strict=True):
                 if alike < ALIKE:
                     raise WiringError(
-                        f"{flow.runs.name}: between {flow.first} and {flow.last} the model does more to {name} than "
-                        "was recognised: noise put in at the former comes out at the latter otherwise than expected "
-                        f"(alike by {alike:.2f} of 1). Is it rearranged, or another stream? Choose a range on one "
-                        "side of that; or, if you know better, give verify=False"
+                        f"{flow.runs.name}: between {layout.first} and {layout.last} the model does more to {name} "
+                        "than was recognised: noise put in at the former comes out at the latter otherwise than "
+                        f"expected (alike by {alike:.2f} of 1). Is it rearranged, or another stream? Choose a range on "
+                        "one side of that; or, if you know better, give verify=False"
                     )
             if not few(noisy):
                 break
@@ -92,7 +93,7 @@ class Trials:
 
     def passed(self, call: Call, probe: Probe, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A block's output where the range is only passed through."""
-        wiring = self.flow.wiring
+        wiring = self.flow.layout.wiring
         assert wiring is not None
         ports = wiring.ports[offset]
         values = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
@@ -118,6 +119,6 @@ def filled(ports: Ports, values: Sequence[Any], shapes: Mapping[int, torch.Size]
 def _again(flow: Flow) -> Call | None:
     """A flow's call under way, or else its last, to be made again: reused with the same residuals, or plain."""
     call = flow.current or flow.latest
-    if call is None or not call.reuse or call.generation != flow.generation:
+    if call is None or not call.reuse or call.stale:
         return None
-    return Call(reuse=True, deltas=call.deltas, generation=flow.generation)
+    return Call(reuse=True, deltas=call.deltas)

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dithooks"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
-IMMUTABLE_CALLS = {"ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "Lock", "TypeVar"}
+LOCKS = {"Lock", "RLock"}
+IMMUTABLE_CALLS = {"ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "TypeVar", *LOCKS}
 REGISTERED = {"_HINTS"}  # what users tell of their models is the process's by nature; the one thing that is
 
 

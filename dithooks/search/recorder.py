@@ -27,6 +27,7 @@ from ..settle import Settler
 from ..skip import stand_in
 from ..state import Call, signature
 from ..stats import Ledger
+from ..weights import Weights
 from .inputs import Watched
 from .passes import Passes
 from .places import Point, points_of
@@ -73,7 +74,8 @@ class Recorder:
         self._spots, self._names = spots_of(chain), parameter_names(chain.owner)
         ledger = Ledger(chain.name, len(self._spots), len(self._spots))
         config = DitCacheConfig(policy=Computed())
-        self._settler = Settler(Runs(chain, config, StepClock(scheduler, chain.name), ledger))
+        runs = Runs(chain, config, StepClock(scheduler, chain.name), ledger)
+        self._settler = Settler(runs, Weights(chain.owner))
         self._settler.runs.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to remark
         self._report: Report = lambda stage, done, total: None
         self._observation: Observation | None = None
