@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   dithooks inspect my_model.py:make
   dithooks search demo --target 2.5 --out plan.json
   dithooks search my_model.py:make --target 1.5 --target 2 --out "plan-{target}x.json" --record run.npz
+  dithooks env
 """
 
 TARGETS = """what TARGET can be:
@@ -73,7 +74,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 2 asked wrongly, 3 target not reached, 130 interrupted.
+    """Run the command line and return its exit code.
+
+    0 done; 1 the environment is broken (``env``); 2 asked wrongly; 3 target not reached (``search``); 130 interrupted.
 
     Args:
         argv: the arguments after the command's name; those of the process if None.
@@ -110,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_inspect(commands)
     _add_search(commands)
+    _add_env(commands)
     return parser
 
 
@@ -266,6 +270,25 @@ def _search(args: argparse.Namespace) -> int:
         return search_command.run_search(search_command.SearchOptions(**given))
     except TargetError as error:
         raise UsageError(" ".join(str(error).split())) from error
+
+
+def _add_env(commands: argparse._SubParsersAction[Parser]) -> None:
+    from .report import env
+
+    parser = commands.add_parser(
+        "env", help="show what is installed and what is wrong with it", description=env.DESCRIPTION
+    )
+    env.add_arguments(parser)
+    parser.set_defaults(run=_env)
+
+
+def _env(args: argparse.Namespace) -> int:
+    from .report import env
+
+    try:
+        return env.run(args.json)
+    except env.EnvError as error:
+        raise UsageError(str(error)) from error
 
 
 if __name__ == "__main__":

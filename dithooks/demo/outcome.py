@@ -138,5 +138,6 @@ class DemoResult:
 
 def psnr(pictures: torch.Tensor, reference: torch.Tensor) -> tuple[float, ...]:
     """Peak signal-to-noise ratio in dB of every picture (batch, …) in 0…1; ``inf`` for equal ones."""
-    errors = (pictures.double() - reference.double()).square().flatten(1).mean(1)
+    pictures, reference = (each.cpu().double() for each in (pictures, reference))  # not every device has doubles
+    errors = (pictures - reference).square().flatten(1).mean(1)
     return tuple(math.inf if e == 0 else -10 * math.log10(e) for e in errors.tolist())

@@ -125,6 +125,7 @@ def measure(
             return_dict=False,
             callback_on_step_end=on_step,
         )
+        pictures = pictures.cpu()  # waits, where they are drawn on an accelerator
         return Drawn(pictures, time.perf_counter() - begin)
 
     remarks: list[str] = []

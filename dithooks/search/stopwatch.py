@@ -1,4 +1,4 @@
-"""What each block of a transformer costs, measured without waiting for the device in between."""
+"""What each block of a transformer costs, measured without waiting for the device in between, where it can do so."""
 
 from __future__ import annotations
 
@@ -9,19 +9,35 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..machine import synchronize
+
 OTHER, SAMPLING = "other", "sampling"
 
 
 def caught_up() -> None:
     """Wait until the accelerator, if there is one, has done what it was given."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    synchronize()
+
+
+def times_events(device: torch.device) -> bool:
+    """Whether a device can tell the time between two events in its stream; not all backends can."""
+    if device.type in ("cpu", "meta"):
+        return False
+    try:
+        since, until = (torch.Event(device=device, enable_timing=True) for _ in range(2))
+        since.record()
+        until.record()
+        until.synchronize()
+        return bool(since.elapsed_time(until) >= 0)
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 class Stopwatch:
     """Attributes the time from each mark to the next to what was said at the former.
 
     On the host it is the clock that is read; on an accelerator, events are put into its stream, and read at the end.
+    One without such events is waited for at every mark, and the clock is read then.
 
     Args:
         module: whose device counts.
@@ -30,7 +46,7 @@ class Stopwatch:
     def __init__(self, module: nn.Module) -> None:
         tensor = next(iter(module.parameters()), None)
         self._device = torch.device("cpu") if tensor is None else tensor.device
-        self._events = self._device.type not in ("cpu", "meta")
+        self._events = times_events(self._device)
         self._marks: list[tuple[Any, int | str | None]] = []
         self._spent: Counter[int | str] = Counter()
 
@@ -41,6 +57,7 @@ class Stopwatch:
             event.record()
             self._marks.append((event, what))
             return
+        synchronize(self._device)
         now = time.perf_counter() * 1e3
         if self._marks:
             since, before = self._marks.pop()
