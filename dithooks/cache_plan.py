@@ -17,6 +17,7 @@ from .piece import Piece
 from .policy.interval import Interval
 from .predictor import Reuse
 from .provenance import Made, Provenance, set_field
+from .reading import parsed, read_file
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -173,10 +174,7 @@ class CachePlan:
             ValueError: not JSON, another kind or schema, or fields missing, unknown or out of range.
             TypeError: a field is of the wrong type.
         """
-        try:
-            data: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a CachePlan: the text is not JSON ({error})") from None
+        data = parsed(text, "CachePlan")
         if not isinstance(data, dict) or data.get("kind") != "CachePlan":
             raise ValueError('not a CachePlan: a JSON object with "kind": "CachePlan" is expected')
         if data.get("schema") != SCHEMA:
@@ -198,11 +196,7 @@ class CachePlan:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CachePlan:
         """Read a file that :meth:`save` wrote; errors as :meth:`from_json`, naming the path."""
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, TypeError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError  # not what is made of more than a text
-            raise kind(f"{os.fspath(path)}: {error}") from None
+        return read_file(path, cls.from_json)
 
     def __str__(self) -> str:
         """A few lines: ● is computed, ○ reused, · not called."""

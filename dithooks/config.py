@@ -16,6 +16,7 @@ from .parts import decode, encode, plain
 from .policy.base import Policy, check_count
 from .policy.interval import Interval
 from .predictor import Predictor, Reuse
+from .reading import parsed, read_file
 
 SCHEMA = 2
 READS = (1, 2)  # 1: four numbers and a fingerprint
@@ -97,7 +98,7 @@ class DitCacheConfig:
             part = getattr(self, name)
             if not isinstance(part, kind) and not (name == "policy" and part is None):
                 raise TypeError(f"{name} must be a {kind.__name__} such as {_SUCH_AS[name]}, not {part!r}")
-        if self.cache_dtype is not None and self.cache_dtype not in DTYPES:
+        if self.cache_dtype is not None and self.cache_dtype not in tuple(DTYPES):
             raise ValueError(f"cache_dtype={self.cache_dtype!r}: there are {', '.join(DTYPES)}, or None")
         if self.cache_device not in (None, "cpu"):
             raise ValueError(f"cache_device={self.cache_device!r}: there are 'cpu' and None, the activations' own")
@@ -188,10 +189,7 @@ class DitCacheConfig:
         Raises:
             ValueError: not JSON, another kind or schema, or fields missing or unknown.
         """
-        try:
-            data: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a DitCacheConfig: the text is not JSON ({error})") from None
+        data = parsed(text, "DitCacheConfig")
         if not isinstance(data, dict) or data.get("kind") != "DitCacheConfig":
             raise ValueError('not a DitCacheConfig: a JSON object with "kind": "DitCacheConfig" is expected')
         if data.get("schema") not in READS:
@@ -216,10 +214,7 @@ class DitCacheConfig:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DitCacheConfig:
         """Read a file that :meth:`save` wrote; errors as :meth:`from_json`, naming the path."""
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"{os.fspath(path)}: {error}") from None
+        return read_file(path, cls.from_json)
 
     def __str__(self) -> str:
         """What is not as it is by default."""

@@ -180,7 +180,10 @@ def check_number(name: str, value: object, least: float, *, strictly: bool = Fal
     """
     if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's, too
         raise TypeError(f"{name} must be a number, not {value!r} ({type(value).__name__})")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number that no float comes near
+        raise ValueError(f"{name} is out of range: it has too many digits") from None
     if not math.isfinite(number):
         raise ValueError(f"{name}={number:g} is out of range: it must be finite")
     if number < least or (strictly and number == least):

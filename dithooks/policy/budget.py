@@ -101,7 +101,7 @@ class Budget(Policy):
         if not math.isfinite(value):
             return Decision(False, "non-finite", value)
         wanted, left = self.to_come(step, track, schedule)
-        gap = step - track.refreshed if track.refreshed is not None else 1
+        gap = max(step - track.refreshed, 1) if track.refreshed is not None else 1  # 0: the step is made once more
         rates = [*track.rates, value / gap][-RECENT:]
         branches = track.account.branches
         reuses = (wanted / branches + track.streak) / ((left - wanted) / branches + 1)

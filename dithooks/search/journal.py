@@ -23,7 +23,10 @@ from .recording import Recording
 SCHEMA = 1
 PURPOSE, RECORDING, REFERENCE, EVALUATIONS = "purpose.json", "recording.npz", "reference.npz", "evaluations.jsonl"
 FLOAT = "float"  # {"float": "inf"}: a number that JSON has not
-UNREADABLE = (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, BadZipFile, ZlibError)
+UNREADABLE = (
+    *(ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError, EOFError, OSError, RuntimeError),
+    *(BadZipFile, ZlibError),
+)
 
 
 class Journal:
@@ -159,7 +162,7 @@ def _evaluations(path: Path) -> dict[str, dict[str, Any]]:
             key = values.pop("key")
             if not isinstance(key, str):
                 raise ValueError(f"its key is {key!r}, not a text")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number} is no evaluation ({error!r}): delete the line, and it is made again, or give "
                 "another folder"

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..provenance import Made
+from ..policy.base import check_count, check_number
+from ..provenance import Made, check_text
+from ..reading import parsed, shortened
 
 SCHEMA = 1
-# What NumPy, zipfile and json make of a file that is cut, changed, or another one.
+# What NumPy, zipfile and the checks make of a file that is cut, changed, or another one.
 _GARBLED = (
     ValueError,
     KeyError,
@@ -26,6 +28,8 @@ _GARBLED = (
     EOFError,
     OSError,
     RuntimeError,
+    OverflowError,
+    MemoryError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -132,17 +136,24 @@ class Recording:
             ValueError: it is no such file, or of another version.
         """
         try:
+            _see_size(path)
             with np.load(path, allow_pickle=False) as file:
                 stored = {name: file[name] for name in file.files}
-            head = json.loads(str(stored["head"]))
+            head = parsed(str(stored["head"]), "Recording")
             kind, schema = head["kind"], head["schema"]
             if (kind, schema) == ("Recording", SCHEMA):
                 return cls._read(head, stored)
         except _GARBLED as error:
             if isinstance(error, OSError) and not Path(path).is_file():
                 raise
-            raise ValueError(f"{os.fspath(path)} is no file that Recording.save wrote") from error
-        raise ValueError(f"{os.fspath(path)} is a {kind} of schema {schema}: a Recording of {SCHEMA} is expected")
+            why = shortened(error) if isinstance(error, (ValueError, TypeError)) else type(error).__name__
+            raise ValueError(
+                f"{os.fspath(path)} is no file that Recording.save wrote ({why}): record the run again"
+            ) from error
+        found = (
+            f"a {kind} of schema {schema}" if isinstance(kind, str) and isinstance(schema, int) else "something else"
+        )
+        raise ValueError(f"{os.fspath(path)} is {found[:80]}: a Recording of {SCHEMA} is expected")
 
     @classmethod
     def _read(cls, head: dict[str, Any], stored: dict[str, Any]) -> Recording:
@@ -152,10 +163,49 @@ class Recording:
             start = f"{number}.inputs."
             inputs = {name.removeprefix(start): array for name, array in stored.items() if name.startswith(start)}
             traces.append(Trace(**{**plain, "blocks": tuple(plain["blocks"])}, **arrays, inputs=inputs))
+            _check(traces[-1], f"traces[{number}]")
         made = Made(**{**head["made"], "size": tuple(head["made"]["size"])})
-        sigmas = None if head["sigmas"] is None else tuple(head["sigmas"])
+        sigmas = None if head["sigmas"] is None else tuple(check_number("a sigma", s, -1e30) for s in head["sigmas"])
+        for name in _NUMBERS:
+            (check_number if name.endswith("_ms") else check_count)(name, head[name], 0)
         return cls(tuple(traces), made, sigmas, *(head[name] for name in _NUMBERS))
 
 
+def _see_size(path: str | os.PathLike[str]) -> None:
+    """Refuse an archive that is small, and unpacks to what no memory holds."""
+    with zipfile.ZipFile(path) as file:
+        unpacked = sum(each.file_size for each in file.infolist())
+    if unpacked > max(BOMB * Path(path).stat().st_size, 2**26):
+        raise ValueError(f"it unpacks to {unpacked:,} bytes, more than {BOMB} times its size")
+
+
+def _check(trace: Trace, where: str) -> None:
+    """See that the parts of a trace that was read are of its types, and fit each other.
+
+    Raises:
+        TypeError, ValueError: one is not, or does not.
+    """
+    for name, text in (
+        ("path", trace.path),
+        ("axis", trace.axis),
+        *(("a path in blocks", path) for path in trace.blocks),
+    ):
+        check_text(f"{where}: {name}", text, empty=name == "path")
+    for name in ("second", "calls"):
+        check_count(f"{where}: {name}", getattr(trace, name), 0)
+    for name in ("branches", "call_ms", "share"):
+        check_number(f"{where}: {name}", getattr(trace, name), 0)
+    blocks, steps, ranges = len(trace.blocks), trace.steps.size, len(np.atleast_1d(trace.ranges))
+    shapes = {"ranges": (ranges, 2), "grams": (ranges, steps, steps), "norms": (blocks, steps), "steps": (steps,)}
+    for name, shape in (shapes | {"times": (steps,), "block_ms": (blocks,)}).items():
+        array = getattr(trace, name)
+        kinds = "iu" if name in ("ranges", "steps") else "iuf"
+        if array.shape != shape or array.dtype.kind not in kinds:
+            raise ValueError(f"{where}: {name} is {array.dtype} {array.shape}, and should be numbers {shape}")
+    if ranges and (trace.ranges.min() < 0 or trace.ranges.max() >= blocks):
+        raise ValueError(f"{where}: ranges has blocks that are none of {blocks}")
+
+
+BOMB = 200  # no recording packs that well
 _NUMBERS = ("samples", "runs", "run_ms", "recorded_ms")
 _PLAIN = ("path", "blocks", "axis", "branches", "call_ms", "share", "second", "calls")

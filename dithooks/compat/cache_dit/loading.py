@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from ...reading import bounded, read_file, strict
 from .configs import CalibratorConfig, DBCacheConfig, check_names
 from .masks import named_mask
 from .modifiers import from_keywords, without_others
@@ -79,27 +79,28 @@ def load_cache_config(path_or_dict: Source, reset: bool = False) -> tuple[DBCach
     path = Path(path_or_dict)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path_or_dict)!r}")
-    try:
-        return _configs(_read(path), reset)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from None
+    return read_file(path, lambda text: _configs(_read(path, text), reset))
 
 
-def _read(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
+def _read(path: Path, text: str) -> Any:
     if path.suffix.lower() == ".json":
         try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
+            return strict(text)
+        except ValueError as error:
             raise ValueError(f"this is not JSON: {error}") from None
     try:
         yaml = importlib.import_module("yaml")
     except ImportError:
         raise ImportError(f"{path}: YAML is read with PyYAML: pip install pyyaml, or write the file as JSON") from None
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = yaml.safe_load(text)
+        bounded(data)
+        return data
+    # The latter are what PyYAML makes of values that do not fit their tags.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise ValueError(f"this is not YAML: {error}") from None
+    except RecursionError:
+        raise ValueError("this is nested too deeply") from None
 
 
 def _configs(data: Any, reset: bool) -> tuple[DBCacheConfig, CalibratorConfig | None]:

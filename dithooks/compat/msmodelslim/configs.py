@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...policy.base import check_count
+from ...reading import parsed, shortened
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class DitCacheConfig:
             ValueError: naming the file: these four numbers are not what is in it.
         """
         try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls(**parsed(Path(path).read_text(encoding="utf-8"), "DitCacheConfig"))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)} is not a DitCacheConfig: {error}") from None
+            raise ValueError(f"{os.fspath(path)} is not a DitCacheConfig: {shortened(error)}") from None
 
 
 @dataclass
