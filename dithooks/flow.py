@@ -65,11 +65,10 @@ class Flow:
         self._local.arguments, self._local.replay, self._local.last = arguments, replay, None
         self._local.telling = current_telling()
         self.company.look()
-        if self._moving and self._learning.acquire(blocking=False):  # once more: it was interrupted
-            try:
-                self._arrive()
-            finally:
-                self._learning.release()
+        if self._moving:
+            with self._learning:  # in another thread, which is waited for; or it was interrupted, and is done once more
+                if self._moving:
+                    self._arrive()
         if self.layout.wiring is None and replay is not None and self.compiled():
             self._rehearse(replay)
         # Compiled code captures always: one graph less. Else warm-up steps are spared it.
