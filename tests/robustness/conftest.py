@@ -96,8 +96,8 @@ def page(reports) -> str:
     for line in LINES:
         own = sorted((each for each in reports if each[0].get("line") == line), key=lambda each: each[0]["where"])
         tried = list(dict.fromkeys(props["tried"] for props, *_ in own))
-        on = list(dict.fromkeys(each for props, *_ in own for each in props["on"]))
-        rows.append(f"| {line} | {' '.join(tried)} | {', '.join(on)} | {counted(own) or 'not tried'} |")
+        on = list(dict.fromkeys(each for props, how, *_ in own if how == "passed" for each in props["on"]))
+        rows.append(f"| {line} | {' '.join(tried)} | {'; '.join(on)} | {counted(own) or 'not tried'} |")
         details += ["", f"## {line}", ""]
         for where in sorted({tuple(props["where"]) for props, *_ in own}):
             these = [each for each in own if tuple(each[0]["where"]) == where]
