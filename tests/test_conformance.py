@@ -22,6 +22,7 @@ CONSTRAINTS = (Path(__file__).parent.parent / "constraints.txt").read_text(encod
 PINNED = f"diffusers=={version('diffusers')}" in CONSTRAINTS.split()
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
     pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning"),

@@ -19,7 +19,7 @@ from dithooks.cache_plan import Piece
 from dithooks.demo import load_pipeline
 from dithooks.tiny import build
 
-pytestmark = [pytest.mark.line("torch.compile"), pytest.mark.on("tiny FLUX")]
+pytestmark = [pytest.mark.line("torch.compile"), pytest.mark.on("tiny FLUX"), pytest.mark.slow]
 
 KNOWN = {
     "interval, reuse": DitCacheConfig(2, 2, 0, 5),

@@ -14,7 +14,7 @@ from toys import Net, latents, loop, prompt
 from dithooks import DitCacheConfig, Linear, Reuse, dit_cache, timestep_scope
 from dithooks.skip import SkipBlock
 
-pytestmark = [pytest.mark.line("torch.compile"), pytest.mark.on("toy net")]
+pytestmark = [pytest.mark.line("torch.compile"), pytest.mark.on("toy net"), pytest.mark.slow]
 
 CONFIG = DitCacheConfig(1, 2, 0, 3)
 

@@ -11,7 +11,7 @@ from toys import Net, Pipe, latents, prompt
 
 from dithooks import Budget, DitCacheConfig, EasyCache, Linear, Threshold, dit_cache
 
-pytestmark = [pytest.mark.line("torch.compile"), pytest.mark.on("toy net")]
+pytestmark = [pytest.mark.line("torch.compile"), pytest.mark.on("toy net"), pytest.mark.slow]
 
 LOOKING = {
     "threshold, F=0": DitCacheConfig(policy=Threshold(0.4, 2), predictor=Linear()),

@@ -9,7 +9,7 @@ from toys import Net, latents, loop, prompt
 
 from dithooks import DitCacheConfig, EasyCache, Linear, Mask, Taylor, Threshold, dit_cache
 
-pytestmark = [pytest.mark.line("torch.compile"), pytest.mark.on("tiny FLUX, simulated CUDA graphs")]
+pytestmark = [pytest.mark.line("torch.compile"), pytest.mark.on("tiny FLUX, simulated CUDA graphs"), pytest.mark.slow]
 
 CONFIGS = {
     "interval": DitCacheConfig(2, 2, 0, 4),

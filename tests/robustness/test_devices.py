@@ -17,7 +17,7 @@ import torch
 
 from dithooks.branch import _one
 
-pytestmark = [pytest.mark.line("Devices, Ascend NPU"), pytest.mark.on("a transformer of five blocks")]
+pytestmark = [pytest.mark.line("Devices, Ascend NPU"), pytest.mark.on("a transformer of five blocks"), pytest.mark.slow]
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent.parent / "dithooks"

@@ -25,7 +25,7 @@ import dithooks
 from dithooks import DitCacheConfig, Linear, Mask, Threshold, dit_cache, timestep_scope
 from dithooks.scope import tell_step
 
-pytestmark = [pytest.mark.line("Fault campaign"), pytest.mark.on("toy transformers")]
+pytestmark = [pytest.mark.line("Fault campaign"), pytest.mark.on("toy transformers"), pytest.mark.slow]
 
 ERRORS = (RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError)
 CLOCKS = ("scheduler", "timestep", "scope", "told")

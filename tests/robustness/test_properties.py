@@ -37,6 +37,7 @@ pytestmark = [
     pytest.mark.line("Fault campaign"),
     pytest.mark.on("a model that tells its calls"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.slow,
 ]
 MANY = int(os.environ.get("DITHOOKS_EXAMPLES", "0"))  # by hand: so many, at random
 

@@ -11,6 +11,7 @@ from sharded_ranks import start
 pytestmark = [
     pytest.mark.line("Sharded"),
     pytest.mark.on("tiny FLUX, Wan and Qwen-Image", "2 gloo processes on the CPU"),
+    pytest.mark.slow,
 ]
 
 NAMES = ("flux", "wan", "qwen")

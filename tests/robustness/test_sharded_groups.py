@@ -9,7 +9,11 @@ from sharded_ranks import start
 
 from dithooks import DitCacheConfig, Threshold, dit_cache
 
-pytestmark = [pytest.mark.line("Sharded"), pytest.mark.on("small nets", "2 gloo processes on the CPU")]
+pytestmark = [
+    pytest.mark.line("Sharded"),
+    pytest.mark.on("small nets", "2 gloo processes on the CPU"),
+    pytest.mark.slow,
+]
 
 POLICIES = ("threshold", "largest", "budget", "rate", "rate, largest", "masked", "at once")
 SETTLED = ("warm-up", "mask", "cap", "budget", "end")  # without looking

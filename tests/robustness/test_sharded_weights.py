@@ -6,7 +6,11 @@ import pytest
 import torch
 from sharded_ranks import start
 
-pytestmark = [pytest.mark.line("Sharded"), pytest.mark.on("small nets", "2 gloo processes on the CPU")]
+pytestmark = [
+    pytest.mark.line("Sharded"),
+    pytest.mark.on("small nets", "2 gloo processes on the CPU"),
+    pytest.mark.slow,
+]
 
 ORDERS = ("shard, attach", "attach, shard")
 MASKED = [6, 8, 2, 6, 2, 2, 6, 2, 6, 2]  # blocks that the mask runs; 8: 6, and 2 of the first residual's test
