@@ -358,7 +358,8 @@ class TestChangesMeanwhile:
         def pause(index, h):  # between blocks, in the parent's own code
             if index == at and job.at == 3 and not halted.is_set():
                 halted.set()
-                assert go_on.wait(0.5) is (change == "reset")  # the others wait until this call is through
+                waited = go_on.wait(20 if change == "reset" else 0.2)
+                assert waited is (change == "reset")  # the others wait until this call is through
             return h
 
         plain = net._controlled
