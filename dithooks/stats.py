@@ -36,7 +36,15 @@ class Settled(NamedTuple):
     """How one call was settled.
 
     ``range`` is the path of its transformer, or of a list that is a range of its own; ``run`` counts the range's
-    sampling runs; ``value`` is the difference that decided, where one did.
+    sampling runs; ``value`` is the difference that decided, where one did. ``reason`` is ``"reuse"``, or else why the
+    call was computed: by the policy's own word (``"warm-up"``, ``"refresh"``, ``"mask"``, ``"threshold"``, ``"cap"``, …),
+    or because the residual that is kept could not be used:
+
+    - ``"no anchor"``: there is none; ``"shape"``, ``"switch"``: it was taken with other shapes, or with a flag set
+      otherwise; ``"weights"``: with other weights; ``"unmeasured"``: there is nothing yet to measure a difference by;
+      ``"non-finite"``: what was seen is not finite; ``"not reached"``: the call did not come to the range.
+    - ``"gradients"``: they were enabled; ``"shared scheduler"``: one tells the steps of several threads.
+    - ``"another rank"``: of the process group had nothing to reuse; ``"ranks differ"``: in what they have done before.
     """
 
     range: str
