@@ -37,8 +37,8 @@ class Settled(NamedTuple):
 
     ``range`` is the path of its transformer, or of a list that is a range of its own; ``run`` counts the range's
     sampling runs; ``value`` is the difference that decided, where one did. ``reason`` is ``"reuse"``, or else why the
-    call was computed: by the policy's own word (``"warm-up"``, ``"refresh"``, ``"mask"``, ``"threshold"``, ``"cap"``, …),
-    or because the residual that is kept could not be used:
+    call was computed: by the policy's own word (``"warm-up"``, ``"refresh"``, ``"mask"``, ``"threshold"``, ``"cap"``,
+    …), or because the residual that is kept could not be used:
 
     - ``"no anchor"``: there is none; ``"shape"``, ``"switch"``: it was taken with other shapes, or with a flag set
       otherwise; ``"weights"``: with other weights; ``"unmeasured"``: there is nothing yet to measure a difference by;
