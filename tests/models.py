@@ -23,6 +23,24 @@ def drawn(model: nn.Module, seed: int) -> nn.Module:
     return model.eval()
 
 
+def flux(seed: int = 0) -> nn.Module:
+    """diffusers' own, of two blocks and three."""
+    from diffusers import FluxTransformer2DModel
+
+    model = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    )
+    return drawn(model, seed)
+
+
 def sinusoids(t: torch.Tensor, width: int) -> torch.Tensor:
     """(B,) → (B, width)."""
     rates = torch.exp(-math.log(10000) * torch.arange(width // 2) / (width // 2))

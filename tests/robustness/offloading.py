@@ -29,21 +29,6 @@ NEVER = DitCacheConfig(STEPS, 2, 1, 3)  # all computed
 CONFIGS = {"static": STATIC, "looking": LOOKING}
 
 
-def flux():
-    model = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=3,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-    )
-    return drawn(model, 0)
-
-
 def wan():
     """Its blocks have a parameter of their own, so that what moves weights is on the blocks, too."""
     model = WanTransformer3DModel(

@@ -9,8 +9,7 @@ import weakref
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
-from models import drawn
+from models import flux
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from pipelines import flux as flux_pipeline
 from toys import Net, latents, loop
@@ -22,21 +21,6 @@ pytestmark = [pytest.mark.line("LoRA"), pytest.mark.on("tiny FLUX")]
 CONFIG = DitCacheConfig(2, 4, 0, 5)  # of 8 steps: two of warm-up, a refresh, three reused, a refresh, one reused
 SCHEDULE = ["warm-up", "warm-up", "refresh", "reuse", "reuse", "reuse", "refresh", "reuse"]
 TARGETS = ["to_q", "to_k", "to_v", "proj_mlp", "norm.linear"]
-
-
-def flux():
-    model = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=3,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8),
-    )
-    return drawn(model, 1)
 
 
 def given():

@@ -4,7 +4,8 @@ away again: put on before or after the cache, taken off in either order, and ren
 
 import pytest
 import torch
-from offloading import CONFIGS, NEVER, STATIC, Way, expected, flux, kept, offloaded, run, settled, step, wan
+from models import flux
+from offloading import CONFIGS, NEVER, STATIC, Way, expected, kept, offloaded, run, settled, step, wan
 from traces import attributes
 
 from dithooks import dit_cache

@@ -4,7 +4,8 @@ cache or after it.
 
 import pytest
 import torch
-from offloading import NEVER, STATIC, flux, kept, offloaded, run
+from models import flux
+from offloading import NEVER, STATIC, kept, offloaded, run
 
 from dithooks import DitCacheConfig, Threshold, dit_cache
 from dithooks.hooks import flows_of

@@ -6,6 +6,7 @@ prefetch comes in time. Also diffusers' own on a CPU, from memory and from a dis
 import pytest
 import torch
 from diffusers.hooks import HookRegistry
+from models import flux
 from offloading import (
     CONFIGS,
     NEVER,
@@ -13,7 +14,6 @@ from offloading import (
     Simulated,
     Way,
     expected,
-    flux,
     kept,
     offloaded,
     run,
