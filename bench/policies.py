@@ -1,6 +1,6 @@
 """When to reuse and what to add: every policy with every predictor, at equal numbers of blocks run.
 
-``python bench/policies.py --out bench/results`` writes ``policies.json`` and ``policies.md``; ``--quick`` tries it out.
+``python -m bench.policies --out bench/results`` writes ``policies.json`` and ``policies.md``; ``--quick`` tries it out.
 
 The shipped demo pipeline draws the evaluation captions in 28 steps at guidance 3.0 (two calls a step, 12 blocks),
 without the cache and with each pair at 1.5, 2 and 3 times fewer block executions. A picture's PSNR is that to its

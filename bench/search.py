@@ -1,6 +1,6 @@
 """What a searched plan is worth: against schedules that need no search, at equal numbers of blocks run.
 
-``python bench/search.py --steps 28 --out bench/results`` writes ``search_28.json`` and ``search_28.md``; ``--quick``
+``python -m bench.search --steps 28 --out bench/results`` writes ``search_28.json`` and ``search_28.md``; ``--quick``
 tries it out.
 
 The shipped demo pipeline draws at guidance 3.0 (two calls a step, 12 blocks). For each target, in block executions,

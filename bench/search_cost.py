@@ -1,6 +1,6 @@
 """What another search costs on the same model: msmodelslim's for its DiT cache, next to ``search``.
 
-``python bench/search_cost.py --out bench/results`` writes ``search_cost.json`` and ``search_cost.md``. It needs
+``python -m bench.search_cost --out bench/results`` writes ``search_cost.json`` and ``search_cost.md``. It needs
 msmodelslim 26.1.0 and what that writes and reads videos with; best in an environment of its own:
 ``pip install --no-deps msmodelslim==26.1.0`` and ``pip install opencv-python-headless "imageio[ffmpeg]"``.
 
@@ -32,9 +32,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from search import CALIBRATION, GUIDANCE, Bench
 
 import dithooks
+from bench.search import CALIBRATION, GUIDANCE, Bench
 from dithooks import CachePlan, DitCacheConfig, dit_cache, search
 from dithooks.demo import load_pipeline
 from dithooks.demo.draw import CAPTIONS

@@ -1,0 +1,1 @@
+"""What the library is worth: measurements, next to whatever else does the same."""

@@ -1,0 +1,129 @@
+"""Plots of the comparison, as SVG; their data are the CSV files next to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from bench.compare.curves import Axis, cost, envelope, libraries, measured, psnr_of, useful
+from bench.compare.quality import interval
+from bench.compare.sweep import Row
+from bench.peers.own import LIBRARY, SEARCH
+
+COLOURS = {  # Okabe and Ito's, which all can tell apart
+    LIBRARY: "#D55E00",
+    "cache-dit": "#0072B2",
+    "diffusers": "#009E73",
+    "msmodelslim": "#CC79A7",
+    "no library": "#777777",
+}
+AXES: tuple[tuple[Axis, str], ...] = (
+    ("fraction", "block executions, of the uncached run's"),
+    ("time", "time of one thread, of the uncached run's"),
+)
+
+
+def draw(found: Mapping[str, tuple[dict[str, Any], Sequence[Row]]], folder: Path) -> None:
+    """All of them."""
+    with plt.style.context("default"), matplotlib.rc_context({"svg.hashsalt": "dithooks", "font.size": 9}):
+        for name, (about, rows) in found.items():
+            figure = quality(about, rows)
+            save(figure, folder / f"compare_{name}.svg")
+        save(schedules({name: rows for name, (_, rows) in found.items()}), folder / "schedules.svg")
+        save(costs({name: rows for name, (_, rows) in found.items()}), folder / "search_cost.svg")
+
+
+def save(figure: Any, path: Path) -> None:
+    """Without a date, so that the same data give the same file."""
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    plt.close(figure)
+
+
+def quality(about: dict[str, Any], rows: Sequence[Row]) -> Any:
+    """Mean PSNR over compute: every setting a dot, each library's best a line."""
+    figure, panels = plt.subplots(1, len(AXES), figsize=(11, 4.6), sharey=True)
+    by_library = libraries(useful(rows))
+    for panel, (axis, label) in zip(panels, AXES, strict=True):
+        for name, methods in by_library.items():
+            colour = COLOURS[name]
+            every = [row for each in methods.values() for row in each]
+            places = [cost(row, axis) for row in every], [psnr_of(row).mean() for row in every]
+            panel.scatter(*places, 9, colour, alpha=0.4)
+            drawn = [methods[SEARCH]] if SEARCH in methods and name == LIBRARY else methods.values()
+            best = envelope(drawn, axis)
+            panel.plot([cost(row, axis) for row in best], [psnr_of(row).mean() for row in best], color=colour)
+            if name == LIBRARY:
+                bounds = [interval(psnr_of(row))[1:] for row in best]
+                panel.fill_between(
+                    [cost(row, axis) for row in best], *zip(*bounds, strict=True), color=colour, alpha=0.2, linewidth=0
+                )
+        panel.set_xlabel(label)
+        panel.set_xlim(0.15, 1.02)
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel("PSNR to the uncached run, dB")
+    handles = [plt.Line2D([], [], color=COLOURS[name], label=label_of(name)) for name in by_library]
+    panels[0].legend(handles=handles, loc="upper left", frameon=False)
+    figure.suptitle(
+        f"{about['subject']}: {len(about['cases'])} cases, {about['steps']} steps. A dot is a setting, a line the best "
+        "of a library's",
+        fontsize=10,
+    )
+    return figure
+
+
+def label_of(name: str) -> str:
+    """In the legend."""
+    told = {LIBRARY: f"{LIBRARY}, {SEARCH} (band: 95 % interval)", "no library": "fewer steps"}
+    return told.get(name, f"{name}, best")
+
+
+def schedules(found: Mapping[str, Sequence[Row]]) -> Any:
+    """The steps that each plan computes, one strip a plan."""
+    strips = [
+        (name, row)
+        for name, rows in found.items()
+        for row in measured(rows)
+        if row.method == SEARCH and row.title.startswith(LIBRARY)
+    ]
+    figure, panel = plt.subplots(figsize=(9, 0.28 * len(strips) + 1))
+    for height, (_, row) in enumerate(reversed(strips)):
+        strip(panel, height, row)
+    panel.set_yticks(range(len(strips)), [f"{name}, {row.value:g}×" for name, row in reversed(strips)])
+    panel.set_xlabel("sampling step: filled squares are computed")
+    panel.set_xlim(-0.7, None)
+    panel.set_ylim(-0.8, len(strips) - 0.2)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    panel.tick_params(left=False)
+    return figure
+
+
+def strip(panel: Axes, height: int, row: Row) -> None:
+    """One plan's steps, from the marks in its row."""
+    marks = [mark == "●" for mark in row.shown.split()[0]]
+    for computed, face in ((True, COLOURS[LIBRARY]), (False, "none")):
+        places = [step for step, mark in enumerate(marks) if mark is computed]
+        panel.scatter(places, [height] * len(places), 34, face, marker="s", edgecolors=COLOURS[LIBRARY], linewidths=0.6)
+
+
+def costs(found: Mapping[str, Sequence[Row]]) -> Any:
+    """What each search took, in generations."""
+    bars = [
+        (f"{name}, {row.library.rsplit(' ', 1)[0]}, {row.value:g}×", row)
+        for name, rows in found.items()
+        for row in measured(rows)
+        if row.spent is not None and row.method == "search"
+    ]
+    figure, panel = plt.subplots(figsize=(8, 0.24 * len(bars) + 1))
+    for height, (_, row) in enumerate(reversed(bars)):
+        assert row.spent is not None
+        panel.barh(height, row.spent.generations, color=COLOURS[row.library.rsplit(" ", 1)[0]])
+        panel.text(row.spent.generations + 0.2, height, f"{row.spent.generations:.1f}", va="center", fontsize=8)
+    panel.set_yticks(range(len(bars)), [text for text, _ in reversed(bars)])
+    panel.set_xlabel("what a search takes, in block executions of one uncached run (generations)")
+    panel.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,89 @@
+"""cache-dit's DBCache, as its user writes it: thresholds on the first blocks' change, and its masks of steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from torch import nn
+
+from bench.compare.subject import Subject, lists
+from bench.peers.peer import Attached, Knob, Method
+
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
+FEW = (0.05, 0.1, 0.2, 0.5)
+MASKS = ("slow", "medium", "fast", "ultra")  # its presets, for any number of steps
+INTERVALS = (2, 3, 4, 5)
+WARMUP = 4  # steps of 28; its default of 8 leaves at most 2.5 times fewer
+
+
+def pattern(block: nn.Module) -> int:
+    """Its name for what a block of the models here takes and returns."""
+    return {"FluxTransformerBlock": 1, "FluxSingleTransformerBlock": 1, "WanTransformerBlock": 2}.get(
+        type(block).__name__, 3
+    )
+
+
+@contextmanager
+def attached(subject: Subject, settings: dict[str, Any], taylor: int | None) -> Iterator[Attached]:
+    """``enable_cache`` for all lists of blocks."""
+    import cache_dit
+
+    logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+    pipe, pieces = subject.pipe, lists(subject.pipe.transformer)
+    adapter = cache_dit.BlockAdapter(
+        pipe=pipe,
+        transformer=pipe.transformer,
+        blocks=pieces,
+        forward_pattern=[getattr(cache_dit.ForwardPattern, f"Pattern_{pattern(piece[0])}") for piece in pieces],
+        has_separate_cfg=subject.calls > 1,
+    )
+    calibrator = None if taylor is None else cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=taylor)
+    call = type(pipe).__call__
+    config = cache_dit.DBCacheConfig(num_inference_steps=subject.steps, **settings)
+    adapter = cache_dit.enable_cache(adapter, cache_config=config, calibrator_config=calibrator)
+    try:
+        yield Attached(shown=", ".join(f"{name} {value}" for name, value in settings.items()))
+    finally:
+        cache_dit.disable_cache(adapter)
+        type(pipe).__call__ = call  # it puts its own into the class
+
+
+def threshold(subject: Subject, value: float, *, first: int, taylor: int | None = None, **others: Any) -> Any:
+    """DBCache with ``first`` blocks that decide, and none behind."""
+    settings = {"Fn_compute_blocks": first, "Bn_compute_blocks": 0, "max_warmup_steps": WARMUP}
+    return attached(subject, {**settings, "residual_diff_threshold": value, **others}, taylor)
+
+
+def masked(subject: Subject, value: Knob, *, taylor: int | None = None) -> Any:
+    """Its static masks: a preset, or every so many steps. One block computes on each, which is its least."""
+    import cache_dit
+
+    if isinstance(value, str):
+        mask = cache_dit.steps_mask(total_steps=subject.steps, mask_policy=value)
+    else:
+        mask = [int(step % value == 0) for step in range(subject.steps)]
+    settings = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 0, "steps_computation_mask": mask}
+    return attached(subject, {**settings, "steps_computation_policy": "static"}, taylor)
+
+
+def methods() -> list[Method]:
+    """DBCache with thresholds, by one block and by eight, and with masks; each with and without its forecasts."""
+    library, knob = f"cache-dit {version('cache-dit')}", "residual_diff_threshold"
+    found = []
+    for first, values in ((1, THRESHOLDS), (8, FEW)):
+        name = f"DBCache F{first}B0"
+        plain, taylor = partial(threshold, first=first), partial(threshold, first=first, taylor=1)
+        found += [Method(library, name, knob, values, plain, static=False)]
+        found += [Method(library, f"{name}, TaylorSeer 1", knob, values, taylor, static=False)]
+    few = partial(threshold, first=1, taylor=1, max_continuous_cached_steps=2)
+    found.append(Method(library, "DBCache F1B0, TaylorSeer 1, two in a row", knob, THRESHOLDS, few, static=False))
+    for order in (None, 1, 2):
+        name = "SCM static" if order is None else f"SCM static, TaylorSeer {order}"
+        found.append(Method(library, name, "mask", MASKS, partial(masked, taylor=order)))
+        found.append(Method(library, f"{name}, even", "interval", INTERVALS, partial(masked, taylor=order)))
+    return found
