@@ -1,105 +1,75 @@
-"""Check on an accelerator what cannot be checked without: ``python bench/accelerator.py --out bench/results``.
+"""Measure on an accelerator what caching saves on transformers of full size: ``python bench/accelerator.py``.
+
+FLUX.1-dev at 1024 × 1024 and Wan 2.1 at 480 × 832, with random weights made on the device, so that nothing is
+downloaded and no text encoder or decoder takes part. Plain, with a static interval, with a plan from one recorded run,
+and with a policy that looks; uncompiled, compiled block by block, and compiled as a whole; next to them cache-dit and
+diffusers' own caches, which leave out the same blocks at the same steps. Each row has its time, its speed-up, the
+limit that the counted block executions set, what the host waited for, memory, and how far its output is from the plain.
+
+It ends after ``--minutes``. What is measured first matters most; what did not fit says so in its row. A part by itself
+is measured with ``--only``, and joins what earlier runs on the same machine and versions have left in the file.
 
 Takes the accelerator that PyTorch sees, or ``--device``; where there is none it says so and ends with exit code 0.
-``--device cpu`` goes through the same checks, as far as a CPU has anything to check. The pipeline that ships is drawn
-with, so nothing is downloaded; it is small, and its speed-ups on a fast device are mostly those of the host's work.
-
-Writes ``accelerator_<device>.json`` and ``.md``, which name the machine. Exit codes: 0 all checks hold, or no
-accelerator; 1 one does not.
+``--size tiny`` goes through all of it in less than a minute, on a CPU as well. Writes ``accelerator_<device>.json`` and
+``.md``, again after every row. Exit codes: 0 nothing failed, or no accelerator; 1 a row failed; 2 asked wrongly.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import sys
-import traceback
+import time
 from pathlib import Path
-from typing import Any
 
-import torch
+BEGUN = time.monotonic()  # imports count
+ROOT = Path(__file__).resolve().parent.parent
+RESERVE = 10.0  # seconds to write and leave
 
-from dithooks.machine import accelerator, machine, versions
 
+def main(argv: list[str] | None = None) -> int:
+    """Measure, write, and print the page."""
+    if str(ROOT) not in sys.path:  # a checkout is enough: nothing has to be installed
+        sys.path.insert(0, str(ROOT))
+    import torch
 
-def main() -> int:
-    """Run the checks and print, or write, what came out."""
+    from bench.large import NAMES
+    from dithooks.machine import accelerator
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", help="such as cuda, npu, xpu, mps; cpu to go through the motions")
-    parser.add_argument("--only", action="append", metavar="CHECK", help="one of the checks; repeatable")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the results there")
-    args = parser.parse_args()
+    parser.add_argument("--device", help="such as cuda, npu, xpu; cpu to go through the motions")
+    parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny: a few small blocks")
+    parser.add_argument("--quick", action="store_true", help="the same as --size tiny --minutes 1")
+    parser.add_argument("--minutes", type=float, default=8.0, help="at most, from the start (default: 8)")
+    parser.add_argument("--only", action="append", choices=NAMES, help="a part; repeatable (default: all, in order)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each row, at most (default: 3)")
+    parser.add_argument("--backend", help="of torch.compile (default: inductor; for tiny: aot_eager)")
+    out = ROOT / "bench" / "results"
+    parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help="of the results (bench/results)")
+    args = parser.parse_args(argv)
+    size, minutes = ("tiny", min(args.minutes, 1.0)) if args.quick else (args.size, args.minutes)
     device = accelerator() if args.device is None else torch.device(args.device)
     if device is None:
-        print("There is no accelerator here, or PyTorch does not see it (`dithooks env` tells): nothing was checked.")
-        print("`--device cpu` goes through the same checks on the CPU.")
+        print("There is no accelerator here, or PyTorch does not see it (`dithooks env` tells): nothing was measured.")
+        print("`--device cpu --size tiny` goes through the same on the CPU.")
         return 0
-    found = run(device, args.only)
-    text = page(found)
-    print(text)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / f"accelerator_{device.type}.json").write_text(json.dumps(found, indent=1) + "\n")
-        (args.out / f"accelerator_{device.type}.md").write_text(text + "\n")
-    return 1 if any(check["ok"] is False for check in found["checks"].values()) else 0
+    if args.rounds < 1 or not 0 < minutes < float("inf"):
+        parser.error("--rounds and --minutes must be above 0")
+    from bench.large.deadline import Deadline
+    from bench.large.parts import measure_all
+    from bench.large.report import FAILED, Report, page
+    from bench.large.session import Session
 
-
-def run(device: torch.device, only: list[str] | None = None) -> dict[str, Any]:
-    """The figures of every check; of one that fails with an error, the error."""
-    from accelerator_checks import CHECKS
-
-    checks = {}
-    for check in CHECKS:
-        if only and check.__name__ not in only:
-            continue
-        print(f"{check.__name__} …", file=sys.stderr, flush=True)
-        try:
-            with torch.no_grad():
-                figures = check(device)
-        except Exception as error:
-            traceback.print_exc()
-            figures = {"ok": False, "error": f"{type(error).__name__}: {error}"}
-        what = " ".join((check.__doc__ or "").split())
-        checks[check.__name__] = {"what": what, "ok": figures.pop("ok"), "figures": figures}
-    return {
-        "machine": machine(device),
-        "device": device.type,
-        "versions": versions("torch_npu", "diffusers"),
-        "date": datetime.date.today().isoformat(),
-        "checks": checks,
-    }
-
-
-def page(found: dict[str, Any]) -> str:
-    """The same in Markdown."""
-    packages = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = [
-        f"# On {found['device']}",
-        "",
-        f"By `python bench/accelerator.py --device {found['device']}`, on {found['machine']}; {packages}; "
-        f"{found['date']}.",
-        "",
-        "| check | holds | figures |",
-        "|---|---|---|",
-    ]
-    for name, check in found["checks"].items():
-        figures = "; ".join(f"{key}: {shown(value)}" for key, value in check["figures"].items())
-        holds = {True: "yes", False: "**no**", None: "not tried"}[check["ok"]]
-        lines.append(f"| **{name}**: {check['what']} | {holds} | {figures} |")
-    return "\n".join(lines)
-
-
-def shown(value: Any) -> str:
-    """A figure as a table has it."""
-    if isinstance(value, list):
-        return ", ".join(map(shown, value))
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str({True: "yes", False: "no", None: "–"}.get(value, value))
+    backend = args.backend or ("inductor" if size == "full" else "aot_eager")
+    report = Report(args.out, device, size, minutes)
+    session = Session(device, Deadline(60 * minutes - RESERVE, BEGUN), report, backend, args.rounds)
+    measure_all(session, tuple(args.only or NAMES))
+    session.write()
+    print(page(report.found))
+    parts = report.found["parts"].values()
+    return 1 if any(each["status"] == FAILED for each in [*report.rows, *parts]) else 0
 
 
 if __name__ == "__main__":
+    if not __package__:  # run as a file: this folder's modules are none that others should find by their bare names
+        sys.path[0] = str(ROOT)
     sys.exit(main())

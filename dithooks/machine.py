@@ -83,7 +83,8 @@ def reset_peak_memory(device: torch.device) -> None:
 def _memory(device: torch.device, name: str) -> int | None:
     """What is asked of ``torch.accelerator``, which has it since PyTorch 2.9, or else of the device's own module."""
     for place in (torch.accelerator, torch.get_device_module(device)):
-        with contextlib.suppress(AttributeError, RuntimeError):
+        # ValueError: it is not the accelerator that this build of PyTorch is for.
+        with contextlib.suppress(AttributeError, RuntimeError, ValueError):
             found = getattr(place, name)(device)
             return None if found is None else int(found)
     return None

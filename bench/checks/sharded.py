@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dithooks import DitCacheConfig, Threshold, dit_cache
 
 STEPS, RANKS = 12, 2
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 MARK = "ranks told: "
 
 
@@ -22,8 +24,9 @@ def sharded(device: torch.device) -> dict[str, Any]:
     """Two ranks that share a model decide as one, where each by itself would not, and draw what one model draws."""
     if device.type != "cpu" and torch.accelerator.device_count() < RANKS:
         return {"ok": None, "devices": torch.accelerator.device_count(), "needed": RANKS}
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", __file__, device.type]
-    done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, timeout=600, check=False)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", "-m", "bench.checks.sharded"]
+    command = [sys.executable, *launch, device.type]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     told = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
     if not told:
         raise RuntimeError(f"the ranks ended with exit code {done.returncode}: {done.stderr[-2000:]}")
