@@ -136,7 +136,9 @@ class Flow:
 
     def visit(self, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """A block of the range is called: the call it belongs to, or ``None`` where there is nothing to do."""
-        call = self.current
+        call: Call | None = getattr(self._local, "call", None)
+        if offset and call is not None and not call.stale:
+            return None if call.left else call
         if call is not None and call.stale and not (offset and call.passing):
             if offset or getattr(self._local, "replay", None) is not None:
                 return None
@@ -168,10 +170,11 @@ class Flow:
         """
         wiring = self.layout.wiring
         assert wiring is not None
-        last = offset == len(wiring.ports) - 1
+        ports, first, last = wiring.ports[offset], call.results is None, offset == len(wiring.ports) - 1
+        if ports.slots and not first and not last and call.probe is None:
+            return ports.pass_on(args, kwargs)
         if offset == 0:
             args, kwargs = self.company.entering(args, kwargs)
-        ports, first = wiring.ports[offset], call.results is None
         if call.probe is not None:
             if last:
                 self.company.passed_over()
@@ -188,10 +191,13 @@ class Flow:
             assert call.results is not None
             results = iter(call.results)
             return ports.build([None if bridge is None else next(results) for bridge in wiring.leave], args, kwargs)
-        passed = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
+        read = ports.face.read
+        passed = [None if name is None else read(name, args, kwargs) for name in ports.carries]
         if first:  # by value: a parent that adds in place must not reach what the range was given
             passed = [value.clone() if isinstance(value, Tensor) else value for value in passed]
-        return ports.build(filled(ports, passed, wiring.shapes(call.deltas)), args, kwargs)
+        if any(ports.born):
+            passed = filled(ports, passed, wiring.shapes(call.deltas))
+        return ports.maker(passed, args, kwargs)
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The range's first block is about to run: keep −h_in, by value."""

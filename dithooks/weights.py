@@ -79,7 +79,7 @@ class Weights:
                 now = _look(watched, former)
             except AttributeError:  # a layer or parameter is another one, or gone
                 now = None
-            changed = now is not None and _differ(former, now)
+            changed = now is not None and now is not former and _differ(former, now)
             if now is None or anew or _configs(model) != watched.configs:
                 before = watched
                 watched, now = _found(model)

@@ -7,7 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -79,6 +79,10 @@ class Face:
         )
         return args[position] if position < len(args) else None
 
+    def slot(self, name: str | None) -> tuple[str, int] | None:
+        """Name and position of an argument that a call shows as it is; ``None`` for one that has to be looked for."""
+        return (name, self.names.index(name)) if name in self.names else None
+
     def take(self, output: Any) -> tuple[Maker, tuple[Any, ...]]:
         """The values of an output by position, and what makes an output of values."""
         return take_apart(output)
@@ -88,7 +92,7 @@ class FunctorFace(Face):
     """The same by a functor: streams are called "0", "1", … in its order."""
 
     def __init__(self, functor: PatchFunctor) -> None:
-        self.names = ()
+        self.names = ()  # so that no argument has a slot
         self.functor = functor
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -130,6 +134,11 @@ class Maker:
         return self.kind(named) if self.kind in (dict, OrderedDict) else self.kind(**named)
 
     @property
+    def simple(self) -> bool:
+        """Whether it is a tensor, or a tuple or list of them."""
+        return self.functor is None and not self.keys and self.kind in (Tensor, tuple, list)
+
+    @property
     def text(self) -> str:
         """The form in words, for tables."""
         return "functor" if self.functor is not None else self.kind.__name__
@@ -158,7 +167,8 @@ class Ports:
 
     ``carries[p]`` is the argument that output position p carries on. ``born[p]`` is the form of an output that carries
     on none; where ``carries[p]`` and ``born[p]`` are both ``None``, the block returns ``None`` there. ``remark`` is
-    what is to be said of what was declared of it.
+    what is to be said of what was declared of it. ``slots`` has a name and a position for each that is carried on, if
+    all are, in an output of a simple form; else it is empty.
     """
 
     face: Face
@@ -166,6 +176,11 @@ class Ports:
     carries: tuple[str | None, ...]
     born: tuple[Form | None, ...]
     remark: str = ""
+    slots: tuple[tuple[str, int], ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        slots = [self.face.slot(name) for name in self.carries] if self.maker.simple else []
+        object.__setattr__(self, "slots", tuple(slots) if None not in slots else ())
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The argument called ``name``."""
@@ -174,6 +189,16 @@ class Ports:
     def build(self, values: Sequence[Tensor | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An output like the block's own, from one value per position."""
         return self.maker(values, args, kwargs)
+
+    def pass_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the block would return if it changed nothing, where :attr:`slots` tell all there is to know.
+
+        Most blocks are like that, and on a reused step there is little else to do than this, many times.
+        """
+        values = [
+            kwargs[name] if name in kwargs else args[place] if place < len(args) else None for name, place in self.slots
+        ]
+        return values[0] if self.maker.kind is Tensor else self.maker.kind(values)
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:
