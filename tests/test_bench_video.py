@@ -1,4 +1,4 @@
-"""The video benchmark: its clips, pipeline, training and scores, on sizes that take no time."""
+"""The video benchmark: its clips, pipeline and training, on sizes that take no time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers import FirstBlockCacheConfig, UniPCMultistepScheduler
 from torch import Tensor
 
 from bench.compare.video import CALIBRATION, SEED, Video, captions
-from bench.video import load, scores, sheet, train
+from bench.video import load, sheet, train
 from bench.video.clips import FRAMES, LARGE, MOTIONS, NAMES, OUTSIDE, SIZE, SMALL, TRAVEL, Clips, caption, paths
 from bench.video.model import build_scheduler, build_text, build_transformer, to_clips, to_latents
 from bench.video.pipeline import ClipPipeline
@@ -323,48 +323,6 @@ def test_diffusers_own_cache_finds_its_contexts(pipe: ClipPipeline) -> None:
     pipe.transformer.disable_cache()
     assert (cached - plain).abs().max() > 1e-3
     assert torch.equal(draw(pipe), plain)
-
-
-# --- scores ----------------------------------------------------------------------------------------------------------
-
-
-def test_scores_by_hand() -> None:
-    """Off by 0.1 in the second of three frames: 20 dB there; of both changes, which are off by as much, too."""
-    twins = torch.rand(2, 3, 3, 4, 4, generator=seeds(0)[0], dtype=torch.float64)
-    clips = twins.clone()
-    clips[0, 1] += 0.1
-    clips[1] += 0.01  # all alike: 40 dB of each frame, and no change is off
-    frames = scores.frame_psnr(clips, twins)
-    assert frames[0].tolist() == [math.inf, pytest.approx(20.0), math.inf]
-    assert frames[1].tolist() == pytest.approx([40.0] * 3)
-    assert scores.change_psnr(clips, twins)[0].tolist() == pytest.approx([20.0, 20.0])
-    assert (scores.change_psnr(clips, twins)[1] > 200).all()
-    assert scores.worst_frame_psnr(clips, twins).tolist() == pytest.approx([20.0, 40.0])
-    assert scores.mean_frame_psnr(clips, twins).tolist() == [math.inf, pytest.approx(40.0)]
-
-
-def test_means_and_worst_of_scores_by_hand() -> None:
-    """Frames off by 0.1, 0.2 and 0: 20 dB, 13.979 dB, none; changes by 0.1, -0.2: 20 and 13.979 dB."""
-    twins = torch.zeros(1, 3, 1, 2, 2)
-    clips = twins + torch.tensor([0.1, 0.2, 0.0]).view(1, 3, 1, 1, 1)
-    second = 20 - 20 * math.log10(2)
-    assert scores.frame_psnr(clips, twins)[0, :2].tolist() == pytest.approx([20.0, second], abs=1e-5)
-    assert scores.mean_change_psnr(clips, twins).item() == pytest.approx((20 + second) / 2, abs=1e-5)
-    assert scores.worst_change_psnr(clips, twins).item() == pytest.approx(second, abs=1e-5)
-    assert scores.mean_frame_psnr(clips[:, :2], twins[:, :2]).item() == pytest.approx((20 + second) / 2, abs=1e-5)
-    half = twins.clone()
-    half[0, 0, 0, 0, :] = 0.1  # of half the pixels: 3 dB more
-    assert scores.worst_frame_psnr(half, twins).item() == pytest.approx(20 + 10 * math.log10(2), abs=1e-5)
-
-
-def test_scores_refuse_what_does_not_fit() -> None:
-    clip = torch.zeros(1, 2, 3, 4, 4)
-    with pytest.raises(ValueError, match="can't be held against"):
-        scores.frame_psnr(clip, clip[:, :1])
-    with pytest.raises(ValueError, match="five dimensions"):
-        scores.change_psnr(clip[0], clip[0])
-    with pytest.raises(ValueError, match="one frame has no changes"):
-        scores.change_psnr(clip[:, :1], clip[:, :1])
 
 
 # --- training --------------------------------------------------------------------------------------------------------

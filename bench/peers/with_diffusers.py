@@ -24,6 +24,8 @@ INTERVALS = (2, 3, 4, 5, 6)
 SKIPS = (2, 3, 4, 6)
 BUDGETS = (0.1, 0.25, 0.5, 1.0, 2.0)  # 0.25 is its default
 BRANCHES = ("cond", "uncond", "third")
+ATTENTION = r".*blocks\.\d+\.attn\d?"
+LAYERS = r".*blocks\.\d+\.(attn\d?|ff|ffn|ff_context|proj_mlp)"  # and the feed-forward ones
 
 
 @contextmanager
@@ -120,12 +122,19 @@ def first_block(_: Clock, threshold: float) -> Any:
     return FirstBlockCacheConfig(threshold=threshold)
 
 
-def taylor(_: Clock, interval: int, *, order: int, lite: bool) -> Any:
-    """Of every attention layer; or, lite, of what the model returns, with no block run at all."""
+def taylor(_: Clock, interval: int, *, order: int, layers: str | None) -> Any:
+    """Of the layers of that name; or, lite, of what the model returns, with no block run at all.
+
+    Left to itself it looks for layers called ``attn``, finds none in models that call them ``attn1``, and does nothing.
+    """
     from diffusers import TaylorSeerCacheConfig
 
     return TaylorSeerCacheConfig(
-        cache_interval=interval, max_order=order, use_lite_mode=lite, taylor_factors_dtype=torch.float32
+        cache_interval=interval,
+        max_order=order,
+        use_lite_mode=layers is None,
+        taylor_factors_dtype=torch.float32,
+        cache_identifiers=None if layers is None else [layers],
     )
 
 
@@ -184,9 +193,13 @@ def methods() -> list[Method]:
     for most in (3, 5):  # of the paper: 3 or more
         attach = partial(by_magnitude, most=most)
         found.append(Method(library, f"MagCache, {most} in a row", "threshold", MAGNITUDES, attach))
-    for order, lite in ((1, False), (1, True), (2, True)):
-        name = f"TaylorSeer {order}, lite" if lite else f"TaylorSeer {order}"
-        found.append(method(name, "cache_interval", INTERVALS, partial(taylor, order=order, lite=lite), True))
+    for name, order, layers in (
+        ("TaylorSeer 1, attention", 1, ATTENTION),
+        ("TaylorSeer 1, layers", 1, LAYERS),
+        ("TaylorSeer 1, lite", 1, None),
+        ("TaylorSeer 2, lite", 2, None),
+    ):
+        found.append(method(name, "cache_interval", INTERVALS, partial(taylor, order=order, layers=layers), True))
     for most in (2, 4):
         found.append(method(f"SeaCache, {most} in a row", "threshold", BUDGETS, partial(sea, most=most)))
     found.append(method("PyramidAttentionBroadcast", "skip range", SKIPS, pyramid, True))

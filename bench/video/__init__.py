@@ -1,4 +1,4 @@
-"""A small Wan video transformer on clips of moving emoji, and how close two clips are."""
+"""A small Wan video transformer on clips of moving emoji."""
 
 from __future__ import annotations
 

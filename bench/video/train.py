@@ -68,7 +68,7 @@ class Trainer:
         self.transformer, self.text = models or (build_transformer(), build_text())
         self.parameters = [*self.transformer.parameters(), *self.text.parameters()]
         self.average = [p.detach().clone() for p in self.parameters]
-        # The blocks' matrices learn in about half the steps with Muon; its updates are scaled to AdamW's size.
+        # The blocks' matrices learn with Muon, whose updates are scaled to AdamW's size.
         matrices = [p for p in self.transformer.blocks.parameters() if p.ndim == 2]
         others = [p for p in self.parameters if all(p is not matrix for matrix in matrices)]
         self.optimizers: list[torch.optim.Optimizer] = [
