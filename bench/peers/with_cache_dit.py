@@ -28,6 +28,15 @@ def pattern(block: nn.Module) -> int:
     )
 
 
+def functor(transformer: nn.Module) -> Any:
+    """What its own adapter of a DiT has: another forward, as the model's reads from its first block behind the last."""
+    if type(transformer).__name__ != "DiTTransformer2DModel":
+        return None
+    from cache_dit.caching.patch_functors import DiTPatchFunctor
+
+    return DiTPatchFunctor()
+
+
 @contextmanager
 def attached(subject: Subject, settings: dict[str, Any], taylor: int | None) -> Iterator[Attached]:
     """``enable_cache`` for all lists of blocks."""
@@ -40,6 +49,7 @@ def attached(subject: Subject, settings: dict[str, Any], taylor: int | None) -> 
         transformer=pipe.transformer,
         blocks=pieces,
         forward_pattern=[getattr(cache_dit.ForwardPattern, f"Pattern_{pattern(piece[0])}") for piece in pieces],
+        patch_functor=functor(pipe.transformer),
         has_separate_cfg=subject.calls > 1,
     )
     calibrator = None if taylor is None else cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=taylor)
