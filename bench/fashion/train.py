@@ -8,9 +8,7 @@ are not flipped: shoes have a direction.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ from typing import Any
 import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
+
+from dithooks.demo.train import run
 
 from .data import Split, load_fashion, to_unit
 from .model import NO_CLASS, build_scheduler, build_transformer
@@ -117,30 +117,6 @@ class Trainer:
             for parameter, value in zip(averaged.parameters(), self.average, strict=True):
                 parameter.copy_(value)
         FashionPipeline(transformer=averaged.half(), scheduler=self.scheduler).save_pretrained(folder)
-
-
-def run(trainer: Trainer, folder: Path, *, save_every: int = 250, log_every: int = 50) -> None:
-    """Train to the end, logging loss and ETA to ``log.jsonl`` and saving ``checkpoint.pt`` as it goes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    total, losses, mark = trainer.config.steps, [], time.monotonic()
-    with (folder / "log.jsonl").open("a") as lines:
-        while trainer.step < total:
-            losses.append(trainer.train_step())
-            if trainer.step % log_every == 0 or trainer.step == total:
-                pace = (time.monotonic() - mark) / len(losses)
-                row = {
-                    "step": trainer.step,
-                    "loss": round(sum(losses) / len(losses), 5),
-                    "seconds_per_step": round(pace, 3),
-                    "eta_minutes": round(pace * (total - trainer.step) / 60, 1),
-                }
-                print(json.dumps(row), file=lines, flush=True)
-                log.info("%(step)d  loss %(loss).4f  %(seconds_per_step).2f s/step  ETA %(eta_minutes).0f min", row)
-                losses, mark = [], time.monotonic()
-            if trainer.step % save_every == 0 or trainer.step == total:
-                partial = folder / "checkpoint.partial"
-                torch.save(trainer.state_dict(), partial)
-                partial.replace(folder / "checkpoint.pt")  # a killed run never leaves half a file
 
 
 def main(arguments: list[str] | None = None) -> None:

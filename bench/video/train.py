@@ -10,9 +10,7 @@ resumed towards another length.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from diffusers import WanTransformer3DModel
 
 from dithooks.demo.emoji import ARCHIVE, load_emoji
 from dithooks.demo.text import CaptionEncoder
+from dithooks.demo.train import run
 
 from .clips import Clips
 from .model import SHIFT, build_scheduler, build_text, build_transformer, to_latents
@@ -155,30 +154,6 @@ class Trainer:
         with torch.no_grad():
             for parameter, value in zip(self.parameters, values, strict=True):
                 parameter.copy_(value)
-
-
-def run(trainer: Trainer, folder: Path, *, save_every: int = 250, log_every: int = 20) -> None:
-    """Train to the end, logging loss and ETA to ``log.jsonl`` and saving ``checkpoint.pt`` as it goes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    total, losses, mark = trainer.config.steps, [], time.monotonic()
-    with (folder / "log.jsonl").open("a") as lines:
-        while trainer.step < total:
-            losses.append(trainer.train_step())
-            if trainer.step % log_every == 0 or trainer.step == total:
-                pace = (time.monotonic() - mark) / len(losses)
-                row = {
-                    "step": trainer.step,
-                    "loss": round(sum(losses) / len(losses), 5),
-                    "seconds_per_step": round(pace, 3),
-                    "eta_minutes": round(pace * (total - trainer.step) / 60, 1),
-                }
-                print(json.dumps(row), file=lines, flush=True)
-                log.info("%(step)d  loss %(loss).4f  %(seconds_per_step).2f s/step  ETA %(eta_minutes).0f min", row)
-                losses, mark = [], time.monotonic()
-            if trainer.step % save_every == 0 or trainer.step == total:
-                partial = folder / "checkpoint.partial"
-                torch.save(trainer.state_dict(), partial)
-                partial.replace(folder / "checkpoint.pt")  # a killed run never leaves half a file
 
 
 def main(arguments: list[str] | None = None) -> None:

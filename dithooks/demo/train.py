@@ -12,7 +12,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -152,7 +152,18 @@ class Trainer:
                 parameter.copy_(value)
 
 
-def run(trainer: Trainer, folder: Path, *, save_every: int = 250, log_every: int = 20) -> None:
+class Run(Protocol):
+    """What can be trained: it knows how many steps it has done, and its ``config`` how many there are."""
+
+    config: Any
+    step: int
+
+    def train_step(self) -> float: ...
+
+    def state_dict(self) -> dict[str, object]: ...
+
+
+def run(trainer: Run, folder: Path, *, save_every: int = 250, log_every: int = 20) -> None:
     """Train to the end, logging loss and ETA to ``log.jsonl`` and saving ``checkpoint.pt`` as it goes."""
     folder.mkdir(parents=True, exist_ok=True)
     total, losses, mark = trainer.config.steps, [], time.monotonic()
