@@ -12,7 +12,7 @@ import torch
 from diffusers import FirstBlockCacheConfig, UniPCMultistepScheduler
 from torch import Tensor
 
-from bench.compare.video import CALIBRATION, SEED, Video, captions
+from bench.compare.video import SEED, Video, captions
 from bench.video import load, sheet, train
 from bench.video.clips import FRAMES, LARGE, MOTIONS, NAMES, OUTSIDE, SIZE, SMALL, TRAVEL, Clips, caption, paths
 from bench.video.model import build_scheduler, build_text, build_transformer, to_clips, to_latents
@@ -412,14 +412,13 @@ def test_what_is_tested_is_apart_from_what_is_searched_with(
     monkeypatch.setattr("bench.compare.video.load", lambda: pipe)
     subject = Video()
     assert len(subject.test) == 72
-    assert len(subject.calibration) == 4
+    assert len(subject.calibration) == 18
     assert not {case.prompt for case in subject.test} & {case.prompt for case in subject.calibration}
     assert not {case.seed for case in subject.test} & {case.seed for case in subject.calibration}
     assert len({case.seed for case in subject.test}) == 72
     assert subject.test[0].seed == SEED
     every = {caption(name, motion) for name in NAMES for motion in MOTIONS}
-    assert len({*captions(), *CALIBRATION}) == 76
-    assert {*captions(), *CALIBRATION} <= every
+    assert {case.prompt for case in (*subject.test, *subject.calibration)} <= every
     counts = [sum(words.endswith(motion) for words in captions()) for motion in MOTIONS]
     assert min(counts) >= 10
     latents = subject.draw(subject.test[:2], 2)

@@ -145,7 +145,7 @@ class TestPlans:
             ({"anchors": 0}, ValueError, "anchors=0"),
             ({"anchors": 4}, ValueError, "anchors=4"),
             ({"late": 0}, ValueError, "late=0 is out of range"),
-            ({"late": None}, TypeError, "late must be a number"),
+            ({"late": "10"}, TypeError, "late must be a number"),
             ({"recording": "recording.npz"}, TypeError, "recording must be a Recording"),
         ],
     )

@@ -1,5 +1,6 @@
 """Which plans are proposed, one after another, driven by scores that are made up."""
 
+import dataclasses
 import itertools
 import math
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from test_planner import Drawn, recording_of
 
-from dithooks.search.planner import Planner, Variant
+from dithooks.search.planner import GUESS, Planner, Variant
 from dithooks.search.proposals import GAIN, proposals
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -231,3 +232,33 @@ def test_what_it_says_of_a_plan_is_of_that_plan(planner):
         mine = by_price(planner, candidate.variant.late)
         if candidate.variant.anchors == 2:
             assert candidate.error**2 == pytest.approx(10 ** (-mine(candidate) / 10), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    recording = recording_of(Drawn(7, 4, 20))
+    return Planner(dataclasses.replace(recording, sensitivity=tuple(np.exp(np.linspace(5, -5, 20)))), "blocks")
+
+
+class TestMeasured:
+    """Where it is known what is left of an error at each step."""
+
+    @pytest.mark.parametrize("best", [0, 1])
+    def test_as_it_is_then_less_of_it_then_three_anchors_then_between(self, measured, best):
+        found = drive(measured, lambda candidate: float(candidate.variant.power == (1.0, 0.5)[best]), 4)
+        variants = [candidate.variant for candidate, _ in found]
+        assert variants[:2] == [Variant(2, None, 1.0), Variant(2, None, 0.5)]
+        assert variants[2] == Variant(3, None, (1.0, 0.5)[best])
+        assert variants[3] == Variant(variants[3].anchors, None, 0.75)
+
+    def test_a_power_of_nothing_is_flat(self, measured):
+        flat = dataclasses.replace(measured.recording, sensitivity=(1.0,) * 20)
+        (trace,) = measured.recording.traces
+        wanted = Planner(flat, "blocks").worth(trace, Variant(2))
+        np.testing.assert_allclose(measured.worth(trace, Variant(2, None, 0.0)), wanted, rtol=1e-12)
+
+    def test_it_matters(self, measured):
+        """Early errors count most here, and least by the guess: more of the early steps are computed."""
+        mine, guessed = (measured.candidate(1.6, Variant(2, late)).choices[0].computed for late in (None, GUESS))
+        assert sum(mine) == sum(guessed)
+        assert np.flatnonzero(mine).mean() < np.flatnonzero(guessed).mean() - 1

@@ -8,10 +8,26 @@ import torch
 from torch import Tensor
 
 from bench.compare.subject import Case
-from dithooks.demo import CALIBRATION, load_pipeline
+from dithooks.demo import CALIBRATION as SHIPPED
+from dithooks.demo import load_pipeline
 from dithooks.demo.emoji import SIZE
 from dithooks.demo.model import unpatchify
 
+CALIBRATION = (  # what the plans that ship were found with, and others of the rest that are drawn at random
+    *SHIPPED,
+    "shocked face with exploding head",
+    "hear no evil monkey",
+    "popcorn",
+    "seedling",
+    "brown heart",
+    "goat",
+    "fog",
+    "bell pepper",
+    "hot pepper",
+    "comet",
+    "manual wheelchair",
+    "wine glass",
+)
 TEST = (  # drawn at random from all that the pipeline was trained on but those it is calibrated with
     "anger symbol",
     "bird",

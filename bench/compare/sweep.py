@@ -199,6 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
         "subject": subject.name,
         "steps": subject.steps,
         "cases": sweep.cases,
+        "calibration": subject.calibration,
         "group": GROUP,
         "equal": EQUAL,
         "machine": machine(),

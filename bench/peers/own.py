@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from torch import Tensor
+
 import dithooks
 from bench.compare.subject import Subject, counting
 from bench.peers.peer import Attached, Method, Spent
@@ -24,11 +26,17 @@ def searched(subject: Subject, target: float) -> Iterator[Attached]:
     transformer, cases = subject.pipe.transformer, subject.calibration
     with counting(transformer) as whole:
         subject.draw(cases)
+
+    def drawn(_: object) -> list[Tensor]:
+        return list(subject.pictures(subject.draw(cases)))
+
     begun = time.perf_counter()
     with counting(transformer) as work:
-        found = search(subject.pipe, lambda _: subject.draw(cases), target, cost="blocks", verbose=False)
+        found = search(subject.pipe, drawn, target, cost="blocks", verbose=False)
     blocks = sum(1 for _ in whole.done)
-    spent = Spent(work.executions(whole) / blocks, time.perf_counter() - begun, 1 + len(found.evaluations))
+    probed = found.recording.sensitivity is not None
+    runs = 1 + probed + len(found.evaluations)
+    spent = Spent(work.executions(whole) / blocks, time.perf_counter() - begun, runs)
     with dit_cache(subject.pipe, found.plan):
         yield Attached(shown=shown(found.plan), spent=spent)
 

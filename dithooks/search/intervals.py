@@ -13,8 +13,7 @@ from ..config import DitCacheConfig
 from ..piece import Piece
 from ..policy.interval import Interval
 from ..predictor import Moment
-from .planner import SLACK, STACK, Candidate, Choice, Coefficients, Option, Planner, Variant, alike, best_ways
-from .prices import worth
+from .planner import GUESS, SLACK, STACK, Candidate, Choice, Coefficients, Option, Planner, Variant, alike, best_ways
 
 Floats = NDArray[np.float64]  # on the host, as all of planning
 AS_IT_IS = (1.0,)  # the last residual's weight
@@ -128,7 +127,9 @@ class IntervalPlanner(Planner):
         within: whether a range, first and last of so many blocks, is considered.
     """
 
-    LATE: ClassVar[tuple[float, ...]] = (10.0,)  # the only guess: what is reused as it is depends little on it
+    # The only guesses: what is reused as it is depends little on it.
+    LATE: ClassVar[tuple[float, ...]] = (GUESS,)
+    POWERS: ClassVar[tuple[float, ...]] = (1.0,)
 
     interval: int = field(default=2, kw_only=True)
     within: Callable[[int, int, int], bool] = field(default=lambda first, last, blocks: True, kw_only=True)
@@ -147,7 +148,7 @@ class IntervalPlanner(Planner):
             steps = self._steps[choice.trace]
             at = steps.index(_start(choice.computed, steps))
             near = [scheduled(steps[each], interval, steps) for each in (at - 1, at + 1) if 0 <= each < len(steps)]
-            costs = self._priced(choice.trace, [self._range(choice)], candidate.variant.late, [choice.computed, *near])
+            costs = self._priced(choice.trace, [self._range(choice)], candidate.variant, [choice.computed, *near])
             for computed, cost in zip(near, costs[0, 1:] - costs[0, 0], strict=True):
                 found.append(self._with(candidate, place, choice._replace(computed=computed), cost))
         as_fast = [each for each in found if each.speedup >= candidate.speedup * (1 - SLACK)]
@@ -175,8 +176,8 @@ class IntervalPlanner(Planner):
         for place, choice in enumerate(best.choices):
             number, trace = choice.trace, self.recording.traces[choice.trace]
             lacking = needed - self._saved([each for each in best.choices if each is not choice])
-            every = self._every(number, self._allowed(number, ()), best.variant.late, interval)
-            now = self._priced(number, [self._range(choice)], best.variant.late, [choice.computed])[0, 0]
+            every = self._every(number, self._allowed(number, ()), best.variant, interval)
+            now = self._priced(number, [self._range(choice)], best.variant, [choice.computed])[0, 0]
             order = every.costs.argsort(axis=None)
             for option in map(every.option, order[every.saved.ravel()[order] >= lacking]):
                 if not alike(pair := trace.ranges[option.range], avoid, number, trace):
@@ -184,7 +185,7 @@ class IntervalPlanner(Planner):
                     yield self._with(best, place, another, option.cost - now)
 
     def _options(self, number: int, variant: Variant, needed: float, avoid: Sequence[Choice]) -> list[Option]:
-        every = self._every(number, self._allowed(number, avoid), variant.late, self._interval(needed, avoid))
+        every = self._every(number, self._allowed(number, avoid), variant, self._interval(needed, avoid))
         if not every.costs.size:
             return [Option()]
         # Of tens of thousands few are beaten by none: those whose cost is below that of all that save as much or more.
@@ -198,11 +199,11 @@ class IntervalPlanner(Planner):
         ends, blocks = trace.ranges.tolist(), len(trace.blocks)
         return [r for r in super()._allowed(number, avoid) if self.within(ends[r][0], ends[r][1], blocks)]
 
-    def _every(self, number: int, allowed: Sequence[int], late: float, interval: int) -> Every:
+    def _every(self, number: int, allowed: Sequence[int], variant: Variant, interval: int) -> Every:
         steps, saving = self._steps[number], self.savings.step[number]
         schedules = [each for start in steps if 0 in (each := scheduled(start, interval, steps))]
         saved = np.outer(saving[list(allowed)], [computed.count(0) for computed in schedules])
-        return Every(allowed, schedules, saved, self._priced(number, allowed, late, schedules))
+        return Every(allowed, schedules, saved, self._priced(number, allowed, variant, schedules))
 
     def _coefficients(self, choice: Choice, variant: Variant, moments: Sequence[Moment]) -> Coefficients:
         return tuple(None if bit else AS_IT_IS for bit in choice.computed)
@@ -235,10 +236,12 @@ class IntervalPlanner(Planner):
     def _saved(self, choices: Sequence[Choice]) -> float:
         return sum(float(self.savings.step[c.trace][self._range(c)]) * c.computed.count(0) for c in choices)
 
-    def _priced(self, number: int, ranges: Sequence[int], late: float, schedules: Sequence[tuple[int, ...]]) -> Floats:
+    def _priced(
+        self, number: int, ranges: Sequence[int], variant: Variant, schedules: Sequence[tuple[int, ...]]
+    ) -> Floats:
         """(ranges, schedules): what each costs."""
         trace = self.recording.traces[number]
-        counts = worth(trace, self.recording.steps, late)
+        counts = self.worth(trace, variant)
         refreshes = [np.flatnonzero(computed) for computed in schedules]
         costs = np.empty((len(ranges), len(schedules)))
         for begin in range(0, len(ranges), STACK):

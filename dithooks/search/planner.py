@@ -24,13 +24,18 @@ ROOM = 2**27  # … and as have this many bytes to be solved in
 MANY = 64  # steps, beyond which to solve with three anchors takes minutes: two are taken
 FEW = 8  # … and for which it is worth while to solve with three anchors
 SLACK = 1e-9
+GUESS = 10.0  # times, that a late error counts more than an early one: as was found on one model
 
 
 class Variant(NamedTuple):
-    """How schedules are priced: residuals that a forecast is made of, and how many times more a late error counts."""
+    """How schedules are priced: residuals that a forecast is made of, and how many times more a late error counts.
+
+    ``late=None``: as was measured, to this ``power``: 1 as it is, 0 all steps alike; if it was not, :data:`GUESS`.
+    """
 
     anchors: int = 2
-    late: float = 10.0
+    late: float | None = None
+    power: float = 1.0
 
 
 class Choice(NamedTuple):
@@ -81,7 +86,9 @@ class Planner:
         report: is told how many ranges are solved, of how many.
     """
 
-    LATE: ClassVar[tuple[float, ...]] = (10.0, 3.0, 30.0)  # how many times more a late error may count: as was found
+    LATE: ClassVar[tuple[float, ...]] = (GUESS, 3.0, 30.0)  # how many times more a late error may count, if unknown
+
+    POWERS: ClassVar[tuple[float, ...]] = (1.0, 0.5)  # of what was measured with small errors: large ones count less
 
     recording: Recording
     cost: Cost = "time"
@@ -168,7 +175,23 @@ class Planner:
         gram = self.recording.traces[choice.trace].gram(choice.first, choice.last)
         return fit(gram, moments, choice.computed, variant.anchors).coefficients
 
+    def worth(self, trace: Trace, variant: Variant) -> Floats:
+        """(R, T): what an error counts at each step."""
+        measured = self.recording.sensitivity
+        if variant.late is not None or measured is None:
+            return worth(trace, self.recording.steps, variant.late or GUESS)
+        return worth(trace, self.recording.steps, GUESS, [value**variant.power for value in measured])
+
+    @property
+    def guesses(self) -> list[Variant]:
+        """How errors may count, the best guess first."""
+        if self.recording.sensitivity is None:
+            return [Variant(2, late) for late in self.LATE]
+        return [Variant(2, None, power) for power in self.POWERS]
+
     def _feasible(self, variant: Variant) -> Variant:
+        if variant.late is None and self.recording.sensitivity is None:
+            variant = variant._replace(late=GUESS)
         longest = max(len(trace.steps) for trace in self.recording.traces)
         return variant._replace(anchors=2) if variant.anchors > 2 and longest > MANY else variant
 
@@ -232,7 +255,7 @@ class Planner:
     def _schedules(self, number: int, ranges: Sequence[int], variant: Variant) -> Schedules:
         trace = self.recording.traces[number]
         chosen = list(ranges)
-        counts = worth(trace, self.recording.steps, variant.late)[chosen]
+        counts = self.worth(trace, variant)[chosen]
         return Schedules(trace.grams[chosen], trace.times, counts, variant.anchors, gamma=2.0)
 
     def _choice(self, number: int, option: Option, variant: Variant) -> Choice:

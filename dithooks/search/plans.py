@@ -23,7 +23,7 @@ def plan(
     *,
     cost: Cost = "time",
     anchors: int = 2,
-    late: float = 10.0,
+    late: float | None = None,
     interval: int | None = None,
 ) -> CachePlan:
     """The plan with the least predicted error of those that are so many times as fast, from a recording alone.
@@ -37,7 +37,8 @@ def plan(
             returned, and ``plan.provenance.reached`` is false.
         cost: ``"time"``: of the whole run, by the block times that were measured; ``"blocks"``: of block executions.
         anchors: residuals that a reused one is made of, 1 to 3.
-        late: how many times more an error at the end of a run is taken to count than one at its beginning.
+        late: how many times more an error at the end of a run is taken to count than one at its beginning; left out, as
+            it was measured, or else 10.
         interval: ≥ 2; only plans that four numbers can say: from some step on refreshed every so many steps, the last
             residual reused as it is (``anchors`` has no effect). Where no range and start reach the target so, the next
             larger interval that does is taken. :func:`.intervals.numbers_of` reads the numbers off a piece. Of several
@@ -79,18 +80,18 @@ def plan(
     planner = planner_of(recording, cost, checked_interval(interval))
     if check_count("anchors", anchors, 1) > 3:
         raise ValueError(f"anchors={anchors}: residuals are made of 1, 2 or 3")
-    candidate = planner.candidate(target, Variant(anchors, check_number("late", late, 0, strictly=True)))
+    candidate = planner.candidate(target, Variant(anchors, _checked_late(late)))
     return assembled(planner, candidate, target, "by planning from a recording")
 
 
 def frontier(
-    recording: Recording, *, cost: Cost = "time", anchors: int = 2, late: float = 10.0
+    recording: Recording, *, cost: Cost = "time", anchors: int = 2, late: float | None = None
 ) -> list[tuple[float, float]]:
     """(speed-up, predicted error) of every plan that no other is both faster and better than, slowest first.
 
     Args and errors as for :func:`plan`.
     """
-    return Planner(recording, cost).frontier(Variant(anchors, check_number("late", late, 0, strictly=True)))
+    return Planner(recording, cost).frontier(Variant(anchors, _checked_late(late)))
 
 
 def planner_of(
@@ -130,6 +131,10 @@ def assembled(planner: Planner, candidate: Candidate, target: float, method: str
         reached=candidate.reaches,
     )
     return CachePlan(planner.pieces(candidate), recording.made, provenance)
+
+
+def _checked_late(value: float | None) -> float | None:
+    return None if value is None else check_number("late", value, 0, strictly=True)
 
 
 def checked_target(value: object) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,32 +33,54 @@ def levels(times: Floats, axis: str, steps: int) -> Floats:
     return times if largest <= 1.0 else times / (1.0 + times)
 
 
-def worth(trace: Trace, steps: int, late: float) -> Floats:
+def worth(trace: Trace, steps: int, late: float, measured: Sequence[float] | None = None) -> Floats:
     """(R, T): what an error of the residual counts at each step, for each range.
 
-    u_t = (σ_t − σ_{t+1})·late^(−level)/‖h_t‖: an error goes into the latents with the sampler's step, relative to the
-    size of what it is added to. What follows it then makes up for some of it: ``late`` says how many times more one at
-    the very end counts than one at the very beginning. 1 is for a sampler that forgets nothing.
+    u_t = (σ_t − σ_{t+1})·g_t/‖h_t‖: an error goes into the latents with the sampler's step, relative to the size of
+    what it is added to. What follows it then makes up for some of it, or makes it worse: g_t is what is left of it.
+    Where that was not measured, it is taken to be late^(−level): ``late`` says how many times more an error at the very
+    end counts than one at the very beginning. 1 is for a sampler that forgets nothing.
 
     Args:
         trace: of the transformer.
         steps: of the whole schedule.
         late: > 0.
+        measured: of each step of the schedule, what is left of an error.
     """
-    times = steps - trace.times if trace.axis == "step" else trace.times
-    level = levels(trace.times, trace.axis, steps)
-    if len(times) > 1 and times[-1] > times[0]:  # it rises from noise to picture
-        times = times[0] + times[-1] + (times[-1] - times[0]) / (len(times) - 1) - times
-        level = levels(times, trace.axis, steps)
-    ends = trace.steps[-1] == steps - 1 or len(times) < 2  # else another transformer goes on from there
-    following = np.append(times[1:], 0.0 if ends else 2 * times[-1] - times[-2])
-    spans = np.abs(times - following)
-    if trace.axis == "sigma" and times.max() > 1:  # in the scale of flow matching, as its level
-        spans = spans / (1.0 + times)
     size = trace.norms[trace.ranges[:, 1]]  # (R, T), where the range ends
     relative = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
-    found: Floats = spans * late ** (-level) * relative
+    if measured is None:
+        left = late ** -levels(_falling(trace, steps), trace.axis, steps)
+    else:
+        left = np.asarray(measured, dtype=np.float64)[trace.steps]
+    found: Floats = spans(trace, steps) * left * relative
     return found
+
+
+def spans(trace: Trace, steps: int) -> Floats:
+    """(T,): how far the noise falls with each step, in the scale of flow matching.
+
+    Args:
+        trace: of the transformer.
+        steps: of the whole schedule.
+    """
+    times = _falling(trace, steps)
+    if trace.axis == "step":
+        times = steps - times
+    ends = trace.steps[-1] == steps - 1 or len(times) < 2  # else another transformer goes on from there
+    following = np.append(times[1:], 0.0 if ends else 2 * times[-1] - times[-2])
+    found: Floats = np.abs(times - following)
+    if trace.axis == "sigma" and times.max() > 1:  # as its level
+        found = found / (1.0 + times)
+    return found
+
+
+def _falling(trace: Trace, steps: int) -> Floats:
+    """Its times; those of a sampler that rises from noise to picture, mirrored. Numbers of steps stay what they are."""
+    times: Floats = trace.times
+    if trace.axis != "step" and len(times) > 1 and times[-1] > times[0]:
+        times = times[0] + times[-1] + (times[-1] - times[0]) / (len(times) - 1) - times
+    return times
 
 
 def checked_cost(cost: object) -> None:

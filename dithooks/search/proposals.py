@@ -47,10 +47,10 @@ class _Tried:
 def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Proposals:
     """Plans to be run, best guesses first; each is answered by its score (higher is better), ``None`` where it failed.
 
-    How much more a late error counts than an early one depends on the model: a few guesses are tried with forecasts
-    from two residuals; the best of them with three; with what lies next to it; and on another range, or whatever
-    others the planner has. Then single refreshes of the best are moved, those first that cost least, and as soon as one
-    is better, on from there.
+    How much more a late error counts than an early one depends on the model: what was measured, or else a few guesses,
+    are tried with forecasts from two residuals; the best of them with three; with what lies next to it, or a guess; and
+    on another range, or whatever others the planner has. Then single refreshes of the best are moved, those first that
+    cost least, and as soon as one is better, on from there.
 
     Args:
         planner: of the recording.
@@ -59,24 +59,34 @@ def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Pr
         climb: further ones of the second kind.
     """
     tried = _Tried(planner, evals)
-    for late in planner.LATE:
-        yield from tried.try_out(planner.candidate(target, Variant(2, late), tried.failed))
+    for guess in planner.guesses:
+        yield from tried.try_out(planner.candidate(target, guess, tried.failed))
     while tried.best is None and not tried.over and (other := planner.candidate(target, avoid=tried.failed)).choices:
         yield from tried.try_out(other)
     if tried.best is None:
         return
-    late = tried.best.variant.late
-    between = pairwise(sorted((*planner.LATE, *FURTHER.values()))) if len(planner.LATE) > 1 else ()
-    near = [FURTHER[late]] if late in FURTHER else []
-    near += [(a * b) ** 0.5 for a, b in between if late in (a, b)]
-    yield from tried.try_out(planner.candidate(target, Variant(3, late), tried.failed))
+    near = _near(tried.best.variant, planner)
+    yield from tried.try_out(planner.candidate(target, tried.best.variant._replace(anchors=3), tried.failed))
     for guess in () if tried.over else near:
-        yield from tried.try_out(planner.candidate(target, Variant(tried.best.variant.anchors, guess), tried.failed))
+        variant = guess._replace(anchors=tried.best.variant.anchors)
+        yield from tried.try_out(planner.candidate(target, variant, tried.failed))
     others = planner.others(target, tried.best, tried.failed)
     while not tried.over and (another := next(others, None)) is not None:
         yield from tried.try_out(another)
     tried.most, tried.gain = evals + climb, GAIN
     yield from _climbed(planner, tried)
+
+
+def _near(best: Variant, planner: Planner) -> list[Variant]:
+    """What to try beside the best of the guesses, if there were several."""
+    late = best.late
+    if len(planner.guesses) < 2:
+        return []
+    if late is None:
+        return [best._replace(power=sum(planner.POWERS) / len(planner.POWERS))]
+    further = [FURTHER[late]] if late in FURTHER else []
+    further += [(a * b) ** 0.5 for a, b in pairwise(sorted((*planner.LATE, *FURTHER.values()))) if late in (a, b)]
+    return [best._replace(late=each) for each in further]
 
 
 def _climbed(planner: Planner, tried: _Tried) -> Proposals:

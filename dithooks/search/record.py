@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from ..attachment import check, compiled_of
@@ -17,8 +18,10 @@ from ..handle import scheduler_of
 from ..policy.base import check_count, check_number
 from ..provenance import Made
 from ..replay import eagerly
+from .inputs import same_inputs
 from .recorder import Recorder, Report
 from .recording import Recording
+from .sensitivity import sensitivity
 
 MEMORY = 450_000_000  # bytes of samples, of one run: FLUX at 1024², 50 steps: 12 tokens of 4608 at 58 boundaries
 
@@ -32,6 +35,7 @@ def record(
     scheduler: object = None,
     memory: int = MEMORY,
     share: float = 1.0,
+    probe: bool = False,
     report: Report | None = None,
 ) -> Recording:
     """Call ``run(target)`` once, compute everything, and record what every range of blocks does at every step.
@@ -51,6 +55,8 @@ def record(
         scheduler: as for :func:`dit_cache`.
         memory: bytes of samples at most, on the host, of a run with up to two calls per step.
         share: of the tokens, that is kept at most.
+        probe: make the run once more, to measure what is left at the end of an error at each step: with the results of
+            four samples or more; of fewer, it is guessed in plans.
         report: is told a stage, and how many of how many are done.
 
     Raises:
@@ -113,7 +119,22 @@ def record(
     )
     spent = sum(recorder.spent_ms for recorder in called)
     samples, runs = first.rows, first.tally.runs
-    return Recording(traces, made, first.schedule.sigmas, samples, runs, taken - spent, taken, results)
+    recording = Recording(traces, made, first.schedule.sigmas, samples, runs, taken - spent, taken, results)
+    if not probe:
+        return recording
+
+    def again() -> Any:
+        with ExitStack() as stack:
+            if any(compiled_of(recorder.chain)() for recorder in called):
+                stack.enter_context(eagerly())
+            for recorder, trace in zip(called, traces, strict=True):
+                stack.enter_context(same_inputs(recorder.chain.owner, trace.inputs, trace.second, trace.calls))
+            return run(pipe)
+
+    if report is not None:
+        report("probe", 0, None)
+    lasts = [(recorder.last, recorder.sequence) for recorder in called]
+    return replace(recording, sensitivity=sensitivity(again, lasts, recording))
 
 
 def _recorded(

@@ -33,6 +33,7 @@ from .passes import Passes
 from .places import Point, points_of
 from .recording import Trace
 from .sampled import Sampled
+from .sensitivity import Called
 from .stopwatch import OTHER, SAMPLING, Stopwatch
 from .tally import Tally
 
@@ -70,6 +71,7 @@ class Recorder:
         self.chain, self.expected, self.memory, self.share = chain, expected, memory, share
         self.stopwatch, self.tally = Stopwatch(chain.owner), Tally(chain.name)
         self.schedule, self.size, self.rows, self.calls = Schedule(), tuple[int, ...](), 0, 0
+        self.sequence: list[Called] = []  # of all calls
         self._watched = Watched(chain.owner)
         self._spots, self._names = spots_of(chain), parameter_names(chain.owner)
         ledger = Ledger(chain.name, len(self._spots), len(self._spots))
@@ -132,6 +134,12 @@ class Recorder:
         return True
 
     @property
+    def last(self) -> nn.Module:
+        """The last of its blocks that a call runs."""
+        assert self._trunk is not None
+        return self.chain.sites[self._trunk.order[-1]].block
+
+    @property
     def spent_ms(self) -> float:
         """What recording cost, beyond the run itself."""
         return self._extra_ms + self.stopwatch.spent(SAMPLING)
@@ -187,6 +195,7 @@ class Recorder:
         self._first_step = call.moment.step if self._first_step is None else self._first_step
         second = not self._watched.second and call.moment.step != self._first_step
         self._watched.note(arguments, second)
+        self.sequence.append(Called(call.run.number, call.moment.step, number))
         if key not in self._points:
             self._observe(key, module, args, kwargs)
         former = self._branches.setdefault(number, (key, Sampled(self._points[key])))

@@ -102,6 +102,8 @@ class Recording:
         run_ms: milliseconds that the whole took, without what recording cost.
         recorded_ms: with it.
         results: what the user's callable returned; not saved.
+        sensitivity: of each step of the schedule, what is left at the end of an error made there, relative to the other
+            steps (:mod:`.sensitivity`); ``None``: not measured.
     """
 
     traces: tuple[Trace, ...]
@@ -112,6 +114,7 @@ class Recording:
     run_ms: float
     recorded_ms: float
     results: Any = field(default=None, repr=False)
+    sensitivity: tuple[float, ...] | None = None
 
     @property
     def steps(self) -> int:
@@ -121,7 +124,7 @@ class Recording:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a file, ``.npz``: Gram matrices, not activations."""
         head = {"schema": SCHEMA, "kind": "Recording", "made": asdict(self.made), "sigmas": self.sigmas}
-        head |= {name: getattr(self, name) for name in _NUMBERS}
+        head |= {name: getattr(self, name) for name in (*_NUMBERS, "sensitivity")}
         head["traces"] = [{name: getattr(trace, name) for name in _PLAIN} for trace in self.traces]
         arrays = {f"{n}.{name}": getattr(trace, name) for n, trace in enumerate(self.traces) for name in _ARRAYS}
         arrays |= {f"{n}.inputs.{name}": a for n, trace in enumerate(self.traces) for name, a in trace.inputs.items()}
@@ -168,7 +171,13 @@ class Recording:
         sigmas = None if head["sigmas"] is None else tuple(check_number("a sigma", s, -1e30) for s in head["sigmas"])
         for name in _NUMBERS:
             (check_number if name.endswith("_ms") else check_count)(name, head[name], 0)
-        return cls(tuple(traces), made, sigmas, *(head[name] for name in _NUMBERS))
+        left = head.get("sensitivity")  # there is none in files of earlier versions
+        if left is not None:
+            left = tuple(check_number("a sensitivity", value, 0, strictly=True) for value in left)
+            if len(left) != made.steps:
+                raise ValueError(f"sensitivity has {len(left)} values for {made.steps} steps")
+        numbers = {name: head[name] for name in _NUMBERS}
+        return cls(tuple(traces), made, sigmas, **numbers, sensitivity=left)
 
 
 def _see_size(path: str | os.PathLike[str]) -> None:

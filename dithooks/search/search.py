@@ -46,6 +46,7 @@ def search(
     max_evals: int = 4,
     climb: int = 0,
     interval: int | None = None,
+    probe: bool = True,
     max_generations: float | None = 6.0,
     max_seconds: float | None = None,
     blocks: Blocks = None,
@@ -75,6 +76,9 @@ def search(
         max_evals: plans that are run at most.
         climb: further runs at most, each with one refresh of the best plan moved by a step.
         interval: only plans with such an interval, as for :func:`plan`; to climb then moves the start by a step.
+        probe: make one further uncached run, in which single samples err, to measure what is left at the end of an
+            error at each step (:mod:`.sensitivity`). It takes the results of four samples or more, and
+            ``max_generations`` for a run more; without it, plans are tried for several guesses.
         max_generations: block executions at most, over those of one uncached run; ``None``: no limit.
         max_seconds: time at most; a run that has begun is not broken off.
         blocks: as for :func:`dit_cache`.
@@ -159,6 +163,7 @@ def search(
                 scheduler=scheduler,
                 memory=memory,
                 share=share,
+                probe=bool(probe) and limits.allow(2.0 + 1.0 / wanted, 0.0),
                 report=report,
             )
             kept.keep_recording(recorded, samples_of(recorded.results) if leads() else ())  # others may return nothing
