@@ -181,7 +181,7 @@ def searched(bench: Bench, target: float) -> Iterator[Row]:
     """The found plan, and its cheaper siblings."""
     for method, share in ((FOUND, 1.0), (f"search, {SHARE:.0%} of the tokens", SHARE)):
         before = bench.executions.count
-        result = search(bench.pipe, bench.calibrate, target, cost="blocks", share=share, verbose=False)
+        result = search(bench.pipe, bench.calibrate, target, cost="blocks", share=share, probe=False, verbose=False)
         generations = (bench.executions.count - before) / bench.uncached
         tried = len(result.evaluations)
         yield planned(bench, target, method, result.plan, tried, generations, result.seconds)

@@ -233,7 +233,7 @@ class TestPlans:
         assert sampler.made == 2 + len(found.evaluations)
         assert found.generations == pytest.approx(2 + sum(each.blocks for each in found.evaluations))
 
-    @pytest.mark.parametrize("options", [{"probe": False}, {"max_generations": 2.0}])
+    @pytest.mark.parametrize("options", [{"probe": False}, {"max_generations": 2.0}, {"interval": 2}])
     def test_a_search_that_makes_none(self, options):
         sampler = Sampler()
         found = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False, **options)

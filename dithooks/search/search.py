@@ -78,7 +78,8 @@ def search(
         interval: only plans with such an interval, as for :func:`plan`; to climb then moves the start by a step.
         probe: make one further uncached run, in which single samples err, to measure what is left at the end of an
             error at each step (:mod:`.sensitivity`). It takes the results of four samples or more, and
-            ``max_generations`` for a run more; without it, plans are tried for several guesses.
+            ``max_generations`` for a run more; without it, plans are tried for several guesses. Plans with an
+            ``interval`` hardly depend on it, and are searched without.
         max_generations: block executions at most, over those of one uncached run; ``None``: no limit.
         max_seconds: time at most; a run that has begun is not broken off.
         blocks: as for :func:`dit_cache`.
@@ -163,7 +164,7 @@ def search(
                 scheduler=scheduler,
                 memory=memory,
                 share=share,
-                probe=bool(probe) and limits.allow(2.0 + 1.0 / wanted, 0.0),
+                probe=bool(probe) and interval is None and limits.allow(2.0 + 1.0 / wanted, 0.0),
                 report=report,
             )
             kept.keep_recording(recorded, samples_of(recorded.results) if leads() else ())  # others may return nothing
