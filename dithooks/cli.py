@@ -247,6 +247,12 @@ def _add_search(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--evals", type=int, default=4, metavar="N", help="plans that are run at most (default: %(default)s)")
     add("--climb", type=int, default=0, metavar="N", help="further ones, with one step moved (default: %(default)s)")
     add("--interval", type=int, metavar="K", help="only plans refreshed every K steps, residuals reused as they are")
+    add(
+        "--no-probe",
+        dest="probe",
+        action="store_false",
+        help="guess what is left of early and late errors, instead of measuring it in one run more",
+    )
     add("--generations", type=float, default=6.0, metavar="N", help="blocks run at most, in uncached runs (6; inf)")
     add("--seconds", type=float, default=float("inf"), metavar="S", help="time at most (default: %(default)s)")
     add("--journal", type=Path, metavar="FOLDER", help="keep what was found there, and go on from it")

@@ -71,6 +71,9 @@ def toy():
 def several():
     return Toy(), {"several": [torch.Generator().manual_seed(n) for n in (7, 8)]}
 
+def four():
+    return Toy(), lambda pipe: [pipe(generator=torch.Generator().manual_seed(n))[0] for n in range(4)]
+
 def positional():
     return Toy(), (2.0, torch.Generator().manual_seed(7))
 
@@ -356,6 +359,14 @@ class TestOwn:
         assert main([*command, "--out", "second.json"]) == 0
         assert len(starts()) == 1  # without a cache, to see that it draws the same
         assert CachePlan.load("first.json").pieces == CachePlan.load("second.json").pieces
+
+    def test_probing_is_one_run_more(self, folder):
+        made = []
+        for more in ((), ("--no-probe",)):
+            sys.modules.pop("mine", None)
+            assert main(["search", "mine.py:four", *TOY, "--target", "1.5", "--quiet", *more]) in (0, 1)
+            made.append(len(starts()))
+        assert made[0] == made[1] + 4  # pictures, one after another
 
     def test_limits(self, folder):
         assert main(["search", "mine.py:toy", "--cost", "blocks", "--generations", "1.1", "--quiet"]) == 0

@@ -52,6 +52,7 @@ class SearchOptions:
     evals: int = 4
     climb: int = 0
     interval: int | None = None
+    probe: bool = True
     generations: float = 6.0
     seconds: float = math.inf
     journal: Path | None = None
@@ -165,6 +166,7 @@ def _search(options: SearchOptions, drawing: Drawing, speedup: float, recording:
             max_evals=options.evals,
             climb=options.climb,
             interval=options.interval,
+            probe=options.probe,
             max_generations=None if options.generations == math.inf else options.generations,
             max_seconds=None if options.seconds == math.inf else options.seconds,
             journal=options.journal,
