@@ -78,6 +78,15 @@ class Row:
     def title(self) -> str:
         return f"{self.library}: {self.method}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """For a file, which keeps six digits of what was measured."""
+        made = asdict(self)
+        if self.quality is not None:
+            made["quality"] = {
+                name: [float(f"{value:.6g}") for value in values] for name, values in made["quality"].items()
+            }
+        return made
+
     @classmethod
     def from_dict(cls, given: dict[str, Any]) -> Row:
         quality, spent = given["quality"], given["spent"]
@@ -223,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
             row = sweep.measure(method, value)
             rows.append(row)
             print(line(row), flush=True)
-            text = json.dumps({"about": about, "rows": [asdict(each) for each in rows]})
+            text = json.dumps({"about": about, "rows": [each.to_dict() for each in rows]})
             path.write_text(text.replace('{"library"', '\n{"library"') + "\n")
 
 
