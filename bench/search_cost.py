@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 import dithooks
 from bench.search import CALIBRATION, GUIDANCE, Bench
-from dithooks import CachePlan, DitCacheConfig, dit_cache, search
+from dithooks import CachePlan, DitCacheConfig, dit_cache, plan, record, search
 from dithooks.demo import load_pipeline
 from dithooks.demo.draw import CAPTIONS
 from dithooks.machine import machine
@@ -138,15 +138,23 @@ def elsewhere() -> Iterator[None]:
             os.chdir(here)
 
 
-def ours(bench: Bench, target: float, interval: int | None = None) -> Row:
+def ours(bench: Bench, target: float, name: str = "search", **options: Any) -> Row:
     """The search of this package; with an interval, among plans that the adaptor's four numbers can say."""
     before = bench.executions.count
-    result = search(bench.pipe, bench.calibrate, target, cost="blocks", interval=interval, verbose=False)
+    result = search(bench.pipe, lambda _: list(bench.calibrate()), target, cost="blocks", verbose=False, **options)
     generations = (bench.executions.count - before) / bench.uncached
     values, speedup = bench.measure(result.plan)
-    runs = 1 + len(result.evaluations)
-    name = "search" if interval is None else f"search, interval {interval} or more"
+    runs = 1 + (result.recording.sensitivity is not None) + len(result.evaluations)
     return Row(target, name, shown(result.plan), runs, generations, result.seconds, speedup, values)
+
+
+def planned(bench: Bench, target: float) -> Row:
+    """A plan from one recorded run alone."""
+    before, begun = bench.executions.count, time.perf_counter()
+    found = plan(record(bench.pipe, bench.calibrate), target, cost="blocks")
+    generations, seconds = (bench.executions.count - before) / bench.uncached, time.perf_counter() - begun
+    values, speedup = bench.measure(found)
+    return Row(target, "record and plan, nothing else run", shown(found), 1, generations, seconds, speedup, values)
 
 
 def shown(plan: CachePlan) -> str:
@@ -185,7 +193,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     rows: list[Row] = []
     for target in TARGETS[:1] if options.quick else TARGETS:
-        for row in (*adaptors(bench, target), ours(bench, target, INTERVALS[0]), ours(bench, target)):
+        least = INTERVALS[0]
+        for row in (
+            *adaptors(bench, target),
+            ours(bench, target, f"search, interval {least} or more", interval=least),
+            ours(bench, target),
+            ours(bench, target, "search, without the probe", probe=False),
+            planned(bench, target),
+        ):
             rows.append(row)
             print(f"{row.target:g}x {row.method}: {row.runs} runs, {row.generations:.2f} generations", flush=True)
             text = json.dumps({"about": about, "steps": STEPS, "rows": [*map(asdict, rows)]}, indent=1)
