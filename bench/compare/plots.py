@@ -22,6 +22,7 @@ COLOURS = {  # Okabe and Ito's, which all can tell apart
     "msmodelslim": "#CC79A7",
     "no library": "#777777",
 }
+SHOWN = 0.95  # of the uncached run's blocks: what takes more is nothing to compare
 AXES: tuple[tuple[Axis, str], ...] = (
     ("fraction", "block executions, of the uncached run's"),
     ("time", "time of one thread, of the uncached run's"),
@@ -47,7 +48,7 @@ def save(figure: Any, path: Path) -> None:
 def quality(about: dict[str, Any], rows: Sequence[Row]) -> Any:
     """Mean PSNR over compute: every setting a dot, each library's best a line."""
     figure, panels = plt.subplots(1, len(AXES), figsize=(11, 4.6), sharey=True)
-    by_library = libraries(useful(rows))
+    by_library = libraries(row for row in useful(rows) if cost(row, "fraction") <= SHOWN)
     for panel, (axis, label) in zip(panels, AXES, strict=True):
         for name, methods in by_library.items():
             colour = COLOURS[name]
