@@ -99,10 +99,12 @@ def test_single_samples_err_at_one_step_each():
         assert pair.tolist() == pytest.approx([float(error), float(plain[now][number].square().sum())])
 
 
-def test_a_batch_that_is_no_multiple_does_not_err():
+@pytest.mark.parametrize("rows", [3, 6, 16])
+def test_a_batch_of_something_else_does_not_err(rows):
+    """Four samples in three rows, in six, or in sixteen, which may be frames."""
     net, calls = Net(), [Called(0, step, 0) for step in range(2)]
     with torch.no_grad(), disturbing(net, calls, 4, dict.fromkeys(range(4), 1)) as squares:
-        first, second = (net(torch.full((3, 4), float(step)), 1.0) for step in range(2))
+        first, second = (net(torch.full((rows, 4), float(step)), 1.0) for step in range(2))
     assert not torch.equal(first, second)
     assert squares == {}
 

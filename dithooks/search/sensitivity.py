@@ -28,6 +28,7 @@ from .score import Samples, samples_of
 
 Floats = NDArray[np.float64]
 FEWEST = 4  # samples that tell more than a guess does
+PARTS = 3  # of a batch with guidance, at most: without and with the prompt, and perturbed
 LENGTH, SPREAD, NOISE = 0.4, 1.5, 0.6  # of the curve: share of the run, and in e-folds, how far it goes and samples lie
 BY_ROUNDING = 1 / 6  # what two roundings add to a squared difference of values that are whole numbers
 
@@ -98,7 +99,7 @@ def disturbances(sequences: Sequence[Sequence[Called]], samples: int) -> dict[in
 
     Example: of four steps the first has none before; five samples.
         >>> disturbances([[Called(0, step, 0) for step in range(4)]], 5)
-        {0: 1, 1: 2, 2: 2, 3: 2, 4: 3}
+        {0: 1, 1: 1, 2: 2, 3: 3, 4: 3}
     """
     steps = [sorted({call.step for call in calls}) for calls in sequences]
     places = sorted({step for each in steps for step in each[1:]})
@@ -113,7 +114,8 @@ def disturbing(
 ) -> Iterator[dict[int, list[Tensor]]]:
     """Hooked to err; yields the squared norms of each sample's error and of what it is in, call by call.
 
-    Rows of a batch are samples in their order, over again for each half of a batch with guidance.
+    Rows of a batch are samples in their order, over again for each half of a batch with guidance; in larger ones they
+    are something else, such as the frames of a video, and nothing errs.
 
     Args:
         block: what it returns is replaced.
@@ -123,14 +125,15 @@ def disturbing(
     """
     former: dict[int, tuple[int, list[Tensor]]] = {}  # of each branch: the run, and what was returned
     squares: dict[int, list[Tensor]] = {}
+    sizes = [each * parts for parts in range(1, PARTS + 1)]
     numbers = {run: place for place, run in enumerate(dict.fromkeys(call.run for call in calls))}
     coming = iter(calls)
 
     def err(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if replaying.get() or (now := next(coming, None)) is None:
             return
-        values = [v for v in take_apart(output)[1] if isinstance(v, Tensor) and v.is_floating_point() and v.dim()]
-        values = [value for value in values if len(value) and len(value) % each == 0]
+        values = [v for v in take_apart(output)[1] if type(v) is Tensor and v.is_floating_point() and v.dim()]
+        values = [value for value in values if len(value) in sizes]
         run, before = former.get(now.branch, (now.run, []))
         former[now.branch] = now.run, [value.clone() for value in values]
         if run != now.run or [then.shape for then in before] != [value.shape for value in values]:
