@@ -104,7 +104,7 @@ def compare(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) ->
     peak = _peak(reference)
     decibels, difference, magnitude = [], 0.0, 0.0
     for ours, theirs in zip(found, reference, strict=True):
-        square, absolute, total = _sums(ours, theirs)
+        square, absolute, total = sums(ours, theirs)
         if not math.isfinite(square):
             return Score(-math.inf, -math.inf, math.inf)
         decibels.append(_decibels(square / theirs.size, peak or _spread(theirs)))
@@ -199,8 +199,8 @@ def _pieces(*arrays: NDArray[Any]) -> Iterator[tuple[NDArray[np.float64], ...]]:
         yield tuple(each[start : start + CHUNK].astype(np.float64) for each in flat)
 
 
-def _sums(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[float, float, float]:
-    """Σ difference², Σ |difference|, Σ |reference|."""
+def sums(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[float, float, float]:
+    """Σ difference², Σ |difference|, Σ |reference|, in double precision, a part at a time."""
     square = absolute = total = 0.0
     with np.errstate(invalid="ignore", over="ignore"):  # samples that are not finite are found in the sums
         for a, b in _pieces(ours, theirs):

@@ -24,9 +24,9 @@ from ..replay import replaying
 from .prices import spans
 from .ranks import agree, leads
 from .recording import Recording
-from .score import Samples, samples_of
+from .score import Samples, samples_of, sums
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.float64]  # on the host, as all of planning
 FEWEST = 4  # samples that tell more than a guess does
 PARTS = 3  # of a batch with guidance, at most: without and with the prompt, and perturbed
 LENGTH, SPREAD, NOISE = 0.4, 1.5, 0.6  # of the curve: share of the run, and in e-folds, how far it goes and samples lie
@@ -162,7 +162,7 @@ def departures(found: Samples, reference: Samples) -> list[float]:
     """
     distances = []
     for ours, theirs in zip(found, reference, strict=True):
-        mean = float(np.mean(np.square(ours.astype(np.float64) - theirs)))
+        mean = sums(ours, theirs)[0] / theirs.size
         if not np.array_equal(theirs, np.rint(theirs)):
             distances.append(mean**0.5)
         else:
