@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dithooks.demo import load_quietly
+
 if TYPE_CHECKING:
     from .pipeline import FashionPipeline
 
@@ -22,18 +24,9 @@ def load(folder: str | Path = WEIGHTS) -> FashionPipeline:
     Raises:
         FileNotFoundError: there is no pipeline in the folder.
     """
-    from diffusers.utils import logging
-
     from .pipeline import FashionPipeline
 
-    if not (Path(folder) / "model_index.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no pipeline: train one with `python -m bench.fashion.train`")
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        pipe: FashionPipeline = FashionPipeline.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+    otherwise = "train one with `python -m bench.fashion.train`"
+    pipe = load_quietly(FashionPipeline, folder, otherwise, low_cpu_mem_usage=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dithooks.demo import load_quietly
+
 if TYPE_CHECKING:
     from .pipeline import ClipPipeline
 
@@ -22,18 +24,8 @@ def load(folder: str | Path = WEIGHTS) -> ClipPipeline:
     Raises:
         FileNotFoundError: there is no pipeline in the folder.
     """
-    from diffusers.utils import logging
-
     from .pipeline import ClipPipeline
 
-    if not (Path(folder) / "model_index.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no pipeline: train one with `python -m bench.video.train`")
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        pipe: ClipPipeline = ClipPipeline.from_pretrained(folder, local_files_only=True)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+    pipe = load_quietly(ClipPipeline, folder, "train one with `python -m bench.video.train`")
     pipe.set_progress_bar_config(disable=True)
     return pipe

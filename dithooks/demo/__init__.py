@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..cache_plan import CachePlan
 
 if TYPE_CHECKING:
     from .pipeline import EmojiPipeline
 
+Pipeline = TypeVar("Pipeline")
 WEIGHTS = Path(__file__).parent / "weights" / "pipeline"
 PLANS = Path(__file__).parent / "plans"
 PLAN = "2x"  # that the demo uses, of those
@@ -26,18 +27,26 @@ def load_pipeline(folder: str | Path = WEIGHTS) -> EmojiPipeline:
         FileNotFoundError: there is no pipeline in the folder.
         ModuleNotFoundError: diffusers is not installed.
     """
-    from diffusers.utils import logging
-
     from .pipeline import EmojiPipeline
 
+    otherwise = "reinstall dithooks, or train one with `python -m dithooks.demo.train`"
+    return load_quietly(EmojiPipeline, folder, otherwise, low_cpu_mem_usage=False)
+
+
+def load_quietly(kind: type[Pipeline], folder: str | Path, otherwise: str, **options: bool) -> Pipeline:
+    """A pipeline from a folder, in float32 on the CPU, without a progress bar: it takes a quarter of a second.
+
+    Raises:
+        FileNotFoundError: there is none; ``otherwise`` says what to do. ``options`` are diffusers' own.
+    """
+    from diffusers.utils import logging
+
     if not (Path(folder) / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no pipeline: reinstall dithooks, or train one with `python -m dithooks.demo.train`"
-        )
+        raise FileNotFoundError(f"{folder} holds no pipeline: {otherwise}")
     bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a bar for a quarter of a second only litters the terminal
+    logging.disable_progress_bar()
     try:
-        pipe: EmojiPipeline = EmojiPipeline.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
+        pipe: Pipeline = kind.from_pretrained(folder, local_files_only=True, **options)  # type: ignore[attr-defined]
     finally:
         if bars:
             logging.enable_progress_bar()
