@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .divided import divided, divides
+from .divided import REGISTRY, divided, divides
 from .groups import grouped, hand_over
 from .prefetched import let_go, sharded
 
@@ -23,6 +23,7 @@ class Company:
         self._owner: nn.Module | None = None
         self._stack: Sequence[nn.Module] = ()
         self._blocks: Sequence[nn.Module] = ()
+        self._hookable: Sequence[dict[str, Any]] = ()  # what these have of their own, diffusers' registry of hooks, too
         self._divides = False  # a block splits its tokens over ranks
         self._grouped = False  # weights may come and go in groups
         self._sharded = False  # FSDP has the range's weights
@@ -32,11 +33,15 @@ class Company:
     def among(self, owner: nn.Module, stack: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
         """Tell the transformer, all its blocks, and those of the range."""
         self._owner, self._stack, self._blocks = owner, stack, blocks
+        self._hookable = [vars(module) for module in (owner, *stack)]
 
     def look(self) -> None:
         """See who is there. Outside of compiled code."""
-        self._divides, self._sharded = divides(self._stack), sharded(self._blocks)
-        self._grouped = self._owner is not None and grouped((self._owner, *self._blocks))
+        self._sharded = sharded(self._blocks)
+        registries = [own[REGISTRY] for own in self._hookable if REGISTRY in own]  # empty ones, of pipelines, are many
+        self._divides = self._grouped = False
+        if self._owner is not None and any(registry is not None and registry.hooks for registry in registries):
+            self._divides, self._grouped = divides(self._stack), grouped((self._owner, *self._blocks))
 
     def given(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

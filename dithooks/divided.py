@@ -18,8 +18,7 @@ REGISTRY, HOOK = "_diffusers_hook", "cp_input---"  # names that diffusers gives 
 
 def divides(modules: Iterable[nn.Module]) -> bool:
     """Whether one of these splits what it is given."""
-    # Asked at every call, of all blocks: those that have no registry are passed over first.
-    return any(next(_hooks(module), None) is not None for module in modules if REGISTRY in module.__dict__)
+    return any(next(_hooks(module), None) is not None for module in modules)
 
 
 def divided(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -134,6 +134,18 @@ class Flow:
 
     # -- blocks -------------------------------------------------------------------------------------------------
 
+    def passed(self, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of a block in the middle of a range that is being passed over; else ``NotImplemented``.
+
+        On a reused step there is next to nothing but this to do, for every block: hence a way of its own.
+        """
+        call: Call | None = getattr(self._local, "call", None)
+        if call is not None and call.results is not None and offset and not call.left and call.probe is None:
+            ports = self.layout.inner[offset]
+            if ports is not None:
+                return ports.pass_on(args, kwargs)
+        return NotImplemented
+
     def visit(self, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """A block of the range is called: the call it belongs to, or ``None`` where there is nothing to do."""
         call: Call | None = getattr(self._local, "call", None)
@@ -151,8 +163,7 @@ class Flow:
             if call is None:
                 return None
             call.entered = True
-            if torch.compiler.is_dynamo_compiling():
-                call.traced = True
+            _trace(call)
             if call.stale:  # just now, in another thread
                 call.reuse = call.pending = False
                 return None
@@ -171,8 +182,6 @@ class Flow:
         wiring = self.layout.wiring
         assert wiring is not None
         ports, first, last = wiring.ports[offset], call.results is None, offset == len(wiring.ports) - 1
-        if ports.slots and not first and not last and call.probe is None:
-            return ports.pass_on(args, kwargs)
         if offset == 0:
             args, kwargs = self.company.entering(args, kwargs)
         if call.probe is not None:
@@ -203,6 +212,7 @@ class Flow:
         """The range's first block is about to run: keep −h_in, by value."""
         call = self.call
         if call is not None and call.capture:
+            _trace(call)
             layout = self.layout
             call.capture = entered(call.range, layout.wiring, layout.spot(layout.start), args, kwargs)
 
@@ -211,8 +221,7 @@ class Flow:
         call = self.call
         if call is not None and call.capture and not call.left:
             call.left = True
-            if torch.compiler.is_dynamo_compiling():  # a hook can be compiled where the stand-ins are not
-                call.traced = True
+            _trace(call)
             layout, wholly = self.layout, self.runs.policy.gauge == "rate"
             left(call.range, layout.wiring, layout.spot(layout.end), output, wholly)
 
@@ -220,12 +229,14 @@ class Flow:
         """The first block of those before the range is about to run."""
         call = self.call
         if call is not None and call.lead is not None and not call.entered:
+            _trace(call)
             entered(call.lead, self.layout.leading, self.layout.spot(0), args, kwargs)
 
     def leave_lead(self, output: Any) -> None:
         """The last block of those before the range has run."""
         call = self.call
         if call is not None and call.lead is not None and not call.entered and call.lead.entry is not None:
+            _trace(call)
             left(call.lead, self.layout.leading, self.layout.spot(self.layout.lead - 1), output)
 
     def watch_enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -339,6 +350,7 @@ class Flow:
         self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, ...] | None:
         """What the policy looks at: what the blocks before the range did, or what enters it."""
+        _trace(call)
         if self.layout.lead:
             leading = self.layout.leading
             return None if call.lead is None or leading is None else effect(call.lead, leading)
@@ -365,6 +377,14 @@ class Flow:
         if self.on_wired is not None:
             self.on_wired(self._moving)
         self._moving = False
+
+
+def _trace(call: Call) -> None:
+    """Note that what is taken of a call comes out of compiled code. Each function that takes some may be compiled,
+    or not, by itself.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        call.traced = True
 
 
 def _written_down() -> bool:

@@ -16,11 +16,7 @@ REGISTRY, HOOK = "_diffusers_hook", "group_offloading"  # names that diffusers g
 
 
 def grouped(modules: Iterable[nn.Module]) -> bool:
-    """Whether one of these, or what is in them, has such a hook; a pipeline gives transformers an empty registry."""
-    modules = list(modules)
-    registries = [module.__dict__[REGISTRY] for module in modules if REGISTRY in module.__dict__]
-    if not any(registry is not None and registry.hooks for registry in registries):
-        return False
+    """Whether one of these, or what is in them, has such a hook."""
     inner = (vars(each).get(REGISTRY) for module in modules for each in module.modules())
     return any(registry is not None and registry.get_hook(HOOK) is not None for registry in inner)
 

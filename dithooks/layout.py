@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .blocks.observe import Observation, Spot
+from .blocks.ports import Ports
 from .blocks.trunk import resolve_lead, wire
 from .blocks.wiring import Wiring
 
@@ -39,6 +40,7 @@ class Layout:
         self.order: tuple[int, ...] = tuple(range(len(spots)))  # until a call has been seen: list by list
         self.lead = start if leads else 0  # as many blocks
         self.wiring: Wiring | None = None
+        self.inner: tuple[Ports | None, ...] = ()  # of each block but the ends, where its slots tell all
         self.leading: Wiring | None = None  # of the blocks before the range
 
     @property
@@ -84,6 +86,8 @@ class Layout:
 
     def become(self, shown: Shown) -> None:
         """Take over what a call has shown."""
+        ports = shown.wiring.ports
+        self.inner = tuple([None, *(each if each.slots else None for each in ports[1:-1]), None][: len(ports)])
         self.order, self.wiring, self.leading, _ = shown
 
     def _last_of(self, order: tuple[int, ...]) -> int:

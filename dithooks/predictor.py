@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from .policy.base import Schedule, check_choice, check_count, check_number
@@ -163,10 +165,9 @@ class Fitted(Predictor):
         )
         object.__setattr__(self, "coefficients", checked)
         for step, each in enumerate(checked):
-            if each is not None and not 1 <= len(each) <= len(self._planned(step)):
-                raise ValueError(
-                    f"step {step} has {len(each)} coefficients, but {len(self._planned(step))} computed steps before it"
-                )
+            before = len(list(self._planned(step)))
+            if each is not None and not 1 <= len(each) <= before:
+                raise ValueError(f"step {step} has {len(each)} coefficients, but {before} computed steps before it")
         if self.sigmas is None:
             return
         sigmas = _listed(self.sigmas)
@@ -176,7 +177,7 @@ class Fitted(Predictor):
         if len(self.sigmas) != len(checked):
             raise ValueError(f"sigmas has {len(self.sigmas)} entries, but coefficients has {len(checked)}")
 
-    @property
+    @cached_property
     def anchors(self) -> int:
         return max((len(each) for each in self.coefficients if each is not None), default=1)
 
@@ -189,7 +190,7 @@ class Fitted(Predictor):
         if chosen is None:
             return None
         used = anchors[: len(chosen)]
-        if [anchor.step for anchor in used] != self._planned(now.step)[: len(chosen)]:
+        if [anchor.step for anchor in used] != list(islice(self._planned(now.step), len(chosen))):
             return None
         return chosen if all(self._is_at(moment.step, moment.time) for moment in (now, *used)) else None
 
@@ -216,12 +217,16 @@ class Fitted(Predictor):
         if self.sigmas is None:
             return True
         sigma = self.sigmas[step]
-        near = SAME_TIME * max(abs(time), abs(sigma)) + NEXT_TO_NOTHING * max(map(abs, self.sigmas))
-        return abs(time - sigma) <= near
+        return abs(time - sigma) <= SAME_TIME * max(abs(time), abs(sigma)) + self._nothing
 
-    def _planned(self, step: int) -> list[int]:
+    @cached_property
+    def _nothing(self) -> float:
+        """What is as good as 0 beside the largest σ."""
+        return NEXT_TO_NOTHING * max(map(abs, self.sigmas or (0.0,)))
+
+    def _planned(self, step: int) -> Iterator[int]:
         """The computed steps before this one, the latest first."""
-        return [earlier for earlier in range(step - 1, -1, -1) if self.coefficients[earlier] is None]
+        return (earlier for earlier in range(step - 1, -1, -1) if self.coefficients[earlier] is None)
 
 
 def _listed(values: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import nn
 def sharded(blocks: Iterable[nn.Module]) -> bool:
     """Whether FSDP has one of these, so that it is worth looking closer."""
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    return kind is not None and any(isinstance(block, kind) for block in blocks)
+    return kind is not None and any(issubclass(cls, kind) for cls in set(map(type, blocks)))
 
 
 def let_go(blocks: Iterable[nn.Module]) -> None:

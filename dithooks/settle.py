@@ -120,7 +120,8 @@ class Settler:
         if branch.gauge is not None and call.seen is not None:
             branch.gauge.note(call.seen, computed)
         call.seen = None
-        self.runs.ledger.held(self.runs.bytes_held())
+        if not call.reuse or branch.gauge is not None:  # else nothing was kept
+            self.runs.ledger.held(self.runs.bytes_held())
         if run.last and not run.finished and len(run.used) >= max(run.before):
             self.runs.finish(run)
 

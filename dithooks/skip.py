@@ -108,6 +108,9 @@ def run(shell: _Shell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What calling a stand-in does."""
     flow = shell.flow
     if flow is not None:
+        output = flow.passed(shell.offset, args, kwargs)
+        if output is not NotImplemented:
+            return output
         call = flow.visit(shell.offset, args, kwargs)
         if call is not None and call.reuse:
             output = flow.skip(shell.offset, call, args, kwargs)

@@ -195,10 +195,21 @@ class Ports:
 
         Most blocks are like that, and on a reused step there is little else to do than this, many times.
         """
-        values = [
-            kwargs[name] if name in kwargs else args[place] if place < len(args) else None for name, place in self.slots
-        ]
-        return values[0] if self.maker.kind is Tensor else self.maker.kind(values)
+        slots, kind = self.slots, self.maker.kind
+        if len(slots) > 2:
+            return kind([_given(name, place, args, kwargs) for name, place in slots])
+        name, place = slots[0]
+        first = kwargs[name] if name in kwargs else _given(name, place, args, kwargs)
+        if len(slots) == 1:
+            return first if kind is Tensor else kind((first,))
+        name, place = slots[1]
+        second = kwargs[name] if name in kwargs else _given(name, place, args, kwargs)
+        return kind((first, second))
+
+
+def _given(name: str, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An argument, however it was passed."""
+    return kwargs[name] if name in kwargs else args[place] if place < len(args) else None
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:
