@@ -7,7 +7,7 @@ in turns, processor time, so that others on the same machine do not count. What 
 does on calibration cases; a knob's best value is left to whoever has the test pictures before him: curves are compared.
 
 Where a method fails, the row says how. Rows are kept in ``compare_NAME.json``, which is written after each; those in it
-are not measured again, unless with ``--fresh``.
+are not measured again, unless with ``--fresh``; with ``--only``, of the methods that are named.
 """
 
 from __future__ import annotations
@@ -216,11 +216,13 @@ def main(arguments: list[str] | None = None) -> None:
     }
     rows: list[Row] = []
     with suppress(FileNotFoundError):
-        if not options.fresh:
+        if options.only or not options.fresh:
             kept = json.loads(path.read_text())
             if kept["about"]["cases"] != [list(case) for case in sweep.cases]:
                 raise SystemExit(f"{path} has other test cases: --fresh measures all again, --out writes elsewhere")
             rows = [Row.from_dict(each) for each in kept["rows"]]
+    if options.fresh:
+        rows = [row for row in rows if options.only and not any(part in row.title for part in options.only)]
     known = {row.key for row in rows}
     for method in all_methods(options.only):
         if isinstance(method, str):
