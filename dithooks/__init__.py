@@ -21,11 +21,12 @@ from .search.record import record
 from .search.recording import Recording
 from .search.result import SearchResult
 from .search.search import search
-from .stats import CacheStats, Settled
+from .stats import BranchStats, CacheStats, RunStats, Settled, Spread
 
 __all__ = [
     "BlockAdapter",
     "BlockAdapterRegistry",
+    "BranchStats",
     "Budget",
     "CacheHandle",
     "CachePlan",
@@ -42,8 +43,10 @@ __all__ = [
     "Profile",
     "Recording",
     "Reuse",
+    "RunStats",
     "SearchResult",
     "Settled",
+    "Spread",
     "Taylor",
     "Threshold",
     "__version__",

@@ -17,10 +17,11 @@ from .config import DitCacheConfig
 from .flow import Flow
 from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
 from .layout import Layout
+from .ledger import Ledger
 from .runs import Runs
 from .settle import Settler
 from .skip import SkipBlock, classes_of, engage, is_engaged, outlive, retire, stand_in
-from .stats import CacheStats, Ledger
+from .stats import CacheStats, Settled
 from .together import Together
 from .underway import PATIENCE
 from .weights import Weights
@@ -153,6 +154,7 @@ def prepare(
     scheduler: Callable[[], Any],
     verify: bool,
     together: Together | None = None,
+    on_decision: Callable[[Settled], object] | None = None,
 ) -> Attachment:
     """What caches a range of a chain, made without touching the model.
 
@@ -162,6 +164,7 @@ def prepare(
         scheduler: returns the pipeline's scheduler as it is now, or ``None``.
         verify: test the first residual on the call it was taken from.
         together: the ranks that decide as one.
+        on_decision: is told of each call that is settled.
 
     Raises:
         TypeError: a block of the range cannot be given a stand-in.
@@ -170,7 +173,7 @@ def prepare(
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.lanes[0].path if len(chain.lanes) == 1 else chain.path or type(chain.owner).__name__
-    ledger = Ledger(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1)
+    ledger = Ledger(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1, on_decision)
     runs = Runs(chain, config, StepClock(scheduler, chain.name), ledger, together)
     layout = Layout(spots, first, end, chain.weights() if chain.found else None, leads=runs.policy.gauge == "change")
     flow = Flow(Settler(runs, Weights(chain.owner)), layout, compiled_of(chain), verify)

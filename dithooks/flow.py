@@ -22,6 +22,7 @@ from .residual import added
 from .scope import current_telling
 from .settle import Settler
 from .state import Call, Capture
+from .times import device_of, mark
 from .trials import Trials, filled
 from .underway import UnderWay
 
@@ -62,6 +63,9 @@ class Flow:
         if _written_down():
             self._local.call = None
             return
+        begun, device = None, device_of(arguments)
+        if replay is not None:
+            begun = mark(device)
         self._local.arguments, self._local.replay, self._local.last = arguments, replay, None
         self._local.telling = current_telling()
         self.company.look()
@@ -80,7 +84,7 @@ class Flow:
             call.observation = Observation(self.layout.spots, whole=replay is not None)
         if replay is not None and (self.layout.wiring is None or (self.unverified and call.capture)):
             replay.keep()  # it may have to be made again, to learn from it
-        call.stale = self._moving
+        call.stale, call.device, call.marks = self._moving, device, [] if begun is None else [begun]
         self.under_way.add(call)
         self._local.call = call
 
@@ -107,6 +111,7 @@ class Flow:
             self._conclude(call, replay, output)
             learning = any(other.unverified or other.layout.wiring is None for other in self.others())
             call.results, self._local.last = None, call if learning else None  # they may have to make it again
+            self.settler.timed(call)
         if call.run is not None:
             call.run.in_flight = False
 
@@ -215,6 +220,7 @@ class Flow:
             _trace(call)
             layout = self.layout
             call.capture = entered(call.range, layout.wiring, layout.spot(layout.start), args, kwargs)
+            _mark(call)
 
     def leave(self, output: Any) -> None:
         """The range's last block has run: Δ = h_out − h_in."""
@@ -222,6 +228,7 @@ class Flow:
         if call is not None and call.capture and not call.left:
             call.left = True
             _trace(call)
+            _mark(call)
             layout, wholly = self.layout, self.runs.policy.gauge == "rate"
             left(call.range, layout.wiring, layout.spot(layout.end), output, wholly)
 
@@ -385,6 +392,12 @@ def _trace(call: Call) -> None:
     """
     if torch.compiler.is_dynamo_compiling():
         call.traced = True
+
+
+def _mark(call: Call) -> None:
+    """Note the time, at either end of a computed range; compiled code has none."""
+    if not torch.compiler.is_dynamo_compiling() and call.marks:
+        call.marks.append(mark(call.device))
 
 
 def _written_down() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from .hooks import flows_of
 from .policy.interval import Interval
 from .request import Request
 from .stats import CacheStats, Settled, total
+from .summary import summary
 from .together import Together, joined
 
 # A model is changed by one thread at a time: of two that attach to the same blocks, the second has to see the first.
@@ -37,6 +39,7 @@ def dit_cache(
     scheduler: object = None,
     verify: bool = True,
     process_group: object = None,
+    on_decision: Callable[[Settled], object] | None = None,
 ) -> CacheHandle:
     """Cache a range of blocks of a diffusion transformer, until the handle is removed.
 
@@ -66,12 +69,15 @@ def dit_cache(
             split; with ``reduce="max"``, that of the rank and sample that changed most. Every rank has to make the
             same steps with as many calls each; one that does not is waited for as long as the group's own timeout
             says. Policies that do not look cost no communication. ``None``: no rank is ever asked.
+        on_decision: is called with a :class:`Settled` for each call of a transformer, when it is settled: before the
+            range is run or left out, in the thread that makes the call. A call that cannot be reused after all is
+            told once more. What it raises ends the call.
 
     Returns:
         A handle that is also a context manager: leaving the ``with`` removes the cache.
 
     Raises:
-        TypeError: ``target``, ``config``, ``blocks`` or ``process_group`` is of the wrong type.
+        TypeError: ``target``, ``config``, ``blocks``, ``process_group`` or ``on_decision`` is of the wrong type.
         ValueError: no block list there, the range goes past its end, its blocks are cached already, the config or plan
             was made for another model, or this rank is not in ``process_group``.
 
@@ -97,7 +103,9 @@ def dit_cache(
         ...     print(cache.stats.blocks_run, "of", cache.stats.blocks_total)
         9 of 12
     """
-    handle = CacheHandle(target, blocks, scheduler, verify, joined(process_group))
+    if on_decision is not None and not callable(on_decision):
+        raise TypeError(f"on_decision={on_decision!r} cannot be called: give a function of one argument, or none")
+    handle = CacheHandle(target, blocks, scheduler, verify, joined(process_group), on_decision)
     try:
         handle.update(config)
         return handle
@@ -110,14 +118,20 @@ class CacheHandle:
     """What :func:`dit_cache` returns: the attached cache, its numbers, and the way to be rid of it."""
 
     def __init__(
-        self, target: object, blocks: Blocks, scheduler: object, verify: bool, together: Together | None = None
+        self,
+        target: object,
+        blocks: Blocks,
+        scheduler: object,
+        verify: bool,
+        together: Together | None = None,
+        on_decision: Callable[[Settled], object] | None = None,
     ) -> None:
         scheduler_of(target, scheduler)
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
-        self._together = together
+        self._together, self._on_decision = together, on_decision
         self._attached: list[Attachment] = []
         self._config: DitCacheConfig | None = None
-        self._last, self._settled = total([]), tuple[Settled, ...]()
+        self._last, self._settled, self._described = total([]), tuple[Settled, ...](), list[str]()
         self._active = True
 
     @property
@@ -170,6 +184,15 @@ class CacheHandle:
             return self._settled
         return tuple(each for attached in self._attached for each in attached.ledger.settled())
 
+    def summary(self) -> str:
+        """The statistics as a table of at most 100 columns; ``print(handle)`` prints it.
+
+        For each range, run and branch: steps, calls computed and reused, block executions of all, and the quantiles of
+        the differences that decided, if any did. For each run: how many times fewer blocks, how many times as fast that
+        should be by the blocks' times, and how many times as fast the calls were; see :class:`RunStats`.
+        """
+        return summary(self.stats, [attached.describe() for attached in self._attached] or self._described)
+
     def update(self, config: DitCacheConfig | CachePlan) -> None:
         """Go on with another configuration or plan; what was cached is dropped. Errors leave the old one in force.
 
@@ -183,6 +206,8 @@ class CacheHandle:
             raise TypeError(f"config must be a DitCacheConfig or CachePlan, not {config!r} ({type(config).__name__})")
         with _CHANGING:
             remarks = self._change(config)
+        for attached in self._attached:
+            logging.getLogger("dithooks").info("%s: attached to %s", attached.ledger.name, attached.describe())
         _warn(remarks)
 
     def _change(self, config: DitCacheConfig | CachePlan) -> list[str]:
@@ -288,14 +313,16 @@ class CacheHandle:
         if not self.active:
             return
         self._last, self._settled = replace(self.stats, bytes_held=0), self.decisions
+        self._described = [attached.describe() for attached in self._attached]
         remarks = []
         with _CHANGING:
             for attached in self._attached:
                 remarks += attached.detach()
         for attached in self._attached:
             remarks += attached.flow.forget()
+            logging.getLogger("dithooks").info("%s: removed", attached.ledger.name)
         self._active, self._attached = False, []  # not before all is done: interrupted, it can be called again
-        self._target = self._scheduler = self._blocks = self._together = None
+        self._target = self._scheduler = self._blocks = self._together = self._on_decision = None
         _warn(remarks)
 
     def __enter__(self) -> CacheHandle:
@@ -318,12 +345,15 @@ class CacheHandle:
             )
         return super().__reduce_ex__(protocol)
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def __repr__(self) -> str:
         state = ", ".join(attached.describe() for attached in self._attached) or "nothing attached"
         return f"<CacheHandle {state if self.active else 'removed'}>"
 
     def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
-        return prepare(chain, config, self._look_up(), self._verify, self._together)
+        return prepare(chain, config, self._look_up(), self._verify, self._together, self._on_decision)
 
     def _look_up(self) -> Callable[[], Any]:
         target = self._target.pipe if isinstance(self._target, BlockAdapter) else self._target

@@ -15,11 +15,11 @@ from .blocks.chain import Chain
 from .blocks.ports import parameter_names
 from .clock import StepClock, Tick
 from .config import DitCacheConfig
+from .ledger import Ledger
 from .policy.base import Policy, Schedule
 from .remarks import hopeless, unexpected, useless
 from .scope import Session, current_session
 from .state import Call, Run
-from .stats import Ledger
 from .together import Together, shared_by_ranks
 
 MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
@@ -206,6 +206,7 @@ class Runs:
     def finish(self, run: Run) -> None:
         """The last call of a run's last step is over, as far as is known."""
         run.finished = True
+        self.ledger.finished(run.number)
         self._sum_up(run)
         self._review(run)
         if self.config.free_at_end:

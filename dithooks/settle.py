@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .anchor import Anchor, Signature, combined
+from .bar import find_bar, write_behind
 from .branch import choose_branch, tensors
 from .clock import Tick
 from .gauge import Change, Gauge, Rate
@@ -15,6 +16,7 @@ from .policy.base import Decision, Track
 from .predictor import Moment, through
 from .runs import Runs
 from .state import Branch, Call, Capture, Run, signature
+from .times import mark
 from .together import Report, Together, checksum
 from .weights import Weights, lora_scales
 
@@ -124,6 +126,12 @@ class Settler:
             self.runs.ledger.held(self.runs.bytes_held())
         if run.last and not run.finished and len(run.used) >= max(run.before):
             self.runs.finish(run)
+
+    def timed(self, call: Call) -> None:
+        """A call is over, in which the transformer was seen called: note how long it took."""
+        if call.run is not None and call.marks:
+            self.runs.ledger.timed(call.run.number, call.reuse, [*call.marks, mark(call.device)])
+            call.marks = []
 
     def _begin(self, run: Run, tick: Tick, branch: Branch, arguments: Mapping[str, Any], capture: bool) -> Call:
         assert run.policy is not None
@@ -244,6 +252,10 @@ class Settler:
         self.runs.ledger.count(decision, run.number, call.moment.step, branch.track.number)
         run.reasons[decision.reason] += 1
         run.reused += decision.reuse
+        calls = sum(run.reasons.values())
+        if calls == 1:
+            run.bar = find_bar(run.schedule.steps, run.schedule.first)
+        write_behind(run.bar, run.reused, calls)
         if decision.value is not None:
             run.values.append(decision.value)
         call.pending, call.reuse, call.unsound = False, decision.reuse, decision.reason == "non-finite"

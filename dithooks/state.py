@@ -90,6 +90,7 @@ class Run:
     reused: int = 0
     judged: bool = False  # what there was to say of it has been said
     finished: bool = False  # its last call is over
+    bar: Any = None  # of the pipeline, by a weak reference
     foreign: bool = False  # the scheduler that tells its steps tells those of another session's run
     parted: bool = False  # the ranks that decide as one have come different ways: none reuses anything any more
     reasons: Counter[str] = field(default_factory=Counter)
@@ -155,6 +156,8 @@ class Call:
     proposal: Decision | None = None  # pending, and settled as far as this rank goes: the others are to be asked
     observation: Any = None
     thread: int = 0
+    device: Any = None
+    marks: list[Any] = field(default_factory=list)  # its beginning, that of its range, the range's end, its end
 
     @property
     def passing(self) -> bool:

@@ -2,14 +2,114 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, deque
-from dataclasses import dataclass
-from typing import NamedTuple
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
 
-from .policy.base import Decision
+import numpy as np
 
-REMEMBERED = 10_000  # decisions of a range
+QUANTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "max": 100}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Quantiles of the differences that decisions were made by, those that are finite; between two by the line."""
+
+    min: float
+    p25: float
+    p50: float
+    p75: float
+    p95: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """Of some values; ``None`` where there are none.
+
+        Example:
+            >>> Spread.of([0.1, 0.3, float("nan")])
+            Spread(min=0.1, p25=0.15, p50=0.2, p75=0.25, p95=0.29, max=0.3)
+        """
+        finite = [value for value in values if math.isfinite(value)]
+        if not finite:
+            return None
+        found = np.percentile(np.asarray(finite, dtype=np.float64), list(QUANTILES.values())).tolist()
+        return cls(**{name: float(f"{value:.6g}") for name, value in zip(QUANTILES, found, strict=True)})
+
+
+@dataclass(frozen=True)
+class BranchStats:
+    """What one branch did in one run.
+
+    Args:
+        branch: its number: 0 is the first call of a step, conditional as a rule, 1 the next.
+        steps: sampling steps at which it was called.
+        computed: calls that ran the range.
+        reused: calls that left it out.
+        reasons: how often a call was settled so, by the word.
+        differences: that decided, where a policy looks.
+        blocks_run: block executions that took place, of
+        blocks_total: as many without the cache.
+    """
+
+    branch: int
+    steps: int
+    computed: int
+    reused: int
+    reasons: dict[str, int]
+    differences: Spread | None
+    blocks_run: int
+    blocks_total: int
+
+
+@dataclass(frozen=True)
+class RunStats:
+    """What a range did in one sampling run.
+
+    Args:
+        range: path of its transformer, or of a list that is a range of its own.
+        run: which of the range's runs, from 0 on.
+        branches: each for itself.
+        seconds: from the beginning of the run's first call to the end of its last, by the host's clock.
+        call_seconds: spent in its calls of the transformer, as far as that could be timed: by the host's clock on a
+            CPU, by events in the stream on an accelerator. ``None``: not at all.
+        estimated_speedup: of the calls, from block times: n·C / (n_c·C + n_r·(C − R)) of n calls, n_c computed and n_r
+            reused; C is the median time of a computed call, R that of the range in it. ``None`` where no range was
+            timed: in a model that is compiled as a whole, or where no residual was kept.
+        measured_speedup: of the calls, from their own times: n·C over the time of all, the first left out, which
+            learns and tests. ``None`` where nothing was reused or could be timed.
+    """
+
+    range: str
+    run: int
+    branches: tuple[BranchStats, ...]
+    seconds: float
+    call_seconds: float | None = None
+    estimated_speedup: float | None = None
+    measured_speedup: float | None = None
+
+    @property
+    def computed(self) -> int:
+        """Calls that ran the range."""
+        return sum(branch.computed for branch in self.branches)
+
+    @property
+    def reused(self) -> int:
+        """Calls that left it out."""
+        return sum(branch.reused for branch in self.branches)
+
+    @property
+    def blocks_run(self) -> int:
+        """Block executions that took place."""
+        return sum(branch.blocks_run for branch in self.branches)
+
+    @property
+    def blocks_total(self) -> int:
+        """Block executions without the cache."""
+        return sum(branch.blocks_total for branch in self.branches)
 
 
 @dataclass(frozen=True)
@@ -19,7 +119,12 @@ class CacheStats:
     ``calls`` are calls of a transformer (guidance by two calls makes two per step), once for each of its ranges;
     ``blocks_run`` of ``blocks_total`` block executions took place; ``bytes_held`` is the memory of all that is kept
     right now, on whatever device, and ``bytes_peak`` the most that was; ``reasons`` says how often a call was computed
-    or reused, and why.
+    or reused, and why. ``runs`` are the latest sampling runs, each range's for itself; printed, they are a table.
+
+    Example:
+        >>> stats = CacheStats(4, 3, 1, 9, 12, 0, 16, {"warm-up": 2, "reuse": 1, "refresh": 1})
+        >>> stats.to_dict()["reasons"], stats.to_json()[:12]
+        ({'warm-up': 2, 'reuse': 1, 'refresh': 1}, '{"calls": 4,')
     """
 
     calls: int
@@ -30,6 +135,17 @@ class CacheStats:
     bytes_held: int
     bytes_peak: int
     reasons: dict[str, int]
+    runs: tuple[RunStats, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as dicts, lists, numbers and names only."""
+        made = asdict(self)
+        made["runs"] = [{**run, "branches": list(run["branches"])} for run in made["runs"]]
+        return made
+
+    def to_json(self, indent: int | None = None) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
 
 class Settled(NamedTuple):
@@ -56,74 +172,25 @@ class Settled(NamedTuple):
     value: float | None
 
 
-class Ledger:
-    """Counts the calls of one range; threads may share it."""
+def branch_stats(settled: Sequence[Settled], blocks: int, skippable: int) -> BranchStats:
+    """Of the calls of one branch in one run.
 
-    def __init__(self, name: str, blocks: int, skippable: int) -> None:
-        self.name, self.blocks, self.skippable = name, blocks, skippable
-        self._reasons: Counter[tuple[bool, str]] = Counter()
-        self._settled: deque[Settled] = deque(maxlen=REMEMBERED)
-        self._runs = self._peak = 0
-        self._lock = threading.Lock()
-
-    def begin(self) -> int:
-        """Another run: its number."""
-        with self._lock:
-            self._runs += 1
-            return self._runs - 1
-
-    def count(self, decision: Decision, run: int | None = None, step: int = 0, branch: int = 0) -> None:
-        """One more call; of no run where it was not even asked whether."""
-        with self._lock:
-            self._reasons[decision.reuse, decision.reason] += 1
-            if run is not None:
-                self._settled.append(Settled(self.name, run, step, branch, *decision))
-
-    def recount(self, run: int, step: int, branch: int, decision: Decision) -> None:
-        """A call that was counted as reused turned out otherwise."""
-        with self._lock:
-            self._reasons[True, "reuse"] -= 1
-            self._reasons[decision.reuse, decision.reason] += 1
-            for index in range(len(self._settled) - 1, -1, -1):
-                if self._settled[index][1:4] == (run, step, branch):
-                    self._settled[index] = Settled(self.name, run, step, branch, *decision)
-                    break
-
-    def held(self, now: int) -> None:
-        """So many bytes are kept now."""
-        with self._lock:
-            self._peak = max(self._peak, now)
-
-    def clear(self) -> None:
-        with self._lock:
-            self._reasons.clear()
-            self._settled.clear()
-            self._runs = self._peak = 0
-
-    def settled(self) -> list[Settled]:
-        """The calls, in order; of very many the latest."""
-        with self._lock:
-            return list(self._settled)
-
-    def stats(self, bytes_held: int) -> CacheStats:
-        with self._lock:
-            counts = {key: number for key, number in self._reasons.items() if number}
-            peak = self._peak
-        reused = sum(number for (reuse, _), number in counts.items() if reuse)
-        calls = sum(counts.values())
-        reasons: Counter[str] = Counter()
-        for (_, reason), number in counts.items():
-            reasons[reason] += number
-        return CacheStats(
-            calls=calls,
-            computed_calls=calls - reused,
-            reused_calls=reused,
-            blocks_run=calls * self.blocks - reused * self.skippable,
-            blocks_total=calls * self.blocks,
-            bytes_held=bytes_held,
-            bytes_peak=max(peak, bytes_held),
-            reasons=dict(reasons),
-        )
+    Args:
+        settled: these calls.
+        blocks: of the transformer, and
+        skippable: as many of them as a reused call leaves out.
+    """
+    reused = sum(each.reuse for each in settled)
+    return BranchStats(
+        branch=settled[0].branch,
+        steps=len({each.step for each in settled}),
+        computed=len(settled) - reused,
+        reused=reused,
+        reasons=dict(Counter(each.reason for each in settled)),
+        differences=Spread.of([each.value for each in settled if each.value is not None]),
+        blocks_run=len(settled) * blocks - reused * skippable,
+        blocks_total=len(settled) * blocks,
+    )
 
 
 def total(parts: list[CacheStats]) -> CacheStats:
@@ -131,9 +198,6 @@ def total(parts: list[CacheStats]) -> CacheStats:
     reasons: Counter[str] = Counter()
     for part in parts:
         reasons.update(part.reasons)
-    sums = {
-        name: sum(getattr(part, name) for part in parts)
-        for name in CacheStats.__dataclass_fields__
-        if name != "reasons"
-    }
-    return CacheStats(**sums, reasons=dict(reasons))
+    numbers = [each.name for each in fields(CacheStats) if each.name not in ("reasons", "runs")]
+    sums = {name: sum(getattr(part, name) for part in parts) for name in numbers}
+    return CacheStats(**sums, reasons=dict(reasons), runs=tuple(run for part in parts for run in part.runs))

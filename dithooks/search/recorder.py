@@ -20,13 +20,13 @@ from ..blocks.ports import bind, parameter_names
 from ..blocks.trunk import Trunk, find_trunk, followed
 from ..clock import StepClock
 from ..config import DitCacheConfig
+from ..ledger import Ledger
 from ..policy.base import Decision, Policy, Schedule, Track
 from ..replay import Replay, replaying
 from ..runs import Runs
 from ..settle import Settler
 from ..skip import stand_in
 from ..state import Call, signature
-from ..stats import Ledger
 from ..weights import Weights
 from .inputs import Watched
 from .passes import Passes
