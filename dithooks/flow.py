@@ -16,6 +16,7 @@ from .blocks.observe import Observation
 from .blocks.wiring import Wiring
 from .capture import copied, effect, entered, entering, left, resolved
 from .company import Company
+from .compiling import note_time, trace, written_down
 from .layout import Layout
 from .replay import Replay, replaying
 from .residual import added
@@ -60,7 +61,7 @@ class Flow:
 
         ``arguments`` are the transformer's, if it was seen called, and ``replay`` calls it once more.
         """
-        if _written_down():
+        if written_down():
             self._local.call = None
             return
         begun, device = None, device_of(arguments)
@@ -168,7 +169,7 @@ class Flow:
             if call is None:
                 return None
             call.entered = True
-            _trace(call)
+            trace(call)
             if call.stale:  # just now, in another thread
                 call.reuse = call.pending = False
                 return None
@@ -217,18 +218,18 @@ class Flow:
         """The range's first block is about to run: keep −h_in, by value."""
         call = self.call
         if call is not None and call.capture:
-            _trace(call)
+            trace(call)
             layout = self.layout
             call.capture = entered(call.range, layout.wiring, layout.spot(layout.start), args, kwargs)
-            _mark(call)
+            note_time(call)
 
     def leave(self, output: Any) -> None:
         """The range's last block has run: Δ = h_out − h_in."""
         call = self.call
         if call is not None and call.capture and not call.left:
             call.left = True
-            _trace(call)
-            _mark(call)
+            trace(call)
+            note_time(call)
             layout, wholly = self.layout, self.runs.policy.gauge == "rate"
             left(call.range, layout.wiring, layout.spot(layout.end), output, wholly)
 
@@ -236,14 +237,14 @@ class Flow:
         """The first block of those before the range is about to run."""
         call = self.call
         if call is not None and call.lead is not None and not call.entered:
-            _trace(call)
+            trace(call)
             entered(call.lead, self.layout.leading, self.layout.spot(0), args, kwargs)
 
     def leave_lead(self, output: Any) -> None:
         """The last block of those before the range has run."""
         call = self.call
         if call is not None and call.lead is not None and not call.entered and call.lead.entry is not None:
-            _trace(call)
+            trace(call)
             left(call.lead, self.layout.leading, self.layout.spot(self.layout.lead - 1), output)
 
     def watch_enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -275,7 +276,7 @@ class Flow:
 
     def _restart(self, before: Call | None) -> Call | None:
         """The first block is reached without a call of the transformer, or once more in the same: start one here."""
-        if replaying.get() or _written_down():  # by another cache on this model, or as a plain one
+        if replaying.get() or written_down():  # by another cache on this model, or as a plain one
             return None
         if before is not None:
             self._settle(before)
@@ -357,7 +358,7 @@ class Flow:
         self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, ...] | None:
         """What the policy looks at: what the blocks before the range did, or what enters it."""
-        _trace(call)
+        trace(call)
         if self.layout.lead:
             leading = self.layout.leading
             return None if call.lead is None or leading is None else effect(call.lead, leading)
@@ -384,24 +385,3 @@ class Flow:
         if self.on_wired is not None:
             self.on_wired(self._moving)
         self._moving = False
-
-
-def _trace(call: Call) -> None:
-    """Note that what is taken of a call comes out of compiled code. Each function that takes some may be compiled,
-    or not, by itself.
-    """
-    if torch.compiler.is_dynamo_compiling():
-        call.traced = True
-
-
-def _mark(call: Call) -> None:
-    """Note the time, at either end of a computed range; compiled code has none."""
-    if not torch.compiler.is_dynamo_compiling() and call.marks:
-        call.marks.append(mark(call.device))
-
-
-def _written_down() -> bool:
-    """Whether a call is traced or exported: what comes of it is a copy of the model, and copies are not cached."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return True
-    return bool(getattr(torch.compiler, "is_exporting", bool)())  # which came with 2.7
