@@ -72,7 +72,7 @@ def _below(run: RunStats) -> list[str]:
         told.append(f"{run.estimated_speedup:.2f}x as fast by block times")
     if run.measured_speedup is not None:
         told.append(f"{run.measured_speedup:.2f}x measured")
-    calls = "" if run.call_seconds is None else f", {run.call_seconds:.2f} s of it in calls"
+    calls = "" if run.call_seconds is None else f", calls {run.call_seconds:.2f} s"
     return [f"run {run.run}: {'; '.join([*told, f'{run.seconds:.2f} s{calls}'])}", f"  {_reasons(reasons)}"]
 
 
