@@ -45,6 +45,8 @@ PARTS = (
     Part("search-28", "found plans against schedules that need no search", ("bench.search", "--steps", "28")),
     Part("search-50", "the same with 50 steps", ("bench.search", "--steps", "50")),
     Part("search-cost", "what a search costs, next to msmodelslim's", ("bench.search_cost",)),
+    Part("profile", "how much changes from step to step", ("bench.profile_demo",)),
+    Part("stats", "what a cache did", ("bench.stats_demo",)),
     Part("policies", "policies and predictors", ("bench.policies",)),
     Part("attached", "what an attached cache costs that never reuses", ("bench/test_overhead.py",), True),
     Part("parity", "the same pictures as cache-dit and msmodelslim", ("bench/test_parity.py",), True),
