@@ -141,22 +141,23 @@ class Flow:
     # -- blocks -------------------------------------------------------------------------------------------------
 
     def passed(self, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of a block in the middle of a range that is being passed over; else ``NotImplemented``.
+        """What a stand-in returns in place of its block's output; ``NotImplemented`` where the block has to run.
 
-        On a reused step there is next to nothing but this to do, for every block: hence a way of its own.
+        It is asked for every block of every call: what most of them come to is settled here, without further calls.
         """
         call: Call | None = getattr(self._local, "call", None)
-        if call is not None and call.results is not None and offset and not call.left and call.probe is None:
-            ports = self.layout.inner[offset]
-            if ports is not None:
-                return ports.pass_on(args, kwargs)
-        return NotImplemented
+        if offset == 0 or call is None or call.stale:
+            call = self.visit(offset, args, kwargs)
+        if call is None or not call.reuse or call.left:
+            return NotImplemented
+        if call.results is not None and call.probe is None and (ports := self.layout.inner[offset]) is not None:
+            return ports.pass_on(args, kwargs)
+        output = self.skip(offset, call, args, kwargs)
+        return output if call.reuse else NotImplemented
 
     def visit(self, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """A block of the range is called: the call it belongs to, or ``None`` where there is nothing to do."""
+        """The range's first block is called, or one that belongs to no call that is followed: the call it is of."""
         call: Call | None = getattr(self._local, "call", None)
-        if offset and call is not None and not call.stale:
-            return None if call.left else call
         if call is not None and call.stale and not (offset and call.passing):
             if offset or getattr(self._local, "replay", None) is not None:
                 return None
@@ -178,7 +179,7 @@ class Flow:
                     call.seen = self._seen(call, self.layout.wiring, *self.company.entering(args, kwargs))
                 if call.pending:
                     self._judge(call)
-        return None if call is None or call.left else call
+        return call
 
     def skip(self, offset: int, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A block's output on a reused step: its streams passed on, from the last block h_in + Δ̂.

@@ -111,11 +111,6 @@ def run(shell: _Shell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = flow.passed(shell.offset, args, kwargs)
         if output is not NotImplemented:
             return output
-        call = flow.visit(shell.offset, args, kwargs)
-        if call is not None and call.reuse:
-            output = flow.skip(shell.offset, call, args, kwargs)
-            if call.reuse:
-                return output
     if (
         shell.hooked
     ):  # compiled code does not look at hooks: it is not to take a block that has ours for one that has not

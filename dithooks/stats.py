@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,10 +86,10 @@ class RunStats:
     range: str
     run: int
     branches: tuple[BranchStats, ...]
-    seconds: float
-    call_seconds: float | None = None
-    estimated_speedup: float | None = None
-    measured_speedup: float | None = None
+    seconds: float = field(compare=False)  # the same counts are the same statistics, however long it took
+    call_seconds: float | None = field(default=None, compare=False)
+    estimated_speedup: float | None = field(default=None, compare=False)
+    measured_speedup: float | None = field(default=None, compare=False)
 
     @property
     def computed(self) -> int:
