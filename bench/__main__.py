@@ -38,6 +38,7 @@ PARTS = (
     Part("emoji", "every method on the pipeline that ships", ("bench.compare.sweep", "emoji")),
     Part("fashion", "every method on a DiT of Fashion-MNIST", ("bench.compare.sweep", "fashion")),
     Part("video", "every method on a small Wan", ("bench.compare.sweep", "video")),
+    Part("share", "what share of a run is spent in blocks", ("bench.compare.share",)),
     Part("scores", "5,000 samples of the DiT, as distributions", ("bench.fashion.scores",)),
     Part("overhead", "what an attached cache costs, by library", ("bench.overhead",)),
     Part("compiled", "graphs and graph breaks, by library", ("bench.compiled",)),

@@ -37,7 +37,7 @@ def page(about: dict[str, Any], rows: Sequence[Row]) -> str:
         "",
         f"{len(about['cases'])} test cases, {about['steps']} steps, in batches of {about['group']}; PSNR in dB to the "
         f"uncached run, {about['equal']:g} where equal.",
-        f"{about['machine']}; {versions}.",
+        f"{machines(about, rows)}; {versions}.",
         "",
         f"## The plans of `{SEARCH}` against the best of every other library",
         "",
@@ -55,6 +55,17 @@ def page(about: dict[str, Any], rows: Sequence[Row]) -> str:
     if failed:
         lines += ["", "## What did not run", "", *failures(failed)]
     return "\n".join(lines) + "\n"
+
+
+def machines(about: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """What the times were taken on; where it was several, which rows on which."""
+    taken: dict[str, list[str]] = {}
+    for row in rows:
+        titles = taken.setdefault(row.machine or about["machine"], [])
+        if row.title not in titles:
+            titles.append(row.title)
+    (most, _), *others = sorted(taken.items(), key=lambda item: -len(item[1]))
+    return "; ".join([most, *(f"on {machine}: {', '.join(titles)}" for machine, titles in others)])
 
 
 def summary(found: Mapping[str, Compared]) -> str:

@@ -56,6 +56,7 @@ class Row:
         spent: on finding it, beforehand.
         failed: why it has no figures, if it has none.
         remarks: warnings on the way.
+        machine: that took its time; empty: that of the whole file.
     """
 
     library: str
@@ -69,6 +70,7 @@ class Row:
     spent: Spent | None = None
     failed: str = ""
     remarks: tuple[str, ...] = ()
+    machine: str = ""
 
     @property
     def key(self) -> tuple[str, str, Knob]:
@@ -133,7 +135,7 @@ class Sweep:
             finally:
                 self.subject.pipe.transformer = self.original
         remarks = {str(each.message).splitlines()[0][:200] for each in caught if each.category is UserWarning}
-        return Row(*given, **figures, remarks=tuple(sorted(remarks)))
+        return Row(*given, **figures, remarks=tuple(sorted(remarks)), machine=machine())
 
     def figures(self, attached: Attached) -> dict[str, Any]:
         """What is measured while a method is attached."""

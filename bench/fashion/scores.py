@@ -60,6 +60,7 @@ class Row:
     fraction: float | None
     seconds: float | None
     scores: Scores
+    machine: str = ""  # that drew it
 
     @property
     def key(self) -> tuple[str, Knob | None]:
@@ -142,12 +143,12 @@ class Table:
     def real(self, split: Split) -> None:
         """The row of real pictures."""
         if not self.has(REAL, None):
-            self.add(Row(REAL, None, "", None, None, self.judge.score_real(split)))
+            self.add(Row(REAL, None, "", None, None, self.judge.score_real(split), machine()))
 
     def plain(self) -> None:
         """The row without a method."""
         if not self.has(PLAIN, None):
-            self.add(Row(PLAIN, None, f"{self.subject.steps} steps", 1.0, *self._drawn(self.subject.steps)))
+            self.add(Row(PLAIN, None, f"{self.subject.steps} steps", 1.0, *self._drawn(self.subject.steps), machine()))
 
     def method(self, method: Method, value: Knob) -> None:
         """The row of a method, which is given a transformer that no other has touched."""
@@ -163,7 +164,7 @@ class Table:
         finally:
             self.subject.pipe.transformer = self.original
         fraction = work.executions(whole) / len(whole.done) / self.judge.samples
-        self.add(Row(method.title, value, attached.shown, fraction, seconds, scores))
+        self.add(Row(method.title, value, attached.shown, fraction, seconds, scores, machine()))
 
     def _drawn(self, steps: int) -> tuple[float, Scores]:
         begun = time.process_time()
@@ -177,18 +178,27 @@ class Table:
 
 def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
     """The table, and what it was taken on."""
+    named = dict.fromkeys(row.machine or about["machine"] for row in rows)
+    marks = {name: chr(ord("A") + number) for number, name in enumerate(named)}
+    versions = [f"{name} {number}" for name, number in about["versions"].items()]
     lines = [
         f"# Scores of {about['samples']:,} pictures a row: Fashion-MNIST, {about['steps']} steps",
         "",
         "In the eyes of a small classifier, not of Inception; Fréchet distance to the 10,000 test pictures.",
-        f"Batches of {about['batch']}. {about['machine']}; {about['versions']}",
+        f"Batches of {about['batch']}. {'; '.join(versions)}. A time only compares with one on the same machine"
+        + (
+            f": {'; '.join(f'{mark} is {name}' for name, mark in marks.items())}."
+            if len(marks) > 1
+            else f": {', '.join(marks)}."
+        ),
         "",
         "| | | times fewer blocks | processor time | Fréchet distance | Inception score | class as asked |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda each: (each.title not in (REAL, PLAIN), each.title)):
         fewer = "" if row.fraction is None else f"{1 / row.fraction:.2f}x"
-        seconds = "" if row.seconds is None else f"{row.seconds:.0f} s"
+        where = f", {marks[row.machine or about['machine']]}" if len(marks) > 1 else ""
+        seconds = "" if row.seconds is None else f"{row.seconds:.0f} s{where}"
         told = f"{row.scores.frechet:.3f} | {row.scores.inception:.3f} | {row.scores.asked:.2%}"
         lines.append(f"| {row.title} | {row.shown} | {fewer} | {seconds} | {told} |")
     return "\n".join(lines) + "\n"
