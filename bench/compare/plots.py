@@ -47,7 +47,7 @@ def save(figure: Any, path: Path) -> None:
 
 def quality(about: dict[str, Any], rows: Sequence[Row]) -> Any:
     """Mean PSNR over compute: every setting a dot, each library's best a line."""
-    figure, panels = plt.subplots(1, len(AXES), figsize=(11, 4.6), sharey=True)
+    figure, panels = plt.subplots(1, len(AXES), figsize=(11, 4.6), sharey=True, layout="constrained")
     by_library = libraries(row for row in useful(rows) if cost(row, "fraction") <= SHOWN)
     for panel, (axis, label) in zip(panels, AXES, strict=True):
         for name, methods in by_library.items():
@@ -68,7 +68,7 @@ def quality(about: dict[str, Any], rows: Sequence[Row]) -> Any:
         panel.grid(alpha=0.25)
     panels[0].set_ylabel("PSNR to the uncached run, dB")
     handles = [plt.Line2D([], [], color=COLOURS[name], label=label_of(name)) for name in by_library]
-    panels[0].legend(handles=handles, loc="upper left", frameon=False)
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), frameon=False)
     figure.suptitle(
         f"{about['subject']}: {len(about['cases'])} cases, {about['steps']} steps. A dot is a setting, a line the best "
         "of a library's",
