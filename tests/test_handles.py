@@ -62,3 +62,20 @@ def test_what_reuses_nothing_is_not_attached():
     with pytest.warns(UserWarning, match="nothing is attached"):
         dit_cache(net, DitCacheConfig(0, 1, 0, 2))
     assert handles_of(net) == []
+
+
+def test_a_model_that_is_sharded_is_the_same_model():
+    """FSDP puts a class of its own over a model's and its blocks': a plan or configuration is still theirs."""
+    from torch.distributed.fsdp import FSDPModule
+
+    net = Net("two_lists", 2)
+    with dit_cache(net, CONFIG) as cache:
+        config = cache.config
+    for module in (net, *net.blocks, *net.singles):
+        cls = type(module)
+        module.__class__ = type(f"FSDP{cls.__name__}", (FSDPModule, cls), {})
+    assert type(net).__name__ == "FSDPNet"
+    with dit_cache(net, config, verify=False) as cache:
+        assert cache.config == config
+    with pytest.raises(ValueError, match="another model"):
+        dit_cache(Net("two_lists", 3), config)

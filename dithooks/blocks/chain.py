@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -117,9 +118,16 @@ class Chain:
         else:
             shape = _shape(sites[0].block)
         prefix = len(self.path) + 1 if self.path else 0
-        blocks = [(site.path[prefix:], type(site.block).__name__) for site in sites]
-        text = json.dumps([type(self.owner).__name__, blocks, shape], default=str, sort_keys=True)
+        blocks = [(site.path[prefix:], _class_name(site.block)) for site in sites]
+        text = json.dumps([_class_name(self.owner), blocks, shape], default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _class_name(module: nn.Module) -> str:
+    """As it was before FSDP put one of its own over it: a model that is sharded is the same model."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    cls = module.__class__  # of a stand-in, that of its block
+    return next(each for each in cls.__mro__ if kind is None or not issubclass(each, kind)).__name__
 
 
 def _shape(block: nn.Module) -> list[tuple[str, list[int]]]:
