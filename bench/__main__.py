@@ -48,6 +48,7 @@ PARTS = (
     Part("search-cost", "what a search costs, next to msmodelslim's", ("bench.search_cost",)),
     Part("profile", "how much changes from step to step", ("bench.profile_demo",)),
     Part("stats", "what a cache did", ("bench.stats_demo",)),
+    Part("pictures", "the pictures of the README and the documentation", ("bench.pictures",)),
     Part("policies", "policies and predictors", ("bench.policies",)),
     Part("attached", "what an attached cache costs that never reuses", ("bench/test_overhead.py",), True),
     Part("parity", "the same pictures as cache-dit and msmodelslim", ("bench/test_parity.py",), True),

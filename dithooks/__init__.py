@@ -21,7 +21,7 @@ from .search.record import record
 from .search.recording import Recording
 from .search.result import SearchResult
 from .search.search import search
-from .stats import BranchStats, CacheStats, RunStats, Settled, Spread
+from .stats import BranchStats, CachedRange, CacheStats, RunStats, Settled, Spread
 
 __all__ = [
     "BlockAdapter",
@@ -31,6 +31,7 @@ __all__ = [
     "CacheHandle",
     "CachePlan",
     "CacheStats",
+    "CachedRange",
     "DitCacheConfig",
     "EasyCache",
     "Fitted",

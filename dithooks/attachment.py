@@ -21,7 +21,7 @@ from .ledger import Ledger
 from .runs import Runs
 from .settle import Settler
 from .skip import SkipBlock, classes_of, engage, is_engaged, outlive, retire, stand_in
-from .stats import CacheStats, Settled
+from .stats import CachedRange, CacheStats, Settled
 from .together import Together
 from .underway import PATIENCE
 from .weights import Weights
@@ -76,6 +76,11 @@ class Attachment:
     def stats(self) -> CacheStats:
         """The counts, with the memory held right now."""
         return self.ledger.stats(self.flow.runs.bytes_held())
+
+    def where(self) -> CachedRange:
+        """The blocks that are cached, in numbers."""
+        layout = self.flow.layout
+        return CachedRange(self.ledger.name, layout.start, len(layout.blocks), len(layout.order))
 
     def describe(self) -> str:
         """The range in words."""

@@ -23,7 +23,7 @@ from .config import DitCacheConfig
 from .hooks import flows_of
 from .policy.interval import Interval
 from .request import Request
-from .stats import CacheStats, Settled, total
+from .stats import CachedRange, CacheStats, Settled, total
 from .summary import summary
 from .together import Together, joined
 
@@ -132,6 +132,7 @@ class CacheHandle:
         self._attached: list[Attachment] = []
         self._config: DitCacheConfig | None = None
         self._last, self._settled, self._described = total([]), tuple[Settled, ...](), list[str]()
+        self._ranges: tuple[CachedRange, ...] = ()
         self._active = True
 
     @property
@@ -183,6 +184,15 @@ class CacheHandle:
         if not self.active:
             return self._settled
         return tuple(each for attached in self._attached for each in attached.ledger.settled())
+
+    @property
+    def ranges(self) -> tuple[CachedRange, ...]:
+        """The blocks that are cached, of each transformer, or each list that is a range of its own; once the cache is
+        removed, those that were.
+
+        Until the first call they are counted list by list, from then on in the order in which the model calls them.
+        """
+        return tuple(attached.where() for attached in self._attached) if self.active else self._ranges
 
     def summary(self) -> str:
         """The statistics as a table of at most 100 columns; ``print(handle)`` prints it.
@@ -313,7 +323,7 @@ class CacheHandle:
         if not self.active:
             return
         self._last, self._settled = replace(self.stats, bytes_held=0), self.decisions
-        self._described = [attached.describe() for attached in self._attached]
+        self._described, self._ranges = [attached.describe() for attached in self._attached], self.ranges
         remarks = []
         with _CHANGING:
             for attached in self._attached:

@@ -148,6 +148,18 @@ class CacheStats:
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
 
+class CachedRange(NamedTuple):
+    """Blocks that are cached: those from ``first`` on, ``blocks`` of them, of ``total``, as they are called.
+
+    ``range`` is the path of their transformer, or of a list that is a range of its own, as in :class:`Settled`.
+    """
+
+    range: str
+    first: int
+    blocks: int
+    total: int
+
+
 class Settled(NamedTuple):
     """How one call was settled.
 

@@ -1,0 +1,1 @@
+"""Pictures of what the cache does: see :mod:`dithooks.plot`."""
