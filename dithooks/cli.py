@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
 
@@ -19,46 +20,12 @@ EXAMPLES = """examples:
   dithooks inspect my_model.py:make
   dithooks search demo --target 2.5 --out plan.json
   dithooks search my_model.py:make --target 1.5 --target 2 --out "plan-{target}x.json" --record run.npz
+  dithooks generate path/to/pipeline --prompt "a lighthouse" --plan plan.json --out lighthouse.png
+  dithooks generate owner/video-model --prompt "a cat walks" --frames 49 --target 2 --out cat.mp4
+  dithooks compare demo --plan 2x --plan 3x --target 2 --out compare.png
+  dithooks compare my_model.py:make --plan plan.json --json numbers.json
+  dithooks profile demo --threshold 0.1 --threshold 0.2
   dithooks env
-"""
-
-TARGETS = """what TARGET can be:
-  WanPipeline                 a pipeline class of diffusers
-  WanTransformer3DModel       a transformer class of diffusers; CLASS#VARIANT for one of its variants
-  path/to/folder, owner/name  a saved pipeline or transformer, or one in the local cache of the Hugging Face Hub:
-                              only its configuration is read, and nothing is downloaded
-  path/to/file.py:factory     your own: a function without arguments that returns a pair of the model, the pipeline
-  package.module:factory      or a BlockAdapter, and how to call it: a dict of keyword arguments, a tuple of
-                              positional ones, or a function that does, without arguments or given the pipeline. A
-                              pipeline has to take two sampling steps or more. A small one of its kind tells as
-                              much as a large one.
-
-Classes are looked at as tiny models with random weights. A file for `dithooks inspect my_model.py:make`:
-
-  def make():
-      model = MyTransformer(depth=4)
-      return model, {"x": torch.randn(1, 16, 64), "timestep": torch.tensor(0.5)}
-"""
-
-SEARCH = """what TARGET can be:
-  demo                        the small pipeline that ships with dithooks
-  path/to/file.py:factory     your own: a function without arguments that returns a pair of the pipeline (the model,
-  package.module:factory      or a BlockAdapter) and how to call it: a dict of keyword arguments, a tuple of
-                              positional ones, or a function that does, without arguments or given the pipeline.
-                              What the call returns is compared: pictures, videos or latents. A dict's or tuple's
-                              generators begin anew with each run, and so do torch's own; a function has to draw the
-                              same each time by itself.
-
-One run is recorded, plans are worked out from it, the best few are run, and the nearest to the recorded one is written.
-A file for `dithooks search my_model.py:make`:
-
-  def make():
-      pipe = WanPipeline.from_pretrained(..., torch_dtype=torch.bfloat16).to("cuda")
-      noise = torch.Generator("cuda").manual_seed(0)
-      return pipe, {"prompt": ["a cat", "a street"], "num_inference_steps": 40, "generator": noise}
-
-exit codes: 0 written; 2 asked wrongly; 3 written, but a target was not reached; 130 interrupted, the best so far is
-written if there is one.
 """
 
 
@@ -76,7 +43,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0 done; 1 the environment is broken (``env``); 2 asked wrongly; 3 target not reached (``search``); 130 interrupted.
+    0 done, or written; 1 the environment is broken (``env``); 2 asked wrongly, and said in a line; 3 target not reached
+    (``search``); 130 interrupted: ``search`` and ``generate`` have then written what they had.
 
     Args:
         argv: the arguments after the command's name; those of the process if None.
@@ -113,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_inspect(commands)
     _add_search(commands)
+    _add_generate(commands)
+    _add_compare(commands)
+    _add_profile(commands)
     _add_env(commands)
     return parser
 
@@ -177,29 +148,10 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "inspect",
-        help="show a model's lists of blocks and the ranges that can be cached",
-        description="Show a model's lists of blocks, what it does between them, which ranges can be cached and which\n"
-        "cannot, and the lines that cache the largest.",
-        epilog=TARGETS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("target", nargs="?", metavar="TARGET", help="what to look at, see below")
-    parser.add_argument(
-        "--blocks", action="append", default=[], metavar="PATH", help="a list to look at, not those found; repeatable"
-    )
-    parser.add_argument(
-        "--tests",
-        type=int,
-        default=64,
-        metavar="N",
-        help="the most ranges to try out, each by three calls (default: %(default)s)",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the tables")
-    parser.add_argument("--all", action="store_true", help="a table of all transformer classes; takes minutes")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="with --all: write the table to a file instead")
-    parser.set_defaults(run=_inspect)
+    from .report import inspect_arguments
+
+    about = "show a model's lists of blocks and the ranges that can be cached"
+    _add(commands, "inspect", about, inspect_arguments).set_defaults(run=_inspect)
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -225,45 +177,10 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _add_search(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "search",
-        help="find the plan for a speed-up that keeps nearest to the pictures without the cache",
-        description="Find, for a speed-up, the plan that keeps nearest to the pictures without the cache: which\n"
-        "blocks are reused at which steps, and with which weights. A plan is a file for dit_cache and dithooks demo.",
-        epilog=SEARCH,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("target", metavar="TARGET", help="what to search a plan for, see below")
-    add("--target", action="append", type=float, dest="speedups", metavar="X", help="speed-up (2); repeatable")
-    add("--out", default="plan.json", metavar="FILE", help="the plan; with several targets plan-{target}x.json or so")
-    add(
-        "--steps",
-        type=int,
-        metavar="N",
-        help="sampling steps: those of the demo (28), those a factory's run has to take",
-    )
-    add("--cost", choices=("time", "blocks"), default="time", help="what the speed-up is of (default: %(default)s)")
-    add("--evals", type=int, default=4, metavar="N", help="plans that are run at most (default: %(default)s)")
-    add("--climb", type=int, default=0, metavar="N", help="further ones, with one step moved (default: %(default)s)")
-    add("--interval", type=int, metavar="K", help="only plans refreshed every K steps, residuals reused as they are")
-    add(
-        "--no-probe",
-        dest="probe",
-        action="store_false",
-        help="guess what is left of early and late errors, instead of measuring it in one run more",
-    )
-    add("--generations", type=float, default=6.0, metavar="N", help="blocks run at most, in uncached runs (6; inf)")
-    add("--seconds", type=float, default=float("inf"), metavar="S", help="time at most (default: %(default)s)")
-    add("--journal", type=Path, metavar="FOLDER", help="keep what was found there, and go on from it")
-    add("--record", type=Path, metavar="FILE", help="keep the recorded run too, .npz")
-    add("--recording", type=Path, metavar="FILE", help="take a recorded run from there instead of recording one")
-    add("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
-    add("--quiet", action="store_true", help="show no progress")
-    add("--prompt", action="append", default=[], dest="prompts", metavar="CAPTION", help="demo: draw this; repeatable")
-    add("--seed", type=int, help="demo: of the first caption; the next has the next (1000)")
-    add("--guidance", type=float, help="demo: guidance scale (3.0)")
-    parser.set_defaults(run=_search)
+    from .report import search_arguments
+
+    about = "find the plan for a speed-up that keeps nearest to the pictures without the cache"
+    _add(commands, "search", about, search_arguments).set_defaults(run=_search)
 
 
 def _search(args: argparse.Namespace) -> int:
@@ -274,6 +191,68 @@ def _search(args: argparse.Namespace) -> int:
     given |= {"speedups": tuple(args.speedups or [2.0]), "prompts": tuple(args.prompts)}
     try:
         return search_command.run_search(search_command.SearchOptions(**given))
+    except TargetError as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
+    from .report import generate_command
+
+    about = "draw pictures or a video with any pipeline, as it is or made faster"
+    _add(commands, "generate", about, generate_command).set_defaults(run=_generate)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from .report import generate_command
+
+    return _told(generate_command.run, args)
+
+
+def _add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
+    from .report import compare_command
+
+    about = "run the same without a cache and with each of several, and compare time and pictures"
+    _add(commands, "compare", about, compare_command).set_defaults(run=_compare)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from .report import compare_command
+
+    return _told(compare_command.run, args)
+
+
+def _add_profile(commands: argparse._SubParsersAction[Parser]) -> None:
+    from .report import profile_command
+
+    about = "show how much changes from step to step, and what thresholds would reuse"
+    _add(commands, "profile", about, profile_command).set_defaults(run=_profile)
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from .report import profile_command
+
+    return _told(profile_command.run, args)
+
+
+def _add(commands: argparse._SubParsersAction[Parser], name: str, about: str, module: Any) -> Parser:
+    """A subcommand whose arguments are in a module of its own."""
+    parser = commands.add_parser(
+        name,
+        help=about,
+        description=module.DESCRIPTION,
+        epilog=module.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def _told(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a command; what it has to say of its asking is a line."""
+    from .report.classes import TargetError
+
+    try:
+        return run(args)
     except TargetError as error:
         raise UsageError(" ".join(str(error).split())) from error
 

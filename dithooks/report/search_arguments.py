@@ -1,0 +1,64 @@
+"""``dithooks search``: its arguments. What they do is in ``search_command``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = """Find, for a speed-up, the plan that keeps nearest to the pictures without the cache: which
+blocks are reused at which steps, and with which weights. A plan is a file for dit_cache and dithooks demo."""
+
+EPILOG = """what TARGET can be:
+  demo                        the small pipeline that ships with dithooks
+  path/to/file.py:factory     your own: a function without arguments that returns a pair of the pipeline (the model,
+  package.module:factory      or a BlockAdapter) and how to call it: a dict of keyword arguments, a tuple of
+                              positional ones, or a function that does, without arguments or given the pipeline.
+                              What the call returns is compared: pictures, videos or latents. A dict's or tuple's
+                              generators begin anew with each run, and so do torch's own; a function has to draw the
+                              same each time by itself.
+
+One run is recorded, plans are worked out from it, the best few are run, and the nearest to the recorded one is written.
+A file for `dithooks search my_model.py:make`:
+
+  def make():
+      pipe = WanPipeline.from_pretrained(..., torch_dtype=torch.bfloat16).to("cuda")
+      noise = torch.Generator("cuda").manual_seed(0)
+      return pipe, {"prompt": ["a cat", "a street"], "num_inference_steps": 40, "generator": noise}
+
+exit codes: 0 written; 2 asked wrongly; 3 written, but a target was not reached; 130 interrupted, the best so far is
+written if there is one.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``dithooks search`` takes."""
+    add = parser.add_argument
+    add("target", metavar="TARGET", help="what to search a plan for, see below")
+    add("--target", action="append", type=float, dest="speedups", metavar="X", help="speed-up (2); repeatable")
+    add("--out", default="plan.json", metavar="FILE", help="the plan; with several targets plan-{target}x.json or so")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="sampling steps: those of the demo (28), those a factory's run has to take",
+    )
+    add("--cost", choices=("time", "blocks"), default="time", help="what the speed-up is of (default: %(default)s)")
+    add("--evals", type=int, default=4, metavar="N", help="plans that are run at most (default: %(default)s)")
+    add("--climb", type=int, default=0, metavar="N", help="further ones, with one step moved (default: %(default)s)")
+    add("--interval", type=int, metavar="K", help="only plans refreshed every K steps, residuals reused as they are")
+    add(
+        "--no-probe",
+        dest="probe",
+        action="store_false",
+        help="guess what is left of early and late errors, instead of measuring it in one run more",
+    )
+    add("--generations", type=float, default=6.0, metavar="N", help="blocks run at most, in uncached runs (6; inf)")
+    add("--seconds", type=float, default=float("inf"), metavar="S", help="time at most (default: %(default)s)")
+    add("--journal", type=Path, metavar="FOLDER", help="keep what was found there, and go on from it")
+    add("--record", type=Path, metavar="FILE", help="keep the recorded run too, .npz")
+    add("--recording", type=Path, metavar="FILE", help="take a recorded run from there instead of recording one")
+    add("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
+    add("--quiet", action="store_true", help="show no progress")
+    add("--prompt", action="append", default=[], dest="prompts", metavar="CAPTION", help="demo: draw this; repeatable")
+    add("--seed", type=int, help="demo: of the first caption; the next has the next (1000)")
+    add("--guidance", type=float, help="demo: guidance scale (3.0)")
