@@ -1,0 +1,296 @@
+"""The site: it builds without a warning, its code runs, what it quotes is there, and nothing public is missing."""
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from docs_pages import BUILDERS, INERT, ROOT, blocks, check_command, commands, inputs, run_page, stand_ins
+
+import dithooks
+from dithooks.cli import build_parser
+from dithooks.handle import CacheHandle
+
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+# Pages whose code is run by tests of their own, which read them.
+ELSEWHERE = {"migration.md": "test_migration.py", "npu.md": "test_env.py"}
+RUN = [name for name, text in PAGES.items() if name not in ELSEWHERE and any(b.kind == "python" for b in blocks(text))]
+SLOW = {name for name in RUN if name.startswith("howto/")} | {"index.md"}
+SAID = {"troubleshooting.md": "residual_diff_threshold is 1e-09"}  # what a page is meant to be told
+LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
+RESULT = re.compile(r"bench/results/([\w.]+\.md)")
+
+
+def site_hooks():
+    spec = importlib.util.spec_from_file_location("site_hooks", DOCS / "site_hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def prose(text):
+    """A page without its fenced blocks."""
+    return re.sub(r"^ *```.*?^ *``` *$", "", text, flags=re.M | re.S)
+
+
+# -- the code of the pages -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in RUN])
+def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
+    """As it stands, with gradients left to the page, without a word of complaint, and the cache does something."""
+    monkeypatch.chdir(tmp_path)
+    loaded = []
+    with stand_ins(loaded), torch.enable_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        names = run_page(PAGES[name], {"inputs": inputs})
+    complaints = [str(each.message) for each in said if each.category is UserWarning]
+    assert [each for each in complaints if SAID.get(name, "nothing") not in each] == []
+    assert bool(complaints) == (name in SAID)
+    kept = [value for value in names.values() if isinstance(value, CacheHandle)]
+    assert kept or not name.startswith("howto/")
+    assert all(handle.stats.reused_calls > 0 for handle in kept)
+    if name.startswith("howto/") and name != "howto/opensora.md":
+        assert len(loaded) == 1
+
+
+def test_every_stand_in_is_used():
+    assert {name for name in BUILDERS if any(f"{name}.from_pretrained(" in text for text in PAGES.values())} == {
+        *BUILDERS
+    }
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_other_pages_are_run_by_others(name):
+    assert f'"{name}"' in (ROOT / "tests" / ELSEWHERE[name]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_says_what_it_is(name):
+    assert {block.kind for block in blocks(PAGES[name])} <= INERT | {"python"}
+    assert len(re.findall(r"^ *```", PAGES[name], re.M)) == 2 * len(blocks(PAGES[name]))
+
+
+CALLS = [(name, words) for name, text in PAGES.items() for words in commands(text)]
+
+
+@pytest.mark.parametrize(("name", "words"), CALLS, ids=[f"{name}: {' '.join(words)}" for name, words in CALLS])
+def test_commands_are_understood(name, words):
+    check_command(words)
+
+
+def test_there_are_commands():
+    assert len(CALLS) >= 8
+
+
+# -- what the pages say --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_files(name):
+    """As the pages lie in the repository; anchors, and links as the site has them, are the build's."""
+    for link in LINK.findall(prose(PAGES[name])):
+        if ":" not in link and not link.startswith("#"):
+            assert (DOCS / name).parent.joinpath(link.partition("#")[0]).exists(), link
+
+
+def sentences():
+    """All texts of the source, with a NUL for what is filled in."""
+    for path in sorted((ROOT / "dithooks").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def quoted(text):
+    """Messages that a page quotes, one a line: text blocks that are no output."""
+    found, python = [], False
+    for block in blocks(text):
+        if block.kind == "text" and not (block.follows and python):
+            found += filter(None, block.body.splitlines())
+        python = block.kind == "python"
+    return found
+
+
+SOURCE = list(sentences())
+MESSAGES = quoted(PAGES["troubleshooting.md"])
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_are_the_librarys(message):
+    parts = [part for part in message.split("…") if part.strip()]
+    assert max(map(len, parts)) >= 12, "too little is quoted to be looked for"
+    wanted = re.compile(".*".join(map(re.escape, parts)), re.S)
+    assert any(wanted.search(sentence) for sentence in SOURCE)
+
+
+def test_there_are_messages():
+    assert len(MESSAGES) >= 35
+    assert not any(re.search("the picture is wrong", sentence) for sentence in SOURCE)  # not everything is found
+
+
+def cited(text):
+    """(result pages, numbers) of each row and paragraph that links to results."""
+    for part in re.split(r"\n\n|\n(?=\|)", prose(text)):
+        pages = RESULT.findall(part)
+        if pages:
+            yield sorted(set(pages)), re.findall(r"(?<![\w.])-?\d+\.\d+", re.sub(r"`[^`]*`", "", LINK.sub("", part)))
+
+
+CITED = [each for name in [*RUN, "choose.md"] for each in cited(PAGES[name]) if each[1]]
+
+
+@pytest.mark.parametrize(("pages", "numbers"), CITED, ids=[f"{', '.join(p)}: {' '.join(n)}" for p, n in CITED])
+def test_numbers_are_of_the_tables_they_name(pages, numbers):
+    tables = " ".join((ROOT / "bench" / "results" / page).read_text(encoding="utf-8") for page in pages)
+    known = set(re.findall(r"-?\d+\.\d+", tables))
+    assert [number for number in numbers if not {number, f"-{number}"} & known] == []
+
+
+def test_there_are_numbers():
+    assert sum(len(numbers) for _, numbers in CITED) >= 40
+
+
+@pytest.mark.parametrize("name", ["design.md", "contributing.md"])
+def test_files_that_are_named_are_there(name):
+    code = [
+        path for span in re.findall(r"`([^`\n]+)`", prose(PAGES[name])) for path in re.findall(r"[\w/]+\.py\b", span)
+    ]
+    assert len(code) >= 8
+    there = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("dithooks", "tests", "bench")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    assert [path for path in code if not any(f"/{each}".endswith(f"/{path}") for each in there)] == []
+
+
+# -- the reference -------------------------------------------------------------------------------------------------
+
+
+def documented(under):
+    """Names on the page of the API below a module, and the rest of their paths."""
+    return re.findall(rf"^::: {re.escape(under)}\.(\S+)$", PAGES["api.md"], re.M)
+
+
+def test_every_public_name_is_in_the_reference():
+    own = [
+        path.rpartition(".")[2] for path in documented("dithooks") if not path.startswith(("compat", "demo", "plot"))
+    ]
+    assert sorted(own) == sorted(set(dithooks.__all__) - {"__version__"})
+
+
+@pytest.mark.parametrize("module", ["cache_dit", "msmodelslim"])
+def test_so_are_the_names_of_other_libraries(module):
+    package = importlib.import_module(f"dithooks.compat.{module}")
+    public = set(package.__all__) - {"ForwardPattern", "BlockAdapterRegister"}  # other names of what is there
+    assert set(documented(f"dithooks.compat.{module}")) == public
+
+
+# -- the site ------------------------------------------------------------------------------------------------------
+
+
+class Text(HTMLParser):
+    """The text of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = []
+
+    def handle_data(self, data):
+        self.parts.append(data)
+
+
+def text_of(path):
+    parser = Text()
+    parser.feed(path.read_text(encoding="utf-8"))
+    return " ".join("".join(parser.parts).split())
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Built as anyone would; a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    given = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(site):
+    for name in PAGES:
+        at = name.removesuffix(".md")
+        assert (site / ("index.html" if at == "index" else f"{at}/index.html")).is_file(), name
+    assert not list(site.rglob("*.py"))
+
+
+@pytest.mark.slow
+def test_the_command_line_is_on_its_page(site):
+    page = text_of(site / "cli" / "index.html")
+    helps = site_hooks().commands()
+    assert " ".join(re.sub(r"^(## `(.*)`|```.*)$", r"\2", helps, flags=re.M).split()[-40:]) in page
+    for name in next(each for each in build_parser()._actions if each.dest == "command").choices:
+        assert f"usage: dithooks {name}" in page
+
+
+@pytest.mark.slow
+def test_results_and_docstrings_are_there(site):
+    assert "What a cache keeps" in text_of(site / "results" / "memory" / "index.html")
+    assert (site / "results" / "compare_emoji.svg").is_file()
+    api = text_of(site / "api" / "index.html")
+    assert "attach it with dit_cache(pipe, result.plan)" in api
+    assert ":class:" not in api
+    assert ":func:" not in api
+    assert ":meth:" not in api
+
+
+def test_links_out_of_the_docs_are_turned():
+    hooks = site_hooks()
+
+    def turned(text, page):
+        return hooks.outside_code(text, lambda part: hooks.LINK.sub(lambda link: hooks.relinked(link, page), part))
+
+    assert turned("[a](../README.md) ![b](../bench/results/x.svg)", "npu.md") == "[a](index.md) ![b](results/x.svg)"
+    assert turned("[a](../../bench/results/m.md#t)", "howto/wan.md") == "[a](../results/m.md#t)"
+    assert turned("[`f`](../dithooks/a.py), [b](choose.md), [c](https://d.e)", "x.md") == (
+        "`f`, [b](choose.md), [c](https://d.e)"
+    )
+    assert turned("```text\n[a](../README.md)\n```\n", "npu.md") == "```text\n[a](../README.md)\n```\n"
+
+
+def test_tables_of_listings_become_columns():
+    listing = "```python\nx\n```"
+    rows = f"<tr><th>a</th><th>b</th></tr>\n<tr><td>\n\n{listing}\n\n</td><td>\n\ny\n\n</td></tr>\n"
+    rows = f"<table>\n{rows}</table>\n"
+    assert site_hooks().side_by_side(rows).count('<div class="pair" markdown="1">') == 2
+    assert "<t" not in site_hooks().side_by_side(rows)
+    assert "```python\nx\n```\n</div>" in site_hooks().side_by_side(rows)
+
+
+def test_help_is_as_wide_everywhere(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = site_hooks().commands()
+    assert os.environ["COLUMNS"] == "60"
+    monkeypatch.delenv("COLUMNS")
+    assert site_hooks().commands() == narrow
+    assert "COLUMNS" not in os.environ
+
+
+def test_the_drawing_is_legible_on_any_ground():
+    """It brings a ground of its own, and every text on it is dark."""
+    drawing = Path(DOCS / "step.svg").read_text(encoding="utf-8")
+    assert '<rect width="940" height="560" rx="8" fill="#ffffff"/>' in drawing
+    assert set(re.findall(r"<text[^>]* fill=\"(#\w+)\"", drawing)) <= {"#1f2933", "#52606d"}
