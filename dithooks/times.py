@@ -16,7 +16,8 @@ def mark(device: torch.device | None) -> Mark:
     """Now, as the device sees it: what was queued before comes before it, and nothing is waited for."""
     if device is None or device.type in ("cpu", "meta"):
         return time.perf_counter()
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    capturing = getattr(getattr(torch, device.type, None), "is_current_stream_capturing", None)
+    if capturing is not None and capturing():  # what is recorded into a graph tells no time
         return None
     try:
         event = torch.Event(device=device, enable_timing=True)

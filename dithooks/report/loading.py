@@ -20,7 +20,6 @@ from ..machine import accelerator
 from .classes import TargetError
 
 DEMO = "demo"
-KINDS = ("cpu", "cuda", "npu", "xpu", "mps")  # of devices
 SHIPPED = "EmojiPipeline"  # of dithooks.demo
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -125,9 +124,10 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        if name.partition(":")[0] in KINDS:  # without its plug-in, PyTorch has no npu, not even by name
-            raise TargetError(f"--device is {name}, but PyTorch knows none here: dithooks env says more") from error
-        raise TargetError(f"--device is {name}: give auto, {', '.join(KINDS)}") from error
+        raise TargetError(  # without its plug-in, PyTorch has no npu, not even by name
+            f"--device is {name}, which PyTorch does not know here: give auto, cpu, or an accelerator by its name "
+            "(cuda, cuda:1, npu, xpu, mps); dithooks env says more"
+        ) from error
     if device.type == "cpu":
         return device
     if there is None or device.type != there.type:
