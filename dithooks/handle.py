@@ -115,7 +115,30 @@ def dit_cache(
 
 
 class CacheHandle:
-    """What :func:`dit_cache` returns: the attached cache, its numbers, and the way to be rid of it."""
+    """What :func:`dit_cache` returns: the attached cache, its numbers, and the way to be rid of it.
+
+    Example: without a ``with``.
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run(model):
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4, 0.2)]
+        >>> model = Model()
+        >>> cache = dit_cache(model, DitCacheConfig(1, 2, 0, 3))
+        >>> _ = run(model)
+        >>> cache.active, cache.stats.reused_calls, cache.ranges[0]
+        (True, 2, CachedRange(range='blocks', first=0, blocks=3, total=3))
+        >>> cache.remove()
+        >>> cache.active, type(model.blocks[0]).__name__
+        (False, 'Linear')
+    """
 
     def __init__(
         self,

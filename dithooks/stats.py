@@ -16,7 +16,12 @@ QUANTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "max": 100}
 
 @dataclass(frozen=True)
 class Spread:
-    """Quantiles of the differences that decisions were made by, those that are finite; between two by the line."""
+    """Quantiles of the differences that decisions were made by, those that are finite; between two by the line.
+
+    Example:
+        >>> Spread.of([0.1, 0.2, 0.4]).p50
+        0.2
+    """
 
     min: float
     p25: float
@@ -53,6 +58,12 @@ class BranchStats:
         differences: that decided, where a policy looks.
         blocks_run: block executions that took place, of
         blocks_total: as many without the cache.
+
+    Example: two calls of four blocks, of which the second left out two.
+        >>> calls = [Settled("model", 0, 0, 0, False, "warm-up", None), Settled("model", 0, 1, 0, True, "reuse", 0.1)]
+        >>> found = branch_stats(calls, blocks=4, skippable=2)
+        >>> found.computed, found.reused, found.blocks_run, found.blocks_total, found.reasons
+        (1, 1, 6, 8, {'warm-up': 1, 'reuse': 1})
     """
 
     branch: int
@@ -81,6 +92,12 @@ class RunStats:
             timed: in a model that is compiled as a whole, or where no residual was kept.
         measured_speedup: of the calls, from their own times: n·C over the time of all, the first left out, which
             learns and tests. ``None`` where nothing was reused or could be timed.
+
+    Example:
+        >>> branch = BranchStats(0, 4, 3, 1, {"warm-up": 3, "reuse": 1}, None, 9, 12)
+        >>> run = RunStats("model", 0, (branch, branch), seconds=1.5)
+        >>> run.computed, run.reused, run.blocks_run, run.blocks_total
+        (6, 2, 18, 24)
     """
 
     range: str
@@ -152,6 +169,11 @@ class CachedRange(NamedTuple):
     """Blocks that are cached: those from ``first`` on, ``blocks`` of them, of ``total``, as they are called.
 
     ``range`` is the path of their transformer, or of a list that is a range of its own, as in :class:`Settled`.
+
+    Example:
+        >>> found = CachedRange("transformer", first=1, blocks=3, total=5)
+        >>> f"blocks {found.first} … {found.first + found.blocks - 1} of {found.total}"
+        'blocks 1 … 3 of 5'
     """
 
     range: str
@@ -173,6 +195,11 @@ class Settled(NamedTuple):
       ``"non-finite"``: what was seen is not finite; ``"not reached"``: the call did not come to the range.
     - ``"gradients"``: they were enabled; ``"shared scheduler"``: one tells the steps of several threads.
     - ``"another rank"``: of the process group had nothing to reuse; ``"ranks differ"``: in what they have done before.
+
+    Example:
+        >>> each = Settled("transformer", 0, 7, 1, False, "threshold", 0.14)
+        >>> f"step {each.step}: {'reused' if each.reuse else 'computed'} ({each.reason}, {each.value})"
+        'step 7: computed (threshold, 0.14)'
     """
 
     range: str

@@ -32,6 +32,24 @@ class Profile:
         branches: of every range that was watched.
         thresholds: for which reuse is predicted.
         policy: with which, but for the threshold.
+
+    Example: :func:`profile` has one; of the same run, a policy and a predictor.
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run():
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4, 0.2)]
+        >>> model = Model()
+        >>> found = profile(model, run, DitCacheConfig(cache_block_start=1, policy=Threshold(0.1)))
+        >>> len(found.ratios()[0]), found.of()[0].steps
+        (5, 5)
     """
 
     branches: tuple[Recorded, ...]

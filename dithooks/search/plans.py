@@ -91,6 +91,27 @@ def frontier(
     """(speed-up, predicted error) of every plan that no other is both faster and better than, slowest first.
 
     Args and errors as for :func:`plan`.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run(model):
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4, 0.2)]
+        >>> from dithooks import record
+        >>> _ = torch.manual_seed(0)
+        >>> found = frontier(record(Model(), run), cost="blocks")
+        >>> found[0][0], found[-1][0]
+        (1.0, 5.0)
+        >>> sorted(error for _, error in found) == [error for _, error in found]
+        True
     """
     return Planner(recording, cost).frontier(Variant(anchors, _checked_late(late)))
 

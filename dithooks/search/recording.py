@@ -104,6 +104,24 @@ class Recording:
         results: what the user's callable returned; not saved.
         sensitivity: of each step of the schedule, what is left at the end of an error made there, relative to the other
             steps (:mod:`.sensitivity`); ``None``: not measured.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run(model):
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4, 0.2)]
+        >>> from dithooks import record
+        >>> found = record(Model(), run)
+        >>> found.steps, found.traces[0].blocks
+        (5, ('blocks.0', 'blocks.1', 'blocks.2'))
     """
 
     traces: tuple[Trace, ...]

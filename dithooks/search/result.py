@@ -22,6 +22,25 @@ class SearchResult:
         generations: block executions that the search took, over those of one uncached run.
         seconds: that it took.
         interrupted: whether it was broken off.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run(model):
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4, 0.2)]
+        >>> from dithooks import search
+        >>> _ = torch.manual_seed(0)
+        >>> found = search(Model(), run, 1.6, cost="blocks", verbose=False)
+        >>> found.reached, found.plan.speedup >= 1.6, found.evaluations[0].score is not None
+        (True, True, True)
     """
 
     plan: CachePlan
