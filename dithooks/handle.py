@@ -9,18 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from .assign import assign
 from .attachment import Attachment, check, prepare
 from .blocks.adapter import BlockAdapter
 from .blocks.chain import Chain, fingerprint
 from .blocks.find import Blocks
 from .blocks.registry import chains_of
-from .blocks.target import modules_of
 from .cache_plan import CachePlan
 from .config import DitCacheConfig
-from .hooks import flows_of
+from .lookup import dtype_of, scheduler_of
 from .policy.interval import Interval
 from .request import Request
 from .stats import CachedRange, CacheStats, Settled, total
@@ -262,7 +259,7 @@ class CacheHandle:
         runs = [attached.flow.runs for attached in prepared]
         for attached in prepared:
             attached.flow.handle, attached.flow.runs.peers = self, runs
-        remarks = [] if plan is None else plan.remarks(_dtype_of(found[0][0].owner), self._scheduler_name())
+        remarks = [] if plan is None else plan.remarks(dtype_of(found[0][0].owner), self._scheduler_name())
         former = self._attached
         try:
             for attached in former:
@@ -395,34 +392,6 @@ class CacheHandle:
     def _scheduler_name(self) -> str | None:
         scheduler = self._look_up()()
         return None if scheduler is None else type(scheduler).__name__
-
-
-def handles_of(target: object) -> list[CacheHandle]:
-    """The handles of all that is cached in a model, a pipeline or what an adapter names, found by the hooks in it.
-
-    Nothing else holds them: a copy of a model has none, and one that is gone has taken them along.
-    """
-    target = target.target if isinstance(target, BlockAdapter) else target
-    tops = [target] if isinstance(target, nn.Module) else modules_of(target).values()
-    found = {id(flow.handle): flow.handle for top in tops for flow in flows_of(top.modules())}
-    return list(found.values())
-
-
-def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:
-    """What looks up the scheduler that tells the steps: at every call, as pipelines get new ones.
-
-    Raises:
-        TypeError: what was given explicitly is no scheduler.
-    """
-    if explicit is not None and (isinstance(explicit, type) or not hasattr(explicit, "timesteps")):
-        raise TypeError(f"scheduler={explicit!r} has no timesteps: give a scheduler as diffusers has them, or none")
-    return lambda: getattr(target, "scheduler", None) if explicit is None else explicit
-
-
-def _dtype_of(owner: nn.Module) -> str | None:
-    """Of a transformer's weights, the first that are no whole numbers."""
-    dtypes = (parameter.dtype for parameter in owner.parameters() if parameter.is_floating_point())
-    return next((str(dtype).removeprefix("torch.") for dtype in dtypes), None)
 
 
 def _warn(remarks: list[str]) -> None:

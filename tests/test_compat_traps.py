@@ -14,7 +14,7 @@ from traces import attributes
 from dithooks import DitCacheConfig, dit_cache
 from dithooks.compat import cache_dit
 from dithooks.compat.cache_dit import BlockAdapter, DBCacheConfig
-from dithooks.handle import handles_of
+from dithooks.lookup import handles_of
 
 CONFIG = DBCacheConfig(
     Fn_compute_blocks=1, max_warmup_steps=2, residual_diff_threshold=1.0

@@ -8,7 +8,7 @@ import pytest
 from toys import Net, Pipe, latents
 
 from dithooks import BlockAdapter, DitCacheConfig, dit_cache
-from dithooks.handle import handles_of
+from dithooks.lookup import handles_of
 
 CONFIG = DitCacheConfig(2, 2, 1, 3)
 

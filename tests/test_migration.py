@@ -11,7 +11,7 @@ from toys import Double, Pipe, latents, prompt
 
 import dithooks
 import dithooks.compat.cache_dit
-from dithooks.handle import handles_of
+from dithooks.lookup import handles_of
 
 PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text(encoding="utf-8")
 CODE = r"```python\n(.*?)```"

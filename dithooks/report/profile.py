@@ -14,7 +14,7 @@ from ..blocks.adapter import BlockAdapter
 from ..blocks.find import Blocks
 from ..blocks.registry import chains_of
 from ..config import DitCacheConfig
-from ..handle import scheduler_of
+from ..lookup import scheduler_of
 from ..policy.threshold import Threshold
 from ..predictor import Fitted, Moment
 from ..search.fit import RIDGE, fit

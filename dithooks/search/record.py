@@ -14,7 +14,7 @@ from ..blocks.chain import fingerprint
 from ..blocks.find import Blocks
 from ..blocks.registry import chains_of
 from ..config import DitCacheConfig
-from ..handle import scheduler_of
+from ..lookup import scheduler_of
 from ..policy.base import check_count, check_number
 from ..provenance import Made
 from ..replay import eagerly

@@ -20,7 +20,7 @@ from toys import Net, latents, loop
 
 from dithooks import CachePlan, DitCacheConfig, dit_cache, timestep_scope
 from dithooks.demo import PLANS
-from dithooks.handle import handles_of
+from dithooks.lookup import handles_of
 from dithooks.skip import SkipBlock
 
 pytestmark = [pytest.mark.line("Save and copy"), pytest.mark.on("tiny FLUX")]
