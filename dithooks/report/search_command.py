@@ -20,9 +20,10 @@ from ..search.result import SearchResult
 from ..search.search import search
 from ..search.verify import Evaluation
 from .classes import TargetError
+from .loading import DEMO
+from .subject import GUIDANCE, STEPS, drawing_of, shipped
 
-DEMO = "demo"
-STEPS, GUIDANCE, SEED = 28, 3.0, 1000  # of the demo, where nothing else is asked for
+SEED = 1000  # of the demo, where nothing else is asked for: the calibration captions of the plans that ship
 DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes
 Drawing = tuple[Any, Callable[[], object], "int | None"]  # the target, what draws with it, in how many steps, if known
 PACKAGE = Path(__file__).parent.parent
@@ -190,38 +191,12 @@ def _is_told(error: Exception) -> bool:
 
 
 def _demo(options: SearchOptions, recording: Recording | None) -> Drawing:
-    """The pipeline that ships, each caption with a seed of its own."""
-    try:
-        from ..demo import CALIBRATION, load_pipeline
-
-        pipe = load_pipeline()
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package == "dithooks":
-            raise  # a fault of ours, not a package that is missing
-        raise TargetError(f'the demo needs {package}: pip install "dithooks[demo]"') from error
-    pipe.set_progress_bar_config(disable=True)
-    prompts = options.prompts or CALIBRATION
-    try:
-        words = pipe.text_encoder.tokenize(list(prompts))
-    except ValueError as error:
-        raise TargetError(str(error)) from error
-    if not words.any(1).all():
-        raise TargetError(f"a --prompt holds no word: give a caption such as {CALIBRATION[0]!r}")
+    pipe, prompts = shipped(options.prompts, fresh=False)
     steps = options.steps or (STEPS if recording is None else recording.steps)
     _check_steps(steps, recording)
-
-    def run() -> object:
-        first = SEED if options.seed is None else options.seed
-        return pipe(
-            prompts,
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE if options.guidance is None else options.guidance,
-            generator=[torch.Generator().manual_seed(first + number) for number in range(len(prompts))],
-            output_type="pt",
-        )
-
-    return pipe, run, steps
+    seed = SEED if options.seed is None else options.seed
+    guidance = GUIDANCE if options.guidance is None else options.guidance
+    return pipe, drawing_of(pipe, prompts, steps, seed, guidance), steps
 
 
 def _own(options: SearchOptions, recording: Recording | None) -> Drawing:

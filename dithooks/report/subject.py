@@ -92,21 +92,40 @@ def runnable(asked: Asked) -> Runnable:
 
 
 def _demo(asked: Asked) -> Runnable:
-    """The pipeline that ships, each caption with a seed of its own."""
+    pipe, prompts = shipped(asked.prompts, asked.fresh)
+    steps, seed = asked.steps or STEPS, SEED if asked.seed is None else asked.seed
+    guidance = GUIDANCE if asked.guidance is None else asked.guidance
+    told = {"target": DEMO, "prompts": list(prompts), "steps": steps, "seed": seed, "guidance": guidance}
+    return Runnable(pipe, _repeated(drawing_of(pipe, prompts, steps, seed, guidance)), told, prompts)
+
+
+def shipped(prompts: tuple[str, ...], fresh: bool) -> tuple[Any, tuple[str, ...]]:
+    """The pipeline that ships, and what it is to draw.
+
+    Args:
+        prompts: to be checked; none: those that searches are made on, or,
+        fresh: those that no plan was searched on.
+
+    Raises:
+        TargetError: a package is missing, or a prompt has a word that the pipeline has never seen, or none.
+    """
     pipe = load_shipped()
     from ..demo import CALIBRATION
     from ..demo.outcome import PROMPTS
 
     pipe.set_progress_bar_config(disable=True)
-    prompts = asked.prompts or (PROMPTS if asked.fresh else CALIBRATION)
+    prompts = prompts or (PROMPTS if fresh else CALIBRATION)
     try:
         words = pipe.text_encoder.tokenize(list(prompts))
     except ValueError as error:
         raise TargetError(str(error)) from error
     if not words.any(1).all():
         raise TargetError(f"a --prompt holds no word: give a caption such as {PROMPTS[0]!r}")
-    steps, seed = asked.steps or STEPS, SEED if asked.seed is None else asked.seed
-    guidance = GUIDANCE if asked.guidance is None else asked.guidance
+    return pipe, prompts
+
+
+def drawing_of(pipe: Any, prompts: tuple[str, ...], steps: int, seed: int, guidance: float) -> Callable[[], object]:
+    """A run of the pipeline that ships, each caption with a seed of its own, from ``seed`` on."""
 
     def run() -> object:
         return pipe(
@@ -117,8 +136,7 @@ def _demo(asked: Asked) -> Runnable:
             output_type="pt",
         )
 
-    told = {"target": DEMO, "prompts": list(prompts), "steps": steps, "seed": seed, "guidance": guidance}
-    return Runnable(pipe, _repeated(run), told, prompts)
+    return run
 
 
 def _repeated(draw: Callable[[], object]) -> Callable[[], object]:
