@@ -29,6 +29,7 @@ class _Book:
     computed: list[float] = field(default_factory=list)
     reused: list[float] = field(default_factory=list)
     ranges: list[float] = field(default_factory=list)
+    kept: dict[int, int] = field(default_factory=dict)  # bytes at most, by branch
     marks: deque[tuple[bool, list[Mark]]] = field(default_factory=deque)  # of calls that the device is not done with
 
     def read(self) -> None:
@@ -46,7 +47,10 @@ class _Book:
         self.read()
         numbers = sorted({each.branch for each in self.settled})
         calls = [[each for each in self.settled if each.branch == number] for number in numbers]
-        branches = tuple(branch_stats(each, blocks, skippable) for each in calls)
+        branches = tuple(
+            branch_stats(each, blocks, skippable, self.kept.get(number, 0))
+            for number, each in zip(numbers, calls, strict=True)
+        )
         times = [*self.computed, *self.reused]
         return RunStats(
             range,
@@ -141,10 +145,12 @@ class Ledger:
                 book.marks.append((reuse, marks))
                 book.read()
 
-    def held(self, now: int) -> None:
-        """So many bytes are kept now."""
+    def held(self, now: int, run: int, branch: int, own: int) -> None:
+        """So many bytes are kept now, and so many of them for one branch of a run."""
         with self._lock:
             self._peak = max(self._peak, now)
+            if (book := self._books.get(run)) is not None:
+                book.kept[branch] = max(book.kept.get(branch, 0), own)
 
     def clear(self) -> None:
         """Begin anew."""

@@ -123,7 +123,7 @@ class Settler:
             branch.gauge.note(call.seen, computed)
         call.seen = None
         if not call.reuse or branch.gauge is not None:  # else nothing was kept
-            self.runs.ledger.held(self.runs.bytes_held())
+            self.runs.ledger.held(self.runs.bytes_held(), run.number, branch.track.number, branch.nbytes)
         if run.last and not run.finished and len(run.used) >= max(run.before):
             self.runs.finish(run)
 

@@ -58,6 +58,7 @@ class BranchStats:
         differences: that decided, where a policy looks.
         blocks_run: block executions that took place, of
         blocks_total: as many without the cache.
+        bytes_peak: the most that was kept for it: residuals, and what differences are told by.
 
     Example: two calls of four blocks, of which the second left out two.
         >>> calls = [Settled("model", 0, 0, 0, False, "warm-up", None), Settled("model", 0, 1, 0, True, "reuse", 0.1)]
@@ -74,6 +75,7 @@ class BranchStats:
     differences: Spread | None
     blocks_run: int
     blocks_total: int
+    bytes_peak: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class RunStats:
     def blocks_total(self) -> int:
         """Block executions without the cache."""
         return sum(branch.blocks_total for branch in self.branches)
+
+    @property
+    def bytes_peak(self) -> int:
+        """The most that was kept for each branch, added up."""
+        return sum(branch.bytes_peak for branch in self.branches)
 
 
 @dataclass(frozen=True)
@@ -211,13 +218,14 @@ class Settled(NamedTuple):
     value: float | None
 
 
-def branch_stats(settled: Sequence[Settled], blocks: int, skippable: int) -> BranchStats:
+def branch_stats(settled: Sequence[Settled], blocks: int, skippable: int, bytes_peak: int = 0) -> BranchStats:
     """Of the calls of one branch in one run.
 
     Args:
         settled: these calls.
         blocks: of the transformer, and
         skippable: as many of them as a reused call leaves out.
+        bytes_peak: the most that was kept.
     """
     reused = sum(each.reuse for each in settled)
     return BranchStats(
@@ -229,6 +237,7 @@ def branch_stats(settled: Sequence[Settled], blocks: int, skippable: int) -> Bra
         differences=Spread.of([each.value for each in settled if each.value is not None]),
         blocks_run=len(settled) * blocks - reused * skippable,
         blocks_total=len(settled) * blocks,
+        bytes_peak=bytes_peak,
     )
 
 

@@ -72,8 +72,9 @@ def _below(run: RunStats) -> list[str]:
         told.append(f"{run.estimated_speedup:.2f}x as fast by block times")
     if run.measured_speedup is not None:
         told.append(f"{run.measured_speedup:.2f}x measured")
+    kept = f"; {size(run.bytes_peak)} kept" if run.bytes_peak else ""
     calls = "" if run.call_seconds is None else f", calls {run.call_seconds:.2f} s"
-    return [f"run {run.run}: {'; '.join([*told, f'{run.seconds:.2f} s{calls}'])}", f"  {_reasons(reasons)}"]
+    return [f"run {run.run}: {'; '.join([*told, f'{run.seconds:.2f} s{calls}'])}", f"  {_reasons(reasons)}{kept}"]
 
 
 def _reasons(reasons: dict[str, int]) -> str:

@@ -73,7 +73,9 @@ def test_counts_by_run_and_branch():
             assert branch.reasons["reuse"] == 3
             assert (branch.blocks_run, branch.blocks_total) == (8 * blocks - 3 * 3, 8 * blocks)
             assert branch.differences is None
+            assert branch.bytes_peak == 2 * (6 + 3) * 8 * 4  # samples, tokens of both streams, channels, float32
         assert (run.computed, run.reused) == (10, 6)
+        assert run.bytes_peak == 2 * run.branches[0].bytes_peak
     whole = cache.stats
     assert whole.blocks_run == sum(run.blocks_run for run in whole.runs)
     assert whole.blocks_total == sum(run.blocks_total for run in whole.runs)
