@@ -92,7 +92,7 @@ class TestOnAndOff:
     def test_the_type_none_is_off(self, sampled, none):
         cache_dit.enable_cache(sampled.pipe, **CONFIG)
         assert cache_dit.enable_cache(sampled.pipe, DBCacheConfig(cache_type=none)) is sampled.pipe
-        assert dithooks.handle.handles_of(sampled.pipe) == []
+        assert dithooks.lookup.handles_of(sampled.pipe) == []
 
     def test_what_is_given_stays_as_it_is(self, sampled):
         config, modifier = DBCacheConfig(**CONFIG), ParamsModifier(max_warmup_steps=3)
@@ -453,7 +453,7 @@ class TestRegistry:
             assert names == ["transformer.singles", "singles"]
             for target in (pipe, net):
                 cache_dit.disable_cache(target)
-                assert dithooks.handle.handles_of(target) == []
+                assert dithooks.lookup.handles_of(target) == []
         finally:
             BlockAdapterRegistry.unregister("Singular")
 
@@ -479,7 +479,7 @@ def test_settings_by_which_nothing_is_reused_are_said_and_can_be_changed(sampled
     sampled.run()
     assert reused(sampled.pipe) == [([1, 2, 3, 4, 5, 6, 7],) * 2]
     cache_dit.refresh_context(sampled.pipe, cache_type="NONE")
-    assert dithooks.handle.handles_of(sampled.pipe) == []
+    assert dithooks.lookup.handles_of(sampled.pipe) == []
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ def test_settings_by_which_nothing_is_reused_are_said_and_can_be_changed(sampled
 def test_values_that_are_only_compared_are_checked_as_others(sampled, wrong):
     with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
         cache_dit.enable_cache(sampled.pipe, Fn_compute_blocks=1, **wrong)
-    assert dithooks.handle.handles_of(sampled.pipe) == []
+    assert dithooks.lookup.handles_of(sampled.pipe) == []
 
 
 def test_what_there_is_to_say_of_settings_is_said_once():

@@ -20,7 +20,7 @@ class TestSeveralTransformers:
     def ranges(self, pipe):
         return {
             attached.chain.name.split(" ")[0]: attached.flow.runs.policy
-            for handle in dithooks.handle.handles_of(pipe)
+            for handle in dithooks.lookup.handles_of(pipe)
             for attached in handle._attached
         }
 
