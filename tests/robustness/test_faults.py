@@ -221,6 +221,15 @@ def same(ones, others):
     return torch.equal(ones[0], others[0]) and all(map(torch.equal, ones[1], others[1]))
 
 
+@pytest.fixture(autouse=True)
+def _alone():
+    """What earlier tests of the process left is not counted: some of it dies only later, in the middle of another."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def tensors_alive():
     gc.collect()
     return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
