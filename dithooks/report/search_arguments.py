@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--generations", type=float, default=6.0, metavar="N", help="blocks run at most, in uncached runs (6; inf)")
     add("--seconds", type=float, default=float("inf"), metavar="S", help="time at most (default: %(default)s)")
+    add(
+        "--executor",
+        choices=("ray", "torchrun"),
+        help="run plans several at a time: on actors of Ray, or on the ranks that torchrun starts, as in torchrun "
+        "--nproc-per-node=2 --no-python dithooks search ...",
+    )
+    add("--workers", type=int, metavar="N", help="with --executor ray: actors (as many as there is room for)")
     add("--journal", type=Path, metavar="FOLDER", help="keep what was found there, and go on from it")
     add("--record", type=Path, metavar="FILE", help="keep the recorded run too, .npz")
     add("--recording", type=Path, metavar="FILE", help="take a recorded run from there instead of recording one")

@@ -15,12 +15,15 @@ from typing import Any, Literal
 
 import torch
 
+from ..search.ranks import leads
 from ..search.recording import Recording
 from ..search.result import SearchResult
 from ..search.search import search
+from ..search.spread import Executor
 from ..search.verify import Evaluation
 from .classes import TargetError
 from .loading import DEMO
+from .search_workers import workers
 from .subject import GUIDANCE, STEPS, drawing_of, shipped
 
 SEED = 1000  # of the demo, where nothing else is asked for: the calibration captions of the plans that ship
@@ -32,7 +35,10 @@ SEES_TO_IT = (
     *("attachment.py", "blocks/", "clock.py"),
     *(
         f"search/{name}.py"
-        for name in ("driver", "inputs", "journal", "plans", "record", "recorder", "score", "search", "tally")
+        for name in (
+            *("by_ranks", "by_ray", "driver", "executors", "inputs", "journal", "plans", "record", "recorder", "score"),
+            *("search", "tally", "verify"),
+        )
     ),
 )
 
@@ -56,6 +62,8 @@ class SearchOptions:
     probe: bool = True
     generations: float = 6.0
     seconds: float = math.inf
+    executor: Literal["ray", "torchrun"] | None = None
+    workers: int | None = None
     journal: Path | None = None
     record: Path | None = None
     recording: Path | None = None
@@ -66,7 +74,7 @@ class SearchOptions:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("evals", 1), ("climb", 0), ("interval", 2), ("seed", 0)):
+        for name, least in (("steps", 1), ("evals", 1), ("climb", 0), ("interval", 2), ("seed", 0), ("workers", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise TargetError(f"--{name} is {value}: it must be {least} or more")
         for name in ("generations", "seconds"):
@@ -74,6 +82,10 @@ class SearchOptions:
                 raise TargetError(f"--{name} is {value:g}: it must be above 0")
         self._check_speedups()
         self._check_target()
+        if self.workers is not None and self.executor != "ray":
+            raise TargetError(
+                "--workers goes with --executor ray: torchrun's ranks are as many as it was told to start"
+            )
         if self.record is not None and self.recording is not None:
             raise TargetError("--record goes without --recording: that one is saved already")
         if self.journal is not None and self.journal.exists() and not self.journal.is_dir():
@@ -131,23 +143,34 @@ def run_search(options: SearchOptions) -> int:
         recording = None if options.recording is None else _load(options.recording)
         drawing = _demo(options, recording) if options.target == DEMO else _own(options, recording)
         results: list[SearchResult] = []
-        for speedup in options.speedups:
-            results.append(_search(options, drawing, speedup, results[-1].recording if results else recording))
-            _deliver(options, speedup, results)
-            if results[-1].interrupted:
-                _say_interrupted(options, results)
-                break
+        with workers(options.executor, options.workers, options.target) as executor:
+            first = leads()  # of several ranks, the one that writes and prints
+            for speedup in options.speedups:
+                known = results[-1].recording if results else recording
+                results.append(_search(options, drawing, speedup, known, executor))
+                if first:
+                    _deliver(options, speedup, results)
+                if results[-1].interrupted:
+                    if first:
+                        _say_interrupted(options, results)
+                    break
     said = [_told(each) for each in results]
     text = json.dumps(said if len(options.speedups) > 1 else said[0], indent=2, allow_nan=False)
-    if options.json == "-":
+    if first and options.json == "-":
         print(text)
-    elif options.json is not None:
+    elif first and options.json is not None:
         _written(options.json, lambda path: path.write_text(text + "\n", encoding="utf-8"))
     reached = all(each.reached for each in results)
     return INTERRUPTED if results[-1].interrupted else DONE if reached else MISSED
 
 
-def _search(options: SearchOptions, drawing: Drawing, speedup: float, recording: Recording | None) -> SearchResult:
+def _search(
+    options: SearchOptions,
+    drawing: Drawing,
+    speedup: float,
+    recording: Recording | None,
+    executor: Executor | None,
+) -> SearchResult:
     target, draw, steps = drawing
     seed = torch.initial_seed()
 
@@ -171,6 +194,7 @@ def _search(options: SearchOptions, drawing: Drawing, speedup: float, recording:
             max_generations=None if options.generations == math.inf else options.generations,
             max_seconds=None if options.seconds == math.inf else options.seconds,
             journal=options.journal,
+            executor=executor,
             verbose=not options.quiet,
         )
     except (ValueError, TypeError, RuntimeError) as error:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..cache_plan import CachePlan
 from ..policy.base import check_count, check_number
+from .ahead import Answer, ahead
 from .journal import Journal
-from .planner import Planner
+from .planner import Candidate, Planner
 from .plans import assembled
 from .progress import Report
 from .proposals import Proposals, proposals
 from .ranks import agree, leads
 from .result import SearchResult, best_of
 from .score import Score
+from .spread import Known, Likely, key_of
 from .verify import Evaluation, Verifier
 
 MEASURED = ("seconds", "speedup", "blocks", "failure")
@@ -54,11 +56,43 @@ class Limits:
         return all(limit is None or value <= limit for value, limit in spent)
 
 
+class Runner(Protocol):
+    """Runs plans: here, or with others."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Of an uncached run; ``None``: speed is of block executions."""
+
+    @property
+    def in_vain(self) -> float:
+        """Block executions that no decision was made on, over those of an uncached run."""
+
+    def __call__(self, plan: CachePlan, likely: Likely) -> Evaluation:
+        """What came of a plan; those that are likely to be asked for next may be run beside it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Here:
+    """A runner that runs one plan after another."""
+
+    verifier: Verifier
+    in_vain: float = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """Of an uncached run."""
+        return self.verifier.seconds
+
+    def __call__(self, plan: CachePlan, likely: Likely) -> Evaluation:
+        """What came of a plan."""
+        return self.verifier(plan)
+
+
 @dataclass(eq=False)
 class Driver:
     """Runs what is proposed until a limit is reached; on several ranks, the first one decides."""
 
-    verifier: Verifier
+    runner: Runner
     planner: Planner
     target: float
     limits: Limits
@@ -90,18 +124,36 @@ class Driver:
         text = None
         if proposed is not None:
             try:
-                candidate = proposed.send(score) if self.evaluations else next(proposed)
-                plan = assembled(self.planner, candidate, self.target, METHODS[self.planner.cost])
+                plan = self._assembled(proposed.send(score) if self.evaluations else next(proposed))
                 text = plan.to_json() if self._affordable(plan) else None
             except StopIteration:
                 pass
         text = agree(text)
         return None if text is None else CachePlan.from_json(text)
 
+    def _ahead(self, known: Known) -> Iterator[CachePlan]:
+        """The plan that is asked for, and those that may be next."""
+        return ahead(self._after, [each.worth for each in self.evaluations], known) if leads() else iter(())
+
+    def _after(self, answers: Sequence[Answer]) -> CachePlan | None:
+        """What is run when plans have done so well, one after another."""
+        proposed = proposals(self.planner, self.target, self.limits.evals, self.limits.climb)
+        try:
+            candidate = next(proposed)
+            for answer in answers:
+                candidate = proposed.send(answer)
+        except StopIteration:
+            return None
+        plan = self._assembled(candidate)
+        return plan if self._affordable(plan) else None
+
+    def _assembled(self, candidate: Candidate) -> CachePlan:
+        return assembled(self.planner, candidate, self.target, METHODS[self.planner.cost])
+
     def _affordable(self, plan: CachePlan) -> bool:
         if self._known(plan) is not None:
             return True
-        whole = self.planner.recording.run_ms / 1e3 if self.verifier.seconds is None else self.verifier.seconds
+        whole = self.planner.recording.run_ms / 1e3 if self.runner.seconds is None else self.runner.seconds
         seconds = time.perf_counter() - self.begun + whole / plan.provenance.predicted_speedup
         return self.limits.allow(self.generations + 1.0 / plan.speedup, seconds)
 
@@ -114,17 +166,17 @@ class Driver:
         known: Evaluation | None = agree(self._known(plan))
         if known is not None:
             return known
-        found = self.verifier(plan)
+        found = self.runner(plan, self._ahead)
         self.generations += found.blocks
         seen: dict[str, Any] = {name: getattr(found, name) for name in MEASURED}
         seen |= {} if found.score is None else asdict(found.score)
         seen = agree(seen)
-        self.journal.keep_evaluation(_key(plan), seen)
+        self.journal.keep_evaluation(key_of(plan), seen)
         return _made(plan, seen)
 
     def _known(self, plan: CachePlan) -> Evaluation | None:
         """How a plan did before, if the journal tells."""
-        known = self.journal.evaluation(_key(plan))
+        known = self.journal.evaluation(key_of(plan))
         try:
             return None if known is None else _made(plan, known)
         except (KeyError, TypeError):  # a line that was written by hand, or by another version: it is run again
@@ -158,14 +210,10 @@ class Driver:
             plan.provenance.reached,
             tuple(self.evaluations),
             self.planner.recording,
-            self.generations,
+            self.generations + self.runner.in_vain,
             time.perf_counter() - self.begun,
             self.interrupted,
         )
-
-
-def _key(plan: CachePlan) -> str:
-    return json.dumps([asdict(piece) for piece in plan.pieces])
 
 
 def _made(plan: CachePlan, values: dict[str, Any]) -> Evaluation:

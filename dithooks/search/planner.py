@@ -94,6 +94,7 @@ class Planner:
     cost: Cost = "time"
     report: Callable[[str, int, int | None], None] = lambda stage, done, total: None
     _solved: dict[tuple[int, Variant, int], Floats] = field(default_factory=dict, repr=False)
+    _chosen: dict[tuple[int, Variant, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.savings = Savings.of(self.recording, self.cost)
@@ -260,8 +261,12 @@ class Planner:
 
     def _choice(self, number: int, option: Option, variant: Variant) -> Choice:
         first, last = (int(block) for block in self.recording.traces[number].ranges[option.range])
-        computed = option.computed or self._schedules(number, [option.range], variant).best(option.refreshes)
-        return Choice(number, first, last, computed)
+        if option.computed:
+            return Choice(number, first, last, option.computed)
+        key = number, variant, option.range, option.refreshes
+        if key not in self._chosen:
+            self._chosen[key] = self._schedules(number, [option.range], variant).best(option.refreshes)
+        return Choice(number, first, last, self._chosen[key])
 
     def _range(self, choice: Choice) -> int:
         ranges = self.recording.traces[choice.trace].ranges

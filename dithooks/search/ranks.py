@@ -22,7 +22,7 @@ def agree(value: T) -> T:
         >>> agree(1.5)  # in one process, what it is
         1.5
     """
-    if not _together():
+    if alone():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -31,8 +31,9 @@ def agree(value: T) -> T:
 
 def leads() -> bool:
     """Whether this is the first process, or the only one: the one that writes and prints."""
-    return not _together() or dist.get_rank() == 0
+    return alone() or dist.get_rank() == 0
 
 
-def _together() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def alone() -> bool:
+    """Whether there is no other process."""
+    return not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1

@@ -6,33 +6,28 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-from torch import nn
-
 from ..attachment import compiled_of
-from ..blocks.adapter import BlockAdapter
 from ..blocks.chain import fingerprint
 from ..blocks.find import Blocks
 from ..blocks.registry import chains_of
-from .driver import Driver, Limits
-from .inputs import same_inputs
+from .drawing import Drawing, unlike
+from .driver import Driver, Here, Limits, Runner
+from .executors import executor_of
 from .journal import Journal
 from .plans import checked_interval, checked_target, planner_of
 from .prices import Cost, Savings, checked_cost
 from .progress import progress
 from .ranks import agree, leads
 from .record import MEMORY, record
-from .recording import Recording, Trace
+from .recording import Recording
 from .result import SearchResult
-from .score import Samples, compare, samples_of
-from .stopwatch import caught_up
+from .score import samples_of
+from .spread import Executor, Spread
 from .verify import Verifier
-
-SAME = 40.0  # dB: one run to another of the same
 
 
 def search(
@@ -54,6 +49,7 @@ def search(
     memory: int = MEMORY,
     share: float = 1.0,
     journal: str | os.PathLike[str] | None = None,
+    executor: str | Executor | None = None,
     verbose: bool = True,
 ) -> SearchResult:
     """Find the plan that is so many times as fast, and nearest to the pictures without a cache.
@@ -88,15 +84,22 @@ def search(
         share: as for :func:`record`.
         journal: a folder that keeps what was found; a search that was broken off goes on from there, after one uncached
             run to compare with.
+        executor: where plans are run. ``None``: here, one after another. ``"ray"``: on actors of Ray, one plan each;
+            :class:`dithooks.ray.Actors` says how many, and what each takes. ``"torchrun"``: on the ranks of
+            ``torch.distributed``, each of which calls this with a whole model of its own. Workers that would be idle
+            run what is likely to be asked for next, so with ``cost="blocks"`` the plan found is the same, bit by bit,
+            as of a search here, on machines that compute alike; times are another every time. Recorded is here. Of
+            time, a plan's is compared with that of an uncached run of the same worker, made while others run, too.
         verbose: show progress, on stderr.
 
     Returns:
         The plan, flagged where the target was not reached, and all that was tried. Under ``torch.distributed`` every
-        rank calls this, rank 0 decides, and all return the same plan.
+        rank calls this, rank 0 decides, and all return the same plan; without ``executor`` all of them run each plan.
 
     Raises:
         TypeError, ValueError: as :func:`dit_cache` and :func:`record`; or an argument is of the wrong type or range;
-            or ``run`` does not draw the same pictures each time.
+            or ``run`` does not draw the same pictures each time, or on each worker; or the executor is not there.
+        ModuleNotFoundError: the executor's package is not installed.
         RuntimeError: none of the plans could be run.
 
     Example:
@@ -123,6 +126,7 @@ def search(
     wanted, interval = checked_target(target_speedup), checked_interval(interval)
     limits = Limits(max_evals, climb, max_generations, max_seconds)
     checked_cost(cost)
+    elsewhere = executor_of(executor)
     if not callable(run):
         raise TypeError(f"run must be a function that is given the target and draws, not {run!r}")
     if recording is not None and not isinstance(recording, Recording):
@@ -132,6 +136,8 @@ def search(
     if any(own is not None for _, own in found):
         raise ValueError("the adapter gives its blocks configurations of their own: leave params out to search for one")
     here = fingerprint(chains)
+    if elsewhere is not None:
+        elsewhere.check([chain.owner for chain in chains])
     if recording is not None and recording.made.fingerprint != here:
         raise ValueError(
             f"the recording is of another model, {recording.made.model} (fingerprint {recording.made.fingerprint}, "
@@ -173,43 +179,32 @@ def search(
             raise ValueError(
                 f"num_inference_steps={num_inference_steps}, but the recording is of {recorded.steps} steps"
             )
-        pipe = target.target if isinstance(target, BlockAdapter) else target
-        named = {chain.path: chain.owner for chain in chains}
-        trace = recorded.traces[0]
-        owner = named.get(trace.path, chains[0].owner)  # recorded by another way to the same model
-        drawn = partial(_drawn, run, pipe, owner, trace)
+        trace, watched = recorded.traces[0], leads() or elsewhere is not None
+        drawing = Drawing(run, blocks, trace.path, trace.inputs if watched else None, trace.second, trace.calls)
         spent, seconds, results = float(len(made)), None, recorded.results
         # A first run is slower than those that follow, and what a file or journal tells is of another time.
         if agree(cost == "time" or resumed or results is None):
             report("uncached run", 0, None)
-            results, seconds = drawn()
+            results, seconds = drawing(target)
             if recorded.results is not None and leads():
-                _check_same(samples_of(results), samples_of(recorded.results))
+                how = unlike(samples_of(results), samples_of(recorded.results))
+                if how is not None:
+                    raise ValueError(
+                        f"run does not draw what was recorded: {how}. It has to draw the same pictures whenever it is "
+                        "called; a journal of another run is of no use to it"
+                    )
             recorded, spent = replace(recorded, results=results), spent + 1.0
-        seconds, executions = agree(seconds if cost == "time" else None), Savings.of(recorded, "blocks").total
+        seconds, executions = seconds if cost == "time" else None, Savings.of(recorded, "blocks").total
         reference = samples_of(recorded.results) if leads() else None
-        verifier = Verifier(target, drawn, reference, seconds, executions, blocks, scheduler)
+        verifier = Verifier(target, drawing, reference, seconds, executions, blocks, scheduler)
         planner = planner_of(recorded, cost, interval, report)
-        return Driver(verifier, planner, wanted, limits, kept, report, begun, spent).drive()
-
-
-def _drawn(run: Callable[[Any], Any], pipe: Any, owner: nn.Module, trace: Trace) -> tuple[Any, float]:
-    """What one run draws, and the seconds that it takes.
-
-    Raises:
-        ValueError: it draws something else than what was recorded.
-    """
-    with same_inputs(owner, trace.inputs, trace.second, trace.calls) if leads() else nullcontext():
-        begun = time.perf_counter()
-        results = run(pipe)
-        caught_up()
-        return results, time.perf_counter() - begun
-
-
-def _check_same(now: Samples, then: Samples) -> None:
-    score = compare(now, then)
-    if score.psnr < SAME:
-        raise ValueError(
-            f"run does not draw what was recorded: {score.psnr:.1f} dB from one time to the other. It has to draw the "
-            "same pictures whenever it is called; a journal of another run is of no use to it"
-        )
+        with ExitStack() as stack:
+            runner: Runner
+            if elsewhere is None:
+                runner = Here(replace(verifier, seconds=agree(seconds)))
+            else:
+                report("start workers", 0, None)
+                team = elsewhere.start(verifier, results, limits.evals + limits.climb)
+                stack.callback(team.close)
+                runner = Spread(team)
+            return Driver(runner, planner, wanted, limits, kept, report, begun, spent).drive()

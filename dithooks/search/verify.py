@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from ..blocks.carry import WiringError
 from ..blocks.find import Blocks
 from ..cache_plan import CachePlan
 from ..handle import dit_cache
+from .drawing import Drawing
 from .score import Score, compare, samples_of
 
 
@@ -51,7 +51,7 @@ class Verifier:
 
     Args:
         target: what is cached.
-        run: draws, and says how many seconds it took.
+        drawing: draws, and says how many seconds it took.
         reference: what it drew without the cache; ``None``: another rank compares.
         seconds: that this took; ``None``: speed is of block executions.
         executions: of blocks in it.
@@ -60,7 +60,7 @@ class Verifier:
     """
 
     target: object
-    run: Callable[[], tuple[Any, float]]
+    drawing: Drawing
     reference: Sequence[NDArray[np.float32]] | None
     seconds: float | None
     executions: float
@@ -71,18 +71,23 @@ class Verifier:
         """Run a plan once. The cache is off again when this returns or raises.
 
         Raises:
+            ValueError: the run makes no step of the target.
             Exception: whatever ``run`` raises, but for a range whose streams turn out not to be followed.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what there is to say of a plan is said when it is used
             handle = dit_cache(self.target, plan, blocks=self.blocks, scheduler=self.scheduler)
             try:
-                results, seconds = self.run()
+                results, seconds = self.drawing(self.target)
                 stats = handle.stats
             except (WiringError, torch.OutOfMemoryError) as error:
                 return Evaluation(plan, 0.0, 0.0, None, 0.0, f"{type(error).__name__}: {error}")
             finally:
                 handle.remove()
+        if not stats.calls:
+            raise ValueError(
+                "run made no step of the target: it has to draw with the one that it is given, and refer to no other"
+            )
         score = None if self.reference is None else compare(samples_of(results), self.reference)
         left_out = stats.blocks_total - stats.blocks_run  # nothing is counted of a transformer that stays uncached
         share = 1.0 - left_out / self.executions

@@ -1,0 +1,54 @@
+"""Which plans a search may ask for next, while it waits for one: by playing on with answers that it may get.
+
+A search asks for one plan after another, each in the light of how those before did. Several workers have something to
+do all the same: a plan will either be better than the best so far or not, so what comes after it is known but for that,
+and so on. What is run ahead of its time is run all the same, or in vain; the search is none the wiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from heapq import heappop, heappush
+from typing import TypeVar
+
+T = TypeVar("T")
+Answer = float | None
+WORSE = 0.65  # how likely a plan is no better than the best before it
+FAR = 64  # answers that are played through at most, for each plan that is asked for
+
+
+def ahead(
+    after: Callable[[Sequence[Answer]], T | None],
+    answers: Sequence[Answer],
+    known: Callable[[T], tuple[Answer] | None],
+) -> Iterator[T]:
+    """What may be asked for, the likeliest first; the first one is what is asked for now, unless it is known.
+
+    Args:
+        after: what is asked for when these answers have come; ``None``: nothing more.
+        answers: that have come.
+        known: of something that may be asked for: its answer, if there is one already.
+
+    Example: a search that goes on by one when it got better, else by ten.
+        >>> from itertools import islice, pairwise
+        >>> def after(answers):
+        ...     best = [max(answers[:n]) for n in range(1, len(answers) + 1)]
+        ...     return 1 + sum(1 if b > a else 10 for a, b in pairwise(best))
+        >>> list(islice(ahead(after, [40.0, 41.0], lambda plan: None), 4))
+        [2, 12, 22, 3]
+    """
+    waiting: list[tuple[float, int, list[Answer]]] = [(-1.0, 0, list(answers))]
+    for number in range(1, FAR):
+        if not waiting:
+            return
+        likely, _, sofar = heappop(waiting)
+        plan = after(sofar)
+        if plan is None:
+            continue
+        if (found := known(plan)) is not None:
+            heappush(waiting, (likely, 2 * number, [*sofar, *found]))
+            continue
+        yield plan
+        scores = [answer for answer in sofar if answer is not None] or [0.0]
+        heappush(waiting, (likely * WORSE, 2 * number, [*sofar, min(scores) - 1]))
+        heappush(waiting, (likely * (1 - WORSE), 2 * number + 1, [*sofar, max(scores) + 1]))
