@@ -14,6 +14,7 @@ from test_spread import told
 from toys import Net, Pipe, latents
 
 from dithooks import record, search
+from dithooks.cli import main
 from dithooks.search.by_ray import Actors
 
 ray = pytest.importorskip("ray")
@@ -168,3 +169,32 @@ def test_what_actors_take():
             Actors(**wrong)
     with pytest.raises(TypeError, match="load must be a function without arguments"):
         Actors(load=3)
+
+
+MINE = """
+import torch
+from toys import Net, Pipe
+
+class Own(Pipe):
+    "Defined in a file that no other process imports."
+
+def make():
+    torch.manual_seed(7)
+    pipe, x = Own(Net("single", 4)), torch.randn(2, 6, 4)
+    return pipe, lambda: pipe(x, 8)
+"""
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """Of a factory in a file; the same plan as without."""
+    (tmp_path / "searched_by_ray.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["search", "searched_by_ray.py:make", "--cost", "blocks", "--target", "1.6", "--quiet"]
+    assert main([*arguments, "--out", "here.json"]) == 0
+    assert main([*arguments, "--out", "ray.json", "--executor", "ray", "--workers", "2"]) == 0
+    assert (tmp_path / "ray.json").read_bytes() == (tmp_path / "here.json").read_bytes()
+    capsys.readouterr()
+    assert main([*arguments, "--workers", "2"]) == 2
+    assert "--workers goes with --executor ray" in capsys.readouterr().err
+    assert main([*arguments, "--executor", "ray", "--workers", "64"]) == 2
+    assert "dithooks: error: 64 actors of 1 CPU each were asked for" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Searches under torchrun whose plans are spread over the ranks: as one after another, and what stops one stops all."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,43 @@ def test_what_cannot_be_spread(ranks):
         assert "is one model of all ranks: its weights are sharded over ranks (FSDP)" in told["sharded"]["raised"]
         assert "torch.distributed has several ranks: give executor='torchrun'" in told["ray"]["raised"]
         assert (told["sharded"]["calls"], told["ray"]["calls"]) == (0, 0)
+
+
+MINE = """
+import torch
+from toys import Net, Pipe
+
+def make():
+    torch.manual_seed(7)
+    pipe, x = Pipe(Net("single", 4)), torch.randn(2, 6, 4)
+    return pipe, lambda: pipe(x, 8)
+"""
+
+
+def test_the_command(tmp_path):
+    """The first rank writes, and what it writes is what one process would."""
+    (tmp_path / "mine.py").write_text(MINE)
+    search = ["search", "mine.py:make", "--cost", "blocks", "--target", "1.6", "--quiet", "--executor", "torchrun"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "dithooks_cli"]
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    given = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}}
+    done = subprocess.run(
+        [sys.executable, *launch, *search, "--out", "spread.json"],
+        **given,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written to spread.json") == 1
+    alone = subprocess.run(
+        [sys.executable, "-m", "dithooks_cli", *search[:-2], "--out", "here.json"], **given, check=False
+    )
+    assert alone.returncode == 0
+    assert (tmp_path / "spread.json").read_bytes() == (tmp_path / "here.json").read_bytes()
+    refused = subprocess.run(
+        [sys.executable, "-m", "dithooks_cli", *search], **given, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert "--executor torchrun is for a search on several ranks: start it as torchrun" in refused.stderr

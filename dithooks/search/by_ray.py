@@ -113,7 +113,7 @@ class _Team:
         if self.size > fits:
             need = ", ".join(f"{amount:g} {name}" for name, amount in _needed(options).items())
             raise ValueError(
-                f"executor: {self.size} actors of {need} each were asked for, and the cluster has room for {fits}: "
+                f"{self.size} actors of {need} each were asked for, and the cluster has room for {fits}: "
                 "give Actors(workers=..., num_cpus=..., num_gpus=...) fewer or smaller ones"
             )
         sent = verifier if asked.load is None else replace(verifier, target=None)
