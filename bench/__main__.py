@@ -47,6 +47,7 @@ PARTS = (
     Part("search-50", "the same with 50 steps", ("bench.search", "--steps", "50")),
     Part("search-cost", "what a search costs, next to msmodelslim's", ("bench.search_cost",)),
     Part("profile", "how much changes from step to step", ("bench.profile_demo",)),
+    Part("batch", "what a batch over many actors costs beside the drawing", ("bench.batch",)),
     Part("stats", "what a cache did", ("bench.stats_demo",)),
     Part("pictures", "the pictures of the README and the documentation", ("bench.pictures",)),
     Part("policies", "policies and predictors", ("bench.policies",)),
