@@ -125,7 +125,8 @@ class _Team:
                 f"what is searched cannot be sent to other processes ({error}): give executor=Actors(load=...), a "
                 "function that makes the target, and a run that draws with what it is given and refers to nothing else"
             ) from error
-        self._box, kind = ray.put(packed), ray.remote(Worker).options(**options)  # kept: an actor may need it again
+        self._box = [ray.put(packed)]  # kept: an actor may need it again; in a list, as Ray warns of a bare one
+        kind = ray.remote(Worker).options(**options)
         try:
             self._actors = [kind.remote(self._box) for _ in range(self.size)]
             self.generations = float(sum(self._got([actor.ready.remote() for actor in self._actors], True)))
@@ -181,11 +182,11 @@ class Worker:
     """One actor. It is set up by its first task, and so again where it was started again.
 
     Args:
-        packed: what it needs, pickled.
+        box: holds a reference to what it needs, pickled.
     """
 
-    def __init__(self, packed: bytes) -> None:
-        self._packed: bytes = packed
+    def __init__(self, box: Sequence[Any]) -> None:
+        self._box = box
         self._verifier: Verifier | None = None
 
     def ready(self) -> int:
@@ -194,7 +195,8 @@ class Worker:
         Raises:
             ValueError: it has another model, or does not draw what was recorded.
         """
-        verifier, load, made, expected = ray_module().cloudpickle.loads(self._packed)
+        ray = ray_module()
+        verifier, load, made, expected = ray.cloudpickle.loads(ray.get(self._box[0]))
         made.take_on()
         if load is not None:
             verifier = replace(verifier, target=load())
@@ -208,7 +210,7 @@ class Worker:
             if (how := unlike(samples_of(results), verifier.reference, "from it")) is not None:
                 raise ValueError(f"run does not draw in an actor what was recorded: {how}")
             verifier = replace(verifier, seconds=seconds)
-        self._verifier, self._packed = verifier, b""
+        self._verifier = verifier
         return int(timed)
 
     def run(self, plan: str) -> Evaluation:
