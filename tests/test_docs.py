@@ -185,7 +185,9 @@ def documented(under):
 
 def test_every_public_name_is_in_the_reference():
     own = [
-        path.rpartition(".")[2] for path in documented("dithooks") if not path.startswith(("compat", "demo", "plot"))
+        path.rpartition(".")[2]
+        for path in documented("dithooks")
+        if not path.startswith(("compat", "demo", "plot", "ray"))
     ]
     assert sorted(own) == sorted(set(dithooks.__all__) - {"__version__"})
 
@@ -195,6 +197,10 @@ def test_so_are_the_names_of_other_libraries(module):
     package = importlib.import_module(f"dithooks.compat.{module}")
     public = set(package.__all__) - {"ForwardPattern", "BlockAdapterRegister"}  # other names of what is there
     assert set(documented(f"dithooks.compat.{module}")) == public
+
+
+def test_so_are_those_of_many_machines():
+    assert sorted(documented("dithooks.ray")) == sorted(importlib.import_module("dithooks.ray").__all__)
 
 
 # -- the site ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,39 @@
+"""What a job has drawn, read again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import pyarrow as pa  # type: ignore[import-untyped]
+
+from .files import Folder
+from .output import chunks_in, read_rows
+
+
+def read(out: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows that are there, in the order of the prompts.
+
+    All at once in memory; for more than fits, ``pyarrow.dataset.dataset(out)`` and ``ray.data.read_parquet(out)`` read
+    the folder file by file. :func:`decoded` makes a picture or array of what ``picture`` and ``format`` hold.
+
+    Args:
+        out: the folder.
+        columns: only these.
+
+    Raises:
+        FileNotFoundError: there are no rows.
+        ValueError: a file cannot be read, or there is no such column.
+    """
+    folder = Folder(os.fspath(out))
+    names = chunks_in(folder)
+    if not names:
+        raise FileNotFoundError(f"out={folder.place!r} holds no rows: generate(…) writes them")
+    asked = None if columns is None else list(dict.fromkeys([*columns, "row"]))
+    tables = [read_rows(folder, name, asked).replace_schema_metadata() for name in names]
+    table = pa.concat_tables(tables, promote_options="permissive").sort_by("row")
+    if columns is None:
+        return table
+    if strange := [name for name in columns if name not in table.column_names]:
+        raise ValueError(f"columns has {strange[0]!r}, which is not in {folder.place}")
+    return table.select(list(columns))
