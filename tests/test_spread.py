@@ -160,14 +160,16 @@ class TestAhead:
 
     @staticmethod
     def after(answers):
-        best = list(accumulate(answer for answer in answers if answer is not None))
-        bests = [max(best[: n + 1]) for n in range(len(best))]
-        return None if len(answers) == 12 else (tuple(b > a for a, b in pairwise(bests)), len(answers))
+        best = accumulate(answers, max)
+        return None if len(answers) == 12 else (tuple(b > a for a, b in pairwise(best)), len(answers))
 
     def test_the_likeliest_first(self):
+        """By how it went: where plans were mostly no better, that is what is reckoned with."""
         found = list(ahead(self.after, [3.0, 1.0], lambda plan: None))
         assert found[0] == self.after([3.0, 1.0])
         assert found[1:3] == [self.after([3.0, 1.0, -1.0]), self.after([3.0, 1.0, -1.0, -2.0])]
+        better = list(ahead(self.after, [1.0, 2.0, 3.0], lambda plan: None))
+        assert better[1:3] == [self.after([1.0, 2.0, 3.0, 4.0]), self.after([1.0, 2.0, 3.0, 4.0, 5.0])]
         assert 12 < len(found) < FAR
 
     def test_what_is_known_is_not_asked_for(self):
@@ -183,9 +185,9 @@ class TestAhead:
 
     @pytest.mark.parametrize("seed", range(20))
     def test_what_comes_is_among_it(self, seed):
-        """Whatever the answer, the next is among the first three."""
+        """Whatever the answer, the next was foreseen."""
         rng = random.Random(seed)
         answers = [rng.random() for _ in range(rng.randint(1, 9))]
-        shown = list(ahead(self.after, answers, lambda plan: None))[:3]
+        shown = list(ahead(self.after, answers, lambda plan: None))
         for answer in (min(answers) - 1, max(answers) + 1):
-            assert self.after([*answers, answer]) in [*shown, *list(ahead(self.after, answers, lambda p: None))[:4]]
+            assert self.after([*answers, answer]) in shown

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Answer = float | None
-WORSE = 0.65  # how likely a plan is no better than the best before it
 FAR = 64  # answers that are played through at most, for each plan that is asked for
 
 
@@ -34,9 +33,10 @@ def ahead(
         >>> def after(answers):
         ...     best = [max(answers[:n]) for n in range(1, len(answers) + 1)]
         ...     return 1 + sum(1 if b > a else 10 for a, b in pairwise(best))
-        >>> list(islice(ahead(after, [40.0, 41.0], lambda plan: None), 4))
-        [2, 12, 22, 3]
+        >>> list(islice(ahead(after, [40.0, 41.0, 40.5], lambda plan: None), 4))
+        [12, 22, 13, 32]
     """
+    worse = unlikely(answers)
     waiting: list[tuple[float, int, list[Answer]]] = [(-1.0, 0, list(answers))]
     for number in range(1, FAR):
         if not waiting:
@@ -50,5 +50,20 @@ def ahead(
             continue
         yield plan
         scores = [answer for answer in sofar if answer is not None] or [0.0]
-        heappush(waiting, (likely * WORSE, 2 * number, [*sofar, min(scores) - 1]))
-        heappush(waiting, (likely * (1 - WORSE), 2 * number + 1, [*sofar, max(scores) + 1]))
+        heappush(waiting, (likely * worse, 2 * number, [*sofar, min(scores) - 1]))
+        heappush(waiting, (likely * (1 - worse), 2 * number + 1, [*sofar, max(scores) + 1]))
+
+
+def unlikely(answers: Sequence[Answer]) -> float:
+    """How likely the next is no better than the best so far, by how it went (Laplace's rule of succession).
+
+    Example:
+        >>> unlikely([]), unlikely([40.0, 41.0]), unlikely([40.0, 39.0, None, 39.5])
+        (0.5, 0.3333333333333333, 0.8)
+    """
+    best, worse = float("-inf"), 0
+    for answer in answers:
+        worse += answer is None or answer <= best
+        best = max(best, float("-inf") if answer is None else answer)
+    followed = max(len(answers) - 1, 0)  # the first has nothing before it
+    return (worse + 1) / (followed + 2)

@@ -125,18 +125,18 @@ class _Team:
                 f"what is searched cannot be sent to other processes ({error}): give executor=Actors(load=...), a "
                 "function that makes the target, and a run that draws with what it is given and refers to nothing else"
             ) from error
-        self._box = [ray.put(packed)]  # kept: an actor may need it again; in a list, as Ray warns of a bare one
+        self._box = [ray.put(packed)]  # with each task, as an actor that is started again needs it again
         kind = ray.remote(Worker).options(**options)
         try:
-            self._actors = [kind.remote(self._box) for _ in range(self.size)]
-            self.generations = float(sum(self._got([actor.ready.remote() for actor in self._actors], True)))
+            self._actors = [kind.remote() for _ in range(self.size)]
+            self.generations = float(sum(self._got([actor.ready.remote(self._box) for actor in self._actors], True)))
         except BaseException:
             self._dismiss()
             raise
 
     def run(self, plans: Sequence[CachePlan]) -> dict[str, Found]:
         """One each. Where an actor dies, Ray starts it again, and it runs its plan once more."""
-        tasks = [actor.run.remote(plan.to_json()) for actor, plan in zip(self._actors, plans, strict=False)]
+        tasks = [actor.run.remote(self._box, plan.to_json()) for actor, plan in zip(self._actors, plans, strict=False)]
         return {key_of(plan): found for plan, found in zip(plans, self._got(tasks), strict=True)}
 
     def close(self) -> None:
@@ -179,24 +179,22 @@ class _Made:
 
 
 class Worker:
-    """One actor. It is set up by its first task, and so again where it was started again.
+    """One actor. It is set up by its first task, and so again where it was started again."""
 
-    Args:
-        box: holds a reference to what it needs, pickled.
-    """
-
-    def __init__(self, box: Sequence[Any]) -> None:
-        self._box = box
+    def __init__(self) -> None:
         self._verifier: Verifier | None = None
 
-    def ready(self) -> int:
+    def ready(self, box: Sequence[Any]) -> int:
         """Uncached runs that it made.
+
+        Args:
+            box: holds a reference to what it needs, pickled.
 
         Raises:
             ValueError: it has another model, or does not draw what was recorded.
         """
         ray = ray_module()
-        verifier, load, made, expected = ray.cloudpickle.loads(ray.get(self._box[0]))
+        verifier, load, made, expected = ray.cloudpickle.loads(ray.get(box[0]))
         made.take_on()
         if load is not None:
             verifier = replace(verifier, target=load())
@@ -213,10 +211,10 @@ class Worker:
         self._verifier = verifier
         return int(timed)
 
-    def run(self, plan: str) -> Evaluation:
+    def run(self, box: Sequence[Any], plan: str) -> Evaluation:
         """What came of a plan."""
         if self._verifier is None:
-            self.ready()
+            self.ready(box)
         assert self._verifier is not None
         return self._verifier(CachePlan.from_json(plan))
 
