@@ -506,3 +506,11 @@ def test_progress_shows_each_actor_and_all(kind, capsys):
     assert "9c8d" in said
     assert "3, 1 failed" in said
     assert "5 of 8" in said or "5/8" in said
+
+
+@pytest.mark.parametrize("package", ["ray", "pyarrow"])
+def test_without_the_extra_it_says_what_to_install(package):
+    code = f"import sys; sys.modules[{package!r}] = None; import dithooks.ray"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert f"dithooks.ray needs {package}, which is not installed: pip install 'dithooks[ray]'" in done.stderr

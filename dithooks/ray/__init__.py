@@ -5,11 +5,21 @@
 search runs its plans.
 """
 
-from ..search.by_ray import Actors
-from .driver import generate
-from .prompts import read_prompts
-from .reading import read
-from .report import Report
-from .samples import decoded
+from importlib import import_module
+
+for _package in ("ray", "pyarrow"):
+    try:
+        import_module(_package)
+    except ModuleNotFoundError as _error:
+        raise ModuleNotFoundError(
+            f"dithooks.ray needs {_package}, which is not installed: pip install 'dithooks[ray]'", name=_package
+        ) from _error
+
+from ..search.by_ray import Actors  # noqa: E402
+from .driver import generate  # noqa: E402
+from .prompts import read_prompts  # noqa: E402
+from .reading import read  # noqa: E402
+from .report import Report  # noqa: E402
+from .samples import decoded  # noqa: E402
 
 __all__ = ["Actors", "Report", "decoded", "generate", "read", "read_prompts"]
