@@ -37,7 +37,7 @@ class Actors:
         num_gpus: that each takes, also a part of one; ``None``: one if the target is on an accelerator, else none.
         resources: of other names, that each takes: ``{"NPU": 1}``.
         load: makes the target, in each actor; ``run`` has to draw with what it is given then, and refer to no other.
-            ``None``: it is sent to them, with all its weights.
+            ``None``: it is sent to them with all its weights, to devices of the same names.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or range.
