@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -84,12 +83,19 @@ def fail():
     raise ArithmeticError("no such number")
 
 
+class Bound:
+    """Something that no other process can have, whatever has been taught to pickle."""
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("bound to this process")
+
+
 class Stuck(Toy):
-    """A pipeline that no other process can have."""
+    """A pipeline that has such a thing."""
 
     def __init__(self):
         super().__init__()
-        self.pipe.lock = threading.Lock()
+        self.pipe.socket = Bound()
 
 
 def test_the_same_plan_as_here():
@@ -153,7 +159,7 @@ def test_what_goes_wrong(executor, run, error, message, tmp_path):
 
 def test_what_cannot_be_sent():
     toy = Stuck()
-    with pytest.raises(ValueError, match=r"cannot be sent to other processes .* give executor=Actors\(load="):
+    with pytest.raises(ValueError, match=r"other processes \(bound to this process\): give executor=Actors\(load="):
         toy.search(1.6, executor="ray")
     assert toy.untouched()
 
