@@ -47,12 +47,12 @@ class Attachment:
 
     def attach(self) -> None:
         """Register the hooks and put the stand-ins in."""
-        self.flow.under_way.open()
         hook_call(self.flow, self.chain.owner)
         if self.flow.layout.wiring is None:
             self.flow.on_wired = self._wired
             self._observing = hook_observation(self.flow, [original(site.block) for site in self._all])
         self._occupy()
+        self.flow.under_way.open()  # last: calls that began before are plain ones
 
     def detach(self) -> list[str]:
         """Take them off again. What could not be undone is returned, as remarks for the user."""

@@ -71,6 +71,11 @@ class StepClock:
             )
         return own
 
+    def knows(self, arguments: Mapping[str, Any] | None) -> bool:
+        """Whether anything tells the step of a call."""
+        told = current_scope() is not None or current_telling() is not None
+        return told or self._scheduled() is not None or _timestep(arguments) is not None
+
     def _told(self, telling: Telling, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick:
         """The tick of a call under a step that was told; one that is out of date gives way to the run's own clock."""
         stood = telling.stood.get(self)

@@ -74,14 +74,16 @@ class Flow:
             with self._learning:  # in another thread, which is waited for; or it was interrupted, and is done once more
                 if self._moving:
                     self._arrive()
-        if self.layout.wiring is None and replay is not None and self.compiled():
+        if self.layout.wiring is None and replay is not None and self.compiled() and not self.under_way.closed:
             self._rehearse(replay)
         # Compiled code captures always: one graph less. Else warm-up steps are spared it.
-        if torch.is_grad_enabled():
+        if self.under_way.closed:  # not all hooks are in yet, or not all off: a plain call, of which nothing is learnt
+            call = Call()
+        elif torch.is_grad_enabled():
             call = self.settler.inert()
         else:
             call = self.settler.settle(arguments, seen=replay is not None, capture=self.compiled())
-        if self.layout.wiring is None:
+        if self.layout.wiring is None and not self.under_way.closed:
             call.observation = Observation(self.layout.spots, whole=replay is not None)
         if replay is not None and (self.layout.wiring is None or (self.unverified and call.capture)):
             replay.keep()  # it may have to be made again, to learn from it
@@ -279,6 +281,8 @@ class Flow:
         """The first block is reached without a call of the transformer, or once more in the same: start one here."""
         if replaying.get() or written_down():  # by another cache on this model, or as a plain one
             return None
+        if before is None and self._is_unknown():
+            return None
         if before is not None:
             self._settle(before)
             if self.unverified and getattr(self._local, "replay", None) is not None:
@@ -290,6 +294,14 @@ class Flow:
                 before.run.in_flight = False
         self.begin(getattr(self._local, "arguments", None), getattr(self._local, "replay", None))
         return self.call
+
+    def _is_unknown(self) -> bool:
+        """Whether it may be the rest of a call that began before the hooks were in: nothing tells its step.
+
+        That is so once in a thread, at most: the next such call says what is missing.
+        """
+        met, self._local.met = getattr(self._local, "met", False), True
+        return not met and not self.runs.clock.knows(getattr(self._local, "arguments", None))
 
     def _check_told(self, call: Call | None) -> None:
         """See that the step of a call is the one that was told when it was settled."""
@@ -335,7 +347,7 @@ class Flow:
         if observation is not None:
             observation.close()
             with self._learning:
-                moved = layout.wiring is None and self._wire(observation, call)
+                moved = layout.wiring is None and not call.stale and self._wire(observation, call)
         if call.stale:  # another thread's call has moved the range
             return False
         if layout.wiring is not None and isinstance(call.range.entry, dict):  # it was captured before that was known
@@ -368,8 +380,13 @@ class Flow:
 
     def _wire(self, observation: Observation, call: Call) -> bool:
         """Count the blocks as they were called, and follow the streams through the range."""
-        shown = self.layout.read(observation, self.runs.name)
-        if shown is None:
+        try:
+            shown = self.layout.read(observation, self.runs.name)
+        except WiringError:
+            if call.stale:  # taken off in the middle of it: what was seen is not the whole
+                return False
+            raise
+        if shown is None or call.stale:
             return False
         if shown.moved:  # other blocks than those that were thought to be the range: what was captured is not theirs
             call.capture, call.range, call.lead = False, Capture(), None if call.lead is None else Capture()

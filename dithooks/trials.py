@@ -60,7 +60,10 @@ class Trials:
             return True
         if not finite(output):
             return False
-        error = difference(self.repeat(replay, Call(reuse=True, deltas=deltas)), output)
+        trial = Call(reuse=True, deltas=deltas)
+        error = difference(self.repeat(replay, trial), output)
+        if trial.stale:  # the range was taken off, or moved, in the middle of it
+            return False
         if not error <= tolerance(output, flow.runs.config.dtype):
             raise WiringError(
                 f"{flow.runs.name}: with {layout.first} … {layout.last} skipped and their residual added, the call it "
@@ -74,6 +77,8 @@ class Trials:
         quiet = self._probed(replay, layout.wiring, None)
         for seed in range(4):
             noisy = self._probed(replay, layout.wiring, seed)
+            if quiet is None or noisy is None:
+                return False
             for name, alike in zip(layout.wiring.ports[-1].carries, likeness(quiet, noisy), strict=True):
                 if alike < ALIKE:
                     raise WiringError(
@@ -86,10 +91,12 @@ class Trials:
                 break
         return True
 
-    def _probed(self, replay: Replay, wiring: Wiring, seed: int | None) -> Probe:
+    def _probed(self, replay: Replay, wiring: Wiring, seed: int | None) -> Probe | None:
+        """One passage, wholly made by the range as it is; ``None``: it was taken off, or moved, in the middle."""
         probe = Probe(wiring, seed)
-        self.repeat(replay, Call(reuse=True, probe=probe), eager=self.flow.compiled())
-        return probe
+        trial = Call(reuse=True, probe=probe)
+        self.repeat(replay, trial, eager=self.flow.compiled())
+        return None if trial.stale else probe
 
     def passed(self, call: Call, probe: Probe, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A block's output where the range is only passed through."""

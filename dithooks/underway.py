@@ -17,7 +17,7 @@ class UnderWay:
     def __init__(self) -> None:
         self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = True  # until all hooks and stand-ins are in: a call that met some of them would see half
 
     def add(self, call: Call) -> None:
         """A call begins; as a plain one, where the range is being taken off."""
@@ -39,6 +39,11 @@ class UnderWay:
         """Calls are followed again."""
         with self._lock:
             self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether calls that begin now are plain ones."""
+        return self._closed
 
     def close(self) -> bool:
         """Calls that begin from now on are plain; wait for those that are passing over the range in other threads.
