@@ -20,7 +20,7 @@ def main() -> int:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"dithooks: error: PyTorch cannot be imported ({reason}): see `dithooks env`", file=sys.stderr)
         return 1
-    from dithooks.cli import main as run
+    from dithooks.cli.main.main import main as run
 
     return run()
 
@@ -30,7 +30,7 @@ def _env(argv: list[str]) -> int:
     package = importlib.util.find_spec("dithooks")
     assert package is not None
     sys.modules["dithooks"] = importlib.util.module_from_spec(package)
-    from dithooks.report.env import main as run
+    from dithooks.environment.env_command import main as run
 
     return run(argv)
 

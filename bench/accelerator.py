@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from bench.large import NAMES
-    from dithooks.machine import accelerator
+    from dithooks.environment.machine import accelerator
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", help="such as cuda, npu, xpu; cpu to go through the motions")

@@ -24,7 +24,7 @@ import torch
 
 from dithooks.demo import PLANS, load_pipeline
 from dithooks.demo.outcome import PROMPTS
-from dithooks.machine import machine
+from dithooks.environment.machine import machine
 from dithooks.ray import generate, read
 
 STEPS = 28

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.costs_peers import METHODS, Loop, Method, Missing, call, flux, quiet
-from dithooks.machine import machine, versions
+from dithooks.environment.machine import machine, versions
 
 STEPS, WITHIN = 10, 1e-5
 PLAIN = Method("without a cache", "", lambda *_: None)

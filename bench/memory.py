@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.costs_peers import LISTS, METHODS, Method, Missing, Remove, Steps, by_cache_dit, quiet
-from dithooks.machine import versions
+from dithooks.environment.machine import versions
 
 SMALL = 64  # bytes; numbers of the loop's own are no more
 RUN, COMPUTED = 9, 3  # steps of the run, and computed ones that are made: at its end caches may let go

@@ -45,7 +45,7 @@ from bench.costs_peers import (
     flux,
     quiet,
 )
-from dithooks.machine import machine, versions
+from dithooks.environment.machine import machine, versions
 
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 Times = dict[str, float]  # in seconds, by clock

@@ -32,14 +32,15 @@ from torch import Tensor
 import dithooks
 from dithooks import Budget, DitCacheConfig, EasyCache, Fitted, Interval, Linear, MagnitudeRatio, Mask, Reuse, Taylor
 from dithooks.demo import load_pipeline
+from dithooks.demo.demonstration import psnr
 from dithooks.demo.draw import CAPTIONS
 from dithooks.demo.pipeline import EmojiPipeline
-from dithooks.demo.run import psnr
-from dithooks.machine import machine
-from dithooks.policy.base import Policy, Schedule, Track
-from dithooks.policy.threshold import Threshold
-from dithooks.predictor import Predictor
-from dithooks.report.profile import Profile, profile
+from dithooks.environment.machine import machine
+from dithooks.policies.history import Schedule, Track
+from dithooks.policies.policy import Policy
+from dithooks.policies.threshold import Threshold
+from dithooks.predictors.predictor import Predictor
+from dithooks.profiling.profile import Profile, profile
 
 Names = tuple[str, ...]
 CALIBRATION = ("cat face", "watermelon", "taxi", "grinning face")

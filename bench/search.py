@@ -44,11 +44,11 @@ from torch import Tensor, nn
 import dithooks
 from dithooks import CachePlan, DitCacheConfig, Linear, Mask, Reuse, Taylor, dit_cache, plan, search
 from dithooks.demo import load_pipeline
+from dithooks.demo.demonstration import psnr
 from dithooks.demo.draw import CAPTIONS
 from dithooks.demo.pipeline import EmojiPipeline
-from dithooks.demo.run import psnr
-from dithooks.machine import machine
-from dithooks.predictor import Predictor
+from dithooks.environment.machine import machine
+from dithooks.predictors.predictor import Predictor
 
 CALIBRATION = ("cat face", "watermelon", "taxi", "grinning face")
 CALIBRATION_SEED, TEST_SEEDS = 1000, (0, 100)  # of the first caption; the next has the next

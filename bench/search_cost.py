@@ -38,7 +38,7 @@ from bench.search import CALIBRATION, GUIDANCE, Bench
 from dithooks import CachePlan, DitCacheConfig, dit_cache, plan, record, search
 from dithooks.demo import load_pipeline
 from dithooks.demo.draw import CAPTIONS
-from dithooks.machine import machine
+from dithooks.environment.machine import machine
 
 try:
     from msmodelslim.pytorch.multi_modal.dit_cache import DitCacheAdaptor, DitCacheSearchConfig

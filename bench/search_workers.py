@@ -24,10 +24,10 @@ from torch import nn
 from bench.batch import table
 from dithooks import CachePlan, record, search
 from dithooks.demo import CALIBRATION, load_pipeline
-from dithooks.machine import machine
-from dithooks.search.by_ray import Actors
-from dithooks.search.spread import key_of
-from dithooks.search.verify import Evaluation, Verifier
+from dithooks.environment.machine import machine
+from dithooks.tuning.evaluation import Evaluation, Verifier
+from dithooks.tuning.executors.executor import key_of
+from dithooks.tuning.executors.ray_actors import Actors
 
 STEPS, SEED, TARGET = 28, 1000, 2.0
 KINDS = {"four plans": {"max_evals": 4}, "and 16 climbed": {"max_evals": 4, "climb": 16}}

@@ -15,7 +15,7 @@ import torch
 from dithooks import DitCacheConfig, dit_cache
 from dithooks.demo import load_pipeline
 from dithooks.demo.model import position_ids
-from dithooks.machine import machine
+from dithooks.environment.machine import machine
 
 PAIRS = 400
 NEVER = DitCacheConfig(cache_step_start=10**6, cache_step_interval=2, cache_block_start=0, cache_num_blocks=12)

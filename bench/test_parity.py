@@ -37,8 +37,8 @@ from dithooks.demo import load_pipeline
 from dithooks.demo.emoji import SIZE
 from dithooks.demo.model import unpatchify
 from dithooks.demo.pipeline import EmojiPipeline
-from dithooks.machine import machine, versions
-from dithooks.policy.base import Policy
+from dithooks.environment.machine import machine, versions
+from dithooks.policies.policy import Policy
 
 STEPS, GUIDANCE, PROMPTS = 28, 3.0, ("penguin", "slice of pizza")
 LISTS = ("transformer_blocks", "single_transformer_blocks")

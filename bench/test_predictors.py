@@ -10,9 +10,10 @@ import time
 import pytest
 import torch
 
-from dithooks.anchor import Anchor, combined
-from dithooks.machine import machine
-from dithooks.predictor import Linear, Moment, Reuse, Taylor
+from dithooks.engine.anchor import Anchor, combined
+from dithooks.environment.machine import machine
+from dithooks.predictors.polynomial import Linear, Reuse, Taylor
+from dithooks.predictors.predictor import Moment
 
 ROUNDS = 30
 KINDS = {"Reuse": Reuse(), "Linear": Linear(), "Taylor(2)": Taylor(2)}

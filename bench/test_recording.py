@@ -15,17 +15,17 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
+from dithooks.config.cache_config.provenance import Made
 
 from dithooks import Recording, plan, record
 from dithooks.demo import CALIBRATION, load_pipeline
-from dithooks.machine import machine
-from dithooks.predictor import Moment
-from dithooks.provenance import Made
-from dithooks.search.places import Point
-from dithooks.search.record import MEMORY
-from dithooks.search.recorder import BRANCHES
-from dithooks.search.recording import Trace
-from dithooks.search.sampled import Sampled, add_grams
+from dithooks.environment.machine import machine
+from dithooks.predictors.predictor import Moment
+from dithooks.recording.record import MEMORY
+from dithooks.recording.recorder import BRANCHES
+from dithooks.recording.recording import Trace
+from dithooks.recording.token_samples import Sampled, add_grams
+from dithooks.recording.token_selection import Point
 
 PAIRS = 9
 BLOCKS, STEPS, TOKENS, CHANNELS = 57, 50, 4608, 3072

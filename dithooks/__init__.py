@@ -1,27 +1,28 @@
 """Faster sampling with diffusion transformers, without training: skip what hardly changes from step to step."""
 
 from .blocks.adapter import BlockAdapter
+from .blocks.block_io import PatchFunctor
 from .blocks.pattern import ForwardPattern
-from .blocks.ports import PatchFunctor
 from .blocks.registry import BlockAdapterRegistry
-from .cache_plan import CachePlan
-from .config import DitCacheConfig
+from .config.cache_config import DitCacheConfig
+from .config.cache_plan import CachePlan
+from .engine.sessions import timestep_scope
 from .handle import CacheHandle, dit_cache
-from .policy.budget import Budget
-from .policy.easycache import EasyCache
-from .policy.interval import Interval
-from .policy.magnitude import MagnitudeRatio
-from .policy.mask import Mask
-from .policy.threshold import Threshold
-from .predictor import Fitted, Linear, Reuse, Taylor
-from .report.profile import Profile, profile
-from .scope import timestep_scope
-from .search.plans import frontier, plan
-from .search.record import record
-from .search.recording import Recording
-from .search.result import SearchResult
-from .search.search import search
-from .stats import BranchStats, CachedRange, CacheStats, RunStats, Settled, Spread
+from .planning.plan import frontier, plan
+from .policies.budget import Budget
+from .policies.easycache import EasyCache
+from .policies.interval import Interval
+from .policies.magnitude import MagnitudeRatio
+from .policies.mask import Mask
+from .policies.threshold import Threshold
+from .predictors.fitted import Fitted
+from .predictors.polynomial import Linear, Reuse, Taylor
+from .profiling.profile import Profile, profile
+from .recording.record import record
+from .recording.recording import Recording
+from .stats.types import BranchStats, CachedRange, CacheStats, RunStats, Settled, Spread
+from .tuning.result import SearchResult
+from .tuning.search import search
 
 __all__ = [
     "BlockAdapter",

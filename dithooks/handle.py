@@ -9,20 +9,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .assign import assign
-from .attachment import Attachment, check, prepare
+from torch import nn
+
 from .blocks.adapter import BlockAdapter
-from .blocks.chain import Chain, fingerprint
-from .blocks.find import Blocks
+from .blocks.block_lists import Chain, fingerprint
+from .blocks.discovery import Blocks
+from .blocks.module_paths import dtype_of, modules_of
 from .blocks.registry import chains_of
-from .cache_plan import CachePlan
-from .config import DitCacheConfig
-from .lookup import dtype_of, scheduler_of
-from .policy.interval import Interval
-from .request import Request
-from .stats import CachedRange, CacheStats, Settled, total
-from .summary import summary
-from .together import Together, joined
+from .config.cache_config import DitCacheConfig
+from .config.cache_plan import CachePlan
+from .engine.attachment import Attachment, check, prepare
+from .engine.clock import scheduler_of
+from .engine.hooks import flows_of
+from .engine.overrides import assign
+from .engine.rank_consensus import Together, joined
+from .engine.requests import Request
+from .policies.interval import Interval
+from .stats.table import summary
+from .stats.types import CachedRange, CacheStats, Settled, total
 
 # A model is changed by one thread at a time: of two that attach to the same blocks, the second has to see the first.
 _CHANGING = threading.RLock()
@@ -398,3 +402,14 @@ def _warn(remarks: list[str]) -> None:
     """Say what was remarked while the model was being changed, now that it is done."""
     for remark in remarks:
         warnings.warn(remark, UserWarning, stacklevel=3)
+
+
+def handles_of(target: object) -> list[CacheHandle]:
+    """The handles of all that is cached in a model, a pipeline or what an adapter names, found by the hooks in it.
+
+    Nothing else holds them: a copy of a model has none, and one that is gone has taken them along.
+    """
+    target = target.target if isinstance(target, BlockAdapter) else target
+    tops = [target] if isinstance(target, nn.Module) else modules_of(target).values()
+    found = {id(flow.handle): flow.handle for top in tops for flow in flows_of(top.modules())}
+    return list(found.values())

@@ -11,10 +11,10 @@ Example:
     4.7
 """
 
-from .report.plots.grid import pictures
-from .report.plots.quality import frontier
-from .report.plots.steps import steps
-from .report.plots.style import save
-from .report.plots.weights import coefficients
+from .plots.coefficients import coefficients
+from .plots.frontier import frontier
+from .plots.image_grid import pictures
+from .plots.steps import steps
+from .plots.style import save
 
 __all__ = ["coefficients", "frontier", "pictures", "save", "steps"]

@@ -13,7 +13,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from dithooks import DitCacheConfig, dit_cache, settle, timestep_scope
+from dithooks import DitCacheConfig, dit_cache, timestep_scope
+from dithooks.engine import decider as settle
 from dithooks.tiny import build
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dithooks.scope import tell_step
+from dithooks.engine.sessions import tell_step
 
 
 @pytest.fixture(autouse=True)

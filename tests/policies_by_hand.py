@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dithooks.policy.base import Account, Decision, Track
+from dithooks.policies.history import Account, Decision, Track
 
 # --- what drives a policy ------------------------------------------------------------------------------------------
 

@@ -15,13 +15,13 @@ def attributes(model):
     ]
 
 
-def interrupted(action, after, files):
-    """Do something, and raise KeyboardInterrupt after so many lines of these files. Whether it came to its end."""
-    count = after
+def interrupted(action, after, modules):
+    """Do something, and raise KeyboardInterrupt after so many lines of these modules. Whether it came to its end."""
+    count, files = after, {module.__file__ for module in modules}
 
     def trace(frame, event, arg):
         nonlocal count
-        if not frame.f_code.co_filename.endswith(files):
+        if frame.f_code.co_filename not in files:
             return None
         if event == "line":
             count -= 1

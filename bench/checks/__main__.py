@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dithooks.machine import accelerator, machine, versions
+from dithooks.environment.machine import accelerator, machine, versions
 
 
 def main() -> int:

@@ -24,9 +24,9 @@ from dithooks import CacheHandle, CachePlan, DitCacheConfig, Threshold, dit_cach
 from dithooks.demo import load_pipeline, load_plan
 from dithooks.demo.outcome import PROMPTS, psnr
 from dithooks.demo.pipeline import EmojiPipeline
-from dithooks.gauge import Change
-from dithooks.machine import memory_allocated, peak_memory, reset_peak_memory, synchronize
-from dithooks.search.stopwatch import times_events
+from dithooks.engine.change_metrics import Change
+from dithooks.environment.machine import memory_allocated, peak_memory, reset_peak_memory, synchronize
+from dithooks.recording.stopwatch import times_events
 
 Figures = dict[str, Any]
 STEPS, PAIRS, MIDDLE = 28, 3, 20  # of a run; timed runs of each kind; the step at which memory is compared

@@ -15,7 +15,7 @@ import torch
 from bench.compare.subject import Subject
 from bench.compare.sweep import SUBJECTS, subject_named
 from dithooks import record
-from dithooks.machine import machine
+from dithooks.environment.machine import machine
 
 TIMES = 5
 FEWER = (2.0, 2.5, 3.0, 4.0)

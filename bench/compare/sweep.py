@@ -32,7 +32,7 @@ from torch import Tensor
 from bench.compare.quality import EQUAL, Quality, compare
 from bench.compare.subject import Case, Subject, counting
 from bench.peers.peer import Attached, Knob, Method, Spent
-from dithooks.machine import machine, versions
+from dithooks.environment.machine import machine, versions
 
 GROUP = 4  # cases in a batch
 PAIRS = 3  # of timed runs

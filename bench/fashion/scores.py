@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bench.compare.subject import Case, Subject, counting
 from bench.peers.peer import Knob, Method
-from dithooks.machine import machine, versions
+from dithooks.environment.machine import machine, versions
 
 from .classifier import SEEN, Classifier, load_classifier, look, part
 from .data import NAMES, Split, load_fashion

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dithooks.machine import device_name, machine, versions
+from dithooks.environment.machine import device_name, machine, versions
 
 SCHEMA = 1
 PACKAGES = ("torch", "triton", "diffusers", "cache-dit", "transformers", "numpy", "dithooks")

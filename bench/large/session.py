@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dithooks import CachePlan
-from dithooks.machine import memory_allocated
+from dithooks.environment.machine import memory_allocated
 
 from .deadline import Deadline, OutOfTime
 from .methods import Unavailable

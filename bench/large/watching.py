@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from dithooks.machine import peak_memory, reset_peak_memory, synchronize
-from dithooks.search.stopwatch import OTHER, Stopwatch
+from dithooks.environment.machine import peak_memory, reset_peak_memory, synchronize
+from dithooks.recording.stopwatch import OTHER, Stopwatch
 
 from .geometry import Geometry
 

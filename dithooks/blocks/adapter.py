@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from ..config import DitCacheConfig
-from .chain import Chain, Expected
-from .find import find_chains, group, resolve
+from ..config.cache_config import DitCacheConfig
+from .block_io import PatchFunctor
+from .block_lists import Chain, Expected
+from .discovery import find_chains, group, resolve
+from .module_paths import modules_of, path_of
 from .pattern import ForwardPattern
-from .ports import PatchFunctor
-from .target import modules_of, path_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +41,8 @@ class BlockAdapter:
         auto: find what is not given. ``False``: an error instead.
         strict: a forward pattern that does not fit what is observed is an error. ``False``: what is observed counts,
             the pattern is asked where that is not clear, and one that turns out otherwise is remarked upon.
-        expected: an :class:`~dithooks.blocks.chain.Expected`: what is believed of the runs, to be told where they turn
-            out otherwise. One for all, or one per transformer.
+        expected: an :class:`~dithooks.blocks.block_lists.Expected`: what is believed of the runs, to be told where they
+            turn out otherwise. One for all, or one per transformer.
 
     Raises:
         TypeError: an entry is of the wrong type.
@@ -103,7 +103,7 @@ class BlockAdapter:
         """The blocks, with the config of those that have one of their own.
 
         Raises:
-            TypeError, ValueError: as :func:`~dithooks.blocks.find.find_chains`, or the numbers of lists and of what
+            TypeError, ValueError: as :func:`~.discovery.find_chains`, or the numbers of lists and of what
                 is given per list differ.
         """
         target = self.target

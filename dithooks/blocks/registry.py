@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..config import DitCacheConfig
+from ..config.cache_config import DitCacheConfig
 from .adapter import BlockAdapter
-from .chain import Chain
-from .find import Blocks, find_chains
-from .target import denoisers_of
+from .block_lists import Chain
+from .discovery import Blocks, find_chains
+from .module_paths import denoisers_of
 
 Maker = TypeVar("Maker", bound=Callable[..., BlockAdapter])
 
@@ -93,7 +93,7 @@ def chains_of(target: object, blocks: Blocks) -> list[tuple[Chain, DitCacheConfi
     """The blocks that the user means, as adapter, by name, by a hint or as they are found; configs of their own.
 
     Raises:
-        TypeError, ValueError: as :func:`~dithooks.blocks.find.find_chains`.
+        TypeError, ValueError: as :func:`~dithooks.blocks.discovery.find_chains`.
     """
     if isinstance(target, BlockAdapter):
         if blocks is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .carry import BlockError, WiringError, ports_of
-from .observe import Observation
+from ..errors import BlockError, WiringError
+from .observation import Observation
+from .stream_matching import ports_of
 from .wiring import Wiring, gap, resolve
 
 

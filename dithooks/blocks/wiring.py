@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .bridge import Bridge, Fresh, Stream, streams_of, substitute
-from .carry import WiringError, ports_of
-from .observe import Observation, Seen, Spot
-from .ports import Ports, show
+from ..errors import WiringError
+from .block_io import Ports, show
+from .observation import Observation, Seen, Spot
+from .stream_matching import ports_of
+from .stream_transforms import Bridge, Fresh, Stream, streams_of, substitute
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..cache_plan import CachePlan
+from ..config.cache_plan import CachePlan
 
 if TYPE_CHECKING:
     from .pipeline import EmojiPipeline

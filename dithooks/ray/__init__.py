@@ -15,11 +15,11 @@ for _package in ("ray", "pyarrow"):
             f"dithooks.ray needs {_package}, which is not installed: pip install 'dithooks[ray]'", name=_package
         ) from _error
 
-from ..search.by_ray import Actors  # noqa: E402
+from ..tuning.executors.ray_actors import Actors  # noqa: E402
 from .driver import generate  # noqa: E402
+from .job_report import Report  # noqa: E402
 from .prompts import read_prompts  # noqa: E402
-from .reading import read  # noqa: E402
-from .report import Report  # noqa: E402
+from .results import read  # noqa: E402
 from .samples import decoded  # noqa: E402
 
 __all__ = ["Actors", "Report", "decoded", "generate", "read", "read_prompts"]

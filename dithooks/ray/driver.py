@@ -11,15 +11,15 @@ from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
-from . import underway
-from .drawing import Told
+from . import attempts as underway
+from .actor import Told
 from .files import Folder, locked
 from .job import Job, Plan, plan_of, whole
+from .job_progress import shown
+from .job_report import Counts, Report
 from .output import LOCK, check_same, chunk_name, drop, scan, settle
 from .pool import drawn, started, strategy
-from .progress import shown
 from .prompts import read_prompts
-from .report import Counts, Report
 
 FILES = 4  # for each actor at least, so that all end at about the same time
 LARGEST = 32  # rows of a file, where the caller does not say: what a process that is ended loses at most

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from ..cache_plan import CachePlan
-from ..config import DitCacheConfig
-from ..machine import versions
-from ..reading import parsed, read_file
+from ..config.cache_config import DitCacheConfig
+from ..config.cache_plan import CachePlan
+from ..config.safe_json import parsed, read_file
+from ..environment.machine import versions
 
 SCHEMA = 1
 KINDS = ("CachePlan", "DitCacheConfig")

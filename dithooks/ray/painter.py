@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from ..environment.machine import synchronize
 from ..handle import CacheHandle, dit_cache
-from ..machine import synchronize
-from ..report.told import heard
+from ..stats.warnings import heard
+from .attempts import ATTEMPTS, Underway
 from .job import Job
 from .output import FAILED, OK
 from .samples import encoded, samples_in
-from .underway import ATTEMPTS, Underway
 
 Rows = Sequence[dict[str, Any]]
 CUT_OFF = 2000  # characters of an error that are kept

@@ -11,7 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import ray
 import ray.data
 
-from .drawing import Drawer, Told, packed, problem_of, unpacked
+from .actor import Drawer, Told, packed, problem_of, unpacked
 
 
 @contextmanager

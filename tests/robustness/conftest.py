@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from dithooks.machine import machine, versions
+from dithooks.environment.machine import machine, versions
 
 LINES = (
     "torch.compile",

@@ -40,10 +40,10 @@ from dithooks import (
     search,
     timestep_scope,
 )
-from dithooks.gauge import Change, Rate
-from dithooks.hooks import flows_of
-from dithooks.machine import device_name, machine, memory_allocated, synchronize
-from dithooks.search.plans import plan as planned
+from dithooks.engine.change_metrics import Change, Rate
+from dithooks.engine.hooks import flows_of
+from dithooks.environment.machine import device_name, machine, memory_allocated, synchronize
+from dithooks.planning.plan import plan as planned
 
 STEPS = 8
 NPU = Npu()

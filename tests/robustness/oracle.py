@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from dithooks.policy.interval import Interval
-from dithooks.predictor import Moment, through
+from dithooks.policies.interval import Interval
+from dithooks.predictors.polynomial import through
+from dithooks.predictors.predictor import Moment
 
 MARKS = 160  # calls that can be told apart
 WIDTH = MARKS + 1  # and one channel that changes as it is told to, for policies to look at

@@ -10,12 +10,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 from compilers import STEPS, Counted, breaks, flux, fresh, inputs, sample
-from test_plan import plan_for
+from config.test_cache_plan import plan_for
+from dithooks.config.cache_config.cache_plan import Piece
 from torch._dynamo.utils import counters
 from toys import Net, Pipe, latents, prompt
 
 from dithooks import DitCacheConfig, Interval, Linear, Mask, Taylor, dit_cache
-from dithooks.cache_plan import Piece
 from dithooks.demo import load_pipeline
 from dithooks.tiny import build
 

@@ -12,7 +12,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from toys import Net, latents, loop, prompt
 
 from dithooks import DitCacheConfig, Linear, Reuse, dit_cache, timestep_scope
-from dithooks.skip import SkipBlock
+from dithooks.engine.stand_in import SkipBlock
 
 pytestmark = [pytest.mark.line("torch.compile"), pytest.mark.on("toy net"), pytest.mark.slow]
 

@@ -15,7 +15,7 @@ from toys import Net, latents, prompt
 
 from dithooks import Budget, DitCacheConfig, Linear, Mask, Threshold, dit_cache, timestep_scope
 from dithooks.demo import load_pipeline
-from dithooks.scope import tell_step
+from dithooks.engine.sessions import tell_step
 
 pytestmark = [pytest.mark.line("Concurrency"), pytest.mark.on("a small two-stream model")]
 

@@ -20,8 +20,8 @@ from toys import Net, latents, loop
 
 from dithooks import CachePlan, DitCacheConfig, dit_cache, timestep_scope
 from dithooks.demo import PLANS
-from dithooks.lookup import handles_of
-from dithooks.skip import SkipBlock
+from dithooks.engine.stand_in import SkipBlock
+from dithooks.handle import handles_of
 
 pytestmark = [pytest.mark.line("Save and copy"), pytest.mark.on("tiny FLUX")]
 

@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dithooks.branch import _one
+from dithooks.blocks import observation
+from dithooks.engine import clock, decider, replay
+from dithooks.engine.branches import _one
 
 pytestmark = [pytest.mark.line("Devices, Ascend NPU"), pytest.mark.on("a transformer of five blocks"), pytest.mark.slow]
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent.parent / "dithooks"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-JUDGE = "settle.py"
-SIGMAS = "clock.py"
+JUDGE, SIGMAS = decider.__file__, clock.__file__
 STATIC = ("interval", "range, weights given", "by step", "on the host", "bfloat16", "line", "preset", "magnitudes")
 LOOKING = ("threshold", "by the first block", "largest sample", "one for both", "easycache", "budget")
 CHECKS = ("counting", "mixing", "kept", "clocks", "profiled", "searched", "timed", "mismatched", "refused", "precision")
@@ -40,7 +41,7 @@ def found():
 
 def lines(waits):
     """The files that asked, and how often."""
-    return {line.split(":")[0].rpartition("/")[2]: number for line, number in waits.items()}
+    return {str(PACKAGE.parent / line.split(":")[0]): number for line, number in waits.items()}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -106,9 +107,9 @@ def test_a_policy_that_looks_waits_once_for_each_decision(found, name):
 def test_the_first_run_learns_and_tests_once(found, name):
     """The first run of a cache waits a few times more: to see the wiring, and to test the first residual by replays."""
     waits = lines(found[f"static: {name}"]["ours, first run"])
-    assert set(waits) <= {"observe.py", "replay.py", SIGMAS}
-    assert waits["replay.py"] <= 3  # is it finite, how far off, of what size
-    assert waits["observe.py"] == 10  # five blocks, two streams each
+    assert set(waits) <= {observation.__file__, replay.__file__, SIGMAS}
+    assert waits[replay.__file__] <= 3  # is it finite, how far off, of what size
+    assert waits[observation.__file__] == 10  # five blocks, two streams each
 
 
 @pytest.mark.parametrize("name", ["device", "host", "host, not pinned", "bfloat16", "host, bfloat16"])

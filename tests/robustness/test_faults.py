@@ -23,7 +23,7 @@ from traces import attributes
 
 import dithooks
 from dithooks import DitCacheConfig, Linear, Mask, Threshold, dit_cache, timestep_scope
-from dithooks.scope import tell_step
+from dithooks.engine.sessions import tell_step
 
 pytestmark = [pytest.mark.line("Fault campaign"), pytest.mark.on("toy transformers"), pytest.mark.slow]
 

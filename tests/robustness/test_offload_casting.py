@@ -8,7 +8,7 @@ from models import flux
 from offloading import NEVER, STATIC, kept, offloaded, run
 
 from dithooks import DitCacheConfig, Threshold, dit_cache
-from dithooks.hooks import flows_of
+from dithooks.engine.hooks import flows_of
 
 pytestmark = [pytest.mark.line("Offload"), pytest.mark.on("tiny FLUX, float8 weights")]
 EARLY = pytest.mark.parametrize("early", [True, False], ids=["cast first", "cached first"])

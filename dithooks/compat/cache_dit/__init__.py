@@ -5,13 +5,7 @@ Written for code that used cache-dit (version 1.5.3); only the import changes. W
 
 from ...blocks.pattern import ForwardPattern
 from .adapters import BlockAdapter, BlockAdapterRegistry
-from .configs import (
-    BasicCacheConfig,
-    CacheType,
-    CalibratorConfig,
-    DBCacheConfig,
-    TaylorSeerCalibratorConfig,
-)
+from .configs import BasicCacheConfig, CacheType, CalibratorConfig, DBCacheConfig, TaylorSeerCalibratorConfig
 from .enable import disable_cache, enable_cache, refresh_context
 from .functors import PatchFunctor
 from .loading import load_cache_config, load_configs

@@ -11,9 +11,9 @@ from torch import nn
 
 from ...blocks.adapter import BlockAdapter as Adapter
 from ...blocks.adapter import flat
-from ...blocks.ports import PatchFunctor as Reader
+from ...blocks.block_io import PatchFunctor as Reader
+from ...blocks.module_paths import walk
 from ...blocks.registry import BlockAdapterRegistry as Registry
-from ...blocks.target import walk
 from .configs import check_fields
 from .functors import PatchFunctor
 from .modifiers import ParamsModifier

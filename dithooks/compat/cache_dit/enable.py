@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ...blocks.adapter import BlockAdapter as Adapter
-from ...blocks.chain import Chain, Expected
+from ...blocks.block_lists import Chain, Expected
 from ...blocks.registry import chains_of
-from ...config import DitCacheConfig
-from ...handle import CacheHandle
-from ...lookup import handles_of
+from ...config.cache_config import DitCacheConfig
+from ...handle import CacheHandle, handles_of
 from .adapters import BlockAdapter, adapter_of
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, DBCacheConfig, check_names
 from .functors import PatchFunctor, patched

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from ...reading import bounded, read_file, strict
+from ...config.safe_json import bounded, read_file, strict
 from .configs import CalibratorConfig, DBCacheConfig, check_names
 from .masks import named_mask
 from .modifiers import from_keywords, without_others

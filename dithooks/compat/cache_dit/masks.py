@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import cycle, zip_longest
 
-from ...policy.base import check_choice, check_count
+from ...validation import check_choice, check_count
 
 POLICIES = ("slow", "medium", "fast", "ultra")
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...report.steps import Steps, steps_of, steps_table
 from .configs import CacheType, caching_type
 from .enable import enabled
 from .loading import load_configs
+from .step_table import Steps, steps_of, steps_table
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ...config import DitCacheConfig
-from ...policy.base import Decision, Policy, Schedule, Track, check_choice, check_count, check_number
-from ...policy.mask import Mask
-from ...policy.threshold import Threshold
-from ...predictor import Predictor, Reuse, Taylor
+from ...config.cache_config import DitCacheConfig
+from ...policies.history import Decision, Schedule, Track
+from ...policies.mask import Mask
+from ...policies.policy import Policy
+from ...policies.threshold import Threshold
+from ...predictors.polynomial import Reuse, Taylor
+from ...predictors.predictor import Predictor
+from ...validation import check_choice, check_count, check_number
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, caching_type, filled
 from .masks import named_mask
 

@@ -5,6 +5,6 @@ differs is in ``docs/migration.md``.
 """
 
 from .adaptor import DitCacheAdaptor
-from .configs import DitCacheConfig, DitCacheSearchConfig
+from .adaptor_configs import DitCacheConfig, DitCacheSearchConfig
 
 __all__ = ["DitCacheAdaptor", "DitCacheConfig", "DitCacheSearchConfig"]

@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 import torch
 
-from ...blocks.find import find_chains
-from ...cache_plan import CachePlan
-from ...config import DitCacheConfig as Config
+from ...blocks.discovery import find_chains
+from ...config.cache_config import DitCacheConfig as Config
+from ...config.cache_plan import CachePlan
+from ...engine.sessions import tell_step
 from ...handle import CacheHandle, dit_cache
-from ...policy.base import check_count
-from ...scope import tell_step
-from ...search.intervals import numbers_of
-from ...search.ranks import leads
-from ...search.search import search
-from .configs import DitCacheConfig, DitCacheSearchConfig
+from ...planning.interval_planner import numbers_of
+from ...recording.rank_agreement import leads
+from ...tuning.search import search
+from ...validation import check_count
+from .adaptor_configs import DitCacheConfig, DitCacheSearchConfig
 
 
 class DitCacheAdaptor:

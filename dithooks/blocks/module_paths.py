@@ -1,0 +1,84 @@
+"""What a user names: the modules of a pipeline, and dotted paths into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+# Components of pipelines that encode, decode or steer; the denoiser is none of these.
+OTHERS = (
+    "text_encoder",
+    "image_encoder",
+    "vae",
+    "vqvae",
+    "movq",
+    "controlnet",
+    "safety_checker",
+    "vocoder",
+    "tokenizer",
+)
+
+
+def modules_of(target: object) -> dict[str, nn.Module]:
+    """The named modules of a pipeline; ``None`` components are tolerated."""
+    try:
+        components = getattr(target, "components", None)
+    except Exception:  # diffusers raises where a component is missing
+        components = None
+    source = components if isinstance(components, Mapping) else getattr(target, "__dict__", {})
+    return {name: value for name, value in source.items() if isinstance(value, nn.Module)}
+
+
+def denoisers_of(target: object) -> dict[str, nn.Module]:
+    """Those among which the denoiser is: ``transformer…`` if there are any, else all but encoders and the like."""
+    modules = modules_of(target)
+    named = {name: module for name, module in modules.items() if name.split("_")[0] == "transformer"}
+    return named or {
+        name: module
+        for name, module in modules.items()
+        if not name.startswith(OTHERS) and not type(module).__module__.startswith("transformers.")
+    }
+
+
+def walk(target: object, path: str) -> Any:
+    """Follow a dotted path; indices of lists are parts like any other.
+
+    Raises:
+        ValueError: it is none, or leads nowhere; the message says how far it led and what there is.
+    """
+    if path == "" and isinstance(target, nn.Module):
+        return target
+    parts = path.split(".")
+    if not all(part.isidentifier() or part.isdigit() for part in parts):
+        raise ValueError(f"blocks={path!r} is not a dotted path such as 'transformer.transformer_blocks'")
+    here: Any = target
+    for depth, part in enumerate(parts):
+        try:
+            if isinstance(here, nn.ModuleDict) and part in here:
+                here = here[part]
+            else:
+                here = here[int(part)] if part.isdigit() and isinstance(here, nn.ModuleList) else getattr(here, part)
+        except (AttributeError, IndexError):
+            before = ".".join(parts[:depth]) or type(target).__name__
+            options = sorted(dict(here.named_children()) if isinstance(here, nn.Module) else modules_of(here))
+            raise ValueError(f"blocks={path!r}: {before} has no {part!r}; it has {options}") from None
+    return here
+
+
+def path_of(target: object, module: nn.Module) -> str | None:
+    """The dotted path from a target to a module in it; ``None`` if it is not there."""
+    roots = {"": target} if isinstance(target, nn.Module) else modules_of(target)
+    for root, top in roots.items():
+        assert isinstance(top, nn.Module)
+        for name, child in top.named_modules():
+            if child is module:
+                return ".".join(part for part in (root, name) if part)
+    return None
+
+
+def dtype_of(owner: nn.Module) -> str | None:
+    """Of a transformer's weights, the first that are no whole numbers."""
+    dtypes = (parameter.dtype for parameter in owner.parameters() if parameter.is_floating_point())
+    return next((str(dtype).removeprefix("torch.") for dtype in dtypes), None)

@@ -1,0 +1,148 @@
+"""Watches one computed call of the blocks: what each was given, what it returned, and where that went."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .block_io import Face, Form, FunctorFace, Maker, form_of
+from .block_lists import Chain
+from .pattern import ForwardPattern
+from .stream_transforms import Bridge, recognise, turned_alone
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A block as it is watched: its path, class and list, how to read its calls, and a pattern declared for it."""
+
+    path: str
+    cls: type
+    group: str
+    face: Face
+    pattern: ForwardPattern | None = None
+    strict: bool = True
+
+
+def spots_of(chain: Chain, of: Callable[[nn.Module], nn.Module] = lambda block: block) -> list[Spot]:
+    """The blocks of a chain to be watched; ``of`` gives the block itself where something stands in for it."""
+    spots = []
+    for site in chain.sites:
+        block, lane = of(site.block), site.lane
+        face = Face(block) if lane.functor is None else FunctorFace(lane.functor)
+        spots.append(Spot(site.path, type(block), lane.path, face, lane.pattern, lane.strict))
+    return spots
+
+
+@dataclass
+class Seen:
+    """One block's call."""
+
+    index: int
+    inputs: dict[str, Form]  # of its tensor arguments
+    given: tuple[str, ...] = ()  # names of all that were not None
+    maker: Maker = field(default_factory=lambda: Maker(object))
+    outputs: tuple[Form | None, ...] = ()
+    odd: tuple[str, ...] = ()  # outputs that are neither tensor nor None
+    next: Seen | None = None
+    fed: dict[int, str] = field(default_factory=dict)  # output position → the next block's argument, same object
+    same: dict[str, str] = field(default_factory=dict)  # argument → one of the block before, same object
+    made: dict[str, Bridge] = field(default_factory=dict)  # argument → made of what the block before returned
+    near: dict[int, str] = field(default_factory=dict)  # output position → of several alike arguments, the nearest
+
+
+class Observation:
+    """The calls of some blocks within one call of the model, in order.
+
+    Holds on to the arguments and outputs of no more than one block at a time. ``whole`` is whether the model itself
+    was seen called: else it begins with the range's first block, and nobody knows where it ends.
+    """
+
+    def __init__(self, spots: Sequence[Spot], whole: bool = True) -> None:
+        self.spots, self.whole = spots, whole
+        self.calls: list[Seen] = []
+        self.late: list[tuple[int, int, str]] = []  # call, a later one than the next, its argument
+        self._outputs: tuple[Any, ...] = ()
+        self._arguments: dict[str, Any] = {}
+        self._produced: dict[int, tuple[int, weakref.ref[Tensor]]] = {}  # by the tensor's id, which may be used anew
+
+    @property
+    def empty(self) -> bool:
+        """Whether no block was seen to run."""
+        return not self.calls
+
+    @torch.no_grad()
+    def enter(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A block is about to run."""
+        arguments = dict(self.spots[index].face.arguments(args, kwargs))
+        forms = {name: form for name, value in arguments.items() if (form := form_of(value))}
+        here = Seen(index, forms, tuple(name for name, value in arguments.items() if value is not None))
+        if self.calls:
+            self._link(self.calls[-1], here, arguments)
+        self._outputs, self._arguments = (), arguments
+        self.calls.append(here)
+
+    @torch.no_grad()
+    def leave(self, index: int, output: Any) -> None:
+        """… and has run."""
+        if not self.calls or self.calls[-1].index != index:  # blocks within blocks: the outer one is not followed
+            return
+        here = self.calls[-1]
+        here.maker, self._outputs = self.spots[index].face.take(output)
+        here.outputs = tuple(form_of(value) for value in self._outputs)
+        here.odd = tuple(
+            f"position {key}: {type(value).__name__}"
+            for key, value in zip(here.maker.keys or range(len(self._outputs)), self._outputs, strict=False)
+            if not (value is None or isinstance(value, Tensor))
+        )
+        if not self._outputs:
+            here.odd = (type(output).__name__,)
+        tensors = [value for value in self._outputs if isinstance(value, Tensor)]
+        self._produced |= {id(value): (len(self.calls) - 1, weakref.ref(value)) for value in tensors}
+        for position, value in enumerate(self._outputs):
+            if (name := _nearest(value, self._arguments)) is not None:
+                here.near[position] = name
+
+    def close(self) -> None:
+        """The model's call is over: let go of tensors."""
+        self._outputs, self._arguments, self._produced = (), {}, {}
+
+    def _link(self, before: Seen, here: Seen, arguments: Mapping[str, Any]) -> None:
+        before.next = here
+        outputs = [out if isinstance(out, Tensor) else None for out in self._outputs]
+        for name, value in arguments.items():
+            if not isinstance(value, Tensor):
+                continue
+            position = next((p for p, out in enumerate(outputs) if out is value), None)
+            if position is not None:
+                before.fed.setdefault(position, name)
+                continue
+            number = len(self.calls)
+            producer, ref = self._produced.get(id(value), (number, None))
+            if ref is not None and ref() is value and producer < number - 1:
+                self.late.append((producer, number, name))
+            former = next((other for other, given in self._arguments.items() if given is value), None)
+            if former is not None:
+                here.same[name] = former
+            elif value.is_floating_point():
+                made = recognise(value, outputs)
+                if made is None and before.inputs.get(name) != here.inputs[name]:
+                    made = turned_alone(value, outputs)
+                if made is not None:
+                    here.made[name] = made
+
+
+def _nearest(value: Any, arguments: Mapping[str, Any]) -> str | None:
+    """Of several arguments of a value's form, the one that it differs from least."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
+        return None
+    distances = {
+        name: float((value - other).float().norm())
+        for name, other in arguments.items()
+        if form_of(other) == form_of(value)
+    }
+    return min(distances, key=distances.__getitem__) if len(distances) > 1 else None

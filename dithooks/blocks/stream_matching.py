@@ -1,0 +1,153 @@
+"""Which argument each output of a block carries on: observed where its outputs went, or declared.
+
+Identity tells: an output that the next block is given as ``hidden_states`` carries on ``hidden_states``. Where the
+model makes new tensors in between, other blocks of the list tell; then the form, if only one argument has it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from ..errors import BlockError
+from .block_io import Ports, show
+from .observation import Observation, Seen, Spot
+
+
+def ports_of(observation: Observation, call: Seen) -> Ports:
+    """Which arguments a block carries on, and in what form it returns them.
+
+    Raises:
+        WiringError: that is not clear.
+    """
+    spot = observation.spots[call.index]
+    if call.odd:
+        raise BlockError(
+            f"{spot.path} returns {', '.join(call.odd)}; tensors, alone or in a tuple, dict or dataclass, are "
+            "understood. Say where its streams are with BlockAdapter(patch_functor=...)"
+        )
+    carries, remark = _declared(observation, spot, call) if spot.pattern and spot.strict else None, ""
+    if carries is None:
+        try:
+            found = [None if form is None else _carried(observation, call, p) for p, form in enumerate(call.outputs)]
+            carries = tuple(found)
+            remark = _otherwise(spot, call, carries)
+        except BlockError:
+            if spot.pattern is None:
+                raise
+            carries = _declared(observation, spot, call)
+    twice = [name for name in carries if name is not None and carries.count(name) > 1]
+    if twice:
+        raise BlockError(f"{spot.path}: two outputs seem to carry on the same argument, {twice[0]}: {_advice(call)}")
+    forms = zip(call.outputs, carries, strict=True)
+    born = tuple(form if name is None else None for form, name in forms)
+    for form, name in zip(call.outputs, carries, strict=True):
+        if name is not None and form is not None and not (form[1].is_floating_point or form[1].is_complex):
+            raise BlockError(
+                f"{spot.path} returns {name}, {show(form)}, as if it were a stream, and such have no residual: say "
+                "where its streams are with BlockAdapter(patch_functor=...)"
+            )
+    if all(name is None for name in carries):
+        seen = ", ".join(f"{name} {show(form)}" for name, form in call.inputs.items())
+        raise BlockError(
+            f"{spot.path}: which argument does output 0, {', '.join(map(show, call.outputs[:1]))}, carry on? Its "
+            f"arguments are {seen}; none is alike"
+        )
+    return Ports(spot.face, call.maker, carries, born, remark)
+
+
+def _otherwise(spot: Spot, call: Seen, carries: tuple[str | None, ...]) -> str:
+    """What to say of a pattern that was declared, if it is not what was seen."""
+    if spot.pattern is None:
+        return ""
+    with suppress(ValueError):  # zip: another number of them, or no such argument
+        pairs = zip(spot.pattern.carries(list(call.inputs)), carries, call.outputs, strict=True)
+        if all(declared == name for declared, name, form in pairs if form is not None):
+            return ""
+    return (
+        f"forward pattern {spot.pattern.value}, {spot.pattern.text}, was declared for {spot.group}, but {spot.path} "
+        f"returns {len(carries)} value(s) that carry on {', '.join(map(str, carries))}: what was seen counts"
+    )
+
+
+def _declared(observation: Observation, spot: Spot, call: Seen) -> tuple[str | None, ...]:
+    """What a declared pattern says, if it fits the forms that were seen, and where the outputs went."""
+    assert spot.pattern is not None
+    alike = call.next is not None and observation.spots[call.next.index].group == spot.group
+    if len(spot.pattern.returns) != len(call.outputs):
+        raise BlockError(
+            f"{spot.path} returns {len(call.outputs)} value(s), but forward pattern {spot.pattern.value}, "
+            f"{spot.pattern.text}, says {len(spot.pattern.returns)}"
+        )
+    try:
+        carries = spot.pattern.carries(list(call.inputs))
+    except ValueError as error:
+        raise BlockError(f"{spot.path}: {error}") from None
+    for position, name in enumerate(carries):
+        if name is None and alike and position in call.fed:
+            raise BlockError(
+                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} is no "
+                f"stream, but the model hands it to the next block as {call.fed[position]}"
+            )
+        if name is not None and call.outputs[position] not in (None, call.inputs[name]):
+            raise BlockError(
+                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
+                f"on {name}, but they are {show(call.outputs[position])} and {show(call.inputs[name])}"
+            )
+        if alike and name is not None and call.fed.get(position, name) != name:
+            raise BlockError(
+                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
+                f"on {name}, but the model hands it to the next block as {call.fed[position]}"
+            )
+    return tuple(name if call.outputs[p] is not None else None for p, name in enumerate(carries))
+
+
+def _carried(observation: Observation, call: Seen, position: int) -> str | None:
+    """The argument of this block that output ``position`` carries on; ``None`` for what comes on top of a stream."""
+    spots, spot, form = observation.spots, observation.spots[call.index], call.outputs[position]
+    alike = [name for name, other in call.inputs.items() if other == form]
+    kin = [
+        other
+        for other in observation.calls
+        if spots[other.index].cls is spot.cls and len(other.outputs) == len(call.outputs)
+    ]
+    # Where outputs were seen to go: those of the nearest of its class within a list, first its own; to another list,
+    # which may be handed them otherwise, only where nothing else is known.
+    going_on = [
+        other for other in kin if other.next is not None and spots[other.next.index].group == spots[other.index].group
+    ]
+    own = [other for other in going_on if spots[other.index].group == spot.group and other.fed]
+    fed: dict[int, str] = {}
+    for other in [*sorted(own or going_on, key=lambda other: abs(other.index - call.index)), call]:
+        fed = {**other.fed, **fed}
+    # What another list does, with blocks of this class that may be set up otherwise, has to agree with the values.
+    if not own and any(call.near.get(p, name) != name for p, name in fed.items()):
+        fed = {}
+    if fed.get(position) in alike:  # it goes on under a name that this block has, too
+        return fed[position]
+    alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
+    if call.next is None and (before := _before(observation, call)) is not None:
+        alike = [name for name in alike if name in before.fed.values()] or alike
+    if "hidden_states" in alike and len(call.outputs) == 1:
+        return "hidden_states"
+    if len(alike) == 1:
+        return alike[0]
+    others = [form for p, form in enumerate(call.outputs) if p != position and form in call.inputs.values()]
+    if form not in call.inputs.values() and position not in call.fed and others:
+        return None
+    seen = ", ".join(f"{name} {show(other)}" for name, other in call.inputs.items())
+    taken = [name for name, other in call.inputs.items() if other == form]
+    why = f"alike: {', '.join(alike or taken)}: {_advice(call)}" if taken else "none is alike"
+    raise BlockError(
+        f"{spot.path}: which argument does output {position}, {show(form)}, carry on? Its arguments are {seen}; {why}"
+    )
+
+
+def _advice(call: Seen) -> str:
+    if len(call.outputs) > 2:
+        return "say where its streams are with BlockAdapter(patch_functor=...)"
+    patterns = "0, (h, e) -> (h, e), or 1, (h, e) -> (e, h)" if len(call.outputs) == 2 else "2 or 3"
+    return f"say which with BlockAdapter(forward_pattern=...), {patterns}"
+
+
+def _before(observation: Observation, call: Seen) -> Seen | None:
+    return next((other for other in observation.calls if other.next is call), None)

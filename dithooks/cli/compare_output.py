@@ -1,0 +1,162 @@
+"""What ``dithooks compare`` shows: a table, and a picture with a row for each setting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .comparison import Comparison, Outcome
+from .media import as_frames, check_suffix, span_of
+
+HEADS = ("", "seconds", "speed-up", "blocks run", "PSNR mean", "PSNR min", "SSIM", "relative L1", "bytes kept")
+SMALLEST, LARGEST = 160, 360  # pixels, of a picture's longer side
+
+
+def check_picture(path: Path) -> None:
+    """See before the runs that the picture can be written.
+
+    Raises:
+        TargetError: it cannot.
+    """
+    check_suffix(path, video=False)
+
+
+def rows(found: Comparison) -> list[tuple[str, ...]]:
+    """The table's, without a cache and with each."""
+    blocks = found.outcomes[0].stats.blocks_total
+    first = ("uncached", f"{median(found.seconds):.2f}", "1.00x", f"{blocks} of {blocks}", "", "", "", "", "0")
+    return [first, *map(_row, found.outcomes)]
+
+
+def show(found: Comparison) -> None:
+    """Print the table, with ``rich`` where that is installed, and the steps of each setting below it."""
+    try:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        table = [HEADS, *rows(found)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for first, *others in table:
+            cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+            print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    else:
+        grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for head in HEADS:
+            grid.add_column(head, justify="right" if head else "left", no_wrap=True)
+        for row in rows(found):
+            grid.add_row(*row)
+        needed = Console(width=1000).measure(grid).maximum
+        console = Console()
+        if not console.is_terminal and console.width < needed:  # a file has no width
+            console = Console(width=needed)
+        console.print(grid, highlight=False)
+    print()
+    for each in found.outcomes:
+        for name, steps in each.decisions["steps"].items():
+            print(f"{each.setting.name}, {name}: {steps}" if name else f"{each.setting.name}: {steps}")
+
+
+def draw(found: Comparison, captions: Sequence[str]) -> Any:
+    """A picture of PIL: samples side by side, a row for each setting below that without a cache; ``None``: no pictures.
+
+    Of a video, the frame in the middle.
+    """
+    span = span_of(found.samples)
+    if span is None:
+        return None
+    lines = [[(f"{median(found.seconds):.2f} s")], *map(_lines, found.outcomes)]
+    titles = ["uncached", *(each.setting.name for each in found.outcomes)]
+    pictures = []
+    for samples in (found.samples, *(each.samples for each in found.outcomes)):
+        frames = [as_frames(sample, span) for sample in samples]
+        if any(each is None for each in frames):
+            return None
+        pictures.append(
+            [import_module("PIL.Image").fromarray(each[len(each) // 2]) for each in frames if each is not None]
+        )
+    return _sheet(pictures, titles, lines, captions or [f"sample {n + 1}" for n in range(len(found.samples))])
+
+
+def _row(each: Outcome) -> tuple[str, ...]:
+    score, same = each.score, math.isinf(each.score.psnr) and each.score.psnr > 0
+    ssim = "" if score.ssim is None else f"{score.ssim:.4f}"
+    return (
+        each.setting.name,
+        f"{median(each.seconds):.2f}",
+        f"{each.speedup:.2f}x",
+        f"{each.stats.blocks_run} of {each.stats.blocks_total}",
+        "identical" if same else f"{score.psnr:.1f} dB",
+        "identical" if same else f"{score.worst:.1f} dB",
+        ssim,
+        f"{score.relative_l1:.3g}",
+        f"{each.stats.bytes_peak:,}",
+    )
+
+
+def _lines(each: Outcome) -> list[str]:
+    near = "identical" if math.isinf(each.score.psnr) and each.score.psnr > 0 else f"{each.score.psnr:.1f} dB"
+    return [f"{median(each.seconds):.2f} s", f"{each.speedup:.2f}x as fast", near]
+
+
+def _sheet(
+    pictures: Sequence[Sequence[Any]], titles: Sequence[str], lines: Sequence[Sequence[str]], captions: Sequence[str]
+) -> Any:
+    """Rows of pictures, a title and lines at the left of each, captions below the last."""
+    image, drawing, fonts = (import_module(f"PIL.{name}") for name in ("Image", "ImageDraw", "ImageFont"))
+    look = import_module("dithooks.demo.draw")  # colours and measures of the demo's sheets
+    title_font, font = fonts.load_default(look.TITLE_SIZE), fonts.load_default(look.TEXT_SIZE)
+    scaled = [[_scaled(each) for each in row] for row in pictures]
+    width, height = (max(each.size[axis] for row in scaled for each in row) for axis in (0, 1))
+    texts = [font.getlength(line) for each in lines for line in each] + [title_font.getlength(each) for each in titles]
+    left = look.MARGIN + int(max(texts)) + 2 * look.GAP
+    block = look.TITLE_SIZE + max(map(len, lines)) * (look.LINE + 4)
+    tall = max(height, block) + look.GAP
+    columns = len(scaled[0])
+    wrapped = [_wrap(caption, width, font) for caption in captions[:columns]]
+    below = max(map(len, wrapped)) * look.LINE + look.GAP
+    size = (left + columns * (width + look.GAP) + look.MARGIN - look.GAP, 2 * look.MARGIN + len(scaled) * tall + below)
+    sheet = image.new("RGB", size, look.PAGE)
+    pen = drawing.Draw(sheet)
+    for number, row in enumerate(scaled):
+        top = look.MARGIN + number * tall
+        y = top + (tall - look.GAP - look.TITLE_SIZE - len(lines[number]) * (look.LINE + 4)) / 2
+        pen.text((look.MARGIN, y), titles[number], fill=look.ACCENT if number else look.INK, font=title_font)
+        for place, line in enumerate(lines[number]):
+            at = y + look.TITLE_SIZE + 10 + place * (look.LINE + 4)
+            pen.text((look.MARGIN, at), line, fill=look.ACCENT if number else look.INK, font=font)
+        for column, picture in enumerate(row):
+            x = left + column * (width + look.GAP) + (width - picture.width) // 2
+            sheet.paste(picture, (x, top + (tall - look.GAP - picture.height) // 2))
+    for column, text in enumerate(wrapped):
+        for number, line in enumerate(text):
+            at = (left + column * (width + look.GAP) + width / 2, look.MARGIN + len(scaled) * tall + number * look.LINE)
+            pen.text(at, line, fill=look.MUTED, font=font, anchor="ma")
+    return sheet
+
+
+def _scaled(picture: Any) -> Any:
+    """Small ones are enlarged by whole numbers, which keep every pixel square; large ones shrink."""
+    image = import_module("PIL.Image")
+    longer = max(picture.size)
+    picture = picture.convert("RGB")
+    if longer > LARGEST:
+        picture.thumbnail((LARGEST, LARGEST), image.Resampling.LANCZOS)
+        return picture
+    factor = max(1, SMALLEST // longer)
+    return picture.resize((picture.width * factor, picture.height * factor), image.Resampling.NEAREST)
+
+
+def _wrap(text: str, width: int, font: Any) -> list[str]:
+    """Lines that fit the width in pixels; a word too long for one stands alone."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,72 @@
+"""``dithooks generate``: its arguments. What they do is in ``generating``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = """Draw pictures or a video with any pipeline of diffusers: as it is, with a plan, or with a speed-up that
+is steered to as it runs. One run for each prompt, one after another. What was done is written beside them."""
+
+EPILOG = """what MODEL can be:
+  demo                        the small pipeline that ships with dithooks
+  path/to/folder              a pipeline that save_pretrained or a download has put there
+  owner/name                  an id of the Hugging Face Hub: what is not in its local cache is downloaded
+
+how it is made faster (without any of these, nothing is):
+  --plan plan.json            what dithooks search has found for this model; with the demo, 1.5x, 2x and 3x are there.
+                              A configuration that config.save wrote is taken, too
+  --target 2                  no plan: 2 times fewer blocks run, at the steps that turn out to change least
+  --target 2 --policy-free    no plan: the steps that are computed are evenly spread, and nothing is looked at
+
+examples:
+  dithooks generate demo --prompt "slice of pizza" --plan 2x --out pizza.png
+  dithooks generate black-forest-labs/FLUX.1-dev --prompt "a lighthouse" --plan plan.json --size 1024x1024
+  dithooks generate path/to/wan --prompt "a cat walks" --frames 49 --size 832x480 --fps 16 --target 2 --out cat.mp4
+  dithooks generate Qwen/Qwen-Image --prompt "a street" --negative-prompt " " --set true_cfg_scale=4 --count 2
+
+The first result is drawn with the seed, the next with the seed and one; of several, the names get numbers: out-1.png,
+out-2.png. Files that are there are overwritten.
+exit codes: 0 written; 2 asked wrongly; 130 interrupted, what was done by then is written.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``dithooks generate`` takes."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="what draws, see below")
+    add("--prompt", action="append", default=[], dest="prompts", metavar="TEXT", help="what to draw; repeatable")
+    add("--negative-prompt", metavar="TEXT", help="what not to draw")
+    add("--plan", metavar="FILE", help="what to reuse, as found by a search")
+    add("--target", type=float, metavar="X", help="or a speed-up, in blocks that run")
+    add("--policy-free", action="store_true", help="with --target: settled before the run, by an even spread")
+    add("--steps", type=int, metavar="N", help="sampling steps (those of the plan, else the pipeline's own)")
+    add("--guidance", type=float, metavar="G", help="guidance scale (the pipeline's own)")
+    add("--seed", type=int, default=0, help="where the noise comes from (default: %(default)s)")
+    add("--size", metavar="WxH", help="of a picture in pixels, such as 1024x768 (the pipeline's own)")
+    add("--frames", type=int, metavar="N", help="of a video (the pipeline's own)")
+    add("--fps", type=float, default=16.0, metavar="F", help="frames a second in the file (default: %(default)g)")
+    add("--count", type=int, default=1, metavar="N", help="results for each prompt (default: %(default)s)")
+    add("--set", action="append", default=[], dest="others", metavar="NAME=VALUE", help="another argument; repeatable")
+    add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, npu, xpu, mps (auto: an accelerator, if any)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="(float32 on the CPU, bfloat16 elsewhere)")
+    add("--out", type=Path, metavar="FILE", help="picture or video (generated.png, or .mp4, or .gif without ffmpeg)")
+    add("--json", metavar="FILE", help="the statistics (beside the result); - writes them to stdout")
+    add("--quiet", action="store_true", help="show no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw what was asked for.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        TargetError: it cannot be drawn as asked.
+    """
+    from .generate_options import GenerateOptions
+    from .generation import generate
+
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "run")}
+    given |= {"prompts": tuple(args.prompts), "others": tuple(args.others)}
+    return generate(GenerateOptions(**given))

@@ -1,0 +1,166 @@
+"""Pictures and videos: out of what a pipeline returns, and into files."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import TargetError
+from ..recording.image_metrics import FIELDS, samples_of
+
+ENCODED = (".mp4", ".mov", ".mkv", ".webm")  # by ffmpeg
+ANIMATED = (".gif", ".webp", ".apng")  # by Pillow
+Frames = list[Any]  # pictures of PIL; one of them is a picture, more are a video
+
+
+def check_suffix(path: Path, video: bool) -> None:
+    """See before the run that a file with this ending can be written.
+
+    Args:
+        path: the file.
+        video: whether it has to hold more than one frame.
+
+    Raises:
+        TargetError: it cannot; the message says what can.
+    """
+    suffix = path.suffix.lower()
+    image = _pillow()
+    if video and suffix in ENCODED:
+        if lack := _lacking():
+            raise TargetError(f"{path} needs {lack} (pip install imageio imageio-ffmpeg); .gif needs nothing more")
+        return
+    known = image.registered_extensions().get(suffix)
+    if video and suffix not in ANIMATED:
+        kinds = ", ".join((*ENCODED, *ANIMATED))
+        raise TargetError(f"{path} cannot hold a video: give a file that ends in {kinds}, or --frames 1")
+    if suffix in ENCODED:
+        raise TargetError(f"{path} is of a video, but pictures will be drawn: use .png")
+    if known not in image.SAVE:
+        raise TargetError(f"{path} has an ending that no picture format knows: use .png")
+
+
+def default_path(video: bool) -> Path:
+    """Where results go if nothing is said."""
+    return Path("generated.png" if not video else "generated.gif" if _lacking() else "generated.mp4")
+
+
+def frames_of(result: Any) -> list[Frames]:
+    """What a pipeline returned as pictures of PIL: one list for each sample, of one frame or more.
+
+    Raises:
+        TargetError: it returned something else.
+    """
+    image = _pillow()
+    found = next((value for name in FIELDS if (value := getattr(result, name, None)) is not None), result)
+    found = found[0] if isinstance(found, tuple) and len(found) == 1 else found
+    if isinstance(found, list) and found:
+        parts = [each if isinstance(each, list) else [each] for each in found]
+        if all(isinstance(frame, image.Image) for part in parts for frame in part):
+            return parts
+    try:
+        samples = samples_of(found)
+    except (ValueError, TypeError) as error:
+        raise TargetError(f"neither pictures nor videos came of it: {error}") from error
+    span = span_of(samples)
+    drawn = [None if span is None else as_frames(sample, span) for sample in samples]
+    if any(each is None for each in drawn):
+        raise TargetError(f"neither pictures nor videos came of it, but arrays of shape {samples[0].shape}")
+    return [[image.fromarray(each) for each in frames] for frames in drawn if frames is not None]
+
+
+def span_of(samples: Sequence[NDArray[np.float32]]) -> tuple[float, float] | None:
+    """The numbers that are black and white in samples: 0 and 1, −1 and 1, or 0 and 255; ``None``: no pictures."""
+    least, most = min(float(each.min()) for each in samples), max(float(each.max()) for each in samples)
+    near = 1e-3  # a decoder's rounding
+    for low, high in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
+        if low - near <= least and most <= high + near:
+            return low, high
+    return None
+
+
+def as_frames(sample: NDArray[np.float32], span: tuple[float, float]) -> NDArray[np.uint8] | None:
+    """A sample, as the score takes it, in frames (frames, height, width, 3 or 4) of 8 bits; ``None``: no picture.
+
+    Args:
+        sample: with channels first or last.
+        span: what is black in it, and what is white.
+
+    Example:
+        >>> as_frames(np.ones((3, 4, 8), np.float32), (0.0, 1.0)).shape
+        (1, 4, 8, 3)
+    """
+    if sample.ndim == 2:
+        sample = sample[..., None]
+    if sample.ndim < 3 or not np.isfinite(sample).all():
+        return None
+    frames = sample.reshape(-1, *sample.shape[-3:])
+    if frames.shape[-1] not in (1, 3, 4):
+        if frames.shape[1] not in (1, 3):
+            return None
+        frames = np.moveaxis(frames, 1, -1)
+    if frames.shape[-1] == 1:
+        frames = np.repeat(frames, 3, axis=-1)
+    low, high = span
+    return np.ascontiguousarray(((frames - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8))
+
+
+def write_frames(path: Path, frames: Frames, fps: float) -> None:
+    """A picture, or a video of several frames.
+
+    Raises:
+        OSError: that fails.
+    """
+    suffix = path.suffix.lower()
+    if suffix in ENCODED:
+        _encode(path, frames, fps)
+    elif len(frames) == 1:
+        flat = suffix in (".jpg", ".jpeg", ".bmp")
+        (frames[0].convert("RGB") if flat else frames[0]).save(path)
+    else:
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=_durations(len(frames), fps), loop=0)
+
+
+def _durations(count: int, fps: float) -> list[int]:
+    """Milliseconds for each frame, whole hundredths as GIF has them, which add up to the length of the video."""
+    ends = [round(100 * (number + 1) / fps) for number in range(count)]
+    return [10 * max(end - begin, 2) for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def _encode(path: Path, frames: Frames, fps: float) -> None:
+    imageio = importlib.import_module("imageio.v2")
+    arrays = [np.asarray(frame.convert("RGB")) for frame in frames]
+    height, width = arrays[0].shape[:2]
+    even = [np.pad(each, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") for each in arrays]  # codecs want it
+    try:
+        with imageio.get_writer(path, fps=fps, macro_block_size=1) as writer:
+            for each in even:
+                writer.append_data(each)
+    except (RuntimeError, ValueError) as error:
+        raise OSError(f"ffmpeg: {' '.join(str(error).split())}") from error
+
+
+def _lacking() -> str:
+    """What is missing to encode a video; empty: nothing."""
+    lacking: Sequence[str] = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
+    if lacking:
+        return " and ".join(lacking).replace("_", "-")
+    try:
+        importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+    except RuntimeError:
+        return "ffmpeg"
+    return ""
+
+
+def _pillow() -> Any:
+    try:
+        image: Any = importlib.import_module("PIL.Image")
+    except ModuleNotFoundError as error:
+        raise TargetError('pictures need PIL: pip install "dithooks[demo]"') from error
+    image.init()
+    return image

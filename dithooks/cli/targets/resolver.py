@@ -1,0 +1,46 @@
+"""From what is written after ``dithooks inspect`` to what is looked at."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+
+from ...errors import TargetError
+from ...inspection.diffusers_class import Subject, components_of, of_pipeline, of_transformer, quiet
+from ...tiny import names
+from .saved_model import of_folder, of_id
+from .user_factory import of_factory
+
+
+def find_subject(name: str) -> Subject:
+    """What a name means: a factory of the user's, a folder, a class of transformers or pipelines, or a model's id.
+
+    Raises:
+        TargetError: none of these.
+    """
+    if ":" in name:
+        return of_factory(name)
+    if Path(name).is_dir():
+        return of_folder(Path(name))
+    if name in names():
+        return of_transformer(name)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return of_id(name)
+    with quiet():
+        diffusers = importlib.import_module("diffusers")
+        cls = getattr(diffusers, name, None)
+        if isinstance(cls, type) and name.endswith("Pipeline"):
+            if backends := getattr(cls, "_backends", None):  # diffusers' stand-in for a class that cannot be imported
+                lacking = [each for each in backends if importlib.util.find_spec(each) is None]
+                needed = " ".join(lacking or backends)
+                raise TargetError(f"{name} cannot be imported: it needs {needed} (pip install {needed})")
+            return of_pipeline(name, components_of(cls))
+    if cls is not None:
+        raise TargetError(f"{name} of diffusers is neither a pipeline nor a transformer that is known here")
+    pipelines = [each for each in dir(diffusers) if each.endswith("Pipeline")]
+    close = difflib.get_close_matches(name, [*names(), *pipelines], n=3)
+    hint = f"do you mean {' or '.join(close)}?" if close else "give a class of diffusers, a folder, or FILE.py:FACTORY"
+    raise TargetError(f"there is no {name!r} (diffusers {diffusers.__version__}): {hint}")

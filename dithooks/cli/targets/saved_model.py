@@ -1,0 +1,92 @@
+"""What is looked at where a model on disk is named: its folder, or its id in the local cache of the Hugging Face Hub.
+
+Only the configurations are read. Weights are neither downloaded nor loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import TargetError
+from ...inspection.diffusers_class import Subject, counts_of, of_pipeline, of_transformer
+from ...tiny import build, of_class
+
+
+def of_folder(folder: Path, title: str = "") -> Subject:
+    """A pipeline that was saved to a folder, or a single transformer.
+
+    Raises:
+        TargetError: it holds neither, or of no class that is known.
+    """
+    title = title or str(folder)
+    single = _json(folder / "config.json").get("_class_name")
+    if isinstance(single, str):
+        if not of_class(single):
+            raise TargetError(f"{title} holds a {single}, which is no transformer class that is known here")
+        return of_transformer(single, _counts(single, folder), f"config.json of {title}")
+    index = _json(folder / "model_index.json")
+    if index:
+        listed = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+    else:  # of a snapshot, only some folders may be there
+        configs = {path.parent.name: _json(path) for path in sorted(folder.glob("*/config.json"))}
+        listed = {name: config.get("_class_name") for name, config in configs.items()}
+    parts = {name: cls for name, cls in listed.items() if isinstance(cls, str) and of_class(cls)}
+    if not parts:
+        has = ", ".join(f"{name}: {cls}" for name, cls in listed.items() if isinstance(cls, str))
+        has = has or "no model_index.json or config.json"
+        raise TargetError(f"{title} holds no transformer of a class that is known here ({has})")
+    missing = [name for name in parts if not (folder / name / "config.json").is_file()]
+    if missing:
+        raise TargetError(f"{title} lacks {missing[0]}/config.json: download it, or name the class {parts[missing[0]]}")
+    counts = {name: _counts(cls, folder / name) for name, cls in parts.items()}
+    cls = index.get("_class_name", "a pipeline")
+    return of_pipeline(f"{cls} from {title}", parts, counts, "its config.json")
+
+
+def of_id(name: str) -> Subject:
+    """A model that is in the local cache of the Hugging Face Hub.
+
+    Raises:
+        TargetError: it is not there.
+    """
+    hub = importlib.import_module("huggingface_hub")
+    errors = importlib.import_module("huggingface_hub.errors")
+    try:
+        folder = hub.snapshot_download(name, local_files_only=True)
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        raise TargetError(
+            f"{name} is neither a folder nor in the local cache of the Hugging Face Hub, and nothing is downloaded "
+            "here: download it (hf download), or name its pipeline class, such as FluxPipeline"
+        ) from None
+    return of_folder(Path(folder), name)
+
+
+def _counts(name: str, folder: Path) -> dict[str, int]:
+    """Blocks per list of a class with the configuration in a folder."""
+    cls: Any = type(build(name).model)
+    known = cls.extract_init_dict(_json(folder / "config.json"))[0]
+    try:
+        return counts_of(cls, known)
+    except Exception as error:  # whatever a constructor thinks of a configuration that is not its own
+        raise TargetError(f"{folder / 'config.json'} makes no {name}: {' '.join(str(error).split())}") from error
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    """A JSON object, ``{}`` where there is no such file.
+
+    Raises:
+        TargetError: the file cannot be read as one.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TargetError(f"{path} cannot be read: {error}") from error
+    if not isinstance(read, dict):
+        raise TargetError(f"{path} holds no JSON object")
+    return read

@@ -1,0 +1,119 @@
+"""What is looked at where a user's own factory is named: ``package.module:factory`` or ``path/to/file.py:factory``.
+
+The factory takes no arguments and returns a pair: a model, a pipeline or a ``BlockAdapter``, and what it is called
+with, which is a dict of keyword arguments, a tuple of positional ones, or a function that calls it, of no arguments or
+of one, the pipeline.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ...blocks.adapter import BlockAdapter
+from ...errors import TargetError
+from ...inspection.diffusers_class import Subject
+
+RETURNS = "a pair: the target, and a dict of keyword arguments, a tuple of positional ones or a function that runs it"
+
+
+def of_factory(spelled: str) -> Subject:
+    """What a factory makes. Errors inside it are its own and pass as they are.
+
+    Every run of the subject begins with the random generators among its arguments as the factory has left them.
+
+    Raises:
+        TargetError: there is no such factory, or it returns something else.
+    """
+    where, _, name = spelled.rpartition(":")
+    module = _file(Path(where)) if where.endswith(".py") else _module(where)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        said = "has no" if factory is None else f"has a {type(factory).__name__}, not a function,"
+        raise TargetError(f"{where} {said} {name!r}: give FILE.py:FACTORY or MODULE:FACTORY")
+    made = factory()
+    if not isinstance(made, tuple) or len(made) != 2 or not (isinstance(made[1], (dict, tuple)) or callable(made[1])):
+        got = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
+        raise TargetError(f"{spelled} returned {got}: it has to return {RETURNS}")
+    target, given = made
+    return Subject(spelled, target, _run(spelled, target, given), "target")
+
+
+def _run(spelled: str, target: Any, given: Any) -> Callable[[], object]:
+    called: Any = target.target if isinstance(target, BlockAdapter) else target
+    if not isinstance(given, (dict, tuple)):
+        return _function(spelled, called, given)
+    args, kwargs = ((), given) if isinstance(given, dict) else (given, {})
+    states = [(generator, generator.get_state()) for generator in _generators(given)]
+
+    def run() -> object:
+        for generator, state in states:  # the run before has used them up
+            generator.set_state(state)
+        return called(*args, **kwargs)
+
+    return run
+
+
+def _function(spelled: str, called: Any, function: Callable[..., object]) -> Callable[[], object]:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # one that is not written in Python may not tell
+        return function
+    if _takes(signature):
+        return function
+    if _takes(signature, called):
+        return lambda: function(called)
+    raise TargetError(f"{spelled} returned a function of {signature}: it takes no argument, or one, the pipeline")
+
+
+def _takes(signature: inspect.Signature, *args: object) -> bool:
+    try:
+        signature.bind(*args)
+    except TypeError:
+        return False
+    return True
+
+
+def _generators(value: object) -> Iterator[torch.Generator]:
+    """All in an argument, however deep."""
+    if isinstance(value, torch.Generator):
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _generators(item)
+
+
+def _module(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:  # as `python -m` does, and a console script does not
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # something that the module needs
+        raise TargetError(f"there is no module {error.name!r} here: give FILE.py:FACTORY or MODULE:FACTORY") from error
+    except ValueError:
+        raise TargetError(f"{name!r} is no module: give FILE.py:FACTORY or MODULE:FACTORY") from None
+
+
+def _file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise TargetError(f"there is no file {path}: give FILE.py:FACTORY or MODULE:FACTORY")
+    if str(path.parent.resolve()) not in sys.path:  # as for a script: its neighbours can be imported
+        sys.path.insert(0, str(path.parent.resolve()))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,111 @@
+"""What msmodelslim's users set: which blocks at which steps, and what a search is to find."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...config.safe_json import parsed, shortened
+from ...validation import check_count
+
+
+@dataclass(frozen=True)
+class DitCacheConfig:
+    """Which blocks are passed over, and at which steps.
+
+    Args:
+        cache_step_start: compute at every step before this one, ≥ 0;
+        cache_step_interval: from there on at every so many steps, ≥ 1.
+        cache_block_start: first block that is passed over, ≥ 0.
+        cache_num_blocks: how many are; 0: none.
+
+    It does not change; another one is given to the adaptor.
+
+    Raises:
+        ValueError: one is no whole number, or too small.
+
+    Example:
+        >>> config = DitCacheConfig(10, 5, cache_block_start=2, cache_num_blocks=4)
+        >>> dict(config)["cache_step_interval"]
+        5
+    """
+
+    cache_step_start: int = -1  # to leave one out is an error as any other
+    cache_step_interval: int = -1
+    cache_block_start: int = -1
+    cache_num_blocks: int = -1
+
+    def __post_init__(self) -> None:
+        for name, least in zip(self.to_dict(), (0, 1, 0, 0), strict=True):
+            _counted(self, name, least)
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self.to_dict().items())
+
+    def to_dict(self) -> dict[str, int]:
+        """The four numbers by name, as JSON takes them."""
+        return asdict(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the four numbers to a JSON file."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> DitCacheConfig:
+        """Read what :meth:`save`, or ``json.dump(dict(config), file)``, wrote.
+
+        Raises:
+            ValueError: naming the file: these four numbers are not what is in it.
+        """
+        try:
+            return cls(**parsed(Path(path).read_text(encoding="utf-8"), "DitCacheConfig"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)} is not a DitCacheConfig: {shortened(error)}") from None
+
+
+@dataclass
+class DitCacheSearchConfig:
+    """What is wanted of a search.
+
+    Args:
+        cache_ratio: times fewer block executions, > 1.
+        dit_block_num: number of blocks, to be compared with what is there; left out, as many as there are.
+        num_sampling_steps: of the run that is searched with.
+        cache_step_interval: from one computed step to the next, ≥ 2; a larger one is taken where the ratio asks for it.
+        num_hidden_states: that a block takes and returns. It is observed, so nothing depends on this.
+
+    Raises:
+        ValueError: a value is missing, of the wrong type or out of range.
+
+    Example:
+        >>> DitCacheSearchConfig(cache_ratio=1.3, num_sampling_steps=100).cache_step_interval
+        2
+    """
+
+    cache_ratio: float = 1.3
+    dit_block_num: int | None = None
+    num_sampling_steps: int | None = None
+    cache_step_interval: int = 2
+    num_hidden_states: int = 1
+
+    def __post_init__(self) -> None:
+        ratio: object = self.cache_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 1 < ratio < float("inf"):
+            raise ValueError(f"cache_ratio={ratio!r} must be a number above 1: so many times fewer blocks are run")
+        if self.num_sampling_steps is None:
+            raise ValueError("num_sampling_steps must be given: the number of steps that the pipeline takes")
+        if self.dit_block_num is not None:
+            _counted(self, "dit_block_num", 1)
+        for name, least in (("num_sampling_steps", 1), ("cache_step_interval", 2), ("num_hidden_states", 1)):
+            _counted(self, name, least)
+
+
+def _counted(config: object, name: str, least: int) -> None:
+    """See that a field is a whole number, and not below ``least``."""
+    try:
+        vars(config)[name] = check_count(name, getattr(config, name), least)
+    except TypeError as error:
+        raise ValueError(str(error)) from None

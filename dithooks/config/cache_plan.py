@@ -1,0 +1,251 @@
+"""A plan: where, when and what for every step of a run, found ahead of time for one model, as one file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from math import inf
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..blocks.block_lists import WRAPPED, Chain, fingerprint
+from ..policies.interval import Interval
+from ..predictors.polynomial import Reuse
+from ..validation import set_field
+from .cache_config import DitCacheConfig
+from .codec import plain
+from .provenance import Made, Provenance
+from .safe_json import parsed, read_file
+from .transformer_plan import Piece
+
+SCHEMA = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """For every step of a run, what is computed, what is reused, and with which weights: what a search has found.
+
+    ``dit_cache`` takes it as it takes a configuration. In a run with another number of steps, or at other noise levels,
+    the steps are resampled (:class:`Mask`), and the line through the last residuals takes the place of the coefficients
+    (:class:`Fitted`), which is said once.
+
+    Args:
+        pieces: of each transformer that is cached, one.
+        made: what for.
+        provenance: how.
+
+    Raises:
+        TypeError, ValueError: a field is of the wrong type, or does not fit the others.
+
+    Example:
+        >>> piece = Piece("", 0, 3, 4, (1, 0, 1, 0), (None, (1.0,), None, (1.5, -0.5)), (1.0, 0.75, 0.5, 0.25))
+        >>> made = Made("Model", "0123456789abcdef", 4, "float32", 4, None, (64, 48))
+        >>> found = Provenance("2025-01-31", {"torch": "2.6.0"}, "CPU", 1, 1.5, "by hand", 1.55, 0.02, psnr=41.0)
+        >>> plan = CachePlan((piece,), made, found)
+        >>> plan.config.when, plan.speedup
+        (Mask(steps=(1, 0, 1, 0), sigmas=(1.0, 0.75, 0.5, 0.25), dynamic=None), 1.6)
+        >>> CachePlan.from_json(plan.to_json()) == plan
+        True
+        >>> print(plan)
+        CachePlan for Model, 4 blocks in float32, 4 steps, latents 64×48
+          blocks: 0 … 2 of 4  ●○●○  2 of 4 steps reused
+          1.60× fewer blocks run; predicted: 1.55× as fast, error 0.02
+          measured: PSNR 41.00 dB
+          found by hand for a target of 1.5×, from 1 sample on CPU, 2025-01-31
+    """
+
+    pieces: tuple[Piece, ...]
+    made: Made
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        pieces = tuple(self.pieces) if isinstance(self.pieces, (tuple, list)) else (None,)
+        for name, kind, parts in (
+            ("pieces", Piece, pieces),
+            ("made", Made, (self.made,)),
+            ("provenance", Provenance, (self.provenance,)),
+        ):
+            if not all(isinstance(part, kind) for part in parts):
+                kinds = f"a tuple of {kind.__name__}" if name == "pieces" else f"a {kind.__name__}"
+                raise TypeError(f"{name} must be {kinds}, not {getattr(self, name)!r}")
+        if not pieces:
+            raise ValueError("pieces is empty: a plan caches one transformer at least")
+        set_field(self, "pieces", pieces)
+        paths = [piece.path for piece in self.pieces]
+        if twice := sorted({path for path in paths if paths.count(path) > 1}):
+            raise ValueError(f"pieces has several of {twice[0]!r}: give one of each transformer")
+        for piece in self.pieces:
+            if len(piece.steps) != self.made.steps:
+                raise ValueError(f"{piece.path!r} has {len(piece.steps)} steps, but made.steps={self.made.steps}")
+        if (total := sum(piece.total for piece in self.pieces)) > self.made.blocks:
+            raise ValueError(f"pieces are of {total} blocks together, but made.blocks={self.made.blocks}")
+
+    @property
+    def config(self) -> DitCacheConfig:
+        """The plan as a configuration: of the first piece, with the others as overrides."""
+        return self._config({piece.path: piece for piece in self.pieces})
+
+    @property
+    def speedup(self) -> float:
+        """How many times fewer blocks run: all block executions over those that are left.
+
+        Of the transformers that are cached, as if each were called as often at every step.
+        """
+        counts = [piece.executions for piece in self.pieces]
+        total = sum(every for every, _ in counts)
+        left = total - sum(left_out for _, left_out in counts)
+        return total / left
+
+    def config_for(self, chains: Sequence[tuple[Chain, DitCacheConfig | None]]) -> DitCacheConfig:
+        """The plan as a configuration of a model at hand. A transformer that no piece is of stays uncached.
+
+        Args:
+            chains: of the model, with a configuration of their own where an adapter has given one.
+
+        Raises:
+            ValueError: it was made for another model, or one of its transformers is not there by name, or has a
+                configuration of its own.
+        """
+        here = fingerprint([chain for chain, _ in chains])
+        if here != self.made.fingerprint:
+            model = "+".join(type(chain.owner).__name__ for chain, _ in chains)
+            blocks = sum(len(chain.sites) for chain, _ in chains)
+            raise ValueError(
+                f"the plan was made for another model, {self.made.model} with {self.made.blocks} blocks (fingerprint "
+                f"{self.made.fingerprint}); here is {model} with {blocks} (fingerprint {here}): search a plan for "
+                "this one, or take the numbers over with dataclasses.replace(plan.config, fingerprint=None)"
+            )
+        names = {_unwrapped(chain.path): chain for chain, _ in chains}
+        if len(chains) == len(self.pieces) == 1:  # whatever each is called from its target
+            names = {_unwrapped(self.pieces[0].path): chains[0][0]}
+        found: dict[str, Piece] = {}
+        for piece in self.pieces:
+            if (chain := names.get(_unwrapped(piece.path))) is None:
+                raise ValueError(f"the plan is for {piece.path!r}, which is none of {', '.join(map(repr, names))}")
+            found[chain.path] = piece
+        for chain, own in chains:
+            if own is not None and chain.path in found:
+                raise ValueError(f"{chain.name} has a configuration of its own in the adapter: give one of both")
+        return self._config({**found, **{c.path: None for c, own in chains if own is None and c.path not in found}})
+
+    def _config(self, named: Mapping[str, Piece | None]) -> DitCacheConfig:
+        """One configuration of what holds for each transformer by its path."""
+        settings = {path: _UNCACHED if piece is None else piece.settings for path, piece in named.items()}
+        base = settings.pop("" if "" in settings else next(iter(settings)))
+        return DitCacheConfig(**base, fingerprint=self.made.fingerprint, overrides=settings)
+
+    def remarks(self, dtype: str | None, scheduler: str | None) -> list[str]:
+        """What is to be said where a model has another dtype, or its pipeline another scheduler; ``None``: not known.
+
+        Example:
+            >>> made = Made("Model", "f", 1, "float32", 1, "Euler", ())
+            >>> found = Provenance("2025-01-31", {}, "CPU", 1, 1.0, "by hand", 1.0, 0.0)
+            >>> plan = CachePlan((Piece("", 0, 1, 1, (1,), (None,), None),), made, found)
+            >>> plan.remarks("float32", "Euler"), len(plan.remarks("bfloat16", "Heun"))
+            ([], 2)
+        """
+        made, said = self.made, []
+        if dtype is not None and dtype.removeprefix("torch.") != made.dtype:
+            said.append(
+                f"the plan was made with weights in {made.dtype}, and the model's are in {dtype.removeprefix('torch.')}"
+                ": it is used all the same, but speed-up and error may differ from what was found"
+            )
+        if scheduler is not None and made.scheduler is not None and scheduler != made.scheduler:
+            said.append(
+                f"the plan was made with {made.scheduler}, and the scheduler here is {scheduler}: it is used all the "
+                "same, but speed-up and error may differ from what was found"
+            )
+        return said
+
+    def to_json(self) -> str:
+        """The plan as a JSON object with a schema version. JSON has no infinity: such a PSNR is ``"inf"``."""
+        data = {"schema": SCHEMA, "kind": "CachePlan", **asdict(self)}
+        if self.provenance.psnr == inf:
+            data["provenance"]["psnr"] = "inf"
+        return json.dumps(data, indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> CachePlan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, another kind or schema, or fields missing, unknown or out of range.
+            TypeError: a field is of the wrong type.
+        """
+        data = parsed(text, "CachePlan")
+        if not isinstance(data, dict) or data.get("kind") != "CachePlan":
+            raise ValueError('not a CachePlan: a JSON object with "kind": "CachePlan" is expected')
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"CachePlan schema {data.get('schema')!r} is not known: this version reads {SCHEMA}")
+        values = {name: value for name, value in data.items() if name not in ("schema", "kind")}
+        _check_names(cls, values, "CachePlan")
+        if not isinstance(values["pieces"], list):
+            raise TypeError(f"pieces must be a list, not {values['pieces']!r}")
+        pieces = tuple(_read(Piece, each, f"pieces[{number}]") for number, each in enumerate(values["pieces"]))
+        found = values["provenance"]
+        if isinstance(found, dict) and found.get("psnr") == "inf":
+            found = {**found, "psnr": inf}
+        return cls(pieces, _read(Made, values["made"], "made"), _read(Provenance, found, "provenance"))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_json` to a file."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CachePlan:
+        """Read a file that :meth:`save` wrote; errors as :meth:`from_json`, naming the path."""
+        return read_file(path, cls.from_json)
+
+    def __str__(self) -> str:
+        """A few lines: ● is computed, ○ reused, · not called."""
+        made, found = self.made, self.provenance
+        steps = f"{made.steps} steps" + ("" if made.scheduler is None else f" of {made.scheduler}")
+        size = f", latents {'×'.join(map(str, made.size))}" if made.size else ""
+        seen = (
+            (found.measured_speedup, "{:.2f}× as fast"),
+            (found.psnr, "PSNR {:.2f} dB"),
+            (found.relative_l1, "relative L1 {:.3g}"),
+            (found.ssim, "SSIM {:.4f}"),
+        )
+        measured = [text.format(value) for value, text in seen if value is not None]
+        target = f"a target of {found.target:g}×{'' if found.reached else ', which was not reached'}"
+        return "\n  ".join(
+            [
+                f"CachePlan for {made.model}, {made.blocks} blocks in {made.dtype}, {steps}{size}",
+                *map(str, self.pieces),
+                f"{self.speedup:.2f}× fewer blocks run; predicted: {found.predicted_speedup:.2f}× as fast, "
+                f"error {found.predicted_error:.3g}",
+                *([f"measured: {', '.join(measured)}"] if measured else []),
+                f"found {found.method} for {target}, from {found.samples} sample{'s' * (found.samples != 1)} on "
+                f"{found.machine}, {found.date}",
+            ]
+        )
+
+
+_UNCACHED = {"cache_num_blocks": None, "policy": Interval(0, 1), "predictor": Reuse()}
+
+
+def _unwrapped(path: str) -> str:
+    """A transformer's path without wrappers of ``torch.compile``."""
+    return ".".join(part for part in path.split(".") if part != WRAPPED)
+
+
+def _check_names(kind: Any, values: Mapping[str, Any], where: str) -> None:
+    known = {each.name: each.default is MISSING for each in fields(kind)}
+    if strange := sorted(set(values) - set(known)):
+        raise ValueError(f"{where} has no field {', '.join(strange)}: known are {', '.join(known)}")
+    if missing := [name for name, needed in known.items() if needed and name not in values]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+
+
+def _read(kind: type[T], data: Any, where: str) -> T:
+    if not isinstance(data, dict):
+        raise TypeError(f"{where} must be an object with the fields of a {kind.__name__}, not {data!r}")
+    _check_names(kind, data, where)
+    try:
+        return kind(**plain(data))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from None

@@ -1,0 +1,114 @@
+"""What a plan was made for, and how it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from ..validation import check_count, check_number, check_text, set_field
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a plan was made for.
+
+    Args:
+        model: class of the transformer; of several, joined by "+".
+        fingerprint: of all transformers, as ``handle.config`` has it; attaching to another model is refused.
+        blocks: of all transformers together.
+        dtype: of the weights: ``"bfloat16"``.
+        steps: of the run.
+        scheduler: its class; ``None`` where none was known.
+        size: shape of the latents, without the batch.
+
+    Raises:
+        TypeError, ValueError: a field is of the wrong type or out of range.
+    """
+
+    model: str
+    fingerprint: str
+    blocks: int
+    dtype: str
+    steps: int
+    scheduler: str | None
+    size: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("model", "fingerprint", "dtype"):
+            set_field(self, name, check_text(name, getattr(self, name)))
+        set_field(self, "dtype", self.dtype.removeprefix("torch."))
+        for name in ("blocks", "steps"):
+            set_field(self, name, check_count(name, getattr(self, name), 1))
+        if self.scheduler is not None:
+            check_text("scheduler", self.scheduler)
+        size: Any = self.size
+        if not isinstance(size, Iterable) or isinstance(size, str):
+            raise TypeError(f"size must be the shape of the latents without the batch, not {size!r}")
+        set_field(self, "size", tuple(check_count("a length in size", length, 1) for length in size))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a plan was found, and what was seen of it.
+
+    Args:
+        date: of the search.
+        versions: of the packages it was made with.
+        machine: it was made on.
+        samples: recorded for it.
+        target: the speed-up that was asked for.
+        method: of the search.
+        predicted_speedup: of a run, from measured block times.
+        predicted_error: of a run's result, as the search priced it.
+        measured_speedup: of one run, in time, or in block executions if the target is of these; ``None``, here and
+            below: not measured.
+        psnr: of the pictures against those without the cache, in dB; infinite where they are the same.
+        relative_l1: mean |difference| over mean |without the cache|.
+        ssim: structural similarity.
+        reached: whether the target was.
+
+    Raises:
+        TypeError, ValueError: a field is of the wrong type or out of range.
+    """
+
+    date: str
+    versions: Mapping[str, str] = field(hash=False)
+    machine: str
+    samples: int
+    target: float
+    method: str
+    predicted_speedup: float
+    predicted_error: float
+    measured_speedup: float | None = None
+    psnr: float | None = None
+    relative_l1: float | None = None
+    ssim: float | None = None
+    reached: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("date", "machine", "method"):
+            set_field(self, name, check_text(name, getattr(self, name)))
+        items = self.versions.items() if isinstance(self.versions, Mapping) else [(None, None)]
+        if not all(isinstance(part, str) for item in items for part in item):
+            raise TypeError(f"versions must be a mapping of packages to versions, not {self.versions!r}")
+        set_field(self, "versions", dict(self.versions))
+        set_field(self, "samples", check_count("samples", self.samples, 1))
+        for name in ("target", "predicted_speedup"):
+            set_field(self, name, check_number(name, getattr(self, name), 0, strictly=True))
+        set_field(self, "predicted_error", check_number("predicted_error", self.predicted_error, 0))
+        if self.measured_speedup is not None:
+            set_field(
+                self, "measured_speedup", check_number("measured_speedup", self.measured_speedup, 0, strictly=True)
+            )
+        for name, least in (("psnr", -1e6), ("relative_l1", 0), ("ssim", -1)):
+            value = getattr(self, name)
+            if name == "psnr" and value == inf:
+                set_field(self, name, inf)
+            elif value is not None:
+                set_field(self, name, check_number(name, value, least))
+        if self.ssim is not None and self.ssim > 1:
+            raise ValueError(f"ssim={self.ssim:g} is out of range: it must be at most 1")
+        if not isinstance(self.reached, bool):
+            raise TypeError(f"reached must be True or False, not {self.reached!r}")

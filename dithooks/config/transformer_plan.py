@@ -1,0 +1,147 @@
+"""What a plan says of one transformer: its range, its steps, and the weights of each reused one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ..policies.mask import Mask
+from ..predictors.fitted import Fitted
+from ..validation import check_choice, check_count, check_text, set_field
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a plan says of one transformer.
+
+    Args:
+        path: of the transformer, from the target; "" for the target itself.
+        first: first block of the range, counted over the transformer's lists.
+        blocks: number of blocks in the range.
+        total: blocks of the transformer.
+        steps: for each step of the run, 1: computed, 0: reused. The first is 1.
+        coefficients: of each reused step, as :class:`Fitted` has them; ``None`` where the step is computed.
+        sigmas: the time of each step; ``None``: not known.
+        axis: what that is: ``"sigma"``, ``"timestep"`` or ``"step"``.
+        called: the step of the run at which the transformer is called first, and the one after its last: (0, 14) for
+            the first of two experts. The steps outside are 1. Left out: at all.
+
+    Raises:
+        TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.
+
+    Example:
+        >>> piece = Piece("transformer", 1, 4, 8, (1, 1, 0, 1), (None, None, (1.5, -0.5), None), (1.0, 0.8, 0.6, 0.3))
+        >>> piece.policy
+        Mask(steps=(1, 1, 0, 1), sigmas=(1.0, 0.8, 0.6, 0.3), dynamic=None)
+        >>> piece.saved  # 4 of 8 blocks, at one step of four
+        0.125
+    """
+
+    path: str
+    first: int
+    blocks: int
+    total: int
+    steps: tuple[int, ...]
+    coefficients: tuple[tuple[float, ...] | None, ...]
+    sigmas: tuple[float, ...] | None
+    axis: str = "sigma"
+    called: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        set_field(self, "path", check_text("path", self.path, empty=True))
+        for name, least in (("first", 0), ("blocks", 1), ("total", 1)):
+            set_field(self, name, check_count(name, getattr(self, name), least))
+        if self.first + self.blocks > self.total:
+            raise ValueError(f"first={self.first} and blocks={self.blocks} reach past the end: total={self.total}")
+        steps: Any = self.steps
+        steps = steps.tolist() if hasattr(steps, "tolist") else steps
+        if not isinstance(steps, Iterable) or isinstance(steps, str):
+            raise TypeError(f"steps must be a 1 or 0 for each step, not {self.steps!r}")
+        bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in steps)
+        if -1 in bits or bits[:1] != (1,):
+            raise ValueError(f"steps={self.steps!r}: give 1 (computed) or 0 (reused) for each step, the first a 1")
+        fitted = Fitted(self.coefficients, self.sigmas)
+        set_field(self, "steps", bits)
+        set_field(self, "coefficients", fitted.coefficients)
+        set_field(self, "sigmas", fitted.sigmas)
+        if len(self.coefficients) != len(bits):
+            raise ValueError(f"coefficients has {len(self.coefficients)} entries, but there are {len(bits)} steps")
+        for step, (bit, weights) in enumerate(zip(bits, self.coefficients, strict=True)):
+            if bool(bit) != (weights is None):
+                raise ValueError(
+                    f"step {step} is {'computed (1), but has' if bit else 'reused (0), but has no'} coefficients"
+                )
+        check_choice("axis", self.axis, ("sigma", "timestep", "step"))
+        if self.axis == "sigma" and any(sigma < 0 for sigma in self.sigmas or ()):
+            raise ValueError(f"sigmas={self.sigmas}: a noise level is not negative; axis says if these are not such")
+        if self.called is not None:
+            set_field(self, "called", _span(self.called, len(bits)))
+            self._check_called()
+
+    @property
+    def policy(self) -> Mask:
+        """When: the steps, with their noise levels if these can tell another run's."""
+        falls = all(a > b for a, b in pairwise(self.sigmas or ()))
+        return Mask(self.steps, self.sigmas if self.axis == "sigma" and falls else None)
+
+    @property
+    def predictor(self) -> Fitted:
+        """What: the coefficients, and the times they were found for."""
+        return Fitted(self.coefficients, self.sigmas)
+
+    @property
+    def executions(self) -> tuple[int, int]:
+        """Executions of blocks in a run: all, and as many of them as are left out."""
+        calls = sum(map(self._is_called, range(len(self.steps))))
+        return calls * self.total, (len(self.steps) - sum(self.steps)) * self.blocks
+
+    @property
+    def picture(self) -> str:
+        """The steps: ● is computed, ○ reused, · not called."""
+        return "".join("○●"[bit] if self._is_called(step) else "·" for step, bit in enumerate(self.steps))
+
+    @property
+    def saved(self) -> float:
+        """Share of the transformer's block executions that are left out."""
+        total, left_out = self.executions
+        return left_out / total
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of a configuration."""
+        where = {"cache_block_start": self.first, "cache_num_blocks": self.blocks}
+        return {**where, "policy": self.policy, "predictor": self.predictor}
+
+    def _is_called(self, step: int) -> bool:
+        return self.called is None or self.called[0] <= step < self.called[1]
+
+    def _check_called(self) -> None:
+        """Refuse what takes a residual of a step at which there is none."""
+        computed = 0
+        for step, (bit, weights) in enumerate(zip(self.steps, self.coefficients, strict=True)):
+            if not self._is_called(step) and not bit:
+                raise ValueError(f"called={self.called}, but steps has 0 (reused) at step {step}, outside of it")
+            if len(weights or ()) > computed or (not bit and not computed):
+                raise ValueError(
+                    f"called={self.called}: step {step} takes {len(weights or ())} residuals, and {computed} are "
+                    "computed before it"
+                )
+            computed += bit and self._is_called(step)
+
+    def __str__(self) -> str:
+        reused = len(self.steps) - sum(self.steps)
+        return (
+            f"{self.path or 'blocks'}: {self.first} … {self.first + self.blocks - 1} of {self.total}  {self.picture}  "
+            f"{reused} of {len(self.steps)} steps reused"
+        )
+
+
+def _span(value: Any, steps: int) -> tuple[int, int]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"called must be the first step and the one after the last, or None, not {value!r}")
+    first, end = (check_count("called", step, 0) for step in value)
+    if not first < end <= steps:
+        raise ValueError(f"called=({first}, {end}) is out of range: there are {steps} steps, from 0 on")
+    return first, end

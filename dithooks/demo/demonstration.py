@@ -1,0 +1,166 @@
+"""The demo: the same pictures without and with the cache, timed in pairs and compared pixel by pixel."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dithooks import DitCacheConfig, dit_cache
+from dithooks.environment.machine import machine
+
+from . import load_pipeline
+from .outcome import PROMPTS, DemoOptions, DemoResult, psnr
+from .pipeline import EmojiPipeline
+from .show import draw_comparison, table
+
+__all__ = ["PROMPTS", "DemoOptions", "DemoResult", "psnr", "run_demo"]
+
+
+class Drawn(NamedTuple):
+    """One run: pictures (prompts, 3, height, width), seconds, and the cache if there was one."""
+
+    pictures: torch.Tensor
+    seconds: float
+    cache: Any = None
+
+
+def check_outputs(picture: Path, json_to: str | None = None) -> None:
+    """Find out before the work whether its results can be written.
+
+    Raises:
+        ValueError: no picture format has this ending, or a folder is not there.
+    """
+    if Image.registered_extensions().get(picture.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{picture} has an ending that no picture format knows: use .png")
+    for path in (picture, *([Path(json_to)] if json_to not in (None, "-") else [])):
+        if not path.parent.is_dir():
+            raise ValueError(f"{path.parent} is not a folder: create it, or write elsewhere than {path}")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: give the name of a file")
+
+
+def load_checked(options: DemoOptions) -> EmojiPipeline:
+    """The shipped pipeline, once it is certain that it knows every word of the prompts, and that the plan is for it.
+
+    Raises:
+        ValueError: a word the pipeline has never seen; the message names close ones. Or a plan of another model.
+    """
+    pipe = load_pipeline()
+    pipe.text_encoder.tokenize(list(options.prompts))
+    if options.plan is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what there is to say is said of the run
+            dit_cache(pipe, options.plan).remove()
+    return pipe
+
+
+def run_demo(pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: str | None = None) -> DemoResult:
+    """Measure, print the table to stdout (or JSON, for ``json_to="-"``) and write the picture to ``out``."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # On stderr, so that stdout holds the result alone; slow, because the demo needs every core.
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as progress:
+        task = progress.add_task("warm-up", total=None)
+
+        def report(text: str, done: int, total: int) -> None:
+            progress.update(task, description=text, completed=done, total=total)
+
+        result = measure(pipe, options, report)
+    draw_comparison(result, options).save(out)
+    numbers = options.to_dict() | {"machine": machine()} | result.to_dict()
+    for remark in result.remarks:
+        print(f"dithooks: {' '.join(remark.split())}", file=sys.stderr)
+    if json_to == "-":
+        print(json.dumps(numbers, indent=2))
+    else:
+        console = Console()
+        console.print(table(result, options))
+        console.print(f"plain above, cached below: {out}", highlight=False, soft_wrap=True)
+        if json_to is not None:
+            Path(json_to).write_text(json.dumps(numbers, indent=2) + "\n")
+    return result
+
+
+def measure(
+    pipe: EmojiPipeline, options: DemoOptions, report: Callable[[str, int, int], None] = lambda text, done, total: None
+) -> DemoResult:
+    """Draw without and with the cache, in pairs of alternating order, after a short warm-up.
+
+    Args:
+        report: called after every sampling step with what is running, steps done and steps in all.
+    """
+    transformer = pipe.transformer
+    config = options.plan or DitCacheConfig(
+        cache_step_start=options.start,
+        cache_step_interval=options.interval,
+        cache_block_start=0,
+        cache_num_blocks=len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks),
+    )
+    warmup = min(3, options.steps)
+    total, done = warmup + 2 * options.pairs * options.steps, 0
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(text: str, steps: int = options.steps) -> Drawn:
+        def on_step(*_: object) -> None:
+            nonlocal done
+            done += 1
+            report(text, done, total)
+
+        begin = time.perf_counter()
+        (pictures,) = pipe(
+            options.prompts,
+            num_inference_steps=steps,
+            guidance_scale=options.guidance,
+            generator=torch.Generator().manual_seed(options.seed),
+            output_type="pt",
+            return_dict=False,
+            callback_on_step_end=on_step,
+        )
+        pictures = pictures.cpu()  # waits, where they are drawn on an accelerator
+        return Drawn(pictures, time.perf_counter() - begin)
+
+    remarks: list[str] = []
+
+    def draw_cached() -> Drawn:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            with dit_cache(pipe, config) as cache:
+                drawn = draw("cached")
+        for each in caught:
+            if issubclass(each.category, UserWarning):
+                remarks.append(str(each.message))
+            else:
+                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        return drawn._replace(cache=cache)
+
+    draw("warm-up", warmup)
+    plain, cached = [], []
+    for number in range(options.pairs):
+        if number % 2 == 0:  # each kind goes first in turn: a machine that slows down favours neither
+            plain.append(draw("plain"))
+            cached.append(draw_cached())
+        else:
+            cached.append(draw_cached())
+            plain.append(draw("plain"))
+    stats = cached[0].cache.stats
+    reused = {each.step for each in cached[0].cache.decisions if each.reuse}
+    return DemoResult(
+        plain=plain[0].pictures,
+        cached=cached[0].pictures,
+        seconds_plain=tuple(run.seconds for run in plain),
+        seconds_cached=tuple(run.seconds for run in cached),
+        blocks_run=stats.blocks_run,
+        blocks_total=stats.blocks_total,
+        bytes_peak=stats.bytes_peak,
+        schedule="".join("○" if step in reused else "●" for step in range(options.steps)),
+        remarks=tuple(dict.fromkeys(remarks)),
+    )

@@ -1,0 +1,1 @@
+"""The runtime of a cached range, from hook to residual. Private."""

@@ -1,0 +1,94 @@
+"""Which blocks the range is, and how the streams run through it: as declared, until a call has shown it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ..blocks.block_io import Ports
+from ..blocks.observation import Observation, Spot
+from ..blocks.trunk import resolve_lead, wire
+from ..blocks.wiring import Wiring
+
+
+class Shown(NamedTuple):
+    """What a call has shown: the blocks in the order in which they count, the wiring of the range and of what is before
+    it, and whether the range is other blocks than it was thought to be.
+    """
+
+    order: tuple[int, ...]
+    wiring: Wiring
+    leading: Wiring | None
+    moved: bool
+
+
+class Layout:
+    """A range of a chain's blocks.
+
+    Args:
+        spots: all blocks of the chain, list by list; they count in the order in which they are called.
+        start: first block of the range.
+        end: last block of the range; negative: counted from the last of all.
+        weights: of the lists, if those that are no part of the trunk are to be left out.
+        leads: whether what the blocks before the range do is captured, too.
+    """
+
+    def __init__(
+        self, spots: Sequence[Spot], start: int, end: int, weights: Mapping[str, int] | None, leads: bool
+    ) -> None:
+        self.spots, self.start, self._end, self._weights = spots, start, end, weights
+        self.order: tuple[int, ...] = tuple(range(len(spots)))  # until a call has been seen: list by list
+        self.lead = start if leads else 0  # as many blocks
+        self.wiring: Wiring | None = None
+        self.inner: tuple[Ports | None, ...] = ()  # of each block but the ends, where its slots tell all
+        self.leading: Wiring | None = None  # of the blocks before the range
+
+    @property
+    def end(self) -> int:
+        """Last block of the range."""
+        return self._last_of(self.order)
+
+    @property
+    def first(self) -> str:
+        """Path of the range's first block."""
+        return self.spot(self.start).path
+
+    @property
+    def last(self) -> str:
+        """Path of the range's last block."""
+        return self.spot(self.end).path
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Those of the range, as they are listed."""
+        return self.order[self.start : self.end + 1]
+
+    def spot(self, number: int) -> Spot:
+        """A block, by the order in which they count."""
+        return self.spots[self.order[number]]
+
+    def read(self, observation: Observation, name: str) -> Shown | None:
+        """What a call has shown, ``None`` if too little; nothing is taken over yet.
+
+        Raises:
+            WiringError: as :func:`~dithooks.blocks.trunk.wire`.
+        """
+        found = wire(observation, self.order, self.start, self._end, self._weights, name)
+        if found is None:
+            return None
+        order, wiring = found
+        leading = resolve_lead(observation, order, self.lead) if self.lead else None
+        if self.lead and leading is None:
+            return None
+        begin = self.start - self.lead
+        moved = order[begin : self._last_of(order) + 1] != self.order[begin : self.end + 1]
+        return Shown(order, wiring, leading, moved)
+
+    def become(self, shown: Shown) -> None:
+        """Take over what a call has shown."""
+        ports = shown.wiring.ports
+        self.inner = tuple([None, *(each if each.slots else None for each in ports[1:-1]), None][: len(ports)])
+        self.order, self.wiring, self.leading, _ = shown
+
+    def _last_of(self, order: tuple[int, ...]) -> int:
+        return self._end if self._end >= 0 else len(order) + self._end

@@ -1,0 +1,118 @@
+"""Which of a step's calls is this one: conditional, unconditional, …? Told by what it is given, then by order.
+
+Order alone goes wrong when guidance is on for part of the steps only: the call that used to come second now comes
+first, and would be given the other one's residual; or when a run is broken off and started again. So a call is compared
+with those of the step before: prompts stay the same through a run, and all calls of a step share their latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .call import Run
+from .clock import TIMESTEP_NAMES
+
+
+def tensors(arguments: Mapping[str, Any], primary: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Latents and conditioning of a call, by name; lists and dicts are looked into. Timesteps are neither."""
+    latents: dict[str, Tensor] = {}
+    conditioning: dict[str, Tensor] = {}
+    for name, value in arguments.items():
+        if name not in TIMESTEP_NAMES and value is not None:
+            group = latents if name == primary else conditioning
+            if isinstance(value, Tensor):
+                group[name] = value
+            else:
+                group.update(_flat(name, value))
+    return latents, conditioning
+
+
+def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping[str, Tensor]) -> int | None:
+    """The number of the branch that a call belongs to, a new one if it is like none before; ``None``: of another run.
+
+    Of the branches not called at this step, those whose conditioning differs are out; of the others the one with most
+    in common is taken, and where that is a draw, the one whose turn it is. What changes at every step tells nothing.
+    """
+    assert run.step is not None
+    first = None if run.used else run.branches.get(0)
+    if (  # by far the most calls end here
+        first is not None
+        and first.conditioning.keys() == conditioning.keys()
+        and all(first.conditioning[name] is now for name, now in conditioning.items())
+    ):
+        run.constant.update(conditioning)
+        return 0
+    # What a branch was given before is not compared with what others were: that would wait for the device at every
+    # step. A tensor made anew at each step and given to all its calls (guidance as a number) is no such thing.
+    known = {
+        name
+        for name, now in conditioning.items()
+        if any(_one(b.conditioning.get(name), now) for n, b in run.branches.items() if n not in run.used)
+    }
+    for number in run.used:  # the same prompt on other latents, at one and the same step: another picture
+        branch = run.branches[number]
+        shared = branch.latents.keys() == latents.keys() and all(_one(branch.latents[k], latents[k]) for k in latents)
+        if shared:  # as in most loops, which shows without waiting for the device
+            continue
+        if not _differing(branch.conditioning, conditioning, known) and _differing(branch.latents, latents, set()):
+            return None
+    turn, ranks, doubts = len(run.used), {}, []
+    free = {number: branch for number, branch in run.branches.items() if number not in run.used}
+    for number, branch in free.items():
+        differing = _differing(branch.conditioning, conditioning, known)
+        run.constant |= set(conditioning) & set(branch.conditioning) - differing
+        doubts.append(differing)
+        ranks[number] = (-len(differing), number == turn, -number)
+    for name in set.intersection(*doubts) - run.constant if doubts else ():
+        run.strange.setdefault(name, set()).add(run.step)
+    changing = {name for name, steps in run.strange.items() if len(steps) > 1} - run.constant
+    fitting = {n: rank for (n, rank), differing in zip(ranks.items(), doubts, strict=True) if differing <= changing}
+    if fitting:
+        return max(fitting, key=lambda number: fitting[number])
+    return turn if turn not in run.branches else max(run.branches) + 1
+
+
+def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor], known: set[str]) -> set[str]:
+    """Names that one of two calls lacks, or under which they were given different tensors."""
+    return {
+        name
+        for name in before.keys() | now.keys()
+        if not _one(before.get(name), now.get(name)) and (name in known or not _equal(before.get(name), now.get(name)))
+    }
+
+
+def _one(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors are one, or the same view of one."""
+    if a is None or b is None or a is b:
+        return a is b
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.device.type == "meta":
+        return False
+    try:
+        return 0 != a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.numel() > 0
+    except RuntimeError:  # sparse, or without storage, which can show as an address of 0, too
+        return False
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors hold the same values; has to wait for their device."""
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    try:
+        return torch.equal(a, b)
+    except (RuntimeError, NotImplementedError):  # on the meta device, or a subclass that does not compare
+        return False
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _flat(f"{name}.{index}", item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(f"{name}.{key}", item)

@@ -1,0 +1,257 @@
+"""Decisions that the ranks of a process group make as one, on what all of them have seen.
+
+Where ranks share a model (its weights are sharded, or each has some of the tokens), one that runs a block which another
+leaves out waits for it for ever, or is given other weights than its own. So at every call that is to be decided by
+looking, or may be reused, each tells the others in one collective where it is, what its branch has been through,
+whether it has a residual at all, and what it has measured; and each makes of that the same.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .change_metrics import Gauge
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+STREAMS, SUMS = 16, 4  # that there is room for: all ranks send the same number of numbers, whatever they see
+SHARE = 0.9  # of the group's own timeout: once that is over, some backends end the process
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rank tells of a call. All are whole numbers, of less than 24 bits: they travel in float32.
+
+    Args:
+        range: which of the handle's.
+        step: sampling step,
+        steps: of so many; −1: nothing tells.
+        number: of the call among those of the step.
+        policy: a checksum of it, as made out for the run.
+        computed: calls of the branch so far, and
+        reused: of these.
+        streak: of these, since the last computed one,
+        refreshed: at this step; −1: none was.
+        calls: of the run, settled so far, and
+        left_out: reused, and
+        branches: calls that a step makes.
+        fit: 1 where this rank has something to reuse and, where it is to look, to compare with; else 0.
+        streams: it has looked at; 0: it was settled without.
+    """
+
+    range: int
+    step: int
+    steps: int
+    number: int
+    policy: int
+    computed: int
+    reused: int
+    streak: int
+    refreshed: int
+    calls: int
+    left_out: int
+    branches: int
+    fit: int
+    streams: int
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where in its run a rank is."""
+        return self.range, self.step, self.steps, self.number
+
+    @property
+    def past(self) -> tuple[int, ...]:
+        """What a decision depends on besides what is seen."""
+        return self.computed, self.reused, self.streak, self.calls, self.left_out, self.branches
+
+    @property
+    def means(self) -> tuple[int, ...]:
+        """What has to be alike where there is something to reuse, and may be anything where not."""
+        return self.refreshed, self.streams
+
+
+class Found(NamedTuple):
+    """What the ranks have told: whether they have come the same way, are all fit, and the change they see together."""
+
+    alike: bool
+    fit: bool
+    value: float | None
+
+
+class Together:
+    """The ranks that decide as one.
+
+    Args:
+        group: of these, this rank among them.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        import torch.distributed as dist
+
+        self.group = group
+        self.ranks = dist.get_process_group_ranks(group)
+        # "cpu:gloo,cuda:nccl": the devices that the group's tensors may be on
+        self._devices = [each.partition(":")[0] for each in dist.get_backend_config(group).split(",")]
+
+    def ask(
+        self, name: str, report: Report, gauge: Gauge | None, sums: Sequence[Tensor] | None, near: Iterable[Tensor]
+    ) -> Found:
+        """Tell the others of a call, and learn what they tell. One collective; every rank has to take part.
+
+        Args:
+            name: of the range, for messages.
+            report: of this rank.
+            gauge: that looks.
+            sums: what it has seen; ``None``: nothing.
+            near: tensors of the call, which are on the device that it runs on.
+
+        Raises:
+            RuntimeError: others did not answer in time, are gone, or are elsewhere in their run.
+        """
+        head = torch.tensor(astuple(report), dtype=torch.float32)
+        sent = torch.cat([head, torch.zeros(STREAMS * SUMS)]).to(self._device(near))
+        if gauge is not None and sums is not None:
+            seen = gauge.counting(sums)
+            if len(seen) > STREAMS:
+                raise ValueError(
+                    f"{name}: {len(seen)} streams are looked at, with process_group at most {STREAMS} can be"
+                )
+            sent[len(head) :].view(STREAMS, SUMS)[: seen.shape[0], : seen.shape[1]] = seen
+        told = self._gather(name, report, sent)
+        reports = [Report(*map(int, each)) for each in told[:, : len(head)].tolist()]
+        self._check(name, reports)
+        fit = all(each.fit for each in reports)
+        alike = len({each.past for each in reports}) == 1 and len({each.means for each in reports if each.fit}) <= 1
+        if not (alike and fit and report.streams and gauge is not None):
+            return Found(alike, fit, None)
+        # (sums, ranks, streams); in float64, in which the order of the ranks makes no difference to speak of
+        seen = told[:, len(head) :].double().view(-1, STREAMS, SUMS)[:, : report.streams].permute(2, 0, 1)
+        return Found(alike, fit, float(gauge.change(seen.sum(1) if gauge.reduce == "mean" else seen).max()))
+
+    def _gather(self, name: str, report: Report, sent: Tensor) -> Tensor:
+        """(ranks, numbers), on the CPU."""
+        import torch.distributed as dist
+
+        told = [torch.empty_like(sent) for _ in self.ranks]
+        began = time.monotonic()
+        try:
+            work = dist.all_gather(told, sent, self.group, async_op=True)
+            assert work is not None
+            patience = self._patience(sent.device)
+            work.wait() if patience is None else work.wait(timeout=patience)
+            return torch.stack(told).cpu()  # the one wait for the device that a decision costs
+        except RuntimeError as error:
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise RuntimeError(
+                f"{name}, step {report.step}: after {time.monotonic() - began:.1f} s the ranks {self.ranks} of the "
+                f"process group have not decided together ({why}). Every one of them has to "
+                "make the same steps with as many calls each: has one stopped, or failed? The group's own timeout is "
+                "how long is waited: init_process_group(timeout=...), or new_group(timeout=...)"
+            ) from error
+
+    def _check(self, name: str, reports: Sequence[Report]) -> None:
+        """See that all ranks are at the same call of the same run."""
+        if len({each.place for each in reports}) > 1:
+            ranges = len({each.range for each in reports}) > 1
+            told = ", ".join(
+                f"rank {rank} at step {each.step}{'' if each.steps < 0 else f' of {each.steps}'}, call {each.number}"
+                + (f", of range {each.range}" if ranges else "")
+                for rank, each in zip(self.ranks, reports, strict=True)
+            )
+            raise RuntimeError(
+                f"{name}: the ranks of the process group are not at the same call: {told}. All of them have to make "
+                "the same steps with as many calls each; give each a process_group of its own, or none, if they are "
+                "to go their own ways"
+            )
+        if len({each.policy for each in reports}) > 1:
+            raise RuntimeError(
+                f"{name}: the ranks {self.ranks} of the process group have different policies, or schedules: they "
+                "cannot decide as one. Give dit_cache the same config on all of them"
+            )
+
+    def _device(self, near: Iterable[Tensor]) -> torch.device:
+        if "cpu" in self._devices:
+            return torch.device("cpu")
+        own = (tensor.device for tensor in near if tensor.device.type in self._devices)
+        return next(own, None) or torch.device(self._devices[0])
+
+    def _patience(self, device: torch.device) -> timedelta | None:
+        """How long to wait; ``None``: as long as the backend does, which does not tell."""
+        try:
+            timeout: timedelta = self.group._get_backend(device).options._timeout
+        except (AttributeError, RuntimeError):
+            return None
+        return timeout * SHARE
+
+
+def joined(process_group: object) -> Together | None:
+    """The ranks that are to decide as one; ``None`` where it is this one by itself.
+
+    Raises:
+        TypeError: not a process group.
+        ValueError: this rank is not in it; the mesh has several dimensions; or there is no torch.distributed here.
+    """
+    if process_group is None:
+        return None
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError("process_group was given, but torch.distributed is not initialized: init_process_group(...)")
+    from torch.distributed.device_mesh import DeviceMesh
+
+    group: Any = process_group
+    if isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise ValueError(
+                f"process_group is a mesh of {group.ndim} dimensions, {group.mesh_dim_names}: give one of them, "
+                "mesh[name], or the flattened mesh of all ranks that share the model"
+            )
+        group = group.get_group()
+    if group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("this rank is not a member of process_group: new_group(...) returned none to it")
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            "process_group must be a torch.distributed.ProcessGroup or a DeviceMesh of one dimension, "
+            f"not {group!r} ({type(group).__name__})"
+        )
+    if dist.get_rank(group) < 0:
+        raise ValueError(
+            f"rank {dist.get_rank()} is not a member of process_group, whose ranks are "
+            f"{dist.get_process_group_ranks(group)}"
+        )
+    return Together(group) if dist.get_world_size(group) > 1 else None
+
+
+def shared_by_ranks(model: nn.Module) -> str | None:
+    """How several ranks run this model together, so that they have to leave out the same blocks; ``None``: not."""
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    if getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None) is not None:
+        return "its tokens are split over ranks (context parallel)"
+    fsdp, tensor = (sys.modules.get(f"torch.distributed.{name}") for name in ("fsdp", "tensor"))
+    sharded = tuple(
+        each for name in ("FSDPModule", "FullyShardedDataParallel") if (each := getattr(fsdp, name, None)) is not None
+    )
+    if sharded and any(isinstance(module, sharded) for module in model.modules()):
+        return "its weights are sharded over ranks (FSDP)"
+    dtensor = getattr(tensor, "DTensor", None)
+    if dtensor is not None and any(isinstance(parameter, dtensor) for parameter in model.parameters()):
+        return "its weights are sharded over ranks (DTensor)"
+    return None
+
+
+def checksum(policy: object) -> int:
+    """Of 24 bits."""
+    return zlib.crc32(repr(policy).encode()) & 0xFFFFFF

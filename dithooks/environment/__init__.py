@@ -1,0 +1,1 @@
+"""The machine: packages, accelerators, what keeps them from working."""

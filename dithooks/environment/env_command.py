@@ -1,0 +1,187 @@
+"""``dithooks env``: what is installed here, which accelerator PyTorch sees, and what keeps it from working.
+
+It has to work where ``import torch`` fails, and with it ``import dithooks``: an accelerator's plug-in that is installed
+without its driver or toolkit does that. So nothing here imports more than Python's own library, and PyTorch is asked in
+another process. The command gets here without running the package's own ``__init__`` (``dithooks_cli.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .ascend import BROKEN, HOMES, LIBRARIES, NOTE, SWITCH, WARNING, cann, findings
+from .torch_subprocess import ask_torch, backends, installed, loads
+
+PACKAGES = ("diffusers", "accelerate", "peft", "torchao", "transformers", "numpy", "safetensors")
+LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ASCEND_RT_VISIBLE_DEVICES", SWITCH)
+DESCRIPTION = """Show what is installed, which accelerator PyTorch sees, and what keeps it from working. Works where
+PyTorch cannot be imported, too. Exit codes: 0 the environment is sound; 1 something is broken, and said; 2 asked
+wrongly."""
+Report = dict[str, Any]
+
+
+class EnvError(Exception):
+    """What was asked for cannot be done; the text is the one line that the user sees."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``dithooks env`` by itself.
+
+    Returns:
+        0 the environment is sound; 1 something is broken, and said; 2 asked wrongly.
+    """
+    parser = argparse.ArgumentParser(prog="dithooks env", description=DESCRIPTION)
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv).json)
+    except EnvError as error:
+        print(f"dithooks: error: {error}", file=sys.stderr)
+        return 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``dithooks env`` takes."""
+    parser.add_argument("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the text")
+
+
+def run(json_to: str | None) -> int:
+    """Look, and print the text to stdout (or JSON, for ``json_to="-"``).
+
+    Raises:
+        EnvError: the file cannot be written.
+    """
+    if json_to not in (None, "-") and not Path(json_to or "").resolve().parent.is_dir():
+        raise EnvError(f"{json_to} cannot be written: its folder does not exist")
+    report = look()
+    text = json.dumps(report, indent=2)
+    if json_to == "-":
+        print(text)
+    else:
+        show(report)
+    if json_to not in (None, "-"):
+        try:
+            Path(json_to or "").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise EnvError(f"{json_to} cannot be written: {error}") from error
+    return 0 if report["sound"] else 1
+
+
+def look() -> Report:
+    """All that is reported, fit for JSON."""
+    plugins = backends()
+    asked = ask_torch()
+    alone = None
+    if "error" in asked and plugins and os.environ.get(SWITCH, "1") == "1":
+        alone = ask_torch({SWITCH: "0"})  # is it a plug-in that breaks it?
+    seen = asked if "error" not in asked else alone if alone is not None and "error" not in alone else {}
+    report: Report = {
+        "dithooks": own_version(),
+        "python": {"version": platform.python_version(), "executable": sys.executable, "platform": platform.platform()},
+        "torch": {
+            "installed": installed("torch"),
+            "imports": "error" not in asked,
+            "error": asked.get("error"),
+            "imports_without_backends": None if alone is None else "error" not in alone,
+            **{name: seen.get(name) for name in ("version", "git", "build", "threads", "distributed")},
+        },
+        "accelerator": seen.get("accelerator"),
+        "backends": plugins,
+        "torch_npu": {"installed": installed("torch_npu") or installed("torch-npu"), **seen.get("torch_npu", {})},
+        "cann": cann(),
+        "launch": {name: value for name, value in sorted(os.environ.items()) if name in LAUNCH or "HCCL" in name},
+        "packages": {name: version for name in PACKAGES if (version := installed(name))},
+        "compiler": compiler(),
+    }
+    if report["torch_npu"]["installed"] or report["cann"]["home"]:
+        report["cann"]["libraries"] = {name: loads(name) for name in LIBRARIES}
+    report["findings"] = [{"level": level, "what": what, "remedy": remedy} for level, what, remedy in findings(report)]
+    report["sound"] = all(each["level"] != BROKEN for each in report["findings"])
+    return report
+
+
+def own_version() -> str:
+    """Of the package that this file is in, without importing it."""
+    source = (Path(__file__).parent.parent / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'__version__ = "([^"]+)"', source)
+    return found[1] if found else "unknown"
+
+
+def compiler() -> dict[str, str] | None:
+    """The C++ compiler that ``torch.compile`` would find."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    path = next((path for name in names if (path := shutil.which(name))), None)
+    if path is None:
+        return None
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    return {"path": path, "version": (done.stdout.splitlines() or ["unknown"])[0]}
+
+
+def show(report: Report) -> None:
+    """Print it, in colours where rich is installed."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        for name, value in rows(report):
+            print(f"{name:<12}  {value}")
+        for each in report["findings"]:
+            print(f"\n{each['level']}: {each['what']}\n  -> {each['remedy']}")
+        return
+    console = Console()
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows(report):
+        grid.add_row(f"[bold]{name}[/bold]", value.replace("[", r"\["))
+    console.print(grid, highlight=False)
+    colours = {BROKEN: "red", WARNING: "yellow", NOTE: "cyan"}
+    for each in report["findings"]:
+        console.print(f"\n[{colours[each['level']]}]{each['level']}[/]: ", end="")
+        console.print(f"{each['what']}\n  -> {each['remedy']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def rows(report: Report) -> Iterator[tuple[str, str]]:
+    """A report in words, a line or several for each of its parts."""
+    python, torch, npu, home = (report[name] for name in ("python", "torch", "torch_npu", "cann"))
+    yield "dithooks", report["dithooks"]
+    yield "Python", f"{python['version']}, {python['executable']}"
+    yield "platform", python["platform"]
+    built = ", ".join(f"{name} {value}" for name, value in (torch["build"] or {}).items() if value)
+    state = "" if torch["imports"] else ", cannot be imported"
+    yield "torch", f"{torch['version'] or torch['installed'] or 'none'}{f' ({built})' if built else ''}{state}"
+    if torch["distributed"]:
+        yield "distributed", ", ".join(torch["distributed"])
+    yield "accelerator", "none" if report["accelerator"] is None else report["accelerator"]["type"]
+    for index, device in enumerate((report["accelerator"] or {"devices": []})["devices"]):
+        memory = (
+            ""
+            if device["total"] is None
+            else f", {device['free'] / 2**30:.1f} of {device['total'] / 2**30:.1f} GiB free"
+        )
+        yield "", f"{index}: {device['name'] or 'no name'}{memory}"
+    for each in report["backends"]:
+        yield "plug-in", f"{each['distribution']} {each['version']}"
+    if npu["installed"] or home["home"]:
+        state = "" if npu["installed"] is None or npu.get("error", "") is None else ", cannot be imported"
+        yield "torch_npu", f"{npu['installed'] or 'not installed'}{state}"
+        where = f"{home['home']} ({home['set_by']})" if home["home"] else "neither " + " nor ".join(HOMES) + " is set"
+        yield "CANN", f"{home['version'] or 'no version found'}: {where}"
+        for name, error in home["libraries"].items():
+            gone = f"{name}: cannot open shared object file" in (error or "")
+            yield "", f"{name} of {LIBRARIES[name]}: {'loads' if error is None else 'not found' if gone else error}"
+    for name, value in report["launch"].items():
+        yield "", f"{name}={value}"
+    yield "packages", ", ".join(f"{name} {version}" for name, version in report["packages"].items()) or "none"
+    yield "compiler", "none" if report["compiler"] is None else report["compiler"]["version"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

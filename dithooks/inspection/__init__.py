@@ -1,0 +1,1 @@
+"""What can be cached in a model."""

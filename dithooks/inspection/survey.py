@@ -1,0 +1,261 @@
+"""What a model's blocks look like to the cache: lists, patterns, streams, what stands between, ranges that work."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..blocks.adapter import BlockAdapter
+from ..blocks.block_io import Ports, show
+from ..blocks.block_lists import Chain
+from ..blocks.discovery import Blocks, owners_of
+from ..blocks.observation import Observation, Seen, spots_of
+from ..blocks.pattern import pattern_of
+from ..blocks.registry import chains_of
+from ..blocks.stream_matching import ports_of
+from ..blocks.stream_transforms import text
+from ..blocks.trunk import Trunk, find_trunk, followed
+from ..blocks.wiring import gap
+from ..config.cache_config import DitCacheConfig
+from ..engine.sessions import timestep_scope
+from ..errors import WiringError
+from ..handle import dit_cache
+from .observation_hooks import watched
+from .range_trials import Pair, try_out, within
+
+
+@dataclass(frozen=True)
+class ListSurvey:
+    """One list of blocks.
+
+    Args:
+        path: from the target.
+        number: of blocks.
+        classes: of the blocks.
+        apart: why it is no part of the trunk; empty if it is.
+        pattern: how its blocks take and return streams, in words; empty if that was not seen.
+        streams: names of the streams as its blocks are given them, with shape and dtype.
+    """
+
+    path: str
+    number: int
+    classes: tuple[str, ...]
+    apart: str
+    pattern: str
+    streams: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One transformer of a target.
+
+    Args:
+        name: path and class.
+        path: from the target.
+        lists: all that were found, those of the trunk first and in the order in which they are called.
+        blocks: paths of the trunk's blocks, as they count.
+        gaps: what the model does to the streams between two blocks, if anything, each with the blocks before it.
+        ranges: pairs of first and last block; any range within one of them can be cached.
+        wholes: further ranges that can be cached, but not any part of them.
+        refused: further ranges that cannot be, each with the reason; not more than one for each reason.
+        tested: how many ranges were not only followed, but cached and compared with the plain output.
+    """
+
+    name: str
+    path: str
+    lists: tuple[ListSurvey, ...]
+    blocks: tuple[str, ...]
+    gaps: tuple[tuple[tuple[int, ...], str], ...]
+    ranges: tuple[Pair, ...]
+    wholes: tuple[Pair, ...]
+    refused: tuple[tuple[int, int, str], ...]
+    tested: int
+
+    @property
+    def between(self) -> tuple[str, ...]:
+        """The gaps in words, one a line."""
+        return tuple(f"after {spelled(numbers)}: {line}" for numbers, line in self.gaps)
+
+    @property
+    def largest(self) -> Pair | None:
+        """The longest range that can be cached."""
+        return max((*self.ranges, *self.wholes), key=lambda pair: pair[1] - pair[0], default=None)
+
+
+class NothingSeen(ValueError):
+    """The run that was to show the blocks did not call them."""
+
+
+def survey(target: object, run: Callable[[], object], blocks: Blocks = None, test: int = 64) -> list[Survey]:
+    """Look at the blocks of a target while it runs once; then try ranges out.
+
+    Args:
+        target: a model, a pipeline or a :class:`~dithooks.BlockAdapter`, as for :func:`~dithooks.dit_cache`.
+        run: calls it once, always with the same inputs; a pipeline with a scheduler, for two sampling steps or more.
+        blocks: as for :func:`~dithooks.dit_cache`.
+        test: the most ranges to cache and compare with the plain output; each needs three calls. Of the others, those
+            that hold one that failed are refused as well.
+
+    Raises:
+        TypeError, ValueError: as :func:`~dithooks.dit_cache`.
+        NothingSeen: ``run`` does not call the blocks.
+
+    Example:
+        >>> from dithooks.tiny import build
+        >>> model, inputs = build("FluxTransformer2DModel")
+        >>> found = survey(model, lambda: model(**inputs()))[0]
+        >>> [(each.path, each.pattern) for each in found.lists]
+        [('transformer_blocks', '1: (h, e) -> (e, h)'), ('single_transformer_blocks', '1: (h, e) -> (e, h)')]
+        >>> found.ranges
+        ((0, 7),)
+    """
+    chains = [chain for chain, _ in chains_of(target, blocks)]
+    spots = [spots_of(chain) for chain in chains]
+    seen: list[Observation | None] = [None] * len(chains)
+    with torch.no_grad(), watched(chains, spots, seen):
+        run()
+    found = []
+    for chain, observation in zip(chains, seen, strict=True):
+        if observation is None or observation.empty:
+            raise NothingSeen(f"{chain.name}: the run did not call its blocks, so there is nothing to see")
+        named = blocks if len(chains) == 1 or isinstance(target, BlockAdapter) else [lane.path for lane in chain.lanes]
+        found.append(_surveyed(target, run, named, chain, observation, test))
+    return found
+
+
+def _surveyed(
+    target: object, run: Callable[[], object], blocks: Blocks, chain: Chain, observation: Observation, test: int
+) -> Survey:
+    trunk = find_trunk(observation, chain.weights() if chain.found else None)
+    assert trunk is not None
+    paths = tuple(observation.spots[index].path for index in trunk.order)
+    allowed, refused = followed(observation, trunk)
+    outcomes = try_out(allowed, len(paths), test, lambda pair: _tried(target, run, blocks, pair))
+    failed = {pair: why for pair, why in outcomes.items() if why is not None}
+    refused |= {pair: why for pair in allowed - set(outcomes) for inside, why in failed.items() if within(inside, pair)}
+    refused |= failed
+    allowed -= set(refused)
+    reasons: dict[str, Pair] = {}
+    for pair, why in sorted(refused.items(), key=lambda item: item[0][1] - item[0][0]):
+        reasons.setdefault(why, pair)
+    spans = _merged(allowed, len(paths))
+    return Survey(
+        chain.name,
+        chain.path,
+        _lists(target, chain, observation, trunk),
+        paths,
+        _gaps(observation, trunk),
+        spans,
+        tuple(sorted(pair for pair in allowed if not any(a <= pair[0] and pair[1] <= b for a, b in spans))),
+        tuple((*pair, why) for why, pair in reasons.items()),
+        len(outcomes),
+    )
+
+
+def _tried(target: object, run: Callable[[], object], blocks: Blocks, pair: Pair) -> str | None:
+    """Why a range cannot be cached after all; ``None`` if it can."""
+    pipe = target.pipe if isinstance(target, BlockAdapter) else target
+    by_itself = getattr(pipe, "scheduler", None) is not None and not isinstance(pipe, nn.Module)
+    config = DitCacheConfig(0, 2, pair[0], pair[1] - pair[0] + 1)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with dit_cache(target, config, blocks=blocks) as cache:
+                if by_itself:  # its scheduler tells the steps
+                    run()
+                for step in () if by_itself else (0, 1):
+                    with timestep_scope(step):
+                        run()
+                return None if cache.stats.reused_calls else "nothing was reused"
+        except WiringError as error:
+            return str(error)
+
+
+def _lists(target: object, chain: Chain, observation: Observation, trunk: Trunk) -> tuple[ListSurvey, ...]:
+    ports: dict[str, tuple[Ports, int]] = {}
+    for number, call in enumerate(observation.calls):
+        group = observation.spots[call.index].group
+        try:
+            ports.setdefault(group, (ports_of(observation, call), number))
+        except WiringError:
+            continue
+    found = []
+    groups = list(dict.fromkeys(observation.spots[index].group for index in trunk.order))
+    for lane in sorted(chain.lanes, key=lambda lane: groups.index(lane.path) if lane.path in groups else len(groups)):
+        classes = tuple(dict.fromkeys(type(block).__name__ for block in lane.blocks))
+        pattern, streams = "", tuple[str, ...]()
+        if lane.path in ports:
+            port, number = ports[lane.path]
+            call = observation.calls[number]
+            named = pattern_of(call.given, port.carries)
+            names = [name for name in port.carries if name is not None]
+            pattern = f"{named.value}: {named.text}" if named is not None else f"{', '.join(names)}, in and out"
+            if port.maker.text not in ("Tensor", "tuple"):
+                pattern += f", as {port.maker.text}"
+            streams = tuple(f"{name} {show(call.inputs[name])}" for name in dict.fromkeys(names))
+        apart = "" if lane.path in groups else trunk.apart.get(lane.path, "")
+        found.append(ListSurvey(lane.path, len(lane.blocks), classes, apart, pattern, streams))
+    if chain.found:
+        for owner in owners_of(target.target if isinstance(target, BlockAdapter) else target):
+            for listed in owner.lists:
+                if listed.apart and owner.module is chain.owner:
+                    classes = tuple(dict.fromkeys(type(block).__name__ for block in listed.blocks))
+                    found.append(ListSurvey(listed.path, len(listed.blocks), classes, listed.apart, "", ()))
+    return tuple(found)
+
+
+def _gaps(observation: Observation, trunk: Trunk) -> tuple[tuple[tuple[int, ...], str], ...]:
+    """What is done to the streams, in words, and after which blocks."""
+    calls: dict[int, Seen] = {}
+    for call in observation.calls:
+        calls.setdefault(call.index, call)
+    said: dict[str, list[int]] = {}
+    for number, (first, second) in enumerate(zip(trunk.order, trunk.order[1:], strict=False)):
+        if first not in calls or second not in calls:
+            continue
+        before, after = calls[first], calls[second]
+        try:
+            sender, taker = ports_of(observation, before), ports_of(observation, after)
+        except WiringError:
+            continue
+        here = gap(observation, before, sender, after, taker)
+
+        def name_of(position: int, names: Sequence[str | None] = sender.carries) -> str:
+            return names[position] or f"output {position}"
+
+        lines = [f"{name}: {why}" for name, why in here.how.items()]
+        for name, bridge in here.made.items():
+            words = text(bridge, name_of)
+            if name in after.made and words != name:
+                lines.append(f"{name} = {words}")
+        lines += [f"{name}: not followed" for name in here.lost]
+        for line in lines:
+            said.setdefault(line, []).append(number)
+    return tuple((tuple(numbers), line) for line, numbers in said.items())
+
+
+def spelled(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 5 as "0–2, 5"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{a}–{b}" if b > a else str(a) for a, b in spans)
+
+
+def _merged(allowed: set[Pair], number: int) -> tuple[Pair, ...]:
+    """The largest ranges all of whose parts are allowed."""
+    spans: list[Pair] = []
+    for start in range(number):
+        end = start - 1
+        while end + 1 < number and all((first, end + 1) in allowed for first in range(start, end + 2)):
+            end += 1
+        if end >= start and not (spans and spans[-1][1] >= end):
+            spans.append((start, end))
+    return tuple(spans)

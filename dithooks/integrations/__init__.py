@@ -1,0 +1,1 @@
+"""Other libraries' private names, and nothing else's."""

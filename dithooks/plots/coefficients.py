@@ -1,0 +1,110 @@
+"""The weights of a plan: how much of each anchor makes the residual of each reused step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..config.cache_plan import CachePlan
+from ..config.transformer_plan import Piece
+from ..planning.costs import Cost
+from ..planning.plan import plan
+from ..recording.recording import Recording
+from ..tuning.result import SearchResult
+from .style import COLOURS, FONT, MARKERS, RULE, new_figure, plain_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEIGHT = 2.1  # inches of a panel
+ORDINALS = ("newest anchor", "the one before", "third last")
+AXES = {"sigma": "noise level σ", "timestep": "timestep", "step": "sampling step"}
+WIDE = 50.0  # largest over smallest σ, from which on their ratios count
+
+
+def coefficients(
+    found: CachePlan | SearchResult | Recording,
+    target_speedup: float = 2.0,
+    *,
+    cost: Cost = "time",
+    anchors: int = 2,
+) -> Figure:
+    """Draw the weights that make each reused residual of the anchors, those of the last computed steps, over σ.
+
+    A transformer is a panel, and its steps go from left to right. Grey lines are computed steps; between two of them,
+    each reused step has a mark for every anchor.
+
+    Args:
+        found: a plan, or a search's result, for its plan; or a recording, of which a plan is made.
+        target_speedup: of a recording's plan; for this, ``cost`` and ``anchors`` see :func:`dithooks.plan`.
+        cost: of a recording's plan.
+        anchors: of a recording's plan.
+
+    Raises:
+        TypeError, ValueError: ``found`` is none of these; or as :func:`dithooks.plan`.
+        ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+        >>> from dithooks import plot
+        >>> from dithooks.demo import load_plan
+        >>> figure = plot.coefficients(load_plan("2x"))
+        >>> [line.get_label() for line in figure.axes[0].lines[-3:]]
+        ['newest anchor', 'the one before', 'third last']
+    """
+    if isinstance(found, Recording):
+        found = plan(found, target_speedup, cost=cost, anchors=anchors)
+    elif isinstance(found, SearchResult):
+        found = found.plan
+    elif not isinstance(found, CachePlan):
+        raise TypeError(f"coefficients takes a CachePlan, a SearchResult or a Recording, not {found!r}")
+    number = len(found.pieces)
+    figure = new_figure(HEIGHT * number + 0.45)
+    panels: list[Axes] = figure.subplots(number, squeeze=False)[:, 0].tolist()
+    for panel, piece in zip(panels, found.pieces, strict=True):
+        draw_weights(panel, piece)
+    longest = max(panels, key=lambda panel: len(panel.lines))
+    handles = [line for line in longest.lines if not str(line.get_label()).startswith("_")]
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=FONT, columnspacing=1.0,
+                  handletextpad=0.3, borderpad=0.1, handlelength=1.4)  # fmt: skip
+    return figure
+
+
+def draw_weights(panel: Axes, piece: Piece) -> None:
+    """One transformer's: a line for each anchor, broken where a step is computed."""
+    times, axis = (range(len(piece.steps)), "step") if piece.sigmas is None else (piece.sigmas, piece.axis)
+    first, end = piece.called or (0, len(piece.steps))
+    called = range(first, end)
+    computed = [step for step in called if piece.steps[step]]
+    panel.axhline(0.0, color="black", linewidth=0.8, label="_zero")
+    for step in computed:
+        label = "computed" if step == computed[0] else "_computed"
+        panel.axvline(times[step], color=RULE, linewidth=2.0, label=label, zorder=0)
+    for anchor in range(max((len(weights) for weights in piece.coefficients if weights), default=0)):
+        # One point a step, so that a line never crosses a computed one.
+        heights = [_weight(piece.coefficients[step], anchor) for step in called]
+        panel.plot(
+            [times[step] for step in called],
+            heights,
+            color=COLOURS[anchor % len(COLOURS)],
+            marker=MARKERS[anchor % len(MARKERS)],
+            markersize=4.5,
+            linewidth=1.0,
+            label=ORDINALS[anchor] if anchor < len(ORDINALS) else f"{anchor + 1}th last",
+        )
+    shown = [float(times[step]) for step in called]
+    if axis == "sigma" and min(shown) > 0 and max(shown) > 1 and max(shown) / min(shown) > WIDE:
+        panel.set_xscale("log")
+    if shown[-1] < shown[0]:
+        panel.invert_xaxis()
+    panel.set_xlabel(AXES[axis], fontsize=FONT)
+    panel.set_ylabel("weight", fontsize=FONT)
+    where = f"{piece.path}: " if piece.path else ""
+    blocks = f"blocks {piece.first} … {piece.first + piece.blocks - 1} of {piece.total}"
+    panel.set_title(where + blocks, fontsize=FONT, loc="left")
+    plain_axes(panel)
+
+
+def _weight(weights: Sequence[float] | None, anchor: int) -> float:
+    return weights[anchor] if weights is not None and anchor < len(weights) else math.nan

@@ -1,0 +1,185 @@
+"""What speed costs: of plans that were run, the PSNR over the speed-up; of a recording, the predicted error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..planning.costs import Cost
+from ..planning.plan import frontier as predicted
+from ..recording.recording import Recording
+from ..tuning.evaluation import Evaluation
+from ..tuning.result import SearchResult
+from .style import COLOURS, FONT, GREY, MARKERS, figure_of, new_figure, plain_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEIGHT = 2.9  # inches
+TICKS = (1.0, 1.5, 2.0, 3.0, 5.0)  # of speed-ups, and ten times as much
+Point = tuple[float, float, Evaluation]
+
+
+def frontier(
+    *found: SearchResult | Recording,
+    cost: Cost = "time",
+    anchors: int = 2,
+    late: float | None = None,
+    label: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw what quality each speed-up costs.
+
+    Of searches: every plan that was run, its PSNR to the uncached run over its speed-up, as they were measured; a thin
+    line goes down to the sample with the lowest. The colour and shape of a mark say which blocks, and how many anchors;
+    the plan that each search has chosen has a ring, and the rings of several are joined. Marks on the axis are targets.
+
+    Of recordings: the predicted error, as a line through all plans that none other is both faster and better than.
+
+    Args:
+        found: results of searches, of one model for several targets, say; or recordings.
+        cost: of a recording's line; for this, ``anchors`` and ``late`` see :func:`dithooks.frontier`.
+        anchors: of a recording's line.
+        late: of a recording's line.
+        label: of a recording's line.
+        ax: where to draw; left out, a new figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        TypeError: nothing is given, or something else, or some of each.
+        ValueError: there is nothing to show: no plan could be run, or nothing reused.
+        ModuleNotFoundError: matplotlib is not installed.
+
+    Example:
+        >>> import torch
+        >>> from dithooks import plot, record
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run(model):
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4, 0.2)]
+        >>> figure = plot.frontier(record(Model(), run), cost="blocks")
+        >>> figure.axes[0].get_ylabel()
+        'predicted error'
+    """
+    results = [each for each in found if isinstance(each, SearchResult)]
+    recordings = [each for each in found if isinstance(each, Recording)]
+    if not found or found not in (tuple(results), tuple(recordings)):
+        raise TypeError(f"frontier takes results of searches, or recordings, one or several, not {_short(found)}")
+    points = [_measured(result) for result in results]
+    if results and not any(points):
+        why = next((each.failure for result in results for each in result.evaluations if each.failure), "no picture")
+        raise ValueError(f"there is nothing to show: none of the plans could be run ({why})")
+    lines = [[way for way in predicted(each, cost=cost, anchors=anchors, late=late) if way[1]] for each in recordings]
+    if recordings and not any(lines):
+        raise ValueError(
+            "there is nothing to show: nothing of these runs can be reused (plan(recording, 2.0) says why)"
+        )
+    figure = new_figure(HEIGHT) if ax is None else figure_of(ax)
+    panel = figure.subplots() if ax is None else ax
+    if results:
+        _draw_measured(panel, results, points)
+    else:
+        _draw_predicted(panel, recordings, lines, [label or _named(each, anchors) for each in recordings], cost)
+    panel.grid(alpha=0.25)
+    plain_axes(panel)
+    return figure
+
+
+def _measured(result: SearchResult) -> list[Point]:
+    """(speed-up, PSNR, evaluation) of each plan that could be run."""
+    return [(each.speedup, each.worth, each) for each in result.evaluations if each.worth is not None]
+
+
+def _draw_measured(panel: Axes, results: Sequence[SearchResult], points: Sequence[Sequence[Point]]) -> None:
+    every = [point for each in points for point in each]
+    finite = [psnr for _, psnr, _ in every if math.isfinite(psnr)]
+    top = max(finite, default=100.0) + 5.0  # where those stand that are the same to the last bit
+    kinds = list(dict.fromkeys(kind_of(each) for *_, each in every))
+    for number, kind in enumerate(kinds):
+        own = [(speed, min(psnr, top), each) for speed, psnr, each in every if kind_of(each) == kind]
+        colour = COLOURS[number % len(COLOURS)]
+        for speed, psnr, each in own:
+            worst = psnr if each.score is None else min(each.score.worst, psnr)
+            panel.plot([speed, speed], [worst, psnr], color=colour, linewidth=0.8, alpha=0.6, label="_worst")
+        places = [speed for speed, *_ in own], [psnr for _, psnr, _ in own]
+        marker = MARKERS[number % len(MARKERS)]
+        panel.scatter(*places, s=26, color=colour, marker=marker, label=kind, zorder=3)
+    chosen = [
+        (speed, min(psnr, top))
+        for result, own in zip(results, points, strict=True)
+        for speed, psnr, each in own
+        if each.plan.pieces == result.plan.pieces
+    ]
+    chosen.sort()
+    panel.plot(
+        *zip(*chosen, strict=True), color=GREY, linewidth=1.0 if len(results) > 1 else 0.0, marker="o", markersize=10,
+        markerfacecolor="none", markeredgecolor="black", label="chosen", zorder=2,
+    )  # fmt: skip
+    targets = sorted({result.plan.provenance.target for result in results})
+    on_axis = panel.get_xaxis_transform()
+    panel.plot(targets, [0.0] * len(targets), "k|", markersize=11, transform=on_axis, clip_on=False, label="target")
+    blocks = all(math.isclose(speed * each.blocks, 1.0, rel_tol=1e-9) for speed, _, each in every)
+    panel.xaxis.set_major_formatter("{x:g}×")
+    panel.set_xlabel("speed-up, times fewer blocks run" if blocks else "speed-up, measured", fontsize=FONT)
+    same = "" if len(finite) == len(every) else f" (at {top:.0f}: identical)"
+    panel.set_ylabel(f"PSNR to the uncached run, dB{same}", fontsize=FONT)
+    panel.legend(frameon=False, fontsize=FONT, borderpad=0.2, handletextpad=0.4, labelspacing=0.3)
+
+
+def kind_of(evaluation: Evaluation) -> str:
+    """Which blocks a plan caches, and with how many anchors.
+
+    Example:
+        >>> from dithooks import CachePlan
+        >>> from dithooks.demo import load_plan
+        >>> kind_of(Evaluation(load_plan("2x"), 1.0, 2.0, None, 0.5))
+        'blocks 0–11, 3 anchors'
+    """
+    pieces = evaluation.plan.pieces
+    ranges = " and ".join(f"{piece.first}–{piece.first + piece.blocks - 1}" for piece in pieces)
+    anchors = max(piece.predictor.anchors for piece in pieces)
+    return f"blocks {ranges}, {anchors} anchor{'s' * (anchors != 1)}"
+
+
+def _draw_predicted(
+    panel: Axes,
+    recordings: Sequence[Recording],
+    lines: Sequence[Sequence[tuple[float, float]]],
+    labels: Sequence[str],
+    cost: Cost,
+) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    before = sum(not str(line.get_label()).startswith("_") for line in panel.lines)
+    for number, (ways, label) in enumerate(zip(lines, labels, strict=True), before):
+        panel.plot(
+            *zip(*ways, strict=True), color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
+            markersize=3.5, linewidth=1.0, label=label,
+        )  # fmt: skip
+    panel.set_yscale("log")
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=TICKS))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter("{x:g}×")
+    panel.set_xlabel(f"predicted speed-up, in {'time' if cost == 'time' else 'block executions'}", fontsize=FONT)
+    panel.set_ylabel("predicted error", fontsize=FONT)
+    panel.legend(frameon=False, fontsize=FONT, borderpad=0.2)
+
+
+def _named(recording: Recording, anchors: int) -> str:
+    return f"{recording.made.model}, {recording.steps} steps, {anchors} anchor{'s' * (anchors != 1)}"
+
+
+def _short(found: Sequence[object]) -> str:
+    return ", ".join(type(each).__name__ for each in found) or "nothing"

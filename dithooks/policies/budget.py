@@ -1,0 +1,134 @@
+"""Reuse as much as a wanted speed-up takes, at the steps that change least."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from ..validation import check_count, check_number
+from .history import Decision, Schedule, Track
+from .policy import Policy, Reduce, check_looking
+
+WITHIN = 0.05  # of the target
+RECENT = 3  # changes: what is far back says little of the steps to come
+
+
+@dataclass(frozen=True)
+class Budget(Policy):
+    """Land on a wanted speed-up: a threshold that is steered through the run.
+
+    The speed-up is counted in block executions: those of the run without the cache over those with it. With n of N
+    blocks left out in a reused call, a run of C calls has to reuse R = C·(1 − 1/``target_speedup``)·N/n of them. When
+    R' of them are still to come in C' calls, a branch has r = R'/B reuses in c = C'/B steps to come, B being the calls
+    of a step; with the gap under way, in which s steps have been reused, that is c − r + 1 gaps, of
+    g = (r + s)/(c − r + 1) reused steps on average. With v̄ the mean of the branch's last three changes measured, each
+    divided by the steps it grew in, a step is reused while the change since the last computed step (as
+    :class:`Threshold` measures it) is below v̄·(g + 1): at an even pace, that is g reused steps in a row, rounded up,
+    lest the rest be left for the end. When as many calls are left as have to be reused, or none has to be any more,
+    nothing is measured.
+
+    Args:
+        target_speedup: > 1, such as 2.0.
+        max_warmup_steps: the first so many steps of a run are computed; left out, a sixth of all that are, at least 1.
+        separate_branches: whether each branch decides for itself; ``False``: the first at a step decides for all.
+        reduce: over a batch, ``"mean"`` or ``"max"``, as for :class:`Threshold`.
+
+    Raises:
+        TypeError, ValueError: a value is of the wrong type or out of range; at a run's first call, that nothing tells
+            its number of steps, or that its range and warm-up do not allow the target.
+
+    Example:
+        >>> from dithooks.policies.history import Account
+        >>> policy, schedule = Budget(2.0, max_warmup_steps=2), Schedule(steps=10)
+        >>> track = Track(account=Account(calls=4, reused=1))
+        >>> policy.to_come(4, track, schedule)  # 5 of 10 are to be reused, 1 is, 6 calls remain
+        (4, 6)
+        >>> policy.before(6, Track(account=Account(calls=6, reused=1)), schedule)
+        Decision(reuse=True, reason='reuse', value=None)
+    """
+
+    gauge: ClassVar[Literal["change", "rate"] | None] = "change"
+
+    target_speedup: float
+    max_warmup_steps: int | None = None
+    separate_branches: bool = True
+    reduce: Reduce = "mean"
+
+    def __post_init__(self) -> None:
+        target = check_number("target_speedup", self.target_speedup, 1, strictly=True)
+        object.__setattr__(self, "target_speedup", target)
+        if self.max_warmup_steps is not None:
+            object.__setattr__(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
+        check_looking(self)
+
+    def for_run(self, schedule: Schedule) -> Budget:
+        if schedule.steps is None:
+            raise ValueError(
+                f"Budget({self.target_speedup:g}) has to know the number of steps, which nothing tells: give dit_cache "
+                "the pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
+            )
+        steps = schedule.steps - schedule.first
+        wanted = self._nearest(steps, schedule)
+        warmup = self.max_warmup_steps
+        if warmup is None:
+            warmup = max(1, (steps - wanted) // 6)
+        most = max(steps - warmup, 0)
+        if self._wanted(steps, schedule) > most + 0.5:
+            reachable = _speedup(most, steps, schedule)
+            raise ValueError(
+                f"target_speedup={self.target_speedup:g} cannot be reached: with {schedule.skipped} of "
+                f"{schedule.blocks} blocks left out in at most {most} of {steps} steps it is {reachable:.3g}. Choose a "
+                "longer range, fewer max_warmup_steps, or a lower target"
+            )
+        return replace(self, max_warmup_steps=warmup)
+
+    def to_come(self, step: int, track: Track, schedule: Schedule) -> tuple[int, int]:
+        """How many calls of the run are still to be reused, and how many are to come, this one included."""
+        assert schedule.steps is not None
+        account = track.account
+        called = account.called if account.step == step else 0
+        left = max((schedule.steps - step) * account.branches - called, 1)
+        return self._nearest(account.calls + left, schedule) - account.reused, left
+
+    def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
+        if schedule.done(step) < (self.max_warmup_steps or 1):
+            return Decision(False, "warm-up")
+        wanted, left = self.to_come(step, track, schedule)
+        if wanted <= 0:
+            return Decision(False, "budget")
+        return Decision(True, "reuse") if wanted >= left else None
+
+    def judge(self, step: int, track: Track, schedule: Schedule, value: float) -> Decision:
+        if not math.isfinite(value):
+            return Decision(False, "non-finite", value)
+        wanted, left = self.to_come(step, track, schedule)
+        gap = max(step - track.refreshed, 1) if track.refreshed is not None else 1  # 0: the step is made once more
+        rates = [*track.rates, value / gap][-RECENT:]
+        branches = track.account.branches
+        reuses = (wanted / branches + track.streak) / ((left - wanted) / branches + 1)
+        limit = sum(rates) / len(rates) * (reuses + 1)
+        return Decision(True, "reuse", value) if value < limit else Decision(False, "threshold", value)
+
+    def review(self, speedup: float) -> str | None:
+        if abs(speedup / self.target_speedup - 1) <= WITHIN + 1e-9:
+            return None
+        return (
+            f"target_speedup={self.target_speedup:g} was not met: {speedup:.3g} times fewer blocks ran (few steps, or "
+            "guidance on part of them, leave few choices)"
+        )
+
+    def _nearest(self, calls: int, schedule: Schedule) -> int:
+        """R for so many calls: of the whole numbers beside it, the one whose speed-up is nearer to the target."""
+        exact = min(max(self._wanted(calls, schedule), 0), calls)
+        beside = {math.floor(exact), math.ceil(exact)}
+        return min(beside, key=lambda r: abs(math.log(_speedup(r, calls, schedule) / self.target_speedup)))
+
+    def _wanted(self, steps: int, schedule: Schedule) -> float:
+        """R, not rounded."""
+        return steps * (1 - 1 / self.target_speedup) * schedule.blocks / schedule.skipped
+
+
+def _speedup(reused: int, steps: int, schedule: Schedule) -> float:
+    """Blocks of the run without the cache over those with it."""
+    return steps * schedule.blocks / max(steps * schedule.blocks - reused * schedule.skipped, 1)

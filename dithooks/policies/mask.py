@@ -1,0 +1,218 @@
+"""Compute at the steps that a mask names, whatever the number of steps it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ..validation import check_number
+from .history import Decision, Schedule, Track
+from .policy import Policy
+
+# Of all steps, how many each preset computes: 1.5×, 2×, 3× and 4× fewer, if the range is the whole stack.
+PRESETS = {"slow": 1 / 1.5, "medium": 1 / 2, "fast": 1 / 3, "ultra": 1 / 4}
+
+
+@dataclass(frozen=True)
+class Mask(Policy):
+    """Compute where the mask has 1; where it has 0, reuse, or let another policy decide.
+
+    Args:
+        steps: a 0 or 1 for each step, the first of them 1; or a preset by its name, ``"slow"``, ``"medium"``,
+            ``"fast"`` or ``"ultra"``, which is made for the run's number of steps (:func:`preset`).
+        sigmas: the noise levels of the steps that the mask was made for. A run with another number of steps, or other
+            noise levels, is given the mask resampled by σ (:func:`resample`), without ``sigmas`` by share of the steps.
+        dynamic: decides where the mask has 0; left out, these steps are reused.
+
+    Raises:
+        TypeError: ``dynamic`` is not a policy that decides by looking.
+        ValueError: no such preset, or not a mask.
+
+    Example:
+        >>> policy = Mask("medium").for_run(Schedule(steps=10))
+        >>> policy.steps
+        (1, 0, 1, 0, 1, 0, 1, 0, 1, 0)
+    """
+
+    gauge: ClassVar[Literal["change", "rate"] | None] = None
+    needs_sigmas: ClassVar[bool] = True
+
+    steps: str | tuple[int, ...]
+    sigmas: tuple[float, ...] | None = None
+    dynamic: Policy | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, str):
+            if self.steps not in PRESETS:
+                raise ValueError(f"Mask({self.steps!r}): there are the presets {', '.join(PRESETS)}")
+            if self.sigmas is not None:
+                raise ValueError("sigmas belong to a mask of 0 and 1: a preset is made for the steps of the run")
+        else:
+            steps: Any = self.steps
+            if not isinstance(steps, Iterable):
+                raise TypeError(f"steps must be a mask of 0 and 1, or a preset by its name, not {self.steps!r}")
+            bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in _listed(steps))
+            if -1 in bits or bits[:1] != (1,):
+                raise ValueError(f"Mask({self.steps!r}): give a 0 or 1 for each step, the first of them 1")
+            object.__setattr__(self, "steps", bits)
+        if self.sigmas is not None:
+            object.__setattr__(self, "sigmas", _levels(self.sigmas, len(self.steps)))
+        if self.dynamic is not None and (not isinstance(self.dynamic, Policy) or self.dynamic.gauge is None):
+            raise TypeError(f"dynamic={self.dynamic!r} must be a policy that decides by looking, such as Threshold")
+        if self.dynamic is not None:
+            for name in ("gauge", "separate_branches", "reduce"):
+                object.__setattr__(self, name, getattr(self.dynamic, name))
+
+    def for_run(self, schedule: Schedule) -> Mask:
+        dynamic = None if self.dynamic is None else self.dynamic.for_run(schedule)
+        if isinstance(self.steps, str):
+            if schedule.steps is None:
+                raise ValueError(
+                    f"Mask({self.steps!r}) is made for the number of steps, which nothing tells: give dit_cache the "
+                    "pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
+                )
+            return Mask(preset(self.steps, schedule.steps), None, dynamic)
+        if schedule.steps is None:
+            return replace(self, dynamic=dynamic)
+        return Mask(resample(self.steps, schedule.steps, self.sigmas, schedule.sigmas), None, dynamic)
+
+    def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
+        assert not isinstance(self.steps, str)
+        if step >= len(self.steps):
+            return Decision(False, "end")
+        if self.steps[step]:
+            return Decision(False, "mask")
+        if self.dynamic is not None:
+            return self.dynamic.before(step, track, schedule)
+        return Decision(False, "missed refresh") if self._missed(step, track) else Decision(True, "reuse")
+
+    def _missed(self, step: int, track: Track) -> bool:
+        """Whether the branch was not called at the last refresh."""
+        assert not isinstance(self.steps, str)
+        return track.refreshed is not None and any(self.steps[track.refreshed + 1 : step])
+
+    def judge(self, step: int, track: Track, schedule: Schedule, value: float) -> Decision:
+        assert self.dynamic is not None
+        return self.dynamic.judge(step, track, schedule, value)
+
+    def outdated(self, step: int, track: Track, idle: int, anchors: int) -> bool:
+        if self.dynamic is not None or anchors > 1:
+            return super().outdated(step, track, idle, anchors)
+        return idle > 1 and self._missed(step, track)
+
+    def keeps(self, step: int, anchors: int) -> bool:
+        if self.dynamic is not None or isinstance(self.steps, str):
+            return True
+        later = self.steps[step + 1 :]
+        return 0 in later and sum(later[: later.index(0)]) < anchors
+
+    def remark(self, schedule: Schedule) -> str | None:
+        if schedule.steps is None and not isinstance(self.steps, str):
+            return (
+                f"nothing tells the number of steps, so the mask is taken as made for this run: its {len(self.steps)} "
+                "steps are followed one by one, and later ones computed; timestep_scope(step, steps=...) would tell"
+            )
+        if self.sigmas is not None and schedule.sigmas is None and schedule.steps != len(self.steps):
+            return (
+                "nothing tells the noise levels of all steps (a scheduler does), so the mask is resampled by share of "
+                "the steps, not by σ"
+            )
+        return None if self.dynamic is None else self.dynamic.remark(schedule)
+
+    def review(self, speedup: float) -> str | None:
+        return None if self.dynamic is None else self.dynamic.review(speedup)
+
+    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+        return None if self.dynamic is None else self.dynamic.verdict(values, reasons)
+
+
+def preset(name: str, steps: int) -> tuple[int, ...]:
+    """The mask of a preset: of T steps K are computed, the first K // 6 of them (at least 1), and the others evenly.
+
+    After w computed steps, the k-th of the other K − w is at step w − 1 + k·(T − w + 1)/(K − w + 1), rounded.
+
+    Args:
+        name: ``"slow"`` (K = T/1.5), ``"medium"`` (T/2), ``"fast"`` (T/3) or ``"ultra"`` (T/4), half up, at least 1.
+        steps: T, ≥ 1.
+
+    Example:
+        >>> preset("ultra", 12)
+        (1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0)
+        >>> preset("slow", 12)
+        (1, 0, 1, 1, 0, 1, 1, 0, 1, 1, 0, 1)
+    """
+    count = max(1, int(steps * PRESETS[name] + 0.5))
+    first = max(1, count // 6)
+    gap = (steps - first + 1) / (count - first + 1)
+    return _placed([*range(first), *(first - 1 + k * gap for k in range(1, count - first + 1))], steps)
+
+
+def resample(
+    mask: Sequence[int],
+    steps: int,
+    sigmas: Sequence[float] | None = None,
+    new_sigmas: Sequence[float] | None = None,
+) -> tuple[int, ...]:
+    """A mask for another schedule, with the same share of steps computed, and as dense at the same noise level.
+
+    The k-th of the mask's K refreshes is at step q_k; in between k is a line, k(q), which ends in K at the last step's
+    end. The new mask's K' = K·T'/T (rounded) refreshes are where k(q) = j·K/K', j = 0 … K'−1, each rounded to the next
+    free step. A new step's place q among the old is that of its noise level, else of its share of the steps.
+
+    Args:
+        mask: a 0 or 1 for each of T steps.
+        steps: T', ≥ 1.
+        sigmas: T noise levels, falling.
+        new_sigmas: T' of them.
+
+    Example:
+        >>> resample((1, 1, 0, 0, 1, 0, 0, 0), 16)
+        (1, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0)
+    """
+    old = len(mask)
+    if sigmas is None or new_sigmas is None or not _falls(new_sigmas[:steps], steps):
+        if steps == old:
+            return tuple(mask)
+        places = np.arange(steps, dtype=np.float32) * (old / steps)
+    else:
+        falling = np.asarray(new_sigmas[:steps], dtype=np.float32)
+        known = np.asarray(sigmas, dtype=np.float32)
+        if np.array_equal(falling, known):  # levels that lie closer than float32 tells would not find their places
+            return tuple(mask)
+        places = np.interp(-falling, -known, np.arange(old, dtype=np.float32))
+        places = np.where(falling < known[-1], old - 1 + np.clip(1 - falling / max(known[-1], 1e-9), 0, 1), places)
+    refreshes = [float(q) for q, bit in enumerate(mask) if bit]
+    count = min(steps, max(1, int(len(refreshes) * steps / old + 0.5)))
+    ranks = [j * len(refreshes) / count for j in range(count)]
+    wanted = np.interp(ranks, [*range(len(refreshes)), len(refreshes)], [*refreshes, float(old)])
+    nearest = [float(np.interp(q, places, np.arange(steps))) if steps > 1 else 0.0 for q in wanted]
+    return _placed(nearest, steps)
+
+
+def _placed(wanted: Sequence[float], steps: int) -> tuple[int, ...]:
+    """A mask with a 1 at each of the places, the first at step 0, two never at the same step."""
+    taken: list[int] = []
+    for number, place in enumerate(wanted):
+        earliest = taken[-1] + 1 if taken else 0
+        latest = steps - (len(wanted) - number)  # those to come need a step each
+        taken.append(min(max(int(place + 0.5), earliest), latest) if number else 0)
+    return tuple(int(step in taken) for step in range(steps))
+
+
+def _listed(values: Any) -> Any:
+    return values.tolist() if hasattr(values, "tolist") else values  # an array or a tensor
+
+
+def _falls(sigmas: Sequence[float], steps: int) -> bool:
+    return len(sigmas) == steps and all(a >= b for a, b in pairwise(sigmas))
+
+
+def _levels(sigmas: Sequence[float], steps: int) -> tuple[float, ...]:
+    levels = tuple(check_number("a sigma", sigma, 0) for sigma in _listed(sigmas))[:steps]
+    if len(levels) < steps or any(not a > b for a, b in pairwise(levels)):
+        raise ValueError(f"sigmas must be {steps} falling noise levels, one for each step of the mask")
+    return levels

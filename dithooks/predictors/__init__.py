@@ -1,0 +1,1 @@
+"""What to add in place of a skipped range."""

@@ -1,0 +1,1 @@
+"""What a policy would see in a run."""

@@ -1,0 +1,208 @@
+"""One run without the cache, and what it says of every threshold: how much changes from step to step, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..blocks.adapter import BlockAdapter
+from ..blocks.discovery import Blocks
+from ..blocks.registry import chains_of
+from ..config.cache_config import DitCacheConfig
+from ..engine.attachment import check, prepare
+from ..engine.clock import scheduler_of
+from ..engine.overrides import assign
+from ..planning.weight_fit import RIDGE, fit
+from ..policies.threshold import Threshold
+from ..predictors.fitted import Fitted
+from ..predictors.predictor import Moment
+from .change_recorder import Recorded, Watch, recording
+
+THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.24, 0.32)
+QUANTILES = (0, 25, 50, 75, 95, 100)
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What :func:`profile` recorded; printed, it is two tables.
+
+    Args:
+        branches: of every range that was watched.
+        thresholds: for which reuse is predicted.
+        policy: with which, but for the threshold.
+
+    Example: :func:`profile` has one; of the same run, a policy and a predictor.
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run():
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4, 0.2)]
+        >>> model = Model()
+        >>> found = profile(model, run, DitCacheConfig(cache_block_start=1, policy=Threshold(0.1)))
+        >>> len(found.ratios()[0]), found.of()[0].steps
+        (5, 5)
+    """
+
+    branches: tuple[Recorded, ...]
+    thresholds: tuple[float, ...]
+    policy: Threshold
+
+    def of(self, range: str | None = None) -> tuple[Recorded, ...]:
+        """The branches of one range, by its path or the end of that; of the only one there is.
+
+        Raises:
+            ValueError: there is no such range, or several.
+        """
+        paths = list(dict.fromkeys(each.range for each in self.branches))
+        found = [path for path in paths if range is None or path == range or path.endswith(f".{range}")]
+        if len(found) != 1:
+            raise ValueError(f"range={range!r}: there are {', '.join(paths)}")
+        return tuple(each for each in self.branches if each.range == found[0])
+
+    def ratios(self, range: str | None = None) -> tuple[tuple[float, ...], ...]:
+        """γ for :class:`MagnitudeRatio`, a list for each branch.
+
+        Raises:
+            ValueError: as :meth:`of`.
+        """
+        branches = self.of(range)
+        steps = max(each.steps for each in branches)
+        return tuple((*each.ratios, *[1.0] * (steps - each.steps)) for each in branches)
+
+    def fitted(
+        self, computed: Sequence[int], range: str | None = None, anchors: int = 2, ridge: float = RIDGE
+    ) -> Fitted:
+        """The predictor for a mask that fits this run best, over all branches (:func:`~.weight_fit.fit`).
+
+        Raises:
+            ValueError: as :meth:`of`, or the mask is of another length than the run.
+        """
+        branches = self.of(range)
+        if len(computed) != (steps := max(each.steps for each in branches)):
+            raise ValueError(f"a mask of {len(computed)} steps does not fit a run of {steps}")
+        gram, moments = np.zeros((steps, steps), dtype=np.float32), dict[int, Moment]()
+        for each in branches:
+            calls = [moment.step for moment in each.moments]
+            gram[np.ix_(calls, calls)] += each.deltas @ each.deltas.T
+            moments |= {moment.step: moment for moment in each.moments}
+        known = [step in moments for step in np.arange(steps)]
+        bits = [bit or not there for bit, there in zip(computed, known, strict=True)]  # not called: no weights
+        times = [moments.get(step, Moment(step, float(step), "step")) for step in np.arange(steps).tolist()]
+        return fit(gram, times, [int(bit) for bit in bits], anchors, ridge)
+
+    def reuse(self, threshold: float, branch: Recorded) -> float:
+        """Predicted share of a branch's calls that are reused."""
+        made = branch.decisions(replace(self.policy, residual_diff_threshold=threshold))
+        return sum(decision.reuse for decision in made) / max(len(made), 1)
+
+    def __str__(self) -> str:
+        rows = []
+        for each in self.branches:
+            changes = each.changes[np.isfinite(each.changes)]
+            odd = len(each.changes) - len(changes)
+            shown = [f"{q:.3f}" for q in np.percentile(changes, QUANTILES)] if len(changes) else ["–"] * len(QUANTILES)
+            rows.append([each.range, each.branch, len(each.moments), *shown, *([f"{odd} not finite"] if odd else [])])
+        head = ["change from step to step", "branch", "calls", "min", "p25", "p50", "p75", "p95", "max"]
+        predicted = []
+        for each in self.branches:
+            shares = [self.reuse(threshold, each) for threshold in self.thresholds]
+            predicted.append([each.range, each.branch, *(f"{share:.0%}" for share in shares)])
+            n, skipped = each.schedule.blocks, each.schedule.skipped
+            saved = [n / (n - share * skipped) if share < 1 or skipped < n else np.inf for share in shares]
+            predicted.append(["  blocks: fewer by", "", *(f"{times:.2f}×" for times in saved)])
+        thresholds = ["reused at threshold", "branch", *(f"{threshold:g}" for threshold in self.thresholds)]
+        rest = str(replace(self.policy, residual_diff_threshold=1.0)).partition("=1.0")[2].strip(", )")
+        with_these = rest or f"max_warmup_steps={self.policy.max_warmup_steps}"
+        return f"{_table([head, *rows])}\n\n{_table([thresholds, *predicted])}\n(Threshold with {with_these})"
+
+
+def profile(
+    target: object,
+    call: Callable[[], Any],
+    config: DitCacheConfig | None = None,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    blocks: Blocks = None,
+    scheduler: object = None,
+) -> Profile:
+    """Watch one run without reusing anything, and say how much changes from step to step.
+
+    Differences are those that :class:`Threshold` decides by, of a sample of 65,536 numbers of each tensor, the same at
+    every step. The reuse that is predicted for a threshold takes what later steps show for unchanged by it.
+
+    Args:
+        target: as for :func:`dit_cache`; nothing may be cached in it.
+        call: makes the run: ``lambda: pipe("a forest", num_inference_steps=28)``. Without gradients.
+        config: whose ranges are watched; its policy, if a :class:`Threshold`, says what else holds for the predicted
+            reuse. Left out, each list is watched by itself, the first block deciding on the others.
+        thresholds: for which reuse is predicted.
+        blocks: as for :func:`dit_cache`.
+        scheduler: as for :func:`dit_cache`.
+
+    Raises:
+        TypeError, ValueError: as :func:`dit_cache`; or ``call`` ran no step of the target, or several runs.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4, bias=False) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         x = x * timestep
+        ...         for block in self.blocks:
+        ...             x = block(x)
+        ...         return x
+        >>> model = Model()
+        >>> @torch.no_grad()
+        ... def run():
+        ...     for t in (1.0, 0.75, 0.5, 0.25):
+        ...         model(torch.ones(1, 4), t)
+        >>> found = profile(model, run, DitCacheConfig(cache_block_start=1, policy=Threshold(0.1, max_warmup_steps=1)))
+        >>> [f"{change:.2f}" for change in found.of()[0].changes]
+        ['0.25', '0.33', '0.50']
+    """
+    if not callable(call):
+        raise TypeError(f"call must be a function that makes the run, such as lambda: pipe(...), not {call!r}")
+    policy = config.when if config is not None and isinstance(config.when, Threshold) else Threshold(0.1)
+    chains = chains_of(target, blocks)
+    if config is None:
+        alone = [replace(chain, lanes=(lane,)) for chain, _ in chains for lane in chain.lanes]
+        ranges = [(c, DitCacheConfig(cache_block_start=min(1, len(c.sites) - 1), policy=Watch())) for c in alone]
+    else:
+        assigned = assign(chains, config)
+        ranges = [(chain, replace(own, **_WATCHED, overrides={}, fingerprint=None)) for chain, own in assigned]
+    for chain, own in ranges:
+        check(chain, own, [])
+    pipe = target.pipe if isinstance(target, BlockAdapter) else target
+    attached = [prepare(chain, own, scheduler_of(pipe, scheduler), verify=False) for chain, own in ranges]
+    with recording(attached) as recorders:
+        call()
+    branches = [branch for recorder in recorders for branch in recorder.branches()]
+    if not branches:
+        raise ValueError("call ran no step of the target, or with gradients: call it under torch.no_grad()")
+    return Profile(tuple(branches), tuple(thresholds), policy)
+
+
+def _table(rows: Sequence[Sequence[object]]) -> str:
+    columns = max(len(row) for row in rows)
+    texts = [[str(cell) for cell in row] + [""] * (columns - len(row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = []
+    for first, *others in texts:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+_WATCHED: dict[str, Any] = {"policy": Watch(), "cache_step_start": None, "cache_step_interval": None}

@@ -1,0 +1,78 @@
+"""What one transformer's recorded runs add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..predictors.predictor import Moment
+from .token_samples import Pair, Sampled, add_grams
+
+
+class Tally:
+    """The Gram matrices of all ranges, summed over branches and runs: a run's samples are dropped when it is over.
+
+    Args:
+        name: of the transformer, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.runs = 0
+        self.ranges: Sequence[Pair] = ()
+        self.order: Sequence[int] = ()
+        self.moments: dict[int, Moment] = {}
+        self.grams: NDArray[np.float64] = np.zeros((0, 0, 0))
+        self.squares: NDArray[np.float64] = np.zeros((0, 0))
+
+    @property
+    def steps(self) -> list[int]:
+        """At which the transformer was called."""
+        return sorted(self.moments)
+
+    def add(self, branches: Sequence[Sampled], report: Callable[[int, int], None]) -> None:
+        """A run is over.
+
+        Raises:
+            ValueError: its steps, or their noise levels, are not those of the one before.
+        """
+        moments = {moment.step: moment for branch in branches for moment in branch.moments}
+        if not self.runs:
+            self.moments = moments
+            size = len(moments)
+            self.grams = np.zeros((len(self.ranges), size, size))
+            self.squares = np.zeros((len(self.order), size))
+        elif moments != self.moments:
+            raise ValueError(
+                f"{self.name}: run made runs of different schedules ({len(self.moments)} steps, then {len(moments)}, "
+                "or other noise levels): record one schedule at a time"
+            )
+        self.runs += 1
+        for branch in branches:
+            odd = next(
+                (moment.step for moment, call in zip(branch.moments, branch.calls, strict=True) if _odd(call)), None
+            )
+            if odd is not None:
+                raise ValueError(
+                    f"{self.name}: at step {odd} what its blocks are given or return is not finite: mend that first, a "
+                    "dtype with a wider range may do it"
+                )
+        total = len(self.ranges) * len(branches)
+        for number, branch in enumerate(branches):
+            done = number * len(self.ranges)
+            add_grams(
+                branch,
+                self.order,
+                self.ranges,
+                self.steps,
+                self.grams,
+                self.squares,
+                lambda ranges, done=done: report(done + ranges, total),  # type: ignore[misc]
+            )
+
+
+def _odd(call: Sequence[Sequence[Tensor]]) -> bool:
+    return not all(bool(stream.isfinite().all()) for point in call for stream in point)

@@ -1,0 +1,101 @@
+"""Whether a run draws what was recorded: by what the transformer is given, and how often it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..blocks.block_io import bind, parameter_names
+from ..engine.branches import tensors
+from ..engine.replay import replaying
+
+Inputs = dict[str, NDArray[np.float32]]
+SECOND = " at its second step"
+NUMBERS = 1024  # that are kept of each tensor
+ALIKE = 0.01  # relative distance: what is worked out anew may come out a little different, another prompt is far off
+
+
+class Watched:
+    """What a transformer is given at its first call, and as latents at the first call of its second step.
+
+    Every plan computes the first step, so both are the same with and without a cache; the latter tells of other
+    weights, guidance, schedules, and of noise that a sampler adds.
+
+    Args:
+        module: the transformer.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.names, self.calls, self.second = parameter_names(module), 0, 0
+        self.inputs: Inputs = {}
+
+    def note(self, arguments: Mapping[str, Any], second: bool) -> None:
+        """A call; whether it is the first of the second step."""
+        if self.calls == 0 or second:
+            latents, conditioning = tensors(arguments, next(iter(self.names), None))
+            found = latents if second else {**latents, **conditioning}
+            found = {name: value for name, value in found.items() if value.is_floating_point() and not value.is_meta}
+            self.inputs |= {f"{name}{SECOND if second else ''}": _sampled(value) for name, value in found.items()}
+            self.second = self.calls if second else self.second
+        self.calls += 1
+
+
+@contextmanager
+def same_inputs(module: nn.Module, known: Mapping[str, NDArray[np.float32]], second: int, calls: int) -> Iterator[None]:
+    """See that a module is given what is known, and called as often.
+
+    Args:
+        module: the transformer.
+        known: as :class:`Watched` noted it.
+        second: number of the first call of the second step; 0 where there is none.
+        calls: in all.
+
+    Raises:
+        ValueError: it is given something else, in the call itself; or called more or less often.
+    """
+    watched = Watched(module)
+
+    def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_dynamo_compiling() or replaying.get():
+            return
+        number = watched.calls
+        watched.note(bind(watched.names, args, kwargs), bool(second) and number == second)
+        if number in (0, second):
+            due = {name for name in known.keys() | watched.inputs.keys() if name.endswith(SECOND) == bool(number)}
+            for name in sorted(due):
+                if not _alike(known.get(name), watched.inputs.get(name)):
+                    raise _another(f"{type(module).__name__} is given another {name}")
+
+    hook = module.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+    if watched.calls not in (0, calls):  # 0: compiled as a whole, where nothing can be seen
+        raise _another(f"it calls {type(module).__name__} {watched.calls} times, and the recorded one {calls} times")
+
+
+def _another(what: str) -> ValueError:
+    return ValueError(
+        f"run does not draw what was recorded: {what}. It has to draw the same pictures whenever it is called: seed "
+        "its generators inside of it, and keep to the same prompts, steps, guidance and weights; a recording or "
+        "journal of another run is of no use to it"
+    )
+
+
+def _sampled(tensor: Tensor) -> NDArray[np.float32]:
+    flat = tensor.detach().flatten()  # waits for the device, at two calls of a run: not while a block is timed
+    sample: NDArray[np.float32] = flat[:: -(-max(flat.numel(), 1) // NUMBERS)].float().cpu().numpy().copy()
+    return sample
+
+
+def _alike(then: NDArray[np.float32] | None, now: NDArray[np.float32] | None) -> bool:
+    if then is None or now is None or then.shape != now.shape:
+        return False
+    return bool(np.linalg.norm(then - now) <= ALIKE * np.linalg.norm(then)) or np.array_equal(then, now, equal_nan=True)

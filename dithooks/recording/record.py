@@ -1,0 +1,153 @@
+"""Record one run in which everything is computed: a sample of tokens at every boundary of the blocks, and the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from ..blocks.adapter import BlockAdapter
+from ..blocks.block_lists import fingerprint
+from ..blocks.discovery import Blocks
+from ..blocks.registry import chains_of
+from ..config.cache_config import DitCacheConfig
+from ..config.provenance import Made
+from ..engine.attachment import check, compiled_of
+from ..engine.clock import scheduler_of
+from ..engine.replay import eagerly
+from ..validation import check_count, check_number
+from .input_check import same_inputs
+from .recorder import Recorder, Report
+from .recording import Recording
+from .sensitivity import sensitivity
+
+MEMORY = 450_000_000  # bytes of samples, of one run: FLUX at 1024², 50 steps: 12 tokens of 4608 at 58 boundaries
+
+
+def record(
+    target: object,
+    run: Callable[[Any], Any],
+    *,
+    num_inference_steps: int | None = None,
+    blocks: Blocks = None,
+    scheduler: object = None,
+    memory: int = MEMORY,
+    share: float = 1.0,
+    probe: bool = False,
+    report: Report | None = None,
+) -> Recording:
+    """Call ``run(target)`` once, compute everything, and record what every range of blocks does at every step.
+
+    Where a loop calls the blocks without the transformer, the run is made twice, first to see how.
+
+    At each boundary of the blocks the same few tokens are kept, as many as ``memory`` allows, all of them in small
+    models; from these come the Gram matrices of all ranges. The first call of each transformer is made twice, to see
+    how its streams run. Compiled models run uncompiled meanwhile.
+
+    Args:
+        target: as for :func:`dit_cache`; nothing may be cached in it.
+        run: draws the calibration pictures: ``lambda pipe: pipe(prompts, num_inference_steps=28)``; in one batch, or
+            in several runs of as many steps. What it returns, a list of pictures, videos or latents, is kept.
+        num_inference_steps: what the run is expected to take; another number is an error.
+        blocks: as for :func:`dit_cache`.
+        scheduler: as for :func:`dit_cache`.
+        memory: bytes of samples at most, on the host, of a run with up to two calls per step.
+        share: of the tokens, that is kept at most.
+        probe: make the run once more, to measure what is left at the end of an error at each step: with the results of
+            four samples or more; of fewer, it is guessed in plans.
+        report: is told a stage, and how many of how many are done.
+
+    Raises:
+        TypeError, ValueError: as :func:`dit_cache`; or ``run`` makes no step of the target, calls it with gradients,
+            makes runs with different numbers of steps or different shapes, or not those that were expected.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run(model):
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.75, 0.5, 0.25)]
+        >>> recording = record(Model(), run)
+        >>> recording.traces[0].gram(0, 2).shape
+        (4, 4)
+    """
+    if not callable(run):
+        raise TypeError(f"run must be a function that is given the target and draws, not {run!r}")
+    if check_number("share", share, 0, strictly=True) > 1:
+        raise ValueError(f"share={share}: of the tokens, at most all can be kept, 1")
+    check_number("memory", memory, 0, strictly=True)
+    if num_inference_steps is not None:
+        check_count("num_inference_steps", num_inference_steps, 1)
+    chains = [chain for chain, _ in chains_of(target, blocks)]
+    for chain in chains:
+        check(chain, DitCacheConfig(0, 2), [])
+    pipe = target.target if isinstance(target, BlockAdapter) else target
+    told = scheduler_of(pipe, scheduler)
+    recorders = [Recorder(chain, told, num_inference_steps, memory, share) for chain in chains]
+    results, taken = _recorded(run, pipe, recorders, report)
+    driven = [recorder.driven() for recorder in recorders]
+    if any(driven):  # now that it is known how, once more
+        afresh = [Recorder(chain, told, num_inference_steps, memory, share) for chain in chains]
+        recorders = [old if by_hand else new for old, new, by_hand in zip(recorders, afresh, driven, strict=True)]
+        results, taken = _recorded(run, pipe, recorders, report)
+    called = [recorder for recorder in recorders if recorder.calls]
+    if not called:
+        raise ValueError("run made no step of the target: it is given the pipeline, and has to call it")
+    traces = tuple(recorder.trace() for recorder in called)
+    first, scheduling = called[0], told()
+    steps = first.schedule.steps or 1 + max(int(trace.steps[-1]) for trace in traces)
+    if num_inference_steps not in (None, steps, getattr(scheduling, "num_inference_steps", None)):
+        raise ValueError(f"num_inference_steps={num_inference_steps}, but run made {steps} steps: give the same number")
+    parameter = next((p for p in first.chain.owner.parameters() if p.is_floating_point()), None)
+    made = Made(
+        model="+".join(type(chain.owner).__name__ for chain in chains),
+        fingerprint=fingerprint(chains),
+        blocks=sum(len(trace.blocks) for trace in traces),
+        dtype="none" if parameter is None else str(parameter.dtype).removeprefix("torch."),
+        steps=steps,
+        scheduler=None if scheduling is None else type(scheduling).__name__,
+        size=first.size,
+    )
+    spent = sum(recorder.spent_ms for recorder in called)
+    samples, runs = first.rows, first.tally.runs
+    recording = Recording(traces, made, first.schedule.sigmas, samples, runs, taken - spent, taken, results)
+    if not probe:
+        return recording
+
+    def again() -> Any:
+        with ExitStack() as stack:
+            if any(compiled_of(recorder.chain)() for recorder in called):
+                stack.enter_context(eagerly())
+            for recorder, trace in zip(called, traces, strict=True):
+                stack.enter_context(same_inputs(recorder.chain.owner, trace.inputs, trace.second, trace.calls))
+            return run(pipe)
+
+    if report is not None:
+        report("probe", 0, None)
+    lasts = [(recorder.last, recorder.sequence) for recorder in called]
+    return replace(recording, sensitivity=sensitivity(again, lasts, recording))
+
+
+def _recorded(
+    run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder], report: Report | None
+) -> tuple[Any, float]:
+    """What a run returns, and the milliseconds that it takes."""
+    with ExitStack() as stack:
+        if any(compiled_of(recorder.chain)() for recorder in recorders):
+            stack.enter_context(eagerly())
+        for recorder in recorders:
+            stack.enter_context(recorder.hooked(report))
+        begun = time.perf_counter()
+        results = run(pipe)
+        for recorder in recorders:
+            recorder.stopwatch.wait()
+        return results, (time.perf_counter() - begun) * 1e3

@@ -1,0 +1,336 @@
+"""Hooks on one transformer and its blocks that keep samples of the streams, and say what each block costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..blocks.block_io import bind, parameter_names
+from ..blocks.block_lists import Chain
+from ..blocks.observation import Observation, spots_of
+from ..blocks.trunk import Trunk, find_trunk, followed
+from ..config.cache_config import DitCacheConfig
+from ..engine.call import Call, signature
+from ..engine.clock import StepClock
+from ..engine.decider import Settler
+from ..engine.replay import Replay, replaying
+from ..engine.runs import Runs
+from ..engine.stand_in import stand_in
+from ..engine.weights_version import Weights
+from ..policies.history import Decision, Schedule, Track
+from ..policies.policy import Policy
+from ..stats.log import Ledger
+from .gram_totals import Tally
+from .input_check import Watched
+from .loop_passes import Passes
+from .recording import Trace
+from .sensitivity import Called
+from .stopwatch import OTHER, SAMPLING, Stopwatch
+from .token_samples import Sampled
+from .token_selection import Point, points_of
+
+BRANCHES, STEPS = 2, 50  # that a run is thought to have while it does not show
+Report = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Computed(Policy):
+    """Compute every call."""
+
+    needs_sigmas: ClassVar[bool] = True
+
+    def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
+        return Decision(False, "record")
+
+    def keeps(self, step: int, anchors: int) -> bool:
+        return False
+
+
+class Recorder:
+    """What is recorded of one transformer.
+
+    Args:
+        chain: its blocks.
+        scheduler: returns the pipeline's scheduler as it is now, or ``None``.
+        expected: steps of a run, if that is known.
+        memory: bytes of samples of one run.
+        share: of the tokens, at most.
+    """
+
+    def __init__(
+        self, chain: Chain, scheduler: Callable[[], Any], expected: int | None, memory: int, share: float
+    ) -> None:
+        self.chain, self.expected, self.memory, self.share = chain, expected, memory, share
+        self.stopwatch, self.tally = Stopwatch(chain.owner), Tally(chain.name)
+        self.schedule, self.size, self.rows, self.calls = Schedule(), tuple[int, ...](), 0, 0
+        self.sequence: list[Called] = []  # of all calls
+        self._watched = Watched(chain.owner)
+        self._spots, self._names = spots_of(chain), parameter_names(chain.owner)
+        ledger = Ledger(chain.name, len(self._spots), len(self._spots))
+        config = DitCacheConfig(policy=Computed())
+        runs = Runs(chain, config, StepClock(scheduler, chain.name), ledger)
+        self._settler = Settler(runs, Weights(chain.owner))
+        self._settler.runs.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to remark
+        self._report: Report = lambda stage, done, total: None
+        self._observation: Observation | None = None
+        self._altered: set[int] = set()  # blocks whose outputs the model writes into, and, while it is looked at,
+        self._returned: list[tuple[int, Tensor, Tensor]] = []  # what one has returned, and that by value
+        self._trunk: Trunk | None = None
+        self._refused = ""  # why a range cannot be followed
+        self._points: dict[Any, list[Point]] = {}  # by the signature of a call
+        self._branches: dict[int, tuple[Any, Sampled]] = {}  # of the run under way, by number
+        self._run = -1
+        self._first_step: int | None = None  # of all
+        self._call: Call | None = None
+        self._passes = Passes(self._spots, len(chain.lanes) == 1)  # where blocks are called, and the transformer is not
+        self._ends: tuple[int, int] | None = None  # then the first and last of them are the ends of a call
+        self._here: dict[tuple[int, str], list[int]] = {}  # points of the call under way, by block and side
+        self._sampled = Sampled(())
+        self._taken: list[list[Tensor]] = []
+        self._extra_ms = 0.0
+
+    @contextmanager
+    def hooked(self, report: Report | None) -> Iterator[None]:
+        """With the hooks on; taken off again, whatever happens."""
+        self._report = report or self._report
+        handles: list[RemovableHandle] = []
+        sites = [(site, site.block) for site in self.chain.sites]
+        lists, behind = [lane.blocks for lane in self.chain.lanes], dict[int, nn.Module]()
+        try:
+            for index, (site, block) in enumerate(sites):
+                before, after = partial(self._enter, index), partial(self._leave, index)
+                handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+                handles.append(block.register_forward_hook(after, with_kwargs=True))
+                skip = stand_in(block, index, hooked=True)  # whose forward(), called by itself, calls hooks, too
+                behind[id(skip)] = block
+                site.put(skip)
+            handles.append(self.chain.owner.register_forward_pre_hook(self._begin, with_kwargs=True))
+            handles.append(self.chain.owner.register_forward_hook(self._finish, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parent in [*lists, *self.chain.owner.modules()]:  # a run may have rebuilt its lists
+                for name, child in list(parent._modules.items()):
+                    if id(child) in behind:
+                        parent._modules[name] = behind[id(child)]
+
+    def driven(self) -> bool:
+        """Whether blocks were called and the transformer was not; in the next run their calls are what is recorded."""
+        seen = self._passes.cut()
+        if seen is None or self.calls:
+            return False
+        self._learn((), seen)
+        assert self._trunk is not None
+        self._ends = self._trunk.order[0], self._trunk.order[-1]
+        return True
+
+    @property
+    def last(self) -> nn.Module:
+        """The last of its blocks that a call runs."""
+        assert self._trunk is not None
+        return self.chain.sites[self._trunk.order[-1]].block
+
+    @property
+    def spent_ms(self) -> float:
+        """What recording cost, beyond the run itself."""
+        return self._extra_ms + self.stopwatch.spent(SAMPLING)
+
+    def trace(self) -> Trace:
+        """What was recorded, once the run is over."""
+        self._fold()
+        if self._trunk is None or not self.tally.runs:
+            raise ValueError(f"{self.chain.name}: no call ran all the blocks that its first one did")
+        tally, order = self.tally, self._trunk.order
+        moments = [tally.moments[step] for step in tally.steps]
+        block_ms = np.array([self.stopwatch.spent(index) for index in order]) / self.calls
+        points = next(iter(self._points.values()))
+        kept, whole = sum(len(point.ids) for point in points), sum(point.tokens for point in points)
+        if not whole:
+            raise ValueError(f"{self.chain.name}: no range of its blocks can be followed: {self._refused}")
+        return Trace(
+            path=self.chain.path,
+            blocks=tuple(self._spots[index].path for index in order),
+            ranges=np.array(tally.ranges, dtype=np.int64).reshape(-1, 2),
+            grams=tally.grams,
+            norms=np.sqrt(tally.squares),
+            steps=np.array(tally.steps, dtype=np.int64),
+            times=np.array([moment.time for moment in moments]),
+            axis=moments[0].axis,
+            branches=self.calls / (len(moments) * tally.runs),
+            block_ms=block_ms,
+            call_ms=float(block_ms.sum()) + self.stopwatch.spent(OTHER) / self.calls,
+            share=kept / whole,
+            inputs=self._watched.inputs,
+            second=self._watched.second,
+            calls=self._watched.calls,
+        )
+
+    # -- hooks --------------------------------------------------------------------------------------------------
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if replaying.get():
+            return
+        if torch.is_grad_enabled():
+            raise ValueError(f"{self.chain.name} is called with gradients enabled: call run under torch.no_grad()")
+        begun = time.perf_counter()
+        arguments = bind(self._names, args, kwargs)
+        call = self._settler.settle(arguments, seen=True, capture=False)
+        assert call.run is not None
+        assert call.branch is not None
+        if call.run.number != self._run:
+            self._fold()
+            self._run = call.run.number
+            self._count(arguments)
+        self.schedule = call.run.schedule
+        key, number = signature(arguments), call.branch.track.number
+        self._first_step = call.moment.step if self._first_step is None else self._first_step
+        second = not self._watched.second and call.moment.step != self._first_step
+        self._watched.note(arguments, second)
+        self.sequence.append(Called(call.run.number, call.moment.step, number))
+        if key not in self._points:
+            self._observe(key, module, args, kwargs)
+        former = self._branches.setdefault(number, (key, Sampled(self._points[key])))
+        if former[0] != key:
+            raise ValueError(
+                f"{self.chain.name}: at step {call.moment.step}, call {number} of a step is given tensors of other "
+                "shapes than at the step before: a range's effects at the two cannot be compared"
+            )
+        self._call, self._sampled, self.calls = call, former[1], self.calls + 1
+        self._taken = [[] for _ in self._sampled.points]
+        self._here = {}
+        for place, point in enumerate(self._sampled.points):
+            self._here.setdefault((point.block, point.side), []).append(place)
+        self._extra_ms += (time.perf_counter() - begun) * 1e3
+        self.stopwatch.mark(OTHER)
+
+    def _enter(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._ends is not None and index == self._ends[0] and not replaying.get():
+            if self._call is not None:  # a block that was called by itself
+                self.calls, self._watched.calls = self.calls - 1, self._watched.calls - 1
+            self._begin(self.chain.owner, (), {})
+        observation = self._watching(index)
+        if observation is not None:
+            self._altered |= {block for block, now, then in self._returned if not torch.equal(now, then)}
+            observation.enter(index, args, kwargs)
+        elif self._call is not None:
+            self.stopwatch.mark(SAMPLING)
+            face = self._spots[index].face
+            self._take(index, "in", lambda name: face.read(str(name), args, kwargs))
+            self.stopwatch.mark(index)
+
+    def _leave(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if (observation := self._watching(None)) is not None:
+            observation.leave(index, output)
+            values = self._spots[index].face.take(output)[1]
+            self._returned = [(index, value, value.clone()) for value in values if isinstance(value, Tensor)]
+        elif self._call is not None:
+            self.stopwatch.mark(SAMPLING)
+            values = self._spots[index].face.take(output)[1]
+            self._take(index, "out", lambda position: values[int(position)] if int(position) < len(values) else None)
+            self.stopwatch.mark(OTHER)
+            if self._ends is not None and index == self._ends[1]:
+                self._finish(self.chain.owner, (), {}, output)
+
+    def _finish(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call, self._call = self._call, None
+        if call is None:
+            return
+        self.stopwatch.mark(SAMPLING)
+        self._settler.keep(call)
+        assert call.run is not None
+        call.run.in_flight = False
+        if all(self._taken):
+            self._sampled.moments.append(call.moment)
+            self._sampled.calls.append([[_to_host(each) for each in taken] for taken in self._taken])
+        self._report("record", call.moment.step + 1, call.run.schedule.steps or self.expected)
+        self.stopwatch.mark(None)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _take(self, index: int, side: str, read: Callable[[str | int], Any]) -> None:
+        for place in self._here.get((index, side), ()):
+            taken = self._sampled.points[place].take(read)
+            if taken is None:
+                raise ValueError(
+                    f"{self._spots[index].path} is given or returns tensors of other shapes than on the first call "
+                    "with such arguments: what it does cannot be recorded"
+                )
+            self._taken[place] = taken
+
+    def _watching(self, entered: int | None) -> Observation | None:
+        """What observes the blocks: before a call is recorded, or as long as the transformer was not called at all."""
+        if self._observation is not None or self._call is not None or self.calls or self._ends or replaying.get():
+            return self._observation
+        return self._passes.now if entered is None else self._passes.entered(entered)
+
+    def _observe(self, key: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Make a call once more, beforehand, to see how its streams run, and choose what to keep of it."""
+        replay = Replay(module, args, kwargs)
+        if replay.strange:
+            raise ValueError(
+                f"{self.chain.name} is given {replay.strange}, which may remember a call: its first call cannot be "
+                "made twice, which recording has to do, to see how the streams run"
+            )
+        self._observation, self._altered = Observation(self._spots), set()
+        observation = self._observation
+        try:
+            replay(eager=False)
+        finally:
+            self._observation, self._returned = None, []
+            observation.close()
+        self._learn(key, observation)
+
+    def _learn(self, key: Any, observation: Observation) -> None:
+        """See how the streams run, and choose what to keep of such a call."""
+        trunk = find_trunk(observation, self.chain.weights() if self.chain.found else None)
+        if trunk is None:
+            raise ValueError(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
+        allowed, refused = followed(observation, trunk)
+        self._refused = next(iter(refused.values()), "")
+        if self._trunk is None:
+            self._trunk, self.tally.order, self.tally.ranges = trunk, trunk.order, sorted(allowed)
+        elif trunk.order != self._trunk.order or not set(self.tally.ranges) <= allowed:
+            raise ValueError(f"{self.chain.name}: calls with other shapes run other blocks: record them one at a time")
+        steps = self.schedule.steps or self.expected or STEPS
+        self._points[key] = points_of(
+            observation, trunk.order, self._altered, self.share, self.memory / (steps * BRANCHES)
+        )
+
+    def _fold(self) -> None:
+        """Add what the run under way has left to what is known, and drop it."""
+        branches: list[tuple[Any, Sampled]] = []
+        for key, sampled in self._branches.values():
+            alike = [former for other, former in branches if other == key and not former.shares(sampled)]
+            if alike:  # one branch after all, that was not recognised at some step
+                alike[0].extend(sampled)
+            elif sampled.calls:
+                branches.append((key, sampled))
+        self._branches = {}
+        if branches:
+            self.stopwatch.wait()  # samples may still be on their way to the host
+            self.tally.add(
+                [sampled for _, sampled in branches], lambda done, total: self._report("Gram matrices", done, total)
+            )
+
+    def _count(self, arguments: Mapping[str, Any]) -> None:
+        """How many rows the latents of a run have, and of which size."""
+        latents = arguments.get(self._settler.runs.primary or "")
+        if isinstance(latents, Tensor) and latents.dim() > 1:
+            self.rows, self.size = self.rows + len(latents), tuple(latents.shape[1:])
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """On the host, without waiting: it is read when the run is over."""
+    if tensor.device.type in ("cpu", "meta"):
+        return tensor
+    return tensor.to("cpu", non_blocking=True)

@@ -1,0 +1,238 @@
+"""What a recorded run leaves behind: of every range, how alike its residuals are; and what each block costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config.provenance import Made
+from ..config.safe_json import parsed, shortened
+from ..validation import check_count, check_number, check_text
+
+SCHEMA = 1
+# What NumPy, zipfile and the checks make of a file that is cut, changed, or another one.
+_GARBLED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_ARRAYS = ("ranges", "grams", "norms", "steps", "times", "block_ms")
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One transformer of a recorded run. T steps at which it was called, B blocks, R ranges that its wiring allows.
+
+    It lies on the host, in float64, as what counts are small differences of its products.
+
+    Args:
+        path: of the transformer, from the target.
+        blocks: paths of its blocks, as they count.
+        ranges: (R, 2), first and last block of each.
+        grams: (R, T, T), ⟨Δ_s, Δ_t⟩ of the tokens sampled, summed over branches, samples and runs.
+        norms: (B, T), ‖h‖ of these tokens where they leave each block.
+        steps: (T,), which of the run's steps.
+        times: (T,), σ, or what stands for it, and
+        axis: what that is.
+        branches: calls of a step, on average.
+        block_ms: (B,), milliseconds of each block in one call.
+        call_ms: of one call of the transformer.
+        share: of the tokens, that was sampled.
+        inputs: a sample of what it was given, to tell whether another run draws the same (:class:`.inputs.Watched`).
+        second: number of the call that its second step began with; 0: none.
+        calls: of all.
+    """
+
+    path: str
+    blocks: tuple[str, ...]
+    ranges: NDArray[np.int64]
+    grams: NDArray[np.float64]
+    norms: NDArray[np.float64]
+    steps: NDArray[np.int64]
+    times: NDArray[np.float64]
+    axis: str
+    branches: float
+    block_ms: NDArray[np.float64]
+    call_ms: float
+    share: float
+    inputs: Mapping[str, NDArray[np.float32]]
+    second: int = 0
+    calls: int = 0
+
+    def gram(self, first: int, last: int) -> NDArray[np.float64]:
+        """(T, T) of one range.
+
+        Raises:
+            ValueError: the wiring does not allow it.
+        """
+        found = np.flatnonzero((self.ranges == (first, last)).all(axis=1))
+        if not len(found):
+            raise ValueError(f"{self.path}: blocks {first} to {last} are no range that can be cached")
+        gram: NDArray[np.float64] = self.grams[found[0]]
+        return gram
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One recorded run in which everything was computed: all that :func:`plan` needs, without the model.
+
+    Args:
+        traces: of each transformer.
+        made: what it was recorded on.
+        sigmas: of all steps of the schedule, or what stands for them, as far as they are known.
+        samples: pictures or videos that were drawn; twice as many with guidance in one batch.
+        runs: in so many runs.
+        run_ms: milliseconds that the whole took, without what recording cost.
+        recorded_ms: with it.
+        results: what the user's callable returned; not saved.
+        sensitivity: of each step of the schedule, what is left at the end of an error made there, relative to the other
+            steps (:mod:`.sensitivity`); ``None``: not measured.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run(model):
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4, 0.2)]
+        >>> from dithooks import record
+        >>> found = record(Model(), run)
+        >>> found.steps, found.traces[0].blocks
+        (5, ('blocks.0', 'blocks.1', 'blocks.2'))
+    """
+
+    traces: tuple[Trace, ...]
+    made: Made
+    sigmas: tuple[float, ...] | None
+    samples: int
+    runs: int
+    run_ms: float
+    recorded_ms: float
+    results: Any = field(default=None, repr=False)
+    sensitivity: tuple[float, ...] | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the schedule."""
+        return self.made.steps
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, ``.npz``: Gram matrices, not activations."""
+        head = {"schema": SCHEMA, "kind": "Recording", "made": asdict(self.made), "sigmas": self.sigmas}
+        head |= {name: getattr(self, name) for name in (*_NUMBERS, "sensitivity")}
+        head["traces"] = [{name: getattr(trace, name) for name in _PLAIN} for trace in self.traces]
+        arrays = {f"{n}.{name}": getattr(trace, name) for n, trace in enumerate(self.traces) for name in _ARRAYS}
+        arrays |= {f"{n}.inputs.{name}": a for n, trace in enumerate(self.traces) for name, a in trace.inputs.items()}
+        with Path(path).open("wb") as file:  # given a name, NumPy would add an ending to it
+            np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recording:
+        """Read a file that :meth:`save` wrote.
+
+        Raises:
+            ValueError: it is no such file, or of another version.
+        """
+        try:
+            _see_size(path)
+            with np.load(path, allow_pickle=False) as file:
+                stored = {name: file[name] for name in file.files}
+            head = parsed(str(stored["head"]), "Recording")
+            kind, schema = head["kind"], head["schema"]
+            if (kind, schema) == ("Recording", SCHEMA):
+                return cls._read(head, stored)
+        except _GARBLED as error:
+            if isinstance(error, OSError) and not Path(path).is_file():
+                raise
+            why = shortened(error) if isinstance(error, (ValueError, TypeError)) else type(error).__name__
+            raise ValueError(
+                f"{os.fspath(path)} is no file that Recording.save wrote ({why}): record the run again"
+            ) from error
+        found = (
+            f"a {kind} of schema {schema}" if isinstance(kind, str) and isinstance(schema, int) else "something else"
+        )
+        raise ValueError(f"{os.fspath(path)} is {found[:80]}: a Recording of {SCHEMA} is expected")
+
+    @classmethod
+    def _read(cls, head: dict[str, Any], stored: dict[str, Any]) -> Recording:
+        traces = []
+        for number, plain in enumerate(head["traces"]):
+            arrays = {name: stored[f"{number}.{name}"] for name in _ARRAYS}
+            start = f"{number}.inputs."
+            inputs = {name.removeprefix(start): array for name, array in stored.items() if name.startswith(start)}
+            traces.append(Trace(**{**plain, "blocks": tuple(plain["blocks"])}, **arrays, inputs=inputs))
+            _check(traces[-1], f"traces[{number}]")
+        made = Made(**{**head["made"], "size": tuple(head["made"]["size"])})
+        sigmas = None if head["sigmas"] is None else tuple(check_number("a sigma", s, -1e30) for s in head["sigmas"])
+        for name in _NUMBERS:
+            (check_number if name.endswith("_ms") else check_count)(name, head[name], 0)
+        left = head.get("sensitivity")  # there is none in files of earlier versions
+        if left is not None:
+            left = tuple(check_number("a sensitivity", value, 0, strictly=True) for value in left)
+            if len(left) != made.steps:
+                raise ValueError(f"sensitivity has {len(left)} values for {made.steps} steps")
+        numbers = {name: head[name] for name in _NUMBERS}
+        return cls(tuple(traces), made, sigmas, **numbers, sensitivity=left)
+
+
+def _see_size(path: str | os.PathLike[str]) -> None:
+    """Refuse an archive that is small, and unpacks to what no memory holds."""
+    with zipfile.ZipFile(path) as file:
+        unpacked = sum(each.file_size for each in file.infolist())
+    if unpacked > max(BOMB * Path(path).stat().st_size, 2**26):
+        raise ValueError(f"it unpacks to {unpacked:,} bytes, more than {BOMB} times its size")
+
+
+def _check(trace: Trace, where: str) -> None:
+    """See that the parts of a trace that was read are of its types, and fit each other.
+
+    Raises:
+        TypeError, ValueError: one is not, or does not.
+    """
+    for name, text in (
+        ("path", trace.path),
+        ("axis", trace.axis),
+        *(("a path in blocks", path) for path in trace.blocks),
+    ):
+        check_text(f"{where}: {name}", text, empty=name == "path")
+    for name in ("second", "calls"):
+        check_count(f"{where}: {name}", getattr(trace, name), 0)
+    for name in ("branches", "call_ms", "share"):
+        check_number(f"{where}: {name}", getattr(trace, name), 0)
+    blocks, steps, ranges = len(trace.blocks), trace.steps.size, len(np.atleast_1d(trace.ranges))
+    shapes = {"ranges": (ranges, 2), "grams": (ranges, steps, steps), "norms": (blocks, steps), "steps": (steps,)}
+    for name, shape in (shapes | {"times": (steps,), "block_ms": (blocks,)}).items():
+        array = getattr(trace, name)
+        kinds = "iu" if name in ("ranges", "steps") else "iuf"
+        if array.shape != shape or array.dtype.kind not in kinds:
+            raise ValueError(f"{where}: {name} is {array.dtype} {array.shape}, and should be numbers {shape}")
+    if ranges and (trace.ranges.min() < 0 or trace.ranges.max() >= blocks):
+        raise ValueError(f"{where}: ranges has blocks that are none of {blocks}")
+
+
+BOMB = 200  # no recording packs that well
+_NUMBERS = ("samples", "runs", "run_ms", "recorded_ms")
+_PLAIN = ("path", "blocks", "axis", "branches", "call_ms", "share", "second", "calls")

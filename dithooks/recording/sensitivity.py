@@ -1,0 +1,197 @@
+"""What is left in the picture of an error at each step: measured in one more run, in which each sample errs once.
+
+Some samplers and models forget what went wrong early, others never get over it, and few treat the last steps as those
+in the middle: no one weight for late errors is right for all. So the recorded run is made once more, everything
+computed, but that for every sample, at one step of its own, the last block returns what it did at the step before. That
+is the kind of error that a cache makes; how far the sample then ends from the one recorded, over how large the error
+was, is its step's sensitivity. Single samples differ by factors, neighbouring steps do not: a smooth curve is laid
+through all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..blocks.block_io import take_apart
+from ..engine.replay import replaying
+from .image_metrics import Samples, samples_of, sums
+from .noise_levels import spans
+from .rank_agreement import agree, leads
+from .recording import Recording
+
+Floats = NDArray[np.float64]  # on the host, as all of planning
+FEWEST = 4  # samples that tell more than a guess does
+PARTS = 3  # of a batch with guidance, at most: without and with the prompt, and perturbed
+LENGTH, SPREAD, NOISE = 0.4, 1.5, 0.6  # of the curve: share of the run, and in e-folds, how far it goes and samples lie
+BY_ROUNDING = 1 / 6  # what two roundings add to a squared difference of values that are whole numbers
+
+
+class Called(NamedTuple):
+    """Where one call of a transformer is: number of the pipeline's run, step, and branch."""
+
+    run: int
+    step: int
+    branch: int
+
+
+def sensitivity(
+    run: Callable[[], Any], lasts: Sequence[tuple[nn.Module, Sequence[Called]]], recording: Recording
+) -> tuple[float, ...] | None:
+    """Of each step of the schedule; ``None`` where a run does not tell: too few samples, or not one for each result.
+
+    Args:
+        run: makes the recorded run once more, and returns what it draws.
+        lasts: the last block of each transformer, with its calls in the recorded run.
+        recording: of it, with its results.
+    """
+    # Other ranks may return nothing, and have to make the run all the same.
+    reference = samples_of(recording.results) if leads() and recording.results is not None else []
+    total = agree(len(reference))
+    each = total // max(recording.runs, 1)
+    disturbed = disturbances([calls for _, calls in lasts], total)
+    if total < FEWEST or each * recording.runs != total or not disturbed:
+        return None
+    with ExitStack() as stack:
+        errors = [stack.enter_context(disturbing(block, calls, each, disturbed)) for block, calls in lasts]
+        found = run()
+    if not leads():
+        return agree(None)
+    squares = {n: torch.stack(parts).double().sum(0) for each in errors for n, parts in each.items()}
+    relative = {n: float((error / size).sqrt()) for n, (error, size) in squares.items()}
+    return agree(curve(relative, departures(samples_of(found), reference), disturbed, recording))
+
+
+def curve(
+    errors: Mapping[int, float], left: Sequence[float], steps: Mapping[int, int], recording: Recording
+) -> tuple[float, ...] | None:
+    """Of each step, from samples that erred at one; ``None``: too few of them did. Their geometric mean is 1.
+
+    Args:
+        errors: of what the last block returned, relative to that, by sample.
+        left: of them in each sample in the end.
+        steps: at which each sample erred.
+        recording: of the run.
+    """
+    falls: dict[int, float] = {}
+    for trace in recording.traces:
+        falls |= dict(zip(trace.steps.tolist(), spans(trace, recording.steps).tolist(), strict=True))
+    places, gains = [], []
+    for number, error in errors.items():
+        caused = falls.get(steps[number], 0.0) * error
+        if 0 < caused < np.inf and 0 < left[number] < np.inf:
+            places.append(steps[number] / max(recording.steps - 1, 1))
+            gains.append(np.log(left[number] / caused))
+    if len(gains) < FEWEST:
+        return None
+    found = smooth(np.array(places), np.array(gains), np.linspace(0, 1, recording.steps))
+    return tuple(np.exp(found - found.mean()).tolist())
+
+
+def disturbances(sequences: Sequence[Sequence[Called]], samples: int) -> dict[int, int]:
+    """The step at which each sample errs: spread evenly over all that have one before.
+
+    Example: of four steps the first has none before; five samples.
+        >>> disturbances([[Called(0, step, 0) for step in range(4)]], 5)
+        {0: 1, 1: 1, 2: 2, 3: 3, 4: 3}
+    """
+    steps = [sorted({call.step for call in calls}) for calls in sequences]
+    places = sorted({step for each in steps for step in each[1:]})
+    if not places:
+        return {}
+    return {n: places[round(n * (len(places) - 1) / max(samples - 1, 1))] for n in range(samples)}
+
+
+@contextmanager
+def disturbing(
+    block: nn.Module, calls: Sequence[Called], each: int, steps: Mapping[int, int]
+) -> Iterator[dict[int, list[Tensor]]]:
+    """Hooked to err; yields the squared norms of each sample's error and of what it is in, call by call.
+
+    Rows of a batch are samples in their order, over again for each half of a batch with guidance; in larger ones they
+    are something else, such as the frames of a video, and nothing errs.
+
+    Args:
+        block: what it returns is replaced.
+        calls: as they come.
+        each: samples of one run of the pipeline.
+        steps: at which each sample errs.
+    """
+    former: dict[int, tuple[int, list[Tensor]]] = {}  # of each branch: the run, and what was returned
+    squares: dict[int, list[Tensor]] = {}
+    sizes = [each * parts for parts in range(1, PARTS + 1)]
+    numbers = {run: place for place, run in enumerate(dict.fromkeys(call.run for call in calls))}
+    coming = iter(calls)
+
+    def err(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if replaying.get() or (now := next(coming, None)) is None:
+            return
+        values = [v for v in take_apart(output)[1] if type(v) is Tensor and v.is_floating_point() and v.dim()]
+        values = [value for value in values if len(value) in sizes]
+        run, before = former.get(now.branch, (now.run, []))
+        former[now.branch] = now.run, [value.clone() for value in values]
+        if run != now.run or [then.shape for then in before] != [value.shape for value in values]:
+            return
+        for row in range(each):
+            number = numbers[now.run] * each + row
+            if steps[number] == now.step:
+                for value, then in zip(values, before, strict=True):
+                    pair = then[row::each] - value[row::each], value[row::each]
+                    norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in pair]
+                    squares.setdefault(number, []).append(torch.stack(norms) ** 2)
+                    value[row::each] = then[row::each]  # in place: whatever form the output has
+
+    hook = block.register_forward_hook(err, with_kwargs=True)
+    try:
+        yield squares
+    finally:
+        hook.remove()
+
+
+def departures(found: Samples, reference: Samples) -> list[float]:
+    """How far each sample is from its reference, root mean square; of whole numbers, without what rounding adds.
+
+    Where rounding hides most of it, values that differ at all are counted: of errors that are normally distributed and
+    much smaller than one, √(2/π) times their deviation is the share of values which come out one higher or lower.
+    """
+    distances = []
+    for ours, theirs in zip(found, reference, strict=True):
+        mean = sums(ours, theirs)[0] / theirs.size
+        if not np.array_equal(theirs, np.rint(theirs)):
+            distances.append(mean**0.5)
+        else:
+            distances.append(mean * (np.pi / 2) ** 0.5 if mean < 0.4 else (mean - BY_ROUNDING) ** 0.5)
+    return distances
+
+
+def smooth(places: Floats, values: Floats, at: Floats) -> Floats:
+    """The likeliest curve through noisy values: the mean of a Gaussian process with an unknown level.
+
+    See Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), section 2.2, with a squared exponential
+    covariance.
+
+    Args:
+        places: of the values, in 0…1.
+        values: there.
+        at: where the curve is wanted.
+
+    Example: a few values that lie on a line are hardly bent; far from all of them is their level.
+        >>> smooth(np.array([0.2, 0.4, 0.6, 0.8]), np.array([-1.0, -0.5, 0.0, 0.5]), np.array([0.3, 0.7])).round(1)
+        array([-0.7,  0.2])
+    """
+
+    def covariance(one: Floats, other: Floats) -> Floats:
+        found: Floats = SPREAD**2 * np.exp(-0.5 * ((one[:, None] - other[None]) / LENGTH) ** 2)
+        return found
+
+    noisy = covariance(places, places) + NOISE**2 * np.eye(len(places))
+    solved = np.linalg.solve(noisy, np.stack([values, np.ones_like(values)], axis=1))
+    level = solved[:, 0].sum() / solved[:, 1].sum()  # generalised least squares
+    curve: Floats = level + covariance(at, places) @ (solved[:, 0] - level * solved[:, 1])
+    return curve

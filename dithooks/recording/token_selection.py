@@ -1,0 +1,204 @@
+"""Which tokens to keep at each boundary of the blocks: the same ones wherever the model has put them.
+
+Every token of a stream gets a number where it first shows. Where a stream is handed on, joined to another, cut or
+turned, its numbers go with it, by the bridges that the wiring was read from. So a token's state can be compared at any
+two boundaries that it reaches, and what a range did to it is the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..blocks.block_io import Form, Ports
+from ..blocks.observation import Observation, Seen
+from ..blocks.stream_matching import ports_of
+from ..blocks.stream_transforms import build
+from ..blocks.wiring import gap
+from ..errors import WiringError
+
+Side = Literal["in", "out"]
+
+
+@dataclass(eq=False)
+class Point:
+    """One side of a block, and which rows of its streams are kept; a row is a token of one sample of a batch.
+
+    Args:
+        block: its number among the observed.
+        side: what enters it, or what leaves it.
+        streams: by name of argument (in) or position of output (out): form, and number of each row; 0: none.
+        rows: the rows kept of each stream, by their place, and
+        ids: their numbers, as they stand in a sample.
+    """
+
+    block: int
+    side: Side
+    streams: Mapping[str | int, tuple[Form, Tensor]]
+    rows: dict[str | int, Tensor] = field(default_factory=dict)
+    ids: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    @property
+    def tokens(self) -> int:
+        """Rows of all its streams."""
+        return sum(prod(form[0][:-1]) for form, _ in self.streams.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all its streams in full."""
+        return sum(prod(form[0]) * form[1].itemsize for form, _ in self.streams.values())
+
+    def choose(self, kept: Tensor) -> None:
+        """Keep the rows whose numbers are marked in ``kept``."""
+        self.rows = {
+            name: rows for name, (_, numbers) in self.streams.items() if len(rows := kept[numbers].nonzero().flatten())
+        }
+        self.ids = torch.cat([self.ids, *(self.streams[name][1][rows] for name, rows in self.rows.items())])
+        self.streams = {name: (form, numbers[:0]) for name, (form, numbers) in self.streams.items()}
+
+    def take(self, read: Callable[[str | int], Any]) -> list[Tensor] | None:
+        """The rows kept, of one call's streams, by value; ``None`` where a stream is not what it was."""
+        found = []
+        for name, rows in self.rows.items():
+            value = read(name)
+            if not isinstance(value, Tensor) or value.shape != self.streams[name][0][0]:
+                return None
+            if rows.device != value.device:
+                rows = self.rows[name] = rows.to(value.device)
+            found.append(value.detach().reshape(-1, value.shape[-1]).index_select(0, rows))
+        return found
+
+
+def points_of(
+    observation: Observation,
+    order: Sequence[int],
+    altered: Container[int] = (),
+    share: float = 1.0,
+    memory: float = float("inf"),
+) -> list[Point]:
+    """The boundaries of the blocks in ``order``, and which tokens to keep there.
+
+    What leaves a block is looked at where the next one is not given all of it, and as it was.
+
+    Args:
+        observation: of one call.
+        order: the blocks, as they are called.
+        altered: blocks whose outputs the model writes into before it hands them on.
+        share: of the tokens, at most.
+        memory: bytes of one call's sample, at most; a token of each stream is kept, though.
+    """
+    numbering = _Numbering()
+    calls = {call.index: call for call in reversed(observation.calls)}
+    points: list[Point] = []
+    ids: dict[str, Tensor] = {}
+    for place, index in enumerate(order):
+        call = calls.get(index)
+        if call is None:
+            ids = {}
+            continue
+        try:
+            ports = ports_of(observation, call)
+        except WiringError:
+            ids = {}
+            continue
+        entering = _entering(call, ports, ids, numbering)
+        points.append(Point(index, "in", {name: (call.inputs[name], numbers) for name, numbers in entering.items()}))
+        leaving = _leaving(call, ports, entering, numbering)
+        following = calls.get(order[place + 1]) if place + 1 < len(order) else None
+        ids, exact = {}, False
+        if following is not None:
+            ids, exact = _handed(observation, call, ports, leaving, entering, following)
+        if not exact or index in altered:
+            forms: dict[str | int, tuple[Form, Tensor]] = {
+                p: (form, leaving[p]) for p, form in enumerate(call.outputs) if form is not None and p in leaving
+            }
+            points.append(Point(index, "out", forms))
+    whole = sum(point.nbytes for point in points)
+    kept = numbering.chosen(min(share, memory / max(whole, 1)))
+    for point in points:
+        point.choose(kept)
+    return points
+
+
+class _Numbering:
+    """Gives tokens their numbers, from 1."""
+
+    def __init__(self) -> None:
+        self.groups: list[tuple[int, int]] = []
+        self.next = 1
+
+    def more(self, count: int) -> Tensor:
+        """Numbers for so many rows that were not seen before."""
+        self.groups.append((self.next, count))
+        self.next += count
+        return torch.arange(self.next - count, self.next)
+
+    def chosen(self, share: float) -> Tensor:
+        """(numbers + 1,): which are kept: of each stream its share, at least one, the same ones at every call."""
+        kept = torch.zeros(self.next, dtype=torch.bool)
+        generator = torch.Generator().manual_seed(0)
+        for first, count in self.groups:
+            some = torch.randperm(count, generator=generator)[: min(count, max(1, int(count * share)))]
+            kept[first + some] = True
+        return kept
+
+
+def _entering(call: Seen, ports: Ports, ids: Mapping[str, Tensor], numbering: _Numbering) -> dict[str, Tensor]:
+    """The numbers of each stream that a block is given: those that it brings along, no token twice; else new ones."""
+    found: dict[str, Tensor] = {}
+    names = [name for name in ports.carries if name is not None]
+    known = torch.zeros(1, dtype=torch.int64)
+    for name in [*ids, *(name for name in names if name not in ids)]:
+        numbers = ids.get(name, torch.zeros(prod(call.inputs[name][0][:-1]), dtype=torch.int64)).clone()
+        new = torch.isin(numbers, known)
+        numbers[new] = numbering.more(int(new.sum()))
+        found[name] = numbers
+        known = torch.cat([known, numbers])
+    return {name: found[name] for name in names}
+
+
+def _leaving(call: Seen, ports: Ports, entering: Mapping[str, Tensor], numbering: _Numbering) -> dict[int, Tensor]:
+    """The numbers of each output: those of the argument that it carries on, if it has its form."""
+    found = {}
+    for position, (name, form) in enumerate(zip(ports.carries, call.outputs, strict=True)):
+        if form is not None:
+            same = name is not None and call.inputs[name][0] == form[0]
+            found[position] = entering[name] if same and name is not None else numbering.more(prod(form[0][:-1]))
+    return found
+
+
+def _handed(
+    observation: Observation,
+    before: Seen,
+    sender: Ports,
+    leaving: Mapping[int, Tensor],
+    entering: Mapping[str, Tensor],
+    after: Seen,
+) -> tuple[dict[str, Tensor], bool]:
+    """The numbers of what the next block is given; and whether its streams are all that this one returned."""
+    try:
+        taker = ports_of(observation, after)
+    except WiringError:
+        return {}, False
+    between = gap(observation, before, sender, after, taker)
+    shown: list[Tensor] = []
+    for position, form in enumerate(before.outputs):
+        shape = (1, 1) if form is None else (*form[0][:-1], 1)
+        shown.append(leaving.get(position, torch.zeros(1, dtype=torch.int64)).reshape(shape))
+    ids: dict[str, Tensor] = {}
+    fed = before.fed if before.next is after else {}
+    names = [name for name in taker.carries if name is not None]
+    for name in sorted(names, key=lambda name: name not in fed.values()):  # the very tensors before what is like one
+        form = after.inputs[name]
+        if name in between.made:
+            made = build(between.made[name], shown, torch.Size((*form[0][:-1], 1)))
+            if made is not None:
+                ids[name] = made.flatten()
+        elif before.next is after and after.same.get(name) in entering:
+            ids[name] = entering[after.same[name]]
+    return ids, all(fed.get(p) in names for p, name in enumerate(sender.carries) if name is not None)

@@ -1,1 +1,0 @@
-"""What there is, and what happened: surveys of models, for people to read."""

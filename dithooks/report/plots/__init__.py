@@ -1,1 +1,0 @@
-"""Pictures of what the cache does: see :mod:`dithooks.plot`."""

@@ -1,1 +1,0 @@
-"""From one recorded run to what is best for it."""

@@ -1,0 +1,1 @@
+"""What a cache did: decisions, counts, tables."""

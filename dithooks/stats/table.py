@@ -1,0 +1,86 @@
+"""Statistics as a table of at most 100 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from .types import QUANTILES, BranchStats, CacheStats, RunStats
+
+HEAD = ("run", "branch", "steps", "computed", "reused", "blocks run", *QUANTILES)
+WIDTH = 100
+
+
+def summary(stats: CacheStats, ranges: Sequence[str] = ()) -> str:
+    """What happened in the latest runs, and what it was good for.
+
+    Args:
+        stats: of a handle.
+        ranges: what is cached, in words.
+    """
+    head = [f"{stats.reused_calls} of {stats.calls} calls reused", f"{stats.blocks_run} of {stats.blocks_total} blocks"]
+    head[1] += f" run ({stats.blocks_total / stats.blocks_run:.2f}x fewer)" if stats.blocks_run else " run"
+    head.append(f"{size(stats.bytes_held)} held, {size(stats.bytes_peak)} at most")
+    lines = [*ranges, "; ".join(head)]
+    for name in dict.fromkeys(run.range for run in stats.runs):
+        lines += ["", *_table(name, [run for run in stats.runs if run.range == name])]
+    if not stats.runs and stats.reasons:
+        lines.append(f"reasons: {_reasons(stats.reasons)}")
+    return "\n".join(line for whole in lines for line in _wrapped(whole))
+
+
+def size(count: int) -> str:
+    """Bytes, as one reads them.
+
+    Example:
+        >>> size(0), size(1_769_472), size(5 * 2**30)
+        ('0 B', '1.7 MiB', '5.0 GiB')
+    """
+    if count < 1024:
+        return f"{count} B"
+    value, unit = count / 1024, "KiB"
+    for larger in ("MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f} {unit}"
+
+
+def _table(name: str, runs: Sequence[RunStats]) -> list[str]:
+    rows = [HEAD, *(_row(run.run, branch) for run in runs for branch in run.branches)]
+    if not any(branch.differences for run in runs for branch in run.branches):  # no policy that looks
+        rows = [row[: -len(QUANTILES)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [name, *table, *(line for run in runs for line in _below(run))]
+
+
+def _row(run: int, branch: BranchStats) -> tuple[str, ...]:
+    found = branch.differences
+    quantiles = ["–" if found is None else f"{getattr(found, name):.3g}" for name in QUANTILES]
+    counts = (run, branch.branch, branch.steps, branch.computed, branch.reused)
+    return (*map(str, counts), f"{branch.blocks_run}/{branch.blocks_total}", *quantiles)
+
+
+def _below(run: RunStats) -> list[str]:
+    reasons: dict[str, int] = {}
+    for branch in run.branches:
+        for reason, number in branch.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + number
+    told = [f"{run.blocks_total / run.blocks_run:.2f}x fewer blocks"] if run.blocks_run else []
+    if run.estimated_speedup is not None:
+        told.append(f"{run.estimated_speedup:.2f}x as fast by block times")
+    if run.measured_speedup is not None:
+        told.append(f"{run.measured_speedup:.2f}x measured")
+    kept = f"; {size(run.bytes_peak)} kept" if run.bytes_peak else ""
+    calls = "" if run.call_seconds is None else f", calls {run.call_seconds:.2f} s"
+    return [f"run {run.run}: {'; '.join([*told, f'{run.seconds:.2f} s{calls}'])}", f"  {_reasons(reasons)}{kept}"]
+
+
+def _reasons(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {number}" for reason, number in sorted(reasons.items(), key=lambda item: -item[1]))
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line in pieces of the table's width."""
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ") if len(line) > WIDTH else [line]

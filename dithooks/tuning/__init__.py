@@ -1,0 +1,1 @@
+"""Plans tried for real, and the best of them."""

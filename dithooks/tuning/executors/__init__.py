@@ -1,0 +1,1 @@
+"""Where trial runs take place: here, on Ray actors, on ranks."""

@@ -1,0 +1,32 @@
+"""Where the plans of a search are run, by name."""
+
+from __future__ import annotations
+
+from .executor import Executor
+from .ray_actors import Actors
+from .torchrun_ranks import Ranks
+
+
+def executor_of(executor: str | Executor | None) -> Executor | None:
+    """An executor, by its name or as it is; ``None``: none.
+
+    Raises:
+        TypeError, ValueError: there is none of that name, or it is something else.
+
+    Example:
+        >>> executor_of("ray")
+        Actors(workers=None, num_cpus=1, num_gpus=None, resources={}, load=None)
+        >>> executor_of("slurm")
+        Traceback (most recent call last):
+        ...
+        ValueError: executor='slurm' is not known: give 'ray' or 'torchrun', or leave it out to run plans here
+    """
+    if isinstance(executor, str):
+        if executor not in ("ray", "torchrun"):
+            raise ValueError(
+                f"executor={executor!r} is not known: give 'ray' or 'torchrun', or leave it out to run plans here"
+            )
+        return Actors() if executor == "ray" else Ranks()
+    if executor is not None and not all(callable(getattr(executor, name, None)) for name in ("check", "start")):
+        raise TypeError(f"executor must be 'ray', 'torchrun' or dithooks.ray.Actors(...), not {executor!r}")
+    return executor

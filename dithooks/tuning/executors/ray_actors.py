@@ -1,0 +1,264 @@
+"""A search over actors of Ray: processes on this machine or others, each with a model of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...blocks.block_lists import fingerprint
+from ...blocks.discovery import Blocks
+from ...blocks.registry import chains_of
+from ...config.cache_plan import CachePlan
+from ...recording.image_metrics import samples_of
+from ...recording.rank_agreement import alone
+from ...validation import check_count, check_number
+from ..evaluation import Evaluation, Verifier
+from ..repeat_run import unlike
+from .executor import Found, key_of
+
+RETRIES = 3  # of a plan whose actor died
+
+
+@dataclass(frozen=True)
+class Actors:
+    """What ``search(executor=)`` takes to run plans on actors of Ray; ``"ray"`` is one as it is made without arguments.
+
+    A running Ray is used, or one is started for the search. Actors get the target by pickle, or load one of their own.
+
+    Args:
+        workers: how many actors; ``None``: as many as there is room for, and work.
+        num_cpus: that each takes.
+        num_gpus: that each takes, also a part of one; ``None``: one if the target is on an accelerator, else none.
+        resources: of other names, that each takes: ``{"NPU": 1}``.
+        load: makes the target, in each actor; ``run`` has to draw with what it is given then, and refer to no other.
+            ``None``: it is sent to them with all its weights, to devices of the same names.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range.
+
+    Example:
+        >>> Actors(workers=4, num_gpus=0.5).num_gpus
+        0.5
+        >>> Actors(workers=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: workers=0 is out of range: it must be at least 1
+    """
+
+    workers: int | None = None
+    num_cpus: float = 1
+    num_gpus: float | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    load: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_count("workers", self.workers, 1)
+        check_number("num_cpus", self.num_cpus, 0)
+        if self.num_gpus is not None:
+            check_number("num_gpus", self.num_gpus, 0)
+        for name, amount in self.resources.items():
+            check_number(f"resources[{name!r}]", amount, 0)
+        if self.load is not None and not callable(self.load):
+            raise TypeError(f"load must be a function without arguments that makes the target, not {self.load!r}")
+
+    def check(self, models: Sequence[nn.Module]) -> None:
+        """See whether Ray is installed, and this is the only process.
+
+        Raises:
+            ModuleNotFoundError: it is not.
+            ValueError: there are several ranks of ``torch.distributed``.
+        """
+        ray_module()
+        if not alone():
+            raise ValueError(
+                "executor='ray' is for one process that has the actors to itself, but torch.distributed has several "
+                "ranks: give executor='torchrun', or search in one of them before it is initialized"
+            )
+
+    def start(self, verifier: Verifier, results: Any, most: int) -> _Team:
+        """Actors with the target, which have drawn without a cache where time is to be saved."""
+        ray = ray_module()
+        started = not ray.is_initialized()
+        if started:
+            ray.init(include_dashboard=False, log_to_driver=False)
+        try:
+            return _Team(ray, self, verifier, most, started)
+        except BaseException:
+            if started:
+                ray.shutdown()
+            raise
+
+    def options(self, on_accelerator: bool) -> dict[str, Any]:
+        """Of each actor, as Ray names them."""
+        gpus = float(on_accelerator and not self.resources) if self.num_gpus is None else self.num_gpus
+        asked = {"num_cpus": self.num_cpus, "num_gpus": gpus, "resources": dict(self.resources)}
+        return {**asked, "max_restarts": RETRIES, "max_task_retries": RETRIES}
+
+
+class _Team:
+    def __init__(self, ray: Any, asked: Actors, verifier: Verifier, most: int, started: bool) -> None:
+        self._ray, self._started, self._actors = ray, started, []
+        self.seconds, self.generations = verifier.seconds, 0.0
+        here = [chain for chain, _ in chains_of(verifier.target, verifier.blocks)]
+        options = asked.options(any(_is_elsewhere(chain.owner) for chain in here))
+        fits = _room(ray.cluster_resources(), options)
+        self.size = asked.workers or max(1, min(fits, most))
+        if self.size > fits:
+            need = ", ".join(f"{amount:g} {name}" for name, amount in _needed(options).items())
+            raise ValueError(
+                f"{self.size} actors of {need} each were asked for, and the cluster has room for {fits}: "
+                "give Actors(workers=..., num_cpus=..., num_gpus=...) fewer or smaller ones"
+            )
+        sent = verifier if asked.load is None else replace(verifier, target=None)
+        made = _Made(torch.get_num_threads(), torch.is_grad_enabled(), torch.get_float32_matmul_precision())
+        try:
+            packed = ray.cloudpickle.dumps((sent, asked.load, made, fingerprint(here)))
+        except Exception as error:  # whatever it holds may fail in its own way
+            raise ValueError(
+                f"what is searched cannot be sent to other processes ({error}): give executor=Actors(load=...), a "
+                "function that makes the target, and a run that draws with what it is given and refers to nothing else"
+            ) from error
+        self._box = [ray.put(packed)]  # with each task, as an actor that is started again needs it again
+        kind = ray.remote(Worker).options(**options)
+        try:
+            self._actors = [kind.remote() for _ in range(self.size)]
+            self.generations = float(sum(self._got([actor.ready.remote(self._box) for actor in self._actors], True)))
+        except BaseException:
+            self._dismiss()
+            raise
+
+    def run(self, plans: Sequence[CachePlan]) -> dict[str, Found]:
+        """One each. Where an actor dies, Ray starts it again, and it runs its plan once more."""
+        tasks = [actor.run.remote(self._box, plan.to_json()) for actor, plan in zip(self._actors, plans, strict=False)]
+        return {key_of(plan): found for plan, found in zip(plans, self._got(tasks), strict=True)}
+
+    def close(self) -> None:
+        """End the actors, and Ray if it was started for them."""
+        self._dismiss()
+        if self._started:
+            self._ray.shutdown()
+
+    def _dismiss(self) -> None:
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors = []
+
+    def _got(self, tasks: Sequence[Any], at_once: bool = False) -> list[Any]:
+        """What came of each, an error included."""
+        got: list[Any] = []
+        for task in tasks:
+            try:
+                got.append(self._ray.get(task))
+            except Exception as error:
+                found = _plain(error)
+                if at_once:
+                    raise found from error
+                got.append(found)
+        return got
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What of the process's state changes what is drawn."""
+
+    threads: int
+    gradients: bool
+    precision: str
+
+    def take_on(self) -> None:
+        torch.set_num_threads(self.threads)
+        torch.set_grad_enabled(self.gradients)
+        torch.set_float32_matmul_precision(self.precision)
+
+
+class Worker:
+    """One actor. It is set up by its first task, and so again where it was started again."""
+
+    def __init__(self) -> None:
+        self._verifier: Verifier | None = None
+
+    def ready(self, box: Sequence[Any]) -> int:
+        """Uncached runs that it made.
+
+        Args:
+            box: holds a reference to what it needs, pickled.
+
+        Raises:
+            ValueError: it has another model, or does not draw what was recorded.
+        """
+        ray = ray_module()
+        verifier, load, made, expected = ray.cloudpickle.loads(ray.get(box[0]))
+        made.take_on()
+        if load is not None:
+            verifier = replace(verifier, target=load())
+            if (found := _fingerprint(verifier.target, verifier.blocks)) != expected:
+                raise ValueError(
+                    f"load() makes another model than the one that was recorded (fingerprint {found}, not {expected})"
+                )
+        timed = verifier.seconds is not None
+        if timed:  # how fast it is here, beside the others
+            results, seconds = verifier.drawing(verifier.target)
+            if (how := unlike(samples_of(results), verifier.reference, "from it")) is not None:
+                raise ValueError(f"run does not draw in an actor what was recorded: {how}")
+            verifier = replace(verifier, seconds=seconds)
+        self._verifier = verifier
+        return int(timed)
+
+    def run(self, box: Sequence[Any], plan: str) -> Evaluation:
+        """What came of a plan."""
+        if self._verifier is None:
+            self.ready(box)
+        assert self._verifier is not None
+        return self._verifier(CachePlan.from_json(plan))
+
+
+def ray_module() -> Any:
+    """Ray.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        return import_module("ray")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("Ray is not installed: pip install 'dithooks[ray]'") from None
+
+
+def _fingerprint(target: object, blocks: Blocks) -> str:
+    return fingerprint([chain for chain, _ in chains_of(target, blocks)])
+
+
+def _is_elsewhere(module: nn.Module) -> bool:
+    return any(parameter.device.type not in ("cpu", "meta") for parameter in module.parameters())
+
+
+def _needed(options: Mapping[str, Any]) -> dict[str, float]:
+    needed = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options["resources"]}
+    return {name: amount for name, amount in needed.items() if amount}
+
+
+def _room(cluster: Mapping[str, float], options: Mapping[str, Any]) -> int:
+    """How many actors fit into a cluster, if it were one machine.
+
+    Example:
+        >>> _room({"CPU": 8.0, "GPU": 2.0}, {"num_cpus": 1, "num_gpus": 0.5, "resources": {}})
+        4
+    """
+    each = [cluster.get(name, 0.0) / amount for name, amount in _needed(options).items()]
+    return math.floor(min(each, default=64.0) + 1e-9)
+
+
+def _plain(error: Exception) -> Exception:
+    """What was raised in an actor, without Ray's wrapping."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, (ValueError, TypeError)):
+        return type(cause)(str(cause)) if type(cause) in (ValueError, TypeError) else ValueError(str(cause))
+    told = error if cause is None else cause
+    return RuntimeError(f"an actor failed: {type(told).__name__}: {told}")

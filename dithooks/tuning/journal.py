@@ -1,0 +1,242 @@
+"""What a search has found so far, in a folder: one that was interrupted goes on from there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+from zlib import error as ZlibError
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..recording.rank_agreement import leads
+from ..recording.recording import Recording
+
+SCHEMA = 1
+PURPOSE, RECORDING, REFERENCE, EVALUATIONS = "purpose.json", "recording.npz", "reference.npz", "evaluations.jsonl"
+FLOAT = "float"  # {"float": "inf"}: a number that JSON has not
+UNREADABLE = (
+    *(ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError, EOFError, OSError, RuntimeError),
+    *(BadZipFile, ZlibError),
+)
+
+
+class Journal:
+    """The recording, the reference and the evaluations of one search; :meth:`open` makes one.
+
+    Of several processes the first writes, and each reads what it finds; where they might not find the same, pass it
+    through :func:`agree`.
+    """
+
+    def __init__(self, folder: Path | None, evaluations: dict[str, dict[str, Any]]) -> None:
+        self.folder = folder
+        self._evaluations = evaluations
+        self._recording: Recording | None = None
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str] | None, purpose: Mapping[str, Any]) -> Journal:
+        """A new one, or one that was left by a search for the same.
+
+        Args:
+            folder: made if it is not there; ``None``: nothing is written, and all is forgotten in the end.
+            purpose: what makes a search another one, in JSON's types: fingerprint, steps, size.
+
+        Raises:
+            TypeError, ValueError: ``purpose`` is not JSON; the folder is a file, has another search's journal, or one
+                that cannot be read.
+
+        Example:
+            >>> journal = Journal.open(None, {"fingerprint": "0123456789abcdef", "steps": 28})
+            >>> journal.keep_evaluation("plan a", {"psnr": 41.5, "seconds": [2.5, 2.25]})
+            >>> journal.evaluation("plan a")
+            {'psnr': 41.5, 'seconds': [2.5, 2.25]}
+            >>> journal.evaluation("plan b") is None
+            True
+        """
+        try:
+            ours: dict[str, Any] = json.loads(json.dumps(dict(purpose), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"purpose={purpose!r} cannot be written as JSON ({error}): give plain values") from None
+        if folder is None:
+            return cls(None, {})
+        path = Path(folder)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file: give a folder for the journal")
+        _settle(path, ours)
+        return cls(path, _evaluations(path / EVALUATIONS))
+
+    def recording(self) -> Recording | None:
+        """What :meth:`keep_recording` kept, with the samples as its results; ``None``: nothing yet.
+
+        Raises:
+            ValueError: the files cannot be read.
+        """
+        if self._recording is None and self.folder is not None:
+            paths = [self.folder / RECORDING, self.folder / REFERENCE]
+            if all(path.is_file() for path in paths):
+                recording, samples = (_readable(path, read) for path, read in zip(paths, _READERS, strict=True))
+                self._recording = replace(recording, results=samples)
+        return self._recording
+
+    def keep_recording(self, recording: Recording, samples: Sequence[NDArray[Any]]) -> None:
+        """Keep a recording, and in place of its results the samples that the run drew."""
+        self._recording = replace(recording, results=list(samples))
+        if self.folder is None or not leads():
+            return
+        # The reference first: a search that is killed in between starts anew, and does not go on without one
+        with _replacing(self.folder / REFERENCE) as path, path.open("wb") as file:
+            np.savez(file, *samples)
+        with _replacing(self.folder / RECORDING) as path:
+            recording.save(path)
+
+    def evaluation(self, key: str) -> dict[str, Any] | None:
+        """What was kept under a key last; ``None``: nothing. Tuples have become lists."""
+        return deepcopy(self._evaluations.get(key))
+
+    def keep_evaluation(self, key: str, values: Mapping[str, Any]) -> None:
+        """Keep what an evaluation gave, on the disk when this returns.
+
+        Args:
+            key: of what was evaluated: a plan's fingerprint.
+            values: by name, numbers, infinite ones too, texts, ``None``, or lists and mappings of these.
+
+        Raises:
+            TypeError: another kind of value, or a name that is no text.
+            ValueError: a value is called "key".
+        """
+        if "key" in values:
+            raise ValueError(f"an evaluation's values cannot be called 'key', as those of {key!r}: give another name")
+        line = _encode(key, {"key": key, **values})
+        self._evaluations[key] = {name: value for name, value in _decode(line).items() if name != "key"}
+        if self.folder is not None and leads():
+            with (self.folder / EVALUATIONS).open("ab") as file:
+                file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+def _settle(folder: Path, ours: dict[str, Any]) -> None:
+    """See that the folder is for this search."""
+    path = folder / PURPOSE
+    if path.is_file():
+        stored = _readable(path, _read_purpose)
+        differing = [n for n in {**stored, **ours} if n not in stored or n not in ours or stored[n] != ours[n]]
+        if differing:
+            told = "; ".join(f"{n}: {_said(stored, n)} there, {_said(ours, n)} here" for n in differing)
+            raise ValueError(f"{folder} has the journal of another search ({told}): give another folder")
+    elif left := [name for name in (RECORDING, REFERENCE, EVALUATIONS) if (folder / name).exists()]:
+        raise ValueError(f"{folder} has {left[0]}, but no {PURPOSE} that tells what for: give another folder")
+    elif leads():
+        folder.mkdir(parents=True, exist_ok=True)
+        head = {"schema": SCHEMA, "kind": "Journal", "purpose": ours}
+        with _replacing(path) as draft:
+            draft.write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
+
+
+def _said(purpose: Mapping[str, Any], name: str) -> str:
+    return json.dumps(purpose[name]) if name in purpose else "nothing"
+
+
+def _evaluations(path: Path) -> dict[str, dict[str, Any]]:
+    """All whole lines. What follows the last of them, a process that was killed has left: it is cut off."""
+    if not path.is_file():
+        return {}
+    *lines, torn = path.read_bytes().split(b"\n")
+    found = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            values = {name: _decode(value) for name, value in json.loads(line).items()}
+            key = values.pop("key")
+            if not isinstance(key, str):
+                raise ValueError(f"its key is {key!r}, not a text")
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, line {number} is no evaluation ({error!r}): delete the line, and it is made again, or give "
+                "another folder"
+            ) from None
+        found[key] = values
+    if torn and leads():
+        os.truncate(path, path.stat().st_size - len(torn))
+    return found
+
+
+def _read_purpose(path: Path) -> dict[str, Any]:
+    head = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(head, dict) or (head.get("kind"), head.get("schema")) != ("Journal", SCHEMA):
+        raise ValueError(f"a Journal of schema {SCHEMA} is expected")
+    purpose: dict[str, Any] = dict(head["purpose"])
+    return purpose
+
+
+def _read_samples(path: Path) -> list[NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        return [file[f"arr_{number}"] for number in range(len(file.files))]
+
+
+_READERS = (Recording.load, _read_samples)
+
+
+def _readable(path: Path, read: Any) -> Any:
+    try:
+        return read(path)
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): delete its folder to search anew, or give another"
+        ) from None
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Another name to write to: what has the right one is whole, always."""
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------
+
+
+def _encode(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Mapping):
+        if not all(isinstance(each, str) for each in value) or set(value) == {FLOAT}:
+            raise TypeError(f"{name} has names that cannot be kept: {', '.join(map(repr, value))}: give other texts")
+        return {each: _encode(name, item) for each, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _encode(name, value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_encode(name, item) for item in value]
+    if not isinstance(value, (int, float)):
+        raise TypeError(
+            f"{name} must be made of numbers, texts, None, lists and mappings, not {value!r} ({type(value).__name__})"
+        )
+    return value if math.isfinite(value) else {FLOAT: repr(float(value))}
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {FLOAT}:
+        return float(value[FLOAT])
+    return {name: _decode(item) for name, item in value.items()}

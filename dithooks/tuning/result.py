@@ -1,0 +1,89 @@
+"""What a search has found, and how it got there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config.cache_plan import CachePlan
+from ..recording.recording import Recording
+from .evaluation import Evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """What :func:`search` returns; printed, it is a table of what was tried.
+
+    Args:
+        plan: the best that was found: attach it with ``dit_cache(pipe, result.plan)``, keep it with ``plan.save``.
+        reached: whether it is as fast as was asked for: predicted to be, and measured within 5% of it.
+        evaluations: every plan that was run, in order.
+        recording: of the uncached run: :func:`plan` makes plans for other targets of it.
+        generations: block executions that the search took, over those of one uncached run.
+        seconds: that it took.
+        interrupted: whether it was broken off.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run(model):
+        ...     return [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4, 0.2)]
+        >>> from dithooks import search
+        >>> _ = torch.manual_seed(0)
+        >>> found = search(Model(), run, 1.6, cost="blocks", verbose=False)
+        >>> found.reached, found.plan.speedup >= 1.6, found.evaluations[0].score is not None
+        (True, True, True)
+    """
+
+    plan: CachePlan
+    reached: bool
+    evaluations: tuple[Evaluation, ...]
+    recording: Recording
+    generations: float
+    seconds: float
+    interrupted: bool = False
+
+    def __str__(self) -> str:
+        target = self.plan.provenance.target
+        head = ["", "range", "steps", "predicted", "measured", "error", "PSNR", "rel. L1", "SSIM"]
+        rows = [_row(each, each.plan.pieces == self.plan.pieces) for each in self.evaluations]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+        taken = f"{len(self.evaluations)} plans run, {self.generations:.1f} generations, {self.seconds:.0f} s"
+        flags = ["" if self.reached else f"{target:g}× was not reached", "interrupted" if self.interrupted else ""]
+        return "\n".join([*(line.rstrip() for line in lines), "; ".join(filter(None, [taken, *flags]))])
+
+
+def _row(evaluation: Evaluation, best: bool) -> list[str]:
+    plan, score = evaluation.plan, evaluation.score
+    ranges = ", ".join(f"{piece.first}–{piece.first + piece.blocks - 1}" for piece in plan.pieces)
+    steps = ", ".join(piece.picture for piece in plan.pieces)
+    found = plan.provenance
+    row = ["best" if best else "", ranges, steps, f"{found.predicted_speedup:.2f}×"]
+    if score is None:
+        return [*row, "failed", f"{found.predicted_error:.2g}", "–", "–", evaluation.failure[:60]]
+    ssim = "–" if score.ssim is None else f"{score.ssim:.4f}"
+    measured = [f"{evaluation.speedup:.2f}×", f"{found.predicted_error:.2g}", f"{score.psnr:.2f} dB"]
+    return [*row, *measured, f"{score.relative_l1:.2g}", ssim]
+
+
+def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """The evaluation with the highest PSNR of those that are as fast as was asked for, if one of them could be run.
+
+    Where none is that fast, of the fastest.
+    """
+
+    def rank(evaluation: Evaluation) -> tuple[bool, float, float]:
+        found = evaluation.plan.provenance
+        return found.reached, 0.0 if found.reached else found.predicted_speedup, evaluation.worth or 0.0
+
+    run = [each for each in evaluations if each.worth is not None]
+    return max(run, key=rank) if run else None

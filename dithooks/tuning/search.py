@@ -1,0 +1,210 @@
+"""The search: record once, plan exactly, run the best few, keep the best."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from ..blocks.block_lists import fingerprint
+from ..blocks.discovery import Blocks
+from ..blocks.registry import chains_of
+from ..engine.attachment import compiled_of
+from ..planning.costs import Cost, Savings, checked_cost
+from ..planning.plan import checked_interval, checked_target, planner_of
+from ..recording.image_metrics import samples_of
+from ..recording.rank_agreement import agree, leads
+from ..recording.record import MEMORY, record
+from ..recording.recording import Recording
+from .driver import Driver, Here, Limits, Runner
+from .evaluation import Verifier
+from .executors.executor import Executor, Spread
+from .executors.lookup import executor_of
+from .journal import Journal
+from .progress import progress
+from .repeat_run import Drawing, unlike
+from .result import SearchResult
+
+
+def search(
+    target: object,
+    run: Callable[[Any], Any],
+    target_speedup: float = 2.0,
+    *,
+    num_inference_steps: int | None = None,
+    recording: Recording | None = None,
+    cost: Cost = "time",
+    max_evals: int = 4,
+    climb: int = 0,
+    interval: int | None = None,
+    probe: bool = True,
+    max_generations: float | None = 6.0,
+    max_seconds: float | None = None,
+    blocks: Blocks = None,
+    scheduler: object = None,
+    memory: int = MEMORY,
+    share: float = 1.0,
+    journal: str | os.PathLike[str] | None = None,
+    executor: str | Executor | None = None,
+    verbose: bool = True,
+) -> SearchResult:
+    """Find the plan that is so many times as fast, and nearest to the pictures without a cache.
+
+    One run is recorded, in which everything is computed; of every range of blocks the exact best schedules are worked
+    out from it; the best few are run, and the one with the highest PSNR to the recorded run is returned, with what was
+    measured: speed in one run each, against one more uncached run where the target is of time. Ctrl-C ends it with the
+    best so far. The target is as it was before when this returns or raises. Search
+    before compiling: a recorded run is not, and compiling would be counted as time.
+
+    Args:
+        target: as for :func:`dit_cache`; nothing may be cached in it.
+        run: draws the calibration pictures, always the same ones, given the pipeline, and returns them: a list of
+            pictures, videos or latents, as arrays, tensors or PIL images. One batch of a few prompts is enough.
+        target_speedup: times as fast as the uncached ``run``, > 1.
+        num_inference_steps: what ``run`` is expected to take; another number is an error.
+        recording: of an earlier :func:`record` of the same ``run``; left out, it is made.
+        cost: ``"time"``: the target is of the whole run's time, by the block times that were measured; ``"blocks"``:
+            of block executions.
+        max_evals: plans that are run at most.
+        climb: further runs at most, each with one refresh of the best plan moved by a step.
+        interval: only plans with such an interval, as for :func:`plan`; to climb then moves the start by a step.
+        probe: make one further uncached run, in which single samples err, to measure what is left at the end of an
+            error at each step (:mod:`.sensitivity`). It takes the results of four samples or more, and
+            ``max_generations`` for a run more; without it, plans are tried for several guesses. Plans with an
+            ``interval`` hardly depend on it, and are searched without.
+        max_generations: block executions at most, over those of one uncached run; ``None``: no limit.
+        max_seconds: time at most; a run that has begun is not broken off.
+        blocks: as for :func:`dit_cache`.
+        scheduler: as for :func:`dit_cache`.
+        memory: as for :func:`record`.
+        share: as for :func:`record`.
+        journal: a folder that keeps what was found; a search that was broken off goes on from there, after one uncached
+            run to compare with.
+        executor: where plans are run. ``None``: here, one after another. ``"ray"``: on actors of Ray, one plan each;
+            :class:`dithooks.ray.Actors` says how many, and what each takes. ``"torchrun"``: on the ranks of
+            ``torch.distributed``, each of which calls this with a whole model of its own. Workers that would be idle
+            run what is likely to be asked for next, so with ``cost="blocks"`` the plan found is the same, bit by bit,
+            as of a search here, on machines that compute alike; times are another every time. Recorded is here. Of
+            time, a plan's is compared with that of an uncached run of the same worker, made while others run, too.
+        verbose: show progress, on stderr.
+
+    Returns:
+        The plan, flagged where the target was not reached, and all that was tried. Under ``torch.distributed`` every
+        rank calls this, rank 0 decides, and all return the same plan; without ``executor`` all of them run each plan.
+
+    Raises:
+        TypeError, ValueError: as :func:`dit_cache` and :func:`record`; or an argument is of the wrong type or range;
+            or ``run`` does not draw the same pictures each time, or on each worker; or the executor is not there.
+        ModuleNotFoundError: the executor's package is not installed.
+        RuntimeError: none of the plans could be run.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> @torch.no_grad()
+        ... def run(model):
+        ...     x = torch.ones(1, 4)
+        ...     for t in (1.0, 0.8, 0.6, 0.4, 0.2):
+        ...         x = x - 0.2 * model(x, t)
+        ...     return [x]
+        >>> found = search(Model(), run, 1.6, cost="blocks", verbose=False)
+        >>> found.plan.speedup, found.reached
+        (1.6666666666666667, True)
+    """
+    begun = time.perf_counter()
+    wanted, interval = checked_target(target_speedup), checked_interval(interval)
+    limits = Limits(max_evals, climb, max_generations, max_seconds)
+    checked_cost(cost)
+    elsewhere = executor_of(executor)
+    if not callable(run):
+        raise TypeError(f"run must be a function that is given the target and draws, not {run!r}")
+    if recording is not None and not isinstance(recording, Recording):
+        raise TypeError(f"recording must be a Recording, as record() returns, not {recording!r}")
+    found = chains_of(target, blocks)
+    chains = [chain for chain, _ in found]
+    if any(own is not None for _, own in found):
+        raise ValueError("the adapter gives its blocks configurations of their own: leave params out to search for one")
+    here = fingerprint(chains)
+    if elsewhere is not None:
+        elsewhere.check([chain.owner for chain in chains])
+    if recording is not None and recording.made.fingerprint != here:
+        raise ValueError(
+            f"the recording is of another model, {recording.made.model} (fingerprint {recording.made.fingerprint}, "
+            f"here {here}): record this one"
+        )
+    if any(compiled_of(chain)() for chain in chains):
+        warnings.warn(
+            "the model is compiled: what is recorded is not, and the first runs of a plan compile, so speed-ups are "
+            "not what they will be: search first, compile then",
+            UserWarning,
+            stacklevel=2,
+        )
+    kept = Journal.open(journal, {"fingerprint": here, "num_inference_steps": num_inference_steps, "cost": cost})
+    with progress(verbose and leads()) as report:
+        recorded = recording or kept.recording()
+        known = recorded is not None
+        resumed = known and recording is None
+        made: list[int] = []
+
+        def counted(pipe: Any) -> Any:
+            made.append(1)
+            return run(pipe)
+
+        if agree(recorded is None):  # on every rank, or on none
+            recorded = record(
+                target,
+                counted,
+                num_inference_steps=num_inference_steps,
+                blocks=blocks,
+                scheduler=scheduler,
+                memory=memory,
+                share=share,
+                probe=bool(probe) and interval is None and limits.allow(2.0 + 1.0 / wanted, 0.0),
+                report=report,
+            )
+            kept.keep_recording(recorded, samples_of(recorded.results) if leads() else ())  # others may return nothing
+        assert recorded is not None
+        if num_inference_steps not in (None, recorded.steps):
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps}, but the recording is of {recorded.steps} steps"
+            )
+        trace, watched = recorded.traces[0], leads() or elsewhere is not None
+        drawing = Drawing(run, blocks, trace.path, trace.inputs if watched else None, trace.second, trace.calls)
+        spent, seconds, results = float(len(made)), None, recorded.results
+        # A first run is slower than those that follow, and what a file or journal tells is of another time.
+        if agree(cost == "time" or resumed or results is None):
+            report("uncached run", 0, None)
+            results, seconds = drawing(target)
+            if recorded.results is not None and leads():
+                how = unlike(samples_of(results), samples_of(recorded.results))
+                if how is not None:
+                    raise ValueError(
+                        f"run does not draw what was recorded: {how}. It has to draw the same pictures whenever it is "
+                        "called; a journal of another run is of no use to it"
+                    )
+            recorded, spent = replace(recorded, results=results), spent + 1.0
+        seconds, executions = seconds if cost == "time" else None, Savings.of(recorded, "blocks").total
+        reference = samples_of(recorded.results) if leads() else None
+        verifier = Verifier(target, drawing, reference, seconds, executions, blocks, scheduler)
+        planner = planner_of(recorded, cost, interval, report)
+        with ExitStack() as stack:
+            runner: Runner
+            if elsewhere is None:
+                runner = Here(replace(verifier, seconds=agree(seconds)))
+            else:
+                report("start workers", 0, None)
+                team = elsewhere.start(verifier, results, limits.evals + limits.climb)
+                stack.callback(team.close)
+                runner = Spread(team)
+            return Driver(runner, planner, wanted, limits, kept, report, begun, spent).drive()

@@ -1,0 +1,71 @@
+"""Checks of what users set: numbers, counts, words and texts."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+
+def set_field(part: object, name: str, value: object) -> None:
+    """A frozen dataclass's field, when it is made."""
+    object.__setattr__(part, name, value)
+
+
+def check_text(name: str, value: object, empty: bool = False) -> str:
+    """A string; an empty one only where that is allowed.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: empty.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {value!r} ({type(value).__name__})")
+    if not value and not empty:
+        raise ValueError(f"{name} is an empty string")
+    return value
+
+
+def check_number(name: str, value: object, least: float, *, strictly: bool = False) -> float:
+    """A finite number not below ``least``.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's, too
+        raise TypeError(f"{name} must be a number, not {value!r} ({type(value).__name__})")
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number that no float comes near
+        raise ValueError(f"{name} is out of range: it has too many digits") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name}={number:g} is out of range: it must be finite")
+    if number < least or (strictly and number == least):
+        raise ValueError(f"{name}={number:g} is out of range: it must be {'above' if strictly else 'at least'} {least}")
+    return number
+
+
+def check_count(name: str, value: object, least: int) -> int:
+    """A whole number not below ``least``; NumPy's, too.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: out of range.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, not {value!r} ({type(value).__name__})")
+    count: int = value.__index__()
+    if count < least:
+        raise ValueError(f"{name}={count} is out of range: it must be at least {least}")
+    return count
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """One of a few words.
+
+    Raises:
+        ValueError: another one.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: there are {', '.join(map(repr, choices))}")
+    return str(value)

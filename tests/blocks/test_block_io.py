@@ -1,0 +1,61 @@
+"""What a block that is passed over hands on, where names and positions tell all."""
+
+import pytest
+from torch import Tensor, nn
+
+from dithooks.blocks.block_io import Face, FunctorFace, Maker, PatchFunctor, Ports
+
+
+class Block(nn.Module):
+    def forward(self, hidden_states, encoder_hidden_states=None, temb=None): ...
+
+
+class Functor(PatchFunctor):
+    def read(self, args, kwargs):
+        return list(args)
+
+    def take(self, output):
+        return [output]
+
+    def build(self, streams, args, kwargs):
+        return streams[0]
+
+
+def ports(carries, maker=None, face=None):
+    """Of a block that returns what it carries in a tuple."""
+    return Ports(face or Face(Block()), maker or Maker(tuple), carries, (None,) * len(carries))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [(("h", "e"), {}), (("h",), {"encoder_hidden_states": "e"}), ((), {"x": 1})]
+)
+def test_streams_are_found_by_position_or_name(args, kwargs):
+    """In the order of the output; what was not passed is None, as the slower way has it."""
+    both = ports(("encoder_hidden_states", "hidden_states"))
+    assert both.slots == (("encoder_hidden_states", 1), ("hidden_states", 0))
+    assert both.pass_on(args, kwargs) == (("e", "h") if args else (None, None))
+    assert both.pass_on(args, kwargs) == both.build(
+        [both.read(name, args, kwargs) for name in both.carries], args, kwargs
+    )
+
+
+def test_the_form_is_the_blocks_own():
+    """A tensor alone, or a list."""
+    assert ports(("hidden_states",), Maker(Tensor)).pass_on(("h",), {}) == "h"
+    assert ports(("hidden_states",), Maker(list)).pass_on((), {"hidden_states": "h"}) == ["h"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"carries": ("hidden_states", None)},  # an output that carries on none
+        {"carries": ("hidden_states[0]",)},  # one of several in a tuple
+        {"carries": ("*3",)},  # a position without a name
+        {"carries": ("unknown",)},  # taken by **kwargs
+        {"carries": ("hidden_states",), "maker": Maker(dict, ("sample",))},
+        {"carries": ("0",), "face": FunctorFace(Functor()), "maker": Maker(PatchFunctor, (), Functor())},
+    ],
+)
+def test_all_else_goes_the_slower_way(given):
+    """There are no slots, which is what tells."""
+    assert ports(**given).slots == ()
