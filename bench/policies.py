@@ -36,7 +36,7 @@ from dithooks.demo.demonstration import psnr
 from dithooks.demo.draw import CAPTIONS
 from dithooks.demo.pipeline import EmojiPipeline
 from dithooks.environment.machine import machine
-from dithooks.policies.history import Schedule, Track
+from dithooks.policies.history import BranchHistory, Schedule
 from dithooks.policies.policy import Policy
 from dithooks.policies.threshold import Threshold
 from dithooks.predictors.predictor import Predictor
@@ -152,7 +152,7 @@ def draw(pipe: EmojiPipeline, prompts: Names, seed: int) -> Tensor:
 def cached(pipe: EmojiPipeline, config: DitCacheConfig, prompts: Names, seed: int) -> tuple[Tensor, float]:
     """Pictures, and how many times fewer blocks they took."""
     with dithooks.dit_cache(pipe, config) as handle:
-        if config.when.gauge is None:
+        if config.when.metric is None:
             pictures = draw(pipe, prompts, seed)
         else:
             pictures = torch.cat([draw(pipe, (prompt,), seed + number) for number, prompt in enumerate(prompts)])
@@ -174,12 +174,14 @@ def tuned(pipe: EmojiPipeline, entry: Entry, target: float, what: Predictor, gue
 
 def predictors(pipe: EmojiPipeline, policy: Policy) -> tuple[Predictor, ...]:
     """Those that a policy is measured with."""
-    if policy.gauge is not None:
+    if policy.metric is not None:
         return LOOKING
     if not isinstance(policy, (Interval, Mask)):
         return FIXED
     made, known = policy.for_run(Schedule(STEPS)), Schedule(STEPS)
-    return *FIXED, fitted(pipe, CALIBRATION, [not made.before(step, Track(), known).reuse for step in range(STEPS)])
+    return *FIXED, fitted(
+        pipe, CALIBRATION, [not made.before(step, BranchHistory(), known).reuse for step in range(STEPS)]
+    )
 
 
 def measure(pipe: EmojiPipeline, targets: Sequence[float], prompts: Names) -> Iterator[Row]:

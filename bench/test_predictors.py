@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from dithooks.engine.anchor import Anchor, combined
+from dithooks.engine.anchor import Anchor, weighted_sum
 from dithooks.environment.machine import machine
 from dithooks.predictors.polynomial import Linear, Reuse, Taylor
 from dithooks.predictors.predictor import Moment
@@ -32,7 +32,7 @@ def test_a_reused_step_of_flux_size(dtype, benchmark):
         for kind, predictor in KINDS.items():
             begin = time.perf_counter()
             weights = predictor.weights(moments, Moment(9, 1 - 9 / 28))
-            (delta,) = combined(anchors[: len(weights)], weights)
+            (delta,) = weighted_sum(anchors[: len(weights)], weights)
             _ = h + delta
             times[kind].append(time.perf_counter() - begin)
 

@@ -25,7 +25,7 @@ from dithooks.recording.record import MEMORY
 from dithooks.recording.recorder import BRANCHES
 from dithooks.recording.recording import Trace
 from dithooks.recording.token_samples import Sampled, add_grams
-from dithooks.recording.token_selection import Point
+from dithooks.recording.token_selection import SamplePoint
 
 PAIRS = 9
 BLOCKS, STEPS, TOKENS, CHANNELS = 57, 50, 4608, 3072
@@ -58,7 +58,9 @@ def test_a_recorded_run(captions: int) -> None:
 def test_planning_for_flux() -> None:
     rows = int(MEMORY / (STEPS * BRANCHES * (BLOCKS + 1) * CHANNELS * 2))
     ids = torch.arange(1, rows + 1)
-    points = [Point(block, "in", {}, {}, ids) for block in range(BLOCKS)] + [Point(BLOCKS - 1, "out", {}, {}, ids)]
+    points = [SamplePoint(block, "in", {}, {}, ids) for block in range(BLOCKS)] + [
+        SamplePoint(BLOCKS - 1, "out", {}, {}, ids)
+    ]
     torch.manual_seed(0)
     base, slope = torch.randn(2, BLOCKS + 1, rows, CHANNELS)
     calls = []

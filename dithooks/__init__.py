@@ -20,7 +20,7 @@ from .predictors.polynomial import Linear, Reuse, Taylor
 from .profiling.profile import Profile, profile
 from .recording.record import record
 from .recording.recording import Recording
-from .stats.types import BranchStats, CachedRange, CacheStats, RunStats, Settled, Spread
+from .stats.types import BranchStats, CachedRange, CacheStats, CallRecord, Quantiles, RunStats
 from .tuning.result import SearchResult
 from .tuning.search import search
 
@@ -33,6 +33,7 @@ __all__ = [
     "CachePlan",
     "CacheStats",
     "CachedRange",
+    "CallRecord",
     "DitCacheConfig",
     "EasyCache",
     "Fitted",
@@ -43,12 +44,11 @@ __all__ = [
     "Mask",
     "PatchFunctor",
     "Profile",
+    "Quantiles",
     "Recording",
     "Reuse",
     "RunStats",
     "SearchResult",
-    "Settled",
-    "Spread",
     "Taylor",
     "Threshold",
     "__version__",

@@ -22,11 +22,12 @@ from .engine.attachment import Attachment, check, prepare
 from .engine.clock import scheduler_of
 from .engine.hooks import flows_of
 from .engine.overrides import assign
-from .engine.rank_consensus import Together, joined
+from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
+from .errors import InvalidSetting, RunMismatch, WrongType
 from .policies.interval import Interval
 from .stats.table import summary
-from .stats.types import CachedRange, CacheStats, Settled, total
+from .stats.types import CachedRange, CacheStats, CallRecord, total
 
 # A model is changed by one thread at a time: of two that attach to the same blocks, the second has to see the first.
 _CHANGING = threading.RLock()
@@ -40,7 +41,7 @@ def dit_cache(
     scheduler: object = None,
     verify: bool = True,
     process_group: object = None,
-    on_decision: Callable[[Settled], object] | None = None,
+    on_decision: Callable[[CallRecord], object] | None = None,
 ) -> CacheHandle:
     """Cache a range of blocks of a diffusion transformer, until the handle is removed.
 
@@ -70,7 +71,7 @@ def dit_cache(
             split; with ``reduce="max"``, that of the rank and sample that changed most. Every rank has to make the
             same steps with as many calls each; one that does not is waited for as long as the group's own timeout
             says. Policies that do not look cost no communication. ``None``: no rank is ever asked.
-        on_decision: is called with a :class:`Settled` for each call of a transformer, when it is settled: before the
+        on_decision: is called with a :class:`CallRecord` for each call of a transformer, when it is settled: before the
             range is run or left out, in the thread that makes the call. A call that cannot be reused after all is
             told once more. What it raises ends the call.
 
@@ -105,8 +106,8 @@ def dit_cache(
         9 of 12
     """
     if on_decision is not None and not callable(on_decision):
-        raise TypeError(f"on_decision={on_decision!r} cannot be called: give a function of one argument, or none")
-    handle = CacheHandle(target, blocks, scheduler, verify, joined(process_group), on_decision)
+        raise WrongType(f"on_decision={on_decision!r} cannot be called: give a function of one argument, or none")
+    handle = CacheHandle(target, blocks, scheduler, verify, consensus_of(process_group), on_decision)
     try:
         handle.update(config)
         return handle
@@ -147,15 +148,15 @@ class CacheHandle:
         blocks: Blocks,
         scheduler: object,
         verify: bool,
-        together: Together | None = None,
-        on_decision: Callable[[Settled], object] | None = None,
+        together: RankConsensus | None = None,
+        on_decision: Callable[[CallRecord], object] | None = None,
     ) -> None:
         scheduler_of(target, scheduler)
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
         self._together, self._on_decision = together, on_decision
         self._attached: list[Attachment] = []
         self._config: DitCacheConfig | None = None
-        self._last, self._settled, self._described = total([]), tuple[Settled, ...](), list[str]()
+        self._last, self._settled, self._described = total([]), tuple[CallRecord, ...](), list[str]()
         self._ranges: tuple[CachedRange, ...] = ()
         self._active = True
 
@@ -181,7 +182,7 @@ class CacheHandle:
         return total([attached.stats() for attached in self._attached])
 
     @property
-    def decisions(self) -> tuple[Settled, ...]:
+    def decisions(self) -> tuple[CallRecord, ...]:
         """How each call was settled, since attaching, or since the last :meth:`update` or :meth:`reset`.
 
         Range by range, each in the order of its calls; of very many the latest ten thousand. Calls with gradients are
@@ -235,9 +236,9 @@ class CacheHandle:
             TypeError, ValueError: as :func:`dit_cache`.
         """
         if not self.active:
-            raise RuntimeError("this cache was removed: attach a new one with dit_cache(...)")
+            raise RunMismatch("this cache was removed: attach a new one with dit_cache(...)")
         if not isinstance(config, (DitCacheConfig, CachePlan)):
-            raise TypeError(f"config must be a DitCacheConfig or CachePlan, not {config!r} ({type(config).__name__})")
+            raise WrongType(f"config must be a DitCacheConfig or CachePlan, not {config!r} ({type(config).__name__})")
         with _CHANGING:
             remarks = self._change(config)
         for attached in self._attached:
@@ -254,7 +255,7 @@ class CacheHandle:
             check(chain, own, mine)
         here = fingerprint([chain for chain, _ in chains])
         if config.fingerprint not in (None, here):
-            raise ValueError(
+            raise InvalidSetting(
                 f"the config was made for another model (fingerprint {config.fingerprint}, here {here}): "
                 "search a new one, or take the numbers over with dataclasses.replace(config, fingerprint=None)"
             )
@@ -334,7 +335,7 @@ class CacheHandle:
             2 of 8
         """
         if not self.active:
-            raise RuntimeError("this cache was removed: attach a new one with dit_cache(...)")
+            raise RunMismatch("this cache was removed: attach a new one with dit_cache(...)")
         scheduler_of(self._target, scheduler)
         return Request(scheduler)
 
@@ -372,7 +373,7 @@ class CacheHandle:
             TypeError: it is attached.
         """
         if self.active:
-            raise TypeError(
+            raise WrongType(
                 "a cache that is attached cannot be copied or pickled: copy or save the model, which comes out without "
                 "a cache, and attach another to it with dit_cache(copy, handle.config); handle.config, .stats and "
                 ".decisions can be saved"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from numbers import Real
 
+from .errors import InvalidSetting, WrongType
+
 
 def set_field(part: object, name: str, value: object) -> None:
     """A frozen dataclass's field, when it is made."""
@@ -19,9 +21,9 @@ def check_text(name: str, value: object, empty: bool = False) -> str:
         ValueError: empty.
     """
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a string, not {value!r} ({type(value).__name__})")
+        raise WrongType(f"{name} must be a string, not {value!r} ({type(value).__name__})")
     if not value and not empty:
-        raise ValueError(f"{name} is an empty string")
+        raise InvalidSetting(f"{name} is an empty string")
     return value
 
 
@@ -33,15 +35,17 @@ def check_number(name: str, value: object, least: float, *, strictly: bool = Fal
         ValueError: out of range.
     """
     if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's, too
-        raise TypeError(f"{name} must be a number, not {value!r} ({type(value).__name__})")
+        raise WrongType(f"{name} must be a number, not {value!r} ({type(value).__name__})")
     try:
         number = float(value)
     except OverflowError:  # a whole number that no float comes near
-        raise ValueError(f"{name} is out of range: it has too many digits") from None
+        raise InvalidSetting(f"{name} is out of range: it has too many digits") from None
     if not math.isfinite(number):
-        raise ValueError(f"{name}={number:g} is out of range: it must be finite")
+        raise InvalidSetting(f"{name}={number:g} is out of range: it must be finite")
     if number < least or (strictly and number == least):
-        raise ValueError(f"{name}={number:g} is out of range: it must be {'above' if strictly else 'at least'} {least}")
+        raise InvalidSetting(
+            f"{name}={number:g} is out of range: it must be {'above' if strictly else 'at least'} {least}"
+        )
     return number
 
 
@@ -53,10 +57,10 @@ def check_count(name: str, value: object, least: int) -> int:
         ValueError: out of range.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, not {value!r} ({type(value).__name__})")
+        raise WrongType(f"{name} must be an int, not {value!r} ({type(value).__name__})")
     count: int = value.__index__()
     if count < least:
-        raise ValueError(f"{name}={count} is out of range: it must be at least {least}")
+        raise InvalidSetting(f"{name}={count} is out of range: it must be at least {least}")
     return count
 
 
@@ -67,5 +71,5 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
         ValueError: another one.
     """
     if value not in choices:
-        raise ValueError(f"{name}={value!r}: there are {', '.join(map(repr, choices))}")
+        raise InvalidSetting(f"{name}={value!r}: there are {', '.join(map(repr, choices))}")
     return str(value)

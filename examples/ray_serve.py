@@ -32,7 +32,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from dithooks import CachePlan, Settled, __version__, dit_cache
+from dithooks import CachePlan, CallRecord, __version__, dit_cache
 from dithooks.demo import load_plan
 
 EXPECTED = {"mask", "reuse"}  # how the calls of a plan are settled if nothing is amiss
@@ -114,11 +114,11 @@ class Painter:
         if self.handle is not None:
             self.handle.remove()
 
-    def _settled(self, each: Settled) -> None:
+    def _settled(self, each: CallRecord) -> None:
         """Called in the thread that draws; a call that is settled anew counts as it was settled last."""
         self.call.settled[each.range, each.run, each.step, each.branch] = each
 
-    def _told(self, settled: list[Settled], steps: int) -> dict[str, str]:
+    def _told(self, settled: list[CallRecord], steps: int) -> dict[str, str]:
         """What the cache did. dit_cache warns, too, but once, and in the replica's log, where no client sees it."""
         if self.plan is None or self.handle is None:
             return {"X-Cache": "off"}

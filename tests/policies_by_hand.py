@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from dithooks.policies.history import Account, Decision, Track
+from dithooks.policies.history import BranchHistory, Decision, RunHistory
 
 # --- what drives a policy ------------------------------------------------------------------------------------------
 
 
 def drive(policy, schedule, measured=None, absent=(), number=0):
     """(reuse, reason, value) by step, of one branch; ``measured(step, refreshed)`` is what is seen."""
-    policy, track, told = policy.for_run(schedule), Track(number), {}
+    policy, track, told = policy.for_run(schedule), BranchHistory(number), {}
     for step in range(schedule.first, schedule.steps):
         if step in absent:
             continue
@@ -30,8 +30,8 @@ def drive(policy, schedule, measured=None, absent=(), number=0):
 
 def drive_all(policy, schedule, see, branches):
     """The same of all branches of a run; ``see(branch, step, refreshed)``."""
-    policy, account = policy.for_run(schedule), Account()
-    tracks, told = [Track(n, account=account) for n in range(branches)], [{} for _ in range(branches)]
+    policy, account = policy.for_run(schedule), RunHistory()
+    tracks, told = [BranchHistory(n, account=account) for n in range(branches)], [{} for _ in range(branches)]
     for step in range(schedule.first, schedule.steps):
         for n, track in enumerate(tracks):
             account.branches = n + 1 if step == schedule.first else branches

@@ -24,7 +24,7 @@ from dithooks import CacheHandle, CachePlan, DitCacheConfig, Threshold, dit_cach
 from dithooks.demo import load_pipeline, load_plan
 from dithooks.demo.outcome import PROMPTS, psnr
 from dithooks.demo.pipeline import EmojiPipeline
-from dithooks.engine.change_metrics import Change
+from dithooks.engine.change_metrics import RelativeChange
 from dithooks.environment.machine import memory_allocated, peak_memory, reset_peak_memory, synchronize
 from dithooks.recording.stopwatch import times_events
 
@@ -222,7 +222,7 @@ def half_precision(device: torch.device) -> Figures:
     for dtype in (torch.bfloat16, torch.float16):
         before = torch.full((1, 300_000), 40.0).to(dtype)  # their sum is beyond float16
         now = (before.float() + torch.randn(before.shape, generator=generator)).to(dtype)
-        gauge = Change("mean")
+        gauge = RelativeChange("mean")
         gauge.note([before.to(device)], [before.to(device)])
         seen = gauge.look([now.to(device)])
         assert seen is not None

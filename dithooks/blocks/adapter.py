@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..config.cache_config import DitCacheConfig
+from ..errors import InvalidSetting, WrongType
 from .block_io import PatchFunctor
 from .block_lists import Chain, Expected
 from .discovery import find_chains, group, resolve
@@ -72,24 +73,24 @@ class BlockAdapter:
 
     def __post_init__(self) -> None:
         if self.pipe is None and self.transformer is None:
-            raise ValueError("BlockAdapter needs a pipe or a transformer: there is nothing to find blocks in")
+            raise InvalidSetting("BlockAdapter needs a pipe or a transformer: there is nothing to find blocks in")
         if self.blocks is None and not self.auto:
-            raise ValueError("BlockAdapter(auto=False) looks for nothing: give blocks, or auto=True")
+            raise InvalidSetting("BlockAdapter(auto=False) looks for nothing: give blocks, or auto=True")
         if isinstance(self.transformer, str) and self.pipe is None:
-            raise ValueError(f"transformer={self.transformer!r} is a name, but there is no pipe that has it")
+            raise InvalidSetting(f"transformer={self.transformer!r} is a name, but there is no pipe that has it")
         if self.blocks is not None and not list(flat(self.blocks)):
-            raise ValueError("blocks is an empty list: name at least one nn.ModuleList, or leave it out")
+            raise InvalidSetting("blocks is an empty list: name at least one nn.ModuleList, or leave it out")
         object.__setattr__(self, "forward_pattern", _each(self.forward_pattern, _pattern))
         for name, kind in (("patch_functor", PatchFunctor), ("params", DitCacheConfig)):
             for item in flat(getattr(self, name)):
                 if item is not None and not isinstance(item, kind):
-                    raise TypeError(f"{name}: {item!r} ({type(item).__name__}) is not a {kind.__name__}")
+                    raise WrongType(f"{name}: {item!r} ({type(item).__name__}) is not a {kind.__name__}")
         for item in flat(self.has_separate_cfg):
             if item is not None and not isinstance(item, bool):
-                raise TypeError(f"has_separate_cfg: {item!r} is neither True, False nor None")
+                raise WrongType(f"has_separate_cfg: {item!r} is neither True, False nor None")
         for item in flat(self.expected):
             if item is not None and not isinstance(item, Expected):
-                raise TypeError(f"expected: {item!r} ({type(item).__name__}) is not an Expected")
+                raise WrongType(f"expected: {item!r} ({type(item).__name__}) is not an Expected")
 
     @property
     def target(self) -> object:
@@ -111,14 +112,16 @@ class BlockAdapter:
         if self.blocks is None:
             found = [chain for chain in find_chains(target, None) if self._wanted(chain)]
             if not found:
-                raise ValueError(f"transformer={self._named()} is not among those that have lists of blocks")
+                raise InvalidSetting(f"transformer={self._named()} is not among those that have lists of blocks")
             lanes = [lane for chain in found for lane in chain.lanes]
         else:
             lanes = [resolve(target, item) for item in flat(self.blocks)]
             found = group(target, lanes)
             strange = [chain.name for chain in found if not self._wanted(chain)]
             if strange:
-                raise ValueError(f"blocks are those of {strange}, not of transformer={self._named()}: give one of both")
+                raise InvalidSetting(
+                    f"blocks are those of {strange}, not of transformer={self._named()}: give one of both"
+                )
         patterns, functors, params = (
             _spread(name, getattr(self, name), lanes) for name in ("forward_pattern", "patch_functor", "params")
         )
@@ -148,7 +151,7 @@ class BlockAdapter:
             there = item in modules if isinstance(item, str) else path_of(self.pipe, item) is not None
             if not there:
                 name = repr(item) if isinstance(item, str) else type(item).__name__
-                raise ValueError(f"{type(self.pipe).__name__} has no transformer {name}; it has {sorted(modules)}")
+                raise InvalidSetting(f"{type(self.pipe).__name__} has no transformer {name}; it has {sorted(modules)}")
 
     def _named(self) -> str:
         return str([item if isinstance(item, str) else type(item).__name__ for item in flat(self.transformer)])
@@ -183,11 +186,11 @@ def _pattern(value: Any) -> ForwardPattern | None:
     if value is None or isinstance(value, ForwardPattern):
         return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"forward_pattern: {value!r} ({type(value).__name__}) is neither a ForwardPattern nor 0 to 5")
+        raise WrongType(f"forward_pattern: {value!r} ({type(value).__name__}) is neither a ForwardPattern nor 0 to 5")
     try:
         return ForwardPattern(operator.index(value))  # NumPy's integers, too
     except ValueError:
-        raise ValueError(f"forward_pattern={value}: there are the patterns 0 to 5") from None
+        raise InvalidSetting(f"forward_pattern={value}: there are the patterns 0 to 5") from None
 
 
 def _spread(name: str, value: Any, over: Sequence[Any]) -> list[Any]:
@@ -197,7 +200,7 @@ def _spread(name: str, value: Any, over: Sequence[Any]) -> list[Any]:
     entries = list(flat(value))
     if len(entries) != len(over):
         paths = [item.path for item in over]
-        raise ValueError(f"{name} has {len(entries)} entries, but there are {len(over)}: {paths}")
+        raise InvalidSetting(f"{name} has {len(entries)} entries, but there are {len(over)}: {paths}")
     return entries
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import WrongType
+
 Form = tuple[torch.Size, torch.dtype]
 
 
@@ -46,7 +48,7 @@ class PatchFunctor(ABC):
         """An output as the block would return it, from streams and the call that is passed over."""
 
 
-class Face:
+class CallReader:
     """What a block's call shows, by name: its arguments.
 
     A first argument that is a tuple or list of tensors is a stream each: ``hidden_states[0]``, ``hidden_states[1]``, ….
@@ -83,12 +85,12 @@ class Face:
         """Name and position of an argument that a call shows as it is; ``None`` for one that has to be looked for."""
         return (name, self.names.index(name)) if name in self.names else None
 
-    def take(self, output: Any) -> tuple[Maker, tuple[Any, ...]]:
+    def take(self, output: Any) -> tuple[OutputBuilder, tuple[Any, ...]]:
         """The values of an output by position, and what makes an output of values."""
         return take_apart(output)
 
 
-class FunctorFace(Face):
+class FunctorReader(CallReader):
     """The same by a functor: streams are called "0", "1", … in its order."""
 
     def __init__(self, functor: PatchFunctor) -> None:
@@ -102,8 +104,8 @@ class FunctorFace(Face):
         streams = self._read(args, kwargs)
         return streams[int(name)] if int(name) < len(streams) else None
 
-    def take(self, output: Any) -> tuple[Maker, tuple[Any, ...]]:
-        return Maker(PatchFunctor, (), self.functor), tuple(self._streams("take", self.functor.take(output)))
+    def take(self, output: Any) -> tuple[OutputBuilder, tuple[Any, ...]]:
+        return OutputBuilder(PatchFunctor, (), self.functor), tuple(self._streams("take", self.functor.take(output)))
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
         return self._streams("read", self.functor.read(args, kwargs))
@@ -112,11 +114,11 @@ class FunctorFace(Face):
         if isinstance(found, (list, tuple)):
             return found
         name = f"{type(self.functor).__name__}.{method}"
-        raise TypeError(f"{name} returned {type(found).__name__}: give a list or tuple of tensors, one per stream")
+        raise WrongType(f"{name} returned {type(found).__name__}: give a list or tuple of tensors, one per stream")
 
 
 @dataclass(frozen=True)
-class Maker:
+class OutputBuilder:
     """Builds outputs of one form: a tensor, or a tuple, list, named tuple, dict or dataclass of them."""
 
     kind: type
@@ -144,25 +146,25 @@ class Maker:
         return "functor" if self.functor is not None else self.kind.__name__
 
 
-def take_apart(output: Any) -> tuple[Maker, tuple[Any, ...]]:
+def take_apart(output: Any) -> tuple[OutputBuilder, tuple[Any, ...]]:
     """A block's output as values by position, and what puts such values together again."""
     if isinstance(output, Tensor):
-        return Maker(Tensor), (output,)
+        return OutputBuilder(Tensor), (output,)
     kind = type(output)
     if kind in (tuple, list):
-        return Maker(kind), tuple(output)
+        return OutputBuilder(kind), tuple(output)
     if isinstance(output, tuple) and hasattr(kind, "_fields"):
-        return Maker(kind, tuple(kind._fields)), tuple(output)
+        return OutputBuilder(kind, tuple(kind._fields)), tuple(output)
     if dataclasses.is_dataclass(output):  # diffusers' outputs are both: dataclass and dict
         keys = tuple(field.name for field in dataclasses.fields(output) if field.init)
-        return Maker(kind, keys), tuple(getattr(output, key) for key in keys)
+        return OutputBuilder(kind, keys), tuple(getattr(output, key) for key in keys)
     if kind in (dict, OrderedDict):
-        return Maker(kind, tuple(output)), tuple(output.values())
-    return Maker(kind), ()
+        return OutputBuilder(kind, tuple(output)), tuple(output.values())
+    return OutputBuilder(kind), ()
 
 
 @dataclass(frozen=True)
-class Ports:
+class BlockIO:
     """The streams of one block of a range.
 
     ``carries[p]`` is the argument that output position p carries on. ``born[p]`` is the form of an output that carries
@@ -171,8 +173,8 @@ class Ports:
     all are, in an output of a simple form; else it is empty.
     """
 
-    face: Face
-    maker: Maker
+    face: CallReader
+    maker: OutputBuilder
     carries: tuple[str | None, ...]
     born: tuple[Form | None, ...]
     remark: str = ""

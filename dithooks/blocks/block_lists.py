@@ -18,7 +18,7 @@ WRAPPED = "_orig_mod"  # where torch.compile(model) keeps the model
 
 
 @dataclass(frozen=True)
-class Lane:
+class BlockList:
     """One list of blocks of a transformer, and what is declared about it."""
 
     path: str
@@ -29,10 +29,10 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Site:
+class BlockRef:
     """A block's place: entry ``index`` of its lane's list, called ``path`` in the model."""
 
-    lane: Lane
+    lane: BlockList
     index: int
 
     @property
@@ -81,15 +81,15 @@ class Chain:
 
     owner: nn.Module
     path: str
-    lanes: tuple[Lane, ...]
+    lanes: tuple[BlockList, ...]
     found: bool = False
     separate_cfg: bool | None = None
     expected: Expected | None = None
     part: bool = False
 
     @property
-    def sites(self) -> tuple[Site, ...]:
-        return tuple(Site(lane, index) for lane in self.lanes for index in range(len(lane.blocks)))
+    def sites(self) -> tuple[BlockRef, ...]:
+        return tuple(BlockRef(lane, index) for lane in self.lanes for index in range(len(lane.blocks)))
 
     @property
     def compiled(self) -> bool:

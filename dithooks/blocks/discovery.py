@@ -7,7 +7,8 @@ from contextlib import suppress
 
 from torch import nn
 
-from .block_lists import WRAPPED, Chain, Lane
+from ..errors import InvalidSetting, WrongType
+from .block_lists import WRAPPED, BlockList, Chain
 from .module_paths import denoisers_of, modules_of, path_of, walk
 from .trunk_heuristics import LIGHT, Owner, find_owners
 
@@ -24,21 +25,25 @@ def find_chains(target: object, blocks: Blocks) -> list[Chain]:
     named = [blocks] if isinstance(blocks, (str, nn.ModuleList)) else blocks
     held = isinstance(target, nn.Module) or modules_of(target) or (isinstance(blocks, str) and _leads(target, blocks))
     if isinstance(target, type) or not held:
-        raise TypeError(
+        raise WrongType(
             f"target is {target!r} ({type(target).__name__}): give a pipeline with a transformer, a transformer, "
             "or an nn.Module with blocks='path.to.its.block_list'"
         )
     if isinstance(target, nn.ModuleList):
-        raise ValueError("target is a block list by itself: give the model that calls it, and the list as blocks=...")
+        raise InvalidSetting(
+            "target is a block list by itself: give the model that calls it, and the list as blocks=..."
+        )
     if blocks is None:
         return [
-            Chain(owner.module, owner.path, tuple(Lane(listed.path, listed.blocks) for listed in owner.trunk), True)
+            Chain(
+                owner.module, owner.path, tuple(BlockList(listed.path, listed.blocks) for listed in owner.trunk), True
+            )
             for owner in owners_of(target)
         ]
     if not isinstance(named, Sequence):
-        raise TypeError(f"blocks={blocks!r}: give a dotted path, an nn.ModuleList, or a list of these")
+        raise WrongType(f"blocks={blocks!r}: give a dotted path, an nn.ModuleList, or a list of these")
     if not named:
-        raise ValueError("blocks is an empty list: name at least one nn.ModuleList, or leave it out")
+        raise InvalidSetting("blocks is an empty list: name at least one nn.ModuleList, or leave it out")
     return group(target, [resolve(target, item) for item in named])
 
 
@@ -57,7 +62,7 @@ def owners_of(target: object) -> list[Owner]:
         found += [owner.below(prefix) for owner in find_owners(top)]
     if not found:
         held = sorted(modules_of(target)) if not isinstance(target, nn.Module) else "no nn.ModuleList"
-        raise ValueError(
+        raise InvalidSetting(
             f"{type(target).__name__} has no list of blocks that a transformer would call (it has {held}): name it "
             "with blocks='path.to.list'"
         )
@@ -67,21 +72,21 @@ def owners_of(target: object) -> list[Owner]:
     return [owner for owner, load in zip(found, loads, strict=True) if load * LIGHT >= max(loads)]
 
 
-def group(target: object, lanes: Sequence[Lane], separate_cfg: bool | None = None) -> list[Chain]:
+def group(target: object, lanes: Sequence[BlockList], separate_cfg: bool | None = None) -> list[Chain]:
     """Chains of lists that were named: those of one owner are counted one after another.
 
     Raises:
         ValueError: a list is named twice.
     """
     if len({id(lane.blocks) for lane in lanes}) < len(lanes):
-        raise ValueError(f"blocks={[lane.path for lane in lanes]} names a list twice")
-    owners: dict[str, list[Lane]] = {}
+        raise InvalidSetting(f"blocks={[lane.path for lane in lanes]} names a list twice")
+    owners: dict[str, list[BlockList]] = {}
     for lane in lanes:
         owners.setdefault(_owner_path(lane.path, target), []).append(lane)
     return [Chain(walk(target, path), path, tuple(found), False, separate_cfg) for path, found in owners.items()]
 
 
-def resolve(target: object, item: object) -> Lane:
+def resolve(target: object, item: object) -> BlockList:
     """A list of blocks by its path or by itself.
 
     Raises:
@@ -91,26 +96,28 @@ def resolve(target: object, item: object) -> Lane:
     if isinstance(item, nn.ModuleList):
         path = path_of(target, item)
         if path is None:
-            raise ValueError(f"blocks: the given nn.ModuleList of {len(item)} is not part of {type(target).__name__}")
+            raise InvalidSetting(
+                f"blocks: the given nn.ModuleList of {len(item)} is not part of {type(target).__name__}"
+            )
     elif item == "":
-        raise ValueError("blocks='' is empty: give a dotted path such as 'transformer.transformer_blocks'")
+        raise InvalidSetting("blocks='' is empty: give a dotted path such as 'transformer.transformer_blocks'")
     elif isinstance(item, str):
         path, item = item, walk(target, item)
     else:
-        raise TypeError(f"blocks: {item!r} ({type(item).__name__}) is neither a dotted path nor an nn.ModuleList")
+        raise WrongType(f"blocks: {item!r} ({type(item).__name__}) is neither a dotted path nor an nn.ModuleList")
     if isinstance(item, nn.Sequential):
-        raise ValueError(
+        raise InvalidSetting(
             f"blocks={path!r} leads to an nn.Sequential, whose blocks are not called by the model: in a model that "
             "runs over its entries, make it an nn.ModuleList of these"
         )
     if not isinstance(item, nn.ModuleList):
-        raise ValueError(f"blocks={path!r} leads to a {type(item).__name__}, not to an nn.ModuleList")
+        raise InvalidSetting(f"blocks={path!r} leads to a {type(item).__name__}, not to an nn.ModuleList")
     if not len(item):
-        raise ValueError(f"blocks={path!r} leads to an empty nn.ModuleList: there is no block to cache")
+        raise InvalidSetting(f"blocks={path!r} leads to an empty nn.ModuleList: there is no block to cache")
     if all(isinstance(entry, nn.ModuleList) for entry in item):
         inner = [f"{path}.{index}" for index in range(len(item))]
-        raise ValueError(f"blocks={path!r} leads to a list of lists: name these, blocks={inner}")
-    return Lane(path, item)
+        raise InvalidSetting(f"blocks={path!r} leads to a list of lists: name these, blocks={inner}")
+    return BlockList(path, item)
 
 
 def _leads(target: object, path: str) -> bool:

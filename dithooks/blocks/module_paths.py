@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import InvalidSetting
+
 # Components of pipelines that encode, decode or steer; the denoiser is none of these.
 OTHERS = (
     "text_encoder",
@@ -52,7 +54,7 @@ def walk(target: object, path: str) -> Any:
         return target
     parts = path.split(".")
     if not all(part.isidentifier() or part.isdigit() for part in parts):
-        raise ValueError(f"blocks={path!r} is not a dotted path such as 'transformer.transformer_blocks'")
+        raise InvalidSetting(f"blocks={path!r} is not a dotted path such as 'transformer.transformer_blocks'")
     here: Any = target
     for depth, part in enumerate(parts):
         try:
@@ -63,7 +65,7 @@ def walk(target: object, path: str) -> Any:
         except (AttributeError, IndexError):
             before = ".".join(parts[:depth]) or type(target).__name__
             options = sorted(dict(here.named_children()) if isinstance(here, nn.Module) else modules_of(here))
-            raise ValueError(f"blocks={path!r}: {before} has no {part!r}; it has {options}") from None
+            raise InvalidSetting(f"blocks={path!r}: {before} has no {part!r}; it has {options}") from None
     return here
 
 

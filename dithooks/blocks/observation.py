@@ -10,45 +10,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block_io import Face, Form, FunctorFace, Maker, form_of
+from .block_io import CallReader, Form, FunctorReader, OutputBuilder, form_of
 from .block_lists import Chain
 from .pattern import ForwardPattern
 from .stream_transforms import Bridge, recognise, turned_alone
 
 
 @dataclass(frozen=True)
-class Spot:
+class ObservedBlock:
     """A block as it is watched: its path, class and list, how to read its calls, and a pattern declared for it."""
 
     path: str
     cls: type
     group: str
-    face: Face
+    face: CallReader
     pattern: ForwardPattern | None = None
     strict: bool = True
 
 
-def spots_of(chain: Chain, of: Callable[[nn.Module], nn.Module] = lambda block: block) -> list[Spot]:
+def observed_blocks(chain: Chain, of: Callable[[nn.Module], nn.Module] = lambda block: block) -> list[ObservedBlock]:
     """The blocks of a chain to be watched; ``of`` gives the block itself where something stands in for it."""
     spots = []
     for site in chain.sites:
         block, lane = of(site.block), site.lane
-        face = Face(block) if lane.functor is None else FunctorFace(lane.functor)
-        spots.append(Spot(site.path, type(block), lane.path, face, lane.pattern, lane.strict))
+        face = CallReader(block) if lane.functor is None else FunctorReader(lane.functor)
+        spots.append(ObservedBlock(site.path, type(block), lane.path, face, lane.pattern, lane.strict))
     return spots
 
 
 @dataclass
-class Seen:
+class BlockCall:
     """One block's call."""
 
     index: int
     inputs: dict[str, Form]  # of its tensor arguments
     given: tuple[str, ...] = ()  # names of all that were not None
-    maker: Maker = field(default_factory=lambda: Maker(object))
+    maker: OutputBuilder = field(default_factory=lambda: OutputBuilder(object))
     outputs: tuple[Form | None, ...] = ()
     odd: tuple[str, ...] = ()  # outputs that are neither tensor nor None
-    next: Seen | None = None
+    next: BlockCall | None = None
     fed: dict[int, str] = field(default_factory=dict)  # output position → the next block's argument, same object
     same: dict[str, str] = field(default_factory=dict)  # argument → one of the block before, same object
     made: dict[str, Bridge] = field(default_factory=dict)  # argument → made of what the block before returned
@@ -62,9 +62,9 @@ class Observation:
     was seen called: else it begins with the range's first block, and nobody knows where it ends.
     """
 
-    def __init__(self, spots: Sequence[Spot], whole: bool = True) -> None:
+    def __init__(self, spots: Sequence[ObservedBlock], whole: bool = True) -> None:
         self.spots, self.whole = spots, whole
-        self.calls: list[Seen] = []
+        self.calls: list[BlockCall] = []
         self.late: list[tuple[int, int, str]] = []  # call, a later one than the next, its argument
         self._outputs: tuple[Any, ...] = ()
         self._arguments: dict[str, Any] = {}
@@ -80,7 +80,7 @@ class Observation:
         """A block is about to run."""
         arguments = dict(self.spots[index].face.arguments(args, kwargs))
         forms = {name: form for name, value in arguments.items() if (form := form_of(value))}
-        here = Seen(index, forms, tuple(name for name, value in arguments.items() if value is not None))
+        here = BlockCall(index, forms, tuple(name for name, value in arguments.items() if value is not None))
         if self.calls:
             self._link(self.calls[-1], here, arguments)
         self._outputs, self._arguments = (), arguments
@@ -111,7 +111,7 @@ class Observation:
         """The model's call is over: let go of tensors."""
         self._outputs, self._arguments, self._produced = (), {}, {}
 
-    def _link(self, before: Seen, here: Seen, arguments: Mapping[str, Any]) -> None:
+    def _link(self, before: BlockCall, here: BlockCall, arguments: Mapping[str, Any]) -> None:
         before.next = here
         outputs = [out if isinstance(out, Tensor) else None for out in self._outputs]
         for name, value in arguments.items():

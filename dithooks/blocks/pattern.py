@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
+from ..errors import InvalidSetting
+
 
 class ForwardPattern(Enum):
     """What a block takes and returns; h is the denoised stream, e the second one, as a rule the text.
@@ -54,7 +56,7 @@ class ForwardPattern(Enum):
             left = [name for name in names if name not in streams.values() and name != "encoder_hidden_states"]
             name = usual if usual in names else next(iter(left), None)
             if name is None:
-                raise ValueError(
+                raise InvalidSetting(
                     f"forward pattern {self.value}, {self.text}, does not fit: the arguments are {[*names]}"
                 )
             streams[letter] = name

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..config.cache_config import DitCacheConfig
+from ..errors import InvalidSetting, WrongType
 from .adapter import BlockAdapter
 from .block_lists import Chain
 from .discovery import Blocks, find_chains
@@ -47,7 +48,7 @@ class BlockAdapterRegistry:
 
         def decorate(make: Maker) -> Maker:
             if name in cls._HINTS:
-                raise ValueError(f"{name} has an adapter already: unregister it first")
+                raise InvalidSetting(f"{name} has an adapter already: unregister it first")
             cls._HINTS[name] = make
             return make
 
@@ -75,9 +76,9 @@ class BlockAdapterRegistry:
             return None
         adapter, kind = make(model), type(model).__name__
         if not isinstance(adapter, BlockAdapter):
-            raise TypeError(f"the hint for {kind} made {adapter!r}, not a BlockAdapter")
+            raise WrongType(f"the hint for {kind} made {adapter!r}, not a BlockAdapter")
         if adapter.target is not model:
-            raise ValueError(f"the hint for {kind} made an adapter of another object than it was given")
+            raise InvalidSetting(f"the hint for {kind} made an adapter of another object than it was given")
         return adapter
 
     @classmethod
@@ -97,7 +98,7 @@ def chains_of(target: object, blocks: Blocks) -> list[tuple[Chain, DitCacheConfi
     """
     if isinstance(target, BlockAdapter):
         if blocks is not None:
-            raise ValueError("blocks is given twice: leave it out where target is a BlockAdapter that says it")
+            raise InvalidSetting("blocks is given twice: leave it out where target is a BlockAdapter that says it")
         return target.chains()
     if blocks is not None or isinstance(target, type):
         return [(chain, None) for chain in find_chains(target, blocks)]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from contextlib import suppress
 
 from ..errors import BlockError
-from .block_io import Ports, show
-from .observation import Observation, Seen, Spot
+from .block_io import BlockIO, show
+from .observation import BlockCall, Observation, ObservedBlock
 
 
-def ports_of(observation: Observation, call: Seen) -> Ports:
+def block_io_of(observation: Observation, call: BlockCall) -> BlockIO:
     """Which arguments a block carries on, and in what form it returns them.
 
     Raises:
@@ -52,10 +52,10 @@ def ports_of(observation: Observation, call: Seen) -> Ports:
             f"{spot.path}: which argument does output 0, {', '.join(map(show, call.outputs[:1]))}, carry on? Its "
             f"arguments are {seen}; none is alike"
         )
-    return Ports(spot.face, call.maker, carries, born, remark)
+    return BlockIO(spot.face, call.maker, carries, born, remark)
 
 
-def _otherwise(spot: Spot, call: Seen, carries: tuple[str | None, ...]) -> str:
+def _otherwise(spot: ObservedBlock, call: BlockCall, carries: tuple[str | None, ...]) -> str:
     """What to say of a pattern that was declared, if it is not what was seen."""
     if spot.pattern is None:
         return ""
@@ -69,7 +69,7 @@ def _otherwise(spot: Spot, call: Seen, carries: tuple[str | None, ...]) -> str:
     )
 
 
-def _declared(observation: Observation, spot: Spot, call: Seen) -> tuple[str | None, ...]:
+def _declared(observation: Observation, spot: ObservedBlock, call: BlockCall) -> tuple[str | None, ...]:
     """What a declared pattern says, if it fits the forms that were seen, and where the outputs went."""
     assert spot.pattern is not None
     alike = call.next is not None and observation.spots[call.next.index].group == spot.group
@@ -101,7 +101,7 @@ def _declared(observation: Observation, spot: Spot, call: Seen) -> tuple[str | N
     return tuple(name if call.outputs[p] is not None else None for p, name in enumerate(carries))
 
 
-def _carried(observation: Observation, call: Seen, position: int) -> str | None:
+def _carried(observation: Observation, call: BlockCall, position: int) -> str | None:
     """The argument of this block that output ``position`` carries on; ``None`` for what comes on top of a stream."""
     spots, spot, form = observation.spots, observation.spots[call.index], call.outputs[position]
     alike = [name for name, other in call.inputs.items() if other == form]
@@ -142,12 +142,12 @@ def _carried(observation: Observation, call: Seen, position: int) -> str | None:
     )
 
 
-def _advice(call: Seen) -> str:
+def _advice(call: BlockCall) -> str:
     if len(call.outputs) > 2:
         return "say where its streams are with BlockAdapter(patch_functor=...)"
     patterns = "0, (h, e) -> (h, e), or 1, (h, e) -> (e, h)" if len(call.outputs) == 2 else "2 or 3"
     return f"say which with BlockAdapter(forward_pattern=...), {patterns}"
 
 
-def _before(observation: Observation, call: Seen) -> Seen | None:
+def _before(observation: Observation, call: BlockCall) -> BlockCall | None:
     return next((other for other in observation.calls if other.next is call), None)

@@ -23,7 +23,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Joined:
+class Concat:
     """Several, one after another along a dimension; ``None`` is what comes from elsewhere (at most one)."""
 
     parts: tuple[Bridge | None, ...]
@@ -31,7 +31,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Slice:
     """The first part of one along a dimension, or its last."""
 
     whole: Bridge
@@ -40,18 +40,18 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Turned:
+class SwapBatchTokens:
     """Tokens exchanged with a part of the batch: ``(b f) n c`` to ``(b n) f c``, or back."""
 
     whole: Bridge
 
 
 @dataclass(frozen=True)
-class Fresh:
+class Unrelated:
     """Of no stream: kept as it was last computed."""
 
 
-Bridge = Stream | Joined | Cut | Turned | Fresh
+Bridge = Stream | Concat | Slice | SwapBatchTokens | Unrelated
 
 
 def build(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
@@ -65,11 +65,11 @@ def build(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tenso
     result: Tensor | None
     if isinstance(bridge, Stream):
         result = streams[bridge.number]
-    elif isinstance(bridge, Fresh):
+    elif isinstance(bridge, Unrelated):
         result = streams[0].new_zeros(shape) if streams else None
-    elif isinstance(bridge, Turned):
+    elif isinstance(bridge, SwapBatchTokens):
         result = _turn(build(bridge.whole, streams, _turned(shape, _length(bridge.whole, streams, shape))), shape)
-    elif isinstance(bridge, Cut):
+    elif isinstance(bridge, Slice):
         length, there = shape[bridge.dim], _length(bridge.whole, streams, shape, bridge.dim)
         whole = build(bridge.whole, streams, _resized(shape, bridge.dim, there))
         if whole is None or whole.shape[bridge.dim] < length:
@@ -82,33 +82,33 @@ def build(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tenso
 
 def substitute(bridge: Bridge, of: Mapping[int, Bridge | None]) -> Bridge | None:
     """The bridge over two gaps, from that over the second and what each of its streams is before the first."""
-    if isinstance(bridge, Fresh):
+    if isinstance(bridge, Unrelated):
         return bridge
     if isinstance(bridge, Stream):
         return of.get(bridge.number)
-    if isinstance(bridge, Joined):
+    if isinstance(bridge, Concat):
         parts: list[Bridge | None] = []
         for part in bridge.parts:
             before = None if part is None else substitute(part, of)
-            nested = isinstance(before, Joined) and before.dim == bridge.dim
-            parts += before.parts if nested and isinstance(before, Joined) else [before]
-        return Joined(tuple(parts), bridge.dim) if len(parts) - 1 <= sum(map(bool, parts)) > 0 else None
+            nested = isinstance(before, Concat) and before.dim == bridge.dim
+            parts += before.parts if nested and isinstance(before, Concat) else [before]
+        return Concat(tuple(parts), bridge.dim) if len(parts) - 1 <= sum(map(bool, parts)) > 0 else None
     whole = substitute(bridge.whole, of)
     if whole is None:
         return None
-    if isinstance(bridge, Turned):
-        return whole.whole if isinstance(whole, Turned) else Turned(whole)
-    return Cut(whole, bridge.dim, bridge.head)
+    if isinstance(bridge, SwapBatchTokens):
+        return whole.whole if isinstance(whole, SwapBatchTokens) else SwapBatchTokens(whole)
+    return Slice(whole, bridge.dim, bridge.head)
 
 
 def streams_of(bridge: Bridge | None) -> Iterator[int]:
     """The numbers of the streams that a bridge is made of."""
     if isinstance(bridge, Stream):
         yield bridge.number
-    elif isinstance(bridge, Joined):
+    elif isinstance(bridge, Concat):
         for part in bridge.parts:
             yield from streams_of(part)
-    elif isinstance(bridge, (Cut, Turned)):
+    elif isinstance(bridge, (Slice, SwapBatchTokens)):
         yield from streams_of(bridge.whole)
 
 
@@ -116,12 +116,12 @@ def text(bridge: Bridge, name: Callable[[int], str]) -> str:
     """A bridge in words."""
     if isinstance(bridge, Stream):
         return name(bridge.number)
-    if isinstance(bridge, Joined):
+    if isinstance(bridge, Concat):
         parts = ", ".join("other tokens" if part is None else text(part, name) for part in bridge.parts)
         return f"cat({parts}; dim {bridge.dim})"
-    if isinstance(bridge, Cut):
+    if isinstance(bridge, Slice):
         return f"{'first' if bridge.head else 'last'} of {text(bridge.whole, name)} (dim {bridge.dim})"
-    return f"{text(bridge.whole, name)}, tokens and batch exchanged" if isinstance(bridge, Turned) else "new"
+    return f"{text(bridge.whole, name)}, tokens and batch exchanged" if isinstance(bridge, SwapBatchTokens) else "new"
 
 
 def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
@@ -147,14 +147,14 @@ def _readings(value: Tensor, outputs: Sequence[tuple[int, Tensor]]) -> Iterator[
             yield (2,), Stream(number)
         turned = _turn(out, value.shape)
         if turned is not None and torch.equal(turned, value):
-            yield (1,), Turned(Stream(number))
+            yield (1,), SwapBatchTokens(Stream(number))
     for dim in range(value.dim()):
         pieces = [(i, out) for i, out in outputs if _resized(value.shape, dim, out.shape[dim]) == out.shape]
         for number, out in pieces:
             spare = out.shape[dim] - value.shape[dim]
             for head in (True, False):
                 if spare > 0 and torch.equal(out.narrow(dim, 0 if head else spare, value.shape[dim]), value):
-                    yield (0, value.numel()), Cut(Stream(number), dim, head)
+                    yield (0, value.numel()), Slice(Stream(number), dim, head)
         for count in range(1, min(len(pieces), 3) + 1):
             for chosen in permutations(pieces, count):
                 for found, joined in _joints(value, chosen, dim):
@@ -168,7 +168,7 @@ def turned_alone(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | No
         for i, out in enumerate(outputs)
         if out is not None and out.shape != value.shape and _turnable(out, value.shape)
     ]
-    return Turned(Stream(fitting[0])) if len(fitting) == 1 else None
+    return SwapBatchTokens(Stream(fitting[0])) if len(fitting) == 1 else None
 
 
 def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> Iterator[tuple[int, Bridge]]:
@@ -186,10 +186,10 @@ def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> It
         if spare:
             parts = (None, *parts) if start else (*parts, None)
         if found:
-            yield found, Joined(parts, dim)
+            yield found, Concat(parts, dim)
 
 
-def _join(bridge: Joined, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+def _join(bridge: Concat, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
     known = [None if part is None else _length(part, streams, shape, bridge.dim) for part in bridge.parts]
     left = shape[bridge.dim] - sum(length for length in known if length is not None)
     if left < 0:
@@ -208,7 +208,7 @@ def _length(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size, dim: i
     """How long what a bridge makes is along a dimension, as far as the streams tell."""
     if isinstance(bridge, Stream):
         return streams[bridge.number].shape[dim]
-    if isinstance(bridge, Joined) and None not in bridge.parts:
+    if isinstance(bridge, Concat) and None not in bridge.parts:
         return sum(_length(part, streams, shape, dim) for part in bridge.parts if part is not None)
     return shape[dim]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import BlockError, WiringError
 from .observation import Observation
-from .stream_matching import ports_of
+from .stream_matching import block_io_of
 from .wiring import Wiring, gap, resolve
 
 
@@ -191,7 +191,7 @@ def _parted(
     }
     before, after = observation.calls[max(numbers[0])], observation.calls[min(numbers[1])]
     try:
-        sender, taker = ports_of(observation, before), ports_of(observation, after)
+        sender, taker = block_io_of(observation, before), block_io_of(observation, after)
     except WiringError as error:
         return str(error)
     between = gap(observation, before, sender, after, taker)

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from ..errors import WiringError
-from .block_io import Ports, show
-from .observation import Observation, Seen, Spot
-from .stream_matching import ports_of
-from .stream_transforms import Bridge, Fresh, Stream, streams_of, substitute
+from .block_io import BlockIO, show
+from .observation import BlockCall, Observation, ObservedBlock
+from .stream_matching import block_io_of
+from .stream_transforms import Bridge, Stream, Unrelated, streams_of, substitute
 
 
 @dataclass(frozen=True)
 class Wiring:
     """The streams of a range: their names at its first block, and how each output of its last is made of them."""
 
-    ports: tuple[Ports, ...]  # of each block of the range
+    ports: tuple[BlockIO, ...]  # of each block of the range
     entry: tuple[str, ...]
     leave: tuple[Bridge | None, ...]
     certain: bool  # every stream is handed on as the very object that a block returned
@@ -96,11 +96,11 @@ def resolve(observation: Observation, order: Sequence[int], start: int, end: int
                 f"an output of {spots[observation.calls[producer].index].path} goes to {taker} ({name}=), past the "
                 f"end of the range at {spots[wanted[-1]].path}: what is skipped would be missing there"
             )
-    ports = [ports_of(observation, call) for call in seen_calls]
+    ports = [block_io_of(observation, call) for call in seen_calls]
     return _follow(observation, list(seen_calls), ports)
 
 
-def gap(observation: Observation, before: Seen, sender: Ports, after: Seen, taker: Ports) -> Gap:
+def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: BlockCall, taker: BlockIO) -> Gap:
     """How the streams that one block takes are made of what the one before returned."""
     spots = observation.spots
     made: dict[str, Bridge] = {}
@@ -135,7 +135,7 @@ def gap(observation: Observation, before: Seen, sender: Ports, after: Seen, take
     return Gap(made, how, lost)
 
 
-def _elsewhere(observation: Observation, before: Seen, after: Seen, name: str) -> Bridge | None:
+def _elsewhere(observation: Observation, before: BlockCall, after: BlockCall, name: str) -> Bridge | None:
     """How the same stream was seen to be made between other blocks of the same two lists, in the same forms."""
     groups = [observation.spots[call.index].group for call in (before, after)]
     for call in observation.calls:
@@ -148,7 +148,7 @@ def _elsewhere(observation: Observation, before: Seen, after: Seen, name: str) -
     return None
 
 
-def _follow(observation: Observation, calls: list[Seen], ports: list[Ports]) -> Wiring:
+def _follow(observation: Observation, calls: list[BlockCall], ports: list[BlockIO]) -> Wiring:
     """Follow each stream from the first block's arguments to the last one's outputs."""
     spots = observation.spots
     entry = list(calls[0].inputs)
@@ -159,7 +159,7 @@ def _follow(observation: Observation, calls: list[Seen], ports: list[Ports]) -> 
         between = gap(observation, before, sender, after, taker)
         certain = certain and before.next is after and set(between.made) <= set(before.fed.values())
         left: dict[int, Bridge | None] = {
-            p: Fresh() if name is None else known.get(name) for p, name in enumerate(sender.carries)
+            p: Unrelated() if name is None else known.get(name) for p, name in enumerate(sender.carries)
         }
         why = {p: lost[name] for p, name in enumerate(sender.carries) if name in lost}
         onward: dict[str, Bridge | None] = {}
@@ -176,7 +176,7 @@ def _follow(observation: Observation, calls: list[Seen], ports: list[Ports]) -> 
                     reasons[name] = lost[after.same[name]]
         known, lost = onward, reasons
     leave = [_source(name, known, lost, spots, calls) for name in ports[-1].carries]
-    leave = [Fresh() if form is not None else bridge for bridge, form in zip(leave, ports[-1].born, strict=True)]
+    leave = [Unrelated() if form is not None else bridge for bridge, form in zip(leave, ports[-1].born, strict=True)]
     used = sorted({number for bridge in leave for number in streams_of(bridge)})
     renumbered: dict[int, Bridge | None] = {number: Stream(new) for new, number in enumerate(used)}
     return Wiring(
@@ -191,8 +191,8 @@ def _source(
     name: str | None,
     known: Mapping[str, Bridge | None],
     lost: Mapping[str, str],
-    spots: Sequence[Spot],
-    calls: Sequence[Seen],
+    spots: Sequence[ObservedBlock],
+    calls: Sequence[BlockCall],
 ) -> Bridge | None:
     """What an output of the range's last block, which carries on ``name``, is made of at its first."""
     if name is None:

@@ -19,7 +19,7 @@ from ..handle import CacheHandle, dit_cache
 from ..policies.budget import Budget
 from ..policies.mask import Mask
 from ..predictors.polynomial import Linear
-from ..stats.types import Settled
+from ..stats.types import CallRecord
 from ..stats.warnings import heard
 from .messages import one_line
 
@@ -127,7 +127,7 @@ def cached(target: object, setting: Setting, remarks: list[str], verify: bool = 
         yield handle
 
 
-def summary(decisions: Sequence[Settled], run: int | None = None) -> dict[str, Any]:
+def summary(decisions: Sequence[CallRecord], run: int | None = None) -> dict[str, Any]:
     """What was decided, fit for JSON: how often for which reason, and for each range its steps, ● computed, ○ reused.
 
     A step of which one branch was computed and another reused is ◐.

@@ -16,7 +16,7 @@ from ..recording.image_metrics import Samples, Score, samples_of
 from ..recording.image_metrics import compare as scored
 from ..stats.types import CacheStats
 from ..stats.warnings import heard
-from ..tuning.progress import Report
+from ..tuning.progress import ProgressReport
 from .cache_settings import Setting, cached, summary
 from .messages import one_line
 from .targets.runnable import Runnable
@@ -84,7 +84,7 @@ class Comparison:
         return {"uncached": plain, "settings": [each.to_dict() for each in self.outcomes]}
 
 
-def measure(subject: Runnable, settings: Sequence[Setting], pairs: int, report: Report) -> Comparison:
+def measure(subject: Runnable, settings: Sequence[Setting], pairs: int, report: ProgressReport) -> Comparison:
     """Run without a cache and with each, once for the pictures and ``pairs`` times for the time.
 
     Raises:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..errors import TargetError
+from ..errors import DitHooksError, TargetError
 from ..recording.rank_agreement import leads
 from ..recording.recording import Recording
 from ..tuning.evaluation import Evaluation
@@ -29,18 +28,6 @@ from .targets.runnable import GUIDANCE, STEPS, drawing_of, shipped
 SEED = 1000  # of the demo, where nothing else is asked for: the calibration captions of the plans that ship
 DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes
 Drawing = tuple[Any, Callable[[], object], "int | None"]  # the target, what draws with it, in how many steps, if known
-PACKAGE = Path(__file__).parent.parent
-# Where the library sees to what it was given. What is raised elsewhere may be a fault of its own.
-SEES_TO_IT = (
-    *("attachment.py", "blocks/", "clock.py"),
-    *(
-        f"search/{name}.py"
-        for name in (
-            *("by_ranks", "by_ray", "driver", "executors", "inputs", "journal", "plans", "record", "recorder", "score"),
-            *("search", "tally", "verify"),
-        )
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -197,18 +184,8 @@ def _search(
             executor=executor,
             verbose=not options.quiet,
         )
-    except (ValueError, TypeError, RuntimeError) as error:
-        if _is_told(error):
-            raise TargetError(str(error)) from error
-        raise
-
-
-def _is_told(error: Exception) -> bool:
-    """Whether the library has said so itself, of what it was given. All others keep their traceback."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    path = Path(last.filename)
-    within = path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else ""
-    return within.startswith(SEES_TO_IT) and (last.line or "").startswith("raise ")
+    except DitHooksError as error:
+        raise TargetError(str(error)) from error
 
 
 # -- what is searched -------------------------------------------------------------------------------------------

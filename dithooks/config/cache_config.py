@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..errors import InvalidSetting, WrongType
 from ..policies.interval import Interval
 from ..policies.policy import Policy
 from ..predictors.polynomial import Reuse
@@ -85,33 +86,35 @@ class DitCacheConfig:
     def __post_init__(self) -> None:
         least = {"cache_block_start": 0, "compute_last": 0}
         if all(each is None for each in (self.policy, self.cache_step_start, self.cache_step_interval)):
-            raise TypeError("nothing says when to reuse: give policy=..., or cache_step_start and cache_step_interval")
+            raise WrongType("nothing says when to reuse: give policy=..., or cache_step_start and cache_step_interval")
         if self.policy is None:
             least |= {"cache_step_start": 0, "cache_step_interval": 1}
         elif self.cache_step_start is not None or self.cache_step_interval is not None:
-            raise ValueError("cache_step_start and cache_step_interval say when, and so does policy: give one of both")
+            raise InvalidSetting(
+                "cache_step_start and cache_step_interval say when, and so does policy: give one of both"
+            )
         if self.cache_num_blocks is not None:
             least["cache_num_blocks"] = 1
         for name, bound in least.items():
             object.__setattr__(self, name, check_count(name, getattr(self, name), bound))
         if self.cache_num_blocks is not None and self.compute_last:
-            raise ValueError("cache_num_blocks and compute_last both say where the range ends: give one of both")
+            raise InvalidSetting("cache_num_blocks and compute_last both say where the range ends: give one of both")
         for name, kind in (("policy", Policy), ("predictor", Predictor)):
             part = getattr(self, name)
             if not isinstance(part, kind) and not (name == "policy" and part is None):
-                raise TypeError(f"{name} must be a {kind.__name__} such as {_SUCH_AS[name]}, not {part!r}")
+                raise WrongType(f"{name} must be a {kind.__name__} such as {_SUCH_AS[name]}, not {part!r}")
         if self.cache_dtype is not None and self.cache_dtype not in tuple(DTYPES):
-            raise ValueError(f"cache_dtype={self.cache_dtype!r}: there are {', '.join(DTYPES)}, or None")
+            raise InvalidSetting(f"cache_dtype={self.cache_dtype!r}: there are {', '.join(DTYPES)}, or None")
         if self.cache_device not in (None, "cpu"):
-            raise ValueError(f"cache_device={self.cache_device!r}: there are 'cpu' and None, the activations' own")
+            raise InvalidSetting(f"cache_device={self.cache_device!r}: there are 'cpu' and None, the activations' own")
         if not isinstance(self.free_at_end, bool):
-            raise TypeError(f"free_at_end must be True or False, not {self.free_at_end!r}")
+            raise WrongType(f"free_at_end must be True or False, not {self.free_at_end!r}")
         if self.fingerprint is not None and not isinstance(self.fingerprint, str):
-            raise TypeError(f"fingerprint must be a string or None, not {self.fingerprint!r}")
+            raise WrongType(f"fingerprint must be a string or None, not {self.fingerprint!r}")
         if not isinstance(self.overrides, Mapping) or not all(
             isinstance(name, str) and isinstance(changes, Mapping) for name, changes in self.overrides.items()
         ):
-            raise TypeError("overrides must be a mapping of names to mappings of fields, {'transformer_2': {...}}")
+            raise WrongType("overrides must be a mapping of names to mappings of fields, {'transformer_2': {...}}")
         object.__setattr__(self, "overrides", plain(self.overrides))
         self._check_overrides()
 
@@ -138,15 +141,15 @@ class DitCacheConfig:
         changes = dict(self.overrides[name])
         try:
             if strange := set(changes) - ({each.name for each in fields(self)} - {"overrides", "fingerprint"}):
-                raise ValueError(f"no such field: {', '.join(sorted(map(str, strange)))}")
+                raise InvalidSetting(f"no such field: {', '.join(sorted(map(str, strange)))}")
             for part in ("policy", "predictor"):
                 if isinstance(changes.get(part), Mapping):
                     if "kind" in changes[part]:
-                        raise ValueError(f"give the {part} itself, or a mapping of the fields that differ")
+                        raise InvalidSetting(f"give the {part} itself, or a mapping of the fields that differ")
                     former = self.when if part == "policy" else self.predictor
                     known = {each.name for each in fields(former)}  # type: ignore[arg-type]
                     if strange := set(changes[part]) - known:
-                        raise ValueError(f"{type(former).__name__} has no field {', '.join(sorted(strange))}")
+                        raise InvalidSetting(f"{type(former).__name__} has no field {', '.join(sorted(strange))}")
                     changes[part] = replace(former, **changes[part])  # type: ignore[type-var]
             if "policy" in changes and changes["policy"] is not None:  # one of both: what is named counts
                 changes = {"cache_step_start": None, "cache_step_interval": None, **changes}
@@ -193,9 +196,11 @@ class DitCacheConfig:
         """
         data = parsed(text, "DitCacheConfig")
         if not isinstance(data, dict) or data.get("kind") != "DitCacheConfig":
-            raise ValueError('not a DitCacheConfig: a JSON object with "kind": "DitCacheConfig" is expected')
+            raise InvalidSetting('not a DitCacheConfig: a JSON object with "kind": "DitCacheConfig" is expected')
         if data.get("schema") not in READS:
-            raise ValueError(f"DitCacheConfig schema {data.get('schema')!r} is not known: this version reads {READS}")
+            raise InvalidSetting(
+                f"DitCacheConfig schema {data.get('schema')!r} is not known: this version reads {READS}"
+            )
         named = data.get("overrides")
         if isinstance(named, dict) and all(isinstance(changes, dict) for changes in named.values()):
             data["overrides"] = {name: {k: decode(v) for k, v in changes.items()} for name, changes in named.items()}
@@ -203,10 +208,10 @@ class DitCacheConfig:
         del values["schema"], values["kind"]
         known = {each.name for each in fields(cls)}
         if strange := set(values) - known:
-            raise ValueError(f"DitCacheConfig has no field {', '.join(sorted(strange))}: known are {sorted(known)}")
+            raise InvalidSetting(f"DitCacheConfig has no field {', '.join(sorted(strange))}: known are {sorted(known)}")
         needed = {each.name for each in fields(cls)[:4]}
         if missing := needed - set(values):
-            raise ValueError(f"DitCacheConfig lacks {', '.join(sorted(missing))}")
+            raise InvalidSetting(f"DitCacheConfig lacks {', '.join(sorted(missing))}")
         return cls(**values)
 
     def save(self, path: str | os.PathLike[str]) -> None:

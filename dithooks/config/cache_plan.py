@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..blocks.block_lists import WRAPPED, Chain, fingerprint
+from ..errors import InvalidSetting, WrongType
 from ..policies.interval import Interval
 from ..predictors.polynomial import Reuse
 from ..validation import set_field
 from .cache_config import DitCacheConfig
 from .codec import plain
-from .provenance import Made, Provenance
+from .provenance import PlanTarget, Provenance
 from .safe_json import parsed, read_file
-from .transformer_plan import Piece
+from .transformer_plan import TransformerPlan
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -41,8 +42,9 @@ class CachePlan:
         TypeError, ValueError: a field is of the wrong type, or does not fit the others.
 
     Example:
-        >>> piece = Piece("", 0, 3, 4, (1, 0, 1, 0), (None, (1.0,), None, (1.5, -0.5)), (1.0, 0.75, 0.5, 0.25))
-        >>> made = Made("Model", "0123456789abcdef", 4, "float32", 4, None, (64, 48))
+        >>> weights = (None, (1.0,), None, (1.5, -0.5))
+        >>> piece = TransformerPlan("", 0, 3, 4, (1, 0, 1, 0), weights, (1.0, 0.75, 0.5, 0.25))
+        >>> made = PlanTarget("Model", "0123456789abcdef", 4, "float32", 4, None, (64, 48))
         >>> found = Provenance("2025-01-31", {"torch": "2.6.0"}, "CPU", 1, 1.5, "by hand", 1.55, 0.02, psnr=41.0)
         >>> plan = CachePlan((piece,), made, found)
         >>> plan.config.when, plan.speedup
@@ -57,31 +59,31 @@ class CachePlan:
           found by hand for a target of 1.5×, from 1 sample on CPU, 2025-01-31
     """
 
-    pieces: tuple[Piece, ...]
-    made: Made
+    pieces: tuple[TransformerPlan, ...]
+    made: PlanTarget
     provenance: Provenance
 
     def __post_init__(self) -> None:
         pieces = tuple(self.pieces) if isinstance(self.pieces, (tuple, list)) else (None,)
         for name, kind, parts in (
-            ("pieces", Piece, pieces),
-            ("made", Made, (self.made,)),
+            ("pieces", TransformerPlan, pieces),
+            ("made", PlanTarget, (self.made,)),
             ("provenance", Provenance, (self.provenance,)),
         ):
             if not all(isinstance(part, kind) for part in parts):
                 kinds = f"a tuple of {kind.__name__}" if name == "pieces" else f"a {kind.__name__}"
-                raise TypeError(f"{name} must be {kinds}, not {getattr(self, name)!r}")
+                raise WrongType(f"{name} must be {kinds}, not {getattr(self, name)!r}")
         if not pieces:
-            raise ValueError("pieces is empty: a plan caches one transformer at least")
+            raise InvalidSetting("pieces is empty: a plan caches one transformer at least")
         set_field(self, "pieces", pieces)
         paths = [piece.path for piece in self.pieces]
         if twice := sorted({path for path in paths if paths.count(path) > 1}):
-            raise ValueError(f"pieces has several of {twice[0]!r}: give one of each transformer")
+            raise InvalidSetting(f"pieces has several of {twice[0]!r}: give one of each transformer")
         for piece in self.pieces:
             if len(piece.steps) != self.made.steps:
-                raise ValueError(f"{piece.path!r} has {len(piece.steps)} steps, but made.steps={self.made.steps}")
+                raise InvalidSetting(f"{piece.path!r} has {len(piece.steps)} steps, but made.steps={self.made.steps}")
         if (total := sum(piece.total for piece in self.pieces)) > self.made.blocks:
-            raise ValueError(f"pieces are of {total} blocks together, but made.blocks={self.made.blocks}")
+            raise InvalidSetting(f"pieces are of {total} blocks together, but made.blocks={self.made.blocks}")
 
     @property
     def config(self) -> DitCacheConfig:
@@ -113,7 +115,7 @@ class CachePlan:
         if here != self.made.fingerprint:
             model = "+".join(type(chain.owner).__name__ for chain, _ in chains)
             blocks = sum(len(chain.sites) for chain, _ in chains)
-            raise ValueError(
+            raise InvalidSetting(
                 f"the plan was made for another model, {self.made.model} with {self.made.blocks} blocks (fingerprint "
                 f"{self.made.fingerprint}); here is {model} with {blocks} (fingerprint {here}): search a plan for "
                 "this one, or take the numbers over with dataclasses.replace(plan.config, fingerprint=None)"
@@ -121,17 +123,17 @@ class CachePlan:
         names = {_unwrapped(chain.path): chain for chain, _ in chains}
         if len(chains) == len(self.pieces) == 1:  # whatever each is called from its target
             names = {_unwrapped(self.pieces[0].path): chains[0][0]}
-        found: dict[str, Piece] = {}
+        found: dict[str, TransformerPlan] = {}
         for piece in self.pieces:
             if (chain := names.get(_unwrapped(piece.path))) is None:
-                raise ValueError(f"the plan is for {piece.path!r}, which is none of {', '.join(map(repr, names))}")
+                raise InvalidSetting(f"the plan is for {piece.path!r}, which is none of {', '.join(map(repr, names))}")
             found[chain.path] = piece
         for chain, own in chains:
             if own is not None and chain.path in found:
-                raise ValueError(f"{chain.name} has a configuration of its own in the adapter: give one of both")
+                raise InvalidSetting(f"{chain.name} has a configuration of its own in the adapter: give one of both")
         return self._config({**found, **{c.path: None for c, own in chains if own is None and c.path not in found}})
 
-    def _config(self, named: Mapping[str, Piece | None]) -> DitCacheConfig:
+    def _config(self, named: Mapping[str, TransformerPlan | None]) -> DitCacheConfig:
         """One configuration of what holds for each transformer by its path."""
         settings = {path: _UNCACHED if piece is None else piece.settings for path, piece in named.items()}
         base = settings.pop("" if "" in settings else next(iter(settings)))
@@ -141,9 +143,9 @@ class CachePlan:
         """What is to be said where a model has another dtype, or its pipeline another scheduler; ``None``: not known.
 
         Example:
-            >>> made = Made("Model", "f", 1, "float32", 1, "Euler", ())
+            >>> made = PlanTarget("Model", "f", 1, "float32", 1, "Euler", ())
             >>> found = Provenance("2025-01-31", {}, "CPU", 1, 1.0, "by hand", 1.0, 0.0)
-            >>> plan = CachePlan((Piece("", 0, 1, 1, (1,), (None,), None),), made, found)
+            >>> plan = CachePlan((TransformerPlan("", 0, 1, 1, (1,), (None,), None),), made, found)
             >>> plan.remarks("float32", "Euler"), len(plan.remarks("bfloat16", "Heun"))
             ([], 2)
         """
@@ -177,18 +179,20 @@ class CachePlan:
         """
         data = parsed(text, "CachePlan")
         if not isinstance(data, dict) or data.get("kind") != "CachePlan":
-            raise ValueError('not a CachePlan: a JSON object with "kind": "CachePlan" is expected')
+            raise InvalidSetting('not a CachePlan: a JSON object with "kind": "CachePlan" is expected')
         if data.get("schema") != SCHEMA:
-            raise ValueError(f"CachePlan schema {data.get('schema')!r} is not known: this version reads {SCHEMA}")
+            raise InvalidSetting(f"CachePlan schema {data.get('schema')!r} is not known: this version reads {SCHEMA}")
         values = {name: value for name, value in data.items() if name not in ("schema", "kind")}
         _check_names(cls, values, "CachePlan")
         if not isinstance(values["pieces"], list):
-            raise TypeError(f"pieces must be a list, not {values['pieces']!r}")
-        pieces = tuple(_read(Piece, each, f"pieces[{number}]") for number, each in enumerate(values["pieces"]))
+            raise WrongType(f"pieces must be a list, not {values['pieces']!r}")
+        pieces = tuple(
+            _read(TransformerPlan, each, f"pieces[{number}]") for number, each in enumerate(values["pieces"])
+        )
         found = values["provenance"]
         if isinstance(found, dict) and found.get("psnr") == "inf":
             found = {**found, "psnr": inf}
-        return cls(pieces, _read(Made, values["made"], "made"), _read(Provenance, found, "provenance"))
+        return cls(pieces, _read(PlanTarget, values["made"], "made"), _read(Provenance, found, "provenance"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_json` to a file."""
@@ -236,14 +240,14 @@ def _unwrapped(path: str) -> str:
 def _check_names(kind: Any, values: Mapping[str, Any], where: str) -> None:
     known = {each.name: each.default is MISSING for each in fields(kind)}
     if strange := sorted(set(values) - set(known)):
-        raise ValueError(f"{where} has no field {', '.join(strange)}: known are {', '.join(known)}")
+        raise InvalidSetting(f"{where} has no field {', '.join(strange)}: known are {', '.join(known)}")
     if missing := [name for name, needed in known.items() if needed and name not in values]:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
+        raise InvalidSetting(f"{where} lacks {', '.join(missing)}")
 
 
 def _read(kind: type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
-        raise TypeError(f"{where} must be an object with the fields of a {kind.__name__}, not {data!r}")
+        raise WrongType(f"{where} must be an object with the fields of a {kind.__name__}, not {data!r}")
     _check_names(kind, data, where)
     try:
         return kind(**plain(data))

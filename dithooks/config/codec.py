@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidSetting, WrongType
 from ..policies.budget import Budget
 from ..policies.easycache import EasyCache
 from ..policies.interval import Interval
@@ -30,7 +31,7 @@ def encode(value: Any) -> Any:
     """
     if isinstance(value, (Policy, Predictor)):
         if type(value) not in KINDS:
-            raise TypeError(f"{type(value).__name__} is not one of the library's own: it cannot be written as JSON")
+            raise WrongType(f"{type(value).__name__} is not one of the library's own: it cannot be written as JSON")
         given = {each.name: getattr(value, each.name) for each in fields(value) if _written(each, value)}  # type: ignore[arg-type]
         return {"kind": type(value).__name__, **{name: encode(item) for name, item in given.items()}}
     if isinstance(value, (tuple, list)):
@@ -70,13 +71,13 @@ def decode(value: Any) -> Any:
         return inner
     known = {kind.__name__: kind for kind in KINDS}
     if not isinstance(value["kind"], str) or value["kind"] not in known:
-        raise ValueError(f"there is no policy or predictor {value['kind']!r}: known are {', '.join(known)}")
+        raise InvalidSetting(f"there is no policy or predictor {value['kind']!r}: known are {', '.join(known)}")
     kind = known[value["kind"]]
     if strange := set(inner) - {each.name for each in fields(kind)}:
-        raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(strange))}")
+        raise InvalidSetting(f"{kind.__name__} has no field {', '.join(sorted(strange))}")
     try:
         return kind(**inner)
     except TypeError as error:
         if "missing" in str(error):
-            raise ValueError(f"{kind.__name__} lacks a field: {error}") from None
+            raise InvalidSetting(f"{kind.__name__} lacks a field: {error}") from None
         raise

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from ..errors import InvalidSetting, WrongType
 from ..validation import check_count, check_number, check_text, set_field
 
 
 @dataclass(frozen=True)
-class Made:
+class PlanTarget:
     """What a plan was made for.
 
     Args:
@@ -45,7 +46,7 @@ class Made:
             check_text("scheduler", self.scheduler)
         size: Any = self.size
         if not isinstance(size, Iterable) or isinstance(size, str):
-            raise TypeError(f"size must be the shape of the latents without the batch, not {size!r}")
+            raise WrongType(f"size must be the shape of the latents without the batch, not {size!r}")
         set_field(self, "size", tuple(check_count("a length in size", length, 1) for length in size))
 
 
@@ -92,7 +93,7 @@ class Provenance:
             set_field(self, name, check_text(name, getattr(self, name)))
         items = self.versions.items() if isinstance(self.versions, Mapping) else [(None, None)]
         if not all(isinstance(part, str) for item in items for part in item):
-            raise TypeError(f"versions must be a mapping of packages to versions, not {self.versions!r}")
+            raise WrongType(f"versions must be a mapping of packages to versions, not {self.versions!r}")
         set_field(self, "versions", dict(self.versions))
         set_field(self, "samples", check_count("samples", self.samples, 1))
         for name in ("target", "predicted_speedup"):
@@ -109,6 +110,6 @@ class Provenance:
             elif value is not None:
                 set_field(self, name, check_number(name, value, least))
         if self.ssim is not None and self.ssim > 1:
-            raise ValueError(f"ssim={self.ssim:g} is out of range: it must be at most 1")
+            raise InvalidSetting(f"ssim={self.ssim:g} is out of range: it must be at most 1")
         if not isinstance(self.reached, bool):
-            raise TypeError(f"reached must be True or False, not {self.reached!r}")
+            raise WrongType(f"reached must be True or False, not {self.reached!r}")

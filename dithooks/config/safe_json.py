@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..errors import InvalidSetting
+
 DEEPEST, LARGEST = 32, 1_000_000  # of a file: what is written is far from either
 LONGEST = 600  # characters of a message: a value that is shown may be as long as the file
 T = TypeVar("T")
@@ -18,7 +20,7 @@ def parsed(text: str, kind: str) -> Any:
     try:
         return strict(text)
     except ValueError as error:
-        raise ValueError(f"not a {kind}: the text is not JSON ({error})") from None
+        raise InvalidSetting(f"not a {kind}: the text is not JSON ({error})") from None
 
 
 def strict(text: str) -> Any:
@@ -30,7 +32,7 @@ def strict(text: str) -> Any:
     try:
         data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise InvalidSetting("it is nested too deeply") from None
     bounded(data)
     return data
 
@@ -46,11 +48,11 @@ def bounded(data: Any) -> None:
         inner = [each for each in level if isinstance(each, (list, tuple, dict, set))]
         count += sum(map(len, inner))
         if count > LARGEST:
-            raise ValueError(f"it holds more than {LARGEST:,} values")
+            raise InvalidSetting(f"it holds more than {LARGEST:,} values")
         level = [item for each in inner for item in (each.values() if isinstance(each, dict) else each)]
         if not level:
             return
-    raise ValueError(f"it is nested more than {DEEPEST} deep")
+    raise InvalidSetting(f"it is nested more than {DEEPEST} deep")
 
 
 def read_file(path: str | os.PathLike[str], read: Callable[[str], T]) -> T:
@@ -77,9 +79,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        raise InvalidSetting(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
     return found
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no number of JSON")
+    raise InvalidSetting(f"{word} is no number of JSON")

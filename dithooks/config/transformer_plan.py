@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ..errors import InvalidSetting, WrongType
 from ..policies.mask import Mask
 from ..predictors.fitted import Fitted
 from ..validation import check_choice, check_count, check_text, set_field
 
 
 @dataclass(frozen=True)
-class Piece:
+class TransformerPlan:
     """What a plan says of one transformer.
 
     Args:
@@ -32,7 +33,8 @@ class Piece:
         TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.
 
     Example:
-        >>> piece = Piece("transformer", 1, 4, 8, (1, 1, 0, 1), (None, None, (1.5, -0.5), None), (1.0, 0.8, 0.6, 0.3))
+        >>> weights = (None, None, (1.5, -0.5), None)
+        >>> piece = TransformerPlan("transformer", 1, 4, 8, (1, 1, 0, 1), weights, (1.0, 0.8, 0.6, 0.3))
         >>> piece.policy
         Mask(steps=(1, 1, 0, 1), sigmas=(1.0, 0.8, 0.6, 0.3), dynamic=None)
         >>> piece.saved  # 4 of 8 blocks, at one step of four
@@ -54,28 +56,30 @@ class Piece:
         for name, least in (("first", 0), ("blocks", 1), ("total", 1)):
             set_field(self, name, check_count(name, getattr(self, name), least))
         if self.first + self.blocks > self.total:
-            raise ValueError(f"first={self.first} and blocks={self.blocks} reach past the end: total={self.total}")
+            raise InvalidSetting(f"first={self.first} and blocks={self.blocks} reach past the end: total={self.total}")
         steps: Any = self.steps
         steps = steps.tolist() if hasattr(steps, "tolist") else steps
         if not isinstance(steps, Iterable) or isinstance(steps, str):
-            raise TypeError(f"steps must be a 1 or 0 for each step, not {self.steps!r}")
+            raise WrongType(f"steps must be a 1 or 0 for each step, not {self.steps!r}")
         bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in steps)
         if -1 in bits or bits[:1] != (1,):
-            raise ValueError(f"steps={self.steps!r}: give 1 (computed) or 0 (reused) for each step, the first a 1")
+            raise InvalidSetting(f"steps={self.steps!r}: give 1 (computed) or 0 (reused) for each step, the first a 1")
         fitted = Fitted(self.coefficients, self.sigmas)
         set_field(self, "steps", bits)
         set_field(self, "coefficients", fitted.coefficients)
         set_field(self, "sigmas", fitted.sigmas)
         if len(self.coefficients) != len(bits):
-            raise ValueError(f"coefficients has {len(self.coefficients)} entries, but there are {len(bits)} steps")
+            raise InvalidSetting(f"coefficients has {len(self.coefficients)} entries, but there are {len(bits)} steps")
         for step, (bit, weights) in enumerate(zip(bits, self.coefficients, strict=True)):
             if bool(bit) != (weights is None):
-                raise ValueError(
+                raise InvalidSetting(
                     f"step {step} is {'computed (1), but has' if bit else 'reused (0), but has no'} coefficients"
                 )
         check_choice("axis", self.axis, ("sigma", "timestep", "step"))
         if self.axis == "sigma" and any(sigma < 0 for sigma in self.sigmas or ()):
-            raise ValueError(f"sigmas={self.sigmas}: a noise level is not negative; axis says if these are not such")
+            raise InvalidSetting(
+                f"sigmas={self.sigmas}: a noise level is not negative; axis says if these are not such"
+            )
         if self.called is not None:
             set_field(self, "called", _span(self.called, len(bits)))
             self._check_called()
@@ -122,9 +126,9 @@ class Piece:
         computed = 0
         for step, (bit, weights) in enumerate(zip(self.steps, self.coefficients, strict=True)):
             if not self._is_called(step) and not bit:
-                raise ValueError(f"called={self.called}, but steps has 0 (reused) at step {step}, outside of it")
+                raise InvalidSetting(f"called={self.called}, but steps has 0 (reused) at step {step}, outside of it")
             if len(weights or ()) > computed or (not bit and not computed):
-                raise ValueError(
+                raise InvalidSetting(
                     f"called={self.called}: step {step} takes {len(weights or ())} residuals, and {computed} are "
                     "computed before it"
                 )
@@ -140,8 +144,8 @@ class Piece:
 
 def _span(value: Any, steps: int) -> tuple[int, int]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"called must be the first step and the one after the last, or None, not {value!r}")
+        raise WrongType(f"called must be the first step and the one after the last, or None, not {value!r}")
     first, end = (check_count("called", step, 0) for step in value)
     if not first < end <= steps:
-        raise ValueError(f"called=({first}, {end}) is out of range: there are {steps} steps, from 0 on")
+        raise InvalidSetting(f"called=({first}, {end}) is out of range: there are {steps} steps, from 0 on")
     return first, end

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dithooks import DitCacheConfig, dit_cache
 from dithooks.environment.machine import machine
 
+from ..errors import InvalidSetting
 from . import load_pipeline
 from .outcome import PROMPTS, DemoOptions, DemoResult, psnr
 from .pipeline import EmojiPipeline
@@ -41,12 +42,12 @@ def check_outputs(picture: Path, json_to: str | None = None) -> None:
         ValueError: no picture format has this ending, or a folder is not there.
     """
     if Image.registered_extensions().get(picture.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"{picture} has an ending that no picture format knows: use .png")
+        raise InvalidSetting(f"{picture} has an ending that no picture format knows: use .png")
     for path in (picture, *([Path(json_to)] if json_to not in (None, "-") else [])):
         if not path.parent.is_dir():
-            raise ValueError(f"{path.parent} is not a folder: create it, or write elsewhere than {path}")
+            raise InvalidSetting(f"{path.parent} is not a folder: create it, or write elsewhere than {path}")
         if path.is_dir():
-            raise ValueError(f"{path} is a folder: give the name of a file")
+            raise InvalidSetting(f"{path} is a folder: give the name of a file")
 
 
 def load_checked(options: DemoOptions) -> EmojiPipeline:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..errors import InvalidSetting
+
 CAPTIONS = (
     "dog face",
     "panda face",
@@ -111,10 +113,10 @@ def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], colu
 
 def _check(wanted: int, **lists: Sequence[Image.Image]) -> None:
     if not wanted:
-        raise ValueError("there is no caption: give one for every picture")
+        raise InvalidSetting("there is no caption: give one for every picture")
     for name, pictures in lists.items():
         if len(pictures) != wanted:
-            raise ValueError(f"{name} holds {len(pictures)} pictures for {wanted} captions: give one of each")
+            raise InvalidSetting(f"{name} holds {len(pictures)} pictures for {wanted} captions: give one of each")
 
 
 def _card(sheet: Image.Image, picture: Image.Image, left: int, top: int) -> None:

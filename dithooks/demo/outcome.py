@@ -11,6 +11,7 @@ import torch
 
 from dithooks import CachePlan
 
+from ..errors import InvalidSetting
 from .emoji import clean
 
 PROMPTS = (
@@ -48,16 +49,16 @@ class DemoOptions:
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("seed", 0), ("start", 0), ("interval", 2), ("pairs", 1)):
             if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name} is {value}: it must be {least} or more")
+                raise InvalidSetting(f"{name} is {value}: it must be {least} or more")
         if self.seed >= 2**63:
-            raise ValueError(f"seed is {self.seed}: it must be below 2**63")
+            raise InvalidSetting(f"seed is {self.seed}: it must be below 2**63")
         if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance is {self.guidance}: give a number such as 3.0, or 1 for none")
+            raise InvalidSetting(f"guidance is {self.guidance}: give a number such as 3.0, or 1 for none")
         if not self.prompts:
-            raise ValueError("there is no prompt: give at least one caption")
+            raise InvalidSetting("there is no prompt: give at least one caption")
         for prompt in self.prompts:
             if not clean(prompt):
-                raise ValueError(f"prompt {prompt!r} holds no word: give a caption such as {PROMPTS[0]!r}")
+                raise InvalidSetting(f"prompt {prompt!r} holds no word: give a caption such as {PROMPTS[0]!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """What was asked for, fit for JSON; of ``start`` and ``interval`` and a plan, what is not used is None."""

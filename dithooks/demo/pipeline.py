@@ -11,6 +11,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..errors import InvalidSetting
 from .emoji import SIZE
 from .model import PATCH, position_ids, unpatchify
 from .text import CaptionEncoder
@@ -73,9 +74,11 @@ class EmojiPipeline(DiffusionPipeline):
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
-            raise ValueError("prompt is an empty list: give at least one caption")
+            raise InvalidSetting("prompt is an empty list: give at least one caption")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"callback inputs {sorted(unknown)} are not on offer: only {self._callback_tensor_inputs}")
+            raise InvalidSetting(
+                f"callback inputs {sorted(unknown)} are not on offer: only {self._callback_tensor_inputs}"
+            )
         prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
         device, dtype = self._execution_device, self.transformer.dtype
 
@@ -85,7 +88,7 @@ class EmojiPipeline(DiffusionPipeline):
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
         elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; {len(prompts)} pictures need {shape}")
+            raise InvalidSetting(f"latents have shape {tuple(latents.shape)}; {len(prompts)} pictures need {shape}")
         latents = latents.to(device, dtype)
         img_ids, txt_ids = (ids.to(device) for ids in position_ids(SIZE, SIZE, cond.shape[1]))
 

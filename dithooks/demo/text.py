@@ -9,6 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from ..errors import InvalidSetting
 from .emoji import clean
 
 PAD = 0
@@ -44,7 +45,7 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
             unknown = [word for word in words if word not in self._index]
             if unknown:
                 hints = {word: difflib.get_close_matches(word, self._index, n=3) for word in unknown}
-                raise ValueError(
+                raise InvalidSetting(
                     f"caption {caption!r}: the demo has never seen {', '.join(map(repr, unknown))}; "
                     + "; ".join(f"close to {word!r}: {', '.join(near) or 'nothing'}" for word, near in hints.items())
                 )

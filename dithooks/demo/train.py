@@ -152,7 +152,7 @@ class Trainer:
                 parameter.copy_(value)
 
 
-class Run(Protocol):
+class TrainingRun(Protocol):
     """What can be trained: it knows how many steps it has done, and its ``config`` how many there are."""
 
     config: Any
@@ -163,7 +163,7 @@ class Run(Protocol):
     def state_dict(self) -> dict[str, object]: ...
 
 
-def run(trainer: Run, folder: Path, *, save_every: int = 250, log_every: int = 20) -> None:
+def run(trainer: TrainingRun, folder: Path, *, save_every: int = 250, log_every: int = 20) -> None:
     """Train to the end, logging loss and ETA to ``log.jsonl`` and saving ``checkpoint.pt`` as it goes."""
     folder.mkdir(parents=True, exist_ok=True)
     total, losses, mark = trainer.config.steps, [], time.monotonic()

@@ -11,7 +11,7 @@ from .call import Call
 PATIENCE = 1.0  # seconds; from the first block of a reused range to its last, a call takes far less
 
 
-class UnderWay:
+class ActiveCalls:
     """The calls of one range that have begun, wherever; those that are over are not kept."""
 
     def __init__(self) -> None:

@@ -53,7 +53,7 @@ class Anchor:
         return sum(delta.nbytes for delta in self.kept)
 
 
-def combined(anchors: Sequence[Anchor], weights: Sequence[float]) -> tuple[Tensor, ...]:
+def weighted_sum(anchors: Sequence[Anchor], weights: Sequence[float]) -> tuple[Tensor, ...]:
     """Σ w_k Δ_k for each stream, in the stream's dtype and on its device; the one anchor itself where there is but one.
 
     Two anchors whose weights add up to 1 (any line through them) are read once each, and the result is written once.

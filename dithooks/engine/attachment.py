@@ -10,21 +10,22 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..blocks.block_lists import Chain, Site
-from ..blocks.observation import spots_of
+from ..blocks.block_lists import BlockRef, Chain
+from ..blocks.observation import observed_blocks
 from ..config.cache_config import DitCacheConfig
+from ..errors import InvalidSetting, WrongType
 from ..stats.log import Ledger
-from ..stats.types import CachedRange, CacheStats, Settled
+from ..stats.types import CachedRange, CacheStats, CallRecord
 from .active_calls import PATIENCE
-from .block_range import Layout
+from .block_range import BlockRange
 from .clock import StepClock
 from .decider import Settler
 from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
-from .range_cache import Flow
-from .rank_consensus import Together
+from .range_cache import RangeCache
+from .rank_consensus import RankConsensus
 from .runs import Runs
 from .stand_in import SkipBlock, classes_of, engage, is_engaged, outlive, retire, stand_in
-from .weights_version import Weights
+from .weights_version import WeightsVersion
 
 
 class Attachment:
@@ -39,7 +40,7 @@ class Attachment:
         TypeError: a block of the range cannot be given a stand-in.
     """
 
-    def __init__(self, chain: Chain, flow: Flow, ledger: Ledger) -> None:
+    def __init__(self, chain: Chain, flow: RangeCache, ledger: Ledger) -> None:
         self.chain, self.flow, self.ledger = chain, flow, ledger
         self._all = chain.sites
         self._observing: list[RemovableHandle] = []
@@ -99,7 +100,7 @@ class Attachment:
         flow.company.among(self.chain.owner, [original(site.block) for site in self._all], originals)
 
     @property
-    def _sites(self) -> list[Site]:
+    def _sites(self) -> list[BlockRef]:
         return self._range[0]
 
     @property
@@ -158,8 +159,8 @@ def prepare(
     config: DitCacheConfig,
     scheduler: Callable[[], Any],
     verify: bool,
-    together: Together | None = None,
-    on_decision: Callable[[Settled], object] | None = None,
+    together: RankConsensus | None = None,
+    on_decision: Callable[[CallRecord], object] | None = None,
 ) -> Attachment:
     """What caches a range of a chain, made without touching the model.
 
@@ -174,14 +175,16 @@ def prepare(
     Raises:
         TypeError: a block of the range cannot be given a stand-in.
     """
-    spots = spots_of(chain, original)
+    spots = observed_blocks(chain, original)
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.lanes[0].path if len(chain.lanes) == 1 else chain.path or type(chain.owner).__name__
     ledger = Ledger(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1, on_decision)
     runs = Runs(chain, config, StepClock(scheduler, chain.name), ledger, together)
-    layout = Layout(spots, first, end, chain.weights() if chain.found else None, leads=runs.policy.gauge == "change")
-    flow = Flow(Settler(runs, Weights(chain.owner)), layout, compiled_of(chain), verify)
+    layout = BlockRange(
+        spots, first, end, chain.weights() if chain.found else None, leads=runs.policy.metric == "change"
+    )
+    flow = RangeCache(Settler(runs, WeightsVersion(chain.owner)), layout, compiled_of(chain), verify)
     return Attachment(chain, flow, ledger)
 
 
@@ -206,16 +209,18 @@ def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
     start, number = config.cache_block_start, config.cache_num_blocks
     has = f"{chain.name} has {len(chain.sites)} blocks, {chain.sites[0].path} … {chain.sites[-1].path}"
     if number is None and start + config.compute_last >= len(chain.sites):
-        raise ValueError(f"cache_block_start={start} and compute_last={config.compute_last} leave no block: {has}")
+        raise InvalidSetting(f"cache_block_start={start} and compute_last={config.compute_last} leave no block: {has}")
     if number is not None and start + number > len(chain.sites):
-        raise ValueError(f"cache_block_start={start} and cache_num_blocks={number} reach past the end: {has}")
+        raise InvalidSetting(f"cache_block_start={start} and cache_num_blocks={number} reach past the end: {has}")
     for site in chain.sites:
         if isinstance(site.block, torch.jit.ScriptModule):
-            raise TypeError(
+            raise WrongType(
                 f"{site.path} is a scripted module, which takes neither hooks nor a stand-in: cache before scripting, "
                 "or name lists without any with blocks=..."
             )
         if is_engaged(site.block) and not any(site.block is skip for skip in mine):
-            raise ValueError(f"{site.path} is cached already: remove that cache first, or use its handle's update()")
+            raise InvalidSetting(
+                f"{site.path} is cached already: remove that cache first, or use its handle's update()"
+            )
     if getattr(chain.owner, "is_cache_enabled", False) is True:
-        raise ValueError(f"{chain.name} has another cache enabled: call its disable_cache() first")
+        raise InvalidSetting(f"{chain.name} has another cache enabled: call its disable_cache() first")

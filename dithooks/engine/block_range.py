@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..blocks.block_io import Ports
-from ..blocks.observation import Observation, Spot
+from ..blocks.block_io import BlockIO
+from ..blocks.observation import Observation, ObservedBlock
 from ..blocks.trunk import resolve_lead, wire
 from ..blocks.wiring import Wiring
 
@@ -22,7 +22,7 @@ class Shown(NamedTuple):
     moved: bool
 
 
-class Layout:
+class BlockRange:
     """A range of a chain's blocks.
 
     Args:
@@ -34,13 +34,13 @@ class Layout:
     """
 
     def __init__(
-        self, spots: Sequence[Spot], start: int, end: int, weights: Mapping[str, int] | None, leads: bool
+        self, spots: Sequence[ObservedBlock], start: int, end: int, weights: Mapping[str, int] | None, leads: bool
     ) -> None:
         self.spots, self.start, self._end, self._weights = spots, start, end, weights
         self.order: tuple[int, ...] = tuple(range(len(spots)))  # until a call has been seen: list by list
         self.lead = start if leads else 0  # as many blocks
         self.wiring: Wiring | None = None
-        self.inner: tuple[Ports | None, ...] = ()  # of each block but the ends, where its slots tell all
+        self.inner: tuple[BlockIO | None, ...] = ()  # of each block but the ends, where its slots tell all
         self.leading: Wiring | None = None  # of the blocks before the range
 
     @property
@@ -63,7 +63,7 @@ class Layout:
         """Those of the range, as they are listed."""
         return self.order[self.start : self.end + 1]
 
-    def spot(self, number: int) -> Spot:
+    def spot(self, number: int) -> ObservedBlock:
         """A block, by the order in which they count."""
         return self.spots[self.order[number]]
 

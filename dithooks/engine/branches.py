@@ -68,8 +68,8 @@ def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping
         doubts.append(differing)
         ranks[number] = (-len(differing), number == turn, -number)
     for name in set.intersection(*doubts) - run.constant if doubts else ():
-        run.strange.setdefault(name, set()).add(run.step)
-    changing = {name for name, steps in run.strange.items() if len(steps) > 1} - run.constant
+        run.unstable_conditioning.setdefault(name, set()).add(run.step)
+    changing = {name for name, steps in run.unstable_conditioning.items() if len(steps) > 1} - run.constant
     fitting = {n: rank for (n, rank), differing in zip(ranks.items(), doubts, strict=True) if differing <= changing}
     if fitting:
         return max(fitting, key=lambda number: fitting[number])

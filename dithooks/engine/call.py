@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..policies.history import Account, Decision, Schedule, Track
+from ..policies.history import BranchHistory, Decision, RunHistory, Schedule
 from ..policies.policy import Policy
 from ..predictors.predictor import Moment
 from .anchor import Anchor, Signature
-from .change_metrics import Gauge
+from .change_metrics import ChangeMetric
 from .clock import TIMESTEP_NAMES
 
 
@@ -41,8 +41,8 @@ def _switches(value: Any) -> bool:
 class Branch:
     """One of the calls that every step makes (conditional, unconditional, …)."""
 
-    track: Track
-    gauge: Gauge | None = None
+    track: BranchHistory
+    metric: ChangeMetric | None = None
     anchors: list[Anchor] = field(default_factory=list)  # the newest first
     called: int = 0  # step of its last call
     open: bool = False  # a computed call has begun, and not ended
@@ -52,13 +52,13 @@ class Branch:
     @property
     def nbytes(self) -> int:
         """Memory of all that is kept for it."""
-        return sum(anchor.nbytes for anchor in self.anchors) + (0 if self.gauge is None else self.gauge.nbytes)
+        return sum(anchor.nbytes for anchor in self.anchors) + (0 if self.metric is None else self.metric.nbytes)
 
     def free(self) -> None:
         """Keep nothing for it."""
         self.anchors = []
-        if self.gauge is not None:
-            self.gauge.clear()
+        if self.metric is not None:
+            self.metric.clear()
 
     def clear(self) -> None:
         """The same, as if it had never been computed."""
@@ -73,7 +73,7 @@ class Run:
     session_epoch: int
     number: int = 0
     policy: Policy | None = None  # made out for it
-    account: Account = field(default_factory=Account)
+    account: RunHistory = field(default_factory=RunHistory)
     schedule: Schedule = field(default_factory=Schedule)
     epoch: object | None = None
     step: int | None = None
@@ -83,7 +83,9 @@ class Run:
     branches: dict[int, Branch] = field(default_factory=dict)
     shared: Decision | None = None  # of this step, where its branches share one
     constant: set[str] = field(default_factory=set)  # conditioning that was seen to stay from one step to another
-    strange: dict[str, set[int]] = field(default_factory=dict)  # … that was like nothing before it, and at which steps
+    unstable_conditioning: dict[str, set[int]] = field(
+        default_factory=dict
+    )  # … that was like nothing before it, and at which steps
     history: list[float] = field(default_factory=list)  # distinct timestep values, where they are the clock
     in_flight: bool = False  # a call of the transformer was entered and not left: an exception ended it
     steps: int = 0
@@ -92,8 +94,8 @@ class Run:
     judged: bool = False  # what there was to say of it has been said
     finished: bool = False  # its last call is over
     bar: Any = None  # of the pipeline, by a weak reference
-    foreign: bool = False  # the scheduler that tells its steps tells those of another session's run
-    parted: bool = False  # the ranks that decide as one have come different ways: none reuses anything any more
+    scheduler_is_shared: bool = False  # the scheduler that tells its steps tells those of another session's run
+    ranks_diverged: bool = False  # the ranks that decide as one have come different ways: none reuses anything any more
     reasons: Counter[str] = field(default_factory=Counter)
     values: list[float] = field(default_factory=list)  # that decisions were made by
 
@@ -136,11 +138,11 @@ class Call:
     reuse: bool = False
     capture: bool = False  # computed, and the residual is to be kept
     pending: bool = False  # to be decided by what is seen at the range's first block
-    gauged: bool = False  # what is seen there is of interest
+    is_measured: bool = False  # what is seen there is of interest
     entered: bool = False  # the range's first block was reached
     left: bool = False  # … and its last one left
-    misfit: bool = False  # the residual did not fit after all
-    unsound: bool = False  # what was seen is not finite: nothing of it is to be kept
+    shape_mismatch: bool = False  # the residual did not fit after all
+    non_finite: bool = False  # what was seen is not finite: nothing of it is to be kept
     traced: bool = False  # compiled code ran it, and may write its next outputs where those of this call lie
     deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ for each output
     results: list[Tensor] | None = None  # reused: h_in + Δ̂

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blocks.observation import Spot
+from ..blocks.observation import ObservedBlock
 from ..blocks.wiring import Wiring
 from .call import Capture
-from .residual import subtracted
+from .residual import take_residual
 
 
-def entered(capture: Capture, wiring: Wiring | None, spot: Spot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def capture_input(
+    capture: Capture, wiring: Wiring | None, spot: ObservedBlock, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
     """The first block is about to run: keep −h_in, by value. Returns whether that could be done."""
     if wiring is not None:
         ports = wiring.ports[0]
@@ -28,7 +30,9 @@ def entered(capture: Capture, wiring: Wiring | None, spot: Spot, args: tuple[Any
     return True
 
 
-def left(capture: Capture, wiring: Wiring | None, spot: Spot, output: Any, wholly: bool = False) -> None:
+def capture_output(
+    capture: Capture, wiring: Wiring | None, spot: ObservedBlock, output: Any, wholly: bool = False
+) -> None:
     """The last block has run: Δ = h_out − h_in; ``wholly``: keep h_out of what is looked at, too."""
     capture.left = True
     values = spot.face.take(output)[1]
@@ -36,22 +40,22 @@ def left(capture: Capture, wiring: Wiring | None, spot: Spot, output: Any, wholl
         assert wiring is not None
         if wholly:
             capture.output = _looked(wiring, values)
-        capture.deltas, capture.entry = subtracted(wiring, capture.entry, values), None
+        capture.deltas, capture.entry = take_residual(wiring, capture.entry, values), None
     else:
         capture.exit = tuple(value.clone() if isinstance(value, Tensor) else None for value in values)
 
 
-def resolved(capture: Capture, wiring: Wiring, wholly: bool = False) -> None:
+def finish_capture(capture: Capture, wiring: Wiring, wholly: bool = False) -> None:
     """What was captured before the wiring was known is made out now."""
     named, capture.entry = capture.entry, None
     if not isinstance(named, dict) or not capture.exit or not set(wiring.entry) <= set(named):
         return
     if wholly:
         capture.output = _looked(wiring, capture.exit)
-    capture.deltas, capture.exit = subtracted(wiring, [named[name] for name in wiring.entry], capture.exit), ()
+    capture.deltas, capture.exit = take_residual(wiring, [named[name] for name in wiring.entry], capture.exit), ()
 
 
-def entering(wiring: Wiring, read: Callable[[str], Any]) -> tuple[Tensor, ...] | None:
+def metric_inputs(wiring: Wiring, read: Callable[[str], Any]) -> tuple[Tensor, ...] | None:
     """What is looked at of what enters the first block; ``read`` gives a stream by its name."""
     found = tuple(read(wiring.entry[number]) for number in wiring.looked)
     return found if all(isinstance(each, Tensor) for each in found) else None

@@ -13,7 +13,7 @@ Reduce = Literal["mean", "max"]
 PIECE = 2**24  # numbers
 
 
-class Gauge(ABC):
+class ChangeMetric(ABC):
     """What one branch is looked at for, and what it has to remember for that.
 
     Several streams may be looked at: the one that changed most counts.
@@ -62,12 +62,12 @@ class Gauge(ABC):
         return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in self.held}.values())
 
 
-class Change(Gauge):
+class RelativeChange(ChangeMetric):
     """mean|r_t − r_s| / mean|r_s|, s being the last computed step.
 
     Example:
         >>> before, now = torch.tensor([[1.0, 1.0], [4.0, 4.0]]), torch.tensor([[2.0, 2.0], [5.0, 5.0]])
-        >>> for gauge in Change("max"), Change("mean"):
+        >>> for gauge in RelativeChange("max"), RelativeChange("mean"):
         ...     gauge.note([before], [before])
         ...     print(round(float(gauge.look([now])), 3))
         1.0
@@ -97,7 +97,7 @@ class Change(Gauge):
         return list(self.reference)
 
 
-class Rate(Gauge):
+class OutputChangeEstimate(ChangeMetric):
     """k · mean|x_t − x_{t−1}| / mean|y_s|, with k = mean|y_s − y_r| / mean|x_s − x_r|; s > r: the last computed."""
 
     def __init__(self, reduce: Reduce) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..errors import InvalidSetting, WrongType
 from .sessions import Stood, Telling, current_scope, current_session, current_telling
 
 TIMESTEP_NAMES = ("timestep", "timesteps", "t")
@@ -64,7 +65,7 @@ class StepClock:
             return self._told(telling, arguments, history)
         own = self._scheduled() or self._timed(arguments, history)
         if own is None:
-            raise ValueError(
+            raise InvalidSetting(
                 f"{self._where}: which sampling step is this? No timestep_scope is open, no scheduler tells its "
                 "step_index, and the call has no timestep argument. Write `with dithooks.timestep_scope(step): ...` "
                 "around each step of your loop, or give dit_cache the pipeline or scheduler=..."
@@ -193,5 +194,5 @@ def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:
         TypeError: what was given explicitly is no scheduler.
     """
     if explicit is not None and (isinstance(explicit, type) or not hasattr(explicit, "timesteps")):
-        raise TypeError(f"scheduler={explicit!r} has no timesteps: give a scheduler as diffusers has them, or none")
+        raise WrongType(f"scheduler={explicit!r} has no timesteps: give a scheduler as diffusers has them, or none")
     return lambda: getattr(target, "scheduler", None) if explicit is None else explicit

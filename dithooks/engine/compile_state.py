@@ -8,7 +8,7 @@ from ..stats.timing import mark
 from .call import Call
 
 
-def trace(call: Call) -> None:
+def mark_compiled(call: Call) -> None:
     """Note that what is taken of a call comes out of compiled code. Each function that takes some may be compiled,
     or not, by itself.
     """
@@ -16,13 +16,13 @@ def trace(call: Call) -> None:
         call.traced = True
 
 
-def note_time(call: Call) -> None:
+def mark_time(call: Call) -> None:
     """Note the time, at either end of a computed range; compiled code has none."""
     if not torch.compiler.is_dynamo_compiling() and call.marks:
         call.marks.append(mark(call.device))
 
 
-def written_down() -> bool:
+def is_tracing_or_exporting() -> bool:
     """Whether a call is traced or exported: what comes of it is a copy of the model, and copies are not cached."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True

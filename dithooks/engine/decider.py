@@ -8,18 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from ..integrations.tqdm_bar import find_bar, write_behind
-from ..policies.history import Decision, Track
-from ..predictors.polynomial import through
+from ..policies.history import BranchHistory, Decision
+from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
 from ..stats.timing import mark
-from .anchor import Anchor, Signature, combined
+from .anchor import Anchor, Signature, weighted_sum
 from .branches import choose_branch, tensors
 from .call import Branch, Call, Capture, Run, signature
-from .change_metrics import Change, Gauge, Rate
+from .change_metrics import ChangeMetric, OutputChangeEstimate, RelativeChange
 from .clock import Tick
-from .rank_consensus import Report, Together, checksum
+from .rank_consensus import RankConsensus, RankReport, checksum
 from .runs import Runs
-from .weights_version import Weights, lora_scales
+from .weights_version import WeightsVersion, lora_scales
 
 # Reasons that are a branch's own, or a rank's: another call of the step decides for itself.
 OWN = ("no anchor", "unmeasured", "weights", "shape", "switch", "not reached", "shared scheduler", "another rank")
@@ -33,7 +33,7 @@ class Settler:
         weights: of the transformer.
     """
 
-    def __init__(self, runs: Runs, weights: Weights) -> None:
+    def __init__(self, runs: Runs, weights: WeightsVersion) -> None:
         self.runs, self.weights = runs, weights
 
     def settle(self, arguments: Mapping[str, Any] | None, seen: bool, capture: bool) -> Call:
@@ -55,11 +55,11 @@ class Settler:
         if number is None:
             run, tick = self.runs.locate(arguments, anew=True)
             number = 0
-        branch = run.branches.setdefault(number, Branch(Track(number, account=run.account)))
+        branch = run.branches.setdefault(number, Branch(BranchHistory(number, account=run.account)))
         if branch.open:  # its last computed call was cut short: nothing of it is to be reused
             branch.clear()
-        if self.runs.policy.gauge is not None and branch.gauge is None:
-            branch.gauge = _GAUGES[self.runs.policy.gauge](self.runs.policy.reduce)
+        if self.runs.policy.metric is not None and branch.metric is None:
+            branch.metric = _GAUGES[self.runs.policy.metric](self.runs.policy.reduce)
         run.account.branches = max(run.before[0], len(run.used) + 1)
         branch.latents, branch.conditioning, branch.called = latents, conditioning, tick.step
         run.in_flight = True  # already: an exception may end it while it is settled
@@ -78,7 +78,7 @@ class Settler:
         if self.runs.together is not None:
             self._conclude(call, self._agreed(call, self.runs.together))
             return
-        change = None if call.seen is None or branch.gauge is None else branch.gauge.look(call.seen)
+        change = None if call.seen is None or branch.metric is None else branch.metric.look(call.seen)
         if change is None:  # a rate takes two computed steps
             decision = Decision(False, "unmeasured")
         else:
@@ -106,11 +106,11 @@ class Settler:
             call.proposal = Decision(False, "not reached")
             together = self.runs.together
             self._conclude(call, call.proposal if together is None else self._agreed(call, together))
-        if call.misfit:
+        if call.shape_mismatch:
             self._misfit(call, branch, run)
         branch.open = False
         computed = None
-        if call.capture and call.range.left and call.range.deltas and not call.unsound:
+        if call.capture and call.range.left and call.range.deltas and not call.non_finite:
             config, deltas, call.range.deltas = self.runs.config, call.range.deltas, ()
             if self.runs.on_kept is not None:
                 self.runs.on_kept(call, deltas)
@@ -120,10 +120,10 @@ class Settler:
             computed = call.range.output or deltas
         elif not call.reuse:  # older ones are not to be used as if they were this one
             branch.clear()
-        if branch.gauge is not None and call.seen is not None:
-            branch.gauge.note(call.seen, computed)
+        if branch.metric is not None and call.seen is not None:
+            branch.metric.note(call.seen, computed)
         call.seen = None
-        if not call.reuse or branch.gauge is not None:  # else nothing was kept
+        if not call.reuse or branch.metric is not None:  # else nothing was kept
             self.runs.ledger.held(self.runs.bytes_held(), run.number, branch.track.number, branch.nbytes)
         if run.last and not run.finished and len(run.used) >= max(run.before):
             self.runs.finish(run)
@@ -140,18 +140,18 @@ class Settler:
         capture = capture or keeps or self.runs.on_kept is not None
         call = Call(
             capture=capture,
-            gauged=branch.gauge is not None,
-            lead=Capture() if run.policy.gauge == "change" else None,
+            is_measured=branch.metric is not None,
+            lead=Capture() if run.policy.metric == "change" else None,
             moment=self._moment(run, tick),
             signature=self._guard(run, arguments) if capture or branch.anchors else (),
             branch=branch,
             run=run,
         )
         decision: Decision | None
-        asks = self.runs.together is not None and run.policy.gauge is not None
-        if run.foreign and not asks:
+        asks = self.runs.together is not None and run.policy.metric is not None
+        if run.scheduler_is_shared and not asks:
             decision = Decision(False, "shared scheduler")
-        elif run.parted:
+        elif run.ranks_diverged:
             decision = Decision(False, "ranks differ")
         elif run.shared is not None and not run.policy.separate_branches:
             decision = run.shared._replace(value=None)
@@ -183,7 +183,7 @@ class Settler:
 
     def _unfit(self, call: Call, branch: Branch) -> Decision | None:
         """Why there is nothing to be reused, if so."""
-        if call.run is not None and call.run.foreign:
+        if call.run is not None and call.run.scheduler_is_shared:
             return Decision(False, "shared scheduler")
         if not branch.anchors:
             return Decision(False, "no anchor")
@@ -194,7 +194,7 @@ class Settler:
             return Decision(False, "weights")
         return Decision(False, "switch" if _forms(former) == _forms(call.signature) else "shape")
 
-    def _agreed(self, call: Call, together: Together) -> Decision:
+    def _agreed(self, call: Call, together: RankConsensus) -> Decision:
         """Settle a call with the other ranks: all of them reuse, or none does, each for its own reason."""
         run, branch, mine = call.run, call.branch, call.proposal
         assert run is not None
@@ -202,10 +202,10 @@ class Settler:
         assert run.policy is not None
         sums = None
         if mine is None:
-            sums = None if call.seen is None or branch.gauge is None else branch.gauge.sums(call.seen)
+            sums = None if call.seen is None or branch.metric is None else branch.metric.sums(call.seen)
             mine = Decision(False, "unmeasured") if sums is None else None
         track, account, schedule = branch.track, run.account, run.schedule
-        report = Report(
+        report = RankReport(
             range=next((place for place, peer in enumerate(self.runs.peers) if peer is self.runs), 0),
             step=call.moment.step,
             steps=-1 if schedule.steps is None else schedule.steps,
@@ -222,9 +222,9 @@ class Settler:
             streams=0 if sums is None else len(sums),
         )
         near = (*(call.seen or ()), *branch.latents.values())
-        found = together.ask(self.runs.name, report, branch.gauge, sums, near)
+        found = together.ask(self.runs.name, report, branch.metric, sums, near)
         if not found.alike:
-            run.parted = True
+            run.ranks_diverged = True
             self.runs.say(
                 "parted",
                 f"{self.runs.name}, step {call.moment.step}: the ranks of the process group have come here by other "
@@ -259,7 +259,7 @@ class Settler:
         write_behind(run.bar, run.reused, calls)
         if decision.value is not None:
             run.values.append(decision.value)
-        call.pending, call.reuse, call.unsound = False, decision.reuse, decision.reason == "non-finite"
+        call.pending, call.reuse, call.non_finite = False, decision.reuse, decision.reason == "non-finite"
         if decision.reuse:
             call.capture, call.deltas = False, self._predicted(branch, call.moment)
             return
@@ -280,8 +280,8 @@ class Settler:
                 f"{self.runs.name}: step {now.step} follows computed steps {[m.step for m in moments]}, for which "
                 f"{type(self.runs.predictor).__name__} has no coefficients: {instead}",
             )
-            weights = through(moments[:2], now, "sigma")
-        return combined(fitting[: len(weights)], weights)
+            weights = lagrange_weights(moments[:2], now, "sigma")
+        return weighted_sum(fitting[: len(weights)], weights)
 
     def _misfit(self, call: Call, branch: Branch, run: Run) -> None:
         """A call that was to be reused was computed after all."""
@@ -291,7 +291,7 @@ class Settler:
         track.account.reused -= 1
         run.reused -= 1
         run.reasons.subtract({"reuse": 1, "shape": -1})
-        call.misfit, branch.anchors = False, []
+        call.shape_mismatch, branch.anchors = False, []
 
 
 def _forms(guard: Signature) -> list[tuple[Any, ...]]:
@@ -299,4 +299,4 @@ def _forms(guard: Signature) -> list[tuple[Any, ...]]:
     return [entry for entry in guard if len(entry) > 2]
 
 
-_GAUGES: dict[str, type[Gauge]] = {"change": Change, "rate": Rate}
+_GAUGES: dict[str, type[ChangeMetric]] = {"change": RelativeChange, "rate": OutputChangeEstimate}

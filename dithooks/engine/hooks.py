@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..blocks.block_io import bind, parameter_names
-from .range_cache import Flow
+from .range_cache import RangeCache
 from .replay import Replay
 
 
@@ -23,7 +23,7 @@ class _Hook:
     pickled can be loaded where there is no dithooks.
     """
 
-    flow: Flow | None = None
+    flow: RangeCache | None = None
 
     def __call__(self, *_: Any) -> None: ...
 
@@ -35,7 +35,7 @@ class _Hook:
 
 
 class _Before(_Hook):
-    def __init__(self, flow: Flow, react: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
+    def __init__(self, flow: RangeCache, react: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
         self.flow, self.react = flow, react
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
@@ -46,14 +46,14 @@ class _Before(_Hook):
 
 
 class _After(_Hook):
-    def __init__(self, flow: Flow, react: Callable[[Any], None]) -> None:
+    def __init__(self, flow: RangeCache, react: Callable[[Any], None]) -> None:
         self.flow, self.react = flow, react
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], *kwargs_and_output: Any) -> None:
         self.react(kwargs_and_output[-1])
 
 
-def hook_call(flow: Flow, owner: nn.Module) -> None:
+def hook_call(flow: RangeCache, owner: nn.Module) -> None:
     """Tell the flow when the transformer is called and has returned. These two stay out of compiled graphs."""
     names = parameter_names(owner)
 
@@ -76,19 +76,19 @@ def hook_call(flow: Flow, owner: nn.Module) -> None:
     owner.register_forward_hook(after, with_kwargs=True)
 
 
-def hook_lead(flow: Flow, first: nn.Module, last: nn.Module) -> None:
+def hook_lead(flow: RangeCache, first: nn.Module, last: nn.Module) -> None:
     """Give the flow what enters and leaves the blocks before the range."""
     first.register_forward_pre_hook(_Before(flow, flow.enter_lead), with_kwargs=True)
     last.register_forward_hook(_After(flow, flow.leave_lead), with_kwargs=True)
 
 
-def hook_range(flow: Flow, first: nn.Module, last: nn.Module) -> None:
+def hook_range(flow: RangeCache, first: nn.Module, last: nn.Module) -> None:
     """Give the flow what enters the range's first block and what leaves its last."""
     first.register_forward_pre_hook(_Before(flow, flow.enter), with_kwargs=True)
     last.register_forward_hook(_After(flow, flow.leave), with_kwargs=True)
 
 
-def hook_observation(flow: Flow, blocks: Sequence[nn.Module]) -> list[RemovableHandle]:
+def hook_observation(flow: RangeCache, blocks: Sequence[nn.Module]) -> list[RemovableHandle]:
     """Show the flow every block's arguments and output, by which it learns the wiring."""
     handles = []
     for index, block in enumerate(blocks):
@@ -99,7 +99,7 @@ def hook_observation(flow: Flow, blocks: Sequence[nn.Module]) -> list[RemovableH
     return handles
 
 
-def unhook(flow: Flow, modules: Iterable[nn.Module]) -> None:
+def unhook(flow: RangeCache, modules: Iterable[nn.Module]) -> None:
     """Take off every hook of a flow, found by looking: so none is missed, whenever attaching was interrupted."""
     for module in modules:
         for registry in (module._forward_pre_hooks, module._forward_hooks):
@@ -111,9 +111,9 @@ def unhook(flow: Flow, modules: Iterable[nn.Module]) -> None:
                 del registry[number]  # last: interrupted before, it is found again
 
 
-def flows_of(modules: Iterable[nn.Module]) -> list[Flow]:
+def flows_of(modules: Iterable[nn.Module]) -> list[RangeCache]:
     """The flows whose hooks are on some modules, each once."""
-    flows: dict[int, Flow] = {}
+    flows: dict[int, RangeCache] = {}
     for module in modules:
         for hook in (*_ours(module._forward_pre_hooks), *_ours(module._forward_hooks)):
             if hook.flow is not None:

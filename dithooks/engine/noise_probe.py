@@ -22,7 +22,7 @@ from ..blocks.wiring import Wiring
 ALIKE = 0.6
 
 
-class Probe:
+class NoiseProbe:
     """One passage through a range, with or without noise.
 
     Args:
@@ -62,12 +62,12 @@ class Probe:
         self.arrived = [value.clone() if isinstance(value, Tensor) else None for value in arrived]
 
 
-def few(probe: Probe) -> bool:
+def few(probe: NoiseProbe) -> bool:
     """Whether a stream has so few numbers that noise could look alike by chance."""
     return any(0 < each.numel() < 1000 for each in probe.noise)
 
 
-def likeness(quiet: Probe, noisy: Probe) -> list[float]:
+def likeness(quiet: NoiseProbe, noisy: NoiseProbe) -> list[float]:
     """For each output of the range, how much the noise that arrived is like that expected, from 0 to 1; 1 if none was.
 
     That is the least of: their cosine; twice the share that arrived of the noise of one stream; and what lacks of 1

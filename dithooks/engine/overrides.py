@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..blocks.block_lists import Chain, Lane
+from ..blocks.block_lists import BlockList, Chain
 from ..config.cache_config import DitCacheConfig
+from ..errors import InvalidSetting
 
 
 def assign(
@@ -27,14 +28,14 @@ def assign(
     names = {name: _meant(name, [chain for chain, _ in chains]) for name in config.overrides}
     for name, path in names.items():
         if (other := next(each for each in names if names[each] == path)) != name:
-            raise ValueError(f"overrides names {path} twice, as {other!r} and as {name!r}: give one of both")
+            raise InvalidSetting(f"overrides names {path} twice, as {other!r} and as {name!r}: give one of both")
     assigned: list[tuple[Chain, DitCacheConfig]] = []
     for chain, own in chains:
         of_lanes = {path: name for name, path in names.items() if path in [lane.path for lane in chain.lanes]}
         whole = next((name for name, path in names.items() if path == chain.path and path not in of_lanes), None)
         if own is not None:
             if of_lanes or whole is not None:
-                raise ValueError(
+                raise InvalidSetting(
                     f"overrides names {', '.join(map(repr, of_lanes.values() or [whole]))}, which has a configuration "
                     "of its own in the adapter: give one of both"
                 )
@@ -57,10 +58,10 @@ def _of_lane(config: DitCacheConfig, whole: str | None, name: str | None) -> Dit
 
 def _meant(name: str, chains: Sequence[Chain]) -> str:
     """The path of the transformer or list that a name is for."""
-    lanes: list[Lane] = [lane for chain in chains for lane in chain.lanes]
+    lanes: list[BlockList] = [lane for chain in chains for lane in chain.lanes]
     paths = list(dict.fromkeys([chain.path for chain in chains if chain.path] + [lane.path for lane in lanes]))
     found = [path for path in paths if path == name] or [path for path in paths if path.endswith(f".{name}")]
     if len(found) != 1:
         what = "is none of" if not found else f"could be {' or '.join(found)}; there are"
-        raise ValueError(f"overrides: {name!r} {what} {', '.join(paths)}")
+        raise InvalidSetting(f"overrides: {name!r} {what} {', '.join(paths)}")
     return found[0]

@@ -12,23 +12,23 @@ from torch import Tensor
 
 from ..blocks.observation import Observation
 from ..blocks.wiring import Wiring
-from ..errors import WiringError
-from ..integrations.dispatch import Company
+from ..errors import InvalidSetting, RunMismatch, WiringError
+from ..integrations.dispatch import Integrations
 from ..stats.timing import device_of, mark
-from .active_calls import UnderWay
-from .anchor import combined
-from .block_range import Layout
+from .active_calls import ActiveCalls
+from .anchor import weighted_sum
+from .block_range import BlockRange
 from .call import Call, Capture
-from .capture import copied, effect, entered, entering, left, resolved
-from .compile_state import note_time, trace, written_down
+from .capture import capture_input, capture_output, copied, effect, finish_capture, metric_inputs
+from .compile_state import is_tracing_or_exporting, mark_compiled, mark_time
 from .decider import Settler
 from .replay import Replay, replaying
-from .residual import added
+from .residual import apply_residual
 from .sessions import current_telling
-from .verification import Trials, filled
+from .verification import Verification, filled
 
 
-class Flow:
+class RangeCache:
     """The runtime of one range of one transformer.
 
     Args:
@@ -38,19 +38,19 @@ class Flow:
         verify: test the first residual on the call it was taken from.
     """
 
-    def __init__(self, settler: Settler, layout: Layout, compiled: Callable[[], bool], verify: bool) -> None:
+    def __init__(self, settler: Settler, layout: BlockRange, compiled: Callable[[], bool], verify: bool) -> None:
         self.settler, self.runs, self.layout = settler, settler.runs, layout
         self.compiled, self.unverified = compiled, verify
-        self.company = Company()  # told by the attachment whose blocks they are
+        self.company = Integrations()  # told by the attachment whose blocks they are
         self.on_wired: Callable[[bool], None] | None = None  # given whether the range is now other blocks
         self.on_traced: Callable[[], None] | None = None  # told once that compiled code has run the range
         self.handle: Any = None  # whose it is: found by the hooks, it need not be kept anywhere else
         self.others: Callable[[], Sequence[Any]] = tuple  # further flows on the transformer: aside in replays
         self._local = threading.local()  # a call never leaves its thread; two threads never see each other's
-        self.under_way = UnderWay()
+        self.under_way = ActiveCalls()
         self._learning = threading.Lock()  # one call at a time says how the blocks are wired …
         self._moving = False  # … and while it puts stand-ins elsewhere, others begin as plain ones
-        self.trials = Trials(self)
+        self.trials = Verification(self)
         self._again = torch.compiler.disable(self._restart)  # not as a decorator: that would import the compiler early
         self._judge = torch.compiler.disable(settler.judge)
 
@@ -61,7 +61,7 @@ class Flow:
 
         ``arguments`` are the transformer's, if it was seen called, and ``replay`` calls it once more.
         """
-        if written_down():
+        if is_tracing_or_exporting():
             self._local.call = None
             return
         begun, device = None, device_of(arguments)
@@ -106,7 +106,7 @@ class Flow:
         if not call.stale:
             if call.reuse and call.entered and not call.left:
                 first, last = self.layout.first, self.layout.last
-                raise RuntimeError(
+                raise RunMismatch(
                     f"{self.runs.name}: step {call.moment.step} reused {first} … {last}, but the model did "
                     f"not call {last}: the output lacks the range's effect. Choose a range that ends before "
                     "blocks that are skipped at times"
@@ -172,11 +172,11 @@ class Flow:
             if call is None:
                 return None
             call.entered = True
-            trace(call)
+            mark_compiled(call)
             if call.stale:  # just now, in another thread
                 call.reuse = call.pending = False
                 return None
-            if call.gauged:
+            if call.is_measured:
                 if self.layout.wiring is not None:
                     call.seen = self._seen(call, self.layout.wiring, *self.company.entering(args, kwargs))
                 if call.pending:
@@ -199,9 +199,9 @@ class Flow:
             return self.trials.passed(call, call.probe, offset, args, kwargs)
         if first:
             streams = [ports.read(name, args, kwargs) for name in wiring.entry] if offset == 0 else []
-            call.results = added(wiring, streams, call.deltas)
+            call.results = apply_residual(wiring, streams, call.deltas)
             if call.results is None:
-                call.reuse, call.capture, call.misfit, call.deltas = False, True, True, ()
+                call.reuse, call.capture, call.shape_mismatch, call.deltas = False, True, True, ()
                 return None
         if last:
             self.company.passed_over()
@@ -221,34 +221,34 @@ class Flow:
         """The range's first block is about to run: keep −h_in, by value."""
         call = self.call
         if call is not None and call.capture:
-            trace(call)
+            mark_compiled(call)
             layout = self.layout
-            call.capture = entered(call.range, layout.wiring, layout.spot(layout.start), args, kwargs)
-            note_time(call)
+            call.capture = capture_input(call.range, layout.wiring, layout.spot(layout.start), args, kwargs)
+            mark_time(call)
 
     def leave(self, output: Any) -> None:
         """The range's last block has run: Δ = h_out − h_in."""
         call = self.call
         if call is not None and call.capture and not call.left:
             call.left = True
-            trace(call)
-            note_time(call)
-            layout, wholly = self.layout, self.runs.policy.gauge == "rate"
-            left(call.range, layout.wiring, layout.spot(layout.end), output, wholly)
+            mark_compiled(call)
+            mark_time(call)
+            layout, wholly = self.layout, self.runs.policy.metric == "rate"
+            capture_output(call.range, layout.wiring, layout.spot(layout.end), output, wholly)
 
     def enter_lead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The first block of those before the range is about to run."""
         call = self.call
         if call is not None and call.lead is not None and not call.entered:
-            trace(call)
-            entered(call.lead, self.layout.leading, self.layout.spot(0), args, kwargs)
+            mark_compiled(call)
+            capture_input(call.lead, self.layout.leading, self.layout.spot(0), args, kwargs)
 
     def leave_lead(self, output: Any) -> None:
         """The last block of those before the range has run."""
         call = self.call
         if call is not None and call.lead is not None and not call.entered and call.lead.entry is not None:
-            trace(call)
-            left(call.lead, self.layout.leading, self.layout.spot(self.layout.lead - 1), output)
+            mark_compiled(call)
+            capture_output(call.lead, self.layout.leading, self.layout.spot(self.layout.lead - 1), output)
 
     def watch_enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Any block of the chain is about to run, on a call that is observed."""
@@ -279,7 +279,7 @@ class Flow:
 
     def _restart(self, before: Call | None) -> Call | None:
         """The first block is reached without a call of the transformer, or once more in the same: start one here."""
-        if replaying.get() or written_down():  # by another cache on this model, or as a plain one
+        if replaying.get() or is_tracing_or_exporting():  # by another cache on this model, or as a plain one
             return None
         if before is None and self._is_unknown():
             return None
@@ -307,7 +307,7 @@ class Flow:
         """See that the step of a call is the one that was told when it was settled."""
         seen = call is not None and not call.entered and getattr(self._local, "replay", None) is not None
         if seen and not replaying.get() and current_telling() is not self._local.telling:
-            raise ValueError(
+            raise InvalidSetting(
                 f"{self.runs.name}: a step was told between its call and that of {self.layout.first}, and by then the "
                 "call was settled: tell it before the transformer is called"
             )
@@ -328,7 +328,7 @@ class Flow:
         if self.unverified and replay is not None and branch is not None and branch.anchors and not call.reuse:
             anchors, refreshed = branch.anchors, branch.track.refreshed
             branch.anchors, branch.track.refreshed = [], None  # refused, or interrupted, they are not to be used
-            self.unverified = not self.trials.test(replay, combined(anchors[:1], (1.0,)), output)
+            self.unverified = not self.trials.test(replay, weighted_sum(anchors[:1], (1.0,)), output)
             branch.anchors, branch.track.refreshed = anchors, refreshed
 
     def _rehearse(self, replay: Replay) -> None:
@@ -351,12 +351,12 @@ class Flow:
         if call.stale:  # another thread's call has moved the range
             return False
         if layout.wiring is not None and isinstance(call.range.entry, dict):  # it was captured before that was known
-            if call.gauged and not layout.lead:
+            if call.is_measured and not layout.lead:
                 named = call.range.entry
-                call.seen = entering(layout.wiring, lambda name: None if name not in named else -named[name])
-            resolved(call.range, layout.wiring, self.runs.policy.gauge == "rate")
+                call.seen = metric_inputs(layout.wiring, lambda name: None if name not in named else -named[name])
+            finish_capture(call.range, layout.wiring, self.runs.policy.metric == "rate")
         if layout.leading is not None and call.lead is not None and isinstance(call.lead.entry, dict):
-            resolved(call.lead, layout.leading)
+            finish_capture(call.lead, layout.leading)
             call.seen = effect(call.lead, layout.leading)
         if call.traced:  # with CUDA graphs the next call overwrites its outputs: what is kept must not be these
             own = [copied(each) for each in (call.range.deltas, call.range.output, call.seen)]
@@ -371,11 +371,11 @@ class Flow:
         self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, ...] | None:
         """What the policy looks at: what the blocks before the range did, or what enters it."""
-        trace(call)
+        mark_compiled(call)
         if self.layout.lead:
             leading = self.layout.leading
             return None if call.lead is None or leading is None else effect(call.lead, leading)
-        seen = entering(wiring, lambda name: wiring.ports[0].read(name, args, kwargs))
+        seen = metric_inputs(wiring, lambda name: wiring.ports[0].read(name, args, kwargs))
         return None if seen is None else tuple(each.clone() for each in seen)
 
     def _wire(self, observation: Observation, call: Call) -> bool:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .change_metrics import Gauge
+from ..errors import InvalidSetting, RankMismatch, WrongType
+from .change_metrics import ChangeMetric
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -29,7 +30,7 @@ SHARE = 0.9  # of the group's own timeout: once that is over, some backends end 
 
 
 @dataclass(frozen=True)
-class Report:
+class RankReport:
     """What one rank tells of a call. All are whole numbers, of less than 24 bits: they travel in float32.
 
     Args:
@@ -80,7 +81,7 @@ class Report:
         return self.refreshed, self.streams
 
 
-class Found(NamedTuple):
+class RankVerdict(NamedTuple):
     """What the ranks have told: whether they have come the same way, are all fit, and the change they see together."""
 
     alike: bool
@@ -88,7 +89,7 @@ class Found(NamedTuple):
     value: float | None
 
 
-class Together:
+class RankConsensus:
     """The ranks that decide as one.
 
     Args:
@@ -104,8 +105,13 @@ class Together:
         self._devices = [each.partition(":")[0] for each in dist.get_backend_config(group).split(",")]
 
     def ask(
-        self, name: str, report: Report, gauge: Gauge | None, sums: Sequence[Tensor] | None, near: Iterable[Tensor]
-    ) -> Found:
+        self,
+        name: str,
+        report: RankReport,
+        gauge: ChangeMetric | None,
+        sums: Sequence[Tensor] | None,
+        near: Iterable[Tensor],
+    ) -> RankVerdict:
         """Tell the others of a call, and learn what they tell. One collective; every rank has to take part.
 
         Args:
@@ -123,22 +129,22 @@ class Together:
         if gauge is not None and sums is not None:
             seen = gauge.counting(sums)
             if len(seen) > STREAMS:
-                raise ValueError(
+                raise InvalidSetting(
                     f"{name}: {len(seen)} streams are looked at, with process_group at most {STREAMS} can be"
                 )
             sent[len(head) :].view(STREAMS, SUMS)[: seen.shape[0], : seen.shape[1]] = seen
         told = self._gather(name, report, sent)
-        reports = [Report(*map(int, each)) for each in told[:, : len(head)].tolist()]
+        reports = [RankReport(*map(int, each)) for each in told[:, : len(head)].tolist()]
         self._check(name, reports)
         fit = all(each.fit for each in reports)
         alike = len({each.past for each in reports}) == 1 and len({each.means for each in reports if each.fit}) <= 1
         if not (alike and fit and report.streams and gauge is not None):
-            return Found(alike, fit, None)
+            return RankVerdict(alike, fit, None)
         # (sums, ranks, streams); in float64, in which the order of the ranks makes no difference to speak of
         seen = told[:, len(head) :].double().view(-1, STREAMS, SUMS)[:, : report.streams].permute(2, 0, 1)
-        return Found(alike, fit, float(gauge.change(seen.sum(1) if gauge.reduce == "mean" else seen).max()))
+        return RankVerdict(alike, fit, float(gauge.change(seen.sum(1) if gauge.reduce == "mean" else seen).max()))
 
-    def _gather(self, name: str, report: Report, sent: Tensor) -> Tensor:
+    def _gather(self, name: str, report: RankReport, sent: Tensor) -> Tensor:
         """(ranks, numbers), on the CPU."""
         import torch.distributed as dist
 
@@ -152,14 +158,14 @@ class Together:
             return torch.stack(told).cpu()  # the one wait for the device that a decision costs
         except RuntimeError as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
-            raise RuntimeError(
+            raise RankMismatch(
                 f"{name}, step {report.step}: after {time.monotonic() - began:.1f} s the ranks {self.ranks} of the "
                 f"process group have not decided together ({why}). Every one of them has to "
                 "make the same steps with as many calls each: has one stopped, or failed? The group's own timeout is "
                 "how long is waited: init_process_group(timeout=...), or new_group(timeout=...)"
             ) from error
 
-    def _check(self, name: str, reports: Sequence[Report]) -> None:
+    def _check(self, name: str, reports: Sequence[RankReport]) -> None:
         """See that all ranks are at the same call of the same run."""
         if len({each.place for each in reports}) > 1:
             ranges = len({each.range for each in reports}) > 1
@@ -168,13 +174,13 @@ class Together:
                 + (f", of range {each.range}" if ranges else "")
                 for rank, each in zip(self.ranks, reports, strict=True)
             )
-            raise RuntimeError(
+            raise RankMismatch(
                 f"{name}: the ranks of the process group are not at the same call: {told}. All of them have to make "
                 "the same steps with as many calls each; give each a process_group of its own, or none, if they are "
                 "to go their own ways"
             )
         if len({each.policy for each in reports}) > 1:
-            raise RuntimeError(
+            raise RankMismatch(
                 f"{name}: the ranks {self.ranks} of the process group have different policies, or schedules: they "
                 "cannot decide as one. Give dit_cache the same config on all of them"
             )
@@ -194,7 +200,7 @@ class Together:
         return timeout * SHARE
 
 
-def joined(process_group: object) -> Together | None:
+def consensus_of(process_group: object) -> RankConsensus | None:
     """The ranks that are to decide as one; ``None`` where it is this one by itself.
 
     Raises:
@@ -206,30 +212,32 @@ def joined(process_group: object) -> Together | None:
     import torch.distributed as dist
 
     if not dist.is_available() or not dist.is_initialized():
-        raise ValueError("process_group was given, but torch.distributed is not initialized: init_process_group(...)")
+        raise InvalidSetting(
+            "process_group was given, but torch.distributed is not initialized: init_process_group(...)"
+        )
     from torch.distributed.device_mesh import DeviceMesh
 
     group: Any = process_group
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:
-            raise ValueError(
+            raise InvalidSetting(
                 f"process_group is a mesh of {group.ndim} dimensions, {group.mesh_dim_names}: give one of them, "
                 "mesh[name], or the flattened mesh of all ranks that share the model"
             )
         group = group.get_group()
     if group == dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError("this rank is not a member of process_group: new_group(...) returned none to it")
+        raise InvalidSetting("this rank is not a member of process_group: new_group(...) returned none to it")
     if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(
+        raise WrongType(
             "process_group must be a torch.distributed.ProcessGroup or a DeviceMesh of one dimension, "
             f"not {group!r} ({type(group).__name__})"
         )
     if dist.get_rank(group) < 0:
-        raise ValueError(
+        raise InvalidSetting(
             f"rank {dist.get_rank()} is not a member of process_group, whose ranks are "
             f"{dist.get_process_group_ranks(group)}"
         )
-    return Together(group) if dist.get_world_size(group) > 1 else None
+    return RankConsensus(group) if dist.get_world_size(group) > 1 else None
 
 
 def shared_by_ranks(model: nn.Module) -> str | None:

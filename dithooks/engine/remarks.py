@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 from ..blocks.block_lists import Expected
-from ..policies.history import Account, Schedule, Track
+from ..policies.history import BranchHistory, RunHistory, Schedule
 from ..policies.policy import Policy
 from .call import Run
 
@@ -16,7 +16,7 @@ def hopeless(policy: Policy, schedule: Schedule) -> str | None:
     assert schedule.steps is not None
     reasons: Counter[str] = Counter()
     for step in range(schedule.first, schedule.steps):
-        tracks = [Track(n, step - 1, account=Account(step - schedule.first)) for n in range(policy.distinct)]
+        tracks = [BranchHistory(n, step - 1, account=RunHistory(step - schedule.first)) for n in range(policy.distinct)]
         made = [policy.before(step, track, schedule) for track in tracks]
         open_to_it = any(decision is None or decision.reuse for decision in made)
         if step > schedule.first and open_to_it:

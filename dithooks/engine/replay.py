@@ -35,10 +35,10 @@ class Replay:
     @property
     def safe(self) -> bool:
         """Whether the arguments are tensors, numbers and containers of these: nothing that could remember a call."""
-        return not self.strange
+        return not self.unsafe_argument
 
     @property
-    def strange(self) -> str | None:
+    def unsafe_argument(self) -> str | None:
         """The first argument that is none of these, and its type."""
         named = {**{f"argument {i}": value for i, value in enumerate(self._args)}, **self._kwargs}
         return next((f"{k} ({type(v).__name__})" for k, v in named.items() if not _plain(v)), None)

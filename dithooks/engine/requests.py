@@ -6,6 +6,7 @@ import threading
 from contextlib import ExitStack
 from typing import Any
 
+from ..errors import RunMismatch
 from .sessions import Session, inside
 
 
@@ -28,7 +29,7 @@ class Request:
             RuntimeError: it is entered.
         """
         if not self._busy.acquire(blocking=False):
-            raise RuntimeError("this request is entered: leave it before it is closed")
+            raise RunMismatch("this request is entered: leave it before it is closed")
         self._session = None
         self._busy.release()
 
@@ -39,13 +40,13 @@ class Request:
             RuntimeError: it is entered already, here or in another thread or task; or it was closed.
         """
         if not self._busy.acquire(blocking=False):
-            raise RuntimeError(
+            raise RunMismatch(
                 "this request is entered already, here or in another thread or task: it is one run, whose steps "
                 "follow each other. Give each run a request of its own, with handle.request()"
             )
         try:
             if self._session is None:
-                raise RuntimeError("this request was closed: take another one, with handle.request()")
+                raise RunMismatch("this request was closed: take another one, with handle.request()")
             self._entered.enter_context(inside(self._session))
         except BaseException:
             self._busy.release()

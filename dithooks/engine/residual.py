@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..blocks.stream_transforms import Fresh, Joined, build
+from ..blocks.stream_transforms import Concat, Unrelated, build
 from ..blocks.wiring import Wiring
 
 
-def subtracted(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]) -> tuple[Tensor, ...]:
+def take_residual(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]) -> tuple[Tensor, ...]:
     """Δ of each output of a range, in the place of the streams that entered, where that is possible.
 
     Args:
@@ -34,12 +34,12 @@ def subtracted(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]) -
         before = build(bridge, entry, value.shape) if isinstance(value, Tensor) else None
         if before is None or not _fits(value, before):
             return ()
-        made_for_this = wiring.plain or isinstance(bridge, (Joined, Fresh))
+        made_for_this = wiring.plain or isinstance(bridge, (Concat, Unrelated))
         deltas.append(before.add_(value) if made_for_this else before + value)
     return tuple(deltas)
 
 
-def added(wiring: Wiring, streams: Sequence[Any], deltas: Sequence[Tensor]) -> list[Tensor] | None:
+def apply_residual(wiring: Wiring, streams: Sequence[Any], deltas: Sequence[Tensor]) -> list[Tensor] | None:
     """h_in + Δ̂ for each output of a range; ``None`` if the residuals do not fit what enters it.
 
     Args:

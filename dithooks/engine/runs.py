@@ -19,7 +19,7 @@ from ..policies.policy import Policy
 from ..stats.log import Ledger
 from .call import Call, Run
 from .clock import StepClock, Tick
-from .rank_consensus import Together, shared_by_ranks
+from .rank_consensus import RankConsensus, shared_by_ranks
 from .remarks import hopeless, unexpected, useless
 from .sessions import Session, current_session
 
@@ -43,7 +43,7 @@ class Runs:
         config: DitCacheConfig,
         clock: StepClock,
         ledger: Ledger,
-        together: Together | None = None,
+        together: RankConsensus | None = None,
     ) -> None:
         self.name, self.config, self.clock, self.ledger = chain.name, config, clock, ledger
         self.policy, self.predictor, self.together = config.when, config.predictor, together
@@ -87,7 +87,7 @@ class Runs:
 
     def alone(self) -> list[str]:
         """What is to be said, once, where ranks run the model together and each would decide by itself."""
-        if self.together is not None or self.policy.gauge is None or "alone" in self._said:
+        if self.together is not None or self.policy.metric is None or "alone" in self._said:
             return []
         how = shared_by_ranks(self._model)
         if how is None or not self._once("alone"):
@@ -157,7 +157,7 @@ class Runs:
             self.ledger.blocks,
             self.ledger.skippable,
         )
-        run.foreign = tick.source == "scheduler" and self._taken(run)
+        run.scheduler_is_shared = tick.source == "scheduler" and self._taken(run)
         policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
         if remark := policy.remark(run.schedule):
             self.say("remark", f"{self.name}: {remark}")
@@ -196,7 +196,7 @@ class Runs:
 
     def _remarks(self, run: Run, over: bool = False) -> list[tuple[str, str]]:
         """Of a run that has ended: that it reused nothing, and that it was another one than expected."""
-        if run.foreign:  # that has been said
+        if run.scheduler_is_shared:  # that has been said
             return []
         found = (
             (f"useless in {run.steps}", useless(run, self.policy)),
@@ -219,7 +219,7 @@ class Runs:
     def _review(self, run: Run) -> None:
         """Compare a run with what was wanted of it; with what others of the handle have done in it."""
         assert run.policy is not None
-        if run.foreign:
+        if run.scheduler_is_shared:
             return
         session = current_session()
         alike = [peer for peer in self.peers or (self,) if peer.policy == self.policy]

@@ -17,6 +17,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..errors import InvalidSetting, WrongType
+
 
 class Session:
     """One thread, one asyncio task or one request, as far as cached state is concerned: each has its own.
@@ -168,7 +170,7 @@ def timestep_scope(
     level = None if sigma is None else _level(sigma)
     total = None if steps is None else _index("steps", steps)
     if total is not None and index >= total:
-        raise ValueError(f"timestep_scope: step={index} is not one of steps={total}: it counts from 0")
+        raise InvalidSetting(f"timestep_scope: step={index} is not one of steps={total}: it counts from 0")
     session = current_session()
     token = _scope.set(Scope(index, number, level, total, session))
     try:
@@ -218,9 +220,9 @@ def _index(name: str, value: object) -> int:
             raise TypeError
         index = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"timestep_scope: {name} must be an integer, not {value!r} ({type(value).__name__})") from None
+        raise WrongType(f"timestep_scope: {name} must be an integer, not {value!r} ({type(value).__name__})") from None
     if index < 0:
-        raise ValueError(f"timestep_scope: {name}={index} is negative: it counts from 0")
+        raise InvalidSetting(f"timestep_scope: {name}={index} is negative: it counts from 0")
     return index
 
 
@@ -230,7 +232,7 @@ def _level(value: float) -> float:
             raise TypeError
         level = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"timestep_scope: sigma must be a number, not {value!r}") from None
+        raise WrongType(f"timestep_scope: sigma must be a number, not {value!r}") from None
     if not math.isfinite(level) or level < 0:
-        raise ValueError(f"timestep_scope: sigma={level} is not a noise level: it must be finite and not negative")
+        raise InvalidSetting(f"timestep_scope: sigma={level} is not a noise level: it must be finite and not negative")
     return level

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .range_cache import Flow
+from ..errors import WrongType
+from .range_cache import RangeCache
 
 
 class _Forward:
@@ -56,7 +57,7 @@ class _Shell:
 
     def __init__(self, original: nn.Module, offset: int, hooked: bool) -> None:
         self.original, self.offset, self.hooked = original, offset, hooked
-        self.flow: Flow | None = None  # None: inert, an ordinary way to call the original
+        self.flow: RangeCache | None = None  # None: inert, an ordinary way to call the original
         self.override: Callable[..., Any] | None = None
 
 
@@ -134,7 +135,7 @@ def stand_in(
     """
     cls = original.__class__  # of an inert stand-in, the block's own
     if isinstance(original, torch.jit.ScriptModule):
-        raise TypeError(
+        raise WrongType(
             f"{original.original_name} is a scripted module, which takes no stand-in: cache before scripting"
         )
 
@@ -156,7 +157,7 @@ def stand_in(
         skip: Any = object.__new__(skip_class)  # a class's own may make another object: FSDP's makes an unsharded one
         object.__setattr__(skip, "__dict__", original.__dict__)
     except Exception as error:
-        raise TypeError(f"{cls.__name__} cannot be given a stand-in: {error}") from error
+        raise WrongType(f"{cls.__name__} cannot be given a stand-in: {error}") from error
     object.__setattr__(skip, "_dithooks", _Shell(original, offset, hooked))
     if classes is not None:
         classes[cls] = skip_class
@@ -195,7 +196,7 @@ def _drop(classes: dict[type, type]) -> None:
     classes.clear()
 
 
-def engage(module: nn.Module, flow: Flow) -> None:
+def engage(module: nn.Module, flow: RangeCache) -> None:
     """Let a stand-in work for the range that ``flow`` runs."""
     assert isinstance(module, SkipBlock)
     module._dithooks.flow = flow

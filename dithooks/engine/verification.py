@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..blocks.block_io import Ports
+from ..blocks.block_io import BlockIO
 from ..blocks.wiring import Wiring
 from ..errors import WiringError
 from .call import Call
-from .noise_probe import ALIKE, Probe, few, likeness
+from .noise_probe import ALIKE, NoiseProbe, few, likeness
 from .replay import Replay, difference, finite, tolerance
 
 if TYPE_CHECKING:
-    from .range_cache import Flow
+    from .range_cache import RangeCache
 
 
-class Trials:
+class Verification:
     """What a flow tries out by replays of a call of its transformer."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: RangeCache) -> None:
         self.flow = flow
 
     def repeat(self, replay: Replay, call: Call, eager: bool = False) -> Any:
@@ -53,8 +53,9 @@ class Trials:
         if not replay.safe:
             flow.runs.say(
                 "strange",
-                f"{flow.runs.name} is given {replay.strange}: if blocks write into it (keys and values, say), those "
-                "of the range do not on reused steps; nor was the residual tested on its own call, which would have "
+                f"{flow.runs.name} is given {replay.unsafe_argument}: if blocks write into it (keys and values, say), "
+                "those of the range do not on reused steps; nor was the residual tested on its own "
+                "call, which would have "
                 "to be made again",
             )
             return True
@@ -91,14 +92,14 @@ class Trials:
                 break
         return True
 
-    def _probed(self, replay: Replay, wiring: Wiring, seed: int | None) -> Probe | None:
+    def _probed(self, replay: Replay, wiring: Wiring, seed: int | None) -> NoiseProbe | None:
         """One passage, wholly made by the range as it is; ``None``: it was taken off, or moved, in the middle."""
-        probe = Probe(wiring, seed)
+        probe = NoiseProbe(wiring, seed)
         trial = Call(reuse=True, probe=probe)
         self.repeat(replay, trial, eager=self.flow.compiled())
         return None if trial.stale else probe
 
-    def passed(self, call: Call, probe: Probe, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def passed(self, call: Call, probe: NoiseProbe, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A block's output where the range is only passed through."""
         wiring = self.flow.layout.wiring
         assert wiring is not None
@@ -112,7 +113,7 @@ class Trials:
         return ports.build(filled(ports, values, {}), args, kwargs)
 
 
-def filled(ports: Ports, values: Sequence[Any], shapes: Mapping[int, torch.Size]) -> list[Any]:
+def filled(ports: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Size]) -> list[Any]:
     """What a block passes on, with zeros for outputs that carry on nothing, in the given shapes or as first seen."""
     if not any(ports.born):
         return list(values)
@@ -123,7 +124,7 @@ def filled(ports: Ports, values: Sequence[Any], shapes: Mapping[int, torch.Size]
     ]
 
 
-def _again(flow: Flow) -> Call | None:
+def _again(flow: RangeCache) -> Call | None:
     """A flow's call under way, or else its last, to be made again: reused with the same residuals, or plain."""
     call = flow.current or flow.latest
     if call is None or not call.reuse or call.stale:

@@ -49,7 +49,7 @@ class _Seen(NamedTuple):
     adapters: list[Any]
 
 
-class Weights:
+class WeightsVersion:
     """Counts the changes of a model's weights.
 
     Args:

@@ -34,11 +34,11 @@ HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")  # set by CANN's set_env.sh
 INSTALLED = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
 LIBRARIES = {"libascendcl.so": "CANN", "libhccl.so": "CANN", "libascend_hal.so": "the NPU's driver"}
 BROKEN, WARNING, NOTE = "broken", "warning", "note"
-Report = dict[str, Any]
+EnvReport = dict[str, Any]
 Finding = tuple[str, str, str]  # its level, what is wrong, and what to do
 
 
-def findings(report: Report) -> Iterator[Finding]:
+def findings(report: EnvReport) -> Iterator[Finding]:
     """What a report shows to be wrong, each with its level and remedy."""
     torch, npu = report["torch"], report["torch_npu"]
     plugin = " and ".join(each["distribution"] for each in report["backends"]) or "none"
@@ -58,7 +58,7 @@ def findings(report: Report) -> Iterator[Finding]:
         yield NOTE, "there is no C++ compiler: torch.compile for the CPU needs one", "install g++ or clang, or set CXX"
 
 
-def versions_of(report: Report) -> Iterator[Finding]:
+def versions_of(report: EnvReport) -> Iterator[Finding]:
     """Of PyTorch, torch_npu and CANN: which do not belong together."""
     npu, torch, version = report["torch_npu"]["installed"], report["torch"]["installed"], report["cann"]["version"]
     if npu is None:
@@ -76,7 +76,7 @@ def versions_of(report: Report) -> Iterator[Finding]:
         yield WARNING, f"torch_npu {npu} is made for CANN {needed}, and CANN {version} is here", f"all pairs: {TABLE}"
 
 
-def remedy_of(report: Report) -> str:
+def remedy_of(report: EnvReport) -> str:
     """What to do where an accelerator's plug-in cannot be loaded."""
     npu, error = report["torch_npu"]["installed"], f"{report['torch']['error']} {report['torch_npu'].get('error')}"
     without = f"on a machine without the accelerator: export {SWITCH}=0, or uninstall the package"
@@ -105,7 +105,7 @@ def release(version: str) -> str:
     return found[0] if found else ""
 
 
-def cann() -> Report:
+def cann() -> EnvReport:
     """Where CANN is, as the environment says, and of which version."""
     by, home = next(((name, os.environ[name]) for name in HOMES if os.environ.get(name)), (None, None))
     places = [Path(place) for place in ([home] if home else INSTALLED)]

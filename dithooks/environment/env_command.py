@@ -27,7 +27,7 @@ LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ASC
 DESCRIPTION = """Show what is installed, which accelerator PyTorch sees, and what keeps it from working. Works where
 PyTorch cannot be imported, too. Exit codes: 0 the environment is sound; 1 something is broken, and said; 2 asked
 wrongly."""
-Report = dict[str, Any]
+EnvReport = dict[str, Any]
 
 
 class EnvError(Exception):
@@ -76,7 +76,7 @@ def run(json_to: str | None) -> int:
     return 0 if report["sound"] else 1
 
 
-def look() -> Report:
+def look() -> EnvReport:
     """All that is reported, fit for JSON."""
     plugins = backends()
     asked = ask_torch()
@@ -84,7 +84,7 @@ def look() -> Report:
     if "error" in asked and plugins and os.environ.get(SWITCH, "1") == "1":
         alone = ask_torch({SWITCH: "0"})  # is it a plug-in that breaks it?
     seen = asked if "error" not in asked else alone if alone is not None and "error" not in alone else {}
-    report: Report = {
+    report: EnvReport = {
         "dithooks": own_version(),
         "python": {"version": platform.python_version(), "executable": sys.executable, "platform": platform.platform()},
         "torch": {
@@ -126,7 +126,7 @@ def compiler() -> dict[str, str] | None:
     return {"path": path, "version": (done.stdout.splitlines() or ["unknown"])[0]}
 
 
-def show(report: Report) -> None:
+def show(report: EnvReport) -> None:
     """Print it, in colours where rich is installed."""
     try:
         from rich.console import Console
@@ -148,7 +148,7 @@ def show(report: Report) -> None:
         console.print(f"{each['what']}\n  -> {each['remedy']}", markup=False, highlight=False, soft_wrap=True)
 
 
-def rows(report: Report) -> Iterator[tuple[str, str]]:
+def rows(report: EnvReport) -> Iterator[tuple[str, str]]:
     """A report in words, a line or several for each of its parts."""
     python, torch, npu, home = (report[name] for name in ("python", "torch", "torch_npu", "cann"))
     yield "dithooks", report["dithooks"]

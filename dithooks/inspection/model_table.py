@@ -25,7 +25,7 @@ HEAD = ("class", "blocks", "pattern", "ranges")
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A class, or those of its variants with which it comes out alike.
 
     Args:
@@ -52,7 +52,7 @@ def classes() -> tuple[str, ...]:
     return tuple(sorted({name.partition("#")[0] for name in names()}, key=str.lower))
 
 
-def rows_of(cls: str) -> list[Row]:
+def rows_of(cls: str) -> list[TableRow]:
     """The rows of a class: one, unless a variant comes out differently.
 
     Raises:
@@ -63,7 +63,7 @@ def rows_of(cls: str) -> list[Row]:
         >>> row.lists, row.ranges, row.variants
         ((('transformer_blocks', '19'), ('single_transformer_blocks', '38')), 'any range in 0–56', ('controlnet',))
     """
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for name in of_class(cls):
         subject = of_transformer(name)
         row = _row(name, inspect(subject).surveys, subject.counts)
@@ -76,7 +76,9 @@ def rows_of(cls: str) -> list[Row]:
     return rows
 
 
-def all_rows(report: Callable[[str, int, int], None] = lambda cls, done, total: None) -> tuple[list[Row], list[str]]:
+def all_rows(
+    report: Callable[[str, int, int], None] = lambda cls, done, total: None,
+) -> tuple[list[TableRow], list[str]]:
     """The rows of all classes, and the classes that the installed diffusers does not have.
 
     Args:
@@ -92,7 +94,7 @@ def all_rows(report: Callable[[str, int, int], None] = lambda cls, done, total: 
     return rows, missing
 
 
-def summary(rows: Iterable[Row]) -> str:
+def summary(rows: Iterable[TableRow]) -> str:
     """How many classes come out how, by their plain variants."""
     count = Counter(row.kind for row in rows if "#" not in row.cls)
     some = count["lists"] + count["some"]
@@ -102,7 +104,7 @@ def summary(rows: Iterable[Row]) -> str:
     )
 
 
-def markdown(rows: Iterable[Row], missing: Iterable[str] = ()) -> str:
+def markdown(rows: Iterable[TableRow], missing: Iterable[str] = ()) -> str:
     """The table as a page of the documentation."""
     rows = list(rows)
     lines = [
@@ -131,7 +133,7 @@ def markdown(rows: Iterable[Row], missing: Iterable[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown_row(row: Row) -> str:
+def markdown_row(row: TableRow) -> str:
     """A line of the table."""
     variants = f"<br>also {', '.join(f'`#{name}`' for name in row.variants)}" if row.variants else ""
     blocks = "<br>".join(f"`{path}` {number}".replace("*", "\\*") for path, number in row.lists)
@@ -140,7 +142,7 @@ def markdown_row(row: Row) -> str:
     return f"| `{row.cls}`{variants} | {blocks} | {patterns} | {row.ranges}{reason} |"
 
 
-def table(rows: Iterable[Row]) -> Table:
+def table(rows: Iterable[TableRow]) -> Table:
     """The table for a terminal."""
     from rich import box
     from rich.table import Table
@@ -165,10 +167,10 @@ def versions() -> str:
     return f"diffusers {diffusers.__version__}, torch {torch.__version__.partition('+')[0]}"
 
 
-def _row(name: str, surveys: tuple[Survey, ...], counts: Mapping[str, int]) -> Row:
+def _row(name: str, surveys: tuple[Survey, ...], counts: Mapping[str, int]) -> TableRow:
     trunk = [each for found in surveys for each in found.lists if not each.apart]
     ranges = ranges_of(surveys[0], counts)  # where there are several, they are alike
-    return Row(
+    return TableRow(
         name,
         (),
         tuple((each.path, str(counts[each.path]) if each.path in counts else f"{each.number}*") for each in trunk),

@@ -9,11 +9,13 @@ from typing import Any
 from torch import nn
 
 from ..blocks.block_lists import Chain
-from ..blocks.observation import Observation, Spot
+from ..blocks.observation import Observation, ObservedBlock
 
 
 @contextmanager
-def watched(chains: Sequence[Chain], spots: Sequence[Sequence[Spot]], seen: list[Observation | None]) -> Iterator[None]:
+def watched(
+    chains: Sequence[Chain], spots: Sequence[Sequence[ObservedBlock]], seen: list[Observation | None]
+) -> Iterator[None]:
     """Observe the first call of each chain's owner."""
     handles = []
     for number, chain in enumerate(chains):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Pair = tuple[int, int]  # first and last block of a range
+BlockPair = tuple[int, int]  # first and last block of a range
 
 
 def try_out(
-    allowed: set[Pair], number: int, test: int, attempt: Callable[[Pair], str | None]
-) -> dict[Pair, str | None]:
+    allowed: set[BlockPair], number: int, test: int, attempt: Callable[[BlockPair], str | None]
+) -> dict[BlockPair, str | None]:
     """Ranges that were tried, with the reason of those that failed, ``None`` for the others.
 
     All, if ``test`` allows it. Else the whole; if that fails, neighbours, as most faults lie between two of them, else
@@ -40,6 +40,6 @@ def try_out(
     return done
 
 
-def within(inner: Pair, outer: Pair) -> bool:
+def within(inner: BlockPair, outer: BlockPair) -> bool:
     """Whether a range is a part of another."""
     return outer[0] <= inner[0] and inner[1] <= outer[1]

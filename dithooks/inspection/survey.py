@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from ..blocks.adapter import BlockAdapter
-from ..blocks.block_io import Ports, show
+from ..blocks.block_io import BlockIO, show
 from ..blocks.block_lists import Chain
 from ..blocks.discovery import Blocks, owners_of
-from ..blocks.observation import Observation, Seen, spots_of
+from ..blocks.observation import BlockCall, Observation, observed_blocks
 from ..blocks.pattern import pattern_of
 from ..blocks.registry import chains_of
-from ..blocks.stream_matching import ports_of
+from ..blocks.stream_matching import block_io_of
 from ..blocks.stream_transforms import text
 from ..blocks.trunk import Trunk, find_trunk, followed
 from ..blocks.wiring import gap
@@ -25,7 +25,7 @@ from ..engine.sessions import timestep_scope
 from ..errors import WiringError
 from ..handle import dit_cache
 from .observation_hooks import watched
-from .range_trials import Pair, try_out, within
+from .range_trials import BlockPair, try_out, within
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Survey:
     lists: tuple[ListSurvey, ...]
     blocks: tuple[str, ...]
     gaps: tuple[tuple[tuple[int, ...], str], ...]
-    ranges: tuple[Pair, ...]
-    wholes: tuple[Pair, ...]
+    ranges: tuple[BlockPair, ...]
+    wholes: tuple[BlockPair, ...]
     refused: tuple[tuple[int, int, str], ...]
     tested: int
 
@@ -81,7 +81,7 @@ class Survey:
         return tuple(f"after {spelled(numbers)}: {line}" for numbers, line in self.gaps)
 
     @property
-    def largest(self) -> Pair | None:
+    def largest(self) -> BlockPair | None:
         """The longest range that can be cached."""
         return max((*self.ranges, *self.wholes), key=lambda pair: pair[1] - pair[0], default=None)
 
@@ -114,7 +114,7 @@ def survey(target: object, run: Callable[[], object], blocks: Blocks = None, tes
         ((0, 7),)
     """
     chains = [chain for chain, _ in chains_of(target, blocks)]
-    spots = [spots_of(chain) for chain in chains]
+    spots = [observed_blocks(chain) for chain in chains]
     seen: list[Observation | None] = [None] * len(chains)
     with torch.no_grad(), watched(chains, spots, seen):
         run()
@@ -139,7 +139,7 @@ def _surveyed(
     refused |= {pair: why for pair in allowed - set(outcomes) for inside, why in failed.items() if within(inside, pair)}
     refused |= failed
     allowed -= set(refused)
-    reasons: dict[str, Pair] = {}
+    reasons: dict[str, BlockPair] = {}
     for pair, why in sorted(refused.items(), key=lambda item: item[0][1] - item[0][0]):
         reasons.setdefault(why, pair)
     spans = _merged(allowed, len(paths))
@@ -156,7 +156,7 @@ def _surveyed(
     )
 
 
-def _tried(target: object, run: Callable[[], object], blocks: Blocks, pair: Pair) -> str | None:
+def _tried(target: object, run: Callable[[], object], blocks: Blocks, pair: BlockPair) -> str | None:
     """Why a range cannot be cached after all; ``None`` if it can."""
     pipe = target.pipe if isinstance(target, BlockAdapter) else target
     by_itself = getattr(pipe, "scheduler", None) is not None and not isinstance(pipe, nn.Module)
@@ -176,11 +176,11 @@ def _tried(target: object, run: Callable[[], object], blocks: Blocks, pair: Pair
 
 
 def _lists(target: object, chain: Chain, observation: Observation, trunk: Trunk) -> tuple[ListSurvey, ...]:
-    ports: dict[str, tuple[Ports, int]] = {}
+    ports: dict[str, tuple[BlockIO, int]] = {}
     for number, call in enumerate(observation.calls):
         group = observation.spots[call.index].group
         try:
-            ports.setdefault(group, (ports_of(observation, call), number))
+            ports.setdefault(group, (block_io_of(observation, call), number))
         except WiringError:
             continue
     found = []
@@ -210,7 +210,7 @@ def _lists(target: object, chain: Chain, observation: Observation, trunk: Trunk)
 
 def _gaps(observation: Observation, trunk: Trunk) -> tuple[tuple[tuple[int, ...], str], ...]:
     """What is done to the streams, in words, and after which blocks."""
-    calls: dict[int, Seen] = {}
+    calls: dict[int, BlockCall] = {}
     for call in observation.calls:
         calls.setdefault(call.index, call)
     said: dict[str, list[int]] = {}
@@ -219,7 +219,7 @@ def _gaps(observation: Observation, trunk: Trunk) -> tuple[tuple[tuple[int, ...]
             continue
         before, after = calls[first], calls[second]
         try:
-            sender, taker = ports_of(observation, before), ports_of(observation, after)
+            sender, taker = block_io_of(observation, before), block_io_of(observation, after)
         except WiringError:
             continue
         here = gap(observation, before, sender, after, taker)
@@ -249,9 +249,9 @@ def spelled(numbers: Sequence[int]) -> str:
     return ", ".join(f"{a}–{b}" if b > a else str(a) for a, b in spans)
 
 
-def _merged(allowed: set[Pair], number: int) -> tuple[Pair, ...]:
+def _merged(allowed: set[BlockPair], number: int) -> tuple[BlockPair, ...]:
     """The largest ranges all of whose parts are allowed."""
-    spans: list[Pair] = []
+    spans: list[BlockPair] = []
     for start in range(number):
         end = start - 1
         while end + 1 < number and all((first, end + 1) in allowed for first in range(start, end + 2)):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from .range_trials import Pair
+from .range_trials import BlockPair
 from .survey import Survey, spelled
 
 Kind = Literal["any", "lists", "single", "some", "none"]
@@ -23,10 +23,10 @@ class Ranges(NamedTuple):
 
     kind: Kind
     number: int
-    inside: tuple[Pair, ...]
-    wholes: tuple[Pair, ...]
+    inside: tuple[BlockPair, ...]
+    wholes: tuple[BlockPair, ...]
     real: bool
-    largest: Pair | None
+    largest: BlockPair | None
 
 
 def ranges_of(survey: Survey, counts: Mapping[str, int]) -> Ranges:
@@ -41,7 +41,7 @@ def ranges_of(survey: Survey, counts: Mapping[str, int]) -> Ranges:
     number = sum(real.values())
     same = all(real[each.path] == each.number for each in survey.lists if not each.apart)
     ends = [sum(list(real.values())[: place + 1]) for place in range(len(real))]
-    inside: tuple[Pair, ...] | None = {
+    inside: tuple[BlockPair, ...] | None = {
         "any": ((0, number - 1),),
         "lists": tuple((end - own, end - 1) for end, own in zip(ends, real.values(), strict=True)),
         "single": tuple((block, block) for block in range(number)),
@@ -69,7 +69,7 @@ def kind_of(survey: Survey) -> Kind:
     return "some"
 
 
-def allowed_of(survey: Survey) -> set[Pair]:
+def allowed_of(survey: Survey) -> set[BlockPair]:
     """All ranges that can be cached, first and last block of each, as they were surveyed."""
     parts = {(a, b) for first, last in survey.ranges for a in range(first, last + 1) for b in range(a, last + 1)}
     return parts | set(survey.wholes)
@@ -141,9 +141,9 @@ def places(survey: Survey, numbers: Sequence[int]) -> str:
     return ", ".join(words)
 
 
-def _runs(blocks: Sequence[str]) -> tuple[Pair, ...]:
+def _runs(blocks: Sequence[str]) -> tuple[BlockPair, ...]:
     """First and last block of each run of blocks of one list."""
-    found: list[Pair] = []
+    found: list[BlockPair] = []
     for number, path in enumerate(blocks):
         name = path.rpartition(".")[0]
         if found and blocks[found[-1][1]].rpartition(".")[0] == name:
@@ -153,5 +153,5 @@ def _runs(blocks: Sequence[str]) -> tuple[Pair, ...]:
     return tuple(found)
 
 
-def _pair(pair: Pair) -> str:
+def _pair(pair: BlockPair) -> str:
     return f"{pair[0]}–{pair[1]}" if pair[1] > pair[0] else str(pair[0])

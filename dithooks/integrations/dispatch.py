@@ -13,10 +13,10 @@ from torch import nn
 
 from .diffusers_context_parallel import REGISTRY, divided, divides
 from .diffusers_group_offloading import grouped, hand_over
-from .fsdp_prefetch import let_go, sharded
+from .fsdp_prefetch import drop_prefetched, sharded
 
 
-class Company:
+class Integrations:
     """Who else is there, looked up at every call: all of them may come and go while the cache is attached."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Company:
         self._grouped = False  # weights may come and go in groups
         self._sharded = False  # FSDP has the range's weights
         # Not as decorators: these would import the compiler early.
-        self._let_go, self._hand_over = torch.compiler.disable(let_go), torch.compiler.disable(hand_over)
+        self._let_go, self._hand_over = torch.compiler.disable(drop_prefetched), torch.compiler.disable(hand_over)
 
     def among(self, owner: nn.Module, stack: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
         """Tell the transformer, all its blocks, and those of the range."""

@@ -19,7 +19,7 @@ def sharded(blocks: Iterable[nn.Module]) -> bool:
     return kind is not None and any(issubclass(cls, kind) for cls in set(map(type, blocks)))
 
 
-def let_go(blocks: Iterable[nn.Module]) -> None:
+def drop_prefetched(blocks: Iterable[nn.Module]) -> None:
     """Drop what has come, or is on its way, for blocks in which nothing ran. No rank is asked for anything.
 
     Args:

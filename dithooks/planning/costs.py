@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..errors import InvalidSetting
 from ..recording.noise_levels import Floats, falling, levels, spans
 from ..recording.recording import Recording, Trace
 
@@ -45,7 +46,7 @@ def checked_cost(cost: object) -> None:
         ValueError: another word.
     """
     if cost not in ("time", "blocks"):
-        raise ValueError(f"cost={cost!r}: there are 'time', as it was measured, and 'blocks'")
+        raise InvalidSetting(f"cost={cost!r}: there are 'time', as it was measured, and 'blocks'")
 
 
 @dataclass(frozen=True, eq=False)

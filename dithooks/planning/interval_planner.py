@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.cache_config import DitCacheConfig
-from ..config.transformer_plan import Piece
+from ..config.transformer_plan import TransformerPlan
+from ..errors import InvalidSetting
 from ..policies.interval import Interval
 from ..predictors.predictor import Moment
 from .planner import GUESS, SLACK, STACK, Candidate, Choice, Coefficients, Option, Planner, Variant, alike, best_ways
@@ -31,7 +32,7 @@ def scheduled(start: int, interval: int, steps: Sequence[int]) -> tuple[int, ...
     return tuple(int(policy.last_refresh(step) > former) for step, former in zip(steps, before, strict=True))
 
 
-def numbers_of(piece: Piece, interval: int = 2) -> DitCacheConfig:
+def numbers_of(piece: TransformerPlan, interval: int = 2) -> DitCacheConfig:
     """What a plan says of a transformer, as four numbers: those of the configuration that does the same.
 
     Args:
@@ -43,7 +44,7 @@ def numbers_of(piece: Piece, interval: int = 2) -> DitCacheConfig:
         ValueError: four numbers cannot say it, or not with such an interval.
 
     Example:
-        >>> piece = Piece("", 1, 2, 4, (1, 1, 0, 0, 1), (None, None, (1.0,), (1.0,), None), None)
+        >>> piece = TransformerPlan("", 1, 2, 4, (1, 1, 0, 0, 1), (None, None, (1.0,), (1.0,), None), None)
         >>> print(numbers_of(piece))
         DitCacheConfig(cache_step_start=1, cache_step_interval=3, cache_block_start=1, cache_num_blocks=2)
     """
@@ -54,7 +55,7 @@ def numbers_of(piece: Piece, interval: int = 2) -> DitCacheConfig:
         for each in range(interval, max(interval, len(bits)) + 1):
             if scheduled(start, each, called) == bits:
                 return DitCacheConfig(start, each, piece.first, piece.blocks)
-    raise ValueError(
+    raise InvalidSetting(
         f"{piece}: no four numbers say this, with an interval of {interval} or more; search it with interval=..."
     )
 

@@ -7,7 +7,8 @@ import datetime
 from ..config.cache_plan import CachePlan
 from ..config.provenance import Provenance
 from ..environment.machine import machine, versions
-from ..recording.recorder import Report
+from ..errors import InvalidSetting, WrongType
+from ..recording.recorder import Progress
 from ..recording.recording import Recording
 from ..validation import check_count, check_number
 from .costs import Cost
@@ -74,13 +75,13 @@ def plan(
         blocks: 0 … 2 of 3  ●○●○●  2 of 5 steps reused
     """
     if not isinstance(recording, Recording):
-        raise TypeError(
+        raise WrongType(
             f"recording must be a Recording, as record() returns and Recording.load reads, not {recording!r}"
         )
     target = checked_target(target_speedup)
     planner = planner_of(recording, cost, checked_interval(interval))
     if check_count("anchors", anchors, 1) > 3:
-        raise ValueError(f"anchors={anchors}: residuals are made of 1, 2 or 3")
+        raise InvalidSetting(f"anchors={anchors}: residuals are made of 1, 2 or 3")
     candidate = planner.candidate(target, Variant(anchors, _checked_late(late)))
     return assembled(planner, candidate, target, "by planning from a recording")
 
@@ -117,7 +118,7 @@ def frontier(
 
 
 def planner_of(
-    recording: Recording, cost: Cost, interval: int | None, report: Report = lambda stage, done, total: None
+    recording: Recording, cost: Cost, interval: int | None, report: Progress = lambda stage, done, total: None
 ) -> Planner:
     """The planner of all schedules, or of those with an interval."""
     if interval is None:
@@ -137,7 +138,7 @@ def assembled(planner: Planner, candidate: Candidate, target: float, method: str
             f"{trace.path or 'the model'}: {trace.calls} calls at {len(trace.steps)} steps, {len(trace.ranges)} ranges"
             for trace in recording.traces
         )
-        raise ValueError(
+        raise InvalidSetting(
             f"nothing of this run can be reused ({seen}): it takes two steps, and a range that the wiring allows. If "
             "it had more, tell them with `with timestep_scope(step): ...`"
         )
@@ -168,7 +169,7 @@ def checked_target(value: object) -> float:
     """
     target = check_number("target_speedup", value, 0)
     if target <= 1:
-        raise ValueError(f"target_speedup={target:g}: a run as fast as that needs no cache; give a number above 1")
+        raise InvalidSetting(f"target_speedup={target:g}: a run as fast as that needs no cache; give a number above 1")
     return target
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.transformer_plan import Piece
+from ..config.transformer_plan import TransformerPlan
 from ..predictors.predictor import Moment
 from ..recording.recording import Recording, Trace
 from .costs import Cost, Savings, worth
@@ -143,11 +143,11 @@ class Planner:
         """What to try beside the best: a plan of another range."""
         yield self.candidate(target, best.variant, [*best.choices, *avoid])
 
-    def pieces(self, candidate: Candidate) -> tuple[Piece, ...]:
+    def pieces(self, candidate: Candidate) -> tuple[TransformerPlan, ...]:
         """What a plan says of each transformer: the schedule in the run's own steps, with its coefficients."""
         return tuple(self._piece(choice, candidate.variant) for choice in candidate.choices)
 
-    def _piece(self, choice: Choice, variant: Variant) -> Piece:
+    def _piece(self, choice: Choice, variant: Variant) -> TransformerPlan:
         recording, trace = self.recording, self.recording.traces[choice.trace]
         moments = [Moment(int(step), float(t), trace.axis) for step, t in zip(trace.steps, trace.times, strict=True)]
         weights_at = self._coefficients(choice, variant, moments)
@@ -159,7 +159,7 @@ class Planner:
             steps[moment.step], coefficients[moment.step] = bit, weights
             times[moment.step] = moment.time
         called = int(trace.steps[0]), int(trace.steps[-1]) + 1
-        return Piece(
+        return TransformerPlan(
             path=trace.path,
             first=choice.first,
             blocks=choice.last - choice.first + 1,

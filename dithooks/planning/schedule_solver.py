@@ -18,6 +18,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidSetting
 from .weight_fit import RIDGE
 
 GAMMA = 2.0  # the errors of different stretches add up as unrelated ones do; 4 gave all but the same schedules
@@ -51,12 +52,12 @@ class Schedules:
     def __post_init__(self) -> None:
         ranges, steps = self.worth.shape
         if self.grams.shape != (ranges, steps, steps) or self.times.shape != (steps,):
-            raise ValueError(
+            raise InvalidSetting(
                 f"{ranges} ranges of {steps} steps need Gram matrices ({ranges}, {steps}, {steps}) and {steps} times: "
                 f"got {self.grams.shape} and {self.times.shape}"
             )
         if not 1 <= self.anchors <= 3:
-            raise ValueError(f"anchors={self.anchors}: forecasts are made of 1, 2 or 3 residuals")
+            raise InvalidSetting(f"anchors={self.anchors}: forecasts are made of 1, 2 or 3 residuals")
 
     @property
     def steps(self) -> int:
@@ -80,7 +81,7 @@ class Schedules:
             ValueError: there are several ranges, or not so many steps.
         """
         if len(self.grams) != 1 or not 1 <= refreshes <= self.steps:
-            raise ValueError(f"best({refreshes}): one range, and 1 to {self.steps} refreshes")
+            raise InvalidSetting(f"best({refreshes}): one range, and 1 to {self.steps} refreshes")
         _, arrivals = self._solve(refreshes)
         chosen = self._trace(arrivals, refreshes)
         return tuple(int(step in chosen) for step in range(self.steps))
@@ -93,7 +94,7 @@ class Schedules:
         """
         refreshes = [step for step, bit in enumerate(computed) if bit]
         if len(computed) != self.steps or refreshes[:1] != [0]:
-            raise ValueError(f"{computed!r} is not a 0 or 1 for each of {self.steps} steps, the first of them 1")
+            raise InvalidSetting(f"{computed!r} is not a 0 or 1 for each of {self.steps} steps, the first of them 1")
         total = np.zeros(len(self.grams))
         for place, (last, following) in enumerate(zip(refreshes, [*refreshes[1:], self.steps], strict=True)):
             earlier = tuple(reversed(refreshes[max(place - self.anchors + 1, 0) : place]))

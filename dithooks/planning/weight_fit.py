@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidSetting
 from ..predictors.fitted import Fitted
-from ..predictors.polynomial import through
+from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
 
 RIDGE = 1e-3
@@ -46,7 +47,7 @@ def fit(
     """
     size = len(moments)
     if np.shape(gram) != (size, size) or len(computed) != size:
-        raise ValueError(f"{size} steps need a ({size}, {size}) matrix and as many bits: got {np.shape(gram)}")
+        raise InvalidSetting(f"{size} steps need a ({size}, {size}) matrix and as many bits: got {np.shape(gram)}")
     exact = np.asarray(gram, dtype=np.float64)  # neighbouring residuals are all but parallel; done on the host, once
     coefficients: list[tuple[float, ...] | None] = []
     for step in range(size):
@@ -55,7 +56,7 @@ def fit(
             continue
         last = [earlier for earlier in range(step - 1, -1, -1) if computed[earlier]][:anchors]
         line = np.zeros(len(last))
-        line[:2] = through([moments[b] for b in last[:2]], moments[step], "sigma")
+        line[:2] = lagrange_weights([moments[b] for b in last[:2]], moments[step], "sigma")
         inner = exact[np.ix_(last, last)]
         pull = ridge * float(np.trace(inner)) / max(len(last), 1)
         matrix = inner + pull * np.eye(len(last))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..config.cache_plan import CachePlan
-from ..config.transformer_plan import Piece
+from ..config.transformer_plan import TransformerPlan
+from ..errors import WrongType
 from ..planning.costs import Cost
 from ..planning.plan import plan
 from ..recording.recording import Recording
@@ -58,7 +59,7 @@ def coefficients(
     elif isinstance(found, SearchResult):
         found = found.plan
     elif not isinstance(found, CachePlan):
-        raise TypeError(f"coefficients takes a CachePlan, a SearchResult or a Recording, not {found!r}")
+        raise WrongType(f"coefficients takes a CachePlan, a SearchResult or a Recording, not {found!r}")
     number = len(found.pieces)
     figure = new_figure(HEIGHT * number + 0.45)
     panels: list[Axes] = figure.subplots(number, squeeze=False)[:, 0].tolist()
@@ -71,7 +72,7 @@ def coefficients(
     return figure
 
 
-def draw_weights(panel: Axes, piece: Piece) -> None:
+def draw_weights(panel: Axes, piece: TransformerPlan) -> None:
     """One transformer's: a line for each anchor, broken where a step is computed."""
     times, axis = (range(len(piece.steps)), "step") if piece.sigmas is None else (piece.sigmas, piece.axis)
     first, end = piece.called or (0, len(piece.steps))

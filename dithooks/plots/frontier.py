@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import InvalidSetting, WrongType
 from ..planning.costs import Cost
 from ..planning.plan import frontier as predicted
 from ..recording.recording import Recording
@@ -75,14 +76,14 @@ def frontier(
     results = [each for each in found if isinstance(each, SearchResult)]
     recordings = [each for each in found if isinstance(each, Recording)]
     if not found or found not in (tuple(results), tuple(recordings)):
-        raise TypeError(f"frontier takes results of searches, or recordings, one or several, not {_short(found)}")
+        raise WrongType(f"frontier takes results of searches, or recordings, one or several, not {_short(found)}")
     points = [_measured(result) for result in results]
     if results and not any(points):
         why = next((each.failure for result in results for each in result.evaluations if each.failure), "no picture")
-        raise ValueError(f"there is nothing to show: none of the plans could be run ({why})")
+        raise InvalidSetting(f"there is nothing to show: none of the plans could be run ({why})")
     lines = [[way for way in predicted(each, cost=cost, anchors=anchors, late=late) if way[1]] for each in recordings]
     if recordings and not any(lines):
-        raise ValueError(
+        raise InvalidSetting(
             "there is nothing to show: nothing of these runs can be reused (plan(recording, 2.0) says why)"
         )
     figure = new_figure(HEIGHT) if ax is None else figure_of(ax)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidSetting, WrongType
 from ..validation import check_count, check_number
 from .inputs import Sample, check_alike, samples_of
 from .style import FONT, RULE, SCALE, WIDTH, new_figure
@@ -118,9 +119,9 @@ def factor_for(largest: float) -> float:
 
 def _captions(captions: Sequence[str], number: int) -> list[str]:
     if isinstance(captions, str) or not all(isinstance(each, str) for each in captions):
-        raise TypeError(f"captions must be a string for each picture, not {captions!r}")
+        raise WrongType(f"captions must be a string for each picture, not {captions!r}")
     if len(captions) != number:
-        raise ValueError(f"there are {len(captions)} captions for {number} pictures or videos: give one for each")
+        raise InvalidSetting(f"there are {len(captions)} captions for {number} pictures or videos: give one for each")
     return list(captions)
 
 
@@ -129,7 +130,7 @@ def _film(name: str, plain: Sample, cached: Sample) -> Band:
     return Band(name, [Column(f"frame {number}", one, two) for number, one, two in frames])
 
 
-class Place(NamedTuple):
+class GridPlace(NamedTuple):
     """Where something goes, in inches from the left and from the top."""
 
     left: float
@@ -164,7 +165,7 @@ def _draw(bands: Sequence[Band], factor: float) -> Figure:
             above = start - GAP - LINE * (1 + max(text.count("\n") + bool(text) for text in captions))
             figure.text(SIDE / whole[0], 1 - above / whole[1], band.title, va="top", fontsize=FONT)
         for number, (each, caption) in enumerate(zip(band.columns, captions, strict=True)):
-            places = [Place(SIDE + number * width, start + row * (height + GAP), size, height) for row in range(3)]
+            places = [GridPlace(SIDE + number * width, start + row * (height + GAP), size, height) for row in range(3)]
             panels = [figure.add_axes(place.of(figure), xticks=[], yticks=[]) for place in places]
             panels[0].imshow(each.plain.clip(0, 1), interpolation="nearest")
             panels[1].imshow(each.cached.clip(0, 1), interpolation="nearest")
@@ -175,7 +176,7 @@ def _draw(bands: Sequence[Band], factor: float) -> Figure:
             panels[0].set_title(caption, fontsize=FONT, pad=3)
             said = "identical" if math.isinf(each.psnr) else f"{each.psnr:.1f} dB"
             panels[2].set_xlabel(said, fontsize=FONT, labelpad=3)
-    scale = figure.add_axes(Place(SIDE, top, WIDTH - SIDE - 2 * GAP, 0.08).of(figure))
+    scale = figure.add_axes(GridPlace(SIDE, top, WIDTH - SIDE - 2 * GAP, 0.08).of(figure))
     beyond = any(float(each.difference.max()) * factor > 1 for band in bands for each in band.columns)
     ends: Literal["max", "neither"] = "max" if beyond else "neither"
     bar = figure.colorbar(shades, cax=scale, orientation="horizontal", extend=ends, ticks=[0, 0.5, 1])

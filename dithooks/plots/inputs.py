@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Frames = NDArray[np.float32]  # (frames, height, width, 3)
+from ..errors import InvalidSetting, WrongType
+
+SampleFrames = NDArray[np.float32]  # (frames, height, width, 3)
 ROUNDED = 5e-3  # by which floats may miss 0…1: what a decoder, or bfloat16, rounds
 WANTED = (
     "a batch of pictures is (N, 3, H, W) or (N, H, W, 3), one of videos (N, F, 3, H, W) or (N, F, H, W, 3); a single "
@@ -21,7 +23,7 @@ WANTED = (
 class Sample(NamedTuple):
     """A picture, which is one frame, or some frames of a video: ``numbers`` of ``total``."""
 
-    frames: Frames
+    frames: SampleFrames
     numbers: tuple[int, ...] = (0,)
     total: int = 1
 
@@ -51,15 +53,15 @@ def samples_of(given: Any, name: str, shown: int) -> list[Sample]:
         samples = [_sample(each, f"{name}[{number}]", shown) for number, each in enumerate(given)]
     else:
         if not isinstance(given, (torch.Tensor, np.ndarray)):
-            raise TypeError(
+            raise WrongType(
                 f"{name} must be a tensor, an array, or a list of pictures, not {type(given).__name__}: of a "
                 "pipeline's output, give .images or .frames"
             )
         if given.ndim not in (4, 5):
-            raise ValueError(f"{name} has shape {tuple(given.shape)}: {WANTED}")
+            raise InvalidSetting(f"{name} has shape {tuple(given.shape)}: {WANTED}")
         samples = [_sample(each, name, shown) for each in given]
     if not samples:
-        raise ValueError(f"{name} is empty: give one picture or video at least")
+        raise InvalidSetting(f"{name} is empty: give one picture or video at least")
     return samples
 
 
@@ -70,10 +72,10 @@ def check_alike(reference: Sequence[Sample], cached: Sequence[Sample]) -> None:
         ValueError: one has not.
     """
     if len(reference) != len(cached):
-        raise ValueError(f"reference has {len(reference)} samples and cached {len(cached)}: give one of each")
+        raise InvalidSetting(f"reference has {len(reference)} samples and cached {len(cached)}: give one of each")
     for number, (plain, other) in enumerate(zip(reference, cached, strict=True)):
         if (plain.frames.shape, plain.total) != (other.frames.shape, other.total):
-            raise ValueError(
+            raise InvalidSetting(
                 f"reference[{number}] is {_size(plain)}, and cached[{number}] {_size(other)}: they have to be alike"
             )
 
@@ -83,13 +85,13 @@ def _sample(given: Any, name: str, shown: int) -> Sample:
     if (isinstance(given, (torch.Tensor, np.ndarray)) and given.ndim != 4) or _is_picture(given):
         return Sample(_frame(given, name)[None])
     if not isinstance(given, (list, tuple, torch.Tensor, np.ndarray)):
-        raise TypeError(f"{name} must be a picture, a tensor, an array or a list of frames, not {type(given).__name__}")
+        raise WrongType(f"{name} must be a picture, a tensor, an array or a list of frames, not {type(given).__name__}")
     if not len(given):
-        raise ValueError(f"{name} has no frames: give a whole video")
+        raise InvalidSetting(f"{name} has no frames: give a whole video")
     numbers = tuple(np.unique(np.linspace(0, len(given) - 1, shown).round().astype(int)).tolist())
     frames = [_frame(given[number], f"{name}, frame {number},") for number in numbers]
     if len({frame.shape for frame in frames}) > 1:
-        raise ValueError(f"{name} has frames of several sizes: a video's are all alike")
+        raise InvalidSetting(f"{name} has frames of several sizes: a video's are all alike")
     return Sample(np.stack(frames), numbers, len(given))
 
 
@@ -107,17 +109,17 @@ def _frame(given: Any, name: str) -> NDArray[np.float32]:
     elif _is_picture(given):
         given = np.asarray(given.convert("RGB"))
     elif not isinstance(given, np.ndarray):
-        raise TypeError(f"{name} must be a picture, a tensor or an array, not {type(given).__name__}")
+        raise WrongType(f"{name} must be a picture, a tensor or an array, not {type(given).__name__}")
     place = next((place for place in places if given.ndim == 3 and given.shape[place] in (1, 3)), None)
     if place is None or not given.size:
-        raise ValueError(f"{name} has a picture of shape {given.shape}, which has to be (3, H, W) or (H, W, 3)")
+        raise InvalidSetting(f"{name} has a picture of shape {given.shape}, which has to be (3, H, W) or (H, W, 3)")
     if given.dtype == np.uint8:
         given = given / np.float32(255)
     if given.dtype.kind != "f":
-        raise ValueError(f"{name} is of {given.dtype}: give floats in 0…1, or bytes (uint8)")
+        raise InvalidSetting(f"{name} is of {given.dtype}: give floats in 0…1, or bytes (uint8)")
     low, high = float(given.min()), float(given.max())
     if not (low >= -ROUNDED and high <= 1 + ROUNDED):  # also where they are not finite
-        raise ValueError(
+        raise InvalidSetting(
             f"{name} has values from {low:.3g} to {high:.3g}: give pictures in 0…1, as output_type='pt' or 'np' does"
         )
     last = np.moveaxis(given.astype(np.float32), place, -1)

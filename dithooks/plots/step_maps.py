@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..config.cache_plan import CachePlan
-from ..config.transformer_plan import Piece
+from ..config.transformer_plan import TransformerPlan
+from ..errors import InvalidSetting, WrongType
 from ..handle import CacheHandle
-from ..stats.types import Settled
+from ..stats.types import CallRecord
 from ..validation import check_count
 
 
@@ -98,19 +99,19 @@ def maps_of(source: CacheHandle | CachePlan, run: int | None) -> list[StepMap]:
     """
     if isinstance(source, CachePlan):
         if run is not None:
-            raise ValueError(f"run={run}: a plan has no runs; leave it out")
+            raise InvalidSetting(f"run={run}: a plan has no runs; leave it out")
         return [_of_piece(piece) for piece in source.pieces]
     if not isinstance(source, CacheHandle):
-        raise TypeError(f"steps takes the handle that dit_cache returns, or a CachePlan, not {source!r}")
+        raise WrongType(f"steps takes the handle that dit_cache returns, or a CachePlan, not {source!r}")
     decisions = source.decisions
     if not decisions:
-        raise ValueError(
+        raise InvalidSetting(
             "no call has been settled yet, so there is no step to show: draw something while the cache is attached "
             "(update() and reset() forget what was before)"
         )
     chosen = _of_run(decisions, run)
     extents = {each.range: Extent(each.first, each.blocks, each.total) for each in source.ranges}
-    branches = {(each.range, each.branch): dict[int, Settled]() for each in chosen}
+    branches = {(each.range, each.branch): dict[int, CallRecord]() for each in chosen}
     for each in chosen:
         branches[each.range, each.branch][each.step] = each
     several = len({branch for _, branch in branches}) > 1
@@ -126,15 +127,15 @@ def maps_of(source: CacheHandle | CachePlan, run: int | None) -> list[StepMap]:
     ]
 
 
-def _of_piece(piece: Piece) -> StepMap:
+def _of_piece(piece: TransformerPlan) -> StepMap:
     first, end = piece.called or (0, len(piece.steps))
     reused = {step: not piece.steps[step] for step in range(first, end)}
     return StepMap(piece.path, None, Extent(piece.first, piece.blocks, piece.total), reused, {})
 
 
-def _of_run(decisions: Iterable[Settled], run: int | None) -> list[Settled]:
+def _of_run(decisions: Iterable[CallRecord], run: int | None) -> list[CallRecord]:
     """Of each range, those of the run, or of its last."""
-    found: dict[str, dict[int, list[Settled]]] = {}
+    found: dict[str, dict[int, list[CallRecord]]] = {}
     for each in decisions:
         found.setdefault(each.range, {}).setdefault(each.run, []).append(each)
     if run is None:
@@ -142,7 +143,7 @@ def _of_run(decisions: Iterable[Settled], run: int | None) -> list[Settled]:
     check_count("run", run, 0)
     if not any(run in runs for runs in found.values()):
         there = sorted({number for runs in found.values() for number in runs})
-        raise ValueError(f"run={run}: there is none of that number; decisions are kept of {_spelled(there)}")
+        raise InvalidSetting(f"run={run}: there is none of that number; decisions are kept of {_spelled(there)}")
     return [each for runs in found.values() for each in runs.get(run, [])]
 
 

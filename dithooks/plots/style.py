@@ -8,6 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import InvalidSetting
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -41,7 +43,7 @@ def figure_of(ax: Axes) -> Figure:
     """The figure that axes are in, also where they are in a part of it."""
     part: Any = ax.figure
     if part is None:
-        raise ValueError("ax is in no figure any more: give axes of one")
+        raise InvalidSetting("ax is in no figure any more: give axes of one")
     whole: Figure = part.figure
     return whole
 

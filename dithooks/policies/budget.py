@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from ..errors import InvalidSetting
 from ..validation import check_count, check_number
-from .history import Decision, Schedule, Track
+from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, Reduce, check_looking
 
 WITHIN = 0.05  # of the target
@@ -41,14 +42,14 @@ class Budget(Policy):
     Example:
         >>> from dithooks.policies.history import Account
         >>> policy, schedule = Budget(2.0, max_warmup_steps=2), Schedule(steps=10)
-        >>> track = Track(account=Account(calls=4, reused=1))
+        >>> track = BranchHistory(account=Account(calls=4, reused=1))
         >>> policy.to_come(4, track, schedule)  # 5 of 10 are to be reused, 1 is, 6 calls remain
         (4, 6)
-        >>> policy.before(6, Track(account=Account(calls=6, reused=1)), schedule)
+        >>> policy.before(6, BranchHistory(account=Account(calls=6, reused=1)), schedule)
         Decision(reuse=True, reason='reuse', value=None)
     """
 
-    gauge: ClassVar[Literal["change", "rate"] | None] = "change"
+    metric: ClassVar[Literal["change", "rate"] | None] = "change"
 
     target_speedup: float
     max_warmup_steps: int | None = None
@@ -64,7 +65,7 @@ class Budget(Policy):
 
     def for_run(self, schedule: Schedule) -> Budget:
         if schedule.steps is None:
-            raise ValueError(
+            raise InvalidSetting(
                 f"Budget({self.target_speedup:g}) has to know the number of steps, which nothing tells: give dit_cache "
                 "the pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
             )
@@ -76,14 +77,14 @@ class Budget(Policy):
         most = max(steps - warmup, 0)
         if self._wanted(steps, schedule) > most + 0.5:
             reachable = _speedup(most, steps, schedule)
-            raise ValueError(
+            raise InvalidSetting(
                 f"target_speedup={self.target_speedup:g} cannot be reached: with {schedule.skipped} of "
                 f"{schedule.blocks} blocks left out in at most {most} of {steps} steps it is {reachable:.3g}. Choose a "
                 "longer range, fewer max_warmup_steps, or a lower target"
             )
         return replace(self, max_warmup_steps=warmup)
 
-    def to_come(self, step: int, track: Track, schedule: Schedule) -> tuple[int, int]:
+    def to_come(self, step: int, track: BranchHistory, schedule: Schedule) -> tuple[int, int]:
         """How many calls of the run are still to be reused, and how many are to come, this one included."""
         assert schedule.steps is not None
         account = track.account
@@ -91,7 +92,7 @@ class Budget(Policy):
         left = max((schedule.steps - step) * account.branches - called, 1)
         return self._nearest(account.calls + left, schedule) - account.reused, left
 
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
         if schedule.done(step) < (self.max_warmup_steps or 1):
             return Decision(False, "warm-up")
         wanted, left = self.to_come(step, track, schedule)
@@ -99,7 +100,7 @@ class Budget(Policy):
             return Decision(False, "budget")
         return Decision(True, "reuse") if wanted >= left else None
 
-    def judge(self, step: int, track: Track, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
             return Decision(False, "non-finite", value)
         wanted, left = self.to_come(step, track, schedule)

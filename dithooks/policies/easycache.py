@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..validation import check_count, check_number
-from .history import Decision, Schedule, Track
+from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, Reduce, check_looking, no_end
 
 
@@ -34,12 +34,12 @@ class EasyCache(Policy):
         TypeError, ValueError: a value is of the wrong type or out of range.
 
     Example:
-        >>> policy, track = EasyCache(0.1), Track(refreshed=9, drift=0.08)
+        >>> policy, track = EasyCache(0.1), BranchHistory(refreshed=9, drift=0.08)
         >>> policy.judge(12, track, Schedule(), 0.01).reuse, policy.judge(12, track, Schedule(), 0.03).reuse
         (True, False)
     """
 
-    gauge: ClassVar[Literal["change", "rate"] | None] = "rate"
+    metric: ClassVar[Literal["change", "rate"] | None] = "rate"
 
     threshold: float
     max_warmup_steps: int = 5
@@ -55,7 +55,7 @@ class EasyCache(Policy):
                 object.__setattr__(self, name, check_count(name, value, least))
         check_looking(self)
 
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
         if schedule.done(step) < self.max_warmup_steps:
             return Decision(False, "warm-up")
         if schedule.steps is not None and step >= schedule.steps - self.last_steps_computed:
@@ -64,7 +64,7 @@ class EasyCache(Policy):
             return Decision(False, "cap")
         return None
 
-    def judge(self, step: int, track: Track, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
             return Decision(False, "non-finite", value)
         reuse = track.drift + value < self.threshold

@@ -39,7 +39,7 @@ class Schedule:
 
 
 @dataclass
-class Account:
+class RunHistory:
     """All calls of a run so far, kept by the engine.
 
     Args:
@@ -63,7 +63,7 @@ class Account:
 
 
 @dataclass
-class Track:
+class BranchHistory:
     """A branch's way through its run, kept by the engine.
 
     Args:
@@ -84,7 +84,7 @@ class Track:
     streak: int = 0
     drift: float = 0.0
     rates: list[float] = field(default_factory=list)
-    account: Account = field(default_factory=Account)
+    account: RunHistory = field(default_factory=RunHistory)
 
     def note(self, step: int, decision: Decision) -> None:
         """A call was settled."""

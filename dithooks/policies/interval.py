@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..validation import check_count
-from .history import Decision, Schedule, Track
+from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
 
 
@@ -37,7 +37,7 @@ class Interval(Policy):
         """The last step, this one included, that the schedule computes."""
         return step if step < self.start else step - (step - self.start) % self.interval
 
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
+    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
         if step < self.start:
             return Decision(False, "warm-up")
         refresh = self.last_refresh(step)
@@ -47,7 +47,7 @@ class Interval(Policy):
             return Decision(False, "missed refresh")
         return Decision(True, "reuse")
 
-    def outdated(self, step: int, track: Track, idle: int, anchors: int) -> bool:
+    def outdated(self, step: int, track: BranchHistory, idle: int, anchors: int) -> bool:
         if anchors > 1:
             return super().outdated(step, track, idle, anchors)
         return idle > 1 and track.refreshed is not None and track.refreshed < self.last_refresh(step)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidSetting, WrongType
 from ..validation import check_count, check_number
-from .history import Decision, Schedule, Track
+from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
 
 
@@ -38,7 +39,7 @@ class MagnitudeRatio(Policy):
         >>> policy = MagnitudeRatio((1.0, 0.9, 0.9, 0.9), threshold=0.3, retention_ratio=0.0)
         >>> round(policy.error(0, 2, branch=0), 3)  # |1 − 0.9| + |1 − 0.81|
         0.29
-        >>> [policy.before(step, Track(refreshed=0), Schedule()).reuse for step in (1, 2, 3)]
+        >>> [policy.before(step, BranchHistory(refreshed=0), Schedule()).reuse for step in (1, 2, 3)]
         [True, True, False]
     """
 
@@ -51,18 +52,18 @@ class MagnitudeRatio(Policy):
         ratios: Any = self.ratios
         given = ratios.tolist() if hasattr(ratios, "tolist") else ratios
         if not isinstance(given, (list, tuple)) or not given:
-            raise TypeError(f"ratios must be a number for each step, or such a list for each branch, not {given!r}")
+            raise WrongType(f"ratios must be a number for each step, or such a list for each branch, not {given!r}")
         nested = all(isinstance(each, (list, tuple)) for each in given)
         checked = tuple(tuple(_ratio(g) for g in each) for each in (given if nested else (given,)))
         if not checked[0] or len({len(each) for each in checked}) > 1:
-            raise ValueError("ratios must be one positive number for each step, or such a list for each branch")
+            raise InvalidSetting("ratios must be one positive number for each step, or such a list for each branch")
         object.__setattr__(self, "ratios", checked if nested else checked[0])
         object.__setattr__(self, "threshold", check_number("threshold", self.threshold, 0, strictly=True))
         limit = check_count("max_continuous_cached_steps", self.max_continuous_cached_steps, 1)
         object.__setattr__(self, "max_continuous_cached_steps", limit)
         share = check_number("retention_ratio", self.retention_ratio, 0)
         if share > 1:
-            raise ValueError(f"retention_ratio={share} is out of range: it is a share of the steps, 0 … 1")
+            raise InvalidSetting(f"retention_ratio={share} is out of range: it is a share of the steps, 0 … 1")
         object.__setattr__(self, "retention_ratio", share)
 
     @property
@@ -90,7 +91,7 @@ class MagnitudeRatio(Policy):
             total += abs(1 - product)
         return total
 
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
+    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
         known = len(self._lists[0])
         if step < math.ceil(self.retention_ratio * known - 1e-6):  # 0.07 · 100 is 7, not a little more
             return Decision(False, "warm-up")

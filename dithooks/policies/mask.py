@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ..errors import InvalidSetting, WrongType
 from ..validation import check_number
-from .history import Decision, Schedule, Track
+from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
 
 # Of all steps, how many each preset computes: 1.5×, 2×, 3× and 4× fewer, if the range is the whole stack.
@@ -38,7 +39,7 @@ class Mask(Policy):
         (1, 0, 1, 0, 1, 0, 1, 0, 1, 0)
     """
 
-    gauge: ClassVar[Literal["change", "rate"] | None] = None
+    metric: ClassVar[Literal["change", "rate"] | None] = None
     needs_sigmas: ClassVar[bool] = True
 
     steps: str | tuple[int, ...]
@@ -48,21 +49,21 @@ class Mask(Policy):
     def __post_init__(self) -> None:
         if isinstance(self.steps, str):
             if self.steps not in PRESETS:
-                raise ValueError(f"Mask({self.steps!r}): there are the presets {', '.join(PRESETS)}")
+                raise InvalidSetting(f"Mask({self.steps!r}): there are the presets {', '.join(PRESETS)}")
             if self.sigmas is not None:
-                raise ValueError("sigmas belong to a mask of 0 and 1: a preset is made for the steps of the run")
+                raise InvalidSetting("sigmas belong to a mask of 0 and 1: a preset is made for the steps of the run")
         else:
             steps: Any = self.steps
             if not isinstance(steps, Iterable):
-                raise TypeError(f"steps must be a mask of 0 and 1, or a preset by its name, not {self.steps!r}")
+                raise WrongType(f"steps must be a mask of 0 and 1, or a preset by its name, not {self.steps!r}")
             bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in _listed(steps))
             if -1 in bits or bits[:1] != (1,):
-                raise ValueError(f"Mask({self.steps!r}): give a 0 or 1 for each step, the first of them 1")
+                raise InvalidSetting(f"Mask({self.steps!r}): give a 0 or 1 for each step, the first of them 1")
             object.__setattr__(self, "steps", bits)
         if self.sigmas is not None:
             object.__setattr__(self, "sigmas", _levels(self.sigmas, len(self.steps)))
-        if self.dynamic is not None and (not isinstance(self.dynamic, Policy) or self.dynamic.gauge is None):
-            raise TypeError(f"dynamic={self.dynamic!r} must be a policy that decides by looking, such as Threshold")
+        if self.dynamic is not None and (not isinstance(self.dynamic, Policy) or self.dynamic.metric is None):
+            raise WrongType(f"dynamic={self.dynamic!r} must be a policy that decides by looking, such as Threshold")
         if self.dynamic is not None:
             for name in ("gauge", "separate_branches", "reduce"):
                 object.__setattr__(self, name, getattr(self.dynamic, name))
@@ -71,7 +72,7 @@ class Mask(Policy):
         dynamic = None if self.dynamic is None else self.dynamic.for_run(schedule)
         if isinstance(self.steps, str):
             if schedule.steps is None:
-                raise ValueError(
+                raise InvalidSetting(
                     f"Mask({self.steps!r}) is made for the number of steps, which nothing tells: give dit_cache the "
                     "pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
                 )
@@ -80,7 +81,7 @@ class Mask(Policy):
             return replace(self, dynamic=dynamic)
         return Mask(resample(self.steps, schedule.steps, self.sigmas, schedule.sigmas), None, dynamic)
 
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
         assert not isinstance(self.steps, str)
         if step >= len(self.steps):
             return Decision(False, "end")
@@ -90,16 +91,16 @@ class Mask(Policy):
             return self.dynamic.before(step, track, schedule)
         return Decision(False, "missed refresh") if self._missed(step, track) else Decision(True, "reuse")
 
-    def _missed(self, step: int, track: Track) -> bool:
+    def _missed(self, step: int, track: BranchHistory) -> bool:
         """Whether the branch was not called at the last refresh."""
         assert not isinstance(self.steps, str)
         return track.refreshed is not None and any(self.steps[track.refreshed + 1 : step])
 
-    def judge(self, step: int, track: Track, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
         assert self.dynamic is not None
         return self.dynamic.judge(step, track, schedule, value)
 
-    def outdated(self, step: int, track: Track, idle: int, anchors: int) -> bool:
+    def outdated(self, step: int, track: BranchHistory, idle: int, anchors: int) -> bool:
         if self.dynamic is not None or anchors > 1:
             return super().outdated(step, track, idle, anchors)
         return idle > 1 and self._missed(step, track)
@@ -214,5 +215,5 @@ def _falls(sigmas: Sequence[float], steps: int) -> bool:
 def _levels(sigmas: Sequence[float], steps: int) -> tuple[float, ...]:
     levels = tuple(check_number("a sigma", sigma, 0) for sigma in _listed(sigmas))[:steps]
     if len(levels) < steps or any(not a > b for a, b in pairwise(levels)):
-        raise ValueError(f"sigmas must be {steps} falling noise levels, one for each step of the mask")
+        raise InvalidSetting(f"sigmas must be {steps} falling noise levels, one for each step of the mask")
     return levels

@@ -7,21 +7,22 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Literal
 
+from ..errors import WrongType
 from ..validation import check_choice
-from .history import Decision, Schedule, Track
+from .history import BranchHistory, Decision, Schedule
 
 Reduce = Literal["mean", "max"]
 LONG = 8  # steps: a branch not called for longer is not expected back
 
 
 class Policy(ABC):
-    """Decides, call by call. Subclasses are frozen dataclasses; what a run has seen so far is in its :class:`Track`.
+    """Decides, call by call. Subclasses are frozen dataclasses; what happened so far is in the :class:`BranchHistory`.
 
-    A call is settled by :meth:`before`, or, where that gives ``None``, looked at (``gauge`` says how) and settled by
+    A call is settled by :meth:`before`, or, where that gives ``None``, looked at (``metric`` says how) and settled by
     :meth:`judge`. Looking costs one wait for the device. Whether there is a residual to reuse is the engine's to check.
     """
 
-    gauge: ClassVar[Literal["change", "rate"] | None] = None
+    metric: ClassVar[Literal["change", "rate"] | None] = None
     distinct: int = 1  # branches that it treats by their number
     needs_sigmas: ClassVar[bool] = False  # of the run's steps
     separate_branches: bool = True  # one decision a branch, or one a step that its branches share
@@ -36,10 +37,10 @@ class Policy(ABC):
         return self
 
     @abstractmethod
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
         """Settle a call without looking at it."""
 
-    def judge(self, step: int, track: Track, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
         """Settle a call by the difference that was measured."""
         raise NotImplementedError(f"{type(self).__name__} decides without looking")
 
@@ -47,7 +48,7 @@ class Policy(ABC):
         """Whether what is computed at this step may be among the last ``anchors`` at one that is reused."""
         return True
 
-    def outdated(self, step: int, track: Track, idle: int, anchors: int) -> bool:
+    def outdated(self, step: int, track: BranchHistory, idle: int, anchors: int) -> bool:
         """Whether a branch that was last called ``idle`` steps ago can do without what is kept for it.
 
         ``anchors`` is how many residuals the predictor takes: with several, an older one is of use.
@@ -89,7 +90,7 @@ def check_looking(policy: Policy) -> None:
     """
     check_choice("reduce", policy.reduce, ("mean", "max"))
     if not isinstance(policy.separate_branches, bool):
-        raise TypeError(f"separate_branches must be True or False, not {policy.separate_branches!r}")
+        raise WrongType(f"separate_branches must be True or False, not {policy.separate_branches!r}")
 
 
 def no_end(last_steps: int, schedule: Schedule) -> str | None:

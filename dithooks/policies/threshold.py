@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..validation import check_choice, check_count, check_number
-from .history import Decision, Schedule, Track
+from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, Reduce, check_looking, no_end
 
 
@@ -41,7 +41,7 @@ class Threshold(Policy):
 
     Example:
         >>> policy = Threshold(0.1, max_warmup_steps=1)
-        >>> track, schedule = Track(refreshed=0), Schedule(steps=10)
+        >>> track, schedule = BranchHistory(refreshed=0), Schedule(steps=10)
         >>> policy.before(0, track, schedule)
         Decision(reuse=False, reason='warm-up', value=None)
         >>> policy.judge(1, track, schedule, 0.05)
@@ -50,7 +50,7 @@ class Threshold(Policy):
         Decision(reuse=False, reason='threshold', value=0.2)
     """
 
-    gauge: ClassVar[Literal["change", "rate"] | None] = "change"
+    metric: ClassVar[Literal["change", "rate"] | None] = "change"
 
     residual_diff_threshold: float
     max_warmup_steps: int = 8
@@ -83,7 +83,7 @@ class Threshold(Policy):
         check_choice("force_refresh", self.force_refresh, ("once", "repeat"))
         check_looking(self)
 
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
         done = schedule.done(step)
         if done < self.max_warmup_steps and done % self.warmup_interval == 0:
             return Decision(False, "warm-up")
@@ -100,7 +100,7 @@ class Threshold(Policy):
                 return Decision(False, "cap")
         return None
 
-    def judge(self, step: int, track: Track, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
             return Decision(False, "non-finite", value)
         if value >= self.residual_diff_threshold:

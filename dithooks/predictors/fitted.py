@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from ..errors import InvalidSetting, WrongType
 from ..policies.history import Schedule
 from ..validation import check_number
 from .predictor import Moment, Predictor
@@ -51,9 +52,9 @@ class Fitted(Predictor):
         coefficients = _listed(self.coefficients)
         given = list(coefficients) if isinstance(coefficients, Iterable) else None
         if given is None or not all(each is None or isinstance(each, Iterable) for each in given):
-            raise TypeError(f"coefficients must be None or a list of weights for each step, not {self.coefficients!r}")
+            raise WrongType(f"coefficients must be None or a list of weights for each step, not {self.coefficients!r}")
         if not given or given[0] is not None:
-            raise ValueError("coefficients must begin with None: the first step is computed")
+            raise InvalidSetting("coefficients must begin with None: the first step is computed")
         checked = tuple(
             None if each is None else tuple(check_number("a coefficient", c, -float("1e30")) for c in each)
             for each in given
@@ -62,15 +63,15 @@ class Fitted(Predictor):
         for step, each in enumerate(checked):
             before = len(list(self._planned(step)))
             if each is not None and not 1 <= len(each) <= before:
-                raise ValueError(f"step {step} has {len(each)} coefficients, but {before} computed steps before it")
+                raise InvalidSetting(f"step {step} has {len(each)} coefficients, but {before} computed steps before it")
         if self.sigmas is None:
             return
         sigmas = _listed(self.sigmas)
         if not isinstance(sigmas, Iterable) or isinstance(sigmas, str):
-            raise TypeError(f"sigmas must be a number for each step, or None, not {self.sigmas!r}")
+            raise WrongType(f"sigmas must be a number for each step, or None, not {self.sigmas!r}")
         object.__setattr__(self, "sigmas", tuple(check_number("a sigma", s, -float("1e30")) for s in sigmas))
         if len(self.sigmas) != len(checked):
-            raise ValueError(f"sigmas has {len(self.sigmas)} entries, but coefficients has {len(checked)}")
+            raise InvalidSetting(f"sigmas has {len(self.sigmas)} entries, but coefficients has {len(checked)}")
 
     @cached_property
     def anchors(self) -> int:

@@ -59,7 +59,7 @@ class Taylor(Predictor):
         return self.order + 1
 
     def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...]:
-        return through(anchors[: self.order + 1], now, self.axis)
+        return lagrange_weights(anchors[: self.order + 1], now, self.axis)
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Linear(Predictor):
         return 2
 
     def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...]:
-        return through(anchors[:2], now, "sigma")
+        return lagrange_weights(anchors[:2], now, "sigma")
 
 
-def through(anchors: Sequence[Moment], now: Moment, axis: str) -> tuple[float, ...]:
+def lagrange_weights(anchors: Sequence[Moment], now: Moment, axis: str) -> tuple[float, ...]:
     """Weights of the polynomial through the anchors, at ``now`` (Lagrange's form); they add up to 1.
 
     Anchors told by another axis than ``now``, and those at the time of a newer one, get 0.

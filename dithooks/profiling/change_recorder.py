@@ -16,7 +16,8 @@ from torch import Tensor
 from ..engine.attachment import Attachment
 from ..engine.call import Call, Capture
 from ..engine.capture import effect
-from ..policies.history import Decision, Schedule, Track
+from ..errors import InvalidSetting
+from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
 from ..predictors.predictor import Moment
 
@@ -24,17 +25,17 @@ SAMPLE = 2**16  # numbers of a tensor that are kept
 
 
 @dataclass(frozen=True)
-class Watch(Policy):
+class ChangeWatch(Policy):
     """Compute every call, and look."""
 
-    gauge: ClassVar[Literal["change", "rate"] | None] = "change"
+    metric: ClassVar[Literal["change", "rate"] | None] = "change"
 
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
+    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
         return Decision(False, "profile")
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class RecordedChanges:
     """One branch of one range in a recorded run.
 
     Args:
@@ -83,7 +84,7 @@ class Recorded:
 
     def decisions(self, policy: Policy) -> list[Decision]:
         """What a policy that looks at changes would have decided, had reuse changed nothing in what it looks at."""
-        policy, track, made = policy.for_run(self.schedule), Track(self.branch), list[Decision]()
+        policy, track, made = policy.for_run(self.schedule), BranchHistory(self.branch), list[Decision]()
         refreshed = 0
         for call, moment in enumerate(self.moments):
             decision = policy.before(moment.step, track, self.schedule)
@@ -99,7 +100,7 @@ class Recorded:
         return made
 
 
-class Recorder:
+class ChangeRecorder:
     """Keeps samples of what one range does, call by call."""
 
     def __init__(self, attached: Attachment) -> None:
@@ -120,7 +121,7 @@ class Recorder:
         self.schedule = call.run.schedule
         self.calls.setdefault((call.run.number, call.branch.track.number), []).append(kept)
 
-    def branches(self) -> list[Recorded]:
+    def branches(self) -> list[RecordedChanges]:
         """What was recorded.
 
         Raises:
@@ -128,21 +129,23 @@ class Recorder:
         """
         ledger = self.attached.ledger
         if len(runs := {run for run, _ in self.calls}) > 1:
-            raise ValueError(f"call made {len(runs)} runs of {ledger.name}: profile one at a time")
+            raise InvalidSetting(f"call made {len(runs)} runs of {ledger.name}: profile one at a time")
         found = []
         for (_, number), calls in sorted(self.calls.items()):
             moments, probes, deltas, norms = zip(*calls, strict=True)
             # The number of blocks is not known before the first call is over.
             schedule = replace(self.schedule, blocks=ledger.blocks, skipped=ledger.skippable)
             streams = tuple(_array(stream) for stream in zip(*probes, strict=True))
-            found.append(Recorded(ledger.name, number, schedule, moments, streams, _array(deltas), _array(norms)))
+            found.append(
+                RecordedChanges(ledger.name, number, schedule, moments, streams, _array(deltas), _array(norms))
+            )
         return found
 
 
 @contextmanager
-def recording(attached: Sequence[Attachment]) -> Iterator[list[Recorder]]:
+def recording(attached: Sequence[Attachment]) -> Iterator[list[ChangeRecorder]]:
     """Attached, with a recorder each; and taken off again, whatever happens."""
-    recorders = [Recorder(each) for each in attached]
+    recorders = [ChangeRecorder(each) for each in attached]
     try:
         for each, recorder in zip(attached, recorders, strict=True):
             each.flow.runs.on_kept = recorder

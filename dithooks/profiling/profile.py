@@ -15,11 +15,12 @@ from ..config.cache_config import DitCacheConfig
 from ..engine.attachment import check, prepare
 from ..engine.clock import scheduler_of
 from ..engine.overrides import assign
+from ..errors import InvalidSetting, WrongType
 from ..planning.weight_fit import RIDGE, fit
 from ..policies.threshold import Threshold
 from ..predictors.fitted import Fitted
 from ..predictors.predictor import Moment
-from .change_recorder import Recorded, Watch, recording
+from .change_recorder import ChangeWatch, RecordedChanges, recording
 
 THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.24, 0.32)
 QUANTILES = (0, 25, 50, 75, 95, 100)
@@ -53,11 +54,11 @@ class Profile:
         (5, 5)
     """
 
-    branches: tuple[Recorded, ...]
+    branches: tuple[RecordedChanges, ...]
     thresholds: tuple[float, ...]
     policy: Threshold
 
-    def of(self, range: str | None = None) -> tuple[Recorded, ...]:
+    def of(self, range: str | None = None) -> tuple[RecordedChanges, ...]:
         """The branches of one range, by its path or the end of that; of the only one there is.
 
         Raises:
@@ -66,7 +67,7 @@ class Profile:
         paths = list(dict.fromkeys(each.range for each in self.branches))
         found = [path for path in paths if range is None or path == range or path.endswith(f".{range}")]
         if len(found) != 1:
-            raise ValueError(f"range={range!r}: there are {', '.join(paths)}")
+            raise InvalidSetting(f"range={range!r}: there are {', '.join(paths)}")
         return tuple(each for each in self.branches if each.range == found[0])
 
     def ratios(self, range: str | None = None) -> tuple[tuple[float, ...], ...]:
@@ -89,7 +90,7 @@ class Profile:
         """
         branches = self.of(range)
         if len(computed) != (steps := max(each.steps for each in branches)):
-            raise ValueError(f"a mask of {len(computed)} steps does not fit a run of {steps}")
+            raise InvalidSetting(f"a mask of {len(computed)} steps does not fit a run of {steps}")
         gram, moments = np.zeros((steps, steps), dtype=np.float32), dict[int, Moment]()
         for each in branches:
             calls = [moment.step for moment in each.moments]
@@ -100,7 +101,7 @@ class Profile:
         times = [moments.get(step, Moment(step, float(step), "step")) for step in np.arange(steps).tolist()]
         return fit(gram, times, [int(bit) for bit in bits], anchors, ridge)
 
-    def reuse(self, threshold: float, branch: Recorded) -> float:
+    def reuse(self, threshold: float, branch: RecordedChanges) -> float:
         """Predicted share of a branch's calls that are reused."""
         made = branch.decisions(replace(self.policy, residual_diff_threshold=threshold))
         return sum(decision.reuse for decision in made) / max(len(made), 1)
@@ -173,12 +174,12 @@ def profile(
         ['0.25', '0.33', '0.50']
     """
     if not callable(call):
-        raise TypeError(f"call must be a function that makes the run, such as lambda: pipe(...), not {call!r}")
+        raise WrongType(f"call must be a function that makes the run, such as lambda: pipe(...), not {call!r}")
     policy = config.when if config is not None and isinstance(config.when, Threshold) else Threshold(0.1)
     chains = chains_of(target, blocks)
     if config is None:
         alone = [replace(chain, lanes=(lane,)) for chain, _ in chains for lane in chain.lanes]
-        ranges = [(c, DitCacheConfig(cache_block_start=min(1, len(c.sites) - 1), policy=Watch())) for c in alone]
+        ranges = [(c, DitCacheConfig(cache_block_start=min(1, len(c.sites) - 1), policy=ChangeWatch())) for c in alone]
     else:
         assigned = assign(chains, config)
         ranges = [(chain, replace(own, **_WATCHED, overrides={}, fingerprint=None)) for chain, own in assigned]
@@ -190,7 +191,7 @@ def profile(
         call()
     branches = [branch for recorder in recorders for branch in recorder.branches()]
     if not branches:
-        raise ValueError("call ran no step of the target, or with gradients: call it under torch.no_grad()")
+        raise InvalidSetting("call ran no step of the target, or with gradients: call it under torch.no_grad()")
     return Profile(tuple(branches), tuple(thresholds), policy)
 
 
@@ -205,4 +206,4 @@ def _table(rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-_WATCHED: dict[str, Any] = {"policy": Watch(), "cache_step_start": None, "cache_step_interval": None}
+_WATCHED: dict[str, Any] = {"policy": ChangeWatch(), "cache_step_start": None, "cache_step_interval": None}

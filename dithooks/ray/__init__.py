@@ -17,9 +17,9 @@ for _package in ("ray", "pyarrow"):
 
 from ..tuning.executors.ray_actors import Actors  # noqa: E402
 from .driver import generate  # noqa: E402
-from .job_report import Report  # noqa: E402
+from .job_report import JobReport  # noqa: E402
 from .prompts import read_prompts  # noqa: E402
 from .results import read  # noqa: E402
 from .samples import decoded  # noqa: E402
 
-__all__ = ["Actors", "Report", "decoded", "generate", "read", "read_prompts"]
+__all__ = ["Actors", "JobReport", "decoded", "generate", "read", "read_prompts"]

@@ -14,6 +14,7 @@ import ray
 import torch
 from ray import cloudpickle
 
+from ..errors import RunMismatch
 from .attempts import ATTEMPTS, Underway
 from .files import Folder
 from .job import Job
@@ -111,7 +112,7 @@ class Drawer:
         """A pipeline whose loading ends the process would be loaded for ever: noted as calls are."""
         underway = Underway(self._folder, f"load-{self._actor}", self._actor)
         if (ended := underway.ended(_LOADING)) >= ATTEMPTS:
-            raise RuntimeError(f"the process that loaded the pipeline on {platform.node()} ended {ended} times")
+            raise RunMismatch(f"the process that loaded the pipeline on {platform.node()} ended {ended} times")
         underway.begin(_LOADING)
         try:
             return Painter(self._job)

@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from ..errors import InvalidSetting, RunMismatch, WrongType
 from . import attempts as underway
 from .actor import Told
 from .files import Folder, locked
 from .job import Job, Plan, plan_of, whole
 from .job_progress import shown
-from .job_report import Counts, Report
+from .job_report import Counts, JobReport
 from .output import LOCK, check_same, chunk_name, drop, scan, settle
 from .pool import drawn, started, strategy
 from .prompts import read_prompts
@@ -42,7 +43,7 @@ def generate(
     seed: int = 0,
     retry_failed: bool = False,
     verbose: bool = True,
-) -> Report:
+) -> JobReport:
     """Draw every row of a prompts file, and keep each with its picture, its numbers, or its error.
 
     The rows are cut into chunks, which Ray Data hands to a pool of actors. An actor loads the pipeline and attaches the
@@ -127,7 +128,7 @@ def generate(
                     told += answers
         final = scan(folder)
         if missing := [row_id for row_id in table["id"].to_pylist() if row_id not in final]:
-            raise RuntimeError(f"{len(missing)} rows, {missing[0]!r} first, are not in {folder.place}: call it again")
+            raise RunMismatch(f"{len(missing)} rows, {missing[0]!r} first, are not in {folder.place}: call it again")
     before = [there[row_id] for row_id in table["id"].to_pylist() if row_id in there]
     return _report(folder, table.num_rows, [row.failed for row in before], told, time.perf_counter() - begin)
 
@@ -158,22 +159,22 @@ def cut(table: pa.Table, done: set[Any], rows_per_file: int) -> list[tuple[str, 
 def _pool(actors: object) -> tuple[int, int]:
     pair = (actors, actors) if not isinstance(actors, (tuple, list)) else tuple(actors)
     if len(pair) != 2:
-        raise ValueError(f"actors={actors!r}: give how many, or a pair of the least and the most")
+        raise InvalidSetting(f"actors={actors!r}: give how many, or a pair of the least and the most")
     for each in pair:
         whole("actors", each, 1)
     if pair[0] > pair[1]:
-        raise ValueError(f"actors={actors!r}: the least is more than the most")
+        raise InvalidSetting(f"actors={actors!r}: the least is more than the most")
     return pair[0], pair[1]
 
 
 def _resources(num_cpus: object, num_gpus: object) -> None:
     for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name}={value!r} must be a number")
+            raise WrongType(f"{name}={value!r} must be a number")
         if not 0 <= value < math.inf:
-            raise ValueError(f"{name}={value} is out of range: give 0 or more")
+            raise InvalidSetting(f"{name}={value} is out of range: give 0 or more")
     if isinstance(num_gpus, float) and num_gpus > 1 and not num_gpus.is_integer():
-        raise ValueError(f"num_gpus={num_gpus}: Ray gives a part of one, or several whole ones")
+        raise InvalidSetting(f"num_gpus={num_gpus}: Ray gives a part of one, or several whole ones")
 
 
 def _fitting(rows: int, actors: int, batch_size: int) -> int:
@@ -187,13 +188,13 @@ def _fitting(rows: int, actors: int, batch_size: int) -> int:
     return batch_size * max(1, min(batches, LARGEST // batch_size))
 
 
-def _report(folder: Folder, rows: int, before: list[bool], told: list[Told], seconds: float) -> Report:
+def _report(folder: Folder, rows: int, before: list[bool], told: list[Told], seconds: float) -> JobReport:
     actors: dict[str, Counts] = {}
     for each in told:
         sums = actors.get(each.actor, Counts())
         counts = (sums.drawn + each.ok, sums.failed + each.failed, sums.seconds + each.seconds)
         actors[each.actor] = Counts(*counts)
-    return Report(
+    return JobReport(
         folder.place,
         rows,
         sum(each.ok for each in told),

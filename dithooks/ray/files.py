@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow.fs as arrow_fs  # type: ignore[import-untyped]
 
+from ..errors import InvalidSetting, RunMismatch
+
 PART = ".part"
 
 
@@ -52,7 +54,7 @@ class Folder:
             ValueError: it is a file.
         """
         if self.filesystem.get_file_info(self.path(name)).type == arrow_fs.FileType.File:
-            raise ValueError(f"out={self.place!r} is a file: give a folder")
+            raise InvalidSetting(f"out={self.place!r} is a file: give a folder")
         self.filesystem.create_dir(self.path(name), recursive=True)
 
     def names(self, folder: str = "") -> list[str]:
@@ -129,7 +131,7 @@ def locked(folder: Folder, name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(
+            raise RunMismatch(
                 f"out={folder.place!r}: another process is at work on this job: wait for it, or give another folder"
             ) from None
         except OSError:  # a filesystem without locks

@@ -20,6 +20,7 @@ from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
 from ..config.safe_json import parsed, read_file
 from ..environment.machine import versions
+from ..errors import InvalidSetting, RunMismatch, WrongType
 
 SCHEMA = 1
 KINDS = ("CachePlan", "DitCacheConfig")
@@ -69,23 +70,23 @@ class Job:
         if isinstance(self.load, str):
             where, _, name = self.load.rpartition(":")
             if not (where and name):
-                raise ValueError(f"load={self.load!r} names no function: give 'package.module:function'")
+                raise InvalidSetting(f"load={self.load!r} names no function: give 'package.module:function'")
         elif not callable(self.load):
-            raise TypeError(f"load={self.load!r} cannot be called: give a function that returns the pipeline")
+            raise WrongType(f"load={self.load!r} cannot be called: give a function that returns the pipeline")
         if self.plan is not None and not isinstance(self.plan, (CachePlan, DitCacheConfig)):
-            raise TypeError(f"plan={self.plan!r} is no plan: give a CachePlan, a DitCacheConfig, a file, or None")
+            raise WrongType(f"plan={self.plan!r} is no plan: give a CachePlan, a DitCacheConfig, a file, or None")
         for name in ("draw", "encode"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise TypeError(f"{name}={getattr(self, name)!r} cannot be called: give a function, or None")
+                raise WrongType(f"{name}={getattr(self, name)!r} cannot be called: give a function, or None")
         whole("batch_size", self.batch_size, 1)
         whole("seed", self.seed)
         self._check_options()
 
     def _check_options(self) -> None:
         if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
-            raise TypeError(f"options={self.options!r} must be a dict of the call's keyword arguments by name")
+            raise WrongType(f"options={self.options!r} must be a dict of the call's keyword arguments by name")
         if self.draw is None and (own := sorted(set(OWN) & set(self.options))):
-            raise ValueError(
+            raise InvalidSetting(
                 f"options has {own[0]!r}, which comes from the rows: leave it out; for several pictures of a prompt, "
                 "give it several rows, or give a function as draw"
             )
@@ -131,7 +132,7 @@ class Job:
             # Less what follows a plus: a driver without an accelerator has another build of PyTorch
             ours, theirs = (each.get(name, "none").partition("+")[0] for each in (here, self.versions))
             if ours != theirs:
-                raise RuntimeError(
+                raise RunMismatch(
                     f"{platform.node()} has {name} {ours}, and the driver {theirs}: install the same on all nodes"
                 )
 
@@ -209,9 +210,9 @@ def whole(name: str, value: object, least: int | None = None) -> None:
         TypeError, ValueError: it is not, or is less than ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} must be a whole number")
+        raise WrongType(f"{name}={value!r} must be a whole number")
     if least is not None and value < least:
-        raise ValueError(f"{name}={value} is too small: give {least} or more")
+        raise InvalidSetting(f"{name}={value} is too small: give {least} or more")
 
 
 def short(value: Any) -> str:
@@ -231,7 +232,7 @@ def _read(text: str) -> Plan:
         return CachePlan.from_json(text)
     if kind == "DitCacheConfig":
         return DitCacheConfig.from_json(text)
-    raise ValueError(f'it holds no plan: a JSON object with "kind": one of {", ".join(KINDS)} is expected')
+    raise InvalidSetting(f'it holds no plan: a JSON object with "kind": one of {", ".join(KINDS)} is expected')
 
 
 def _function(text: str, home: str) -> Callable[[], Any]:
@@ -240,7 +241,7 @@ def _function(text: str, home: str) -> Callable[[], Any]:
     if where.endswith(".py"):
         path = Path(home, where)
         if not path.is_file():
-            raise ValueError(f"load={text!r}: there is no file {path} on {platform.node()}")
+            raise InvalidSetting(f"load={text!r}: there is no file {path} on {platform.node()}")
         folder, where = str(path.parent), path.stem
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -249,9 +250,9 @@ def _function(text: str, home: str) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
             raise  # something that the module needs
-        raise ValueError(f"load={text!r}: there is no module {error.name!r} on {platform.node()}") from None
+        raise InvalidSetting(f"load={text!r}: there is no module {error.name!r} on {platform.node()}") from None
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(f"load={text!r}: {where} has no function {name!r}")
+        raise InvalidSetting(f"load={text!r}: {where} has no function {name!r}")
     made: Callable[[], Any] = function
     return made

@@ -81,7 +81,7 @@ def shown(total: int, verbose: bool) -> Iterator[Any]:
 
 
 def _watch(reporter: Any, total: int, ended: threading.Event) -> None:
-    display: _Display | None = None
+    display: _JobDisplay | None = None
     try:
         over = False
         while not over:
@@ -99,23 +99,23 @@ def _watch(reporter: Any, total: int, ended: threading.Event) -> None:
                 display.close()
 
 
-class _Display(Protocol):
+class _JobDisplay(Protocol):
     def show(self, state: State) -> None: ...
 
     def close(self) -> None: ...
 
 
-def _display(total: int) -> _Display:
+def _display(total: int) -> _JobDisplay:
     # Not what rich thinks: told by CI's environment variables, it takes a log for a terminal
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return _Lines(total)
-    for kind in (_Rich, _Tqdm):
+        return _JobLines(total)
+    for kind in (_JobRich, _JobTqdm):
         with suppress(ImportError):
             return kind(total)
-    return _Lines(total)
+    return _JobLines(total)
 
 
-class _Lines:
+class _JobLines:
     """A line now and then, and one in the end."""
 
     def __init__(self, total: int) -> None:
@@ -136,7 +136,7 @@ class _Lines:
             self._last, self._said = time.monotonic(), self._text
 
 
-class _Rich:
+class _JobRich:
     """A bar of ``rich`` for all rows, and a line for each actor; what is printed meanwhile stays above."""
 
     def __init__(self, total: int) -> None:
@@ -178,7 +178,7 @@ class _Rich:
         self._bars.stop()
 
 
-class _Tqdm:
+class _JobTqdm:
     """A bar of ``tqdm`` for all rows, the actors behind it."""
 
     def __init__(self, total: int) -> None:

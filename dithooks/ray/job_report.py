@@ -16,7 +16,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Report:
+class JobReport:
     """What one call of :func:`~dithooks.ray.generate` did.
 
     Args:
@@ -33,7 +33,7 @@ class Report:
         remarks: what the cache had to say, once each.
 
     Example:
-        >>> report = Report("out", 12, 7, 1, 4, 0, 10.0, 312.0, 672.0, {"1f2e3d4c": Counts(7, 1, 8.25)})
+        >>> report = JobReport("out", 12, 7, 1, 4, 0, 10.0, 312.0, 672.0, {"1f2e3d4c": Counts(7, 1, 8.25)})
         >>> report.complete
         False
         >>> print(report)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
+from ..errors import InvalidSetting
 from .files import Folder
 from .job import SCHEMA, Job, differences
 
@@ -36,7 +37,7 @@ RESULT = (
 
 
 @dataclass(frozen=True)
-class Row:
+class OutputRow:
     """What is known of a row that is there: the file that it is in, and what of."""
 
     file: str
@@ -62,19 +63,21 @@ def settle(folder: Folder, job: Job, rows_per_file: int) -> int:
         try:
             stored = json.loads(data)
             if (stored["kind"], stored["schema"]) != (KIND, SCHEMA):
-                raise ValueError(f"it is a {stored['kind']} of schema {stored['schema']}, not {KIND} of {SCHEMA}")
+                raise InvalidSetting(f"it is a {stored['kind']} of schema {stored['schema']}, not {KIND} of {SCHEMA}")
             former, known, chosen = stored["purpose"], stored["versions"], int(stored["rows_per_file"])
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{folder.path(HEAD)} cannot be read ({error}): give another folder as out") from None
+            raise InvalidSetting(f"{folder.path(HEAD)} cannot be read ({error}): give another folder as out") from None
         if other := differences(former, purpose):
-            raise ValueError(f"out={folder.place!r} holds another job ({'; '.join(other)}): give another folder")
+            raise InvalidSetting(f"out={folder.place!r} holds another job ({'; '.join(other)}): give another folder")
         if other := differences(known, job.versions):
             warnings.warn(
                 f"{folder.place} was begun with other versions ({'; '.join(other)}): pictures may differ", stacklevel=3
             )
         return chosen
     if names := chunks_in(folder):
-        raise ValueError(f"out={folder.place!r} holds {names[0]} but no {HEAD} that tells what of: give another folder")
+        raise InvalidSetting(
+            f"out={folder.place!r} holds {names[0]} but no {HEAD} that tells what of: give another folder"
+        )
     told = {"schema": SCHEMA, "kind": KIND, "purpose": purpose, "rows_per_file": rows_per_file}
     text = json.dumps({**told, "versions": dict(job.versions)}, indent=2, ensure_ascii=False)
     folder.write(HEAD, f"{text}\n".encode())
@@ -117,17 +120,17 @@ def read_rows(folder: Folder, name: str, columns: Sequence[str] | None = None) -
         with folder.filesystem.open_input_file(folder.path(name)) as file:
             return parquet.read_table(file, columns=None if columns is None else list(columns))
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise ValueError(
+        raise InvalidSetting(
             f"{folder.path(name)} cannot be read ({error}): delete it, and its rows are drawn again"
         ) from None
 
 
-def scan(folder: Folder) -> dict[Any, Row]:
+def scan(folder: Folder) -> dict[Any, OutputRow]:
     """All rows that are there, by their ids. Of one that is there twice, the later file loses it.
 
     That happens where two drivers were at one folder that could not be locked.
     """
-    found: dict[Any, Row] = {}
+    found: dict[Any, OutputRow] = {}
     names = chunks_in(folder)
     with ThreadPoolExecutor(READERS) as readers:
         tables = readers.map(lambda name: read_rows(folder, name, ("id", "prompt", "seed", "status")), names)
@@ -137,7 +140,7 @@ def scan(folder: Folder) -> dict[Any, Row]:
             if row_id in found:
                 twice.add(row_id)
             else:
-                found[row_id] = Row(name, prompt, seed, status == FAILED)
+                found[row_id] = OutputRow(name, prompt, seed, status == FAILED)
         if twice:
             drop(folder, name, twice)
     return found
@@ -153,7 +156,7 @@ def drop(folder: Folder, name: str, ids: Collection[Any]) -> None:
         folder.delete(name)
 
 
-def check_same(folder: Folder, prompts: pa.Table, there: Mapping[Any, Row], retry_failed: bool) -> None:
+def check_same(folder: Folder, prompts: pa.Table, there: Mapping[Any, OutputRow], retry_failed: bool) -> None:
     """See that rows that are done were drawn from what the prompts say now.
 
     Raises:
@@ -162,7 +165,7 @@ def check_same(folder: Folder, prompts: pa.Table, there: Mapping[Any, Row], retr
     ids = prompts["id"].to_pylist()
     if there and type(next(iter(there))) is not type(ids[0]):
         kinds = [type(each).__name__ for each in (next(iter(there)), ids[0])]
-        raise ValueError(f"the ids in out={folder.place!r} are of type {kinds[0]}, those of the prompts {kinds[1]}")
+        raise InvalidSetting(f"the ids in out={folder.place!r} are of type {kinds[0]}, those of the prompts {kinds[1]}")
     for row_id, prompt, seed in zip(ids, prompts["prompt"].to_pylist(), prompts["seed"].to_pylist(), strict=True):
         row = there.get(row_id)
         if row is None or (row.failed and retry_failed):
@@ -171,7 +174,7 @@ def check_same(folder: Folder, prompts: pa.Table, there: Mapping[Any, Row], retr
             if then != now:
                 remedy = "retry_failed=True draws it again" if row.failed else "give it another id, or another folder"
                 done = "failed" if row.failed else "drawn"
-                raise ValueError(
+                raise InvalidSetting(
                     f"row {row_id!r} of the prompts has the {name} {now!r}, and {row.file} in out={folder.place!r} "
                     f"holds it {done} with {then!r}: {remedy}"
                 )

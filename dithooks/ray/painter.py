@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..environment.machine import synchronize
+from ..errors import WrongType
 from ..handle import CacheHandle, dit_cache
 from ..stats.warnings import heard
 from .attempts import ATTEMPTS, Underway
@@ -151,13 +152,13 @@ def _by_call(pipe: Callable[..., Any], rows: Rows, **options: Any) -> list[Any]:
 def _check_call(pipe: Any, job: Job) -> None:
     """See that the call takes what it is given: else every row would fail."""
     if not callable(pipe):
-        raise TypeError(f"load returned {type(pipe).__name__}, which cannot be called: give a function as draw")
+        raise WrongType(f"load returned {type(pipe).__name__}, which cannot be called: give a function as draw")
     takes = inspect.signature(pipe).parameters
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values()):
         return
     if strange := [name for name in ("generator", *job.options) if name not in takes]:
         remedy = "give a function as draw that makes the noise" if strange[0] == "generator" else "see to options"
-        raise TypeError(f"{type(pipe).__name__} takes no {strange[0]!r}, only {', '.join(takes)}: {remedy}")
+        raise WrongType(f"{type(pipe).__name__} takes no {strange[0]!r}, only {', '.join(takes)}: {remedy}")
 
 
 def _listed(samples: Any) -> list[Any]:

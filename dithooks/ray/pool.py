@@ -11,6 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import ray
 import ray.data
 
+from ..errors import InvalidSetting
 from .actor import Drawer, Told, packed, problem_of, unpacked
 
 
@@ -29,7 +30,7 @@ def started(num_cpus: float, num_gpus: float) -> Iterator[None]:
         there = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for name, needed, argument in (("CPU", num_cpus, "num_cpus"), ("GPU", num_gpus, "num_gpus")):
             if needed > there.get(name, 0):
-                raise ValueError(
+                raise InvalidSetting(
                     f"{argument}={needed:g}, and Ray has {there.get(name, 0):g} {name} here: give less, or connect to "
                     "a cluster with ray.init(address=...) first"
                 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa  # type: ignore[import-untyped]
 
+from ..errors import InvalidSetting
 from .files import Folder
 from .output import chunks_in, read_rows
 
@@ -35,5 +36,5 @@ def read(out: str | os.PathLike[str], columns: Sequence[str] | None = None) -> p
     if columns is None:
         return table
     if strange := [name for name in columns if name not in table.column_names]:
-        raise ValueError(f"columns has {strange[0]!r}, which is not in {folder.place}")
+        raise InvalidSetting(f"columns has {strange[0]!r}, which is not in {folder.place}")
     return table.select(list(columns))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import InvalidSetting, WrongType
+
 FIELDS = ("images", "frames")  # of the objects that pipelines return
 
 
@@ -32,7 +34,7 @@ def samples_in(output: Any) -> list[Any]:
         return samples_in(output[0])
     if isinstance(output, (list, np.ndarray, torch.Tensor)):
         return list(output)
-    raise TypeError(
+    raise WrongType(
         f"the pipeline returned {type(output).__name__}, which has no {' or '.join(FIELDS)} and is no list of samples: "
         "give a function as draw that returns one"
     )
@@ -87,7 +89,7 @@ def decoded(data: bytes, kind: str) -> Any:
         return Image.open(io.BytesIO(data))
     if kind == "npy":
         return np.load(io.BytesIO(data), allow_pickle=False)
-    raise ValueError(f"format={kind!r} is not one of png, npy: read it with what wrote it")
+    raise InvalidSetting(f"format={kind!r} is not one of png, npy: read it with what wrote it")
 
 
 def _array(sample: Any) -> Any:
@@ -97,13 +99,13 @@ def _array(sample: Any) -> Any:
     if isinstance(sample, (list, tuple)) and sample:
         return np.stack([_array(part) for part in sample])
     if isinstance(sample, (str, bytes)) or not (hasattr(sample, "__array__") or hasattr(sample, "__array_interface__")):
-        raise TypeError(
+        raise WrongType(
             f"a sample is of type {type(sample).__name__}: pictures, arrays, tensors and lists of these can be kept; "
             "give a function as encode for others"
         )
     array = np.asarray(sample)
     if array.dtype.kind not in "biufc":
-        raise TypeError(f"a sample is an array of {array.dtype}: it has to hold numbers")
+        raise WrongType(f"a sample is an array of {array.dtype}: it has to hold numbers")
     return array
 
 

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import InvalidSetting
 from ..predictors.predictor import Moment
-from .token_samples import Pair, Sampled, add_grams
+from .token_samples import GramPair, Sampled, add_grams
 
 
 class Tally:
@@ -22,7 +23,7 @@ class Tally:
     def __init__(self, name: str) -> None:
         self.name = name
         self.runs = 0
-        self.ranges: Sequence[Pair] = ()
+        self.ranges: Sequence[GramPair] = ()
         self.order: Sequence[int] = ()
         self.moments: dict[int, Moment] = {}
         self.grams: NDArray[np.float64] = np.zeros((0, 0, 0))
@@ -46,7 +47,7 @@ class Tally:
             self.grams = np.zeros((len(self.ranges), size, size))
             self.squares = np.zeros((len(self.order), size))
         elif moments != self.moments:
-            raise ValueError(
+            raise InvalidSetting(
                 f"{self.name}: run made runs of different schedules ({len(self.moments)} steps, then {len(moments)}, "
                 "or other noise levels): record one schedule at a time"
             )
@@ -56,7 +57,7 @@ class Tally:
                 (moment.step for moment, call in zip(branch.moments, branch.calls, strict=True) if _odd(call)), None
             )
             if odd is not None:
-                raise ValueError(
+                raise InvalidSetting(
                     f"{self.name}: at step {odd} what its blocks are given or return is not finite: mend that first, a "
                     "dtype with a wider range may do it"
                 )

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..errors import InvalidSetting, WrongType
+
 CEILING = 120.0  # dB; what a sample counts at most, so that one that is equal does not make the mean infinite
 TOLERANCE = 1e-4  # by which values may miss a range: 0…1 is what a decoder's rounding leaves of it
 WINDOW = 7  # pixels, of SSIM
@@ -69,12 +71,12 @@ def samples_of(results: Any) -> Samples:
     if isinstance(results, tuple) and len(results) == 1:
         return samples_of(results[0])
     if results is None:
-        raise ValueError("run returned None: it has to return what it draws, as in: return pipe(prompts).images")
+        raise InvalidSetting("run returned None: it has to return what it draws, as in: return pipe(prompts).images")
     if not isinstance(results, (list, tuple)):
         array = _array(results)
         return list(array) if array.ndim >= 4 else [array]
     if not results:
-        raise ValueError("run returned nothing, an empty list: it has to return what it draws")
+        raise InvalidSetting("run returned nothing, an empty list: it has to return what it draws")
     samples: Samples = []
     for part in results:
         samples += samples_of(part) if _is_output(part) else [_array(part)]
@@ -135,9 +137,9 @@ def _array(value: Any) -> NDArray[np.float32]:
     if isinstance(value, (list, tuple)):
         parts = [_array(part) for part in value]
         if not parts:
-            raise ValueError("run returned an empty list among its samples: leave it out")
+            raise InvalidSetting("run returned an empty list among its samples: leave it out")
         if shapes := sorted({part.shape for part in parts} - {parts[0].shape}):
-            raise ValueError(
+            raise InvalidSetting(
                 f"run returned one sample with parts of shapes {parts[0].shape} and {shapes[0]}: the parts of a "
                 "sample, such as a video's frames, need the same shape; give each as a sample of its own"
             )
@@ -149,18 +151,18 @@ def _array(value: Any) -> NDArray[np.float32]:
     elif _is_picture(value) and value.mode in ("P", "PA"):  # numbers of colours say nothing
         value = value.convert("RGBA" if value.mode == "PA" or "transparency" in value.info else "RGB")
     elif isinstance(value, (str, bytes)) or not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
-        raise TypeError(
+        raise WrongType(
             f"run returned {_short(value)} ({type(value).__name__}): it has to return what it draws, a list of "
             "pictures, arrays or tensors, one for each sample"
         )
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
-        raise TypeError(
+        raise WrongType(
             f"run returned an array of {array.dtype}: its samples have to be real numbers, and where they differ in "
             "shape, a list of one array each"
         )
     if not array.size:
-        raise ValueError(f"run returned an empty array, of shape {array.shape}: it has to return what it draws")
+        raise InvalidSetting(f"run returned an empty array, of shape {array.shape}: it has to return what it draws")
     return np.array(array, dtype=np.float32, order="C")
 
 
@@ -174,19 +176,19 @@ def _short(value: object) -> str:
 
 def _check(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) -> None:
     if not reference:
-        raise ValueError("there is no reference to compare with: run returned no samples without the cache")
+        raise InvalidSetting("there is no reference to compare with: run returned no samples without the cache")
     if len(found) != len(reference):
-        raise ValueError(
+        raise InvalidSetting(
             f"run returned {len(found)} samples with the cache and {len(reference)} without: it has to draw the same"
         )
     for number, (ours, theirs) in enumerate(zip(found, reference, strict=True)):
         if ours.shape != theirs.shape:
-            raise ValueError(
+            raise InvalidSetting(
                 f"sample {number} has shape {ours.shape} with the cache and {theirs.shape} without: run has to draw "
                 "the same each time"
             )
         if not all(np.isfinite(piece).all() for (piece,) in _pieces(theirs)):
-            raise ValueError(
+            raise InvalidSetting(
                 f"sample {number} of the run without the cache is not finite: nothing can be compared with it; see to "
                 "the model's dtype first"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..blocks.observation import Observation, Spot
+from ..blocks.observation import Observation, ObservedBlock
 
 
 class Passes:
@@ -15,7 +15,7 @@ class Passes:
         ordered: whether they are one list, which is gone through from its front.
     """
 
-    def __init__(self, spots: Sequence[Spot], ordered: bool) -> None:
+    def __init__(self, spots: Sequence[ObservedBlock], ordered: bool) -> None:
         self._spots, self._ordered = spots, ordered
         self._now: Observation | None = None
         self._most: Observation | None = None

@@ -13,13 +13,14 @@ from ..blocks.block_lists import fingerprint
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
 from ..config.cache_config import DitCacheConfig
-from ..config.provenance import Made
+from ..config.provenance import PlanTarget
 from ..engine.attachment import check, compiled_of
 from ..engine.clock import scheduler_of
 from ..engine.replay import eagerly
+from ..errors import InvalidSetting, WrongType
 from ..validation import check_count, check_number
 from .input_check import same_inputs
-from .recorder import Recorder, Report
+from .recorder import Progress, Recorder
 from .recording import Recording
 from .sensitivity import sensitivity
 
@@ -36,7 +37,7 @@ def record(
     memory: int = MEMORY,
     share: float = 1.0,
     probe: bool = False,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> Recording:
     """Call ``run(target)`` once, compute everything, and record what every range of blocks does at every step.
 
@@ -81,9 +82,9 @@ def record(
         (4, 4)
     """
     if not callable(run):
-        raise TypeError(f"run must be a function that is given the target and draws, not {run!r}")
+        raise WrongType(f"run must be a function that is given the target and draws, not {run!r}")
     if check_number("share", share, 0, strictly=True) > 1:
-        raise ValueError(f"share={share}: of the tokens, at most all can be kept, 1")
+        raise InvalidSetting(f"share={share}: of the tokens, at most all can be kept, 1")
     check_number("memory", memory, 0, strictly=True)
     if num_inference_steps is not None:
         check_count("num_inference_steps", num_inference_steps, 1)
@@ -101,14 +102,16 @@ def record(
         results, taken = _recorded(run, pipe, recorders, report)
     called = [recorder for recorder in recorders if recorder.calls]
     if not called:
-        raise ValueError("run made no step of the target: it is given the pipeline, and has to call it")
+        raise InvalidSetting("run made no step of the target: it is given the pipeline, and has to call it")
     traces = tuple(recorder.trace() for recorder in called)
     first, scheduling = called[0], told()
     steps = first.schedule.steps or 1 + max(int(trace.steps[-1]) for trace in traces)
     if num_inference_steps not in (None, steps, getattr(scheduling, "num_inference_steps", None)):
-        raise ValueError(f"num_inference_steps={num_inference_steps}, but run made {steps} steps: give the same number")
+        raise InvalidSetting(
+            f"num_inference_steps={num_inference_steps}, but run made {steps} steps: give the same number"
+        )
     parameter = next((p for p in first.chain.owner.parameters() if p.is_floating_point()), None)
-    made = Made(
+    made = PlanTarget(
         model="+".join(type(chain.owner).__name__ for chain in chains),
         fingerprint=fingerprint(chains),
         blocks=sum(len(trace.blocks) for trace in traces),
@@ -138,7 +141,7 @@ def record(
 
 
 def _recorded(
-    run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder], report: Report | None
+    run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder], report: Progress | None
 ) -> tuple[Any, float]:
     """What a run returns, and the milliseconds that it takes."""
     with ExitStack() as stack:

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..blocks.block_io import bind, parameter_names
 from ..blocks.block_lists import Chain
-from ..blocks.observation import Observation, spots_of
+from ..blocks.observation import Observation, observed_blocks
 from ..blocks.trunk import Trunk, find_trunk, followed
 from ..config.cache_config import DitCacheConfig
 from ..engine.call import Call, signature
@@ -25,8 +25,9 @@ from ..engine.decider import Settler
 from ..engine.replay import Replay, replaying
 from ..engine.runs import Runs
 from ..engine.stand_in import stand_in
-from ..engine.weights_version import Weights
-from ..policies.history import Decision, Schedule, Track
+from ..engine.weights_version import WeightsVersion
+from ..errors import InvalidSetting
+from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
 from ..stats.log import Ledger
 from .gram_totals import Tally
@@ -36,10 +37,10 @@ from .recording import Trace
 from .sensitivity import Called
 from .stopwatch import OTHER, SAMPLING, Stopwatch
 from .token_samples import Sampled
-from .token_selection import Point, points_of
+from .token_selection import SamplePoint, points_of
 
 BRANCHES, STEPS = 2, 50  # that a run is thought to have while it does not show
-Report = Callable[[str, int, int | None], None]
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Computed(Policy):
 
     needs_sigmas: ClassVar[bool] = True
 
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
+    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
         return Decision(False, "record")
 
     def keeps(self, step: int, anchors: int) -> bool:
@@ -74,19 +75,19 @@ class Recorder:
         self.schedule, self.size, self.rows, self.calls = Schedule(), tuple[int, ...](), 0, 0
         self.sequence: list[Called] = []  # of all calls
         self._watched = Watched(chain.owner)
-        self._spots, self._names = spots_of(chain), parameter_names(chain.owner)
+        self._spots, self._names = observed_blocks(chain), parameter_names(chain.owner)
         ledger = Ledger(chain.name, len(self._spots), len(self._spots))
         config = DitCacheConfig(policy=Computed())
         runs = Runs(chain, config, StepClock(scheduler, chain.name), ledger)
-        self._settler = Settler(runs, Weights(chain.owner))
+        self._settler = Settler(runs, WeightsVersion(chain.owner))
         self._settler.runs.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to remark
-        self._report: Report = lambda stage, done, total: None
+        self._report: Progress = lambda stage, done, total: None
         self._observation: Observation | None = None
         self._altered: set[int] = set()  # blocks whose outputs the model writes into, and, while it is looked at,
         self._returned: list[tuple[int, Tensor, Tensor]] = []  # what one has returned, and that by value
         self._trunk: Trunk | None = None
         self._refused = ""  # why a range cannot be followed
-        self._points: dict[Any, list[Point]] = {}  # by the signature of a call
+        self._points: dict[Any, list[SamplePoint]] = {}  # by the signature of a call
         self._branches: dict[int, tuple[Any, Sampled]] = {}  # of the run under way, by number
         self._run = -1
         self._first_step: int | None = None  # of all
@@ -99,7 +100,7 @@ class Recorder:
         self._extra_ms = 0.0
 
     @contextmanager
-    def hooked(self, report: Report | None) -> Iterator[None]:
+    def hooked(self, report: Progress | None) -> Iterator[None]:
         """With the hooks on; taken off again, whatever happens."""
         self._report = report or self._report
         handles: list[RemovableHandle] = []
@@ -149,14 +150,14 @@ class Recorder:
         """What was recorded, once the run is over."""
         self._fold()
         if self._trunk is None or not self.tally.runs:
-            raise ValueError(f"{self.chain.name}: no call ran all the blocks that its first one did")
+            raise InvalidSetting(f"{self.chain.name}: no call ran all the blocks that its first one did")
         tally, order = self.tally, self._trunk.order
         moments = [tally.moments[step] for step in tally.steps]
         block_ms = np.array([self.stopwatch.spent(index) for index in order]) / self.calls
         points = next(iter(self._points.values()))
         kept, whole = sum(len(point.ids) for point in points), sum(point.tokens for point in points)
         if not whole:
-            raise ValueError(f"{self.chain.name}: no range of its blocks can be followed: {self._refused}")
+            raise InvalidSetting(f"{self.chain.name}: no range of its blocks can be followed: {self._refused}")
         return Trace(
             path=self.chain.path,
             blocks=tuple(self._spots[index].path for index in order),
@@ -181,7 +182,7 @@ class Recorder:
         if replaying.get():
             return
         if torch.is_grad_enabled():
-            raise ValueError(f"{self.chain.name} is called with gradients enabled: call run under torch.no_grad()")
+            raise InvalidSetting(f"{self.chain.name} is called with gradients enabled: call run under torch.no_grad()")
         begun = time.perf_counter()
         arguments = bind(self._names, args, kwargs)
         call = self._settler.settle(arguments, seen=True, capture=False)
@@ -201,7 +202,7 @@ class Recorder:
             self._observe(key, module, args, kwargs)
         former = self._branches.setdefault(number, (key, Sampled(self._points[key])))
         if former[0] != key:
-            raise ValueError(
+            raise InvalidSetting(
                 f"{self.chain.name}: at step {call.moment.step}, call {number} of a step is given tensors of other "
                 "shapes than at the step before: a range's effects at the two cannot be compared"
             )
@@ -261,7 +262,7 @@ class Recorder:
         for place in self._here.get((index, side), ()):
             taken = self._sampled.points[place].take(read)
             if taken is None:
-                raise ValueError(
+                raise InvalidSetting(
                     f"{self._spots[index].path} is given or returns tensors of other shapes than on the first call "
                     "with such arguments: what it does cannot be recorded"
                 )
@@ -276,10 +277,11 @@ class Recorder:
     def _observe(self, key: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Make a call once more, beforehand, to see how its streams run, and choose what to keep of it."""
         replay = Replay(module, args, kwargs)
-        if replay.strange:
-            raise ValueError(
-                f"{self.chain.name} is given {replay.strange}, which may remember a call: its first call cannot be "
-                "made twice, which recording has to do, to see how the streams run"
+        if replay.unsafe_argument:
+            raise InvalidSetting(
+                f"{self.chain.name} is given {replay.unsafe_argument}, which may remember a call: its "
+                "first call cannot "
+                "be made twice, which recording has to do, to see how the streams run"
             )
         self._observation, self._altered = Observation(self._spots), set()
         observation = self._observation
@@ -294,13 +296,15 @@ class Recorder:
         """See how the streams run, and choose what to keep of such a call."""
         trunk = find_trunk(observation, self.chain.weights() if self.chain.found else None)
         if trunk is None:
-            raise ValueError(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
+            raise InvalidSetting(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
         allowed, refused = followed(observation, trunk)
         self._refused = next(iter(refused.values()), "")
         if self._trunk is None:
             self._trunk, self.tally.order, self.tally.ranges = trunk, trunk.order, sorted(allowed)
         elif trunk.order != self._trunk.order or not set(self.tally.ranges) <= allowed:
-            raise ValueError(f"{self.chain.name}: calls with other shapes run other blocks: record them one at a time")
+            raise InvalidSetting(
+                f"{self.chain.name}: calls with other shapes run other blocks: record them one at a time"
+            )
         steps = self.schedule.steps or self.expected or STEPS
         self._points[key] = points_of(
             observation, trunk.order, self._altered, self.share, self.memory / (steps * BRANCHES)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.provenance import Made
+from ..config.provenance import PlanTarget
 from ..config.safe_json import parsed, shortened
+from ..errors import InvalidSetting
 from ..validation import check_count, check_number, check_text
 
 SCHEMA = 1
@@ -84,7 +85,7 @@ class Trace:
         """
         found = np.flatnonzero((self.ranges == (first, last)).all(axis=1))
         if not len(found):
-            raise ValueError(f"{self.path}: blocks {first} to {last} are no range that can be cached")
+            raise InvalidSetting(f"{self.path}: blocks {first} to {last} are no range that can be cached")
         gram: NDArray[np.float64] = self.grams[found[0]]
         return gram
 
@@ -125,7 +126,7 @@ class Recording:
     """
 
     traces: tuple[Trace, ...]
-    made: Made
+    made: PlanTarget
     sigmas: tuple[float, ...] | None
     samples: int
     runs: int
@@ -168,13 +169,13 @@ class Recording:
             if isinstance(error, OSError) and not Path(path).is_file():
                 raise
             why = shortened(error) if isinstance(error, (ValueError, TypeError)) else type(error).__name__
-            raise ValueError(
+            raise InvalidSetting(
                 f"{os.fspath(path)} is no file that Recording.save wrote ({why}): record the run again"
             ) from error
         found = (
             f"a {kind} of schema {schema}" if isinstance(kind, str) and isinstance(schema, int) else "something else"
         )
-        raise ValueError(f"{os.fspath(path)} is {found[:80]}: a Recording of {SCHEMA} is expected")
+        raise InvalidSetting(f"{os.fspath(path)} is {found[:80]}: a Recording of {SCHEMA} is expected")
 
     @classmethod
     def _read(cls, head: dict[str, Any], stored: dict[str, Any]) -> Recording:
@@ -185,7 +186,7 @@ class Recording:
             inputs = {name.removeprefix(start): array for name, array in stored.items() if name.startswith(start)}
             traces.append(Trace(**{**plain, "blocks": tuple(plain["blocks"])}, **arrays, inputs=inputs))
             _check(traces[-1], f"traces[{number}]")
-        made = Made(**{**head["made"], "size": tuple(head["made"]["size"])})
+        made = PlanTarget(**{**head["made"], "size": tuple(head["made"]["size"])})
         sigmas = None if head["sigmas"] is None else tuple(check_number("a sigma", s, -1e30) for s in head["sigmas"])
         for name in _NUMBERS:
             (check_number if name.endswith("_ms") else check_count)(name, head[name], 0)
@@ -193,7 +194,7 @@ class Recording:
         if left is not None:
             left = tuple(check_number("a sensitivity", value, 0, strictly=True) for value in left)
             if len(left) != made.steps:
-                raise ValueError(f"sensitivity has {len(left)} values for {made.steps} steps")
+                raise InvalidSetting(f"sensitivity has {len(left)} values for {made.steps} steps")
         numbers = {name: head[name] for name in _NUMBERS}
         return cls(tuple(traces), made, sigmas, **numbers, sensitivity=left)
 
@@ -203,7 +204,7 @@ def _see_size(path: str | os.PathLike[str]) -> None:
     with zipfile.ZipFile(path) as file:
         unpacked = sum(each.file_size for each in file.infolist())
     if unpacked > max(BOMB * Path(path).stat().st_size, 2**26):
-        raise ValueError(f"it unpacks to {unpacked:,} bytes, more than {BOMB} times its size")
+        raise InvalidSetting(f"it unpacks to {unpacked:,} bytes, more than {BOMB} times its size")
 
 
 def _check(trace: Trace, where: str) -> None:
@@ -228,9 +229,9 @@ def _check(trace: Trace, where: str) -> None:
         array = getattr(trace, name)
         kinds = "iu" if name in ("ranges", "steps") else "iuf"
         if array.shape != shape or array.dtype.kind not in kinds:
-            raise ValueError(f"{where}: {name} is {array.dtype} {array.shape}, and should be numbers {shape}")
+            raise InvalidSetting(f"{where}: {name} is {array.dtype} {array.shape}, and should be numbers {shape}")
     if ranges and (trace.ranges.min() < 0 or trace.ranges.max() >= blocks):
-        raise ValueError(f"{where}: ranges has blocks that are none of {blocks}")
+        raise InvalidSetting(f"{where}: ranges has blocks that are none of {blocks}")
 
 
 BOMB = 200  # no recording packs that well

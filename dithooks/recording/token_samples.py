@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..predictors.predictor import Moment
-from .token_selection import Point
+from .token_selection import SamplePoint
 
-Pair = tuple[int, int]
+GramPair = tuple[int, int]
 Room = dict[tuple[int, ...], NDArray[np.float64]]
 
 
@@ -41,7 +41,7 @@ class Sampled:
         calls: of each, for every point, (rows, channels) of each stream.
     """
 
-    points: Sequence[Point]
+    points: Sequence[SamplePoint]
     moments: list[Moment] = field(default_factory=list)
     calls: list[list[list[Tensor]]] = field(default_factory=list)
 
@@ -72,7 +72,7 @@ class Sampled:
 def add_grams(
     sampled: Sampled,
     order: Sequence[int],
-    ranges: Sequence[Pair],
+    ranges: Sequence[GramPair],
     steps: Sequence[int],
     grams: NDArray[np.float64],
     norms: NDArray[np.float64],

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..blocks.block_io import Form, Ports
-from ..blocks.observation import Observation, Seen
-from ..blocks.stream_matching import ports_of
+from ..blocks.block_io import BlockIO, Form
+from ..blocks.observation import BlockCall, Observation
+from ..blocks.stream_matching import block_io_of
 from ..blocks.stream_transforms import build
 from ..blocks.wiring import gap
 from ..errors import WiringError
@@ -26,7 +26,7 @@ Side = Literal["in", "out"]
 
 
 @dataclass(eq=False)
-class Point:
+class SamplePoint:
     """One side of a block, and which rows of its streams are kept; a row is a token of one sample of a batch.
 
     Args:
@@ -80,7 +80,7 @@ def points_of(
     altered: Container[int] = (),
     share: float = 1.0,
     memory: float = float("inf"),
-) -> list[Point]:
+) -> list[SamplePoint]:
     """The boundaries of the blocks in ``order``, and which tokens to keep there.
 
     What leaves a block is looked at where the next one is not given all of it, and as it was.
@@ -94,7 +94,7 @@ def points_of(
     """
     numbering = _Numbering()
     calls = {call.index: call for call in reversed(observation.calls)}
-    points: list[Point] = []
+    points: list[SamplePoint] = []
     ids: dict[str, Tensor] = {}
     for place, index in enumerate(order):
         call = calls.get(index)
@@ -102,12 +102,14 @@ def points_of(
             ids = {}
             continue
         try:
-            ports = ports_of(observation, call)
+            ports = block_io_of(observation, call)
         except WiringError:
             ids = {}
             continue
         entering = _entering(call, ports, ids, numbering)
-        points.append(Point(index, "in", {name: (call.inputs[name], numbers) for name, numbers in entering.items()}))
+        points.append(
+            SamplePoint(index, "in", {name: (call.inputs[name], numbers) for name, numbers in entering.items()})
+        )
         leaving = _leaving(call, ports, entering, numbering)
         following = calls.get(order[place + 1]) if place + 1 < len(order) else None
         ids, exact = {}, False
@@ -117,7 +119,7 @@ def points_of(
             forms: dict[str | int, tuple[Form, Tensor]] = {
                 p: (form, leaving[p]) for p, form in enumerate(call.outputs) if form is not None and p in leaving
             }
-            points.append(Point(index, "out", forms))
+            points.append(SamplePoint(index, "out", forms))
     whole = sum(point.nbytes for point in points)
     kept = numbering.chosen(min(share, memory / max(whole, 1)))
     for point in points:
@@ -148,7 +150,7 @@ class _Numbering:
         return kept
 
 
-def _entering(call: Seen, ports: Ports, ids: Mapping[str, Tensor], numbering: _Numbering) -> dict[str, Tensor]:
+def _entering(call: BlockCall, ports: BlockIO, ids: Mapping[str, Tensor], numbering: _Numbering) -> dict[str, Tensor]:
     """The numbers of each stream that a block is given: those that it brings along, no token twice; else new ones."""
     found: dict[str, Tensor] = {}
     names = [name for name in ports.carries if name is not None]
@@ -162,7 +164,9 @@ def _entering(call: Seen, ports: Ports, ids: Mapping[str, Tensor], numbering: _N
     return {name: found[name] for name in names}
 
 
-def _leaving(call: Seen, ports: Ports, entering: Mapping[str, Tensor], numbering: _Numbering) -> dict[int, Tensor]:
+def _leaving(
+    call: BlockCall, ports: BlockIO, entering: Mapping[str, Tensor], numbering: _Numbering
+) -> dict[int, Tensor]:
     """The numbers of each output: those of the argument that it carries on, if it has its form."""
     found = {}
     for position, (name, form) in enumerate(zip(ports.carries, call.outputs, strict=True)):
@@ -174,15 +178,15 @@ def _leaving(call: Seen, ports: Ports, entering: Mapping[str, Tensor], numbering
 
 def _handed(
     observation: Observation,
-    before: Seen,
-    sender: Ports,
+    before: BlockCall,
+    sender: BlockIO,
     leaving: Mapping[int, Tensor],
     entering: Mapping[str, Tensor],
-    after: Seen,
+    after: BlockCall,
 ) -> tuple[dict[str, Tensor], bool]:
     """The numbers of what the next block is given; and whether its streams are all that this one returned."""
     try:
-        taker = ports_of(observation, after)
+        taker = block_io_of(observation, after)
     except WiringError:
         return {}, False
     between = gap(observation, before, sender, after, taker)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from ..policies.history import Decision
-from .timing import Mark, between, over
-from .types import CacheStats, RunStats, Settled, branch_stats
+from .timing import Mark, between, is_ready
+from .types import CacheStats, CallRecord, RunStats, branch_stats
 
 REMEMBERED = 10_000  # decisions of a range
 RUNS = 16  # of which more is told than counts
@@ -25,7 +25,7 @@ class _Book:
     run: int
     began: float
     ended: float
-    settled: list[Settled] = field(default_factory=list)
+    settled: list[CallRecord] = field(default_factory=list)
     computed: list[float] = field(default_factory=list)
     reused: list[float] = field(default_factory=list)
     ranges: list[float] = field(default_factory=list)
@@ -34,7 +34,7 @@ class _Book:
 
     def read(self) -> None:
         """Take in the times of calls that the device is done with by now."""
-        while self.marks and over(self.marks[0][1][-1]):
+        while self.marks and is_ready(self.marks[0][1][-1]):
             reuse, marks = self.marks.popleft()
             taken = between(marks[0], marks[-1])
             within = between(marks[1], marks[2]) if len(marks) == 4 else None
@@ -85,11 +85,11 @@ class Ledger:
     """
 
     def __init__(
-        self, name: str, blocks: int, skippable: int, on_decision: Callable[[Settled], object] | None = None
+        self, name: str, blocks: int, skippable: int, on_decision: Callable[[CallRecord], object] | None = None
     ) -> None:
         self.name, self.blocks, self.skippable, self.on_decision = name, blocks, skippable, on_decision
         self._reasons: Counter[tuple[bool, str]] = Counter()
-        self._settled: deque[Settled] = deque(maxlen=REMEMBERED)
+        self._settled: deque[CallRecord] = deque(maxlen=REMEMBERED)
         self._books: dict[int, _Book] = {}
         self._runs = self._peak = 0
         self._lock = threading.Lock()
@@ -107,7 +107,7 @@ class Ledger:
 
     def count(self, decision: Decision, run: int | None = None, step: int = 0, branch: int = 0) -> None:
         """One more call; of no run where it was not even asked whether."""
-        settled = None if run is None else Settled(self.name, run, step, branch, *decision)
+        settled = None if run is None else CallRecord(self.name, run, step, branch, *decision)
         with self._lock:
             self._reasons[decision.reuse, decision.reason] += 1
             if settled is not None:
@@ -119,7 +119,7 @@ class Ledger:
 
     def recount(self, run: int, step: int, branch: int, decision: Decision) -> None:
         """A call that was counted as reused turned out otherwise."""
-        settled = Settled(self.name, run, step, branch, *decision)
+        settled = CallRecord(self.name, run, step, branch, *decision)
         book = self._books.get(run)
         with self._lock:
             self._reasons[True, "reuse"] -= 1
@@ -160,7 +160,7 @@ class Ledger:
             self._books.clear()
             self._runs = self._peak = 0
 
-    def settled(self) -> list[Settled]:
+    def settled(self) -> list[CallRecord]:
         """The calls, in order; of very many the latest."""
         with self._lock:
             return list(self._settled)
@@ -200,7 +200,7 @@ class Ledger:
             runs=tuple(runs),
         )
 
-    def _tell(self, settled: Settled) -> None:
+    def _tell(self, settled: CallRecord) -> None:
         if self._log.isEnabledFor(logging.DEBUG):
             how = "reused" if settled.reuse else "computed"
             value = "" if settled.value is None else f", difference {settled.value:.4g}"

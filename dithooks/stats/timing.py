@@ -28,7 +28,7 @@ def mark(device: torch.device | None) -> Mark:
 
 
 def between(since: Mark, until: Mark) -> float | None:
-    """Seconds from one mark to another; ``None`` where that cannot be told. Call it when :func:`over` says so."""
+    """Seconds from one mark to another; ``None`` where that cannot be told. Call it when :func:`is_ready` says so."""
     if isinstance(since, float) and isinstance(until, float):
         return until - since
     if since is None or until is None or type(since) is not type(until):
@@ -39,7 +39,7 @@ def between(since: Mark, until: Mark) -> float | None:
         return None
 
 
-def over(until: Mark) -> bool:
+def is_ready(until: Mark) -> bool:
     """Whether the device has come to a mark; asked without waiting for it."""
     if until is None or isinstance(until, float):
         return True

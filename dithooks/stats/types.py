@@ -15,11 +15,11 @@ QUANTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "max": 100}
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quantiles:
     """Quantiles of the differences that decisions were made by, those that are finite; between two by the line.
 
     Example:
-        >>> Spread.of([0.1, 0.2, 0.4]).p50
+        >>> Quantiles.of([0.1, 0.2, 0.4]).p50
         0.2
     """
 
@@ -31,11 +31,11 @@ class Spread:
     max: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
+    def of(cls, values: Sequence[float]) -> Quantiles | None:
         """Of some values; ``None`` where there are none.
 
         Example:
-            >>> Spread.of([0.1, 0.3, float("nan")])
+            >>> Quantiles.of([0.1, 0.3, float("nan")])
             Spread(min=0.1, p25=0.15, p50=0.2, p75=0.25, p95=0.29, max=0.3)
         """
         finite = [value for value in values if math.isfinite(value)]
@@ -61,8 +61,9 @@ class BranchStats:
         bytes_peak: the most that was kept for it: residuals, and what differences are told by.
 
     Example: two calls of four blocks, of which the second left out two.
-        >>> calls = [Settled("model", 0, 0, 0, False, "warm-up", None), Settled("model", 0, 1, 0, True, "reuse", 0.1)]
-        >>> found = branch_stats(calls, blocks=4, skippable=2)
+        >>> first = CallRecord("model", 0, 0, 0, False, "warm-up", None)
+        >>> second = CallRecord("model", 0, 1, 0, True, "reuse", 0.1)
+        >>> found = branch_stats([first, second], blocks=4, skippable=2)
         >>> found.computed, found.reused, found.blocks_run, found.blocks_total, found.reasons
         (1, 1, 6, 8, {'warm-up': 1, 'reuse': 1})
     """
@@ -72,7 +73,7 @@ class BranchStats:
     computed: int
     reused: int
     reasons: dict[str, int]
-    differences: Spread | None
+    differences: Quantiles | None
     blocks_run: int
     blocks_total: int
     bytes_peak: int = 0
@@ -175,7 +176,7 @@ class CacheStats:
 class CachedRange(NamedTuple):
     """Blocks that are cached: those from ``first`` on, ``blocks`` of them, of ``total``, as they are called.
 
-    ``range`` is the path of their transformer, or of a list that is a range of its own, as in :class:`Settled`.
+    ``range`` is the path of their transformer, or of a list that is a range of its own, as in :class:`CallRecord`.
 
     Example:
         >>> found = CachedRange("transformer", first=1, blocks=3, total=5)
@@ -189,7 +190,7 @@ class CachedRange(NamedTuple):
     total: int
 
 
-class Settled(NamedTuple):
+class CallRecord(NamedTuple):
     """How one call was settled.
 
     ``range`` is the path of its transformer, or of a list that is a range of its own; ``run`` counts the range's
@@ -204,7 +205,7 @@ class Settled(NamedTuple):
     - ``"another rank"``: of the process group had nothing to reuse; ``"ranks differ"``: in what they have done before.
 
     Example:
-        >>> each = Settled("transformer", 0, 7, 1, False, "threshold", 0.14)
+        >>> each = CallRecord("transformer", 0, 7, 1, False, "threshold", 0.14)
         >>> f"step {each.step}: {'reused' if each.reuse else 'computed'} ({each.reason}, {each.value})"
         'step 7: computed (threshold, 0.14)'
     """
@@ -218,7 +219,7 @@ class Settled(NamedTuple):
     value: float | None
 
 
-def branch_stats(settled: Sequence[Settled], blocks: int, skippable: int, bytes_peak: int = 0) -> BranchStats:
+def branch_stats(settled: Sequence[CallRecord], blocks: int, skippable: int, bytes_peak: int = 0) -> BranchStats:
     """Of the calls of one branch in one run.
 
     Args:
@@ -234,7 +235,7 @@ def branch_stats(settled: Sequence[Settled], blocks: int, skippable: int, bytes_
         computed=len(settled) - reused,
         reused=reused,
         reasons=dict(Counter(each.reason for each in settled)),
-        differences=Spread.of([each.value for each in settled if each.value is not None]),
+        differences=Quantiles.of([each.value for each in settled if each.value is not None]),
         blocks_run=len(settled) * blocks - reused * skippable,
         blocks_total=len(settled) * blocks,
         bytes_peak=bytes_peak,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 from ..config.cache_plan import CachePlan
+from ..errors import RunMismatch
 from ..planning.plan import assembled
 from ..planning.planner import Candidate, Planner
 from ..recording.image_metrics import Score
@@ -18,7 +19,7 @@ from .evaluation import Evaluation, Verifier
 from .executors.executor import Known, Likely, key_of
 from .executors.lookahead import Answer, ahead
 from .journal import Journal
-from .progress import Report
+from .progress import ProgressReport
 from .proposals import Proposals, proposals
 from .result import SearchResult, best_of
 
@@ -97,7 +98,7 @@ class Driver:
     target: float
     limits: Limits
     journal: Journal
-    report: Report
+    report: ProgressReport
     begun: float
     generations: float
 
@@ -186,7 +187,7 @@ class Driver:
         best = best_of(self.evaluations)
         failures = [each.failure or "its pictures are not finite" for each in self.evaluations]
         if best is None and failures and not self.interrupted:
-            raise RuntimeError(f"none of {len(failures)} plans could be run: {'; '.join(dict.fromkeys(failures))}")
+            raise RunMismatch(f"none of {len(failures)} plans could be run: {'; '.join(dict.fromkeys(failures))}")
         if best is not None:
             plan, score = best.plan, best.score
             assert score is not None

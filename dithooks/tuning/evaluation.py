@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..blocks.discovery import Blocks
 from ..config.cache_plan import CachePlan
-from ..errors import WiringError
+from ..errors import InvalidSetting, WiringError
 from ..handle import dit_cache
 from ..recording.image_metrics import Score, compare, samples_of
 from .repeat_run import Drawing
@@ -85,7 +85,7 @@ class Verifier:
             finally:
                 handle.remove()
         if not stats.calls:
-            raise ValueError(
+            raise InvalidSetting(
                 "run made no step of the target: it has to draw with the one that it is given, and refer to no other"
             )
         score = None if self.reference is None else compare(samples_of(results), self.reference)

@@ -17,6 +17,7 @@ from zlib import error as ZlibError
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidSetting, WrongType
 from ..recording.rank_agreement import leads
 from ..recording.recording import Recording
 
@@ -69,7 +70,7 @@ class Journal:
             return cls(None, {})
         path = Path(folder)
         if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file: give a folder for the journal")
+            raise InvalidSetting(f"{path} is a file: give a folder for the journal")
         _settle(path, ours)
         return cls(path, _evaluations(path / EVALUATIONS))
 
@@ -113,7 +114,9 @@ class Journal:
             ValueError: a value is called "key".
         """
         if "key" in values:
-            raise ValueError(f"an evaluation's values cannot be called 'key', as those of {key!r}: give another name")
+            raise InvalidSetting(
+                f"an evaluation's values cannot be called 'key', as those of {key!r}: give another name"
+            )
         line = _encode(key, {"key": key, **values})
         self._evaluations[key] = {name: value for name, value in _decode(line).items() if name != "key"}
         if self.folder is not None and leads():
@@ -134,9 +137,9 @@ def _settle(folder: Path, ours: dict[str, Any]) -> None:
         differing = [n for n in {**stored, **ours} if n not in stored or n not in ours or stored[n] != ours[n]]
         if differing:
             told = "; ".join(f"{n}: {_said(stored, n)} there, {_said(ours, n)} here" for n in differing)
-            raise ValueError(f"{folder} has the journal of another search ({told}): give another folder")
+            raise InvalidSetting(f"{folder} has the journal of another search ({told}): give another folder")
     elif left := [name for name in (RECORDING, REFERENCE, EVALUATIONS) if (folder / name).exists()]:
-        raise ValueError(f"{folder} has {left[0]}, but no {PURPOSE} that tells what for: give another folder")
+        raise InvalidSetting(f"{folder} has {left[0]}, but no {PURPOSE} that tells what for: give another folder")
     elif leads():
         folder.mkdir(parents=True, exist_ok=True)
         head = {"schema": SCHEMA, "kind": "Journal", "purpose": ours}
@@ -161,9 +164,9 @@ def _evaluations(path: Path) -> dict[str, dict[str, Any]]:
             values = {name: _decode(value) for name, value in json.loads(line).items()}
             key = values.pop("key")
             if not isinstance(key, str):
-                raise ValueError(f"its key is {key!r}, not a text")
+                raise InvalidSetting(f"its key is {key!r}, not a text")
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise ValueError(
+            raise InvalidSetting(
                 f"{path}, line {number} is no evaluation ({error!r}): delete the line, and it is made again, or give "
                 "another folder"
             ) from None
@@ -176,7 +179,7 @@ def _evaluations(path: Path) -> dict[str, dict[str, Any]]:
 def _read_purpose(path: Path) -> dict[str, Any]:
     head = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(head, dict) or (head.get("kind"), head.get("schema")) != ("Journal", SCHEMA):
-        raise ValueError(f"a Journal of schema {SCHEMA} is expected")
+        raise InvalidSetting(f"a Journal of schema {SCHEMA} is expected")
     purpose: dict[str, Any] = dict(head["purpose"])
     return purpose
 
@@ -193,7 +196,7 @@ def _readable(path: Path, read: Any) -> Any:
     try:
         return read(path)
     except UNREADABLE as error:
-        raise ValueError(
+        raise InvalidSetting(
             f"{path} cannot be read ({error}): delete its folder to search anew, or give another"
         ) from None
 
@@ -219,14 +222,14 @@ def _encode(name: str, value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         if not all(isinstance(each, str) for each in value) or set(value) == {FLOAT}:
-            raise TypeError(f"{name} has names that cannot be kept: {', '.join(map(repr, value))}: give other texts")
+            raise WrongType(f"{name} has names that cannot be kept: {', '.join(map(repr, value))}: give other texts")
         return {each: _encode(name, item) for each, item in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
         return _encode(name, value.tolist())
     if isinstance(value, (list, tuple)):
         return [_encode(name, item) for item in value]
     if not isinstance(value, (int, float)):
-        raise TypeError(
+        raise WrongType(
             f"{name} must be made of numbers, texts, None, lists and mappings, not {value!r} ({type(value).__name__})"
         )
     return value if math.isfinite(value) else {FLOAT: repr(float(value))}

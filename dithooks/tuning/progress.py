@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 
-class Report(Protocol):
+class ProgressReport(Protocol):
     """What is told how far the search is."""
 
     def __call__(self, stage: str, done: int, total: int | None, note: str = "") -> None:
@@ -24,7 +24,7 @@ class Report(Protocol):
 
 
 @contextmanager
-def progress(verbose: bool = True) -> Iterator[Report]:
+def progress(verbose: bool = True) -> Iterator[ProgressReport]:
     """Show on stderr what is reported meanwhile, and leave the terminal as it was.
 
     On a terminal that is a bar, of ``rich`` or else ``tqdm``, if one of them is installed; otherwise a line for each

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from ..config.transformer_plan import Piece
+from ..config.transformer_plan import TransformerPlan
 from ..planning.planner import Candidate, Choice, Planner, Variant
 
 GAIN = 0.25  # dB: of many that are much the same, the best on a few pictures is mostly the luckiest
@@ -20,7 +20,7 @@ class _Tried:
 
     planner: Planner
     most: int
-    scores: dict[tuple[Piece, ...], float | None] = field(default_factory=dict)
+    scores: dict[tuple[TransformerPlan, ...], float | None] = field(default_factory=dict)
     best: Candidate | None = None
     score: float = float("-inf")
     gain: float = 0.0  # by which the next has to be better

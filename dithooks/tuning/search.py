@@ -14,6 +14,7 @@ from ..blocks.block_lists import fingerprint
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
 from ..engine.attachment import compiled_of
+from ..errors import InvalidSetting, WrongType
 from ..planning.costs import Cost, Savings, checked_cost
 from ..planning.plan import checked_interval, checked_target, planner_of
 from ..recording.image_metrics import samples_of
@@ -22,7 +23,7 @@ from ..recording.record import MEMORY, record
 from ..recording.recording import Recording
 from .driver import Driver, Here, Limits, Runner
 from .evaluation import Verifier
-from .executors.executor import Executor, Spread
+from .executors.executor import Executor, SpreadRunner
 from .executors.lookup import executor_of
 from .journal import Journal
 from .progress import progress
@@ -128,18 +129,20 @@ def search(
     checked_cost(cost)
     elsewhere = executor_of(executor)
     if not callable(run):
-        raise TypeError(f"run must be a function that is given the target and draws, not {run!r}")
+        raise WrongType(f"run must be a function that is given the target and draws, not {run!r}")
     if recording is not None and not isinstance(recording, Recording):
-        raise TypeError(f"recording must be a Recording, as record() returns, not {recording!r}")
+        raise WrongType(f"recording must be a Recording, as record() returns, not {recording!r}")
     found = chains_of(target, blocks)
     chains = [chain for chain, _ in found]
     if any(own is not None for _, own in found):
-        raise ValueError("the adapter gives its blocks configurations of their own: leave params out to search for one")
+        raise InvalidSetting(
+            "the adapter gives its blocks configurations of their own: leave params out to search for one"
+        )
     here = fingerprint(chains)
     if elsewhere is not None:
         elsewhere.check([chain.owner for chain in chains])
     if recording is not None and recording.made.fingerprint != here:
-        raise ValueError(
+        raise InvalidSetting(
             f"the recording is of another model, {recording.made.model} (fingerprint {recording.made.fingerprint}, "
             f"here {here}): record this one"
         )
@@ -176,7 +179,7 @@ def search(
             kept.keep_recording(recorded, samples_of(recorded.results) if leads() else ())  # others may return nothing
         assert recorded is not None
         if num_inference_steps not in (None, recorded.steps):
-            raise ValueError(
+            raise InvalidSetting(
                 f"num_inference_steps={num_inference_steps}, but the recording is of {recorded.steps} steps"
             )
         trace, watched = recorded.traces[0], leads() or elsewhere is not None
@@ -189,7 +192,7 @@ def search(
             if recorded.results is not None and leads():
                 how = unlike(samples_of(results), samples_of(recorded.results))
                 if how is not None:
-                    raise ValueError(
+                    raise InvalidSetting(
                         f"run does not draw what was recorded: {how}. It has to draw the same pictures whenever it is "
                         "called; a journal of another run is of no use to it"
                     )
@@ -206,5 +209,5 @@ def search(
                 report("start workers", 0, None)
                 team = elsewhere.start(verifier, results, limits.evals + limits.climb)
                 stack.callback(team.close)
-                runner = Spread(team)
+                runner = SpreadRunner(team)
             return Driver(runner, planner, wanted, limits, kept, report, begun, spent).drive()

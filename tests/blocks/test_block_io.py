@@ -3,7 +3,7 @@
 import pytest
 from torch import Tensor, nn
 
-from dithooks.blocks.block_io import Face, FunctorFace, Maker, PatchFunctor, Ports
+from dithooks.blocks.block_io import BlockIO, CallReader, FunctorReader, OutputBuilder, PatchFunctor
 
 
 class Block(nn.Module):
@@ -23,7 +23,7 @@ class Functor(PatchFunctor):
 
 def ports(carries, maker=None, face=None):
     """Of a block that returns what it carries in a tuple."""
-    return Ports(face or Face(Block()), maker or Maker(tuple), carries, (None,) * len(carries))
+    return BlockIO(face or CallReader(Block()), maker or OutputBuilder(tuple), carries, (None,) * len(carries))
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_streams_are_found_by_position_or_name(args, kwargs):
 
 def test_the_form_is_the_blocks_own():
     """A tensor alone, or a list."""
-    assert ports(("hidden_states",), Maker(Tensor)).pass_on(("h",), {}) == "h"
-    assert ports(("hidden_states",), Maker(list)).pass_on((), {"hidden_states": "h"}) == ["h"]
+    assert ports(("hidden_states",), OutputBuilder(Tensor)).pass_on(("h",), {}) == "h"
+    assert ports(("hidden_states",), OutputBuilder(list)).pass_on((), {"hidden_states": "h"}) == ["h"]
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_the_form_is_the_blocks_own():
         {"carries": ("hidden_states[0]",)},  # one of several in a tuple
         {"carries": ("*3",)},  # a position without a name
         {"carries": ("unknown",)},  # taken by **kwargs
-        {"carries": ("hidden_states",), "maker": Maker(dict, ("sample",))},
-        {"carries": ("0",), "face": FunctorFace(Functor()), "maker": Maker(PatchFunctor, (), Functor())},
+        {"carries": ("hidden_states",), "maker": OutputBuilder(dict, ("sample",))},
+        {"carries": ("0",), "face": FunctorReader(Functor()), "maker": OutputBuilder(PatchFunctor, (), Functor())},
     ],
 )
 def test_all_else_goes_the_slower_way(given):

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dithooks.blocks.stream_transforms import (
-    Cut,
-    Fresh,
-    Joined,
+    Concat,
+    Slice,
     Stream,
-    Turned,
+    SwapBatchTokens,
+    Unrelated,
     build,
     recognise,
     streams_of,
@@ -41,22 +41,22 @@ class TestRecognised:
         added = h + random(*h.shape) if changed else h
         whole = torch.cat([added, e] if swapped else [e, added], 1)
         expected = (Stream(1), Stream(0)) if swapped else (Stream(0), Stream(1))
-        assert recognise(whole, [e, h]) == Joined(expected, 1)
+        assert recognise(whole, [e, h]) == Concat(expected, 1)
 
     def test_three_streams(self):
         a, b, c = (random(1, n, 4) for n in (2, 3, 4))
-        assert recognise(torch.cat([c, a, b], 1), [a, b, c]) == Joined((Stream(2), Stream(0), Stream(1)), 1)
+        assert recognise(torch.cat([c, a, b], 1), [a, b, c]) == Concat((Stream(2), Stream(0), Stream(1)), 1)
 
     @pytest.mark.parametrize("first", [True, False])
     def test_tokens_from_elsewhere(self, first):
         h, other = random(2, 3, 4), random(2, 2, 4)
         whole = torch.cat([h, other] if first else [other, h], 1)
-        assert recognise(whole, [h]) == Joined((Stream(0), None) if first else (None, Stream(0)), 1)
+        assert recognise(whole, [h]) == Concat((Stream(0), None) if first else (None, Stream(0)), 1)
 
     @pytest.mark.parametrize("head", [True, False])
     def test_a_part(self, head):
         h = random(2, 5, 4)
-        assert recognise(h[:, :3] if head else h[:, 2:], [None, h]) == Cut(Stream(1), 1, head)
+        assert recognise(h[:, :3] if head else h[:, 2:], [None, h]) == Slice(Stream(1), 1, head)
 
     def test_a_copy(self):
         h = random(2, 5, 4)
@@ -68,12 +68,12 @@ class TestRecognised:
         there = torch.from_numpy(turned(h, frames))
         found = recognise(there, [h])
         # with one frame or one token nothing moves, and it may be the very stream
-        assert found == (Stream(0) if torch.equal(there, h) and there.shape == h.shape else Turned(Stream(0)))
+        assert found == (Stream(0) if torch.equal(there, h) and there.shape == h.shape else SwapBatchTokens(Stream(0)))
 
     def test_what_was_added_to_leaves_the_shape_to_tell(self):
         h = random(6, 4, 3)
         assert recognise(random(8, 3, 3), [h]) is None
-        assert turned_alone(random(8, 3, 3), [h]) == Turned(Stream(0))
+        assert turned_alone(random(8, 3, 3), [h]) == SwapBatchTokens(Stream(0))
         assert turned_alone(random(8, 3, 3), [h, h]) is None  # which one?
 
     def test_what_could_be_made_in_several_ways_is_not_guessed(self):
@@ -101,37 +101,37 @@ class TestBuilt:
         pieces = [h.numpy(), e.numpy()]
         pieces.insert(where, np.zeros((2, others, 4)))
         expected = np.concatenate(pieces, 1)
-        made = build(Joined(tuple(parts), 1), [e, h], torch.Size(expected.shape))
+        made = build(Concat(tuple(parts), 1), [e, h], torch.Size(expected.shape))
         np.testing.assert_array_equal(made.numpy(), expected)
 
     @given(LENGTHS, LENGTHS, LENGTHS)
     def test_tokens_and_batch_exchanged_there_and_back(self, batch, frames, tokens):
         h = random(batch * frames, tokens, 3)
         there = turned(h, frames)
-        made = build(Turned(Stream(0)), [h], torch.Size(there.shape))
+        made = build(SwapBatchTokens(Stream(0)), [h], torch.Size(there.shape))
         np.testing.assert_array_equal(made.numpy(), there)
-        back = build(Turned(Stream(0)), [made], h.shape)
+        back = build(SwapBatchTokens(Stream(0)), [made], h.shape)
         assert torch.equal(back, h)
 
     def test_a_part(self):
         h = random(2, 6, 4)
-        assert torch.equal(build(Cut(Stream(0), 1, True), [h], torch.Size((2, 2, 4))), h[:, :2])
-        assert torch.equal(build(Cut(Stream(0), 1, False), [h], torch.Size((2, 2, 4))), h[:, 4:])
-        assert build(Cut(Stream(0), 1, False), [h], torch.Size((2, 7, 4))) is None
+        assert torch.equal(build(Slice(Stream(0), 1, True), [h], torch.Size((2, 2, 4))), h[:, :2])
+        assert torch.equal(build(Slice(Stream(0), 1, False), [h], torch.Size((2, 2, 4))), h[:, 4:])
+        assert build(Slice(Stream(0), 1, False), [h], torch.Size((2, 7, 4))) is None
 
     def test_what_is_new_starts_from_nothing(self):
-        assert torch.equal(build(Fresh(), [random(1)], torch.Size((2, 3))), torch.zeros(2, 3, dtype=torch.float64))
+        assert torch.equal(build(Unrelated(), [random(1)], torch.Size((2, 3))), torch.zeros(2, 3, dtype=torch.float64))
 
-    @pytest.mark.parametrize("bridge", [Stream(0), Joined((Stream(0), Stream(0)), 1), Turned(Stream(0))])
+    @pytest.mark.parametrize("bridge", [Stream(0), Concat((Stream(0), Stream(0)), 1), SwapBatchTokens(Stream(0))])
     def test_shapes_that_do_not_fit_give_nothing(self, bridge):
         assert build(bridge, [random(2, 3, 4)], torch.Size((2, 5, 4))) is None
 
     @pytest.mark.parametrize(
         ("bridge", "shape"),
         [
-            (Joined((Stream(1), None, Stream(0)), 1), (2, 9, 4)),
-            (Turned(Stream(0)), (3, 2, 4)),
-            (Cut(Joined((Stream(0), Stream(1)), 1), 1, False), (2, 4, 4)),
+            (Concat((Stream(1), None, Stream(0)), 1), (2, 9, 4)),
+            (SwapBatchTokens(Stream(0)), (3, 2, 4)),
+            (Slice(Concat((Stream(0), Stream(1)), 1), 1, False), (2, 4, 4)),
         ],
     )
     def test_it_is_linear(self, bridge, shape):
@@ -144,26 +144,26 @@ class TestBuilt:
 
 class TestOneAfterAnother:
     def test_twice_exchanged_is_as_before(self):
-        assert substitute(Turned(Stream(0)), {0: Turned(Stream(3))}) == Stream(3)
+        assert substitute(SwapBatchTokens(Stream(0)), {0: SwapBatchTokens(Stream(3))}) == Stream(3)
 
     def test_joined_with_the_joined(self):
-        inner = Joined((Stream(1), None), 1)
-        assert substitute(Joined((Stream(0), Stream(1)), 1), {0: inner, 1: Stream(5)}) == Joined(
+        inner = Concat((Stream(1), None), 1)
+        assert substitute(Concat((Stream(0), Stream(1)), 1), {0: inner, 1: Stream(5)}) == Concat(
             (Stream(1), None, Stream(5)), 1
         )
 
     def test_a_part_of_the_joined(self):
         e, h = random(2, 2, 4), random(2, 3, 4)
-        bridge = substitute(Cut(Stream(0), 1, False), {0: Joined((Stream(0), Stream(1)), 1)})
+        bridge = substitute(Slice(Stream(0), 1, False), {0: Concat((Stream(0), Stream(1)), 1)})
         assert torch.equal(build(bridge, [e, h], h.shape), h)
 
     def test_what_is_lost_stays_lost(self):
         assert substitute(Stream(0), {0: None}) is None
-        assert substitute(Turned(Stream(0)), {}) is None
-        assert substitute(Joined((Stream(0), Stream(1), None), 1), {0: Stream(0), 1: None}) is None  # two unknown
+        assert substitute(SwapBatchTokens(Stream(0)), {}) is None
+        assert substitute(Concat((Stream(0), Stream(1), None), 1), {0: Stream(0), 1: None}) is None  # two unknown
 
     def test_streams_and_words(self):
-        bridge = Joined((Stream(1), None, Cut(Turned(Stream(0)), 1, True)), 1)
+        bridge = Concat((Stream(1), None, Slice(SwapBatchTokens(Stream(0)), 1, True)), 1)
         assert sorted(streams_of(bridge)) == [0, 1]
         assert text(bridge, "ab".__getitem__) == (
             "cat(b, other tokens, first of a, tokens and batch exchanged (dim 1); dim 1)"

@@ -9,7 +9,7 @@ from policies_by_hand import (
     ratio_by_hand,
 )
 
-from dithooks.engine.change_metrics import Change, Rate
+from dithooks.engine.change_metrics import OutputChangeEstimate, RelativeChange
 
 
 def look(gauge, seen):
@@ -30,7 +30,7 @@ class TestGauges:
     """The sums are of up to 720 numbers in float32: well within 1e-5."""
 
     def test_change(self, shape, dtype, how):
-        gauge = Change(how)
+        gauge = RelativeChange(how)
         scale = torch.arange(1.0, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))  # samples that differ
         one, two, three = (torch.randn(shape) for _ in range(3))
         one, two, three = (one * scale).to(dtype), (one * scale + 0.3 * two).to(dtype), (three * 2).to(dtype)
@@ -48,7 +48,7 @@ class TestGauges:
         assert (look(gauge, two), gauge.nbytes) == (None, 0)
 
     def test_rate(self, shape, dtype, how):
-        gauge = Rate(how)
+        gauge = OutputChangeEstimate(how)
         wide = (*shape[:-1], shape[-1] + 2)  # the output may have another form
         scale = torch.arange(1.0, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))
         x = [(torch.randn(shape) * scale).to(dtype) for _ in range(6)]
@@ -81,13 +81,13 @@ class TestGaugesAtTheEdge:
     def test_what_is_no_number_gives_none(self, how, bad, where):
         now, before = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
         (now if where == "now" else before)[1, 2, 3] = bad
-        gauge = Change(how)
+        gauge = RelativeChange(how)
         note(gauge, before, before)
         assert not math.isfinite(float(look(gauge, now)))
 
     @pytest.mark.parametrize("how", ["mean", "max"])
     def test_a_reference_of_zeros(self, how):
-        gauge = Change(how)
+        gauge = RelativeChange(how)
         note(gauge, torch.zeros(2, 3), torch.zeros(2, 3))
         assert math.isnan(float(look(gauge, torch.zeros(2, 3))))
         assert math.isinf(float(look(gauge, torch.ones(2, 3))))
@@ -96,7 +96,7 @@ class TestGaugesAtTheEdge:
 
     @pytest.mark.parametrize("how", ["mean", "max"])
     def test_another_shape_is_not_compared(self, how):
-        gauge, rate = Change(how), Rate(how)
+        gauge, rate = RelativeChange(how), OutputChangeEstimate(how)
         note(gauge, torch.ones(2, 3), torch.ones(2, 3))
         assert look(gauge, torch.ones(2, 4)) is None
         note(rate, torch.ones(2, 3), torch.ones(2, 3))
@@ -107,14 +107,14 @@ class TestGaugesAtTheEdge:
     def test_halves_are_summed_in_float32(self):
         """60 000 ones: in float16 or bfloat16 they would add up to 2048 or 256, or to infinity."""
         for dtype in (torch.float16, torch.bfloat16):
-            gauge = Change("mean")
+            gauge = RelativeChange("mean")
             before = torch.full((1, 60000), 8.0, dtype=dtype)
             note(gauge, before, before)
             assert float(look(gauge, before + 1)) == pytest.approx(1 / 8, rel=1e-6)
 
     def test_differences_are_taken_in_float32(self):
         """60000 − (−60000) is beyond float16."""
-        gauge = Change("max")
+        gauge = RelativeChange("max")
         before = torch.tensor([[60000.0]], dtype=torch.float16)
         note(gauge, before, before)
         assert float(look(gauge, -before)) == 2
@@ -123,12 +123,12 @@ class TestGaugesAtTheEdge:
         monkeypatch.setattr("dithooks.engine.change_metrics.PIECE", 10)
         now, before = torch.randn(3, 17), torch.randn(3, 17)
         for how in ("mean", "max"):
-            gauge = Change(how)
+            gauge = RelativeChange(how)
             note(gauge, before, before)
             assert float(look(gauge, now)) == pytest.approx(ratio_by_hand(now, before, how), rel=1e-5)
 
     def test_an_input_that_stands_still_gives_no_rate(self):
-        gauge, x = Rate("mean"), torch.randn(2, 3)
+        gauge, x = OutputChangeEstimate("mean"), torch.randn(2, 3)
         note(gauge, x, torch.randn(2, 3))
         note(gauge, x, torch.randn(2, 3))
         assert not math.isfinite(float(look(gauge, x + 1)))

@@ -26,7 +26,7 @@ from dithooks import (
     timestep_scope,
 )
 from dithooks.demo import load_pipeline
-from dithooks.engine.anchor import combined
+from dithooks.engine.anchor import weighted_sum
 
 SYNC = torch.ops.aten._local_scalar_dense.default
 LOOKING = {
@@ -115,7 +115,7 @@ def test_what_a_decision_costs(demo, config):
     assert stats.reused_calls > 0
     waits = [ops.calls[SYNC] for ops in seen]
     looked = sum(each.value is not None for each in decisions)
-    if config.when.gauge is None:
+    if config.when.metric is None:
         assert waits == [0] * 24
     else:
         assert max(waits) == 1
@@ -263,7 +263,7 @@ class TestMemory:
         made = []
 
         def noted(*given):
-            result = combined(*given)
+            result = weighted_sum(*given)
             made.extend(weakref.ref(each) for each in result)
             return result
 

@@ -29,7 +29,7 @@ from dithooks.ray.actor import Drawer, packed, problem_of, unpacked  # noqa: E40
 from dithooks.ray.attempts import Underway  # noqa: E402
 from dithooks.ray.files import Folder, locked  # noqa: E402
 from dithooks.ray.job import Job, versions_here  # noqa: E402
-from dithooks.ray.job_progress import Reporter, _Lines, _Rich, _Tqdm  # noqa: E402
+from dithooks.ray.job_progress import Reporter, _JobLines, _JobRich, _JobTqdm  # noqa: E402
 from dithooks.ray.output import LOCK, chunks_in, scan  # noqa: E402
 from dithooks.ray.samples import encoded, samples_in  # noqa: E402
 
@@ -491,7 +491,7 @@ def test_samples_come_back():
         decoded(b"", "mp4")
 
 
-@pytest.mark.parametrize("kind", [_Rich, _Tqdm, _Lines])
+@pytest.mark.parametrize("kind", [_JobRich, _JobTqdm, _JobLines])
 def test_progress_shows_each_actor_and_all(kind, capsys):
     reporter = Reporter()
     reporter.tell("chunk a", "1f2e", 2, 0, 4)

@@ -23,7 +23,7 @@ from policies_by_hand import (
 )
 
 from dithooks import Budget, EasyCache, Interval, MagnitudeRatio, Mask, Threshold
-from dithooks.policies.history import Schedule, Track
+from dithooks.policies.history import BranchHistory, Schedule
 from dithooks.policies.mask import resample
 
 
@@ -173,7 +173,7 @@ class TestMask:
 
     def test_a_longer_run_than_the_mask_if_nothing_tells(self):
         policy = Mask((1, 0, 0)).for_run(Schedule())
-        assert [tuple(policy.before(t, Track(refreshed=0), Schedule()))[:2] for t in range(5)] == [
+        assert [tuple(policy.before(t, BranchHistory(refreshed=0), Schedule()))[:2] for t in range(5)] == [
             (False, "mask"),
             (True, "reuse"),
             (True, "reuse"),
@@ -217,10 +217,10 @@ class TestMask:
 
     def test_dynamic_is_made_out_for_the_run(self):
         policy = Mask("medium", dynamic=Threshold(0.1, max_warmup_steps=0)).for_run(Schedule(10))
-        assert policy.gauge == "change"
-        assert policy.judge(2, Track(refreshed=1), Schedule(10), 0.05).reuse
+        assert policy.metric == "change"
+        assert policy.judge(2, BranchHistory(refreshed=1), Schedule(10), 0.05).reuse
         shared = Mask((1, 0), dynamic=EasyCache(0.1, separate_branches=False, reduce="max"))
-        assert (shared.gauge, shared.separate_branches, shared.reduce) == ("rate", False, "max")
+        assert (shared.metric, shared.separate_branches, shared.reduce) == ("rate", False, "max")
         with pytest.raises(ValueError, match="cannot be reached"):
             Mask("ultra", dynamic=Budget(50.0)).for_run(Schedule(10))
 
@@ -325,15 +325,15 @@ class TestThreshold:
         assert computed(drive(Threshold(0.2, **parameters), Schedule(12), lambda *_: 0.1)) == wanted
 
     def test_the_threshold_itself_is_computed_and_the_sum_may_be_reached(self):
-        policy, track = Threshold(0.25, max_accumulated_diff=0.5), Track(refreshed=8, drift=0.375)
+        policy, track = Threshold(0.25, max_accumulated_diff=0.5), BranchHistory(refreshed=8, drift=0.375)
         assert policy.judge(9, track, Schedule(), 0.25).reason == "threshold"
         assert policy.judge(9, track, Schedule(), 0.125) == (True, "reuse", 0.125)
         assert policy.judge(9, track, Schedule(), 0.126).reason == "accumulated"
 
     def test_the_end_is_known_only_with_the_number_of_steps(self):
         policy = Threshold(0.2, 0, last_steps_computed=3)
-        assert policy.before(9, Track(refreshed=8), Schedule(12)).reason == "end"
-        assert policy.before(9, Track(refreshed=8), Schedule()) is None
+        assert policy.before(9, BranchHistory(refreshed=8), Schedule(12)).reason == "end"
+        assert policy.before(9, BranchHistory(refreshed=8), Schedule()) is None
         assert "last_steps_computed=3 does nothing" in policy.remark(Schedule())
         assert policy.remark(Schedule(12)) is None
 
@@ -489,8 +489,8 @@ class TestMagnitudeRatio:
 
     def test_of_a_run_that_does_not_tell_its_steps(self):
         policy = MagnitudeRatio((1.0,) * 5, retention_ratio=0.0).for_run(Schedule())
-        assert policy.before(4, Track(refreshed=3), Schedule()).reason == "reuse"
-        assert policy.before(5, Track(refreshed=4), Schedule()).reason == "end"
+        assert policy.before(4, BranchHistory(refreshed=3), Schedule()).reason == "reuse"
+        assert policy.before(5, BranchHistory(refreshed=4), Schedule()).reason == "end"
         assert "the 5 ratios are taken as made for this run" in policy.remark(Schedule())
 
     @pytest.mark.parametrize(
@@ -609,10 +609,10 @@ LOOKING = [
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_computed(policy, value):
     schedule = Schedule(10)
-    decision = policy.for_run(schedule).judge(4, Track(refreshed=2, computed=3, reused=1), schedule, value)
+    decision = policy.for_run(schedule).judge(4, BranchHistory(refreshed=2, computed=3, reused=1), schedule, value)
     assert (decision.reuse, decision.reason) == (False, "non-finite")
     assert decision.value == pytest.approx(value, nan_ok=True)
-    track = Track(refreshed=2, drift=0.1, streak=1)
+    track = BranchHistory(refreshed=2, drift=0.1, streak=1)
     track.note(4, decision)
     assert (track.rates, track.drift, track.streak) == ([], 0.0, 0)
 

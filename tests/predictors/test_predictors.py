@@ -11,7 +11,7 @@ from torch import nn
 from toys import Counter
 
 from dithooks import DitCacheConfig, Fitted, Interval, Linear, Mask, Reuse, Taylor, Threshold, dit_cache, timestep_scope
-from dithooks.engine.anchor import Anchor, combined
+from dithooks.engine.anchor import Anchor, weighted_sum
 from dithooks.policies.history import Schedule
 from dithooks.predictors.predictor import Moment
 
@@ -356,7 +356,7 @@ class TestCombined:
     def off(self, deltas, weights, kept=None):
         """The largest error in units of what is allowed; ≤ 1 is right."""
         dtype = deltas[0][0].dtype
-        results = combined(self.anchors(deltas, kept), weights)
+        results = weighted_sum(self.anchors(deltas, kept), weights)
         assert len(results) == len(deltas[0])
         worst, w = 0.0, np.asarray(weights, float)
         for stream, got in enumerate(results):
@@ -420,43 +420,43 @@ class TestCombined:
     def test_large_weights_of_opposite_signs_lose_nothing_of_half_precision(self, dtype):
         """Three equal residuals, weights of 100 that add up to 1: each is given back to the last bit."""
         ((delta,),) = self.drawn(1, dtype, [(50,)])
-        (got,) = combined(self.anchors([[delta]] * 3), (100.0, -150.0, 51.0))
+        (got,) = weighted_sum(self.anchors([[delta]] * 3), (100.0, -150.0, 51.0))
         assert torch.equal(got, delta)
         by_halves = delta * 100 - delta * 150 + delta * 51
         assert not torch.equal(by_halves, delta)
 
     def test_a_line_through_two_alike_is_that(self):
         ((delta,),) = self.drawn(1, torch.bfloat16, [(50,)])
-        (got,) = combined(self.anchors([[delta], [delta.clone()]]), (17.25, -16.25))
+        (got,) = weighted_sum(self.anchors([[delta], [delta.clone()]]), (17.25, -16.25))
         assert torch.equal(got, delta)
 
     def test_one_anchor_is_given_as_it_is(self):
         ((delta,),) = self.drawn(1, torch.float32, [(3,)])
-        (got,) = combined(self.anchors([[delta]]), (1.0,))
+        (got,) = weighted_sum(self.anchors([[delta]]), (1.0,))
         assert got is delta
 
     @pytest.mark.parametrize("weights", [(1.0,), (0.5,), (1.5, -0.5), (1.5, 0.5), (3.0, -3.0, 1.0)])
     def test_the_kept_ones_are_left_alone(self, weights):
         deltas = self.drawn(len(weights), torch.float32)
         anchors = self.anchors([[each.clone() for each in one] for one in deltas])
-        combined(anchors, weights)
+        weighted_sum(anchors, weights)
         for anchor, one in zip(anchors, deltas, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(anchor.kept, one, strict=True))
 
     def test_those_with_no_weight_are_not_read(self):
         deltas = [[torch.full((3,), float("nan"))], [torch.arange(3.0)], [torch.full((3,), float("inf"))]]
-        (got,) = combined(self.anchors(deltas), (0.0, 1.0, 0.0))
+        (got,) = weighted_sum(self.anchors(deltas), (0.0, 1.0, 0.0))
         assert torch.equal(got, torch.arange(3.0))
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_no_weight_at_all_is_nothing(self, dtype):
-        (got,) = combined(self.anchors([[torch.ones(3, dtype=dtype)]], torch.float32), (0.0,))
+        (got,) = weighted_sum(self.anchors([[torch.ones(3, dtype=dtype)]], torch.float32), (0.0,))
         assert torch.equal(got, torch.zeros(3, dtype=dtype))
 
     def test_streams_of_several_dtypes(self):
         one = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0], dtype=torch.bfloat16)]
         two = [torch.tensor([0.0, 1.0]), torch.tensor([2.0, 2.0], dtype=torch.bfloat16)]
-        wide, half = combined(self.anchors([one, two], torch.float16), (2.0, -1.0))
+        wide, half = weighted_sum(self.anchors([one, two], torch.float16), (2.0, -1.0))
         assert (wide.dtype, half.dtype) == (torch.float32, torch.bfloat16)
         assert (wide.tolist(), half.tolist()) == ([2.0, 3.0], [4.0, 8.0])
 

@@ -8,14 +8,14 @@ from torch import nn
 from toys import Net, Pipe, latents, loop, prompt
 
 from dithooks import timestep_scope
-from dithooks.blocks.observation import Observation, spots_of
+from dithooks.blocks.observation import Observation, observed_blocks
 from dithooks.blocks.registry import chains_of
 from dithooks.blocks.stream_transforms import build as rebuild
 from dithooks.blocks.trunk import find_trunk
 from dithooks.blocks.wiring import resolve
 from dithooks.recording.record import record
 from dithooks.recording.recorder import Recorder
-from dithooks.recording.token_selection import Point, points_of
+from dithooks.recording.token_selection import SamplePoint, points_of
 from dithooks.tiny import build, names
 
 STEPS = 3
@@ -49,7 +49,7 @@ def hooked(chain, run, enter, leave, begin=lambda: None):
 
 def captured(chain, run):
     """Of each call of the model, what each block was given and returned, in full, in double precision."""
-    faces, calls = [spot.face for spot in spots_of(chain)], []
+    faces, calls = [spot.face for spot in observed_blocks(chain)], []
 
     def copy(value):
         return value.double().clone() if isinstance(value, torch.Tensor) and value.is_floating_point() else None
@@ -65,7 +65,7 @@ def captured(chain, run):
 
 
 def observed(chain, run):
-    observation = Observation(spots_of(chain))
+    observation = Observation(observed_blocks(chain))
     hooked(chain, run, observation.enter, observation.leave)
     observation.close()
     return observation
@@ -231,13 +231,13 @@ class TestSamples:
 
         told = []
 
-        def take(self, read, plain=Point.take):
+        def take(self, read, plain=SamplePoint.take):
             told.append(plain(self, read)[0][:, 0].tolist())
             return [torch.tensor(told[-1])[:, None]]
 
         x = torch.arange(100.0)[None, :, None].expand(1, 100, 2).contiguous()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Point, "take", take)
+            patch.setattr(SamplePoint, "take", take)
             record(Model(), lambda model: [model(x, t) for t in (1.0, 0.5, 0.25)], share=0.1)
         assert len(told) == 3 * 4
         assert len(set(told[0])) == 10

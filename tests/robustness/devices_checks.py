@@ -40,7 +40,7 @@ from dithooks import (
     search,
     timestep_scope,
 )
-from dithooks.engine.change_metrics import Change, Rate
+from dithooks.engine.change_metrics import OutputChangeEstimate, RelativeChange
 from dithooks.engine.hooks import flows_of
 from dithooks.environment.machine import device_name, machine, memory_allocated, synchronize
 from dithooks.planning.plan import plan as planned
@@ -352,10 +352,10 @@ def precision() -> dict:
     for dtype in (torch.bfloat16, torch.float16):
         large = torch.full((1, 300_000), 40.0).to(dtype)  # Σ|·| = 12,000,000; float16 ends at 65,504
         near = (large.float() + torch.randn(large.shape)).to(dtype)
-        change = Change("mean")
+        change = RelativeChange("mean")
         change.note([large.to("npu")], [large.to("npu")])
         measured = change.look([near.to("npu")])
-        gauge = Rate("mean")
+        gauge = OutputChangeEstimate("mean")
         series = [torch.randn(2, 16, 8).mul(300 + 40 * k).to(dtype) for k in range(3)]
         for x in series[:2]:
             gauge.note([x.to("npu")], [(2 * x).to("npu")])

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dithooks.policies.interval import Interval
-from dithooks.predictors.polynomial import through
+from dithooks.predictors.polynomial import lagrange_weights
 from dithooks.predictors.predictor import Moment
 
 MARKS = 160  # calls that can be told apart
@@ -162,7 +162,7 @@ class Oracle:
             moments = [Moment(each.step, each.time, self.axis) for each in former[:count]]
             wanted = self.predictor.weights(moments, Moment(told.step, told.time, self.axis))
             if wanted is None:
-                wanted = through(moments[:2], Moment(told.step, told.time, self.axis), "sigma")
+                wanted = lagrange_weights(moments[:2], Moment(told.step, told.time, self.axis), "sigma")
             allowed.append({each.mark: weight for each, weight in zip(former, wanted, strict=False)})
         assert any(self._alike(weights, wanted, near) for wanted in allowed), (
             f"{told}: is made of {weights}, and could be of {allowed}"

@@ -37,7 +37,7 @@ def test_what_is_kept_survives(name):
         expected = loop(net, x, steps=8, scoped=True, encoder_hidden_states=e)
         told = [each[2:6] for each in cache.decisions]
     assert {reuse for _, _, reuse, _ in told} == {True, False}
-    looks = config.when.gauge is not None
+    looks = config.when.metric is not None
     called = net
     if name == "interval":  # which does not show from inside, but by the tracing of it
         called = torch.compile(net, backend=backend, fullgraph=True)

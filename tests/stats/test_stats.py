@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 from toys import Net, latents, loop, prompt
 
-from dithooks import CacheStats, DitCacheConfig, RunStats, Settled, Spread, Threshold, dit_cache, timestep_scope
+from dithooks import CacheStats, CallRecord, DitCacheConfig, Quantiles, RunStats, Threshold, dit_cache, timestep_scope
 from dithooks.integrations.tqdm_bar import find_bar, write_behind
 from dithooks.policies.history import Decision
 
@@ -93,7 +93,7 @@ def test_differences_are_those_of_the_decisions():
 @given(st.lists(st.floats(0, 1e6) | st.just(math.nan) | st.just(math.inf), max_size=30))
 def test_a_spread_is_numpys(values):
     finite = [value for value in values if math.isfinite(value)]
-    found = Spread.of(values)
+    found = Quantiles.of(values)
     if not finite:
         assert found is None
         return
@@ -152,7 +152,9 @@ def test_json_and_back():
         branches = []
         for branch in run.pop("branches"):
             differences = branch.pop("differences")
-            branches.append(BranchStats(**branch, differences=None if differences is None else Spread(**differences)))
+            branches.append(
+                BranchStats(**branch, differences=None if differences is None else Quantiles(**differences))
+            )
         runs.append(RunStats(**run, branches=tuple(branches)))
     assert CacheStats(**read, runs=tuple(runs)) == stats
 
@@ -191,7 +193,7 @@ def test_the_table_is_at_most_100_columns_and_holds_the_counts():
 
 
 def test_a_table_of_large_numbers_and_long_names():
-    branch = BranchStats(15, 1000, 900, 100, {"reuse": 100, "x" * 30: 900}, Spread(*[0.123456] * 6), 10**7, 10**8)
+    branch = BranchStats(15, 1000, 900, 100, {"reuse": 100, "x" * 30: 900}, Quantiles(*[0.123456] * 6), 10**7, 10**8)
     run = RunStats("transformer." + "blocks." * 20, 1234, (branch,) * 3, 1e5, 1e4, 3.0, 2.5)
     lines = summary(CacheStats(1, 1, 0, 1, 1, 2**40, 2**50, {}, (run,))).splitlines()
     assert max(map(len, lines)) <= 100
@@ -214,7 +216,7 @@ def test_sizes():
 def test_on_decision_is_told_each_call_in_order():
     told = []
     cache = sampled(Net("two_lists", 2), CONFIG, runs=2, branches=2, on_decision=told.append)
-    assert all(isinstance(each, Settled) for each in told)
+    assert all(isinstance(each, CallRecord) for each in told)
     assert tuple(told) == cache.decisions
 
 
@@ -336,7 +338,9 @@ def test_events_are_read_when_the_device_has_come_to_them():
 
 
 def test_several_ranges_are_told_apart_and_summed():
-    stats = branch_stats([Settled("a", 0, 0, 0, False, "mask", None), Settled("a", 0, 1, 0, True, "reuse", 0.5)], 4, 2)
+    stats = branch_stats(
+        [CallRecord("a", 0, 0, 0, False, "mask", None), CallRecord("a", 0, 1, 0, True, "reuse", 0.5)], 4, 2
+    )
     assert (stats.blocks_run, stats.blocks_total, stats.differences.max) == (6, 8, 0.5)
     one = CacheStats(2, 1, 1, 6, 8, 1, 2, {"mask": 1, "reuse": 1}, (RunStats("a", 0, (stats,), 1.0),))
     two = CacheStats(1, 1, 0, 4, 4, 0, 3, {"mask": 1}, (RunStats("b", 0, (), 1.0),))

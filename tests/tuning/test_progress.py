@@ -14,7 +14,7 @@ import pytest
 from toys import Net, Pipe, latents
 
 from dithooks.recording.record import record
-from dithooks.tuning.progress import Report, progress
+from dithooks.tuning.progress import ProgressReport, progress
 
 BEST = "best so far 45.2 dB at 2.01× [of 5]"
 END = b"<the end>"
@@ -202,7 +202,7 @@ def test_nothing_is_shown_afterwards(stderr, installed):
 
 def test_what_recording_tells(stderr):
     stream = stderr(Stream())
-    report: Report
+    report: ProgressReport
     with progress() as report:
         record(Pipe(Net()), lambda pipe: pipe(latents(), steps=4), report=report)
     assert stream.getvalue().splitlines()[0] == "record: 1 of 4"

@@ -14,6 +14,7 @@ from ...blocks.adapter import flat
 from ...blocks.block_io import PatchFunctor as Reader
 from ...blocks.module_paths import walk
 from ...blocks.registry import BlockAdapterRegistry as Registry
+from ...errors import InvalidSetting, WrongType
 from .configs import check_fields
 from .functors import PatchFunctor
 from .modifiers import ParamsModifier
@@ -83,9 +84,9 @@ class BlockAdapter:
     def __post_init__(self) -> None:
         functor = self.patch_functor
         if functor is not None and not isinstance(functor, (PatchFunctor, Reader)):
-            raise TypeError(f"patch_functor: {functor!r} ({type(functor).__name__}) is not a PatchFunctor")
+            raise WrongType(f"patch_functor: {functor!r} ({type(functor).__name__}) is not a PatchFunctor")
         if self.has_separate_cfg not in (None, True, False):
-            raise TypeError(f"has_separate_cfg={self.has_separate_cfg!r} is neither True, False nor None")
+            raise WrongType(f"has_separate_cfg={self.has_separate_cfg!r} is neither True, False nor None")
         self.plain()
 
     def plain(self) -> Adapter:
@@ -115,7 +116,7 @@ class BlockAdapter:
         found = [] if chosen is None else list(flat(chosen))
         for each in found:
             if each is not None and not isinstance(each, ParamsModifier):
-                raise TypeError(f"params_modifiers: {each!r} ({type(each).__name__}) is not a ParamsModifier")
+                raise WrongType(f"params_modifiers: {each!r} ({type(each).__name__}) is not a ParamsModifier")
         return found
 
     def transformers(self) -> list[Any]:
@@ -127,7 +128,7 @@ class BlockAdapter:
         if self.transformer is not None:
             return list(flat(self.transformer))
         if getattr(self.pipe, "transformer", None) is None:
-            raise ValueError(f"{type(self.pipe).__name__} has no transformer: give BlockAdapter(transformer=...)")
+            raise InvalidSetting(f"{type(self.pipe).__name__} has no transformer: give BlockAdapter(transformer=...)")
         return [self.pipe.transformer]
 
     def _named(self) -> list[nn.ModuleList]:
@@ -192,7 +193,7 @@ class _Registered:
         alone = isinstance(model, nn.Module)
         adapter = self.make(SimpleNamespace(transformer=model) if alone else model)
         if not isinstance(adapter, BlockAdapter):
-            raise TypeError(f"{self.make!r}, which is registered, made {adapter!r}, not a BlockAdapter")
+            raise WrongType(f"{self.make!r}, which is registered, made {adapter!r}, not a BlockAdapter")
         return replace(adapter, pipe=None) if alone else adapter
 
 
@@ -205,7 +206,7 @@ def adapter_of(pipe_or_adapter: object) -> BlockAdapter:
     if isinstance(pipe_or_adapter, BlockAdapter):
         return pipe_or_adapter
     if isinstance(pipe_or_adapter, Adapter):
-        raise TypeError("this is a dithooks.BlockAdapter, which goes with dit_cache; here, give one of this module's")
+        raise WrongType("this is a dithooks.BlockAdapter, which goes with dit_cache; here, give one of this module's")
     registered = Registry.hint_for(pipe_or_adapter)
     if isinstance(registered, _Registered):
         return registered.theirs(pipe_or_adapter)

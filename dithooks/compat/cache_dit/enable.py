@@ -12,6 +12,7 @@ from ...blocks.adapter import BlockAdapter as Adapter
 from ...blocks.block_lists import Chain, Expected
 from ...blocks.registry import chains_of
 from ...config.cache_config import DitCacheConfig
+from ...errors import InvalidSetting
 from ...handle import CacheHandle, handles_of
 from .adapters import BlockAdapter, adapter_of
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, DBCacheConfig, check_names
@@ -170,7 +171,7 @@ def enable_cache(
     if not before:
         Enabled(adapter, settings).attach()
     elif len(before) > 1 or not before[0].owners().keys() <= owners or not before[0].patches_as(adapter):
-        raise ValueError(f"{type(pipe_or_adapter).__name__} is cached already, otherwise: disable_cache() it first")
+        raise InvalidSetting(f"{type(pipe_or_adapter).__name__} is cached already, otherwise: disable_cache() it first")
     else:
         before[0].refresh(adapter, settings)
     return pipe_or_adapter
@@ -207,7 +208,7 @@ def refresh_context(transformer: object, *, verbose: bool = False, **changes: An
     """
     handles = enabled(transformer)
     if not handles:
-        raise ValueError(f"{type(transformer).__name__} is not cached: enable_cache() it first")
+        raise InvalidSetting(f"{type(transformer).__name__} is not cached: enable_cache() it first")
     parts = [changes.pop(name, None) for name in ("cache_config", "calibrator_config")]
     given = _given(parts[0], parts[1], changes, "refresh_context")
     for handle in handles:
@@ -232,7 +233,7 @@ def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter | None:
     chains = [chain for chain, _ in chains_of(plain, None)]
     lanes = [lane for chain in chains for lane in chain.lanes]
     if len(settings.modifiers) > len(lanes):
-        raise ValueError(
+        raise InvalidSetting(
             f"there are {len(settings.modifiers)} params_modifiers for {len(lanes)} lists of blocks: "
             f"{[lane.path for lane in lanes]}"
         )
@@ -277,7 +278,9 @@ def _long_enough(chains: Sequence[Chain], configs: Sequence[DitCacheConfig | Non
         lane, found = lanes[number]
         if number not in kept and not (found and kept):
             has = f"{lane.path} has {len(lane.blocks)} blocks"
-            raise ValueError(f"Fn_compute_blocks={first} and Bn_compute_blocks={last} leave none to be cached: {has}")
+            raise InvalidSetting(
+                f"Fn_compute_blocks={first} and Bn_compute_blocks={last} leave none to be cached: {has}"
+            )
     return kept
 
 

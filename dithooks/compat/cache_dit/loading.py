@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from ...config.safe_json import bounded, read_file, strict
+from ...errors import InvalidSetting, WrongType
 from .configs import CalibratorConfig, DBCacheConfig, check_names
 from .masks import named_mask
 from .modifiers import from_keywords, without_others
@@ -75,7 +76,7 @@ def load_cache_config(path_or_dict: Source, reset: bool = False) -> tuple[DBCach
     if isinstance(path_or_dict, Mapping):
         return _configs(path_or_dict, reset)
     if not isinstance(path_or_dict, (str, os.PathLike)):
-        raise TypeError(f"path_or_dict must be the path of a file, or a mapping, not {path_or_dict!r}")
+        raise WrongType(f"path_or_dict must be the path of a file, or a mapping, not {path_or_dict!r}")
     path = Path(path_or_dict)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path_or_dict)!r}")
@@ -87,7 +88,7 @@ def _read(path: Path, text: str) -> Any:
         try:
             return strict(text)
         except ValueError as error:
-            raise ValueError(f"this is not JSON: {error}") from None
+            raise InvalidSetting(f"this is not JSON: {error}") from None
     try:
         yaml = importlib.import_module("yaml")
     except ImportError:
@@ -98,23 +99,23 @@ def _read(path: Path, text: str) -> Any:
         return data
     # The latter are what PyYAML makes of values that do not fit their tags.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise ValueError(f"this is not YAML: {error}") from None
+        raise InvalidSetting(f"this is not YAML: {error}") from None
     except RecursionError:
-        raise ValueError("this is nested too deeply") from None
+        raise InvalidSetting("this is nested too deeply") from None
 
 
 def _configs(data: Any, reset: bool) -> tuple[DBCacheConfig, CalibratorConfig | None]:
     if not isinstance(data, Mapping):
-        raise TypeError(f"a mapping with the section {SECTION} is expected, not {data!r}")
+        raise WrongType(f"a mapping with the section {SECTION} is expected, not {data!r}")
     entries = without_others(data)
     sections = [name for name, value in entries.items() if isinstance(value, Mapping)]
     check_names("a configuration", sections, (SECTION,), "section")
     if SECTION in entries:
         section = entries.pop(SECTION)
         if entries:
-            raise TypeError(f"{', '.join(map(str, entries))} beside {SECTION}: what is to be read stands inside it")
+            raise WrongType(f"{', '.join(map(str, entries))} beside {SECTION}: what is to be read stands inside it")
         if not isinstance(section, Mapping):
-            raise TypeError(f"{SECTION} must be a mapping of fields, not {section!r}")
+            raise WrongType(f"{SECTION} must be a mapping of fields, not {section!r}")
         entries = dict(section)
     values, forecast = from_keywords(entries, "DBCacheConfig")
     if "steps_computation_mask" in values:

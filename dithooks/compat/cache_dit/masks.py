@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import cycle, zip_longest
 
+from ...errors import InvalidSetting, WrongType
 from ...validation import check_choice, check_count
 
 POLICIES = ("slow", "medium", "fast", "ultra")
@@ -64,13 +65,13 @@ def steps_mask(
         cache = [check_count("a cache bin", count, 0) for count in cache_bins]
         most = sum(compute) + sum(cache)
         if not most or (total_steps or 0) > most:
-            raise ValueError(f"total_steps={total_steps}, but the bins have {most} steps: make them longer")
+            raise InvalidSetting(f"total_steps={total_steps}, but the bins have {most} steps: make them longer")
         return _written(compute, cache)[:total_steps]
     if total_steps is None:
-        raise ValueError("total_steps=None: give it, or both compute_bins and cache_bins")
+        raise InvalidSetting("total_steps=None: give it, or both compute_bins and cache_bins")
     policy = POLICIES.index(check_choice("mask_policy", mask_policy, POLICIES))
     if total_steps < 8 and total_steps not in BINS:
-        raise ValueError(f"total_steps={total_steps}: policies have masks of 4, 6, or 8 and more steps; give bins")
+        raise InvalidSetting(f"total_steps={total_steps}: policies have masks of 4, 6, or 8 and more steps; give bins")
     made_for = total_steps if total_steps in BINS else 15 if total_steps < 16 else 28
     compute, cache = (list(bins) for bins in BINS[made_for][policy])
     _stretch(compute, cache, total_steps)
@@ -88,12 +89,12 @@ def named_mask(mask: object, steps: int | None) -> list[int]:
     """
     if not isinstance(mask, str):
         if not isinstance(mask, Iterable):
-            raise TypeError(f"steps_computation_mask must have a 1 or 0 for each step, or be a name, not {mask!r}")
+            raise WrongType(f"steps_computation_mask must have a 1 or 0 for each step, or be a name, not {mask!r}")
         if not (bits := list(mask)):
-            raise ValueError("steps_computation_mask is empty: give a 1 or 0 for each step, or None")
+            raise InvalidSetting("steps_computation_mask is empty: give a 1 or 0 for each step, or None")
         return bits
     if steps is None:
-        raise ValueError(f"steps_computation_mask={mask!r} is made for a number of steps: give num_inference_steps")
+        raise InvalidSetting(f"steps_computation_mask={mask!r} is made for a number of steps: give num_inference_steps")
     return steps_mask(total_steps=steps, mask_policy=mask)
 
 

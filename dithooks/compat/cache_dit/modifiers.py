@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from ...errors import InvalidSetting, WrongType
 from .configs import (
     BasicCacheConfig,
     C,
@@ -37,7 +38,7 @@ def without_others(given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: one of these is given.
     """
     if others := [name for name in ELSEWHERE if given.get(name) is not None]:
-        raise ValueError(
+        raise InvalidSetting(
             f"{' and '.join(others)}: caching is all this library does; leave it out, and set it up before, with what "
             "diffusers or PyTorch have for it"
         )
@@ -61,7 +62,7 @@ def from_keywords(keywords: Mapping[str, Any], owner: str) -> tuple[dict[str, An
     """
     for name in ABSENT:
         if keywords.get(name):
-            raise ValueError(
+            raise InvalidSetting(
                 f"{name}={keywords[name]!r}: this forecast is not available; take enable_taylorseer=True, or none"
             )
     if keywords.get("cache_type") is not None:  # before the fields of another type are taken for slips
@@ -110,7 +111,7 @@ class ParamsModifier:
             ("calibrator_config", calibrator_config, CalibratorConfig),
         ):
             if part is not None and not isinstance(part, kind):
-                raise TypeError(f"{name} must be a {kind.__name__}, not {part!r}")
+                raise WrongType(f"{name} must be a {kind.__name__}, not {part!r}")
         if values:
             cache_config = merged(cache_config, DBCacheConfig().reset(**values))
         self.cache_config = cache_config

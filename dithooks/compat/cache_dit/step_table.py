@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...stats.types import Settled
+from ...stats.types import CallRecord
 
 COLUMNS = ("Cache Steps", "Diffs Min", "Diffs P25", "Diffs P50", "Diffs P75", "Diffs P95", "Diffs Max")
 PERCENTILES = (0, 25, 50, 75, 95, 100)
@@ -32,11 +32,11 @@ class Steps:
     diffs: dict[int, float]
 
 
-def steps_of(decisions: Iterable[Settled]) -> list[Steps]:
+def steps_of(decisions: Iterable[CallRecord]) -> list[Steps]:
     """The last run of each range, branch by branch, of what :attr:`CacheHandle.decisions` tells.
 
     Example:
-        >>> settled = [Settled("blocks", 0, step, 0, step > 1, "reuse", step / 10) for step in range(4)]
+        >>> settled = [CallRecord("blocks", 0, step, 0, step > 1, "reuse", step / 10) for step in range(4)]
         >>> steps_of(settled)
         [Steps(range='blocks', branch=0, called=(0, 1, 2, 3), reused=(2, 3), diffs={0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3})]
     """
@@ -44,7 +44,7 @@ def steps_of(decisions: Iterable[Settled]) -> list[Steps]:
     ordered = list(decisions)
     for each in ordered:
         latest[each.range] = max(each.run, latest.get(each.range, 0))
-    found: dict[tuple[str, int], list[Settled]] = {}
+    found: dict[tuple[str, int], list[CallRecord]] = {}
     for each in ordered:
         if each.run == latest[each.range]:
             found.setdefault((each.range, each.branch), []).append(each)

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ...config.cache_config import DitCacheConfig
-from ...policies.history import Decision, Schedule, Track
+from ...errors import InvalidSetting, WrongType
+from ...policies.history import BranchHistory, Decision, Schedule
 from ...policies.mask import Mask
 from ...policies.policy import Policy
 from ...policies.threshold import Threshold
@@ -34,7 +35,7 @@ class Never(Policy):
 
     because: str
 
-    def before(self, step: int, track: Track, schedule: Schedule) -> Decision:
+    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
         return Decision(False, "off")
 
     def keeps(self, step: int, anchors: int) -> bool:
@@ -79,13 +80,13 @@ def translate(
         predictor=Taylor(order=1, axis='step'))
     """
     if not isinstance(cache_config, BasicCacheConfig):
-        raise TypeError(f"cache_config must be a DBCacheConfig of {__package__}, not {cache_config!r}")
+        raise WrongType(f"cache_config must be a DBCacheConfig of {__package__}, not {cache_config!r}")
     given = filled(cache_config)
     if given["num_inference_steps"] is not None:
         check_count("num_inference_steps", given["num_inference_steps"], 1)
     for name in ("enable_separate_cfg", "cfg_compute_first"):
         if given[name] not in (None, True, False):
-            raise TypeError(f"{name} must be True or False, not {given[name]!r}")
+            raise WrongType(f"{name} must be True or False, not {given[name]!r}")
     if caching_type(given["cache_type"]) is CacheType.NONE:
         return None
     return DitCacheConfig(
@@ -114,7 +115,7 @@ def _when(given: Mapping[str, Any]) -> Policy:
     try:
         return Mask(tuple(bits), dynamic=threshold)
     except ValueError as error:
-        raise ValueError(f"steps_computation_mask: {error}") from None
+        raise InvalidSetting(f"steps_computation_mask: {error}") from None
 
 
 def _threshold(given: Mapping[str, Any]) -> Threshold | Never:
@@ -122,7 +123,7 @@ def _threshold(given: Mapping[str, Any]) -> Threshold | Never:
     limit, total = given["residual_diff_threshold"], given["max_accumulated_residual_diff_threshold"]
     if isinstance(limit, Tensor):
         if limit.numel() != 1:
-            raise ValueError(f"residual_diff_threshold has {limit.numel()} elements: give one number")
+            raise InvalidSetting(f"residual_diff_threshold has {limit.numel()} elements: give one number")
         limit = limit.item()
     limit = check_number("residual_diff_threshold", limit, -math.inf)
     if total is not None:
@@ -132,7 +133,7 @@ def _threshold(given: Mapping[str, Any]) -> Threshold | Never:
     most, row = (_at_most(given, name) for name in ("max_cached_steps", "max_continuous_cached_steps"))
     separate = given["cfg_diff_compute_separate"]
     if not isinstance(separate, bool):
-        raise TypeError(f"cfg_diff_compute_separate must be True or False, not {separate!r}")
+        raise WrongType(f"cfg_diff_compute_separate must be True or False, not {separate!r}")
     forced = _forced(given)
     warm = check_count("max_warmup_steps", given["max_warmup_steps"], 0)
     every = check_count("warmup_interval", given["warmup_interval"], 1)
@@ -170,20 +171,24 @@ def _what(config: CalibratorConfig | None) -> Predictor:
     if config is None:
         return Reuse()
     if not isinstance(config, CalibratorConfig):
-        raise TypeError(f"calibrator_config must be a TaylorSeerCalibratorConfig of {__package__}, not {config!r}")
+        raise WrongType(f"calibrator_config must be a TaylorSeerCalibratorConfig of {__package__}, not {config!r}")
     given = filled(config)
     own, encoder = bool(given["enable_calibrator"]), bool(given["enable_encoder_calibrator"])
     if not own and not encoder:
         return Reuse()
     if given["calibrator_type"] != "taylorseer":
-        raise ValueError(f"calibrator_type={given['calibrator_type']!r} is not available: take 'taylorseer', or none")
+        raise InvalidSetting(
+            f"calibrator_type={given['calibrator_type']!r} is not available: take 'taylorseer', or none"
+        )
     if given["calibrator_cache_type"] != "residual":
-        raise ValueError(
+        raise InvalidSetting(
             f"calibrator_cache_type={given['calibrator_cache_type']!r}: residuals are what is cached here; "
             "take 'residual'"
         )
     if strange := set(given["calibrator_kwargs"]) - {"n_derivatives"}:
-        raise ValueError(f"calibrator_kwargs has {', '.join(sorted(strange))}: TaylorSeer has an order only; leave out")
+        raise InvalidSetting(
+            f"calibrator_kwargs has {', '.join(sorted(strange))}: TaylorSeer has an order only; leave out"
+        )
     order = given.get("taylorseer_order", given["calibrator_kwargs"].get("n_derivatives", 1))
     order = check_count("taylorseer_order", order, 0)
     if own != encoder and order:

@@ -12,6 +12,7 @@ from ...blocks.discovery import find_chains
 from ...config.cache_config import DitCacheConfig as Config
 from ...config.cache_plan import CachePlan
 from ...engine.sessions import tell_step
+from ...errors import InvalidSetting
 from ...handle import CacheHandle, dit_cache
 from ...planning.interval_planner import numbers_of
 from ...recording.rank_agreement import leads
@@ -63,17 +64,17 @@ class DitCacheAdaptor:
         dit_block_path: str = "transformer.transformer_blocks",
     ) -> None:
         if config is not None and not isinstance(config, DitCacheSearchConfig):
-            raise ValueError(f"config must be a DitCacheSearchConfig, not {config!r} ({type(config).__name__})")
+            raise InvalidSetting(f"config must be a DitCacheSearchConfig, not {config!r} ({type(config).__name__})")
         if not isinstance(dit_block_path, str) or not dit_block_path:
-            raise ValueError(
+            raise InvalidSetting(
                 f"dit_block_path={dit_block_path!r} must be a path such as 'transformer.transformer_blocks'"
             )
         try:
             blocks = len(find_chains(pipeline, dit_block_path)[0].sites)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"dit_block_path={dit_block_path!r} leads to no blocks: {error}") from None
+            raise InvalidSetting(f"dit_block_path={dit_block_path!r} leads to no blocks: {error}") from None
         if config is not None and config.dit_block_num not in (None, blocks):
-            raise ValueError(f"dit_block_num={config.dit_block_num}, but {dit_block_path} has {blocks} blocks")
+            raise InvalidSetting(f"dit_block_num={config.dit_block_num}, but {dit_block_path} has {blocks} blocks")
         self.pipeline, self.search_config, self.dit_block_path = pipeline, config, dit_block_path
         self.handle: CacheHandle | None = None  # what is attached
         self._config: DitCacheConfig | CachePlan | None = None
@@ -90,11 +91,11 @@ class DitCacheAdaptor:
             ValueError: not a whole number, or negative.
         """
         if t_idx is None:
-            raise ValueError("t_idx must be the index of a step, not None")
+            raise InvalidSetting("t_idx must be the index of a step, not None")
         try:
             tell_step(t_idx)
         except TypeError as error:
-            raise ValueError(str(error)) from None
+            raise InvalidSetting(str(error)) from None
 
     @property
     def dit_cache_config(self) -> DitCacheConfig | CachePlan | None:
@@ -108,7 +109,7 @@ class DitCacheAdaptor:
     @dit_cache_config.setter
     def dit_cache_config(self, config: DitCacheConfig | CachePlan | None) -> None:
         if not (config is None or isinstance(config, (DitCacheConfig, CachePlan))):
-            raise ValueError(f"dit_cache_config must be a DitCacheConfig, not {config!r} ({type(config).__name__})")
+            raise InvalidSetting(f"dit_cache_config must be a DitCacheConfig, not {config!r} ({type(config).__name__})")
         self._attach(config if self._enabled else None)
         self._config = config
 
@@ -171,23 +172,25 @@ class DitCacheAdaptor:
         """
         wanted = self.search_config
         if wanted is None:
-            raise ValueError(
+            raise InvalidSetting(
                 "search needs to know what is wanted: DitCacheAdaptor(pipeline, DitCacheSearchConfig(...))"
             )
         if not callable(run_pipeline_and_save_videos):
-            raise ValueError(f"run_pipeline_and_save_videos must be a function, not {run_pipeline_and_save_videos!r}")
+            raise InvalidSetting(
+                f"run_pipeline_and_save_videos must be a function, not {run_pipeline_and_save_videos!r}"
+            )
         if plan not in ("interval", "free"):
-            raise ValueError(f"plan={plan!r}: there are 'interval' and 'free'")
+            raise InvalidSetting(f"plan={plan!r}: there are 'interval' and 'free'")
         try:
             expected = check_count("prompts_num", prompts_num, 1) * check_count("num_videos", num_videos, 1)
         except TypeError as error:
-            raise ValueError(str(error)) from None
+            raise InvalidSetting(str(error)) from None
 
         def run(pipeline: Any) -> Any:
             videos = run_pipeline_and_save_videos(pipeline)
             if leads() and not (isinstance(videos, list) and len(videos) == expected):
                 got = f"{len(videos)} of them" if isinstance(videos, list) else type(videos).__name__
-                raise ValueError(f"run_pipeline_and_save_videos must return a list of {expected} videos, not {got}")
+                raise InvalidSetting(f"run_pipeline_and_save_videos must return a list of {expected} videos, not {got}")
             return videos
 
         before = self.dit_cache_config
@@ -208,7 +211,7 @@ class DitCacheAdaptor:
             if found.interrupted:
                 raise KeyboardInterrupt
             if not found.reached:
-                raise ValueError(
+                raise InvalidSetting(
                     f"cache_ratio={wanted.cache_ratio:g} cannot be reached in {wanted.num_sampling_steps} steps: the "
                     f"most is {found.plan.speedup:.4g}"
                 )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...config.safe_json import parsed, shortened
+from ...errors import InvalidSetting
 from ...validation import check_count
 
 
@@ -63,7 +64,7 @@ class DitCacheConfig:
         try:
             return cls(**parsed(Path(path).read_text(encoding="utf-8"), "DitCacheConfig"))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)} is not a DitCacheConfig: {shortened(error)}") from None
+            raise InvalidSetting(f"{os.fspath(path)} is not a DitCacheConfig: {shortened(error)}") from None
 
 
 @dataclass
@@ -94,9 +95,9 @@ class DitCacheSearchConfig:
     def __post_init__(self) -> None:
         ratio: object = self.cache_ratio
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 1 < ratio < float("inf"):
-            raise ValueError(f"cache_ratio={ratio!r} must be a number above 1: so many times fewer blocks are run")
+            raise InvalidSetting(f"cache_ratio={ratio!r} must be a number above 1: so many times fewer blocks are run")
         if self.num_sampling_steps is None:
-            raise ValueError("num_sampling_steps must be given: the number of steps that the pipeline takes")
+            raise InvalidSetting("num_sampling_steps must be given: the number of steps that the pipeline takes")
         if self.dit_block_num is not None:
             _counted(self, "dit_block_num", 1)
         for name, least in (("num_sampling_steps", 1), ("cache_step_interval", 2), ("num_hidden_states", 1)):
@@ -108,4 +109,4 @@ def _counted(config: object, name: str, least: int) -> None:
     try:
         vars(config)[name] = check_count(name, getattr(config, name), least)
     except TypeError as error:
-        raise ValueError(str(error)) from None
+        raise InvalidSetting(str(error)) from None

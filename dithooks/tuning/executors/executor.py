@@ -14,7 +14,7 @@ from ...config.cache_plan import CachePlan
 from ..evaluation import Evaluation, Verifier
 from .lookahead import Answer
 
-Found = Evaluation | Exception  # what came of a plan: where its run failed, how
+ExecutorResult = Evaluation | Exception  # what came of a plan: where its run failed, how
 Known = Callable[[CachePlan], "tuple[Answer] | None"]
 Likely = Callable[[Known], Iterable[CachePlan]]
 
@@ -34,7 +34,7 @@ class Team(Protocol):
     def generations(self) -> float:
         """Uncached runs that the workers made, to compare with."""
 
-    def run(self, plans: Sequence[CachePlan]) -> dict[str, Found]:
+    def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
         """Run as many plans as there are workers at most, each once; what came of each, by :func:`key_of`."""
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class Executor(Protocol):
         """
 
 
-class Spread:
+class SpreadRunner:
     """Runs the plan that is asked for, and on workers that were idle else those that may be next.
 
     Args:
@@ -73,7 +73,7 @@ class Spread:
 
     def __init__(self, team: Team) -> None:
         self.team = team
-        self._found: dict[str, Found] = {}
+        self._found: dict[str, ExecutorResult] = {}
         self._used: set[str] = set()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...errors import InvalidSetting, WrongType
 from .executor import Executor
 from .ray_actors import Actors
 from .torchrun_ranks import Ranks
@@ -23,10 +24,10 @@ def executor_of(executor: str | Executor | None) -> Executor | None:
     """
     if isinstance(executor, str):
         if executor not in ("ray", "torchrun"):
-            raise ValueError(
+            raise InvalidSetting(
                 f"executor={executor!r} is not known: give 'ray' or 'torchrun', or leave it out to run plans here"
             )
         return Actors() if executor == "ray" else Ranks()
     if executor is not None and not all(callable(getattr(executor, name, None)) for name in ("check", "start")):
-        raise TypeError(f"executor must be 'ray', 'torchrun' or dithooks.ray.Actors(...), not {executor!r}")
+        raise WrongType(f"executor must be 'ray', 'torchrun' or dithooks.ray.Actors(...), not {executor!r}")
     return executor

@@ -15,12 +15,13 @@ from ...blocks.block_lists import fingerprint
 from ...blocks.discovery import Blocks
 from ...blocks.registry import chains_of
 from ...config.cache_plan import CachePlan
+from ...errors import InvalidSetting, WrongType
 from ...recording.image_metrics import samples_of
 from ...recording.rank_agreement import alone
 from ...validation import check_count, check_number
 from ..evaluation import Evaluation, Verifier
 from ..repeat_run import unlike
-from .executor import Found, key_of
+from .executor import ExecutorResult, key_of
 
 RETRIES = 3  # of a plan whose actor died
 
@@ -66,7 +67,7 @@ class Actors:
         for name, amount in self.resources.items():
             check_number(f"resources[{name!r}]", amount, 0)
         if self.load is not None and not callable(self.load):
-            raise TypeError(f"load must be a function without arguments that makes the target, not {self.load!r}")
+            raise WrongType(f"load must be a function without arguments that makes the target, not {self.load!r}")
 
     def check(self, models: Sequence[nn.Module]) -> None:
         """See whether Ray is installed, and this is the only process.
@@ -77,19 +78,19 @@ class Actors:
         """
         ray_module()
         if not alone():
-            raise ValueError(
+            raise InvalidSetting(
                 "executor='ray' is for one process that has the actors to itself, but torch.distributed has several "
                 "ranks: give executor='torchrun', or search in one of them before it is initialized"
             )
 
-    def start(self, verifier: Verifier, results: Any, most: int) -> _Team:
+    def start(self, verifier: Verifier, results: Any, most: int) -> _ActorTeam:
         """Actors with the target, which have drawn without a cache where time is to be saved."""
         ray = ray_module()
         started = not ray.is_initialized()
         if started:
             ray.init(include_dashboard=False, log_to_driver=False)
         try:
-            return _Team(ray, self, verifier, most, started)
+            return _ActorTeam(ray, self, verifier, most, started)
         except BaseException:
             if started:
                 ray.shutdown()
@@ -102,7 +103,7 @@ class Actors:
         return {**asked, "max_restarts": RETRIES, "max_task_retries": RETRIES}
 
 
-class _Team:
+class _ActorTeam:
     def __init__(self, ray: Any, asked: Actors, verifier: Verifier, most: int, started: bool) -> None:
         self._ray, self._started, self._actors = ray, started, []
         self.seconds, self.generations = verifier.seconds, 0.0
@@ -112,7 +113,7 @@ class _Team:
         self.size = asked.workers or max(1, min(fits, most))
         if self.size > fits:
             need = ", ".join(f"{amount:g} {name}" for name, amount in _needed(options).items())
-            raise ValueError(
+            raise InvalidSetting(
                 f"{self.size} actors of {need} each were asked for, and the cluster has room for {fits}: "
                 "give Actors(workers=..., num_cpus=..., num_gpus=...) fewer or smaller ones"
             )
@@ -121,7 +122,7 @@ class _Team:
         try:
             packed = ray.cloudpickle.dumps((sent, asked.load, made, fingerprint(here)))
         except Exception as error:  # whatever it holds may fail in its own way
-            raise ValueError(
+            raise InvalidSetting(
                 f"what is searched cannot be sent to other processes ({error}): give executor=Actors(load=...), a "
                 "function that makes the target, and a run that draws with what it is given and refers to nothing else"
             ) from error
@@ -134,7 +135,7 @@ class _Team:
             self._dismiss()
             raise
 
-    def run(self, plans: Sequence[CachePlan]) -> dict[str, Found]:
+    def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
         """One each. Where an actor dies, Ray starts it again, and it runs its plan once more."""
         tasks = [actor.run.remote(self._box, plan.to_json()) for actor, plan in zip(self._actors, plans, strict=False)]
         return {key_of(plan): found for plan, found in zip(plans, self._got(tasks), strict=True)}
@@ -199,14 +200,14 @@ class Worker:
         if load is not None:
             verifier = replace(verifier, target=load())
             if (found := _fingerprint(verifier.target, verifier.blocks)) != expected:
-                raise ValueError(
+                raise InvalidSetting(
                     f"load() makes another model than the one that was recorded (fingerprint {found}, not {expected})"
                 )
         timed = verifier.seconds is not None
         if timed:  # how fast it is here, beside the others
             results, seconds = verifier.drawing(verifier.target)
             if (how := unlike(samples_of(results), verifier.reference, "from it")) is not None:
-                raise ValueError(f"run does not draw in an actor what was recorded: {how}")
+                raise InvalidSetting(f"run does not draw in an actor what was recorded: {how}")
             verifier = replace(verifier, seconds=seconds)
         self._verifier = verifier
         return int(timed)

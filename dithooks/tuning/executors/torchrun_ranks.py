@@ -11,11 +11,12 @@ from torch import nn
 
 from ...config.cache_plan import CachePlan
 from ...engine.rank_consensus import shared_by_ranks
+from ...errors import InvalidSetting
 from ...recording.image_metrics import samples_of
 from ...recording.rank_agreement import agree
 from ..evaluation import Verifier
 from ..repeat_run import unlike
-from .executor import Found, key_of
+from .executor import ExecutorResult, key_of
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,18 @@ class Ranks:
             ValueError: there are none, or they share the model.
         """
         if not dist.is_available() or not dist.is_initialized():
-            raise ValueError(
+            raise InvalidSetting(
                 "executor='torchrun', but torch.distributed is not initialized: start the program with torchrun, and "
                 "call torch.distributed.init_process_group() before the search"
             )
         for model in models:
             if how := shared_by_ranks(model):
-                raise ValueError(
+                raise InvalidSetting(
                     f"executor='torchrun' gives each rank plans of its own, but {type(model).__name__} is one "
                     f"model of all ranks: {how}. Leave executor out: then all ranks run each plan together"
                 )
 
-    def start(self, verifier: Verifier, results: Any, most: int) -> _Team:
+    def start(self, verifier: Verifier, results: Any, most: int) -> _RankTeam:
         """See whether all ranks draw the same, and give them the first one's pictures to compare with."""
         reference = agree(verifier.reference)
         told = None
@@ -50,24 +51,24 @@ class Ranks:
             except (TypeError, ValueError) as error:  # all have to hear of it
                 told = str(error)
         if problems := [f"rank {rank}: {each}" for rank, each in enumerate(_gathered(told)) if each]:
-            raise ValueError(
+            raise InvalidSetting(
                 f"run does not draw the same on all ranks: {'; '.join(problems)}. With executor='torchrun' each rank "
                 "runs plans for all, so prompts, seeds and weights have to be the same on every one"
             )
-        return _Team(replace(verifier, reference=reference))
+        return _RankTeam(replace(verifier, reference=reference))
 
 
-class _Team:
+class _RankTeam:
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
         self.size, self.seconds, self.generations = dist.get_world_size(), verifier.seconds, 0.0
 
-    def run(self, plans: Sequence[CachePlan]) -> dict[str, Found]:
+    def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
         """The first rank's plans, one each. What stops one stops all, so that none waits for it."""
         texts = agree([plan.to_json() for plan in plans])
         chosen = [CachePlan.from_json(text) for text in texts]
         mine = chosen[dist.get_rank()] if dist.get_rank() < len(chosen) else None
-        found: Found | str | None = None
+        found: ExecutorResult | str | None = None
         try:
             found = None if mine is None else self._verifier(mine)
         except KeyboardInterrupt:
