@@ -208,7 +208,7 @@ class CacheHandle:
         """
         if not self.active:
             return self._settled
-        return tuple(each for attached in self._attached for each in attached.ledger.settled())
+        return tuple(each for attached in self._attached for each in attached.log.records())
 
     @property
     def ranges(self) -> tuple[CachedRange, ...]:
@@ -242,7 +242,7 @@ class CacheHandle:
         with _CHANGING:
             remarks = self._change(config)
         for attached in self._attached:
-            logging.getLogger("dithooks").info("%s: attached to %s", attached.ledger.name, attached.describe())
+            logging.getLogger("dithooks").info("%s: attached to %s", attached.log.name, attached.describe())
         _warn(remarks)
 
     def _change(self, config: DitCacheConfig | CachePlan) -> list[str]:
@@ -297,7 +297,7 @@ class CacheHandle:
         remarks = []
         for attached in self._attached:
             remarks += attached.flow.forget()
-            attached.ledger.clear()
+            attached.log.clear()
         _warn(remarks)
 
     def request(self, *, scheduler: object = None) -> Request:
@@ -355,7 +355,7 @@ class CacheHandle:
                 remarks += attached.detach()
         for attached in self._attached:
             remarks += attached.flow.forget()
-            logging.getLogger("dithooks").info("%s: removed", attached.ledger.name)
+            logging.getLogger("dithooks").info("%s: removed", attached.log.name)
         self._active, self._attached = False, []  # not before all is done: interrupted, it can be called again
         self._target = self._scheduler = self._blocks = self._together = self._on_decision = None
         _warn(remarks)

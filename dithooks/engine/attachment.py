@@ -14,7 +14,7 @@ from ..blocks.block_lists import BlockRef, Chain
 from ..blocks.observation import observed_blocks
 from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting, WrongType
-from ..stats.log import Ledger
+from ..stats.log import DecisionLog
 from ..stats.types import CachedRange, CacheStats, CallRecord
 from .active_calls import PATIENCE
 from .block_range import BlockRange
@@ -34,14 +34,14 @@ class Attachment:
     Args:
         chain: the transformer's blocks.
         flow: the runtime of the range.
-        ledger: its counts.
+        log: its counts.
 
     Raises:
         TypeError: a block of the range cannot be given a stand-in.
     """
 
-    def __init__(self, chain: Chain, flow: RangeCache, ledger: Ledger) -> None:
-        self.chain, self.flow, self.ledger = chain, flow, ledger
+    def __init__(self, chain: Chain, flow: RangeCache, log: DecisionLog) -> None:
+        self.chain, self.flow, self.log = chain, flow, log
         self._all = chain.sites
         self._observing: list[RemovableHandle] = []
         self._choose()
@@ -76,12 +76,12 @@ class Attachment:
 
     def stats(self) -> CacheStats:
         """The counts, with the memory held right now."""
-        return self.ledger.stats(self.flow.runs.bytes_held())
+        return self.log.stats(self.flow.runs.bytes_held())
 
     def where(self) -> CachedRange:
         """The blocks that are cached, in numbers."""
         layout = self.flow.layout
-        return CachedRange(self.ledger.name, layout.start, len(layout.blocks), len(layout.order))
+        return CachedRange(self.log.name, layout.start, len(layout.blocks), len(layout.order))
 
     def describe(self) -> str:
         """The range in words."""
@@ -146,7 +146,7 @@ class Attachment:
         for hook in self._observing:
             hook.remove()
         self._observing = []
-        self.ledger.blocks, self.ledger.skippable = len(self.flow.layout.order), len(self.flow.layout.blocks)
+        self.log.blocks, self.log.skippable = len(self.flow.layout.order), len(self.flow.layout.blocks)
         if moved:
             unhook(self.flow, [original(site.block) for site in self._all])
             self._vacate()
@@ -179,13 +179,13 @@ def prepare(
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.lanes[0].path if len(chain.lanes) == 1 else chain.path or type(chain.owner).__name__
-    ledger = Ledger(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1, on_decision)
-    runs = Runs(chain, config, StepClock(scheduler, chain.name), ledger, together)
+    log = DecisionLog(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1, on_decision)
+    runs = Runs(chain, config, StepClock(scheduler, chain.name), log, together)
     layout = BlockRange(
         spots, first, end, chain.weights() if chain.found else None, leads=runs.policy.metric == "change"
     )
     flow = RangeCache(Settler(runs, WeightsVersion(chain.owner)), layout, compiled_of(chain), verify)
-    return Attachment(chain, flow, ledger)
+    return Attachment(chain, flow, log)
 
 
 def compiled_of(chain: Chain) -> Callable[[], bool]:

@@ -89,7 +89,7 @@ class Settler:
 
     def inert(self) -> Call:
         """A call with gradients: trained models are not cached."""
-        self.runs.ledger.count(Decision(False, "gradients"))
+        self.runs.log.record(None, 0, 0, Decision(False, "gradients"))
         self.runs.say(
             "gradients",
             f"{self.runs.name} is called with gradients enabled, so nothing is cached or reused: "
@@ -124,14 +124,14 @@ class Settler:
             branch.metric.note(call.seen, computed)
         call.seen = None
         if not call.reuse or branch.metric is not None:  # else nothing was kept
-            self.runs.ledger.held(self.runs.bytes_held(), run.number, branch.track.number, branch.nbytes)
+            self.runs.log.hold(self.runs.bytes_held(), run.number, branch.track.number, branch.nbytes)
         if run.last and not run.finished and len(run.used) >= max(run.before):
             self.runs.finish(run)
 
     def timed(self, call: Call) -> None:
         """A call is over, in which the transformer was seen called: note how long it took."""
         if call.run is not None and call.marks:
-            self.runs.ledger.timed(call.run.number, call.reuse, [*call.marks, mark(call.device)])
+            self.runs.log.time_call(call.run.number, call.reuse, [*call.marks, mark(call.device)])
             call.marks = []
 
     def _begin(self, run: Run, tick: Tick, branch: Branch, arguments: Mapping[str, Any], capture: bool) -> Call:
@@ -250,7 +250,7 @@ class Settler:
         if run.policy is not None and not run.policy.separate_branches and run.shared is None:
             run.shared = decision if decision.reason not in OWN else None
         branch.track.note(call.moment.step, decision)
-        self.runs.ledger.count(decision, run.number, call.moment.step, branch.track.number)
+        self.runs.log.record(run.number, call.moment.step, branch.track.number, decision)
         run.reasons[decision.reason] += 1
         run.reused += decision.reuse
         calls = sum(run.reasons.values())
@@ -285,7 +285,7 @@ class Settler:
 
     def _misfit(self, call: Call, branch: Branch, run: Run) -> None:
         """A call that was to be reused was computed after all."""
-        self.runs.ledger.recount(run.number, call.moment.step, branch.track.number, Decision(False, "shape"))
+        self.runs.log.correct(run.number, call.moment.step, branch.track.number, Decision(False, "shape"))
         track = branch.track
         track.reused, track.computed, track.streak, track.drift = track.reused - 1, track.computed + 1, 0, 0.0
         track.account.reused -= 1

@@ -16,7 +16,7 @@ from ..blocks.block_lists import Chain
 from ..config.cache_config import DitCacheConfig
 from ..policies.history import Schedule
 from ..policies.policy import Policy
-from ..stats.log import Ledger
+from ..stats.log import DecisionLog
 from .call import Call, Run
 from .clock import StepClock, Tick
 from .rank_consensus import RankConsensus, shared_by_ranks
@@ -33,7 +33,7 @@ class Runs:
         chain: the transformer's blocks, and what is declared of its calls.
         config: when, what, and where it is kept.
         clock: tells the step of a call.
-        ledger: counts the calls.
+        log: counts the calls.
         together: the ranks that decide as one, where it looks; ``None``: this one decides by itself.
     """
 
@@ -42,10 +42,10 @@ class Runs:
         chain: Chain,
         config: DitCacheConfig,
         clock: StepClock,
-        ledger: Ledger,
+        log: DecisionLog,
         together: RankConsensus | None = None,
     ) -> None:
-        self.name, self.config, self.clock, self.ledger = chain.name, config, clock, ledger
+        self.name, self.config, self.clock, self.log = chain.name, config, clock, log
         self.policy, self.predictor, self.together = config.when, config.predictor, together
         self._model = chain.owner
         self.primary = next(iter(parameter_names(chain.owner)), None)  # the argument that holds the latents: the first
@@ -126,8 +126,8 @@ class Runs:
             run.before = (len(run.used), run.before[0])
             run.step, run.used, run.shared = tick.step, [], None
             run.steps += 1
-            if run.schedule.blocks != self.ledger.blocks:  # the first call of all has shown that some do not count
-                run.schedule = replace(run.schedule, blocks=self.ledger.blocks, skipped=self.ledger.skippable)
+            if run.schedule.blocks != self.log.blocks:  # the first call of all has shown that some do not count
+                run.schedule = replace(run.schedule, blocks=self.log.blocks, skipped=self.log.skippable)
             for branch in run.branches.values():
                 idle = tick.step - branch.called
                 if run.policy.outdated(tick.step, branch.track, idle, self.predictor.anchors):
@@ -137,7 +137,7 @@ class Runs:
         return run, tick
 
     def _start(self, session: Session, ended: Run | None) -> Run:
-        run = Run(session.epoch, self.ledger.begin())
+        run = Run(session.epoch, self.log.begin_run())
         with self._lock:
             self._runs[session] = run
         if ended is not None and ended.last and not ended.finished and not ended.in_flight:
@@ -154,8 +154,8 @@ class Runs:
             tick.steps,
             tick.step,
             self.clock.sigmas(tick) if wanted else None,
-            self.ledger.blocks,
-            self.ledger.skippable,
+            self.log.blocks,
+            self.log.skippable,
         )
         run.scheduler_is_shared = tick.source == "scheduler" and self._taken(run)
         policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
@@ -207,7 +207,7 @@ class Runs:
     def finish(self, run: Run) -> None:
         """The last call of a run's last step is over, as far as is known."""
         run.finished = True
-        self.ledger.finished(run.number)
+        self.log.end_run(run.number)
         self._sum_up(run)
         self._review(run)
         if self.config.free_at_end:
@@ -226,8 +226,8 @@ class Runs:
         runs = [(peer, peer._runs.get(session)) for peer in alike]
         parts = [(peer, each.account) for peer, each in runs if each is not None and each.epoch is run.epoch]
         parts = [(self, run.account), *(part for part in parts if part[0] is not self)]
-        total = sum(account.calls * peer.ledger.blocks for peer, account in parts)
-        left_out = sum(account.reused * peer.ledger.skippable for peer, account in parts)
+        total = sum(account.calls * peer.log.blocks for peer, account in parts)
+        left_out = sum(account.reused * peer.log.skippable for peer, account in parts)
         if review := run.policy.review(total / max(total - left_out, 1)):
             self.say("review", f"{self.name}: {review}")
 

@@ -127,18 +127,16 @@ class ChangeRecorder:
         Raises:
             ValueError: several runs were.
         """
-        ledger = self.attached.ledger
+        log = self.attached.log
         if len(runs := {run for run, _ in self.calls}) > 1:
-            raise InvalidSetting(f"call made {len(runs)} runs of {ledger.name}: profile one at a time")
+            raise InvalidSetting(f"call made {len(runs)} runs of {log.name}: profile one at a time")
         found = []
         for (_, number), calls in sorted(self.calls.items()):
             moments, probes, deltas, norms = zip(*calls, strict=True)
             # The number of blocks is not known before the first call is over.
-            schedule = replace(self.schedule, blocks=ledger.blocks, skipped=ledger.skippable)
+            schedule = replace(self.schedule, blocks=log.blocks, skipped=log.skippable)
             streams = tuple(_array(stream) for stream in zip(*probes, strict=True))
-            found.append(
-                RecordedChanges(ledger.name, number, schedule, moments, streams, _array(deltas), _array(norms))
-            )
+            found.append(RecordedChanges(log.name, number, schedule, moments, streams, _array(deltas), _array(norms)))
         return found
 
 

@@ -29,7 +29,7 @@ from ..engine.weights_version import WeightsVersion
 from ..errors import InvalidSetting
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
-from ..stats.log import Ledger
+from ..stats.log import DecisionLog
 from .gram_totals import Tally
 from .input_check import Watched
 from .loop_passes import Passes
@@ -76,9 +76,9 @@ class Recorder:
         self.sequence: list[Called] = []  # of all calls
         self._watched = Watched(chain.owner)
         self._spots, self._names = observed_blocks(chain), parameter_names(chain.owner)
-        ledger = Ledger(chain.name, len(self._spots), len(self._spots))
+        log = DecisionLog(chain.name, len(self._spots), len(self._spots))
         config = DitCacheConfig(policy=Computed())
-        runs = Runs(chain, config, StepClock(scheduler, chain.name), ledger)
+        runs = Runs(chain, config, StepClock(scheduler, chain.name), log)
         self._settler = Settler(runs, WeightsVersion(chain.owner))
         self._settler.runs.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to remark
         self._report: Progress = lambda stage, done, total: None

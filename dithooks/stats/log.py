@@ -1,4 +1,4 @@
-"""Counts the calls of one range, tells of them, and keeps the latest runs."""
+"""The log of one range's decisions, from which all counts, tables, bar texts and warnings are derived."""
 
 from __future__ import annotations
 
@@ -11,180 +11,266 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from ..policies.history import Decision
-from .timing import Mark, between, is_ready
+from .timing import Mark, is_ready, seconds_between
 from .types import CacheStats, CallRecord, RunStats, branch_stats
 
-REMEMBERED = 10_000  # decisions of a range
-RUNS = 16  # of which more is told than counts
+MAX_CALLS = 10_000  # latest calls of a range that are kept one by one
+MAX_RUNS = 16  # latest runs of a range that have statistics of their own
+
+LoggedCall = list[CallRecord]  # all records of one call, the first decision first; the last one counts
 
 
 @dataclass
-class _Book:
-    """One run: its calls, and how long they took, in seconds."""
+class RunCounts:
+    """What the calls of one run come to so far.
+
+    Args:
+        calls: calls of the run.
+        reused: calls that left the range out.
+        reasons: number of calls by reason.
+        values: differences that calls were decided by, in order; not all of them need be finite.
+    """
+
+    calls: int = 0
+    reused: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    values: list[float] = field(default_factory=list)
+
+    def add(self, record: CallRecord) -> None:
+        """Count one more call."""
+        self.calls += 1
+        self.reused += record.reuse
+        self.reasons[record.reason] += 1
+        if record.value is not None:
+            self.values.append(record.value)
+
+
+@dataclass
+class _RunLog:
+    """The part of a log that belongs to one run, and how long its calls took, in seconds."""
 
     run: int
     began: float
     ended: float
-    settled: list[CallRecord] = field(default_factory=list)
+    calls: list[LoggedCall] = field(default_factory=list)
+    last: int = 0  # of the calls ever recorded, which one was its last; 0: it has none
+    counted: RunCounts = field(default_factory=RunCounts)  # of the first ``counted.calls`` calls
     computed: list[float] = field(default_factory=list)
     reused: list[float] = field(default_factory=list)
     ranges: list[float] = field(default_factory=list)
-    kept: dict[int, int] = field(default_factory=dict)  # bytes at most, by branch
-    marks: deque[tuple[bool, list[Mark]]] = field(default_factory=deque)  # of calls that the device is not done with
+    bytes_peak: dict[int, int] = field(default_factory=dict)  # by branch
+    marks: deque[tuple[bool, list[Mark]]] = field(default_factory=deque)  # of calls that the device is still busy with
 
-    def read(self) -> None:
-        """Take in the times of calls that the device is done with by now."""
+    def counts(self) -> RunCounts:
+        """Count the calls that were added since the last count."""
+        for call in self.calls[self.counted.calls :]:
+            self.counted.add(call[-1])
+        return self.counted
+
+    def read_times(self) -> None:
+        """Read the times of all calls that the device has finished by now."""
         while self.marks and is_ready(self.marks[0][1][-1]):
             reuse, marks = self.marks.popleft()
-            taken = between(marks[0], marks[-1])
-            within = between(marks[1], marks[2]) if len(marks) == 4 else None
-            if taken is not None:
-                (self.reused if reuse else self.computed).append(taken)
+            whole = seconds_between(marks[0], marks[-1])
+            within = seconds_between(marks[1], marks[2]) if len(marks) == 4 else None
+            if whole is not None:
+                (self.reused if reuse else self.computed).append(whole)
             if within is not None:
                 self.ranges.append(within)
 
     def stats(self, range: str, blocks: int, skippable: int) -> RunStats:
-        self.read()
-        numbers = sorted({each.branch for each in self.settled})
-        calls = [[each for each in self.settled if each.branch == number] for number in numbers]
+        """Derive the statistics of the run."""
+        self.read_times()
+        by_branch: dict[int, list[CallRecord]] = {}
+        for call in self.calls:
+            by_branch.setdefault(call[-1].branch, []).append(call[-1])
         branches = tuple(
-            branch_stats(each, blocks, skippable, self.kept.get(number, 0))
-            for number, each in zip(numbers, calls, strict=True)
+            branch_stats(records, blocks, skippable, self.bytes_peak.get(branch, 0))
+            for branch, records in sorted(by_branch.items())
         )
         times = [*self.computed, *self.reused]
+        counts = self.counts()
         return RunStats(
             range,
             self.run,
             branches,
             self.ended - self.began,
             sum(times) if times else None,
-            *self._speedups(sum(branch.computed for branch in branches), sum(branch.reused for branch in branches)),
+            *self._speedups(counts.calls - counts.reused, counts.reused),
         )
 
     def _speedups(self, computed: int, reused: int) -> tuple[float | None, float | None]:
-        """Estimated from block times, and measured; the first call, which learns and tests, counts for neither."""
+        """Estimate the speedup from block times, and measure it from call times.
+
+        The first call counts for neither: it observes and verifies, and so takes longer.
+        """
         plain = median(self.computed[1:] or self.computed) if self.computed else 0.0
         if not plain or not reused:
             return None, None
         estimated = None
         if self.ranges:
-            left = max(plain - median(self.ranges[1:] or self.ranges), 0.0)
-            estimated = (computed + reused) * plain / (computed * plain + reused * left)
+            rest = max(plain - median(self.ranges[1:] or self.ranges), 0.0)
+            estimated = (computed + reused) * plain / (computed * plain + reused * rest)
         spent = [*self.computed[1:], *self.reused]
         return estimated, len(spent) * plain / sum(spent) if self.reused else None
 
 
-class Ledger:
-    """Counts the calls of one range; threads may share it.
+class DecisionLog:
+    """Every decision of one range, appended as it is made; threads may share the log.
+
+    Nothing in it is changed or counted back: a correction is appended to the call that it corrects, and counts are
+    derived from the last record of each call. Calls that fall off the end are added to totals.
 
     Args:
-        name: path of the range's transformer, or of the list that is a range of its own.
-        blocks: of the transformer, and
-        skippable: as many of them as a reused call leaves out.
-        on_decision: is told of each call that is settled.
+        name: path of the range's transformer, or of the block list that is a range of its own.
+        blocks: number of blocks of the transformer.
+        skippable: number of blocks that a reused call leaves out.
+        on_decision: called with the record of each call, and once more where that is corrected.
+
+    Example:
+        >>> log = DecisionLog("transformer", blocks=4, skippable=2)
+        >>> run = log.begin_run()
+        >>> log.record(run, 0, 0, Decision(False, "warm-up"))
+        >>> log.record(run, 1, 0, Decision(True, "reuse"))
+        >>> log.correct(run, 1, 0, Decision(False, "shape"))  # the residual did not fit: the call was computed
+        >>> [(record.step, record.reason) for record in log.records()], log.stats(bytes_held=0).reused_calls
+        ([(0, 'warm-up'), (1, 'shape')], 0)
     """
 
     def __init__(
         self, name: str, blocks: int, skippable: int, on_decision: Callable[[CallRecord], object] | None = None
     ) -> None:
         self.name, self.blocks, self.skippable, self.on_decision = name, blocks, skippable, on_decision
-        self._reasons: Counter[tuple[bool, str]] = Counter()
-        self._settled: deque[CallRecord] = deque(maxlen=REMEMBERED)
-        self._books: dict[int, _Book] = {}
-        self._runs = self._peak = 0
+        self._calls: deque[LoggedCall] = deque()
+        self._totals: Counter[tuple[bool, str]] = Counter()  # of calls that are not in _calls (any more)
+        self._runs: dict[int, _RunLog] = {}
+        self._begun = self._recorded = self._peak = 0
         self._lock = threading.Lock()
-        self._log = logging.getLogger("dithooks")
+        self._logger = logging.getLogger("dithooks")
 
-    def begin(self) -> int:
-        """Another run: its number."""
+    def begin_run(self) -> int:
+        """Open another run, and return its number."""
         with self._lock:
-            number, now = self._runs, time.perf_counter()
-            self._runs += 1
-            self._books[number] = _Book(number, now, now)
-            while len(self._books) > RUNS:
-                del self._books[next(iter(self._books))]
-            return number
+            run, now = self._begun, time.perf_counter()
+            self._begun += 1
+            self._runs[run] = _RunLog(run, now, now)
+            # A run that many others have overtaken may still be sampling: the engine still reads its records.
+            former = self._runs.get(run - MAX_RUNS)
+            if former is not None and former.last <= self._recorded - len(self._calls):
+                del self._runs[former.run]
+            return run
 
-    def count(self, decision: Decision, run: int | None = None, step: int = 0, branch: int = 0) -> None:
-        """One more call; of no run where it was not even asked whether."""
-        settled = None if run is None else CallRecord(self.name, run, step, branch, *decision)
-        with self._lock:
-            self._reasons[decision.reuse, decision.reason] += 1
-            if settled is not None:
-                self._settled.append(settled)
-                if (book := self._books.get(settled.run)) is not None:
-                    book.settled.append(settled)
-        if settled is not None:
-            self._tell(settled)
-
-    def recount(self, run: int, step: int, branch: int, decision: Decision) -> None:
-        """A call that was counted as reused turned out otherwise."""
-        settled = CallRecord(self.name, run, step, branch, *decision)
-        book = self._books.get(run)
-        with self._lock:
-            self._reasons[True, "reuse"] -= 1
-            self._reasons[decision.reuse, decision.reason] += 1
-            for told in (self._settled, [] if book is None else book.settled):
-                for index in range(len(told) - 1, -1, -1):
-                    if told[index][1:4] == (run, step, branch):
-                        told[index] = settled
-                        break
-        self._tell(settled)
-
-    def timed(self, run: int, reuse: bool, marks: list[Mark]) -> None:
-        """A call of a run is over.
+    def record(self, run: int | None, step: int, branch: int, decision: Decision) -> None:
+        """Append the decision of a call.
 
         Args:
-            run: which.
+            run: number of the run; ``None`` for a call that was not considered at all, which is only counted.
+            step: sampling step.
+            branch: number of the branch.
+            decision: how the call was decided.
+        """
+        if run is None:
+            with self._lock:
+                self._totals[decision.reuse, decision.reason] += 1
+            return
+        record = CallRecord(self.name, run, step, branch, *decision)
+        call = [record]
+        with self._lock:
+            self._calls.append(call)
+            self._recorded += 1
+            log = self._runs.get(run)
+            if log is None and run < self._begun:  # overtaken by many others before its first call was decided
+                now = time.perf_counter()
+                log = self._runs[run] = _RunLog(run, now, now)
+            if log is not None:
+                log.calls.append(call)
+                log.last = self._recorded
+            if len(self._calls) > MAX_CALLS:
+                self._fold_oldest()
+        if self._logger.isEnabledFor(logging.DEBUG) or self.on_decision is not None:
+            self._report(record)
+
+    def correct(self, run: int, step: int, branch: int, decision: Decision) -> None:
+        """Append another decision of the last call at this run, step and branch; it supersedes the former ones.
+
+        A call that is no longer among the latest 10,000 stays as it is.
+        """
+        record = CallRecord(self.name, run, step, branch, *decision)
+        with self._lock:
+            call = next((call for call in reversed(self._calls) if call[-1][1:4] == (run, step, branch)), None)
+            if call is None:
+                return
+            call.append(record)
+            if run in self._runs:
+                self._runs[run].counted = RunCounts()
+        self._report(record)
+
+    def records_of(self, run: int) -> list[CallRecord]:
+        """The calls of a run in order, each as it was decided in the end."""
+        with self._lock:
+            return [call[-1] for call in self._runs[run].calls] if run in self._runs else []
+
+    def counts_of(self, run: int) -> RunCounts:
+        """The counts of a run so far, not to be written to. Only calls that are new since the last time are counted."""
+        with self._lock:
+            return self._runs[run].counts() if run in self._runs else RunCounts()
+
+    def time_call(self, run: int, reuse: bool, marks: list[Mark]) -> None:
+        """Note how long a call took.
+
+        Args:
+            run: number of the run.
             reuse: whether the range was left out.
-            marks: its beginning and end; between them, where it could be timed, the beginning and end of the range.
+            marks: the call's beginning and end; between them, where it could be timed, the range's beginning and end.
         """
         with self._lock:
-            if (book := self._books.get(run)) is not None:
-                book.ended = time.perf_counter()
-                book.marks.append((reuse, marks))
-                book.read()
+            if (log := self._runs.get(run)) is not None:
+                log.ended = time.perf_counter()
+                log.marks.append((reuse, marks))
+                log.read_times()
 
-    def held(self, now: int, run: int, branch: int, own: int) -> None:
-        """So many bytes are kept now, and so many of them for one branch of a run."""
+    def hold(self, now_bytes: int, run: int, branch: int, own_bytes: int) -> None:
+        """Note the memory held now: by the whole range, and by one branch of a run."""
         with self._lock:
-            self._peak = max(self._peak, now)
-            if (book := self._books.get(run)) is not None:
-                book.kept[branch] = max(book.kept.get(branch, 0), own)
+            self._peak = max(self._peak, now_bytes)
+            if (log := self._runs.get(run)) is not None:
+                log.bytes_peak[branch] = max(log.bytes_peak.get(branch, 0), own_bytes)
 
-    def clear(self) -> None:
-        """Begin anew."""
-        with self._lock:
-            self._reasons.clear()
-            self._settled.clear()
-            self._books.clear()
-            self._runs = self._peak = 0
-
-    def settled(self) -> list[CallRecord]:
-        """The calls, in order; of very many the latest."""
-        with self._lock:
-            return list(self._settled)
-
-    def finished(self, run: int) -> None:
-        """A run has ended: said to who listens."""
-        if not self._log.isEnabledFor(logging.INFO):
+    def end_run(self, run: int) -> None:
+        """Write the counts of a run that has ended to Python's ``logging``, at level INFO."""
+        if not self._logger.isEnabledFor(logging.INFO):
             return
         with self._lock:
-            book = self._books.get(run)
-            found = None if book is None else book.stats(self.name, self.blocks, self.skippable)
-        if found is not None:
-            calls = f"{found.reused} of {found.computed + found.reused} calls reused"
-            blocks = f"{found.blocks_run} of {found.blocks_total} blocks run"
-            self._log.info("%s: run %d over: %s, %s, %.2f s", self.name, run, calls, blocks, found.seconds)
+            log = self._runs.get(run)
+            stats = None if log is None else log.stats(self.name, self.blocks, self.skippable)
+        if stats is not None:
+            calls = f"{stats.reused} of {stats.computed + stats.reused} calls reused"
+            blocks = f"{stats.blocks_run} of {stats.blocks_total} blocks run"
+            self._logger.info("%s: run %d over: %s, %s, %.2f s", self.name, run, calls, blocks, stats.seconds)
+
+    def clear(self) -> None:
+        """Empty the log; the next run is number 0 again."""
+        with self._lock:
+            self._calls.clear()
+            self._totals.clear()
+            self._runs.clear()
+            self._begun = self._recorded = self._peak = 0
+
+    def records(self) -> list[CallRecord]:
+        """The latest 10,000 calls of all runs in order, each as it was decided in the end."""
+        with self._lock:
+            return [call[-1] for call in self._calls]
 
     def stats(self, bytes_held: int) -> CacheStats:
-        """All of it."""
+        """Derive the statistics of all calls since the log was made or cleared, with the memory that is held now."""
         with self._lock:
-            counts = {key: number for key, number in self._reasons.items() if number}
+            counts = Counter((call[-1].reuse, call[-1].reason) for call in self._calls)
+            counts.update(self._totals)
             peak = self._peak
-            runs = [book.stats(self.name, self.blocks, self.skippable) for book in self._books.values() if book.settled]
+            latest = [log for run, log in sorted(self._runs.items()) if run >= self._begun - MAX_RUNS and log.calls]
+            runs = tuple(log.stats(self.name, self.blocks, self.skippable) for log in latest)
+        calls = counts.total()
         reused = sum(number for (reuse, _), number in counts.items() if reuse)
-        calls = sum(counts.values())
         reasons: Counter[str] = Counter()
         for (_, reason), number in counts.items():
             reasons[reason] += number
@@ -197,14 +283,24 @@ class Ledger:
             bytes_held=bytes_held,
             bytes_peak=max(peak, bytes_held),
             reasons=dict(reasons),
-            runs=tuple(runs),
+            runs=runs,
         )
 
-    def _tell(self, settled: CallRecord) -> None:
-        if self._log.isEnabledFor(logging.DEBUG):
-            how = "reused" if settled.reuse else "computed"
-            value = "" if settled.value is None else f", difference {settled.value:.4g}"
-            told = (self.name, settled.run, settled.step, settled.branch, how, settled.reason, value)
-            self._log.debug("%s: run %d, step %d, branch %d: %s (%s)%s", *told)
+    def _fold_oldest(self) -> None:
+        """Add the oldest call to the totals, and drop it; and its run's details, if it was the last of an old run."""
+        call = self._calls.popleft()
+        oldest = call[-1]
+        self._totals[oldest.reuse, oldest.reason] += 1
+        log = self._runs.get(oldest.run)
+        if log is not None and log.calls[-1] is call and log.run < self._begun - MAX_RUNS:
+            del self._runs[oldest.run]
+
+    def _report(self, record: CallRecord) -> None:
+        """Write a record to the debug log, and hand it to the callback."""
+        if self._logger.isEnabledFor(logging.DEBUG):
+            verb = "reused" if record.reuse else "computed"
+            value = "" if record.value is None else f", difference {record.value:.4g}"
+            shown = (self.name, record.run, record.step, record.branch, verb, record.reason, value)
+            self._logger.debug("%s: run %d, step %d, branch %d: %s (%s)%s", *shown)
         if self.on_decision is not None:
-            self.on_decision(settled)
+            self.on_decision(record)

@@ -27,7 +27,7 @@ def mark(device: torch.device | None) -> Mark:
     return event
 
 
-def between(since: Mark, until: Mark) -> float | None:
+def seconds_between(since: Mark, until: Mark) -> float | None:
     """Seconds from one mark to another; ``None`` where that cannot be told. Call it when :func:`is_ready` says so."""
     if isinstance(since, float) and isinstance(until, float):
         return until - since

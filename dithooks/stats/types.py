@@ -36,7 +36,7 @@ class Quantiles:
 
         Example:
             >>> Quantiles.of([0.1, 0.3, float("nan")])
-            Spread(min=0.1, p25=0.15, p50=0.2, p75=0.25, p95=0.29, max=0.3)
+            Quantiles(min=0.1, p25=0.15, p50=0.2, p75=0.25, p95=0.29, max=0.3)
         """
         finite = [value for value in values if math.isfinite(value)]
         if not finite:

@@ -14,11 +14,11 @@ from dithooks.cli.main.main import cache_settings as settings
 from dithooks.cli.main.main import compare_output as compare_show
 from dithooks.cli.main.main import comparison as comparing
 from dithooks.cli.main.main import main
-from dithooks.stats.types.types import CacheStats
 
 from dithooks import Budget, CachePlan, DitCacheConfig, Linear, Threshold, dit_cache, plan, record
 from dithooks.errors import TargetError
 from dithooks.recording.image_metrics import Score, compare, samples_of
+from dithooks.stats.types import CacheStats
 
 pytest.importorskip("diffusers")
 

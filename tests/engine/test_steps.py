@@ -2,14 +2,13 @@
 
 import math
 
-from dithooks.stats.types.types import Settled
-
 from dithooks.compat.cache_dit.step_table import Steps, steps_of, steps_table
 from dithooks.compat.cache_dit.summary import _stats
+from dithooks.stats.types import CallRecord
 
 
 def settled(path, run, step, branch, reuse, value=None):
-    return Settled(path, run, step, branch, reuse, "reuse" if reuse else "threshold", value)
+    return CallRecord(path, run, step, branch, reuse, "reuse" if reuse else "threshold", value)
 
 
 def row_of(table, number=0):

@@ -203,7 +203,7 @@ class Server:
         stats, (attached, *_) = handle.stats, handle._attached
         assert stats.bytes_held == self.stats.bytes_held, f"{where}: more is kept than after a fresh run"
         assert stats.calls == stats.computed_calls + stats.reused_calls == sum(stats.reasons.values()), where
-        assert stats.blocks_total - stats.blocks_run == stats.reused_calls * attached.ledger.skippable, where
+        assert stats.blocks_total - stats.blocks_run == stats.reused_calls * attached.log.skippable, where
         flow = attached.flow
         assert flow.current is None, f"{where}: a call is left under way"
         assert flow.latest is None, f"{where}: a call is left"

@@ -11,10 +11,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from dithooks.stats.types.log import RUNS, Ledger
-from dithooks.stats.types.table import size, summary
-from dithooks.stats.types.timing import between, device_of, mark, over
-from dithooks.stats.types.types import BranchStats, branch_stats, total
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -23,6 +19,10 @@ from toys import Net, latents, loop, prompt
 from dithooks import CacheStats, CallRecord, DitCacheConfig, Quantiles, RunStats, Threshold, dit_cache, timestep_scope
 from dithooks.integrations.tqdm_bar import find_bar, write_behind
 from dithooks.policies.history import Decision
+from dithooks.stats.log import MAX_RUNS, DecisionLog
+from dithooks.stats.table import size, summary
+from dithooks.stats.timing import device_of, is_ready, mark, seconds_between
+from dithooks.stats.types import BranchStats, branch_stats, total
 
 CONFIG = DitCacheConfig(2, 2, 0, 3)  # steps 0, 1 computed, then every other: 0 1 2 . 4 . 6 .
 
@@ -127,9 +127,9 @@ def test_no_figure_where_nothing_was_reused_or_timed():
 
 
 def test_only_the_latest_runs_are_kept_and_all_are_counted():
-    cache = sampled(Net("two_lists", 2), CONFIG, runs=RUNS + 3)
-    assert [run.run for run in cache.stats.runs] == list(range(3, RUNS + 3))
-    assert cache.stats.calls == 8 * (RUNS + 3)
+    cache = sampled(Net("two_lists", 2), CONFIG, runs=MAX_RUNS + 3)
+    assert [run.run for run in cache.stats.runs] == list(range(3, MAX_RUNS + 3))
+    assert cache.stats.calls == 8 * (MAX_RUNS + 3)
 
 
 def test_a_reset_forgets_the_runs():
@@ -160,19 +160,19 @@ def test_json_and_back():
 
 
 def test_a_difference_that_is_not_finite_is_json_too():
-    ledger = Ledger("net", 4, 2)
-    number = ledger.begin()
-    ledger.count(Decision(False, "non-finite", math.nan), number, 0, 0)
-    assert json.loads(ledger.stats(0).to_json())["runs"][0]["branches"][0]["differences"] is None
+    log = DecisionLog("net", 4, 2)
+    number = log.begin_run()
+    log.record(number, 0, 0, Decision(False, "non-finite", math.nan))
+    assert json.loads(log.stats(0).to_json())["runs"][0]["branches"][0]["differences"] is None
 
 
 def test_a_call_that_turned_out_otherwise_counts_as_that():
     told = []
-    ledger = Ledger("net", 4, 2, told.append)
-    number = ledger.begin()
-    ledger.count(Decision(True, "reuse"), number, 3, 1)
-    ledger.recount(number, 3, 1, Decision(False, "shape"))
-    (branch,) = ledger.stats(0).runs[0].branches
+    log = DecisionLog("net", 4, 2, told.append)
+    number = log.begin_run()
+    log.record(number, 3, 1, Decision(True, "reuse"))
+    log.correct(number, 3, 1, Decision(False, "shape"))
+    (branch,) = log.stats(0).runs[0].branches
     assert (branch.computed, branch.reused, branch.reasons) == (1, 0, {"shape": 1})
     assert [(each.reuse, each.reason) for each in told] == [(True, "reuse"), (False, "shape")]
 
@@ -300,11 +300,11 @@ def test_a_pipelines_bar_tells_what_was_reused(capsys):
 
 def test_marks_of_the_clock_and_of_what_cannot_be_timed():
     since = mark(torch.device("cpu"))
-    assert over(since)
-    assert between(since, mark(None)) >= 0
-    assert between(since, None) is None
-    assert between(None, None) is None
-    assert over(None)
+    assert is_ready(since)
+    assert seconds_between(since, mark(None)) >= 0
+    assert seconds_between(since, None) is None
+    assert seconds_between(None, None) is None
+    assert is_ready(None)
     assert device_of({"a": 1, "x": torch.zeros(1)}) == torch.device("cpu")
     assert device_of(None) is None
 
@@ -324,14 +324,14 @@ def test_events_are_read_when_the_device_has_come_to_them():
         def elapsed_time(self, other):
             return other.at - self.at
 
-    ledger = Ledger("net", 4, 2)
-    number = ledger.begin()
+    log = DecisionLog("net", 4, 2)
+    number = log.begin_run()
     for step, (reuse, times) in enumerate([(False, (0, 1, 9, 10)), (False, (10, 11, 19, 20)), (True, (20, 22))]):
-        ledger.count(Decision(reuse, "reuse" if reuse else "mask"), number, step, 0)
-        ledger.timed(number, reuse, [Event(at) for at in times])
-    assert ledger.stats(0).runs[0].call_seconds is None
+        log.record(number, step, 0, Decision(reuse, "reuse" if reuse else "mask"))
+        log.time_call(number, reuse, [Event(at) for at in times])
+    assert log.stats(0).runs[0].call_seconds is None
     Event.done = True
-    (run,) = ledger.stats(0).runs
+    (run,) = log.stats(0).runs
     assert run.call_seconds == pytest.approx(0.022)
     assert run.estimated_speedup == pytest.approx(3 * 10 / (2 * 10 + 2))
     assert run.measured_speedup == pytest.approx(2 * 10 / (10 + 2))
