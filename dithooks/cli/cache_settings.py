@@ -20,7 +20,7 @@ from ..policies.budget import Budget
 from ..policies.mask import Mask
 from ..predictors.polynomial import Linear
 from ..stats.types import CallRecord
-from ..stats.warnings import heard
+from ..stats.warning_collector import collect_warnings
 from .messages import one_line
 
 KINDS = {"CachePlan": CachePlan, "DitCacheConfig": DitCacheConfig}
@@ -123,7 +123,7 @@ def cached(target: object, setting: Setting, remarks: list[str], verify: bool = 
     Raises:
         TargetError: it is made for another model, or cannot be attached or used for another reason.
     """
-    with heard(remarks), one_line(), dit_cache(target, setting.config, verify=verify) as handle:
+    with collect_warnings(remarks), one_line(), dit_cache(target, setting.config, verify=verify) as handle:
         yield handle
 
 

@@ -15,7 +15,7 @@ from ..handle import dit_cache
 from ..recording.image_metrics import Samples, Score, samples_of
 from ..recording.image_metrics import compare as scored
 from ..stats.types import CacheStats
-from ..stats.warnings import heard
+from ..stats.warning_collector import collect_warnings
 from ..tuning.progress import ProgressReport
 from .cache_settings import Setting, cached, summary
 from .messages import one_line
@@ -91,7 +91,7 @@ def measure(subject: Runnable, settings: Sequence[Setting], pairs: int, report: 
         TargetError: a setting is for another model, or cannot be used here.
     """
     for setting in settings:  # before the first run: it may take minutes
-        with _named(setting), heard([]), one_line():
+        with _named(setting), collect_warnings([]), one_line():
             dit_cache(subject.target, setting.config).remove()
     total, done = (1 + len(settings)) * (1 + pairs), 0
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import TargetError
     from ..policies.threshold import Threshold
     from ..profiling.profile import THRESHOLDS, profile
-    from ..stats.warnings import heard
+    from ..stats.warning_collector import collect_warnings
     from .messages import one_line
     from .output_files import as_json, check_results, write_json
     from .targets.runnable import Asked, runnable
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr) if args.json == "-" else nullcontext():  # what a factory prints is no JSON
         subject = runnable(what)
         config = None if args.first is None else DitCacheConfig(cache_block_start=args.first, policy=Threshold(0.1))
-        with heard(remarks), one_line():
+        with collect_warnings(remarks), one_line():
             found = profile(subject.target, subject.run, config, thresholds=thresholds)
     for remark in remarks:
         print(f"dithooks: {remark}", file=sys.stderr)

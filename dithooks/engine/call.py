@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,14 +89,11 @@ class Run:
     in_flight: bool = False  # a call of the transformer was entered and not left: an exception ended it
     steps: int = 0
     watched: bool = False  # what is looked at to see whether the weights change was looked for in it
-    reused: int = 0
     judged: bool = False  # what there was to say of it has been said
     finished: bool = False  # its last call is over
     bar: Any = None  # of the pipeline, by a weak reference
     scheduler_is_shared: bool = False  # the scheduler that tells its steps tells those of another session's run
     ranks_diverged: bool = False  # the ranks that decide as one have come different ways: none reuses anything any more
-    reasons: Counter[str] = field(default_factory=Counter)
-    values: list[float] = field(default_factory=list)  # that decisions were made by
 
     @property
     def last(self) -> bool:

@@ -12,6 +12,7 @@ from ..policies.history import BranchHistory, Decision
 from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
 from ..stats.timing import mark
+from ..stats.warnings import coefficients_are_missing, gradients_are_enabled, ranks_have_diverged
 from .anchor import Anchor, Signature, weighted_sum
 from .branches import choose_branch, tensors
 from .call import Branch, Call, Capture, Run, signature
@@ -90,11 +91,7 @@ class Settler:
     def inert(self) -> Call:
         """A call with gradients: trained models are not cached."""
         self.runs.log.record(None, 0, 0, Decision(False, "gradients"))
-        self.runs.say(
-            "gradients",
-            f"{self.runs.name} is called with gradients enabled, so nothing is cached or reused: "
-            "sample under torch.no_grad() or torch.inference_mode()",
-        )
+        self.runs.say("gradients", gradients_are_enabled(self.runs.name))
         return Call()
 
     def keep(self, call: Call) -> None:
@@ -225,12 +222,7 @@ class Settler:
         found = together.ask(self.runs.name, report, branch.metric, sums, near)
         if not found.alike:
             run.ranks_diverged = True
-            self.runs.say(
-                "parted",
-                f"{self.runs.name}, step {call.moment.step}: the ranks of the process group have come here by other "
-                "ways than each other (one has computed what others reused, or takes this call for another branch "
-                "than they do), so none of them reuses anything more in this run",
-            )
+            self.runs.say("parted", ranks_have_diverged(self.runs.name, call.moment.step))
             return Decision(False, "ranks differ")
         if mine is not None and not mine.reuse:
             return mine
@@ -251,14 +243,10 @@ class Settler:
             run.shared = decision if decision.reason not in OWN else None
         branch.track.note(call.moment.step, decision)
         self.runs.log.record(run.number, call.moment.step, branch.track.number, decision)
-        run.reasons[decision.reason] += 1
-        run.reused += decision.reuse
-        calls = sum(run.reasons.values())
-        if calls == 1:
+        counts = self.runs.log.counts_of(run.number)
+        if counts.calls == 1:
             run.bar = find_bar(run.schedule.steps, run.schedule.first)
-        write_behind(run.bar, run.reused, calls)
-        if decision.value is not None:
-            run.values.append(decision.value)
+        write_behind(run.bar, counts.reused, counts.calls)
         call.pending, call.reuse, call.non_finite = False, decision.reuse, decision.reason == "non-finite"
         if decision.reuse:
             call.capture, call.deltas = False, self._predicted(branch, call.moment)
@@ -273,13 +261,9 @@ class Settler:
         moments = [anchor.moment for anchor in fitting]
         weights = self.runs.predictor.weights(moments, now)
         if weights is None:
-            alone = self.runs.predictor.anchors == 1
-            instead = "the last residual is taken as it is" if alone else "the line through the last two is taken"
-            self.runs.say(
-                "unfitted",
-                f"{self.runs.name}: step {now.step} follows computed steps {[m.step for m in moments]}, for which "
-                f"{type(self.runs.predictor).__name__} has no coefficients: {instead}",
-            )
+            predictor, steps = self.runs.predictor, [moment.step for moment in moments]
+            message = coefficients_are_missing(self.runs.name, now.step, steps, predictor, predictor.anchors)
+            self.runs.say("unfitted", message)
             weights = lagrange_weights(moments[:2], now, "sigma")
         return weighted_sum(fitting[: len(weights)], weights)
 
@@ -289,8 +273,6 @@ class Settler:
         track = branch.track
         track.reused, track.computed, track.streak, track.drift = track.reused - 1, track.computed + 1, 0, 0.0
         track.account.reused -= 1
-        run.reused -= 1
-        run.reasons.subtract({"reuse": 1, "shape": -1})
         call.shape_mismatch, branch.anchors = False, []
 
 

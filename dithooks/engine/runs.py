@@ -17,10 +17,17 @@ from ..config.cache_config import DitCacheConfig
 from ..policies.history import Schedule
 from ..policies.policy import Policy
 from ..stats.log import DecisionLog
+from ..stats.warnings import (
+    nothing_was_reused,
+    nothing_will_be_reused,
+    ranks_decide_alone,
+    run_differs_from_declaration,
+    scheduler_is_shared,
+    step_stands_still,
+)
 from .call import Call, Run
 from .clock import StepClock, Tick
 from .rank_consensus import RankConsensus, shared_by_ranks
-from .remarks import hopeless, unexpected, useless
 from .sessions import Session, current_session
 
 MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
@@ -89,15 +96,10 @@ class Runs:
         """What is to be said, once, where ranks run the model together and each would decide by itself."""
         if self.together is not None or self.policy.metric is None or "alone" in self._said:
             return []
-        how = shared_by_ranks(self._model)
-        if how is None or not self._once("alone"):
+        sharing = shared_by_ranks(self._model)
+        if sharing is None or not self._once("alone"):
             return []
-        return [
-            f"{self.name}: {how}, and {type(self.policy).__name__} decides on each rank by what that sees: ranks that "
-            "decide differently wait for each other for ever, or go on with each other's wrong weights or tokens. Let "
-            "them decide as one: dit_cache(..., process_group=...), of all ranks that share the model; or take a "
-            "policy that does not look"
-        ]
+        return [ranks_decide_alone(self.name, sharing, self.policy)]
 
     def _once(self, topic: str) -> bool:
         new = topic not in self._said
@@ -115,11 +117,7 @@ class Runs:
             run = self._start(session, run)
             tick = self.clock.read(arguments, run.history)
         if tick.step == run.step and len(run.used) >= MAX_BRANCHES and tick.branch is None:
-            self.say(
-                "standstill",
-                f"{self.name} was called {len(run.used)} times at step {tick.step} (told by the {tick.source}), so "
-                "nothing could be reused: if these were different steps, say so with `with timestep_scope(step): ...`",
-            )
+            self.say("standstill", step_stands_still(self.name, len(run.used), tick.step, tick.source))
             run = self._start(session, None)
         run.policy = run.policy or self._made_out(run, tick)
         if tick.step != run.step:
@@ -165,12 +163,12 @@ class Runs:
             self.say("unfitted", f"{self.name}: {remark}")  # as for the steps where that is found only then
         for remark in self.alone():
             warnings.warn(remark, UserWarning, stacklevel=2)
-        single = tick.steps is not None and tick.steps - tick.step < 2
+        steps = None if tick.steps is None else tick.steps - tick.step
+        single = steps is not None and steps < 2
         run.judged = self.on_kept is not None or single  # to record is all that is wanted, or can be
-        if tick.steps is not None and not run.judged and (why := hopeless(policy, run.schedule)):
+        ask = steps is not None and not run.judged
+        if ask and (message := nothing_will_be_reused(self.name, policy, run.schedule, self.policy)):
             run.judged = True
-            steps = tick.steps - tick.step
-            message = f"{self.name}: nothing will be reused in a run of {steps} steps: {why} ({self.policy})"
             self.say(f"useless in {steps}", message)
         return policy
 
@@ -180,13 +178,7 @@ class Runs:
             others = [other for other in self._runs.values() if other is not run]
         if not any(other.epoch is run.epoch and not other.finished for other in others):
             return False
-        self.say(
-            "shared scheduler",
-            f"{self.name} is called in several threads or tasks at once, and one scheduler tells the steps of all: "
-            "that is right for one of them at most, so all but the first are computed. Give each its own, by `with "
-            "handle.request(scheduler=...):`, or tell the steps, by `with timestep_scope(step):`; if it is one run "
-            "that goes from thread to thread, put `with handle.request():` around it",
-        )
+        self.say("shared scheduler", scheduler_is_shared(self.name))
         return True
 
     def _sum_up(self, run: Run) -> None:
@@ -196,13 +188,18 @@ class Runs:
 
     def _remarks(self, run: Run, over: bool = False) -> list[tuple[str, str]]:
         """Of a run that has ended: that it reused nothing, and that it was another one than expected."""
-        if run.scheduler_is_shared:  # that has been said
+        if run.scheduler_is_shared or _cut_short(run):  # the former has been said
             return []
-        found = (
-            (f"useless in {run.steps}", useless(run, self.policy)),
-            ("unexpected", unexpected(run, self.expected, over)),
-        )
-        return [(topic, f"{self.name}: {why}") for topic, why in found if why is not None]
+        messages, counts = [], self.log.counts_of(run.number)
+        if not run.judged and (unused := nothing_was_reused(self.name, run.steps, counts, self.policy)):
+            run.judged = True
+            messages.append((f"useless in {run.steps}", unused))
+        if self.expected is not None:
+            cfg, steps = self.expected.has_separate_cfg, self.expected.num_inference_steps
+            made = run.steps, run.most, run.schedule.steps
+            if differs := run_differs_from_declaration(self.name, cfg, steps, *made, ended=over):
+                messages.append(("unexpected", differs))
+        return messages
 
     def finish(self, run: Run) -> None:
         """The last call of a run's last step is over, as far as is known."""
@@ -237,3 +234,7 @@ def _breaks(run: Run, tick: Tick) -> bool:
     if tick.epoch is not None and run.epoch is not None and tick.epoch is not run.epoch:
         return True
     return run.step is not None and not 0 <= tick.step - run.step <= 1
+
+
+def _cut_short(run: Run) -> bool:
+    return run.in_flight or (run.schedule.steps is not None and not run.last and not run.finished)

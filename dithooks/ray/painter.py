@@ -15,7 +15,7 @@ import torch
 from ..environment.machine import synchronize
 from ..errors import WrongType
 from ..handle import CacheHandle, dit_cache
-from ..stats.warnings import heard
+from ..stats.warning_collector import collect_warnings
 from .attempts import ATTEMPTS, Underway
 from .job import Job
 from .output import FAILED, OK
@@ -50,7 +50,7 @@ class Painter:
         self.remarks: list[str] = []
         self.handle: CacheHandle | None = None
         if job.plan is not None:
-            with heard(self.remarks):
+            with collect_warnings(self.remarks):
                 self.handle = dit_cache(self.pipe, job.plan)
 
     def draw(self, rows: Rows, underway: Underway) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ class Painter:
         job, remarks, before = self._job, list[str](), self._counts()
         draw = _by_call if job.draw is None else job.draw
         begin = time.perf_counter()
-        with torch.no_grad(), heard(remarks):
+        with torch.no_grad(), collect_warnings(remarks):
             samples = _listed(draw(self.pipe, [dict(row) for row in rows], **job.options))
             if len(samples) != len(rows):
                 raise UnusableError(

@@ -1,28 +1,204 @@
-"""Warnings of this package, collected rather than shown."""
+"""The wording of the warnings that an attached cache gives. All are ``UserWarning``; most are given once per range.
+
+======================================  ===================================================  ======================
+worded by                               when                                                 emitted by
+======================================  ===================================================  ======================
+:func:`range_left_late`                 a call was still in the range when it was detached   the attachment
+:func:`stand_in_is_wrapped`             detaching found something put around a stand-in      the attachment
+:func:`refreshes_every_step`            the settings leave nothing to attach                 the handle
+:func:`ranks_decide_alone`              ranks share a model, but not their decisions         the handle, the engine
+:func:`nothing_will_be_reused`          a run begins whose steps will all be computed        the engine
+:func:`scheduler_is_shared`             a run begins on a scheduler that another one uses    the engine
+:func:`step_stands_still`               one step has more calls than any guidance makes      the engine
+:func:`gradients_are_enabled`           a call has gradients enabled                         the engine
+:func:`ranks_have_diverged`             the ranks of a process group did different things    the engine
+:func:`coefficients_are_missing`        a predictor was not fitted for the computed steps    the engine
+:func:`argument_may_be_written`         a first residual cannot be tested                    the engine
+:func:`nothing_was_reused`              a run has ended, and nothing was reused              the engine
+:func:`run_differs_from_declaration`    a run has ended, and was not what was declared       the engine
+======================================  ===================================================  ======================
+
+What depends on one class's settings is worded by that class, and emitted by the engine or the handle: ``Policy.remark``
+and ``Predictor.remark`` when a run begins, ``Policy.verdict`` (within :func:`nothing_was_reused`) and ``Policy.review``
+when it ends, ``CachePlan.remarks`` when a plan is attached, and the ``remark`` of a block's ports when the streams have
+been followed. Warnings of a search, of cache-dit's interface and of a batch job's folder are worded where they are
+emitted: in ``dithooks.tuning``, ``dithooks.compat`` and ``dithooks.ray``.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import math
+from collections import Counter
+from collections.abc import Sequence
 
-PACKAGE = Path(__file__).parent.parent
+from ..policies.history import BranchHistory, RunHistory, Schedule
+from ..policies.policy import Policy
+from .log import RunCounts
 
 
-@contextmanager
-def heard(remarks: list[str]) -> Iterator[None]:
-    """Keep what the library has to say, once each, instead of showing it; what others warn of is shown as ever."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            seen = list(caught)
-            for each in seen:
-                ours = issubclass(each.category, UserWarning) and Path(each.filename).is_relative_to(PACKAGE)
-                if ours and (text := " ".join(str(each.message).split())) not in remarks:
-                    remarks.append(text)
-    for each in seen:
-        if not Path(each.filename).is_relative_to(PACKAGE):
-            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+def range_left_late(name: str, first: str, last: str, seconds: float) -> str:
+    """Word that a call was between the range's first and last block for longer than detaching waits."""
+    return (
+        f"{name}: a call had not come from {first} to {last} within {seconds:g} s of the cache being taken off. If an "
+        "exception has ended it there, all is well; else its output lacks the range's effect"
+    )
+
+
+def stand_in_is_wrapped(paths: Sequence[str]) -> str:
+    """Word that something else was put around stand-ins, or in their place, after the cache was attached."""
+    return (
+        f"{', '.join(paths)}: wrapped by something else, or replaced, since the cache was attached; a stand-in that is "
+        "wrapped stays where it is, inert. Attach the cache last and remove it first"
+    )
+
+
+def refreshes_every_step() -> str:
+    """Word that a configuration recomputes the range at every step of every transformer."""
+    return "cache_step_interval=1 refreshes at every step: nothing can be reused, and nothing is attached"
+
+
+def ranks_decide_alone(name: str, sharing: str, policy: Policy) -> str:
+    """Word that ranks run one model together, but each by its own decisions; ``sharing`` says how they share it."""
+    return (
+        f"{name}: {sharing}, and {type(policy).__name__} decides on each rank by what that sees: ranks that decide "
+        "differently wait for each other for ever, or go on with each other's wrong weights or tokens. Let them decide "
+        "as one: dit_cache(..., process_group=...), of all ranks that share the model; or take a policy that does not "
+        "look"
+    )
+
+
+def nothing_will_be_reused(name: str, policy: Policy, schedule: Schedule, configured: Policy) -> str | None:
+    """Word that all steps of a run will be computed, whatever is measured in them; ``None`` if one may be reused.
+
+    Args:
+        name: of the transformer.
+        policy: the policy as made out for the run.
+        schedule: of the run; its number of steps is known.
+        configured: the policy as the user configured it.
+    """
+    assert schedule.steps is not None
+    reasons: Counter[str] = Counter()
+    for step in range(schedule.first, schedule.steps):
+        run = RunHistory(step - schedule.first)
+        branches = [BranchHistory(number, step - 1, account=run) for number in range(policy.distinct)]
+        decisions = [policy.before(step, branch, schedule) for branch in branches]
+        may_reuse = any(decision is None or decision.reuse for decision in decisions)
+        if step > schedule.first and may_reuse:
+            return None
+        first = decisions[0]
+        reasons["no anchor" if first is None or first.reuse else first.reason] += 1
+    why = _listed(reasons)
+    warmup = getattr(policy, "max_warmup_steps", None) if "warm-up" in reasons else None
+    if warmup is not None:
+        why += f", max_warmup_steps is {warmup}"
+    steps = schedule.steps - schedule.first
+    return f"{name}: nothing will be reused in a run of {steps} steps: {why} ({configured})"
+
+
+def scheduler_is_shared(name: str) -> str:
+    """Word that one scheduler tells the steps of runs in several threads or tasks."""
+    return (
+        f"{name} is called in several threads or tasks at once, and one scheduler tells the steps of all: that is "
+        "right for one of them at most, so all but the first are computed. Give each its own, by `with "
+        "handle.request(scheduler=...):`, or tell the steps, by `with timestep_scope(step):`; if it is one run that "
+        "goes from thread to thread, put `with handle.request():` around it"
+    )
+
+
+def step_stands_still(name: str, calls: int, step: int, source: str) -> str:
+    """Word that a step has had more calls than any guidance makes; ``source`` is where the step was read from."""
+    return (
+        f"{name} was called {calls} times at step {step} (told by the {source}), so nothing could be reused: if these "
+        "were different steps, say so with `with timestep_scope(step): ...`"
+    )
+
+
+def gradients_are_enabled(name: str) -> str:
+    """Word that a call with gradients is neither cached nor reused."""
+    return (
+        f"{name} is called with gradients enabled, so nothing is cached or reused: sample under torch.no_grad() or "
+        "torch.inference_mode()"
+    )
+
+
+def ranks_have_diverged(name: str, step: int) -> str:
+    """Word that the ranks of a process group computed or reused different calls before this step."""
+    return (
+        f"{name}, step {step}: the ranks of the process group have come here by other ways than each other (one has "
+        "computed what others reused, or takes this call for another branch than they do), so none of them reuses "
+        "anything more in this run"
+    )
+
+
+def coefficients_are_missing(name: str, step: int, computed: Sequence[int], predictor: object, anchors: int) -> str:
+    """Word that a predictor has no coefficients for a step that follows these computed steps."""
+    instead = "the last residual is taken as it is" if anchors == 1 else "the line through the last two is taken"
+    return (
+        f"{name}: step {step} follows computed steps {list(computed)}, for which {type(predictor).__name__} has no "
+        f"coefficients: {instead}"
+    )
+
+
+def argument_may_be_written(name: str, argument: str) -> str:
+    """Word that the call has an argument that blocks may write into, so that the residual was not tested."""
+    return (
+        f"{name} is given {argument}: if blocks write into it (keys and values, say), those of the range do not on "
+        "reused steps; nor was the residual tested on its own call, which would have to be made again"
+    )
+
+
+def nothing_was_reused(name: str, steps: int, counts: RunCounts, policy: Policy) -> str | None:
+    """Word why a run that went to its end reused nothing; ``None`` if it did, or has a single step.
+
+    Example:
+        >>> from ..policies.threshold import Threshold
+        >>> counts = RunCounts(calls=3, reasons=Counter({"warm-up": 1, "threshold": 2}), values=[0.3, 0.2])
+        >>> nothing_was_reused("net", 3, counts, Threshold(0.1))[:77]
+        'net: a run of 3 steps reused nothing (calls computed for warm-up: 1, threshold: 2)'
+    """
+    if steps < 2 or counts.reused or not counts.calls:  # without calls: the log no longer has them
+        return None
+    message = f"{name}: a run of {steps} steps reused nothing (calls computed for {_listed(counts.reasons)})"
+    finite = [value for value in counts.values if math.isfinite(value)]
+    why = policy.verdict(finite, counts.reasons) if finite else str(policy)
+    return f"{message}: {why}" if why else message
+
+
+def run_differs_from_declaration(
+    name: str,
+    has_separate_cfg: bool | None,
+    num_inference_steps: int | None,
+    steps: int,
+    calls_per_step: int,
+    scheduled: int | None,
+    ended: bool,
+) -> str | None:
+    """Word how a run that went to its end differs from what was declared; ``None`` if it does not.
+
+    Args:
+        name: of the transformer.
+        has_separate_cfg: declared: whether guidance takes several calls a step. ``None``: not declared.
+        num_inference_steps: declared: steps of a run. ``None``: not declared.
+        steps: steps that the run made.
+        calls_per_step: the most calls that one of its steps made.
+        scheduled: steps of its whole schedule; ``None`` where the schedule is not known.
+        ended: whether the run is known to have ended, as another one has begun.
+    """
+    if steps < 2:
+        return None
+    differences = []
+    if has_separate_cfg and calls_per_step == 1:
+        differences.append(f"has_separate_cfg=True, but none of {steps} steps made more than one call")
+    if has_separate_cfg is False and calls_per_step > 1:
+        differences.append(
+            f"has_separate_cfg=False, but a step made {calls_per_step} calls: they are told apart all the same"
+        )
+    declared = num_inference_steps
+    made = scheduled or (steps if ended or steps > (declared or 0) else declared)
+    if declared is not None and declared not in (made, steps):  # steps alone: another transformer makes the others
+        differences.append(f"num_inference_steps={declared}, but the run had {made}: the run counts")
+    return f"{name}: {'; '.join(differences)}" if differences else None
+
+
+def _listed(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in reasons.items())

@@ -13,10 +13,10 @@ from dithooks.cli.main.main import generation as generating
 from dithooks.cli.main.main import main
 from dithooks.cli.main.main import media as pictures
 from dithooks.cli.main.targets import pipeline_loading as loading
-from dithooks.stats.types.warnings import heard
 
 from dithooks import Budget, CachePlan, DitCacheConfig, Linear, Mask, Threshold, dit_cache, search
 from dithooks.errors import TargetError
+from dithooks.stats.warning_collector import collect_warnings
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -99,7 +99,7 @@ def plans(saved):
     """A plan for each, in a file."""
     for name, prompt in (("flux", "a cat"), ("wan", "a cat")):
         pipe = load(saved / name)
-        with torch.no_grad(), heard([]):
+        with torch.no_grad(), collect_warnings([]):
             found = search(pipe, lambda pipe, name=name, prompt=prompt: drawn(pipe, name, prompt), 1.8,
                            cost="blocks", max_evals=1, verbose=False)  # fmt: skip
         found.plan.save(saved / f"{name}.json")
@@ -113,7 +113,7 @@ def here(tmp_path, monkeypatch):
 
 
 def load(folder):
-    with heard([]):
+    with collect_warnings([]):
         pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -207,7 +207,7 @@ def test_with_a_speedup(option, config, saved, here):
     command = ["generate", str(saved / "flux"), "--prompt", "a cat", "--target", "1.5", *option, *PICTURE]
     assert main(command) == 0
     pipe = load(saved / "flux")
-    with heard([]), dit_cache(pipe, config) as cache:
+    with collect_warnings([]), dit_cache(pipe, config) as cache:
         assert same("generated.png", drawn(pipe, "flux", "a cat"))
     told = json.loads((here / "generated.json").read_text())
     assert told["blocks_total"] / told["blocks_run"] == pytest.approx(1.5)
@@ -233,7 +233,7 @@ def test_several_are_drawn_one_by_one(saved, here):
     assert main(["generate", str(saved / "flux"), *prompts, *PICTURE, "--out", "x.png"]) == 0
     assert files(here) == ["x-1.png", "x-2.png", "x-3.png", "x-4.png", "x.json"]
     pipe = load(saved / "flux")
-    with heard([]):
+    with collect_warnings([]):
         for number, prompt in enumerate(["a cat", "a cat", "a dog", "a dog"]):
             with dit_cache(pipe, DitCacheConfig(policy=Budget(1.5), predictor=Linear())):
                 assert same(f"x-{number + 1}.png", drawn(pipe, "flux", prompt, 5 + number))
@@ -293,7 +293,10 @@ def test_video(way, plans, here):
         assert same("cat.apng", plain)
         return
     config = DitCacheConfig(policy=Budget(1.5), predictor=Linear())
-    with heard([]), dit_cache(pipe, CachePlan.load(plans / "wan.json") if way == "plan" else config) as cache:
+    with (
+        collect_warnings([]),
+        dit_cache(pipe, CachePlan.load(plans / "wan.json") if way == "plan" else config) as cache,
+    ):
         cached = drawn(pipe, "wan", "a cat")
     assert same("cat.apng", cached)
     told = json.loads((here / "cat.json").read_text())
