@@ -28,6 +28,7 @@ from .errors import InvalidSetting, RunMismatch, WrongType
 from .policies.interval import Interval
 from .stats.table import summary
 from .stats.types import CachedRange, CacheStats, CallRecord, total
+from .stats.warnings import refreshes_every_step
 
 # A model is changed by one thread at a time: of two that attach to the same blocks, the second has to see the first.
 _CHANGING = threading.RLock()
@@ -287,9 +288,7 @@ class CacheHandle:
         for attached in prepared:
             remarks += attached.flow.runs.alone()
         if not useful:
-            remarks.append(
-                "cache_step_interval=1 refreshes at every step: nothing can be reused, and nothing is attached"
-            )
+            remarks.append(refreshes_every_step())
         return remarks
 
     def reset(self) -> None:

@@ -16,6 +16,7 @@ from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting, WrongType
 from ..stats.log import DecisionLog
 from ..stats.types import CachedRange, CacheStats, CallRecord
+from ..stats.warnings import range_left_late, stand_in_is_wrapped
 from .active_calls import PATIENCE
 from .block_range import BlockRange
 from .clock import StepClock
@@ -66,11 +67,7 @@ class Attachment:
         remarks = self._vacate()
         if not through:
             first, last = flow.layout.first, flow.layout.last
-            remarks.append(
-                f"{flow.runs.name}: a call had not come from {first} to {last} within {PATIENCE:g} s of the cache "
-                "being taken off. If an exception has ended it there, all is well; else its output lacks the range's "
-                "effect"
-            )
+            remarks.append(range_left_late(flow.runs.name, first, last, PATIENCE))
         unhook(self.flow, [owner])  # last: interrupted before, it is found by these
         return remarks
 
@@ -133,10 +130,7 @@ class Attachment:
         stuck = [site.path for site, block in zip(self._sites, self._originals, strict=True) if not site.holds(block)]
         if not stuck:
             return []
-        return [
-            f"{', '.join(stuck)}: wrapped by something else, or replaced, since the cache was attached; a stand-in "
-            "that is wrapped stays where it is, inert. Attach the cache last and remove it first"
-        ]
+        return [stand_in_is_wrapped(stuck)]
 
     def _modules(self) -> list[nn.Module]:
         return [self.chain.owner, *self._originals, *self.chain.owner.modules()]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..blocks.block_io import BlockIO
 from ..blocks.wiring import Wiring
 from ..errors import WiringError
+from ..stats.warnings import argument_may_be_written
 from .call import Call
 from .noise_probe import ALIKE, NoiseProbe, few, likeness
 from .replay import Replay, difference, finite, tolerance
@@ -50,14 +51,8 @@ class Verification:
             WiringError: it does not; or what was recognised between the blocks is not what the model does there.
         """
         flow, layout = self.flow, self.flow.layout
-        if not replay.safe:
-            flow.runs.say(
-                "strange",
-                f"{flow.runs.name} is given {replay.unsafe_argument}: if blocks write into it (keys and values, say), "
-                "those of the range do not on reused steps; nor was the residual tested on its own "
-                "call, which would have "
-                "to be made again",
-            )
+        if argument := replay.unsafe_argument:
+            flow.runs.say("strange", argument_may_be_written(flow.runs.name, argument))
             return True
         if not finite(output):
             return False

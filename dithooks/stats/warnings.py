@@ -151,10 +151,10 @@ def nothing_was_reused(name: str, steps: int, counts: RunCounts, policy: Policy)
     """Word why a run that went to its end reused nothing; ``None`` if it did, or has a single step.
 
     Example:
-        >>> from ..policies.threshold import Threshold
-        >>> counts = RunCounts(calls=3, reasons=Counter({"warm-up": 1, "threshold": 2}), values=[0.3, 0.2])
-        >>> nothing_was_reused("net", 3, counts, Threshold(0.1))[:77]
-        'net: a run of 3 steps reused nothing (calls computed for warm-up: 1, threshold: 2)'
+        >>> from dithooks import Interval
+        >>> counts = RunCounts(calls=3, reasons=Counter({"warm-up": 2, "end": 1}))
+        >>> nothing_was_reused("net", 3, counts, Interval(2, 4))
+        'net: a run of 3 steps reused nothing (calls computed for warm-up: 2, end: 1): Interval(start=2, interval=4)'
     """
     if steps < 2 or counts.reused or not counts.calls:  # without calls: the log no longer has them
         return None
