@@ -1,0 +1,243 @@
+"""The log of decisions against a naive list; in bounded memory, from several threads, at a few calls a record."""
+
+import logging
+import math
+import random
+import sys
+import threading
+import tracemalloc
+from collections import Counter
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dithooks import CallRecord
+from dithooks.policies.history import Decision
+from dithooks.stats import log as log_module
+from dithooks.stats.log import DecisionLog, RunCounts
+
+CALLS, RUNS = 8, 2  # kept one by one, and with statistics of their own
+BLOCKS, SKIPPABLE = 5, 3
+
+DECISIONS = st.sampled_from(
+    [
+        Decision(True, "reuse"),
+        Decision(True, "reuse", 0.25),
+        Decision(False, "warm-up"),
+        Decision(False, "threshold", 0.5),
+        Decision(False, "non-finite", math.inf),
+        Decision(False, "shape"),
+    ]
+)
+CALL = st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 1), DECISIONS)  # run (from the latest back), …
+ACTIONS = st.lists(
+    st.one_of(
+        st.just(("begin",)),
+        CALL.map(lambda call: ("record", *call)),
+        CALL.map(lambda call: ("correct", *call)),
+        st.just(("gradients",)),
+        st.just(("ask",)),  # what is counted in parts comes to the same
+    ),
+    max_size=60,
+)
+
+
+class Naive:
+    """All calls that there ever were, in one list, in which a correction is written over the former decision."""
+
+    def __init__(self):
+        self.calls, self.told, self.begun, self.gradients = [], [], 0, 0
+
+    def record(self, *call):
+        self.calls.append(CallRecord("net", *call[:3], *call[3]))
+        self.told.append(self.calls[-1])
+
+    def correct(self, run, step, branch, decision):
+        for index in range(len(self.calls) - 1, max(len(self.calls) - CALLS, 0) - 1, -1):
+            if self.calls[index][1:4] == (run, step, branch):
+                self.calls[index] = CallRecord("net", run, step, branch, *decision)
+                self.told.append(self.calls[index])
+                return
+
+    def of(self, run):
+        return [call for call in self.calls if call.run == run]
+
+
+def counted(calls):
+    values = [call.value for call in calls if call.value is not None]
+    return RunCounts(len(calls), sum(c.reuse for c in calls), Counter(c.reason for c in calls), values)
+
+
+def check(log, naive):
+    stats, calls, latest = log.stats(7), naive.calls, range(max(naive.begun - RUNS, 0), naive.begun)
+    assert log.records() == calls[-CALLS:]
+    reasons = Counter(call.reason for call in calls) + Counter({"gradients": naive.gradients})
+    assert stats.reasons == dict(reasons)
+    assert stats.calls == stats.computed_calls + stats.reused_calls == len(calls) + naive.gradients
+    assert stats.reused_calls == sum(call.reuse for call in calls)
+    assert stats.blocks_total - stats.blocks_run == SKIPPABLE * stats.reused_calls
+    assert [run.run for run in stats.runs] == [run for run in latest if naive.of(run)]
+    for run in stats.runs:
+        for branch in run.branches:
+            own = counted([call for call in naive.of(run.run) if call.branch == branch.branch])
+            assert (branch.computed + branch.reused, branch.reused, branch.reasons) == (
+                own.calls,
+                own.reused,
+                own.reasons,
+            )
+    for run in range(naive.begun):
+        kept, every = log.records_of(run), naive.of(run)
+        assert kept == every[len(every) - len(kept) :]
+        if run in latest or every[-1:] == []:
+            assert kept == every
+        assert kept or not any(call.run == run for call in calls[-CALLS:])
+        assert log.counts_of(run) == counted(kept)
+
+
+@given(ACTIONS)
+@settings(max_examples=300, deadline=None)
+def test_what_is_derived_is_what_a_naive_list_says(actions):
+    told, naive = [], Naive()
+    log = DecisionLog("net", BLOCKS, SKIPPABLE, told.append)
+    with patch.object(log_module, "MAX_CALLS", CALLS), patch.object(log_module, "MAX_RUNS", RUNS):
+        for name, *call in [("begin",), *actions]:
+            if name == "begin":
+                assert log.begin_run() == naive.begun
+                naive.begun += 1
+            elif name == "gradients":
+                log.record(None, 0, 0, Decision(False, "gradients"))
+                naive.gradients += 1
+            elif name == "ask":
+                check(log, naive)
+            elif (run := naive.begun - 1 - call[0]) >= 0:
+                getattr(log, name)(run, *call[1:])
+                getattr(naive, name)(run, *call[1:])
+        check(log, naive)
+        assert told == naive.told
+        log.clear()
+        check(log, Naive())
+
+
+def test_a_correction_is_of_the_last_call_of_its_kind():
+    """Where all calls of a step are one branch's, several have the same run, step and branch."""
+    log = DecisionLog("net", BLOCKS, SKIPPABLE)
+    run = log.begin_run()
+    for step in (0, 1, 1):
+        log.record(run, step, 0, Decision(True, "reuse"))
+    log.correct(run, 1, 0, Decision(False, "shape"))
+    log.correct(run, 1, 0, Decision(False, "switch"))
+    log.correct(run, 2, 0, Decision(False, "shape"))  # there is none
+    assert [record.reason for record in log.records_of(run)] == ["reuse", "reuse", "switch"]
+    assert log.stats(0).reasons == {"reuse": 2, "switch": 1}
+
+
+def test_a_run_that_many_have_overtaken_keeps_its_records():
+    log = DecisionLog("net", BLOCKS, SKIPPABLE)
+    slow, late = log.begin_run(), log.begin_run()
+    log.record(slow, 0, 0, Decision(False, "warm-up"))
+    for _ in range(3 * log_module.MAX_RUNS):
+        log.record(log.begin_run(), 0, 0, Decision(False, "warm-up"))
+    log.record(slow, 1, 0, Decision(True, "reuse"))
+    log.record(late, 0, 0, Decision(False, "warm-up"))
+    assert [record.step for record in log.records_of(slow)] == [0, 1]
+    assert (log.counts_of(slow).reused, log.counts_of(late).calls) == (1, 1)
+    assert len(log.stats(0).runs) == log_module.MAX_RUNS
+
+
+def test_memory_is_bounded():
+    log = DecisionLog("net", BLOCKS, SKIPPABLE)
+
+    def sample(runs):
+        for _ in range(runs):
+            run = log.begin_run()
+            for step in range(20):
+                log.record(run, step, 0, Decision(step % 2 > 0, "reuse" if step % 2 else "refresh", step / 20))
+            log.correct(run, 19, 0, Decision(False, "shape"))
+            log.counts_of(run)
+
+    with patch.object(log_module, "MAX_CALLS", 400):
+        tracemalloc.start()
+        try:
+            sample(50)
+            held, _ = tracemalloc.get_traced_memory()
+            sample(500)
+            later, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert later < 1.1 * held
+    assert log.stats(0).reasons == {"refresh": 5500, "reuse": 4950, "shape": 550}
+
+
+def test_threads_share_a_log():
+    """More of them than runs have statistics of their own: each finds the whole of its run."""
+    threads, calls, told, wrong = 2 * log_module.MAX_RUNS, 60, [], []
+    log, start = DecisionLog("net", BLOCKS, SKIPPABLE, told.append), threading.Barrier(threads)
+
+    def sample(seed):
+        choose = random.Random(seed)
+        start.wait()
+        run, own = log.begin_run(), []
+        for step in range(calls):
+            reuse = choose.random() < 0.5
+            log.record(run, step, 0, Decision(reuse, "reuse" if reuse else "mask"))
+            if misfit := reuse and choose.random() < 0.2:
+                log.correct(run, step, 0, Decision(False, "shape"))
+            own.append("shape" if misfit else "reuse" if reuse else "mask")
+            if log.counts_of(run).reused != own.count("reuse") or step % 10 == 0:
+                log.stats(0)
+                wrong.extend([run] * (log.counts_of(run).reasons != Counter(own)))
+        wrong.extend([run] * ([record.reason for record in log.records_of(run)] != own))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        workers = [threading.Thread(target=sample, args=(seed,)) for seed in range(threads)]
+        [worker.start() for worker in workers]
+        [worker.join() for worker in workers]
+    finally:
+        sys.setswitchinterval(interval)
+    stats = log.stats(0)
+    assert wrong == []
+    assert stats.calls == threads * calls == len(log.records())
+    assert stats.reasons == Counter(record.reason for record in log.records())
+    assert len(told) == stats.calls + stats.reasons["shape"]
+
+
+def python_calls(work):
+    """Python functions that a piece of work enters, itself left out."""
+    count = -1
+
+    def profiler(frame, event, argument):
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(profiler)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_record_costs_four_python_calls_at_most(full):
+    logging.getLogger("dithooks").isEnabledFor(logging.DEBUG)  # the answer is kept from the first time on
+    log, decision = DecisionLog("net", BLOCKS, SKIPPABLE), Decision(True, "reuse", 0.1)
+    run = log.begin_run()
+    with patch.object(log_module, "MAX_CALLS", 3 if full else 10):
+        for step in range(5):
+            log.record(run, step, 0, decision)
+        assert python_calls(lambda: log.record(run, 5, 0, decision)) <= 4
+
+
+def test_counts_that_are_asked_for_after_each_call_are_linear():
+    def sample(steps):
+        log = DecisionLog("net", BLOCKS, SKIPPABLE)
+        run = log.begin_run()
+        for step in range(steps):
+            log.record(run, step, 0, Decision(True, "reuse"))
+            assert log.counts_of(run).reused == step + 1
+
+    assert python_calls(lambda: sample(400)) <= 2.1 * python_calls(lambda: sample(200))
