@@ -15,9 +15,9 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
-from dithooks.config.cache_config.provenance import Made
 
 from dithooks import Recording, plan, record
+from dithooks.config.provenance import PlanTarget
 from dithooks.demo import CALIBRATION, load_pipeline
 from dithooks.environment.machine import machine
 from dithooks.predictors.predictor import Moment
@@ -80,7 +80,7 @@ def test_planning_for_flux() -> None:
         *("", paths, np.array(ranges), grams, np.sqrt(squares), np.arange(STEPS), times, "sigma", 1.0),
         *(np.ones(BLOCKS), float(BLOCKS), rows / TOKENS, {}),
     )
-    made = Made("Flux", "random", BLOCKS, "bfloat16", STEPS, None, (TOKENS, 64))
+    made = PlanTarget("Flux", "random", BLOCKS, "bfloat16", STEPS, None, (TOKENS, 64))
     recording = Recording((trace,), made, tuple(times), 1, 1, float(BLOCKS * STEPS), float(BLOCKS * STEPS))
     for anchors in (2, 3):
         begun = time.perf_counter()

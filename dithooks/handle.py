@@ -20,11 +20,12 @@ from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
 from .engine.attachment import Attachment, check, prepare
 from .engine.clock import scheduler_of
-from .engine.hooks import flows_of
+from .engine.hooks import caches_of
 from .engine.overrides import assign
 from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
 from .errors import InvalidSetting, RunMismatch, WrongType
+from .integrations.dispatch import BlockIntegrations
 from .policies.interval import Interval
 from .stats.table import summary
 from .stats.types import CachedRange, CacheStats, CallRecord, total
@@ -149,12 +150,12 @@ class CacheHandle:
         blocks: Blocks,
         scheduler: object,
         verify: bool,
-        together: RankConsensus | None = None,
+        consensus: RankConsensus | None = None,
         on_decision: Callable[[CallRecord], object] | None = None,
     ) -> None:
         scheduler_of(target, scheduler)
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
-        self._together, self._on_decision = together, on_decision
+        self._consensus, self._on_decision = consensus, on_decision
         self._attached: list[Attachment] = []
         self._config: DitCacheConfig | None = None
         self._last, self._settled, self._described = total([]), tuple[CallRecord, ...](), list[str]()
@@ -262,9 +263,9 @@ class CacheHandle:
             )
         useful = [(chain, own) for chain, own in chains if not isinstance(p := own.when, Interval) or p.interval > 1]
         prepared = [self._prepare(chain, own) for chain, own in useful]
-        runs = [attached.flow.runs for attached in prepared]
+        deciders = [attached.cache.decider for attached in prepared]
         for attached in prepared:
-            attached.flow.handle, attached.flow.runs.peers = self, runs
+            attached.cache.handle, attached.cache.decider.peers = self, deciders
         remarks = [] if plan is None else plan.remarks(dtype_of(found[0][0].owner), self._scheduler_name())
         former = self._attached
         try:
@@ -279,14 +280,14 @@ class CacheHandle:
             self._attached = former
             for attached in former:  # as it was, less what was cached
                 attached.detach()
-                attached.flow.forget()
+                attached.cache.forget()
                 attached.attach()
             raise
         self._config = replace(config, fingerprint=here)
         for attached in former:
-            remarks += attached.flow.forget()
+            remarks += attached.cache.forget()
         for attached in prepared:
-            remarks += attached.flow.runs.alone()
+            remarks += attached.cache.decider.alone()
         if not useful:
             remarks.append(refreshes_every_step())
         return remarks
@@ -295,7 +296,7 @@ class CacheHandle:
         """Drop everything cached and set the counts to zero; the cache stays attached."""
         remarks = []
         for attached in self._attached:
-            remarks += attached.flow.forget()
+            remarks += attached.cache.forget()
             attached.log.clear()
         _warn(remarks)
 
@@ -353,10 +354,10 @@ class CacheHandle:
             for attached in self._attached:
                 remarks += attached.detach()
         for attached in self._attached:
-            remarks += attached.flow.forget()
+            remarks += attached.cache.forget()
             logging.getLogger("dithooks").info("%s: removed", attached.log.name)
         self._active, self._attached = False, []  # not before all is done: interrupted, it can be called again
-        self._target = self._scheduler = self._blocks = self._together = self._on_decision = None
+        self._target = self._scheduler = self._blocks = self._consensus = self._on_decision = None
         _warn(remarks)
 
     def __enter__(self) -> CacheHandle:
@@ -387,7 +388,9 @@ class CacheHandle:
         return f"<CacheHandle {state if self.active else 'removed'}>"
 
     def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
-        return prepare(chain, config, self._look_up(), self._verify, self._together, self._on_decision)
+        return prepare(
+            chain, config, self._look_up(), self._verify, BlockIntegrations(), self._consensus, self._on_decision
+        )
 
     def _look_up(self) -> Callable[[], Any]:
         target = self._target.pipe if isinstance(self._target, BlockAdapter) else self._target
@@ -411,5 +414,5 @@ def handles_of(target: object) -> list[CacheHandle]:
     """
     target = target.target if isinstance(target, BlockAdapter) else target
     tops = [target] if isinstance(target, nn.Module) else modules_of(target).values()
-    found = {id(flow.handle): flow.handle for top in tops for flow in flows_of(top.modules())}
+    found = {id(cache.handle): cache.handle for top in tops for cache in caches_of(top.modules())}
     return list(found.values())

@@ -9,7 +9,7 @@ refused, with what was seen.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,28 +29,30 @@ class Wiring:
     entry: tuple[str, ...]
     leave: tuple[Bridge | None, ...]
     certain: bool  # every stream is handed on as the very object that a block returned
+    # Made out once, as they are asked for at every call:
+    looked: tuple[int, ...] = field(init=False)  # streams that a change metric looks at: hidden_states, else all
+    carriers: tuple[int, ...] = field(init=False)  # positions of the outputs that hold these
+    outputs: tuple[Bridge, ...] = field(init=False)  # of the outputs that are tensors
+    hands_on: tuple[str, ...] = field(init=False)  # streams of the outputs, where the first block hands on no others
+    plain: bool = field(init=False)  # every output is one stream that entered, and no other output is the same one
 
-    @property
-    def looked(self) -> tuple[int, ...]:
-        """The streams that tell how much changes: hidden_states, or all where none is called so."""
-        return (self.entry.index("hidden_states"),) if "hidden_states" in self.entry else tuple(range(len(self.entry)))
-
-    @property
-    def carriers(self) -> tuple[int, ...]:
-        """Positions of the outputs that hold these."""
+    def __post_init__(self) -> None:
+        entry = self.entry
+        looked = (entry.index("hidden_states"),) if "hidden_states" in entry else tuple(range(len(entry)))
         held = [None if bridge is None else set(streams_of(bridge)) for bridge in self.leave]
-        return tuple(next(p for p, each in enumerate(held) if each and number in each) for number in self.looked)
+        carriers = tuple(next(p for p, each in enumerate(held) if each and number in each) for number in looked)
+        outputs = tuple(bridge for bridge in self.leave if bridge is not None)
+        plain = all(isinstance(bridge, Stream) for bridge in outputs) and len(set(outputs)) == len(outputs)
+        names = tuple(entry[bridge.number] for bridge in outputs if isinstance(bridge, Stream)) if plain else ()
+        hands_on = names if all(name in names for name in self.ports[0].carries if name is not None) else ()
+        object.__setattr__(self, "hands_on", hands_on)
+        for name, value in (("looked", looked), ("carriers", carriers), ("outputs", outputs), ("plain", plain)):
+            object.__setattr__(self, name, value)
 
     def shapes(self, deltas: Sequence[Tensor]) -> dict[int, torch.Size]:
         """Of the outputs of its last block, by position, from their residuals."""
         positions = [position for position, bridge in enumerate(self.leave) if bridge is not None]
         return {position: delta.shape for position, delta in zip(positions, deltas, strict=False)}
-
-    @property
-    def plain(self) -> bool:
-        """Whether every output is just one stream that entered, and no other output is the same one."""
-        streams = [bridge for bridge in self.leave if bridge is not None]
-        return all(isinstance(bridge, Stream) for bridge in streams) and len(set(streams)) == len(streams)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 
-from .call import Call
+from .call import Call, is_passing
 
 PATIENCE = 1.0  # seconds; from the first block of a reused range to its last, a call takes far less
 
@@ -62,4 +62,4 @@ class ActiveCalls:
 
     def _passing(self) -> bool:
         with self._lock:
-            return any(call.passing for call in self._calls if call.thread != threading.get_ident())
+            return any(is_passing(call) for call in self._calls if call.thread != threading.get_ident())

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..predictors.predictor import Moment
-
-# What must not change between storing a residual and adding it: the weights, shape, dtype and device of every tensor
-# argument, and every argument that switches something (flags, names, lists of layers); numbers may change.
-Signature = tuple[tuple[Any, ...], ...]
+from .arguments import Signature
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +21,14 @@ class Anchor:
         signature: of the call.
         kept: a residual for each stream, in the dtype and on the device chosen for keeping it.
         forms: dtype and device of each stream.
+        is_as_taken: whether the residuals are kept in just these.
     """
 
     moment: Moment
     signature: Signature
     kept: tuple[Tensor, ...]
     forms: tuple[tuple[torch.dtype, torch.device], ...]
+    is_as_taken: bool = True
 
     @classmethod
     def keep(
@@ -45,7 +43,9 @@ class Anchor:
         kept = [delta if dtype is None else delta.to(dtype) for delta in deltas]
         if device is not None:
             kept = [_moved(delta, device) for delta in kept]
-        return cls(moment, signature, tuple(kept), tuple((delta.dtype, delta.device) for delta in deltas))
+        forms = tuple((delta.dtype, delta.device) for delta in deltas)
+        as_taken = forms == tuple((tensor.dtype, tensor.device) for tensor in kept)
+        return cls(moment, signature, tuple(kept), forms, as_taken)
 
     @property
     def nbytes(self) -> int:

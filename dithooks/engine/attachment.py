@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from ..blocks.block_lists import BlockRef, Chain
 from ..blocks.observation import observed_blocks
+from ..blocks.tap import Tap
 from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting, WrongType
 from ..stats.log import DecisionLog
@@ -20,13 +20,13 @@ from ..stats.warnings import range_left_late, stand_in_is_wrapped
 from .active_calls import PATIENCE
 from .block_range import BlockRange
 from .clock import StepClock
-from .decider import Settler
+from .compile_state import any_compiled
+from .decider import CallDecider
 from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
+from .protocols import Integrations
 from .range_cache import RangeCache
 from .rank_consensus import RankConsensus
-from .runs import Runs
-from .stand_in import SkipBlock, classes_of, engage, is_engaged, outlive, retire, stand_in
-from .weights_version import WeightsVersion
+from .stand_in import SkipBlock, classes_of, engage, is_engaged, outlive, retire, stand_in, teach
 
 
 class Attachment:
@@ -34,67 +34,67 @@ class Attachment:
 
     Args:
         chain: the transformer's blocks.
-        flow: the runtime of the range.
-        log: its counts.
+        cache: the runtime of the range.
+        log: its decisions.
 
     Raises:
         TypeError: a block of the range cannot be given a stand-in.
     """
 
-    def __init__(self, chain: Chain, flow: RangeCache, log: DecisionLog) -> None:
-        self.chain, self.flow, self.log = chain, flow, log
+    def __init__(self, chain: Chain, cache: RangeCache, log: DecisionLog) -> None:
+        self.chain, self.cache, self.log = chain, cache, log
         self._all = chain.sites
-        self._observing: list[RemovableHandle] = []
+        self._observing: Tap | None = None
         self._choose()
 
     def attach(self) -> None:
         """Register the hooks and put the stand-ins in."""
-        hook_call(self.flow, self.chain.owner)
-        if self.flow.layout.wiring is None:
-            self.flow.on_wired = self._wired
-            self._observing = hook_observation(self.flow, [original(site.block) for site in self._all])
+        hook_call(self.cache, self.chain.owner)
+        if self.cache.layout.wiring is None:
+            self.cache.on_wired = self._wired
+            self._observing = hook_observation(self.cache, [original(site.block) for site in self._all])
         self._occupy()
-        self.flow.under_way.open()  # last: calls that began before are plain ones
+        self.cache.active_calls.open()  # last: calls that began before are plain ones
 
     def detach(self) -> list[str]:
         """Take them off again. What could not be undone is returned, as remarks for the user."""
-        owner, flow = self.chain.owner, self.flow
-        through = flow.under_way.close()
-        for hook in self._observing:  # also those that are half removed
-            hook.remove()
-        unhook(self.flow, [module for module in self._modules() if module is not owner])
-        self._observing, self.flow.on_wired = [], None
+        owner, cache = self.chain.owner, self.cache
+        through = cache.active_calls.close()
+        if self._observing is not None:  # also of blocks that are no longer in the model
+            self._observing.remove()
+        unhook(self.cache, [module for module in self._modules() if module is not owner])
+        self._observing, self.cache.on_wired = None, None
         remarks = self._vacate()
         if not through:
-            first, last = flow.layout.first, flow.layout.last
-            remarks.append(range_left_late(flow.runs.name, first, last, PATIENCE))
-        unhook(self.flow, [owner])  # last: interrupted before, it is found by these
+            first, last = cache.layout.first, cache.layout.last
+            remarks.append(range_left_late(cache.decider.name, first, last, PATIENCE))
+        unhook(self.cache, [owner])  # last: interrupted before, it is found by these
         return remarks
 
     def stats(self) -> CacheStats:
         """The counts, with the memory held right now."""
-        return self.log.stats(self.flow.runs.bytes_held())
+        return self.log.stats(self.cache.decider.bytes_held())
 
     def where(self) -> CachedRange:
         """The blocks that are cached, in numbers."""
-        layout = self.flow.layout
+        layout = self.cache.layout
         return CachedRange(self.log.name, layout.start, len(layout.blocks), len(layout.order))
 
     def describe(self) -> str:
         """The range in words."""
-        layout = self.flow.layout
+        layout = self.cache.layout
         return f"{layout.first} … {layout.last} of {len(layout.order)} blocks"
 
     def _choose(self) -> None:
         """Stand-ins for the blocks that the range is now."""
-        flow = self.flow
-        sites = [self._all[index] for index in flow.layout.blocks]
+        cache = self.cache
+        sites = [self._all[index] for index in cache.layout.blocks]
         originals = [original(site.block) for site in sites]
         ends, classes = (0, len(originals) - 1), classes_of(self.chain.owner)
         skips = [stand_in(block, offset, offset in ends, classes) for offset, block in enumerate(originals)]
-        flow.on_traced = partial(outlive, self.chain.owner, classes)
+        cache.on_compiled = partial(outlive, self.chain.owner, classes)
         self._range = sites, originals, skips  # at once: interrupted, what was there can still be taken off
-        flow.company.among(self.chain.owner, [original(site.block) for site in self._all], originals)
+        cache.integrations.bind(self.chain.owner, [original(site.block) for site in self._all], originals)
 
     @property
     def _sites(self) -> list[BlockRef]:
@@ -110,14 +110,22 @@ class Attachment:
         return self._range[2]
 
     def _occupy(self) -> None:
-        flow, layout = self.flow, self.flow.layout
+        cache, layout = self.cache, self.cache.layout
         if layout.lead:
             first, last = (original(self._all[layout.order[index]].block) for index in (0, layout.lead - 1))
-            hook_lead(flow, first, last)
-        hook_range(flow, self._originals[0], self._originals[-1])
+            hook_lead(cache, first, last)
+        hook_range(cache, self._originals[0], self._originals[-1])
         for site, skip in zip(self._sites, self.skips, strict=True):
-            engage(skip, self.flow)
+            engage(skip, self.cache)
             site.put(skip)
+        self._teach()
+
+    def _teach(self) -> None:
+        """Give the stand-ins inside the range the streams that they pass on, once these are known."""
+        wiring = self.cache.layout.wiring
+        if wiring is not None:
+            for skip, io in zip(self.skips[1:-1], wiring.ports[1:-1], strict=True):
+                teach(skip, io, self.cache)
 
     def _vacate(self) -> list[str]:
         wrapped = {id(skip) for skip in self.skips if retire(skip)}
@@ -137,15 +145,17 @@ class Attachment:
 
     def _wired(self, moved: bool) -> None:
         """The streams are known: stop observing; and if blocks count otherwise than thought, go over to the range's."""
-        for hook in self._observing:
-            hook.remove()
-        self._observing = []
-        self.log.blocks, self.log.skippable = len(self.flow.layout.order), len(self.flow.layout.blocks)
+        if self._observing is not None:
+            self._observing.remove()
+        self._observing = None
+        self.log.blocks, self.log.skippable = len(self.cache.layout.order), len(self.cache.layout.blocks)
         if moved:
-            unhook(self.flow, [original(site.block) for site in self._all])
+            unhook(self.cache, [original(site.block) for site in self._all])
             self._vacate()
             self._choose()
             self._occupy()
+        else:
+            self._teach()
 
 
 def prepare(
@@ -153,39 +163,45 @@ def prepare(
     config: DitCacheConfig,
     scheduler: Callable[[], Any],
     verify: bool,
-    together: RankConsensus | None = None,
+    integrations: Integrations,
+    consensus: RankConsensus | None = None,
     on_decision: Callable[[CallRecord], object] | None = None,
 ) -> Attachment:
-    """What caches a range of a chain, made without touching the model.
+    """Return what caches a range of a chain, made without touching the model.
 
     Args:
         chain: the transformer's blocks.
         config: as it holds for them.
         scheduler: returns the pipeline's scheduler as it is now, or ``None``.
         verify: test the first residual on the call it was taken from.
-        together: the ranks that decide as one.
-        on_decision: is told of each call that is settled.
+        integrations: other libraries at work.
+        consensus: the ranks that decide as one.
+        on_decision: called with the record of each decision.
 
     Raises:
-        TypeError: a block of the range cannot be given a stand-in.
+        WrongType: a block of the range cannot be given a stand-in.
     """
     spots = observed_blocks(chain, original)
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.lanes[0].path if len(chain.lanes) == 1 else chain.path or type(chain.owner).__name__
     log = DecisionLog(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1, on_decision)
-    runs = Runs(chain, config, StepClock(scheduler, chain.name), log, together)
-    layout = BlockRange(
-        spots, first, end, chain.weights() if chain.found else None, leads=runs.policy.metric == "change"
-    )
-    flow = RangeCache(Settler(runs, WeightsVersion(chain.owner)), layout, compiled_of(chain), verify)
-    return Attachment(chain, flow, log)
+    decider = CallDecider(chain, config, StepClock(scheduler, chain.name), log, integrations, consensus)
+    weights = chain.weights() if chain.found else None
+    layout = BlockRange(spots, first, end, weights, leads=decider.policy.metric == "change")
+    cache = RangeCache(decider, layout, compilable_of(chain), verify, integrations)
+    return Attachment(chain, cache, log)
 
 
-def compiled_of(chain: Chain) -> Callable[[], bool]:
-    """Tells whether a chain's transformer or a block of it is known to be compiled, as it is now."""
-    compilable = (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
-    return lambda: chain.compiled or any(module._compiled_call_impl is not None for module in compilable)
+def compilable_of(chain: Chain) -> tuple[nn.Module, ...]:
+    """Return the modules of which one is compiled if a chain's transformer is; none, where it is known to be."""
+    return () if chain.compiled else (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
+
+
+def is_compiled(chain: Chain) -> bool:
+    """Return whether a chain's transformer or a block of it is known to be compiled."""
+    modules = compilable_of(chain)
+    return not modules or any_compiled(modules)
 
 
 def original(block: nn.Module) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..blocks.block_io import BlockIO
 from ..blocks.observation import Observation, ObservedBlock
 from ..blocks.trunk import resolve_lead, wire
 from ..blocks.wiring import Wiring
@@ -40,7 +39,6 @@ class BlockRange:
         self.order: tuple[int, ...] = tuple(range(len(spots)))  # until a call has been seen: list by list
         self.lead = start if leads else 0  # as many blocks
         self.wiring: Wiring | None = None
-        self.inner: tuple[BlockIO | None, ...] = ()  # of each block but the ends, where its slots tell all
         self.leading: Wiring | None = None  # of the blocks before the range
 
     @property
@@ -86,8 +84,6 @@ class BlockRange:
 
     def become(self, shown: Shown) -> None:
         """Take over what a call has shown."""
-        ports = shown.wiring.ports
-        self.inner = tuple([None, *(each if each.slots else None for each in ports[1:-1]), None][: len(ports)])
         self.order, self.wiring, self.leading, _ = shown
 
     def _last_of(self, order: tuple[int, ...]) -> int:

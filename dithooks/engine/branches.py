@@ -7,28 +7,12 @@ with those of the step before: prompts stay the same through a run, and all call
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from .call import Run
-from .clock import TIMESTEP_NAMES
-
-
-def tensors(arguments: Mapping[str, Any], primary: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Latents and conditioning of a call, by name; lists and dicts are looked into. Timesteps are neither."""
-    latents: dict[str, Tensor] = {}
-    conditioning: dict[str, Tensor] = {}
-    for name, value in arguments.items():
-        if name not in TIMESTEP_NAMES and value is not None:
-            group = latents if name == primary else conditioning
-            if isinstance(value, Tensor):
-                group[name] = value
-            else:
-                group.update(_flat(name, value))
-    return latents, conditioning
+from .run import Run
 
 
 def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping[str, Tensor]) -> int | None:
@@ -38,14 +22,6 @@ def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping
     in common is taken, and where that is a draw, the one whose turn it is. What changes at every step tells nothing.
     """
     assert run.step is not None
-    first = None if run.used else run.branches.get(0)
-    if (  # by far the most calls end here
-        first is not None
-        and first.conditioning.keys() == conditioning.keys()
-        and all(first.conditioning[name] is now for name, now in conditioning.items())
-    ):
-        run.constant.update(conditioning)
-        return 0
     # What a branch was given before is not compared with what others were: that would wait for the device at every
     # step. A tensor made anew at each step and given to all its calls (guidance as a number) is no such thing.
     known = {
@@ -105,14 +81,3 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
         return torch.equal(a, b)
     except (RuntimeError, NotImplementedError):  # on the meta device, or a subclass that does not compare
         return False
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _flat(f"{name}.{index}", item)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(f"{name}.{key}", item)

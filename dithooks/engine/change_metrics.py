@@ -142,6 +142,9 @@ class OutputChangeEstimate(ChangeMetric):
         return [*self.before, *self.input, *self.output]
 
 
+METRICS: dict[str, type[ChangeMetric]] = {"change": RelativeChange, "rate": OutputChangeEstimate}
+
+
 def _alike(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
     return len(now) == len(before) > 0 and all(a.shape == b.shape for a, b in zip(now, before, strict=True))
 

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import InvalidSetting, WrongType
-from .sessions import Stood, Telling, current_scope, current_session, current_telling
+from .arguments import TIMESTEP_NAMES
+from .sessions import Scope, Session, Stood, Telling, current_context
 
-TIMESTEP_NAMES = ("timestep", "timesteps", "t")
 HELD = 16  # calls under a step that was told, while the run's own clock stands: more are another loop's
+
+_MISSING = object()
 
 
 class Tick(NamedTuple):
@@ -51,19 +53,23 @@ class StepClock:
         self._attached, self._where, self._born = scheduler, where, time.monotonic_ns()
         self._way = 0.0  # in which timesteps went last: down, as a rule; 0: not known
 
-    def read(self, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick:
-        """The tick of a call with these arguments (``None``: not seen).
+    def read(self, session: Session, scope: Scope | None, arguments: Mapping[str, Any], history: list[float]) -> Tick:
+        """Return the tick of a call.
 
-        ``history`` holds the distinct timestep values of the run so far; it is extended when they are what tells.
+        Args:
+            session: that the call belongs to.
+            scope: the innermost that is open.
+            arguments: of the call, by name.
+            history: distinct timestep values of the run so far; extended when they are what tells.
 
         Raises:
-            ValueError: no scope is open, no scheduler tells its step, and there is no timestep argument.
+            InvalidSetting: no scope is open, no scheduler tells its step, and there is no timestep argument.
         """
-        if (scope := current_scope()) is not None:
+        if scope is not None:
             return Tick(scope.step, "scope", scope.branch, scope.sigma, steps=scope.steps)
-        if (telling := current_telling()) is not None:
-            return self._told(telling, arguments, history)
-        own = self._scheduled() or self._timed(arguments, history)
+        if session.telling is not None:
+            return self._told(session, session.telling, arguments, history)
+        own = self._scheduled(session) or self._timed(session, arguments, history)
         if own is None:
             raise InvalidSetting(
                 f"{self._where}: which sampling step is this? No timestep_scope is open, no scheduler tells its "
@@ -73,18 +79,21 @@ class StepClock:
         return own
 
     def knows(self, arguments: Mapping[str, Any] | None) -> bool:
-        """Whether anything tells the step of a call."""
-        told = current_scope() is not None or current_telling() is not None
-        return told or self._scheduled() is not None or _timestep(arguments) is not None
+        """Return whether anything tells the step of a call made here."""
+        session, scope = current_context()
+        told = scope is not None or session.telling is not None
+        return told or self._scheduled(session) is not None or _timestep(arguments) is not None
 
-    def _told(self, telling: Telling, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick:
+    def _told(
+        self, session: Session, telling: Telling, arguments: Mapping[str, Any] | None, history: list[float]
+    ) -> Tick:
         """The tick of a call under a step that was told; one that is out of date gives way to the run's own clock."""
         stood = telling.stood.get(self)
         if stood is None:  # missed: told when there was nothing yet that it could be for
             stood = telling.stood[self] = Stood(missed=telling.at < self._born)
-        own = self._scheduled()
+        own = self._scheduled(session)
         if own is None and (stood.missed or not telling.follows):  # else not asked: that may mean to wait for a device
-            own = self._timed(arguments, history)
+            own = self._timed(session, arguments, history)
         first = stood.first if stood.calls else own
         if own is not None and (first is None or own.epoch is not first.epoch or own.step < first.step):
             stood.missed = stood.missed or telling.follows  # a run has begun, and nothing was told of it
@@ -99,36 +108,39 @@ class StepClock:
             return own
         moved = 0 if own is None or first is None or telling.follows else own.step - first.step
         tick = Tick(telling.step + moved, "loop", epoch=telling.run)
-        agrees = own is not None and own.step == tick.step and own.source == "scheduler" and self._is_set()
+        agrees = own is not None and own.step == tick.step and own.source == "scheduler" and self._is_set(session)
         return tick._replace(steps=own.steps) if own is not None and agrees else tick
 
-    def _is_set(self) -> bool:
+    def _is_set(self, session: Session) -> bool:
         """Whether the scheduler was given the steps of a run: it begins with all those that it was trained on."""
-        scheduler = self._scheduler()
+        scheduler = self._scheduler(session)
         trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
         return getattr(scheduler, "num_inference_steps", trained != len(scheduler.timesteps)) not in (None, False)
 
-    def _scheduler(self) -> Any:
-        """What tells the steps: a request's own, else the one that the cache was attached with."""
-        own = current_session().scheduler
+    def _scheduler(self, session: Session) -> Any:
+        """Return the scheduler: a request's own, else the one that the cache was attached with."""
+        own = session.scheduler
         return self._attached() if own is None else own
 
-    def _epoch(self) -> torch.Tensor | None:
-        timesteps = getattr(self._scheduler(), "timesteps", None)
+    def _epoch(self, session: Session) -> torch.Tensor | None:
+        timesteps = getattr(self._scheduler(session), "timesteps", None)
         return timesteps if isinstance(timesteps, torch.Tensor) else None
 
-    def _scheduled(self) -> Tick | None:
-        """What the scheduler tells, if it counts steps."""
-        scheduler, epoch = self._scheduler(), self._epoch()
-        if epoch is None or not hasattr(scheduler, "step_index"):
+    def _scheduled(self, session: Session) -> Tick | None:
+        """Return what the scheduler tells, if it counts steps."""
+        scheduler = self._scheduler(session)
+        epoch = getattr(scheduler, "timesteps", None)
+        if not isinstance(epoch, torch.Tensor):
             return None
-        index = scheduler.step_index
+        index: Any = getattr(scheduler, "step_index", _MISSING)
+        if index is _MISSING:
+            return None
         step = index if index is not None else getattr(scheduler, "begin_index", None) or 0
         return Tick(int(step), "scheduler", epoch=epoch, steps=len(epoch))
 
-    def _timed(self, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
-        """What the timestep argument tells, if there is one."""
-        epoch = self._epoch()
+    def _timed(self, session: Session, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
+        """Return what the timestep argument tells, if there is one."""
+        epoch = self._epoch(session)
         value = _timestep(arguments)
         if value is None:
             return None
@@ -158,12 +170,12 @@ class StepClock:
             history.append(value)
         return len(history) - 1, restart
 
-    def sigmas(self, tick: Tick) -> tuple[float, ...] | None:
+    def sigmas(self, session: Session, tick: Tick) -> tuple[float, ...] | None:
         """The noise levels of the schedule that a tick belongs to, if the scheduler has one for each step.
 
         Asked once a run: where they lie on a device, this waits for it.
         """
-        sigmas = getattr(self._scheduler(), "sigmas", None)
+        sigmas = getattr(self._scheduler(session), "sigmas", None)
         if tick.epoch is None or tick.steps is None or not isinstance(sigmas, torch.Tensor) or sigmas.is_meta:
             return None
         if sigmas.dim() != 1 or len(sigmas) not in (tick.steps, tick.steps + 1):

@@ -1,166 +1,179 @@
-"""Settle a call: compute or reuse, and with what; and take in what it computed."""
+"""Decide each call of one range, compute or reuse, and commit what it computed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from operator import is_
 from typing import Any
 
 from torch import Tensor
 
-from ..integrations.tqdm_bar import find_bar, write_behind
-from ..policies.history import BranchHistory, Decision
+from ..blocks.block_io import parameter_names
+from ..blocks.block_lists import Chain
+from ..config.cache_config import DitCacheConfig
+from ..policies.history import BranchHistory, Decision, Schedule
+from ..policies.policy import Policy
+from ..policies.reason import Reason
 from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
-from ..stats.timing import mark
-from ..stats.warnings import coefficients_are_missing, gradients_are_enabled, ranks_have_diverged
-from .anchor import Anchor, Signature, weighted_sum
-from .branches import choose_branch, tensors
-from .call import Branch, Call, Capture, Run, signature
-from .change_metrics import ChangeMetric, OutputChangeEstimate, RelativeChange
-from .clock import Tick
-from .rank_consensus import RankConsensus, RankReport, checksum
-from .runs import Runs
-from .weights_version import WeightsVersion, lora_scales
+from ..stats import warnings as wording
+from ..stats.log import DecisionLog
+from .anchor import Anchor, weighted_sum
+from .arguments import CallArguments, Signature
+from .branches import choose_branch
+from .call import Call, Capture, Mode
+from .change_metrics import METRICS
+from .clock import StepClock, Tick
+from .protocols import Integrations
+from .rank_consensus import RankConsensus, RankVerdict
+from .run import Branch, Run
+from .sessions import Scope, Session, current_context, current_session
+from .weights_version import WeightsVersion
 
-# Reasons that are a branch's own, or a rank's: another call of the step decides for itself.
-OWN = ("no anchor", "unmeasured", "weights", "shape", "switch", "not reached", "shared scheduler", "another rank")
+MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
+DECISION = {reuse: {reason: Decision(reuse, reason) for reason in Reason} for reuse in (False, True)}
+COMPUTE = DECISION[False]
 
 
-class Settler:
-    """Decides the calls of one range, and keeps what they computed.
+class CallDecider:
+    """Decides the calls of one range, and remembers its sampling runs: at most one per thread, task or request.
+
+    Example: with ``Interval(1, 2)``, ``decide`` answers the calls of a run with mode CAPTURE, CAPTURE, REUSE, CAPTURE,
+    …, and ``commit`` keeps the residual of each that was captured.
 
     Args:
-        runs: which the calls belong to.
-        weights: of the transformer.
+        chain: the transformer's blocks, and what is declared of its calls.
+        config: when, what, and where it is kept.
+        clock: tells the step of a call.
+        log: of the decisions.
+        integrations: other libraries at work.
+        consensus: the ranks that decide as one; ``None``: this one decides by itself.
     """
 
-    def __init__(self, runs: Runs, weights: WeightsVersion) -> None:
-        self.runs, self.weights = runs, weights
+    def __init__(
+        self,
+        chain: Chain,
+        config: DitCacheConfig,
+        clock: StepClock,
+        log: DecisionLog,
+        integrations: Integrations,
+        consensus: RankConsensus | None = None,
+    ) -> None:
+        self.name, self.config, self.clock, self.log = chain.name, config, clock, log
+        self.policy, self.predictor, self.consensus = config.when, config.predictor, consensus
+        self.primary = next(iter(parameter_names(chain.owner)), None)  # the argument that holds the latents: the first
+        # Whether a step's calls are branches by their order, or all alike; None: told apart by what they are given.
+        self.separate_cfg, self.expected = chain.separate_cfg, chain.expected
+        self.peers: Sequence[CallDecider] = ()  # those of the handle, this one included
+        self.on_kept: Callable[[Call, Sequence[Tensor]], None] | None = None  # is shown every residual
+        self._model, self._integrations = chain.owner, integrations
+        self._weights = WeightsVersion(chain.owner, integrations.adapters())
+        self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()  # of the dictionary; a run is its session's own
+        self._warned: set[str] = set()
 
-    def settle(self, arguments: Mapping[str, Any] | None, seen: bool, capture: bool) -> Call:
-        """The call that is about to begin; decided, or ``pending``.
+    # -- before the range --------------------------------------------------------------------------------------
 
-        ``seen`` is whether the transformer itself was seen called; ``capture`` asks for the residual of every computed
-        call, not only where it can be reused.
+    def decide(self, arguments: Mapping[str, Any] | None, seen: bool, capture: bool) -> Call:
+        """Decide a call that is about to begin, as far as that can be done before its first block.
+
+        Args:
+            arguments: of the transformer, by name.
+            seen: whether the transformer itself was seen called.
+            capture: take the residual of every computed call, not only where it can be reused.
+
+        Raises:
+            InvalidSetting: nothing tells the sampling step.
         """
         arguments = arguments or {}
-        latents, conditioning = tensors(arguments, self.runs.primary)
-        run, tick = self.runs.locate(arguments)
-        number: int | None
-        if tick.branch is not None:
-            number = tick.branch
-        elif self.runs.separate_cfg is None:
-            number = choose_branch(run, latents, conditioning)
-        else:
-            number = len(run.used) if self.runs.separate_cfg else 0
-        if number is None:
-            run, tick = self.runs.locate(arguments, anew=True)
+        given = CallArguments(arguments, self.primary)
+        session, scope = current_context()
+        run, tick = self._locate(session, scope, arguments)
+        number = self._number_of(run, tick, given)
+        if number is None:  # the first call of another run
+            run, tick = self._locate(session, scope, arguments, another=True)
             number = 0
-        branch = run.branches.setdefault(number, Branch(BranchHistory(number, account=run.account)))
-        if branch.open:  # its last computed call was cut short: nothing of it is to be reused
+        branch = run.branches.get(number)
+        if branch is None:
+            branch = run.branches[number] = self._new_branch(run, number)
+        elif branch.interrupted:  # nothing of the call that was cut short is to be reused
             branch.clear()
-        if self.runs.policy.metric is not None and branch.metric is None:
-            branch.metric = _GAUGES[self.runs.policy.metric](self.runs.policy.reduce)
-        run.account.branches = max(run.before[0], len(run.used) + 1)
-        branch.latents, branch.conditioning, branch.called = latents, conditioning, tick.step
-        run.in_flight = True  # already: an exception may end it while it is settled
+        branch.latents, branch.conditioning, branch.called = given.latents, given.conditioning, tick.step
+        run.in_flight = True  # already: an exception may end the call while it is decided
         run.used.append(number)
-        run.most = max(run.most, len(run.used))
-        call = self._begin(run, tick, branch, arguments, capture)
+        calls = len(run.used)
+        run.most = max(run.most, calls)
+        run.history.branches = max(run.before[0], calls)
+        call = self._begin(run, tick, branch, given, capture)
+        call.session, call.telling = session, session.telling
         run.in_flight = seen
         return call
 
-    def judge(self, call: Call) -> None:
-        """Settle a call that is pending, by what is seen at the range's first block."""
-        run, branch = call.run, call.branch
-        assert run is not None
-        assert branch is not None
-        assert run.policy is not None
-        if self.runs.together is not None:
-            self._conclude(call, self._agreed(call, self.runs.together))
-            return
-        change = None if call.seen is None or branch.metric is None else branch.metric.look(call.seen)
-        if change is None:  # a rate takes two computed steps
-            decision = Decision(False, "unmeasured")
-        else:
-            value = float(change.item())  # the one wait for the device that a decision costs
-            decision = run.policy.judge(call.moment.step, branch.track, run.schedule, value)
-            run.shared = run.shared or decision
-        self._conclude(call, decision)
-
     def inert(self) -> Call:
-        """A call with gradients: trained models are not cached."""
-        self.runs.log.record(None, 0, 0, Decision(False, "gradients"))
-        self.runs.say("gradients", gradients_are_enabled(self.runs.name))
+        """Return a plain call, for one with gradients: trained models are not cached."""
+        self.log.record(None, 0, 0, COMPUTE[Reason.GRADIENTS])
+        self.warn("gradients", wording.gradients_are_enabled(self.name))
         return Call()
 
-    def keep(self, call: Call) -> None:
-        """A call is over: what it computed is the branch's newest anchor."""
-        branch, run = call.branch, call.run
-        if branch is None or run is None:
-            return
-        if call.pending:
-            call.proposal = Decision(False, "not reached")
-            together = self.runs.together
-            self._conclude(call, call.proposal if together is None else self._agreed(call, together))
-        if call.shape_mismatch:
-            self._misfit(call, branch, run)
-        branch.open = False
-        computed = None
-        if call.capture and call.range.left and call.range.deltas and not call.non_finite:
-            config, deltas, call.range.deltas = self.runs.config, call.range.deltas, ()
-            if self.runs.on_kept is not None:
-                self.runs.on_kept(call, deltas)
-            anchor = Anchor.keep(call.moment, call.signature, deltas, config.dtype, config.cache_device)
-            branch.anchors.insert(0, anchor)
-            branch.track.refreshed = call.moment.step
-            computed = call.range.output or deltas
-        elif not call.reuse:  # older ones are not to be used as if they were this one
-            branch.clear()
-        if branch.metric is not None and call.seen is not None:
-            branch.metric.note(call.seen, computed)
-        call.seen = None
-        if not call.reuse or branch.metric is not None:  # else nothing was kept
-            self.runs.log.hold(self.runs.bytes_held(), run.number, branch.track.number, branch.nbytes)
-        if run.last and not run.finished and len(run.used) >= max(run.before):
-            self.runs.finish(run)
+    def _new_branch(self, run: Run, number: int) -> Branch:
+        kind = self.policy.metric
+        return Branch(
+            BranchHistory(number, account=run.history), None if kind is None else METRICS[kind](self.policy.reduce)
+        )
 
-    def timed(self, call: Call) -> None:
-        """A call is over, in which the transformer was seen called: note how long it took."""
-        if call.run is not None and call.marks:
-            self.runs.log.time_call(call.run.number, call.reuse, [*call.marks, mark(call.device)])
-            call.marks = []
+    def _number_of(self, run: Run, tick: Tick, given: CallArguments) -> int | None:
+        """Return the number of the branch that a call belongs to; ``None``: it is the first of another run."""
+        if tick.branch is not None:
+            return tick.branch
+        if self.separate_cfg is not None:
+            return len(run.used) if self.separate_cfg else 0
+        if not run.used and (first := run.branches.get(0)) is not None:  # by far the most calls
+            before, now = first.conditioning, given.conditioning
+            if before.keys() == now.keys() and all(map(is_, before.values(), now.values())):
+                run.constant.update(now)
+                return 0
+        return choose_branch(run, given.latents, given.conditioning)
 
-    def _begin(self, run: Run, tick: Tick, branch: Branch, arguments: Mapping[str, Any], capture: bool) -> Call:
-        assert run.policy is not None
-        keeps = run.policy.keeps(tick.step, self.runs.predictor.anchors) and not run.last
-        capture = capture or keeps or self.runs.on_kept is not None
+    def _begin(self, run: Run, tick: Tick, branch: Branch, given: CallArguments, capture: bool) -> Call:
+        policy = run.policy
+        assert policy is not None
+        step = tick.step
+        keeps = capture or self.on_kept is not None
+        if not keeps and not run.is_last_step:
+            keeps = policy.keeps(step, self.predictor.anchors)
+        signature: Signature = ()
+        if keeps or branch.anchors:
+            version, run.watched = self._weights.version(walk=not run.watched), True
+            signature = ("weights", (version, *given.scales)), *given.form
         call = Call(
-            capture=capture,
-            is_measured=branch.metric is not None,
-            lead=Capture() if run.policy.metric == "change" else None,
+            keeps=keeps,
+            lead=Capture() if policy.metric == "change" else None,
             moment=self._moment(run, tick),
-            signature=self._guard(run, arguments) if capture or branch.anchors else (),
+            signature=signature,
             branch=branch,
             run=run,
         )
         decision: Decision | None
-        asks = self.runs.together is not None and run.policy.metric is not None
+        asks = self.consensus is not None and policy.metric is not None
         if run.scheduler_is_shared and not asks:
-            decision = Decision(False, "shared scheduler")
+            decision = COMPUTE[Reason.SHARED_SCHEDULER]
         elif run.ranks_diverged:
-            decision = Decision(False, "ranks differ")
-        elif run.shared is not None and not run.policy.separate_branches:
+            decision = COMPUTE[Reason.RANKS_DIFFER]
+        elif run.shared is not None and not policy.separate_branches:
             decision = run.shared._replace(value=None)
         else:
-            decision = run.policy.before(tick.step, branch.track, run.schedule)
+            decision = policy.before(step, branch.history, run.schedule)
         if decision is None or decision.reuse:
-            decision = self._unfit(call, branch) or decision
-            call.proposal, call.pending = decision, asks  # whatever it is here, the others may be of another opinion
-        if decision is None or call.pending:
-            call.pending = True
-        else:
-            self._conclude(call, decision)
+            reason = self._misfit(run, branch, signature)
+            decision = decision if reason is None else COMPUTE[reason]
+            if decision is None or asks:  # whatever it is here, the other ranks may be of another opinion
+                call.decision, call.mode = decision, Mode.UNDECIDED
+                return call
+        self._record(call, run, branch, decision)
         return call
 
     def _moment(self, run: Run, tick: Tick) -> Moment:
@@ -173,112 +186,342 @@ class Settler:
             return Moment(tick.step, tick.value, "timestep")
         return Moment(tick.step, float(tick.step), "step")
 
-    def _guard(self, run: Run, arguments: Mapping[str, Any]) -> Signature:
-        """What must be the same for a residual to be used: the weights, and the form of the arguments."""
-        count, run.watched = self.weights.changes(anew=not run.watched), True
-        return ("weights", (count, *lora_scales(arguments))), *signature(arguments)
-
-    def _unfit(self, call: Call, branch: Branch) -> Decision | None:
-        """Why there is nothing to be reused, if so."""
-        if call.run is not None and call.run.scheduler_is_shared:
-            return Decision(False, "shared scheduler")
+    def _misfit(self, run: Run, branch: Branch, signature: Signature) -> Reason | None:
+        """Return why there is nothing that can be reused, if so."""
+        if run.scheduler_is_shared:
+            return Reason.SHARED_SCHEDULER
         if not branch.anchors:
-            return Decision(False, "no anchor")
+            return Reason.NO_ANCHOR
         former = branch.anchors[0].signature
-        if former == call.signature:
+        if former == signature:
             return None
-        if former[0] != call.signature[0]:
-            return Decision(False, "weights")
-        return Decision(False, "switch" if _forms(former) == _forms(call.signature) else "shape")
+        if former[0] != signature[0]:
+            return Reason.WEIGHTS
+        return Reason.SWITCH if _tensor_forms(former) == _tensor_forms(signature) else Reason.SHAPE
 
-    def _agreed(self, call: Call, together: RankConsensus) -> Decision:
-        """Settle a call with the other ranks: all of them reuse, or none does, each for its own reason."""
-        run, branch, mine = call.run, call.branch, call.proposal
-        assert run is not None
-        assert branch is not None
+    def _record(self, call: Call, run: Run, branch: Branch, decision: Decision) -> None:
+        """Write a decision down, and make the call ready for it."""
         assert run.policy is not None
-        sums = None
-        if mine is None:
-            sums = None if call.seen is None or branch.metric is None else branch.metric.sums(call.seen)
-            mine = Decision(False, "unmeasured") if sums is None else None
-        track, account, schedule = branch.track, run.account, run.schedule
-        report = RankReport(
-            range=next((place for place, peer in enumerate(self.runs.peers) if peer is self.runs), 0),
-            step=call.moment.step,
-            steps=-1 if schedule.steps is None else schedule.steps,
-            number=len(run.used) - 1,
-            policy=checksum(run.policy),
-            computed=track.computed,
-            reused=track.reused,
-            streak=track.streak,
-            refreshed=-1 if track.refreshed is None else track.refreshed,
-            calls=account.calls,
-            left_out=account.reused,
-            branches=account.branches,
-            fit=mine is None or mine.reuse,
-            streams=0 if sums is None else len(sums),
-        )
-        near = (*(call.seen or ()), *branch.latents.values())
-        found = together.ask(self.runs.name, report, branch.metric, sums, near)
-        if not found.alike:
-            run.ranks_diverged = True
-            self.runs.say("parted", ranks_have_diverged(self.runs.name, call.moment.step))
-            return Decision(False, "ranks differ")
-        if mine is not None and not mine.reuse:
-            return mine
-        if not found.fit:
-            return Decision(False, "another rank")
-        if mine is None:
-            assert found.value is not None
-            mine = run.policy.judge(call.moment.step, track, schedule, found.value)
-            run.shared = run.shared or mine
-        return mine
-
-    def _conclude(self, call: Call, decision: Decision) -> None:
-        """A call is decided."""
-        run, branch = call.run, call.branch
-        assert run is not None
-        assert branch is not None
-        if run.policy is not None and not run.policy.separate_branches and run.shared is None:
-            run.shared = decision if decision.reason not in OWN else None
-        branch.track.note(call.moment.step, decision)
-        self.runs.log.record(run.number, call.moment.step, branch.track.number, decision)
-        counts = self.runs.log.counts_of(run.number)
-        if counts.calls == 1:
-            run.bar = find_bar(run.schedule.steps, run.schedule.first)
-        write_behind(run.bar, counts.reused, counts.calls)
-        call.pending, call.reuse, call.non_finite = False, decision.reuse, decision.reason == "non-finite"
+        if not run.policy.separate_branches and run.shared is None:
+            own = isinstance(decision.reason, Reason) and decision.reason.is_own
+            run.shared = None if own else decision
+        call.decision = decision
+        self.log.record(run.number, call.moment.step, branch.history.number, decision)
         if decision.reuse:
-            call.capture, call.deltas = False, self._predicted(branch, call.moment)
+            call.mode, call.deltas = Mode.REUSE, self._predicted(branch, call.moment)
             return
-        branch.open = True
+        call.mode = Mode.CAPTURE if call.keeps else Mode.PLAIN
+        branch.interrupted = True
         fitting = [anchor for anchor in branch.anchors if anchor.signature == call.signature]
-        branch.anchors = fitting[: self.runs.predictor.anchors - 1]  # freed before the new one is made
+        branch.anchors = fitting[: self.predictor.anchors - 1]  # freed before the new one is made
 
     def _predicted(self, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
-        """The residual of a reused step."""
-        fitting = [each for each in branch.anchors if each.signature == branch.anchors[0].signature]
+        """Return the residual of a reused step."""
+        newest = branch.anchors[0]
+        if self.predictor.takes_the_last and newest.is_as_taken:
+            return newest.kept
+        fitting = [each for each in branch.anchors if each.signature == newest.signature]
         moments = [anchor.moment for anchor in fitting]
-        weights = self.runs.predictor.weights(moments, now)
+        weights = self.predictor.weights(moments, now)
         if weights is None:
-            predictor, steps = self.runs.predictor, [moment.step for moment in moments]
-            message = coefficients_are_missing(self.runs.name, now.step, steps, predictor, predictor.anchors)
-            self.runs.say("unfitted", message)
+            steps, anchors = [moment.step for moment in moments], self.predictor.anchors
+            self.warn("unfitted", wording.coefficients_are_missing(self.name, now.step, steps, self.predictor, anchors))
             weights = lagrange_weights(moments[:2], now, "sigma")
         return weighted_sum(fitting[: len(weights)], weights)
 
-    def _misfit(self, call: Call, branch: Branch, run: Run) -> None:
-        """A call that was to be reused was computed after all."""
-        self.runs.log.correct(run.number, call.moment.step, branch.track.number, Decision(False, "shape"))
-        track = branch.track
-        track.reused, track.computed, track.streak, track.drift = track.reused - 1, track.computed + 1, 0, 0.0
-        track.account.reused -= 1
-        call.shape_mismatch, branch.anchors = False, []
+    # -- at the first block ------------------------------------------------------------------------------------
+
+    def judge(self, call: Call) -> None:
+        """Decide an undecided call by what its change metric sees at the range's first block."""
+        run, branch = call.run, call.branch
+        assert run is not None
+        assert branch is not None
+        if self.consensus is not None:
+            self._record(call, run, branch, self._agreed(call, run, branch, self.consensus))
+            return
+        change = None if call.metric_inputs is None or branch.metric is None else branch.metric.look(call.metric_inputs)
+        if change is None:  # a rate takes two computed steps
+            decision = COMPUTE[Reason.UNMEASURED]
+        else:
+            value = float(change.item())  # the one wait for the device that a decision costs
+            decision = self._judged(call, run, branch, value)
+        self._record(call, run, branch, decision)
+
+    def _judged(self, call: Call, run: Run, branch: Branch, value: float) -> Decision:
+        assert run.policy is not None
+        decision = run.policy.judge(call.moment.step, branch.history, run.schedule, value)
+        run.shared = run.shared or decision
+        return decision
+
+    def _agreed(self, call: Call, run: Run, branch: Branch, consensus: RankConsensus) -> Decision:
+        """Decide a call with the other ranks: all of them reuse, or none does, each for its own reason."""
+        mine, sums = call.decision, None
+        if mine is None:
+            sums = (
+                None if call.metric_inputs is None or branch.metric is None else branch.metric.sums(call.metric_inputs)
+            )
+            mine = COMPUTE[Reason.UNMEASURED] if sums is None else None
+        place = next((place for place, peer in enumerate(self.peers) if peer is self), 0)
+        verdict: RankVerdict = consensus.ask(
+            self.name,
+            consensus.report(place, call.moment.step, run, branch.history, mine is None or mine.reuse, sums),
+            branch.metric,
+            sums,
+            (*(call.metric_inputs or ()), *branch.latents.values()),
+        )
+        if not verdict.alike:
+            run.ranks_diverged = True
+            self.warn("diverged", wording.ranks_have_diverged(self.name, call.moment.step))
+            return COMPUTE[Reason.RANKS_DIFFER]
+        if mine is not None and not mine.reuse:
+            return mine
+        if not verdict.fit:
+            return COMPUTE[Reason.ANOTHER_RANK]
+        if mine is None:
+            assert verdict.value is not None
+            mine = self._judged(call, run, branch, verdict.value)
+        return mine
+
+    # -- after the call ----------------------------------------------------------------------------------------
+
+    def commit(self, call: Call) -> None:
+        """Commit a call that is over: note its decision, and keep its residual as the branch's newest anchor."""
+        branch, run = call.branch, call.run
+        if branch is None or run is None:
+            return
+        step = call.moment.step
+        if call.mode is Mode.UNDECIDED:
+            call.decision = COMPUTE[Reason.NOT_REACHED]
+            consensus = self.consensus
+            decision = call.decision if consensus is None else self._agreed(call, run, branch, consensus)
+            self._record(call, run, branch, decision)
+        elif call.mode is Mode.MISMATCH:
+            call.decision, branch.anchors = COMPUTE[Reason.SHAPE], []
+            self.log.correct(run.number, step, branch.history.number, call.decision)
+        decided = call.decision
+        if decided is not None:
+            branch.history.note(step, decided)
+        branch.interrupted = False
+        computed: Sequence[Tensor] | None = None
+        reused = call.mode is Mode.REUSE
+        if not reused:
+            captured = call.range
+            if captured.complete and captured.deltas and not (decided and decided.reason is Reason.NON_FINITE):
+                computed = self._keep(call, branch, captured)
+            else:  # older ones are not to be used as if they were this one
+                branch.clear()
+        if branch.metric is not None and call.metric_inputs is not None:
+            branch.metric.note(call.metric_inputs, computed)
+        call.metric_inputs = None
+        if not reused or branch.metric is not None:  # else nothing was kept
+            self.log.hold(self.bytes_held(), run.number, branch.history.number, branch.nbytes)
+        self._show_progress(run)
+        if run.is_last_step and not run.finished and len(run.used) >= max(run.before):
+            self._finish(run)
+
+    def time(self, call: Call, mark: Callable[[], Any]) -> None:
+        """Note how long a call took, in which the transformer was seen called."""
+        if call.run is not None and call.marks:
+            self.log.time_call(call.run.number, call.mode is Mode.REUSE, [*call.marks, mark()])
+            call.marks = None
+
+    def _keep(self, call: Call, branch: Branch, captured: Capture) -> Sequence[Tensor]:
+        """Keep a residual as the branch's newest anchor; return what a change metric notes of the call."""
+        deltas, captured.deltas = captured.deltas, ()
+        if self.on_kept is not None:
+            self.on_kept(call, deltas)
+        anchor = Anchor.keep(call.moment, call.signature, deltas, self.config.dtype, self.config.cache_device)
+        branch.anchors.insert(0, anchor)
+        branch.history.refreshed = call.moment.step
+        return captured.output or deltas
+
+    def _show_progress(self, run: Run) -> None:
+        if run.history.calls == 1:
+            run.bar = self._integrations.progress_bar(run.schedule.steps, run.schedule.first)
+        if run.bar is not None:
+            run.bar.show(run.history.reused, run.history.calls)
+
+    # -- runs --------------------------------------------------------------------------------------------------
+
+    def bytes_held(self) -> int:
+        """Return the memory of all that is kept now."""
+        with self._lock:
+            runs = list(self._runs.values())
+        return sum(run.nbytes for run in runs)
+
+    def forget(self) -> list[str]:
+        """Drop all runs and their residuals; return the warnings that are due."""
+        with self._lock:
+            runs = list(self._runs.values())
+            self._runs.clear()
+        return [message for run in runs for topic, message in self._warnings(run) if self._is_new(topic)]
+
+    def _locate(
+        self, session: Session, scope: Scope | None, arguments: Mapping[str, Any], another: bool = False
+    ) -> tuple[Run, Tick]:
+        """Return the run that a call belongs to, and where in it; ``another``: it is known to be the first of a run."""
+        run = self._runs.get(session)
+        if run is None or another or run.in_flight or run.session_epoch != session.epoch:
+            run = self._start(session, run)
+        tick = self.clock.read(session, scope, arguments, run.timesteps)
+        if tick.restart or _breaks(run, tick):
+            run = self._start(session, run)
+            tick = self.clock.read(session, scope, arguments, run.timesteps)
+        step = tick.step
+        if step == run.step and len(run.used) >= MAX_BRANCHES and tick.branch is None:
+            self.warn("standstill", wording.step_stands_still(self.name, len(run.used), step, tick.source))
+            run = self._start(session, None)
+        if run.policy is None:
+            run.policy = self._policy_for(run, session, tick)
+        if step != run.step:
+            self._enter_step(run, step)
+        return run, tick
+
+    def _enter_step(self, run: Run, step: int) -> None:
+        """Take note that a step begins, and free branches that are not called any more."""
+        assert run.policy is not None
+        run.before = (len(run.used), run.before[0])
+        run.step, run.used, run.shared = step, [], None
+        run.steps += 1
+        if run.schedule.blocks != self.log.blocks:  # the first call of all has shown that some do not count
+            run.schedule = replace(run.schedule, blocks=self.log.blocks, skipped=self.log.skippable)
+        for branch in run.branches.values():
+            idle = step - branch.called
+            if idle > 1 and run.policy.outdated(step, branch.history, idle, self.predictor.anchors):
+                branch.free()
+        while len(run.branches) > MAX_BRANCHES:
+            del run.branches[min(run.branches)]
+
+    def _start(self, session: Session, ended: Run | None) -> Run:
+        run = Run(session.epoch, self.log.begin_run())
+        with self._lock:
+            self._runs[session] = run
+        if ended is not None:
+            if ended.is_last_step and not ended.finished and not ended.in_flight:
+                self._review(ended, session)
+            self._warn_of(ended, over=True)
+        return run
+
+    def _policy_for(self, run: Run, session: Session, tick: Tick) -> Policy:
+        """Note what is known of a run at its first call, and make the policy out for that."""
+        wanted = self.predictor.needs_sigmas or self.policy.needs_sigmas
+        run.epoch = tick.epoch
+        sigmas = self.clock.sigmas(session, tick) if wanted else None
+        run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
+        run.scheduler_is_shared = tick.source == "scheduler" and self._is_taken(run)
+        policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
+        if remark := policy.remark(run.schedule):
+            self.warn("remark", f"{self.name}: {remark}")
+        if remark := self.predictor.remark(run.schedule):
+            self.warn("unfitted", f"{self.name}: {remark}")  # as for the steps where that is found only then
+        for remark in self.alone():
+            warnings.warn(remark, UserWarning, stacklevel=2)
+        single = tick.steps is not None and tick.steps - tick.step < 2
+        run.judged = self.on_kept is not None or single  # to record is all that is wanted, or can be
+        if tick.steps is not None and not run.judged:
+            message = wording.nothing_will_be_reused(self.name, policy, run.schedule, self.policy)
+            if message is not None:
+                run.judged = True
+                self.warn(f"useless in {tick.steps - tick.step}", message)
+        return policy
+
+    def _is_taken(self, run: Run) -> bool:
+        """Return whether the schedule of a run is also that of another thread's or task's, which is not over."""
+        with self._lock:
+            others = [other for other in self._runs.values() if other is not run]
+        if not any(other.epoch is run.epoch and not other.finished for other in others):
+            return False
+        self.warn("shared scheduler", wording.scheduler_is_shared(self.name))
+        return True
+
+    def _finish(self, run: Run) -> None:
+        """Conclude a run whose last call is over, as far as is known."""
+        run.finished = True
+        self.log.end_run(run.number)
+        self._warn_of(run, over=True)
+        session = current_session()
+        self._review(run, session)
+        if self.config.free_at_end:
+            run.clear()
+        for peer in self.peers:
+            if peer is not self:
+                peer.release(session, run)
+
+    def release(self, session: Session, ended: Run) -> None:
+        """Free a run that another transformer has taken over from this one, and brought to its end."""
+        run = self._runs.get(session)
+        if run is not None and run.epoch is ended.epoch and run.step is not None and run.step < ended.schedule.first:
+            run.finished = True
+            self._warn_of(run, over=True)
+            if self.config.free_at_end:
+                run.clear()
+
+    # -- warnings ----------------------------------------------------------------------------------------------
+
+    def warn(self, topic: str, message: str) -> None:
+        """Warn, once per topic."""
+        if self._is_new(topic):
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+    def alone(self) -> list[str]:
+        """Return a warning, once, where ranks run the model together and each would decide by itself."""
+        if self.consensus is not None or self.policy.metric is None or "alone" in self._warned:
+            return []
+        how = self._integrations.ranks_sharing(self._model)
+        if how is None or not self._is_new("alone"):
+            return []
+        return [wording.ranks_decide_alone(self.name, how, self.policy)]
+
+    def _is_new(self, topic: str) -> bool:
+        new = topic not in self._warned
+        self._warned.add(topic)
+        return new
+
+    def _warn_of(self, run: Run, over: bool = False) -> None:
+        for topic, message in self._warnings(run, over):
+            self.warn(topic, message)
+
+    def _warnings(self, run: Run, over: bool = False) -> list[tuple[str, str]]:
+        """Return warnings of a run that has ended, by topic: it reused nothing, or was another one than declared."""
+        cut_short = run.in_flight or (run.schedule.steps is not None and not run.is_last_step and not run.finished)
+        if run.scheduler_is_shared or cut_short:  # the former has been warned of
+            return []
+        nothing = different = None
+        if not run.judged and (nothing := self._nothing_was_reused(run)):
+            run.judged = True
+        if (declared := self.expected) is not None:
+            made = run.steps, run.most, run.schedule.steps
+            different = wording.run_differs_from_declaration(
+                self.name, declared.has_separate_cfg, declared.num_inference_steps, *made, over
+            )
+        topics = {f"useless in {run.steps}": nothing, "unexpected": different}
+        return [(topic, message) for topic, message in topics.items() if message is not None]
+
+    def _nothing_was_reused(self, run: Run) -> str | None:
+        return wording.nothing_was_reused(self.name, run.steps, self.log.counts_of(run.number), self.policy)
+
+    def _review(self, run: Run, session: Session) -> None:
+        """Compare a run with what was wanted of it; with what others of the handle have done in it."""
+        assert run.policy is not None
+        if run.scheduler_is_shared:
+            return
+        alike = [peer for peer in self.peers or (self,) if peer.policy == self.policy]
+        runs = [(peer, peer._runs.get(session)) for peer in alike]
+        parts = [(peer, each.history) for peer, each in runs if each is not None and each.epoch is run.epoch]
+        parts = [(self, run.history), *(part for part in parts if part[0] is not self)]
+        total = sum(history.calls * peer.log.blocks for peer, history in parts)
+        skipped = sum(history.reused * peer.log.skippable for peer, history in parts)
+        if review := run.policy.review(total / max(total - skipped, 1)):
+            self.warn("review", f"{self.name}: {review}")
 
 
-def _forms(guard: Signature) -> list[tuple[Any, ...]]:
-    """The part of a guard that is about tensors."""
-    return [entry for entry in guard if len(entry) > 2]
+def _breaks(run: Run, tick: Tick) -> bool:
+    """Return whether a call cannot go on with a run: another schedule, a step back, or steps left out."""
+    if tick.epoch is not None and run.epoch is not None and tick.epoch is not run.epoch:
+        return True
+    return run.step is not None and not 0 <= tick.step - run.step <= 1
 
 
-_GAUGES: dict[str, type[ChangeMetric]] = {"change": RelativeChange, "rate": OutputChangeEstimate}
+def _tensor_forms(signature: Signature) -> list[tuple[Any, ...]]:
+    """Return the part of a signature that is about tensors."""
+    return [entry for entry in signature if len(entry) > 2]

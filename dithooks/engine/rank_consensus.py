@@ -8,7 +8,6 @@ whether it has a residual at all, and what it has measured; and each makes of th
 
 from __future__ import annotations
 
-import sys
 import time
 import zlib
 from collections.abc import Iterable, Sequence
@@ -17,10 +16,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InvalidSetting, RankMismatch, WrongType
+from ..policies.history import BranchHistory
 from .change_metrics import ChangeMetric
+from .run import Run
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -103,6 +104,36 @@ class RankConsensus:
         self.ranks = dist.get_process_group_ranks(group)
         # "cpu:gloo,cuda:nccl": the devices that the group's tensors may be on
         self._devices = [each.partition(":")[0] for each in dist.get_backend_config(group).split(",")]
+
+    def report(
+        self, place: int, step: int, run: Run, branch: BranchHistory, fit: bool, sums: Sequence[Tensor] | None
+    ) -> RankReport:
+        """Return what this rank has to say of a call.
+
+        Args:
+            place: of the range among the handle's.
+            step: sampling step.
+            run: that the call belongs to.
+            branch: what its branch has done so far.
+            fit: whether there is something to reuse here.
+            sums: what the change metric has measured.
+        """
+        return RankReport(
+            range=place,
+            step=step,
+            steps=-1 if run.schedule.steps is None else run.schedule.steps,
+            number=len(run.used) - 1,
+            policy=checksum(run.policy),
+            computed=branch.computed,
+            reused=branch.reused,
+            streak=branch.streak,
+            refreshed=-1 if branch.refreshed is None else branch.refreshed,
+            calls=run.history.calls,
+            left_out=run.history.reused,
+            branches=run.history.branches,
+            fit=fit,
+            streams=0 if sums is None else len(sums),
+        )
 
     def ask(
         self,
@@ -238,26 +269,6 @@ def consensus_of(process_group: object) -> RankConsensus | None:
             f"{dist.get_process_group_ranks(group)}"
         )
     return RankConsensus(group) if dist.get_world_size(group) > 1 else None
-
-
-def shared_by_ranks(model: nn.Module) -> str | None:
-    """How several ranks run this model together, so that they have to leave out the same blocks; ``None``: not."""
-    import torch.distributed as dist
-
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return None
-    if getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None) is not None:
-        return "its tokens are split over ranks (context parallel)"
-    fsdp, tensor = (sys.modules.get(f"torch.distributed.{name}") for name in ("fsdp", "tensor"))
-    sharded = tuple(
-        each for name in ("FSDPModule", "FullyShardedDataParallel") if (each := getattr(fsdp, name, None)) is not None
-    )
-    if sharded and any(isinstance(module, sharded) for module in model.modules()):
-        return "its weights are sharded over ranks (FSDP)"
-    dtensor = getattr(tensor, "DTensor", None)
-    if dtensor is not None and any(isinstance(parameter, dtensor) for parameter in model.parameters()):
-        return "its weights are sharded over ranks (DTensor)"
-    return None
 
 
 def checksum(policy: object) -> int:

@@ -1,18 +1,81 @@
-"""The effect of a range: Δ = h_out − h_in where it is computed, h_in + Δ̂ where it is reused."""
+"""The effect of a range: take Δ = h_out − h_in where it is computed, apply h_in + Δ̂ where it is reused."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..blocks.stream_transforms import Concat, Unrelated, build
+from ..blocks.observation import ObservedBlock
+from ..blocks.stream_transforms import Concat, Stream, Unrelated, build
 from ..blocks.wiring import Wiring
+from .call import Capture
+
+
+def capture_input(
+    capture: Capture, wiring: Wiring | None, first: ObservedBlock, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Keep −h_in, by value, as the first block is about to run; return whether that could be done."""
+    if wiring is not None:
+        io = wiring.ports[0]
+        streams = [io.read(name, args, kwargs) for name in wiring.entry]
+        if not all(isinstance(stream, Tensor) for stream in streams):  # one that this call does without
+            return False
+        capture.entry = [torch.neg(stream) for stream in streams]
+    else:  # which of them are streams shows when the transformer returns
+        tensors = {n: value for n, value in first.face.arguments(args, kwargs).items() if isinstance(value, Tensor)}
+        capture.entry = {name: torch.neg(value) for name, value in tensors.items() if value.is_floating_point()}
+    return True
+
+
+def capture_output(
+    capture: Capture, wiring: Wiring | None, last: ObservedBlock, output: Any, with_output: bool = False
+) -> None:
+    """Take Δ as the last block has run; ``with_output``: keep h_out of the streams that are measured, too."""
+    capture.complete = True
+    values = last.face.take(output)[1]
+    if isinstance(capture.entry, list):
+        assert wiring is not None
+        if with_output:
+            capture.output = _measured(wiring, values)
+        capture.deltas, capture.entry = take_residual(wiring, capture.entry, values), None
+    else:
+        capture.exit = tuple(value.clone() if isinstance(value, Tensor) else None for value in values)
+
+
+def finish_capture(capture: Capture, wiring: Wiring, with_output: bool = False) -> None:
+    """Take Δ of what was captured before the wiring was known."""
+    named, capture.entry = capture.entry, None
+    if not isinstance(named, dict) or not capture.exit or not set(wiring.entry) <= set(named):
+        return
+    if with_output:
+        capture.output = _measured(wiring, capture.exit)
+    capture.deltas, capture.exit = take_residual(wiring, [named[name] for name in wiring.entry], capture.exit), ()
+
+
+def metric_inputs(wiring: Wiring, read: Callable[[str], Any]) -> tuple[Tensor, ...] | None:
+    """Return what a change metric looks at of what enters the first block; ``read`` gives a stream by its name."""
+    streams = tuple(read(wiring.entry[number]) for number in wiring.looked)
+    return streams if all(isinstance(each, Tensor) for each in streams) else None
+
+
+def effect(capture: Capture, wiring: Wiring) -> tuple[Tensor, ...] | None:
+    """Return Δ of the outputs that hold the streams that are measured."""
+    positions = [position for position, bridge in enumerate(wiring.leave) if bridge is not None]
+    if len(capture.deltas) != len(positions):
+        return None
+    return tuple(capture.deltas[positions.index(carrier)] for carrier in wiring.carriers)
+
+
+def copied(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    """Return the same in memory of its own."""
+    return None if tensors is None else tuple(each.clone() for each in tensors)
 
 
 def take_residual(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Δ of each output of a range, in the place of the streams that entered, where that is possible.
+    """Return Δ of each output of a range, made in the place of the streams that entered, where that is possible.
 
     Args:
         wiring: of the range.
@@ -40,31 +103,32 @@ def take_residual(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]
 
 
 def apply_residual(wiring: Wiring, streams: Sequence[Any], deltas: Sequence[Tensor]) -> list[Tensor] | None:
-    """h_in + Δ̂ for each output of a range; ``None`` if the residuals do not fit what enters it.
+    """Return h_in + Δ̂ for each output of a range; ``None`` if the residuals do not fit what enters it.
 
     Args:
         wiring: of the range.
         streams: what enters it.
         deltas: a residual for each output that is a tensor.
     """
-    bridges = [bridge for bridge in wiring.leave if bridge is not None]
-    if len(streams) != len(wiring.entry) or len(bridges) != len(deltas):
-        return None
-    if not all(isinstance(stream, Tensor) for stream in streams):
+    if len(streams) != len(wiring.entry) or len(wiring.outputs) != len(deltas):
         return None
     results = []
-    for bridge, delta in zip(bridges, deltas, strict=True):
-        before = build(bridge, streams, delta.shape)
-        if before is None or not _fits(before, delta):
+    for bridge, delta in zip(wiring.outputs, deltas, strict=True):
+        if type(bridge) is Stream:
+            before = streams[bridge.number]
+        else:
+            before = build(bridge, streams, delta.shape) if all(isinstance(s, Tensor) for s in streams) else None
+        if not isinstance(before, Tensor) or not _fits(before, delta):
             return None
         results.append(before + delta)
     return results
 
 
-def _fits(value: Any, delta: Tensor) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.shape == delta.shape
-        and value.dtype == delta.dtype
-        and value.device == delta.device
-    )
+def _fits(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+
+
+def _measured(wiring: Wiring, values: Sequence[Any]) -> tuple[Tensor, ...] | None:
+    """Return a copy of the outputs that hold the streams that are measured."""
+    found = tuple(values[carrier] for carrier in wiring.carriers if carrier < len(values))
+    return tuple(value.clone() for value in found) if all(isinstance(value, Tensor) for value in found) else None

@@ -115,9 +115,10 @@ def current_session() -> Session:
     return session
 
 
-def current_scope() -> Scope | None:
-    """The innermost scope that is open."""
-    return _scope.get()
+def current_context() -> tuple[Session, Scope | None]:
+    """The session that a call made here belongs to, and the innermost open scope."""
+    scope = _scope.get()
+    return (current_session(), None) if scope is None else (scope.session, scope)
 
 
 def current_telling() -> Telling | None:

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..blocks.block_io import BlockIO
 from ..errors import WrongType
-from .range_cache import RangeCache
+from .range_cache import INSIDE, REUSE, CallState, RangeCache
 
 
 class _Forward:
@@ -53,12 +54,18 @@ class _Forward:
 class _Shell:
     """What a stand-in has of its own."""
 
-    __slots__ = ("flow", "hooked", "offset", "original", "override")
+    __slots__ = ("cache", "hooked", "kind", "names", "offset", "original", "override", "position", "state")
 
     def __init__(self, original: nn.Module, offset: int, hooked: bool) -> None:
         self.original, self.offset, self.hooked = original, offset, hooked
-        self.flow: RangeCache | None = None  # None: inert, an ordinary way to call the original
+        self.cache: RangeCache | None = None  # None: inert, an ordinary way to call the original
         self.override: Callable[..., Any] | None = None
+        # Of a block inside the range whose output is a tensor, tuple or list of arguments: the arguments' names, the
+        # position of the first, and the output's type. These are passed on right here: it happens for every block.
+        self.state: CallState | None = None
+        self.names: tuple[str, ...] = ()
+        self.position = 0
+        self.kind: Callable[..., Any] = Tensor
 
 
 class SkipBlock:
@@ -67,12 +74,22 @@ class SkipBlock:
     __slots__ = ("_dithooks",)
     _dithooks: _Shell
 
-    def __init_subclass__(cls, **_: Any) -> None:
-        """Stop here: a block class that registers its subclasses is not to learn of ours."""
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shell = self._dithooks
+        if shell.state is not None and shell.override is None:
+            call = shell.state.call
+            if call is not None and call.mode is REUSE and call.stage is INSIDE and call.probe is None:
+                if shell.kind is Tensor:
+                    if shell.names[0] in kwargs:
+                        return kwargs[shell.names[0]]
+                    if shell.position < len(args):
+                        return args[shell.position]
+                elif not args:
+                    return shell.kind(map(kwargs.get, shell.names))
         return run(shell, args, kwargs) if shell.override is None else shell.override(*args, **kwargs)
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        """Stop here: a block class that registers its subclasses is not to learn of ours."""
 
     @property
     def __class__(self) -> type:
@@ -106,15 +123,13 @@ class SkipBlock:
 
 
 def run(shell: _Shell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What calling a stand-in does."""
-    flow = shell.flow
-    if flow is not None:
-        output = flow.passed(shell.offset, args, kwargs)
+    """Call a stand-in: pass over the block, or run it."""
+    if shell.cache is not None:
+        output = shell.cache.pass_over(shell.offset, args, kwargs)
         if output is not NotImplemented:
             return output
-    if (
-        shell.hooked
-    ):  # compiled code does not look at hooks: it is not to take a block that has ours for one that has not
+    # Compiled code does not look at hooks: two calls, so that a block that has ours is not taken for one that has none.
+    if shell.hooked:
         return shell.original(*args, **kwargs)
     return shell.original(*args, **kwargs)
 
@@ -196,19 +211,31 @@ def _drop(classes: dict[type, type]) -> None:
     classes.clear()
 
 
-def engage(module: nn.Module, flow: RangeCache) -> None:
-    """Let a stand-in work for the range that ``flow`` runs."""
+def engage(module: nn.Module, cache: RangeCache) -> None:
+    """Let a stand-in work for a range."""
     assert isinstance(module, SkipBlock)
-    module._dithooks.flow = flow
+    module._dithooks.cache = cache
+
+
+def teach(module: nn.Module, io: BlockIO | None, cache: RangeCache) -> None:
+    """Give a stand-in inside the range the streams that it passes on; ``None``: it has to ask the range each time."""
+    assert isinstance(module, SkipBlock)
+    shell = module._dithooks
+    if io is None or not io.slots:
+        shell.state = None
+        return
+    shell.names, shell.position = tuple(name for name, _ in io.slots), io.slots[0][1]
+    shell.kind, shell.state = io.maker.kind, cache.state
 
 
 def is_engaged(module: object) -> bool:
-    """Whether a list entry is a stand-in at work."""
-    return isinstance(module, SkipBlock) and module._dithooks.flow is not None
+    """Return whether a list entry is a stand-in at work."""
+    return isinstance(module, SkipBlock) and module._dithooks.cache is not None
 
 
 def retire(module: nn.Module) -> bool:
-    """Make a stand-in a plain way to its block, free of the cache. Returns whether others put something over it."""
+    """Make a stand-in a plain way to its block, free of the cache; return whether others put something over it."""
     assert isinstance(module, SkipBlock)
-    module._dithooks.flow = None
-    return module._dithooks.override is not None
+    shell = module._dithooks
+    shell.cache = shell.state = None
+    return shell.override is not None

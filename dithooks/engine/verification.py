@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,36 +11,63 @@ from torch import Tensor
 from ..blocks.block_io import BlockIO
 from ..blocks.wiring import Wiring
 from ..errors import WiringError
-from ..stats.warnings import argument_may_be_written
-from .call import Call
+from .active_calls import ActiveCalls
+from .block_range import BlockRange
+from .call import Call, Mode, Stage
+from .decider import CallDecider
 from .noise_probe import ALIKE, NoiseProbe, few, likeness
+from .protocols import Integrations
 from .replay import Replay, difference, finite, tolerance
 
-if TYPE_CHECKING:
-    from .range_cache import RangeCache
+
+class CallHolder(Protocol):
+    """Holds the call under way in this thread, and the last one that is over."""
+
+    call: Call | None
+    latest: Call | None
+
+
+class RepeatableCache(Protocol):
+    """What a range cache has to offer, so that its calls can be made again."""
+
+    decider: CallDecider
+    layout: BlockRange
+    integrations: Integrations
+    active_calls: ActiveCalls
+
+    @property
+    def state(self) -> CallHolder: ...
+    @property
+    def others(self) -> Callable[[], Sequence[RepeatableCache]]: ...
+    @property
+    def is_compiled(self) -> bool: ...
 
 
 class Verification:
-    """What a flow tries out by replays of a call of its transformer."""
+    """Tries out a residual by replays of a call of its transformer.
 
-    def __init__(self, flow: RangeCache) -> None:
-        self.flow = flow
+    Args:
+        cache: of the range.
+    """
+
+    def __init__(self, cache: RepeatableCache) -> None:
+        self.cache = cache
 
     def repeat(self, replay: Replay, call: Call, eager: bool = False) -> Any:
         """The output of a call made again, as ``call``; other caches on the model do as they did in it."""
-        flow = self.flow
+        cache = self.cache
         call.stale = False
-        flow.under_way.add(call)
-        flows = [flow, *flow.others()]
-        under_way: list[Call | None] = [each.current for each in flows]
-        for other in flows[1:]:
-            other.current = _again(other)
-        flow.current = call
+        cache.active_calls.add(call)
+        caches = [cache, *cache.others()]
+        formers = [each.state.call for each in caches]
+        for other in caches[1:]:
+            other.state.call = _again(other)
+        cache.state.call = call
         try:
             return replay(eager)
         finally:
-            for each, former in zip(flows, under_way, strict=True):
-                each.current = former
+            for each, former in zip(caches, formers, strict=True):
+                each.state.call = former
 
     def test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
         """On the call it was taken from, the residual has to give that call's output.
@@ -50,22 +77,27 @@ class Verification:
         Raises:
             WiringError: it does not; or what was recognised between the blocks is not what the model does there.
         """
-        flow, layout = self.flow, self.flow.layout
-        if argument := replay.unsafe_argument:
-            flow.runs.say("strange", argument_may_be_written(flow.runs.name, argument))
+        cache, layout = self.cache, self.cache.layout
+        if not replay.safe:
+            cache.decider.warn(
+                "strange",
+                f"{cache.decider.name} is given {replay.unsafe_argument}: if blocks write into it (keys and "
+                "values, say), those of the range do not on reused steps; nor was the residual tested on its own call, "
+                "which would have to be made again",
+            )
             return True
         if not finite(output):
             return False
-        trial = Call(reuse=True, deltas=deltas)
+        trial = Call(mode=Mode.REUSE, deltas=deltas)
         error = difference(self.repeat(replay, trial), output)
         if trial.stale:  # the range was taken off, or moved, in the middle of it
             return False
-        if not error <= tolerance(output, flow.runs.config.dtype):
+        if not error <= tolerance(output, cache.decider.config.dtype):
             raise WiringError(
-                f"{flow.runs.name}: with {layout.first} … {layout.last} skipped and their residual added, the call it "
-                f"was taken from comes out {error:.2g} off (relative L2): the model uses more of these blocks than "
-                "what leaves the last one (outputs collected on the way, say), or is not deterministic. Choose other "
-                "blocks; or, if you know better, give verify=False"
+                f"{cache.decider.name}: with {layout.first} … {layout.last} skipped and their residual added, the "
+                f"call it was taken from comes out {error:.2g} off (relative L2): the model uses more of these "
+                "blocks than what leaves the last one (outputs collected on the way, say), or is not deterministic. "
+                "Choose other blocks; or, if you know better, give verify=False"
             )
         assert layout.wiring is not None
         if layout.wiring.certain:
@@ -78,7 +110,7 @@ class Verification:
             for name, alike in zip(layout.wiring.ports[-1].carries, likeness(quiet, noisy), strict=True):
                 if alike < ALIKE:
                     raise WiringError(
-                        f"{flow.runs.name}: between {layout.first} and {layout.last} the model does more to {name} "
+                        f"{cache.decider.name}: between {layout.first} and {layout.last} the model does more to {name} "
                         "than was recognised: noise put in at the former comes out at the latter otherwise than "
                         f"expected (alike by {alike:.2f} of 1). Is it rearranged, or another stream? Choose a range on "
                         "one side of that; or, if you know better, give verify=False"
@@ -90,22 +122,24 @@ class Verification:
     def _probed(self, replay: Replay, wiring: Wiring, seed: int | None) -> NoiseProbe | None:
         """One passage, wholly made by the range as it is; ``None``: it was taken off, or moved, in the middle."""
         probe = NoiseProbe(wiring, seed)
-        trial = Call(reuse=True, probe=probe)
-        self.repeat(replay, trial, eager=self.flow.compiled())
+        trial = Call(mode=Mode.REUSE, probe=probe)
+        self.repeat(replay, trial, eager=self.cache.is_compiled)
         return None if trial.stale else probe
 
-    def passed(self, call: Call, probe: NoiseProbe, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A block's output where the range is only passed through."""
-        wiring = self.flow.layout.wiring
-        assert wiring is not None
-        ports = wiring.ports[offset]
-        values = [None if name is None else ports.read(name, args, kwargs) for name in ports.carries]
+    def pass_through(
+        self, call: Call, wiring: Wiring, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Return a block's output where the range is only passed through, to see how its streams are handed on."""
         if offset == 0:
-            values = probe.enter({name: ports.read(name, args, kwargs) for name in wiring.entry}, values)
+            args, kwargs = self.cache.integrations.range_arguments(args, kwargs)
+        io, probe = wiring.ports[offset], call.probe
+        values = [None if name is None else io.read(name, args, kwargs) for name in io.carries]
+        if offset == 0:
+            values = probe.enter({name: io.read(name, args, kwargs) for name in wiring.entry}, values)
         if offset == len(wiring.ports) - 1:
-            call.left = True
-            probe.leave([None if name is None else ports.read(name, args, kwargs) for name in ports.carries])
-        return ports.build(filled(ports, values, {}), args, kwargs)
+            call.stage = Stage.AFTER
+            probe.leave([None if name is None else io.read(name, args, kwargs) for name in io.carries])
+        return io.build(filled(io, values, {}), args, kwargs)
 
 
 def filled(ports: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Size]) -> list[Any]:
@@ -119,9 +153,9 @@ def filled(ports: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Siz
     ]
 
 
-def _again(flow: RangeCache) -> Call | None:
-    """A flow's call under way, or else its last, to be made again: reused with the same residuals, or plain."""
-    call = flow.current or flow.latest
-    if call is None or not call.reuse or call.stale:
+def _again(cache: RepeatableCache) -> Call | None:
+    """A cache's call under way, or else its last, to be made again: reused with the same residuals, or plain."""
+    call = cache.state.call or cache.state.latest
+    if call is None or call.mode is not Mode.REUSE or call.stale:
         return None
-    return Call(reuse=True, deltas=call.deltas)
+    return Call(mode=Mode.REUSE, deltas=call.deltas)

@@ -1,61 +1,81 @@
-"""Other libraries that are at work in the blocks' own forwards: what they do there, where blocks are left out.
-
-What else has to happen then is in a file for each: ``divided``, ``groups``, ``prefetched``.
-"""
+"""Other libraries at work in the forwards of blocks, and what each needs where blocks are skipped."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import methodcaller
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..engine.protocols import AdapterWatch, ProgressBar
 from .diffusers_context_parallel import REGISTRY, divided, divides
 from .diffusers_group_offloading import grouped, hand_over
 from .fsdp_prefetch import drop_prefetched, sharded
+from .peft_adapters import PeftAdapters
+from .shared_model import shared_by_ranks
+from .tqdm_bar import find_bar
+
+_HAS_REGISTRY = methodcaller("__contains__", REGISTRY)
 
 
-class Integrations:
-    """Who else is there, looked up at every call: all of them may come and go while the cache is attached."""
+class BlockIntegrations:
+    """Who else is at work, looked up at every call: all of them may come and go while the cache is attached."""
+
+    alters_arguments = False  # a block splits its tokens over ranks
 
     def __init__(self) -> None:
         self._owner: nn.Module | None = None
         self._stack: Sequence[nn.Module] = ()
         self._blocks: Sequence[nn.Module] = ()
-        self._hookable: Sequence[dict[str, Any]] = ()  # what these have of their own, diffusers' registry of hooks, too
-        self._divides = False  # a block splits its tokens over ranks
-        self._grouped = False  # weights may come and go in groups
-        self._sharded = False  # FSDP has the range's weights
+        self._own: Sequence[dict[str, Any]] = ()  # attributes of these modules, diffusers' registry of hooks among them
+        self._is_grouped = False  # weights may come and go in groups
+        self._is_sharded = False  # FSDP has the range's weights
         # Not as decorators: these would import the compiler early.
-        self._let_go, self._hand_over = torch.compiler.disable(drop_prefetched), torch.compiler.disable(hand_over)
+        self._drop_prefetched = torch.compiler.disable(drop_prefetched)
+        self._hand_over = torch.compiler.disable(hand_over)
 
-    def among(self, owner: nn.Module, stack: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
-        """Tell the transformer, all its blocks, and those of the range."""
+    def bind(self, owner: nn.Module, stack: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
+        """Take note of the transformer, of all its blocks, and of those of the range."""
         self._owner, self._stack, self._blocks = owner, stack, blocks
-        self._hookable = [vars(module) for module in (owner, *stack)]
+        self._own = [vars(module) for module in (owner, *stack)]
 
-    def look(self) -> None:
-        """See who is there. Outside of compiled code."""
-        self._sharded = sharded(self._blocks)
-        registries = [own[REGISTRY] for own in self._hookable if REGISTRY in own]  # empty ones, of pipelines, are many
-        self._divides = self._grouped = False
-        if self._owner is not None and any(registry is not None and registry.hooks for registry in registries):
-            self._divides, self._grouped = divides(self._stack), grouped((self._owner, *self._blocks))
+    def refresh(self) -> None:
+        """See who is at work now; outside of compiled code."""
+        self._is_sharded = sharded(self._blocks)
+        self.alters_arguments = self._is_grouped = False
+        if any(map(_HAS_REGISTRY, self._own)):
+            registries = [own.get(REGISTRY) for own in self._own]  # empty ones, of pipelines, are many
+            if self._owner is not None and any(registry is not None and registry.hooks for registry in registries):
+                self.alters_arguments = divides(self._stack)
+                self._is_grouped = grouped((self._owner, *self._blocks))
 
-    def given(
+    def block_arguments(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What a block's own code is given, where it is called like this."""
-        return divided(module, args, kwargs) if self._divides else (args, kwargs)
+        """Return what a block's own code is given when the block is called like this."""
+        return divided(module, args, kwargs) if self.alters_arguments else (args, kwargs)
 
-    def entering(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same of the range's first block."""
-        return divided(self._blocks[0], args, kwargs) if self._divides else (args, kwargs)
+    def range_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what the code of the range's first block is given when it is called like this."""
+        return self.block_arguments(self._blocks[0], args, kwargs)
 
-    def passed_over(self) -> None:
-        """The range's last block has been passed over, and none of them has run."""
-        if self._sharded:
-            self._let_go(self._blocks)
-        if self._grouped:
+    def after_skip(self) -> None:
+        """Make up for what the skipped blocks would have done for others."""
+        if self._is_sharded:
+            self._drop_prefetched(self._blocks)
+        if self._is_grouped:
             self._hand_over(self._blocks)
+
+    def progress_bar(self, steps: int | None, first: int) -> ProgressBar | None:
+        """Return the one progress bar that counts the steps of a run, if there is one."""
+        return find_bar(steps, first)
+
+    def adapters(self) -> AdapterWatch:
+        """Return a watch on the adapters of a model."""
+        return PeftAdapters()
+
+    def ranks_sharing(self, model: nn.Module) -> str | None:
+        """Return how several ranks run the model together, in words; ``None``: they do not."""
+        return shared_by_ranks(model)

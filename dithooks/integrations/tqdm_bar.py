@@ -7,8 +7,24 @@ import weakref
 from typing import Any
 
 
-def find_bar(steps: int | None, first: int) -> weakref.ref[Any] | None:
-    """The bar that counts the steps of a run, if there is one, and one only: diffusers' pipelines have a tqdm each.
+class TqdmBar:
+    """A bar of tqdm, which is not kept alive.
+
+    Args:
+        bar: of tqdm.
+    """
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = weakref.ref(bar)
+
+    def show(self, reused: int, calls: int) -> None:
+        """Write how many calls of the transformer were reused; shown when the bar is next drawn."""
+        if (bar := self._bar()) is not None:
+            bar.set_postfix_str(f"reused {reused} of {calls}", refresh=False)
+
+
+def find_bar(steps: int | None, first: int) -> TqdmBar | None:
+    """Return the bar that counts the steps of a run, if there is one, and one only: pipelines have a tqdm each.
 
     Args:
         steps: of the run's schedule.
@@ -22,10 +38,4 @@ def find_bar(steps: int | None, first: int) -> weakref.ref[Any] | None:
     except (AttributeError, RuntimeError):  # another thread opened or closed one meanwhile
         return None
     shown = [bar for bar in bars if not bar.disable and bar.n < bar.total]
-    return weakref.ref(shown[0]) if len(shown) == 1 else None
-
-
-def write_behind(bar: weakref.ref[Any] | None, reused: int, calls: int) -> None:
-    """Say how many calls of the transformer were reused; shown when the bar is next drawn."""
-    if bar is not None and (shown := bar()) is not None:
-        shown.set_postfix_str(f"reused {reused} of {calls}", refresh=False)
+    return TqdmBar(shown[0]) if len(shown) == 1 else None

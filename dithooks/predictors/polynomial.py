@@ -23,6 +23,10 @@ class Reuse(Predictor):
     def anchors(self) -> int:
         return 1
 
+    @property
+    def takes_the_last(self) -> bool:
+        return True
+
     def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...]:
         return (1.0,)
 

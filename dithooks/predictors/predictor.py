@@ -37,6 +37,11 @@ class Predictor(ABC):
         """
 
     @property
+    def takes_the_last(self) -> bool:
+        """Whether it always takes the last residual as it is."""
+        return False
+
+    @property
     def needs_sigmas(self) -> bool:
         """Whether it asks for the noise level of a step."""
         return self.anchors > 1

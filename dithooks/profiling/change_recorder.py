@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..engine.attachment import Attachment
 from ..engine.call import Call, Capture
-from ..engine.capture import effect
+from ..engine.residual import effect
 from ..errors import InvalidSetting
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
@@ -111,15 +111,15 @@ class ChangeRecorder:
     def __call__(self, call: Call, deltas: Sequence[Tensor]) -> None:
         assert call.run is not None
         assert call.branch is not None
-        seen = [_sampled(each) for each in call.seen or (torch.zeros(1, 1),)]
-        wiring = self.attached.flow.layout.wiring
+        seen = [_sampled(each) for each in call.metric_inputs or (torch.zeros(1, 1),)]
+        wiring = self.attached.cache.layout.wiring
         main = (None if wiring is None else effect(Capture(deltas=tuple(deltas)), wiring)) or deltas
         norm = torch.linalg.vector_norm(main[0], dtype=torch.float32)
         flat = [delta.reshape(1, -1, delta.shape[-1]) for delta in deltas]
         stride = -(-sum(delta.numel() for delta in deltas) // SAMPLE)
         kept = (call.moment, seen, torch.cat([_sampled(each, stride)[0] for each in flat]), norm)
         self.schedule = call.run.schedule
-        self.calls.setdefault((call.run.number, call.branch.track.number), []).append(kept)
+        self.calls.setdefault((call.run.number, call.branch.history.number), []).append(kept)
 
     def branches(self) -> list[RecordedChanges]:
         """What was recorded.
@@ -146,13 +146,13 @@ def recording(attached: Sequence[Attachment]) -> Iterator[list[ChangeRecorder]]:
     recorders = [ChangeRecorder(each) for each in attached]
     try:
         for each, recorder in zip(attached, recorders, strict=True):
-            each.flow.runs.on_kept = recorder
+            each.cache.decider.on_kept = recorder
             each.attach()
         yield recorders
     finally:
         for each in attached:
             each.detach()
-            each.flow.forget()
+            each.cache.forget()
 
 
 def _sampled(tensor: Tensor, stride: int | None = None) -> Tensor:

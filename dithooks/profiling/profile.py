@@ -16,6 +16,7 @@ from ..engine.attachment import check, prepare
 from ..engine.clock import scheduler_of
 from ..engine.overrides import assign
 from ..errors import InvalidSetting, WrongType
+from ..integrations.dispatch import BlockIntegrations
 from ..planning.weight_fit import RIDGE, fit
 from ..policies.threshold import Threshold
 from ..predictors.fitted import Fitted
@@ -186,7 +187,7 @@ def profile(
     for chain, own in ranges:
         check(chain, own, [])
     pipe = target.pipe if isinstance(target, BlockAdapter) else target
-    attached = [prepare(chain, own, scheduler_of(pipe, scheduler), verify=False) for chain, own in ranges]
+    attached = [prepare(chain, own, scheduler_of(pipe, scheduler), False, BlockIntegrations()) for chain, own in ranges]
     with recording(attached) as recorders:
         call()
     branches = [branch for recorder in recorders for branch in recorder.branches()]

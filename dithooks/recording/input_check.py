@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..blocks.block_io import bind, parameter_names
-from ..engine.branches import tensors
+from ..engine.arguments import CallArguments
 from ..engine.replay import replaying
 
 Inputs = dict[str, NDArray[np.float32]]
@@ -38,7 +38,8 @@ class Watched:
     def note(self, arguments: Mapping[str, Any], second: bool) -> None:
         """A call; whether it is the first of the second step."""
         if self.calls == 0 or second:
-            latents, conditioning = tensors(arguments, next(iter(self.names), None))
+            given = CallArguments(arguments, next(iter(self.names), None))
+            latents, conditioning = given.latents, given.conditioning
             found = latents if second else {**latents, **conditioning}
             found = {name: value for name, value in found.items() if value.is_floating_point() and not value.is_meta}
             self.inputs |= {f"{name}{SECOND if second else ''}": _sampled(value) for name, value in found.items()}

@@ -14,7 +14,7 @@ from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
 from ..config.cache_config import DitCacheConfig
 from ..config.provenance import PlanTarget
-from ..engine.attachment import check, compiled_of
+from ..engine.attachment import check, is_compiled
 from ..engine.clock import scheduler_of
 from ..engine.replay import eagerly
 from ..errors import InvalidSetting, WrongType
@@ -128,7 +128,7 @@ def record(
 
     def again() -> Any:
         with ExitStack() as stack:
-            if any(compiled_of(recorder.chain)() for recorder in called):
+            if any(is_compiled(recorder.chain) for recorder in called):
                 stack.enter_context(eagerly())
             for recorder, trace in zip(called, traces, strict=True):
                 stack.enter_context(same_inputs(recorder.chain.owner, trace.inputs, trace.second, trace.calls))
@@ -145,7 +145,7 @@ def _recorded(
 ) -> tuple[Any, float]:
     """What a run returns, and the milliseconds that it takes."""
     with ExitStack() as stack:
-        if any(compiled_of(recorder.chain)() for recorder in recorders):
+        if any(is_compiled(recorder.chain) for recorder in recorders):
             stack.enter_context(eagerly())
         for recorder in recorders:
             stack.enter_context(recorder.hooked(report))

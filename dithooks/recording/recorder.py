@@ -19,14 +19,14 @@ from ..blocks.block_lists import Chain
 from ..blocks.observation import Observation, observed_blocks
 from ..blocks.trunk import Trunk, find_trunk, followed
 from ..config.cache_config import DitCacheConfig
-from ..engine.call import Call, signature
+from ..engine.arguments import CallArguments
+from ..engine.call import Call
 from ..engine.clock import StepClock
-from ..engine.decider import Settler
+from ..engine.decider import CallDecider
 from ..engine.replay import Replay, replaying
-from ..engine.runs import Runs
 from ..engine.stand_in import stand_in
-from ..engine.weights_version import WeightsVersion
 from ..errors import InvalidSetting
+from ..integrations.dispatch import BlockIntegrations
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
 from ..stats.log import DecisionLog
@@ -78,9 +78,9 @@ class Recorder:
         self._spots, self._names = observed_blocks(chain), parameter_names(chain.owner)
         log = DecisionLog(chain.name, len(self._spots), len(self._spots))
         config = DitCacheConfig(policy=Computed())
-        runs = Runs(chain, config, StepClock(scheduler, chain.name), log)
-        self._settler = Settler(runs, WeightsVersion(chain.owner))
-        self._settler.runs.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to remark
+        clock = StepClock(scheduler, chain.name)
+        self._decider = CallDecider(chain, config, clock, log, BlockIntegrations())
+        self._decider.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to warn of
         self._report: Progress = lambda stage, done, total: None
         self._observation: Observation | None = None
         self._altered: set[int] = set()  # blocks whose outputs the model writes into, and, while it is looked at,
@@ -185,7 +185,7 @@ class Recorder:
             raise InvalidSetting(f"{self.chain.name} is called with gradients enabled: call run under torch.no_grad()")
         begun = time.perf_counter()
         arguments = bind(self._names, args, kwargs)
-        call = self._settler.settle(arguments, seen=True, capture=False)
+        call = self._decider.decide(arguments, seen=True, capture=False)
         assert call.run is not None
         assert call.branch is not None
         if call.run.number != self._run:
@@ -193,7 +193,7 @@ class Recorder:
             self._run = call.run.number
             self._count(arguments)
         self.schedule = call.run.schedule
-        key, number = signature(arguments), call.branch.track.number
+        key, number = CallArguments(arguments, None).form, call.branch.history.number
         self._first_step = call.moment.step if self._first_step is None else self._first_step
         second = not self._watched.second and call.moment.step != self._first_step
         self._watched.note(arguments, second)
@@ -247,7 +247,7 @@ class Recorder:
         if call is None:
             return
         self.stopwatch.mark(SAMPLING)
-        self._settler.keep(call)
+        self._decider.commit(call)
         assert call.run is not None
         call.run.in_flight = False
         if all(self._taken):
@@ -328,7 +328,7 @@ class Recorder:
 
     def _count(self, arguments: Mapping[str, Any]) -> None:
         """How many rows the latents of a run have, and of which size."""
-        latents = arguments.get(self._settler.runs.primary or "")
+        latents = arguments.get(self._decider.primary or "")
         if isinstance(latents, Tensor) and latents.dim() > 1:
             self.rows, self.size = self.rows + len(latents), tuple(latents.shape[1:])
 

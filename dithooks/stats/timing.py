@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 Mark = Any  # seconds of the host's clock, or an event; None: this cannot be timed
 
@@ -25,6 +25,13 @@ def mark(device: torch.device | None) -> Mark:
     except (RuntimeError, NotImplementedError, TypeError):  # not all backends have events that tell the time
         return None
     return event
+
+
+def marker_for(device: torch.device | None) -> Callable[[], Mark]:
+    """Return a function that marks the time on a device."""
+    if device is None or device.type in ("cpu", "meta"):
+        return time.perf_counter
+    return partial(mark, device)
 
 
 def seconds_between(since: Mark, until: Mark) -> float | None:
@@ -47,9 +54,3 @@ def is_ready(until: Mark) -> bool:
         return bool(until.query())
     except (RuntimeError, NotImplementedError):
         return True
-
-
-def device_of(arguments: Mapping[str, Any] | None) -> torch.device | None:
-    """Where a call takes place, by the first tensor that it is given."""
-    tensors = (value for value in (arguments or {}).values() if isinstance(value, Tensor))
-    return next((tensor.device for tensor in tensors), None)

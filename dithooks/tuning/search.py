@@ -13,7 +13,7 @@ from typing import Any
 from ..blocks.block_lists import fingerprint
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
-from ..engine.attachment import compiled_of
+from ..engine.attachment import is_compiled
 from ..errors import InvalidSetting, WrongType
 from ..planning.costs import Cost, Savings, checked_cost
 from ..planning.plan import checked_interval, checked_target, planner_of
@@ -146,7 +146,7 @@ def search(
             f"the recording is of another model, {recording.made.model} (fingerprint {recording.made.fingerprint}, "
             f"here {here}): record this one"
         )
-    if any(compiled_of(chain)() for chain in chains):
+    if any(is_compiled(chain) for chain in chains):
         warnings.warn(
             "the model is compiled: what is recorded is not, and the first runs of a plan compile, so speed-ups are "
             "not what they will be: search first, compile then",

@@ -19,7 +19,7 @@ class TestSeveralTransformers:
 
     def ranges(self, pipe):
         return {
-            attached.chain.name.split(" ")[0]: attached.flow.runs.policy
+            attached.chain.name.split(" ")[0]: attached.cache.decider.policy
             for handle in dithooks.handle.handles_of(pipe)
             for attached in handle._attached
         }

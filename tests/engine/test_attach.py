@@ -71,7 +71,7 @@ def test_a_hundred_cycles_leave_nothing():
         with dit_cache(pipe, CONFIG) as cache:
             if cycle % 25 == 0:
                 pipe(x, steps=4, prompts=[e])
-            left += [weakref.ref(cache), weakref.ref(net.blocks[0]), weakref.ref(cache._attached[0].flow)]
+            left += [weakref.ref(cache), weakref.ref(net.blocks[0]), weakref.ref(cache._attached[0].cache)]
     del cache
     gc.collect()
     assert snapshot(net) == before
@@ -84,8 +84,8 @@ def test_no_cached_tensor_outlives_the_handle():
     pipe = Pipe(net)
     with dit_cache(pipe, dataclasses.replace(CONFIG, free_at_end=False)) as cache:
         pipe(latents(), prompts=[prompt()])
-        flow = cache._attached[0].flow
-        branches = [branch for run in flow.runs._runs.values() for branch in run.branches.values()]
+        flow = cache._attached[0].cache
+        branches = [branch for run in flow.decider._runs.values() for branch in run.branches.values()]
         deltas = [weakref.ref(delta) for branch in branches for anchor in branch.anchors for delta in anchor.kept]
         assert len(deltas) == 2
         del branches, flow

@@ -151,7 +151,7 @@ class TestScope:
         with dit_cache(net, DitCacheConfig(0, 3, 0, 5)) as cache:
             with timestep_scope(0, sigma=0.75):
                 net(x, t)
-            (run,) = cache._attached[0].flow.runs._runs.values()
+            (run,) = cache._attached[0].cache.decider._runs.values()
             assert run.branches[0].anchors[0].moment == (0, 0.75, "sigma")
 
 

@@ -13,13 +13,13 @@ from config.test_cache_plan import FOUND, LEVELS, MADE, PIECE, PLAN, listening, 
 from config.test_codec import kinds
 from config.test_overrides import Pair
 from diffusers import FlowMatchHeunDiscreteScheduler
-from dithooks.config.cache_config.transformer_plan import Piece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from predictors.test_predictors import SIGMAS, Curve, Sampler
 from toys import Ladder, Net, Pipe
 
 from dithooks import BlockAdapter, CachePlan, DitCacheConfig, Fitted, Interval, Mask, Reuse, dit_cache, timestep_scope
+from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.demo import load_pipeline
 from dithooks.policies.history import Schedule
 from dithooks.policies.mask import resample
@@ -27,7 +27,7 @@ from dithooks.policies.mask import resample
 
 class TestByHand:
     def test_arrays_and_tensors(self):
-        piece = Piece(
+        piece = TransformerPlan(
             "transformer",
             np.int64(1),
             np.int32(2),
@@ -69,8 +69,8 @@ class TestByHand:
 
     def test_counts_of_two(self):
         """The first of two experts is called at steps 0 and 1, the other at 2 and 3; 8 + 20 executions, 3 + 5 saved."""
-        one = Piece("a", 0, 3, 4, (1, 0, 1, 1), (None, (1.0,), None, None), LEVELS, called=(0, 2))
-        two = Piece("b", 0, 5, 10, (1, 1, 1, 0), (None, None, None, (1.0,)), LEVELS, called=(2, 4))
+        one = TransformerPlan("a", 0, 3, 4, (1, 0, 1, 1), (None, (1.0,), None, None), LEVELS, called=(0, 2))
+        two = TransformerPlan("b", 0, 5, 10, (1, 1, 1, 0), (None, None, None, (1.0,)), LEVELS, called=(2, 4))
         plan = CachePlan((one, two), dataclasses.replace(MADE, blocks=14), FOUND)
         assert (one.saved, two.saved) == (3 / 8, 5 / 20)
         assert plan.speedup == 28 / 20
@@ -133,7 +133,7 @@ def test_a_mask_is_the_same_at_its_own_noise_levels(data):
 BITS = (1, 1, 0, 1, 0)
 WEIGHTS = (None, None, (1.75, -0.5), None, (0.5, 0.25))
 # Blocks of rates 1 … 4 of which 1 and 2 are cached: Δ = 5·e·t.
-CURVE = Piece("transformer", 1, 2, 4, BITS, WEIGHTS, tuple(SIGMAS[:5]))
+CURVE = TransformerPlan("transformer", 1, 2, 4, BITS, WEIGHTS, tuple(SIGMAS[:5]))
 
 
 class At(Sampler):
@@ -344,8 +344,10 @@ class TestWhichModel:
     def test_two_transformers(self):
         """Of the pair, the second is called from step 4 on."""
         pair = Pair()
-        one = Piece("transformer", 1, 8, 10, (1, 0, 1, 0, 1, 1, 1, 1), _ones("10101111"), None, called=(0, 4))
-        two = Piece("transformer_2", 2, 3, 10, (1, 1, 1, 1, 1, 0, 0, 0), _ones("11111000"), None, called=(4, 8))
+        one = TransformerPlan("transformer", 1, 8, 10, (1, 0, 1, 0, 1, 1, 1, 1), _ones("10101111"), None, called=(0, 4))
+        two = TransformerPlan(
+            "transformer_2", 2, 3, 10, (1, 1, 1, 1, 1, 0, 0, 0), _ones("11111000"), None, called=(4, 8)
+        )
         plan = plan_for(pair, one, two)
         assert plan.speedup == pytest.approx(80 / (80 - 2 * 8 - 3 * 3))
         with warnings.catch_warnings():
@@ -367,7 +369,7 @@ class TestWhichModel:
     @pytest.mark.parametrize("name", ["transformer", "transformer_2"])
     def test_what_it_has_nothing_for_stays_uncached(self, name):
         pair = Pair("single", both=True)
-        piece = Piece(name, 1, 3, 5, (1, 0, 1, 0, 1, 0, 1, 0), _ones("10101010"), None)
+        piece = TransformerPlan(name, 1, 3, 5, (1, 0, 1, 0, 1, 0, 1, 0), _ones("10101010"), None)
         with dit_cache(pair, plan_for(pair, piece), verify=False):
             pair()
         for other in ("transformer", "transformer_2"):
@@ -454,7 +456,7 @@ def plan(shipped):
     shipped.scheduler.set_timesteps(STEPS)
     sigmas = shipped.scheduler.sigmas[:STEPS].tolist()
     weights = (None, None, (1 / 3 + 1, -1 / 3), None, (0.9,))
-    piece = Piece("transformer", 1, 10, 12, BITS, weights, sigmas)
+    piece = TransformerPlan("transformer", 1, 10, 12, BITS, weights, sigmas)
     return CachePlan((piece,), made_for(shipped, STEPS, type(shipped.scheduler).__name__), FOUND)
 
 

@@ -126,7 +126,7 @@ class TestConditioning:
                     e = prompt()
                 net(x, torch.tensor(1 - k / 60), encoder_hidden_states=e)
                 held.add(cache.stats.bytes_held)
-            (run,) = cache._attached[0].flow.runs._runs.values()
+            (run,) = cache._attached[0].cache.decider._runs.values()
             assert len(run.branches) <= 17
             assert max(held) <= 2 * min(held - {0})
 

@@ -10,13 +10,15 @@ import torch
 from accelerate import cpu_offload
 from diffusers import FluxTransformer2DModel
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
-from dithooks.weights import WATCHED, Weights, lora_scales
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn.utils import parametrizations
 from toys import Ladder, Net, latents, loop
 
 from dithooks import DitCacheConfig, dit_cache
+from dithooks.engine.arguments import CallArguments
+from dithooks.engine.weights_version import WATCHED, WeightsVersion
+from dithooks.integrations.peft_adapters import PeftAdapters
 
 CONFIG = DitCacheConfig(1, 4, 0, 5)  # of six steps, the second to the fourth after the first anchor are reused
 PLAIN = {"warm-up": 1, "refresh": 2, "reuse": 3}
@@ -28,13 +30,17 @@ def net():
     return Net().eval()
 
 
+def watch(net):
+    return WeightsVersion(net, PeftAdapters())
+
+
 def counted(weights, change):
     """By how much a change counts, and what comes after it."""
-    before = weights.changes(False)
+    before = weights.version(walk=False)
     change()
-    after = weights.changes(False)
-    assert weights.changes(False) == after
-    assert weights.changes(True) == after
+    after = weights.version(walk=False)
+    assert weights.version(walk=False) == after
+    assert weights.version(walk=True) == after
     return after - before
 
 
@@ -75,27 +81,27 @@ class TestWhatIsNoticed:
         ],
     )
     def test_each_counts_once(self, net, change):
-        weights = Weights(net)
+        weights = watch(net)
         assert counted(weights, lambda: change(net, self.other())) == 1
 
     def test_replaced_after_they_were_moved(self, net):
-        weights = Weights(net)
-        assert weights.changes(False) == 0
+        weights = watch(net)
+        assert weights.version(walk=False) == 0
         net.double()
-        assert weights.changes(False) == 0
+        assert weights.version(walk=False) == 0
         assert counted(weights, lambda: net.load_state_dict(Net().double().state_dict(), assign=True)) == 1
 
     def test_an_adapter_on_a_layer_that_is_not_looked_at(self):
         net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4 * WATCHED)))
-        weights = Weights(net)
-        weights.changes(False)
-        other = next(str(k) for k in range(len(net)) if str(k) not in {name for _, name, _ in weights._state[0].layers})
+        weights = watch(net)
+        weights.version(walk=False)
+        other = next(str(k) for k in range(len(net)) if str(k) not in set(weights._state[0].names))
         config = LoraConfig(r=2, target_modules=[other], init_lora_weights=False)
         assert counted(weights, lambda: inject_adapter_in_model(config, net)) == 1
         assert counted(weights, lambda: net[int(other)].set_scale("default", 0.1)) == 1
 
     def test_an_optimizer(self, net):
-        weights, optimizer = Weights(net), torch.optim.SGD(net.parameters(), lr=0.1)
+        weights, optimizer = watch(net), torch.optim.SGD(net.parameters(), lr=0.1)
         with torch.enable_grad():
             net(latents(), torch.tensor(0.5)).sum().backward()
         assert counted(weights, optimizer.step) == 1
@@ -103,7 +109,7 @@ class TestWhatIsNoticed:
     @pytest.mark.parametrize("name", ["scaling", "merged_adapters", "_disable_adapters", "_active_adapter"])
     def test_adapters(self, net, name):
         inject_adapter_in_model(LORA, net)
-        layer, weights = net.blocks[2].proj, Weights(net)
+        layer, weights = net.blocks[2].proj, watch(net)
         change = {
             "scaling": lambda: layer.set_scale("default", 0.3),
             "merged_adapters": layer.merge,
@@ -118,15 +124,17 @@ class TestWhatIsNoticed:
         inject_adapter_in_model(LORA, net)
         layer = net.blocks[2].proj
         layer.scaling["default"] = torch.tensor(0.5)
-        weights = Weights(net)
+        weights = watch(net)
         assert counted(weights, lambda: None) == 0
         assert counted(weights, lambda: layer.scaling["default"].fill_(0.7)) == 1
         assert counted(weights, lambda: layer.scaling.update(default=torch.tensor(0.7))) == 1
 
     def test_the_strength_that_a_call_is_told(self):
-        assert lora_scales({"x": latents(), "joint_attention_kwargs": {"scale": 0.5, "mask": 1}}) == (0.5,)
-        assert lora_scales({"joint_attention_kwargs": None, "attention_kwargs": {}, "scale": 0.7}) == ()
-        assert lora_scales({"attention_kwargs": {"scale": torch.tensor(1.0)}}) == ()
+        assert CallArguments({"x": latents(), "joint_attention_kwargs": {"scale": 0.5, "mask": 1}}, None).scales == (
+            0.5,
+        )
+        assert CallArguments({"joint_attention_kwargs": None, "attention_kwargs": {}, "scale": 0.7}, None).scales == ()
+        assert CallArguments({"attention_kwargs": {"scale": torch.tensor(1.0)}}, None).scales == ()
 
 
 class DTensor(nn.Parameter):
@@ -142,7 +150,7 @@ def sharded(net, kind):
 
 class TestWhatIsNoChange:
     def test_sharded_parameters_that_are_gathered(self, net):
-        weights = Weights(net)
+        weights = watch(net)
         assert counted(weights, lambda: sharded(net, DTensor)) == 0
         assert counted(weights, lambda: sharded(net, nn.Parameter)) == 0
         assert counted(weights, lambda: sharded(net, nn.Parameter)) == 1
@@ -162,7 +170,7 @@ class TestWhatIsNoChange:
     )
     def test_moving_and_casting(self, net, change):
         net.load_state_dict(Net().state_dict())  # weights that have been written once more than new ones
-        weights = Weights(net)
+        weights = watch(net)
         assert counted(weights, lambda: change(net)) == 0
 
     @pytest.mark.parametrize("attach", [True, False])
@@ -170,7 +178,7 @@ class TestWhatIsNoChange:
     def test_blocks_given_a_stand_in_are_the_same_blocks(self, kind, attach):
         net = kind()
         handle = None if attach else dit_cache(net, CONFIG)
-        weights = Weights(net)
+        weights = watch(net)
         assert counted(weights, (lambda: dit_cache(net, CONFIG)) if attach else handle.remove) == 0
 
     def test_an_adapter_that_does_nothing_may_be_scaled(self, net):
@@ -178,14 +186,14 @@ class TestWhatIsNoChange:
         layers = [block.proj for block in net.blocks]
         for layer in layers:
             layer.enable_adapters(False)
-        weights = Weights(net)
+        weights = watch(net)
         assert counted(weights, lambda: [layer.set_scale("default", 0.1) for layer in layers]) == 0
 
     def test_made_in_inference_mode(self):
         """Such tensors do not count what is written to them; all else is noticed."""
         with torch.inference_mode():
             net = Net()
-        weights = Weights(net)
+        weights = watch(net)
         assert counted(weights, lambda: loop(net, latents())) == 0
         assert counted(weights, lambda: net.load_state_dict(Net().state_dict(), assign=True)) == 1
 
@@ -295,7 +303,7 @@ class TestHowItIsToldOfCalls:
 
     def test_adapters_that_come_and_go_in_another_thread(self, net):
         """Whatever is under way there, a call here is told a number, and what comes after it counts once."""
-        weights, over = Weights(net), threading.Event()
+        weights, over = watch(net), threading.Event()
 
         def other():
             for k in range(40):
@@ -308,7 +316,7 @@ class TestHowItIsToldOfCalls:
         thread = threading.Thread(target=other)
         thread.start()
         while not over.is_set():
-            weights.changes(anew=True)
+            weights.version(walk=True)
         thread.join()
         assert counted(weights, lambda: net.blocks[0].proj.weight.mul_(2)) == 1
 
@@ -316,21 +324,21 @@ class TestHowItIsToldOfCalls:
 class TestCost:
     def test_few_layers_are_looked_at_however_many_there_are(self):
         model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4 * WATCHED)))
-        weights = Weights(model)
-        assert weights.changes(False) == 0
-        assert len(weights._state[0].layers) == WATCHED
+        weights = watch(model)
+        assert weights.version(walk=False) == 0
+        assert len(weights._state[0].names) == WATCHED
         for each in model:
             each.weight.add_(1)
-        assert weights.changes(False) == 1
+        assert weights.version(walk=False) == 1
 
     def test_nothing_is_kept_alive(self):
         net = Net()
-        weights = Weights(net)
-        weights.changes(False)
+        weights = watch(net)
+        weights.version(walk=False)
         inject_adapter_in_model(LORA, net)
-        weights.changes(False)
+        weights.version(walk=False)
         alive = [weakref.ref(each) for each in net.modules()]
         del net
         gc.collect()
         assert not any(each() for each in alive)
-        assert weights.changes(False) == -1
+        assert weights.version(walk=False) == -1

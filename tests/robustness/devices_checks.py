@@ -41,7 +41,7 @@ from dithooks import (
     timestep_scope,
 )
 from dithooks.engine.change_metrics import OutputChangeEstimate, RelativeChange
-from dithooks.engine.hooks import flows_of
+from dithooks.engine.hooks import caches_of
 from dithooks.environment.machine import device_name, machine, memory_allocated, synchronize
 from dithooks.planning.plan import plan as planned
 
@@ -182,7 +182,7 @@ def kept() -> dict:
 
         def look(step, seen=seen, used=used, pipe=pipe):
             used[step] = NPU.memory_allocated()
-            held = [run for flow in flows_of(pipe.transformer.modules()) for run in flow.runs._runs.values()]
+            held = [run for flow in caches_of(pipe.transformer.modules()) for run in flow.decider._runs.values()]
             tensors = [t for run in held for branch in run.branches.values() for a in branch.anchors for t in a.kept]
             seen[step] = {
                 "devices": sorted({str(tensor.device) for tensor in tensors}),

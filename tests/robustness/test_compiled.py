@@ -11,11 +11,11 @@ import pytest
 import torch
 from compilers import STEPS, Counted, breaks, flux, fresh, inputs, sample
 from config.test_cache_plan import plan_for
-from dithooks.config.cache_config.cache_plan import Piece
 from torch._dynamo.utils import counters
 from toys import Net, Pipe, latents, prompt
 
 from dithooks import DitCacheConfig, Interval, Linear, Mask, Taylor, dit_cache
+from dithooks.config.cache_plan import TransformerPlan
 from dithooks.demo import load_pipeline
 from dithooks.tiny import build
 
@@ -25,7 +25,7 @@ KNOWN = {
     "interval, reuse": DitCacheConfig(2, 2, 0, 5),
     "interval, linear": DitCacheConfig(2, 2, 0, 4, predictor=Linear()),
     "mask, Taylor": DitCacheConfig(cache_block_start=1, policy=Mask((1, 1, 1, 0, 1, 0, 0, 1)), predictor=Taylor(2)),
-    "plan": Piece(
+    "plan": TransformerPlan(
         "",
         *(1, 3, 5),
         (1, 1, 0, 1, 0, 0, 1, 0),

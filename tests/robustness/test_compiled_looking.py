@@ -78,7 +78,7 @@ def test_whole_with_breaks_that_nest(pipe, name):
     with torch._dynamo.config.patch(nested_graph_breaks=True):
         looked, backend = tried(pipe, LOOKING[name], lambda backend: pipe.transformer.compile(backend=backend))
     assert 1 <= breaks() <= looked
-    assert all("Settler.judge" in why for why in torch._dynamo.utils.counters["graph_break"])
+    assert all("CallDecider.judge" in why for why in torch._dynamo.utils.counters["graph_break"])
     assert backend.graphs <= 16
     assert backend.runs >= 3 * CALLS
 

@@ -204,10 +204,10 @@ class Server:
         assert stats.bytes_held == self.stats.bytes_held, f"{where}: more is kept than after a fresh run"
         assert stats.calls == stats.computed_calls + stats.reused_calls == sum(stats.reasons.values()), where
         assert stats.blocks_total - stats.blocks_run == stats.reused_calls * attached.log.skippable, where
-        flow = attached.flow
-        assert flow.current is None, f"{where}: a call is left under way"
-        assert flow.latest is None, f"{where}: a call is left"
-        assert flow._local.replay is flow._local.arguments is None, f"{where}: arguments are left"
+        flow = attached.cache
+        assert flow.state.call is None, f"{where}: a call is left under way"
+        assert flow.state.latest is None, f"{where}: a call is left"
+        assert flow.state.replay is flow.state.arguments is None, f"{where}: arguments are left"
 
     def close(self, handle, where="at last"):
         handle.remove()
@@ -582,7 +582,7 @@ class TestTracebacks:
             server.loop(server.x)
         except RuntimeError as error:
             kept = error
-        runs = list(handle._attached[0].flow.runs._runs.values())
+        runs = list(handle._attached[0].cache.decider._runs.values())
         residuals = [weakref.ref(t) for run in runs for b in run.branches.values() for a in b.anchors for t in a.kept]
         assert residuals
         assert handle.stats.bytes_held

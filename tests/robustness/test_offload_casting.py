@@ -8,7 +8,7 @@ from models import flux
 from offloading import NEVER, STATIC, kept, offloaded, run
 
 from dithooks import DitCacheConfig, Threshold, dit_cache
-from dithooks.engine.hooks import flows_of
+from dithooks.engine.hooks import caches_of
 
 pytestmark = [pytest.mark.line("Offload"), pytest.mark.on("tiny FLUX, float8 weights")]
 EARLY = pytest.mark.parametrize("early", [True, False], ids=["cast first", "cached first"])
@@ -69,8 +69,8 @@ def test_residuals_are_in_the_dtype_of_the_activations(dtype, early):
     """What is kept has the dtype that is computed in, not that of the weights."""
     model, seen = made(dtype), set()
     with offloaded(model, casting(dtype), STATIC, early) as cache:
-        (flow,) = flows_of(model.modules())
-        flow.runs.on_kept = lambda call, deltas: seen.update(delta.dtype for delta in deltas)
+        (flow,) = caches_of(model.modules())
+        flow.decider.on_kept = lambda call, deltas: seen.update(delta.dtype for delta in deltas)
         run(model, dtype)
         assert cache.stats.bytes_peak == (16 + 5) * 32 * dtype.itemsize  # one residual: of all tokens, image and text
     assert seen == {dtype}

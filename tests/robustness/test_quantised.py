@@ -127,7 +127,7 @@ def close(outputs, expected):
 
 def kept(cache):
     """Dtypes of all residuals that are kept now."""
-    runs = [run for attached in cache._attached for run in attached.flow.runs._runs.values()]
+    runs = [run for attached in cache._attached for run in attached.cache.decider._runs.values()]
     anchors = [anchor for run in runs for branch in run.branches.values() for anchor in branch.anchors]
     return {tensor.dtype for anchor in anchors for tensor in anchor.kept}
 

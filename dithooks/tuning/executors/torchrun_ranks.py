@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 from ...config.cache_plan import CachePlan
-from ...engine.rank_consensus import shared_by_ranks
 from ...errors import InvalidSetting
+from ...integrations.shared_model import shared_by_ranks
 from ...recording.image_metrics import samples_of
 from ...recording.rank_agreement import agree
 from ..evaluation import Verifier

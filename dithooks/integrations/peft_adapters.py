@@ -1,0 +1,78 @@
+"""Adapter layers as PEFT has them: which are active, how strong, merged or not."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from itertools import repeat
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor, nn
+
+_OWN = attrgetter("__dict__")
+
+
+class PeftAdapters:
+    """Watches the strength of a model's adapter layers.
+
+    It is asked at every call, of hundreds of layers: hence by the instances' dictionaries, compared in C against
+    copies, and made out one by one only where these differ.
+    """
+
+    def __init__(self) -> None:
+        self._layers: list[weakref.ref[nn.Module]] = []
+        self._configs: tuple[Any, ...] = ()
+        self._tensors = False  # whether the strength of one is a tensor, which does not compare by value
+        self._copied: list[list[Any]] = []
+        self._strengths: list[Any] = []
+
+    def find(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+        """Look for adapters among the layers of a model."""
+        adapters = [layer for layer in layers if "_active_adapter" in vars(layer)]
+        strengths = [each for layer in adapters for each in tuple((vars(layer).get("scaling") or {}).values())]
+        self._tensors = any(isinstance(each, Tensor) for each in strengths)
+        self._layers, self._configs, self._copied = [weakref.ref(layer) for layer in adapters], _configs(model), []
+
+    def is_listed_anew(self, model: nn.Module) -> bool:
+        """Return whether the model lists other adapters than when they were looked for."""
+        return _configs(model) != self._configs
+
+    def strengths(self) -> list[Any]:
+        """Return what the adapters do, one after another, and ``None`` for each that does nothing.
+
+        Raises:
+            AttributeError: a layer is gone.
+        """
+        if not self._layers:
+            return []
+        owns = list(map(_OWN, map(weakref.ref.__call__, self._layers)))
+        now = [
+            list(map(dict.get, owns, repeat("_active_adapter"))),
+            list(map(dict.get, owns, repeat("scaling"))),
+            list(map(dict.get, owns, repeat("merged_adapters"))),
+            list(map(dict.get, owns, repeat("_disable_adapters"))),
+        ]
+        if self._tensors or now != self._copied:
+            self._strengths = [each for layer in zip(*now, strict=True) for each in _strength(*layer)]
+            self._copied = [[_copy(each) for each in column] for column in now]
+        if not self._tensors:
+            return self._strengths
+        return [(id(each), each._version) if isinstance(each, Tensor) else each for each in self._strengths]
+
+
+def _configs(model: nn.Module) -> tuple[Any, ...]:
+    configs = vars(model).get("peft_config")
+    return tuple((name, id(config)) for name, config in tuple(configs.items())) if isinstance(configs, dict) else ()
+
+
+def _strength(active: Any, scaling: Any, merged: Any, disabled: Any) -> list[Any]:
+    """Return what one layer does."""
+    if disabled and not merged:
+        return [None]
+    names = (active,) if isinstance(active, str) else active
+    return [*names, *(map(scaling.get, names) if scaling else ()), *(merged or ()), disabled]
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, (dict, list, set)) else value
