@@ -22,14 +22,15 @@ import copy
 import gc
 import json
 import os
+import re
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -38,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 import dithooks
+from bench.compiled import Counting, compiled
 from bench.costs_peers import DOUBLE, SINGLE, Loop, Steps, call, flux, quiet
 from bench.overhead import Spread, cut
 from bench.peers.closures import Closures, first_stream, flux_streams
@@ -46,7 +48,7 @@ from dithooks.environment.machine import machine, versions
 
 PACKAGE = str(Path(dithooks.__file__).parent)
 STEPS, COMPUTED, REUSED = 12, 6, 7  # of a run, and the two that are counted
-OTHERS = "(other packages)"
+LIBRARY = re.compile(r"(?:site|dist)-packages[/\\](\w+)")
 
 
 # -- counting -----------------------------------------------------------------------------------------------------
@@ -71,7 +73,7 @@ class Counts:
     @property
     def own(self) -> dict[tuple[str, str], tuple[int, int]]:
         """The functions of dithooks."""
-        return {key: value for key, value in self.functions.items() if key[0] != OTHERS}
+        return {key: value for key, value in self.functions.items() if not key[0].startswith("(")}
 
     @property
     def files(self) -> int:
@@ -88,7 +90,7 @@ class Counts:
         return Counts(self.calls - other.calls, self.c_calls - other.c_calls, self.bytecodes - other.bytecodes, pairs)
 
     def by_file(self) -> dict[str, tuple[int, int]]:
-        """Calls and bytecodes by file of dithooks, those with most bytecodes first; other packages are one entry."""
+        """Calls and bytecodes by file of dithooks, and by package of the others; those with most bytecodes first."""
         found: dict[str, tuple[int, int]] = {}
         for (file, _), (calls, codes) in self.functions.items():
             before = found.get(file, (0, 0))
@@ -102,11 +104,13 @@ class Counts:
 
 
 def place(code: CodeType) -> tuple[str, str]:
-    """File and qualified name of a function; the file is a path in dithooks, or ``OTHERS``."""
-    name = getattr(code, "co_qualname", code.co_name)  # Python 3.10 has no qualified names
-    if code.co_filename.startswith(PACKAGE + os.sep):
-        return code.co_filename[len(PACKAGE) + 1 :].replace(os.sep, "/"), name
-    return OTHERS, f"{name} ({Path(code.co_filename).name})"
+    """Where a function is, and its qualified name: a file of dithooks, or a package in parentheses."""
+    name, file = getattr(code, "co_qualname", code.co_name), code.co_filename  # Python 3.10 has no qualified names
+    if file.startswith(PACKAGE + os.sep):
+        return file[len(PACKAGE) + 1 :].replace(os.sep, "/"), name
+    library = LIBRARY.search(file)
+    kind = library[1] if library else "bench" if file.startswith(str(Path(__file__).parent)) else "Python"
+    return f"({kind})", f"{Path(file).name}: {name}"
 
 
 def profiled(do: Callable[[], object]) -> tuple[Counter[CodeType], int]:
@@ -269,6 +273,12 @@ def threshold() -> DitCacheConfig:
     return DitCacheConfig(cache_block_start=1, policy=policy)
 
 
+@cache
+def original(name: str) -> nn.Module:
+    """A model of :data:`MODELS`, to be copied."""
+    return MODELS[name].make()
+
+
 CACHES = {"interval": interval, "plan": fitted_plan, "threshold": threshold}
 CLOSURES = "closures"  # beside these, see bench/peers/closures.py
 
@@ -282,14 +292,14 @@ class Subject:
         name: of :data:`MODELS`.
         cache: of :data:`CACHES`, or :data:`CLOSURES`; ``None``: without one.
         kept: blocks of the copy; ``None``: all.
-        base: what is copied, if it is there already.
+        base: what is copied, in place of :func:`original`.
     """
 
     def __init__(
         self, name: str, cache: str | None = None, kept: int | None = None, base: nn.Module | None = None
     ) -> None:
         kind = MODELS[name]
-        base = kind.make() if base is None else base
+        base = original(name) if base is None else base
         self.model = copy.deepcopy(base) if kept is None else kind.cut(base, kept)
         self.loop, self.call = kind.loop(STEPS), kind.call
         self.handle: CacheHandle | None = None
@@ -359,11 +369,217 @@ def counted(calls: Counter[CodeType], c_calls: int, codes: Counter[CodeType]) ->
     return Counts(sum(calls.values()), c_calls, sum(codes.values()), functions)
 
 
-def own_counts(name: str, cache: str, base: nn.Module | None = None) -> tuple[Counts, Counts]:
+def own_counts(name: str, kind: str) -> tuple[Counts, Counts]:
     """What a cache adds to a computed step, and to a reused one; see the top of this file."""
-    base = MODELS[name].make() if base is None else base
-    cached = count(Subject(name, cache, base=base))
-    plain = count(Subject(name, base=base), (COMPUTED,))
-    kept = 0 if cache == CLOSURES else CACHES[cache]().cache_block_start
-    without = count(Subject(name, kept=kept, base=base), (REUSED,))
-    return cached[COMPUTED].over(plain[COMPUTED]), cached[REUSED].over(without[REUSED])
+    cached = count(Subject(name, kind))
+    kept = 0 if kind == CLOSURES else CACHES[kind]().cache_block_start
+    return cached[COMPUTED].over(uncached(name)[COMPUTED]), cached[REUSED].over(uncached(name, kept)[REUSED])
+
+
+@cache
+def uncached(name: str, kept: int | None = None) -> dict[int, Counts]:
+    """Counts of a copy without a cache, with all blocks or the first so many."""
+    return count(Subject(name, kept=kept))
+
+
+# -- compiled -----------------------------------------------------------------------------------------------------
+
+
+class Outputs(Counting):
+    """A backend that also notes the shapes that each entry of compiled code returns.
+
+    What compiled code stores in Python objects is among what its graph returns.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered: list[list[tuple[int, ...]]] = []
+
+    def __call__(self, module: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
+        run = super().__call__(module, example_inputs)
+
+        def entered(*args: Any) -> Any:
+            results = run(*args)
+            self.entered.append([tuple(each.shape) for each in results if isinstance(each, Tensor)])
+            return results
+
+        return entered
+
+
+def compiled_counts(kind: str | None, way: str, base: nn.Module) -> dict[str, Any]:
+    """Graphs and breaks of two runs, and what is entered and returned on one step of the second; or the error."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    subject, backend = Subject("FLUX", kind, base=base), Outputs()
+    found: dict[str, Any] = {"cache": kind or "none", "way": way}
+    compiled(subject.model, way, backend)
+    entries: dict[int, list[list[tuple[int, ...]]]] = {}
+    try:
+        with torch.no_grad(), quiet():
+            for step in (*range(STEPS), *range(STEPS)):
+                backend.entered = entries[step] = []
+                subject.turn()
+    except Exception as error:
+        return {**found, "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
+    finally:
+        breaks = sum(counters["graph_break"].values())
+        torch._dynamo.reset()
+    steps = {"computed": entries[COMPUTED], "reused": entries[REUSED]}
+    outputs = {name: [shape for entry in step for shape in entry] for name, step in steps.items()}
+    return {
+        **found,
+        "graphs": backend.graphs,
+        "breaks": breaks,
+        "entries": {name: len(step) for name, step in steps.items()},
+        "outputs": {name: len(shapes) for name, shapes in outputs.items()},
+        "shapes": {name: [list(shape) for shape in sorted(shapes)] for name, shapes in outputs.items()},
+    }
+
+
+# -- times --------------------------------------------------------------------------------------------------------
+
+
+def times(rounds: int) -> list[dict[str, Any]]:
+    """Ratios of times, each of two copies of FLUX at the same step of the same run, which are called in turns.
+
+    Each copy is made anew in each round. Times are the thread's CPU time.
+    """
+    taken: dict[str, dict[str, list[float]]] = {"computed": {}, "reused": {}}
+    for number in range(rounds):
+        subjects = {name: Subject("FLUX", name) for name in (*CACHES, CLOSURES)}
+        subjects |= {"plain": Subject("FLUX")}
+        subjects |= {f"{kept} blocks": Subject("FLUX", kept=kept) for kept in (0, 1)}
+        names = list(subjects)
+        with torch.inference_mode(), quiet(), uncollected():
+            for turn in range(STEPS * 4):
+                order = names[(turn + number) % len(names) :] + names[: (turn + number) % len(names)]
+                clocked: dict[str, float] = {}
+                for name in order[:: 1 if turn % 4 < 2 else -1]:
+                    subjects[name].turn(partial(clock, clocked, name))
+                if turn >= STEPS and turn % STEPS >= 2:
+                    for name, seconds in clocked.items():
+                        taken["reused" if turn % 2 else "computed"].setdefault(name, []).append(1e6 * seconds)
+    return [ratio_row(step, name, other, taken[step]) for step, name, other in RATIOS]
+
+
+RATIOS = (
+    *(("reused", name, CLOSURES) for name in CACHES),
+    *(("reused", name, "1 blocks" if name == "threshold" else "0 blocks") for name in (*CACHES, CLOSURES)),
+    *(("computed", name, CLOSURES) for name in CACHES),
+    *(("computed", name, "plain") for name in (*CACHES, CLOSURES)),
+)
+
+
+def clock(into: dict[str, float], name: str, do: Callable[[], Tensor]) -> Tensor:
+    """Note how long a call takes."""
+    begin = time.thread_time()
+    output = do()
+    into[name] = time.thread_time() - begin
+    return output
+
+
+def ratio_row(step: str, name: str, other: str, taken: dict[str, list[float]]) -> dict[str, Any]:
+    """One line of the table: both medians in µs, and the quartiles of the ratios of pairs."""
+    ratios = [mine / theirs for mine, theirs in zip(taken[name], taken[other], strict=True)]
+    medians = [statistics.median(taken[each]) for each in (name, other)]
+    return {"step": step, "cache": name, "over": other, "us": medians, "ratio": vars(Spread.of(ratios))}
+
+
+# -- all of it ----------------------------------------------------------------------------------------------------
+
+
+def measure(with_times: bool, rounds: int = 5) -> dict[str, Any]:
+    """All results."""
+    rows = []
+    for name in MODELS:
+        for kind in (*CACHES, CLOSURES):
+            computed, reused = own_counts(name, kind)
+            rows.append({"model": name, "cache": kind, "computed": computed.as_dict(), "reused": reused.as_dict()})
+    small = flux(2, 3)
+    graphs = [compiled_counts(kind, way, small) for way in COMPILED for kind in (None, *CACHES)]
+    return {"rows": rows, "compiled": graphs, "times": times(rounds) if with_times else []}
+
+
+COMPILED = {
+    "whole, fullgraph": "``compile(fullgraph=True)``",
+    "blocks, fullgraph": "``compile_repeated_blocks(fullgraph=True)``",
+}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = ["# What one call of a cached transformer costs", "", results["about"], ""]
+    lines += [
+        "What is executed beyond the model without a cache: on a computed step, beyond the plain copy; on a reused "
+        "step, beyond a copy that has only the blocks that run on it. FLUX's own loop over the 57 blocks is in these "
+        "counts (`diffusers`, below). Closures check nothing and are a lower bound for wrappers around `forward` "
+        "(`bench/peers/closures.py`).",
+        "",
+    ]
+    head = ("model", "cache", "step", "calls", "calls in C", "bytecodes", "files", "functions")
+    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in results["rows"]:
+        for step in ("reused", "computed"):
+            cells = [f"{row[step][key]:,}" for key in ("calls", "c_calls", "bytecodes", "files", "functions")]
+            lines.append(f"| {row['model']} | {row['cache']} | {step} | {' | '.join(cells)} |")
+    lines += ["", "By file, calls and bytecodes of a reused step of FLUX:", ""]
+    shown = {r["cache"]: r["reused"]["by_file"] for r in results["rows"] if r["model"] == "FLUX"}
+    files = sorted({file for found in shown.values() for file in found}, key=lambda file: _rank(shown, file))
+    lines += [f"| | {' | '.join(shown)} |", "|---" * (len(shown) + 1) + "|"]
+    for file in files:
+        cells = [f"{found[file][0]:,} / {found[file][1]:,}" if file in found else "—" for found in shown.values()]
+        lines.append(f"| {file} | {' | '.join(cells)} |")
+    lines += ["", "Compiled, FLUX of 2 + 3 blocks; what a graph stores is among its outputs:", ""]
+    head = ("cache", "graphs", "breaks", "entries: computed", "reused", "outputs: computed", "reused")
+    for way, shown_way in COMPILED.items():
+        lines += [f"{shown_way}:", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for row in (row for row in results["compiled"] if row["way"] == way):
+            if "error" in row:
+                lines.append(f"| {row['cache']} | fails: {row['error']} ||||||")
+                continue
+            pairs = [row[key][step] for key in ("entries", "outputs") for step in ("computed", "reused")]
+            lines.append(f"| {row['cache']} | {row['graphs']} | {row['breaks']} | {' | '.join(map(str, pairs))} |")
+        lines.append("")
+    if results["times"]:
+        lines += ["Times of one call of FLUX, CPU time of the thread; ratios of pairs, median (quartiles):", ""]
+        lines += ["| step | cache | µs | over | µs | ratio |", "|---" * 6 + "|"]
+        for row in results["times"]:
+            ratio = "{median:.2f} ({low:.2f} … {high:.2f})".format(**row["ratio"])
+            cells = (row["step"], row["cache"], f"{row['us'][0]:.0f}", row["over"], f"{row['us'][1]:.0f}", ratio)
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _rank(shown: dict[str, dict[str, list[int]]], file: str) -> tuple[int, str]:
+    """Most bytecodes first."""
+    return -max(found.get(file, [0, 0])[1] for found in shown.values()), file
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Count what one call of a cached transformer executes; about two minutes, times included."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file only, and no table")
+    parser.add_argument("--times", action="store_true", help="take times, too")
+    parser.add_argument("--quick", action="store_true", help="one round of times")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    results = measure(options.times, 1 if options.quick else 5)
+    named = ", ".join(f"{name} {number}" for name, number in versions("diffusers").items())
+    seconds = time.perf_counter() - begun
+    results = {"about": f"{machine()}, {named}; {DOUBLE}+{SINGLE} blocks; {seconds:.0f} s", **results}
+    text = json.dumps(results, indent=1) + "\n"
+    if options.json is not None:
+        options.json.write_text(text)
+    else:
+        options.out.mkdir(parents=True, exist_ok=True)
+        options.out.joinpath("reused_step.json").write_text(text)
+        options.out.joinpath("reused_step.md").write_text(table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
