@@ -41,6 +41,7 @@ PARTS = (
     Part("share", "what share of a run is spent in blocks", ("bench.compare.share",)),
     Part("scores", "5,000 samples of the DiT, as distributions", ("bench.fashion.scores",)),
     Part("overhead", "what an attached cache costs, by library", ("bench.overhead",)),
+    Part("reused-step", "what one call executes: calls, bytecodes, files, graphs", ("bench.reused_step", "--times")),
     Part("compiled", "graphs and graph breaks, by library", ("bench.compiled",)),
     Part("memory", "what is kept, by library, at the size of large models", ("bench.memory",)),
     Part("search-28", "found plans against schedules that need no search", ("bench.search", "--steps", "28")),
