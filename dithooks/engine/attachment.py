@@ -125,7 +125,7 @@ class Attachment:
         wiring = self.cache.layout.wiring
         if wiring is not None:
             for skip, io in zip(self.skips[1:-1], wiring.ports[1:-1], strict=True):
-                teach(skip, io, self.cache)
+                teach(skip, io)
 
     def _vacate(self) -> list[str]:
         wrapped = {id(skip) for skip in self.skips if retire(skip)}

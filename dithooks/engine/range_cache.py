@@ -36,6 +36,7 @@ class CallState(threading.local):
     """The call under way in a thread: it never leaves its thread, and two threads never see each other's."""
 
     call: Call | None = None
+    passing: bool = False  # the call is inside a skipped range: stand-ins that can pass on without asking
     latest: Call | None = None  # the last one that is over, until the next begins, where others may repeat it
     arguments: Mapping[str, Any] | None = None  # of the transformer
     replay: Replay | None = None  # makes the call again, where it may have to be made again
@@ -93,6 +94,7 @@ class RangeCache:
 
     def _open(self, arguments: Mapping[str, Any] | None, replay: Replay | None, seen: bool) -> None:
         state, decider, layout = self.state, self.decider, self.layout
+        state.passing = False
         if is_tracing_or_exporting():
             state.call = None
             return
@@ -137,6 +139,7 @@ class RangeCache:
         state = self.state
         call, replay = state.call, state.replay
         state.call = state.arguments = state.replay = None
+        state.passing = False
         if call is None:
             return
         if not call.stale:
@@ -254,6 +257,8 @@ class RangeCache:
             call.mode, call.deltas = MISMATCH, ()
             return False
         call.streams = tuple(streams)
+        # Not in compiled code, nor where some of the blocks may be: it would be compiled anew for each value.
+        self.state.passing = not call.compiled
         return True
 
     def _handed_on(self, call: Call, wiring: Wiring) -> list[Any] | None:
@@ -275,6 +280,8 @@ class RangeCache:
         """Return what the last block of a skipped range would: h_in + Δ̂."""
         self.integrations.after_skip()
         call.stage = AFTER
+        if not call.compiled:
+            self.state.passing = False
         results, streams, versions = call.results, call.streams, call.versions
         # Dropped here, not at the end of the call: compiled code then stores nothing of a stream that nobody reads.
         call.results, call.streams, call.versions = None, (), None

@@ -12,6 +12,7 @@ import functools
 import types
 import weakref
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ..blocks.block_io import BlockIO
 from ..errors import WrongType
-from .range_cache import INSIDE, REUSE, CallState, RangeCache
+from .range_cache import CallState, RangeCache
 
 
 class _Forward:
@@ -37,6 +38,7 @@ class _Forward:
         return block._dithooks.override or types.MethodType(self.function, block)
 
     def __set__(self, block: SkipBlock, value: Callable[..., Any]) -> None:
+        block._dithooks.shortcut(None)
         if "forward" in vars(block):
             vars(block)["forward"] = value
         elif isinstance(value, types.MethodType) and value.__self__ is block and value.__func__ is self.function:
@@ -51,21 +53,33 @@ class _Forward:
             vars(block).pop("forward")
 
 
+def _no_shortcut(_: object) -> Any:
+    """Refuse to pass on: what this block takes and returns has to be looked at."""
+    raise LookupError
+
+
 class _Shell:
     """What a stand-in has of its own."""
 
-    __slots__ = ("cache", "hooked", "kind", "names", "offset", "original", "override", "position", "state")
+    __slots__ = ("by_name", "by_place", "cache", "hooked", "offset", "original", "override", "state")
 
     def __init__(self, original: nn.Module, offset: int, hooked: bool) -> None:
         self.original, self.offset, self.hooked = original, offset, hooked
         self.cache: RangeCache | None = None  # None: inert, an ordinary way to call the original
+        self.state: CallState | None = None  # of the cache, by thread
         self.override: Callable[..., Any] | None = None
-        # Of a block inside the range whose output is a tensor, tuple or list of arguments: the arguments' names, the
-        # position of the first, and the output's type. These are passed on right here: it happens for every block.
-        self.state: CallState | None = None
-        self.names: tuple[str, ...] = ()
-        self.position = 0
-        self.kind: Callable[..., Any] = Tensor
+        # What a block inside the range passes on, out of its arguments by name or by place.
+        self.by_name: Callable[[Any], Any] = _no_shortcut
+        self.by_place: Callable[[Any], Any] = _no_shortcut
+
+    def shortcut(self, io: BlockIO | None) -> None:
+        """Let the block's streams be passed on in one step, in C, where an output is just some of the arguments."""
+        self.by_name = self.by_place = _no_shortcut
+        if io is None or self.override is not None or not io.slots:
+            return
+        if io.maker.kind is (Tensor if len(io.slots) == 1 else tuple):
+            names, places = zip(*io.slots, strict=True)
+            self.by_name, self.by_place = itemgetter(*names), itemgetter(*places)
 
 
 class SkipBlock:
@@ -76,16 +90,11 @@ class SkipBlock:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shell = self._dithooks
-        if shell.state is not None and shell.override is None:
-            call = shell.state.call
-            if call is not None and call.mode is REUSE and call.stage is INSIDE and call.probe is None:
-                if shell.kind is Tensor:
-                    if shell.names[0] in kwargs:
-                        return kwargs[shell.names[0]]
-                    if shell.position < len(args):
-                        return args[shell.position]
-                elif not args:
-                    return shell.kind(map(kwargs.get, shell.names))
+        if shell.state is not None and shell.state.passing:
+            try:
+                return shell.by_place(args) if args else shell.by_name(kwargs)
+            except LookupError:  # an argument is left out, or some come by place and some by name
+                pass
         return run(shell, args, kwargs) if shell.override is None else shell.override(*args, **kwargs)
 
     def __init_subclass__(cls, **_: Any) -> None:
@@ -214,18 +223,13 @@ def _drop(classes: dict[type, type]) -> None:
 def engage(module: nn.Module, cache: RangeCache) -> None:
     """Let a stand-in work for a range."""
     assert isinstance(module, SkipBlock)
-    module._dithooks.cache = cache
+    module._dithooks.cache, module._dithooks.state = cache, cache.state
 
 
-def teach(module: nn.Module, io: BlockIO | None, cache: RangeCache) -> None:
-    """Give a stand-in inside the range the streams that it passes on; ``None``: it has to ask the range each time."""
+def teach(module: nn.Module, io: BlockIO) -> None:
+    """Give a stand-in inside the range the streams of its block, once they are known."""
     assert isinstance(module, SkipBlock)
-    shell = module._dithooks
-    if io is None or not io.slots:
-        shell.state = None
-        return
-    shell.names, shell.position = tuple(name for name, _ in io.slots), io.slots[0][1]
-    shell.kind, shell.state = io.maker.kind, cache.state
+    module._dithooks.shortcut(io)
 
 
 def is_engaged(module: object) -> bool:
@@ -237,5 +241,6 @@ def retire(module: nn.Module) -> bool:
     """Make a stand-in a plain way to its block, free of the cache; return whether others put something over it."""
     assert isinstance(module, SkipBlock)
     shell = module._dithooks
+    shell.shortcut(None)
     shell.cache = shell.state = None
     return shell.override is not None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import methodcaller
+from itertools import repeat
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .peft_adapters import PeftAdapters
 from .shared_model import shared_by_ranks
 from .tqdm_bar import find_bar
 
-_HAS_REGISTRY = methodcaller("__contains__", REGISTRY)
+_HOOKS = attrgetter("hooks")
 
 
 class BlockIntegrations:
@@ -45,11 +46,10 @@ class BlockIntegrations:
         """See who is at work now; outside of compiled code."""
         self._is_sharded = sharded(self._blocks)
         self.alters_arguments = self._is_grouped = False
-        if any(map(_HAS_REGISTRY, self._own)):
-            registries = [own.get(REGISTRY) for own in self._own]  # empty ones, of pipelines, are many
-            if self._owner is not None and any(registry is not None and registry.hooks for registry in registries):
-                self.alters_arguments = divides(self._stack)
-                self._is_grouped = grouped((self._owner, *self._blocks))
+        registries = filter(None, map(dict.get, self._own, repeat(REGISTRY)))
+        if any(map(_HOOKS, registries)) and self._owner is not None:  # empty ones, of pipelines, are many
+            self.alters_arguments = divides(self._stack)
+            self._is_grouped = grouped((self._owner, *self._blocks))
 
     def block_arguments(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -65,7 +65,7 @@ class Mask(Policy):
         if self.dynamic is not None and (not isinstance(self.dynamic, Policy) or self.dynamic.metric is None):
             raise WrongType(f"dynamic={self.dynamic!r} must be a policy that decides by looking, such as Threshold")
         if self.dynamic is not None:
-            for name in ("gauge", "separate_branches", "reduce"):
+            for name in ("metric", "separate_branches", "reduce"):
                 object.__setattr__(self, name, getattr(self.dynamic, name))
 
     def for_run(self, schedule: Schedule) -> Mask:
