@@ -53,6 +53,7 @@ class Run:
     schedule: Schedule = field(default_factory=Schedule)
     epoch: object | None = None
     step: int | None = None
+    is_last_step: bool = False  # as far as is known
     used: list[int] = field(default_factory=list)  # branches already called at this step
     most: int = 0  # calls that a step made, at most
     before: tuple[int, int] = (0, 0)  # calls of each of the two steps before
@@ -69,11 +70,6 @@ class Run:
     bar: Any = None  # progress bar of the pipeline
     scheduler_is_shared: bool = False  # the scheduler that tells its steps tells those of another session's run
     ranks_diverged: bool = False  # ranks that decide as one have computed different calls: none reuses any more
-
-    @property
-    def is_last_step(self) -> bool:
-        """Whether the run is at its last step, as far as is known."""
-        return self.schedule.steps is not None and self.step is not None and self.step >= self.schedule.steps - 1
 
     @property
     def nbytes(self) -> int:

@@ -33,6 +33,7 @@ class BlockIntegrations:
         self._own: Sequence[dict[str, Any]] = ()  # attributes of these modules, diffusers' registry of hooks among them
         self._is_grouped = False  # weights may come and go in groups
         self._is_sharded = False  # FSDP has the range's weights
+        self._kinds: set[type] = set()  # classes of the range's blocks
         # Not as decorators: these would import the compiler early.
         self._drop_prefetched = torch.compiler.disable(drop_prefetched)
         self._hand_over = torch.compiler.disable(hand_over)
@@ -44,7 +45,9 @@ class BlockIntegrations:
 
     def refresh(self) -> None:
         """See who is at work now; outside of compiled code."""
-        self._is_sharded = sharded(self._blocks)
+        kinds = set(map(type, self._blocks))
+        if kinds != self._kinds:  # FSDP gives a block another class
+            self._kinds, self._is_sharded = kinds, sharded(self._blocks)
         self.alters_arguments = self._is_grouped = False
         registries = filter(None, map(dict.get, self._own, repeat(REGISTRY)))
         if any(map(_HOOKS, registries)) and self._owner is not None:  # empty ones, of pipelines, are many

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..validation import check_choice, check_count
 from .predictor import Moment, Predictor
@@ -19,13 +19,11 @@ class Reuse(Predictor):
         (1.0,)
     """
 
+    takes_the_last: ClassVar[bool] = True
+
     @property
     def anchors(self) -> int:
         return 1
-
-    @property
-    def takes_the_last(self) -> bool:
-        return True
 
     def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...]:
         return (1.0,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ..policies.history import Schedule
 
@@ -24,6 +24,8 @@ class Moment(NamedTuple):
 class Predictor(ABC):
     """Says how much of each stored residual makes that of a reused step. Subclasses are frozen dataclasses."""
 
+    takes_the_last: ClassVar[bool] = False  # always, and as it is
+
     @property
     @abstractmethod
     def anchors(self) -> int:
@@ -35,11 +37,6 @@ class Predictor(ABC):
 
         ``None``: these are not the anchors it was made for; the line through the last two is taken then.
         """
-
-    @property
-    def takes_the_last(self) -> bool:
-        """Whether it always takes the last residual as it is."""
-        return False
 
     @property
     def needs_sigmas(self) -> bool:

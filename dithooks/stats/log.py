@@ -16,6 +16,7 @@ from .types import CacheStats, CallRecord, RunStats, branch_stats
 
 MAX_CALLS = 10_000  # latest calls of a range that are kept one by one
 MAX_RUNS = 16  # latest runs of a range that have statistics of their own
+MAX_MARKS = 64  # of a run, before their times are read
 
 LoggedCall = list[CallRecord]  # all records of one call, the first decision first; the last one counts
 
@@ -227,7 +228,8 @@ class DecisionLog:
             if (log := self._runs.get(run)) is not None:
                 log.ended = time.perf_counter()
                 log.marks.append((reuse, marks))
-                log.read_times()
+                if len(log.marks) > MAX_MARKS:
+                    log.read_times()
 
     def hold(self, now_bytes: int, run: int, branch: int, own_bytes: int) -> None:
         """Note the memory held now: by the whole range, and by one branch of a run."""
