@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..integrations.tqdm_bar import find_bar, write_behind
 from ..policies.history import BranchHistory, Decision
+from ..policies.reason import Reason
 from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
 from ..stats.timing import mark
@@ -20,9 +21,6 @@ from .clock import Tick
 from .rank_consensus import RankConsensus, RankReport, checksum
 from .runs import Runs
 from .weights_version import WeightsVersion, lora_scales
-
-# Reasons that are a branch's own, or a rank's: another call of the step decides for itself.
-OWN = ("no anchor", "unmeasured", "weights", "shape", "switch", "not reached", "shared scheduler", "another rank")
 
 
 class Settler:
@@ -80,7 +78,7 @@ class Settler:
             return
         change = None if call.seen is None or branch.metric is None else branch.metric.look(call.seen)
         if change is None:  # a rate takes two computed steps
-            decision = Decision(False, "unmeasured")
+            decision = Decision(False, Reason.UNMEASURED)
         else:
             value = float(change.item())  # the one wait for the device that a decision costs
             decision = run.policy.judge(call.moment.step, branch.track, run.schedule, value)
@@ -89,7 +87,7 @@ class Settler:
 
     def inert(self) -> Call:
         """A call with gradients: trained models are not cached."""
-        self.runs.ledger.count(Decision(False, "gradients"))
+        self.runs.ledger.count(Decision(False, Reason.GRADIENTS))
         self.runs.say(
             "gradients",
             f"{self.runs.name} is called with gradients enabled, so nothing is cached or reused: "
@@ -103,7 +101,7 @@ class Settler:
         if branch is None or run is None:
             return
         if call.pending:
-            call.proposal = Decision(False, "not reached")
+            call.proposal = Decision(False, Reason.NOT_REACHED)
             together = self.runs.together
             self._conclude(call, call.proposal if together is None else self._agreed(call, together))
         if call.shape_mismatch:
@@ -150,9 +148,9 @@ class Settler:
         decision: Decision | None
         asks = self.runs.together is not None and run.policy.metric is not None
         if run.scheduler_is_shared and not asks:
-            decision = Decision(False, "shared scheduler")
+            decision = Decision(False, Reason.SHARED_SCHEDULER)
         elif run.ranks_diverged:
-            decision = Decision(False, "ranks differ")
+            decision = Decision(False, Reason.RANKS_DIFFER)
         elif run.shared is not None and not run.policy.separate_branches:
             decision = run.shared._replace(value=None)
         else:
@@ -184,15 +182,15 @@ class Settler:
     def _unfit(self, call: Call, branch: Branch) -> Decision | None:
         """Why there is nothing to be reused, if so."""
         if call.run is not None and call.run.scheduler_is_shared:
-            return Decision(False, "shared scheduler")
+            return Decision(False, Reason.SHARED_SCHEDULER)
         if not branch.anchors:
-            return Decision(False, "no anchor")
+            return Decision(False, Reason.NO_ANCHOR)
         former = branch.anchors[0].signature
         if former == call.signature:
             return None
         if former[0] != call.signature[0]:
-            return Decision(False, "weights")
-        return Decision(False, "switch" if _forms(former) == _forms(call.signature) else "shape")
+            return Decision(False, Reason.WEIGHTS)
+        return Decision(False, Reason.SWITCH if _forms(former) == _forms(call.signature) else Reason.SHAPE)
 
     def _agreed(self, call: Call, together: RankConsensus) -> Decision:
         """Settle a call with the other ranks: all of them reuse, or none does, each for its own reason."""
@@ -203,7 +201,7 @@ class Settler:
         sums = None
         if mine is None:
             sums = None if call.seen is None or branch.metric is None else branch.metric.sums(call.seen)
-            mine = Decision(False, "unmeasured") if sums is None else None
+            mine = Decision(False, Reason.UNMEASURED) if sums is None else None
         track, account, schedule = branch.track, run.account, run.schedule
         report = RankReport(
             range=next((place for place, peer in enumerate(self.runs.peers) if peer is self.runs), 0),
@@ -231,11 +229,11 @@ class Settler:
                 "ways than each other (one has computed what others reused, or takes this call for another branch "
                 "than they do), so none of them reuses anything more in this run",
             )
-            return Decision(False, "ranks differ")
+            return Decision(False, Reason.RANKS_DIFFER)
         if mine is not None and not mine.reuse:
             return mine
         if not found.fit:
-            return Decision(False, "another rank")
+            return Decision(False, Reason.ANOTHER_RANK)
         if mine is None:
             assert found.value is not None
             mine = run.policy.judge(call.moment.step, track, schedule, found.value)
@@ -248,7 +246,8 @@ class Settler:
         assert run is not None
         assert branch is not None
         if run.policy is not None and not run.policy.separate_branches and run.shared is None:
-            run.shared = decision if decision.reason not in OWN else None
+            own = isinstance(decision.reason, Reason) and decision.reason.is_own
+            run.shared = None if own else decision
         branch.track.note(call.moment.step, decision)
         self.runs.ledger.count(decision, run.number, call.moment.step, branch.track.number)
         run.reasons[decision.reason] += 1
@@ -259,7 +258,7 @@ class Settler:
         write_behind(run.bar, run.reused, calls)
         if decision.value is not None:
             run.values.append(decision.value)
-        call.pending, call.reuse, call.non_finite = False, decision.reuse, decision.reason == "non-finite"
+        call.pending, call.reuse, call.non_finite = False, decision.reuse, decision.reason == Reason.NON_FINITE
         if decision.reuse:
             call.capture, call.deltas = False, self._predicted(branch, call.moment)
             return
@@ -285,12 +284,12 @@ class Settler:
 
     def _misfit(self, call: Call, branch: Branch, run: Run) -> None:
         """A call that was to be reused was computed after all."""
-        self.runs.ledger.recount(run.number, call.moment.step, branch.track.number, Decision(False, "shape"))
+        self.runs.ledger.recount(run.number, call.moment.step, branch.track.number, Decision(False, Reason.SHAPE))
         track = branch.track
         track.reused, track.computed, track.streak, track.drift = track.reused - 1, track.computed + 1, 0, 0.0
         track.account.reused -= 1
         run.reused -= 1
-        run.reasons.subtract({"reuse": 1, "shape": -1})
+        run.reasons.subtract({Reason.REUSE: 1, Reason.SHAPE: -1})
         call.shape_mismatch, branch.anchors = False, []
 
 

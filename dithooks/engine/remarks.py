@@ -8,6 +8,7 @@ from collections import Counter
 from ..blocks.block_lists import Expected
 from ..policies.history import BranchHistory, RunHistory, Schedule
 from ..policies.policy import Policy
+from ..policies.reason import Reason
 from .call import Run
 
 
@@ -21,9 +22,9 @@ def hopeless(policy: Policy, schedule: Schedule) -> str | None:
         open_to_it = any(decision is None or decision.reuse for decision in made)
         if step > schedule.first and open_to_it:
             return None
-        reasons["no anchor" if made[0] is None or made[0].reuse else made[0].reason] += 1
+        reasons[Reason.NO_ANCHOR if made[0] is None or made[0].reuse else made[0].reason] += 1
     told = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-    warm = getattr(policy, "max_warmup_steps", None) if "warm-up" in reasons else None
+    warm = getattr(policy, "max_warmup_steps", None) if Reason.WARM_UP in reasons else None
     return told if warm is None else f"{told}, max_warmup_steps is {warm}"
 
 

@@ -10,6 +10,7 @@ from ..errors import InvalidSetting
 from ..validation import check_count, check_number
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, Reduce, check_looking
+from .reason import Reason
 
 WITHIN = 0.05  # of the target
 RECENT = 3  # changes: what is far back says little of the steps to come
@@ -40,12 +41,12 @@ class Budget(Policy):
             its number of steps, or that its range and warm-up do not allow the target.
 
     Example:
-        >>> from dithooks.policies.history import Account
+        >>> from dithooks.policies.history import RunHistory
         >>> policy, schedule = Budget(2.0, max_warmup_steps=2), Schedule(steps=10)
-        >>> track = BranchHistory(account=Account(calls=4, reused=1))
+        >>> track = BranchHistory(account=RunHistory(calls=4, reused=1))
         >>> policy.to_come(4, track, schedule)  # 5 of 10 are to be reused, 1 is, 6 calls remain
         (4, 6)
-        >>> policy.before(6, BranchHistory(account=Account(calls=6, reused=1)), schedule)
+        >>> policy.before(6, BranchHistory(account=RunHistory(calls=6, reused=1)), schedule)
         Decision(reuse=True, reason='reuse', value=None)
     """
 
@@ -94,22 +95,22 @@ class Budget(Policy):
 
     def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
         if schedule.done(step) < (self.max_warmup_steps or 1):
-            return Decision(False, "warm-up")
+            return Decision(False, Reason.WARM_UP)
         wanted, left = self.to_come(step, track, schedule)
         if wanted <= 0:
-            return Decision(False, "budget")
-        return Decision(True, "reuse") if wanted >= left else None
+            return Decision(False, Reason.BUDGET)
+        return Decision(True, Reason.REUSE) if wanted >= left else None
 
     def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
-            return Decision(False, "non-finite", value)
+            return Decision(False, Reason.NON_FINITE, value)
         wanted, left = self.to_come(step, track, schedule)
         gap = max(step - track.refreshed, 1) if track.refreshed is not None else 1  # 0: the step is made once more
         rates = [*track.rates, value / gap][-RECENT:]
         branches = track.account.branches
         reuses = (wanted / branches + track.streak) / ((left - wanted) / branches + 1)
         limit = sum(rates) / len(rates) * (reuses + 1)
-        return Decision(True, "reuse", value) if value < limit else Decision(False, "threshold", value)
+        return Decision(True, Reason.REUSE, value) if value < limit else Decision(False, Reason.THRESHOLD, value)
 
     def review(self, speedup: float) -> str | None:
         if abs(speedup / self.target_speedup - 1) <= WITHIN + 1e-9:

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from ..validation import check_count, check_number
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, Reduce, check_looking, no_end
+from .reason import Reason
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,18 @@ class EasyCache(Policy):
 
     def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
         if schedule.done(step) < self.max_warmup_steps:
-            return Decision(False, "warm-up")
+            return Decision(False, Reason.WARM_UP)
         if schedule.steps is not None and step >= schedule.steps - self.last_steps_computed:
-            return Decision(False, "end")
+            return Decision(False, Reason.END)
         if self.max_continuous_cached_steps is not None and track.streak >= self.max_continuous_cached_steps:
-            return Decision(False, "cap")
+            return Decision(False, Reason.CAP)
         return None
 
     def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
-            return Decision(False, "non-finite", value)
+            return Decision(False, Reason.NON_FINITE, value)
         reuse = track.drift + value < self.threshold
-        return Decision(reuse, "reuse" if reuse else "threshold", value)
+        return Decision(reuse, Reason.REUSE if reuse else Reason.THRESHOLD, value)
 
     def remark(self, schedule: Schedule) -> str | None:
         return no_end(self.last_steps_computed, schedule)

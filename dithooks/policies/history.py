@@ -6,12 +6,21 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .reason import Reason
+
 
 class Decision(NamedTuple):
-    """Whether a call reuses the residual, why, and the difference it was decided by, if it was by one."""
+    """Whether a call reuses the residual, why, and the difference that was compared, where one was.
+
+    A policy of one's own may give a reason in a word of its own.
+
+    Example:
+        >>> Decision(False, Reason.THRESHOLD, 0.14)
+        Decision(reuse=False, reason='threshold', value=0.14)
+    """
 
     reuse: bool
-    reason: str
+    reason: Reason | str
     value: float | None = None
 
 

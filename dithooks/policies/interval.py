@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..validation import check_count
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
+from .reason import Reason
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ class Interval(Policy):
 
     def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
         if step < self.start:
-            return Decision(False, "warm-up")
+            return Decision(False, Reason.WARM_UP)
         refresh = self.last_refresh(step)
         if refresh == step:
-            return Decision(False, "refresh")
+            return Decision(False, Reason.REFRESH)
         if track.refreshed is not None and track.refreshed < refresh:  # this branch was not called then
-            return Decision(False, "missed refresh")
-        return Decision(True, "reuse")
+            return Decision(False, Reason.MISSED_REFRESH)
+        return Decision(True, Reason.REUSE)
 
     def outdated(self, step: int, track: BranchHistory, idle: int, anchors: int) -> bool:
         if anchors > 1:

@@ -13,6 +13,7 @@ from ..errors import InvalidSetting, WrongType
 from ..validation import check_count, check_number
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
+from .reason import Reason
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,15 @@ class MagnitudeRatio(Policy):
     def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
         known = len(self._lists[0])
         if step < math.ceil(self.retention_ratio * known - 1e-6):  # 0.07 · 100 is 7, not a little more
-            return Decision(False, "warm-up")
+            return Decision(False, Reason.WARM_UP)
         if step >= known:  # a run longer than the recorded one, that did not say so
-            return Decision(False, "end")
+            return Decision(False, Reason.END)
         if track.streak >= self.max_continuous_cached_steps:
-            return Decision(False, "cap")
+            return Decision(False, Reason.CAP)
         value = 0.0 if track.refreshed is None else self.error(track.refreshed, step, track.number)
-        return Decision(True, "reuse", value) if value < self.threshold else Decision(False, "threshold", value)
+        return (
+            Decision(True, Reason.REUSE, value) if value < self.threshold else Decision(False, Reason.THRESHOLD, value)
+        )
 
     def remark(self, schedule: Schedule) -> str | None:
         if schedule.steps is None:

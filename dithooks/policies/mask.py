@@ -13,6 +13,7 @@ from ..errors import InvalidSetting, WrongType
 from ..validation import check_number
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
+from .reason import Reason
 
 # Of all steps, how many each preset computes: 1.5×, 2×, 3× and 4× fewer, if the range is the whole stack.
 PRESETS = {"slow": 1 / 1.5, "medium": 1 / 2, "fast": 1 / 3, "ultra": 1 / 4}
@@ -65,7 +66,7 @@ class Mask(Policy):
         if self.dynamic is not None and (not isinstance(self.dynamic, Policy) or self.dynamic.metric is None):
             raise WrongType(f"dynamic={self.dynamic!r} must be a policy that decides by looking, such as Threshold")
         if self.dynamic is not None:
-            for name in ("gauge", "separate_branches", "reduce"):
+            for name in ("metric", "separate_branches", "reduce"):
                 object.__setattr__(self, name, getattr(self.dynamic, name))
 
     def for_run(self, schedule: Schedule) -> Mask:
@@ -84,12 +85,12 @@ class Mask(Policy):
     def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
         assert not isinstance(self.steps, str)
         if step >= len(self.steps):
-            return Decision(False, "end")
+            return Decision(False, Reason.END)
         if self.steps[step]:
-            return Decision(False, "mask")
+            return Decision(False, Reason.MASK)
         if self.dynamic is not None:
             return self.dynamic.before(step, track, schedule)
-        return Decision(False, "missed refresh") if self._missed(step, track) else Decision(True, "reuse")
+        return Decision(False, Reason.MISSED_REFRESH) if self._missed(step, track) else Decision(True, Reason.REUSE)
 
     def _missed(self, step: int, track: BranchHistory) -> bool:
         """Whether the branch was not called at the last refresh."""

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from ..validation import check_choice, check_count, check_number
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, Reduce, check_looking, no_end
+from .reason import Reason
 
 
 @dataclass(frozen=True)
@@ -86,28 +87,28 @@ class Threshold(Policy):
     def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
         done = schedule.done(step)
         if done < self.max_warmup_steps and done % self.warmup_interval == 0:
-            return Decision(False, "warm-up")
+            return Decision(False, Reason.WARM_UP)
         forced = self.force_refresh_step
         if forced is not None and (step == forced or (self.force_refresh == "repeat" and step and step % forced == 0)):
-            return Decision(False, "forced")
+            return Decision(False, Reason.FORCED)
         if schedule.steps is not None and step >= schedule.steps - self.last_steps_computed:
-            return Decision(False, "end")
+            return Decision(False, Reason.END)
         for count, limit in (
             (track.reused, self.max_cached_steps),
             (track.streak, self.max_continuous_cached_steps),
         ):
             if limit is not None and count >= limit:
-                return Decision(False, "cap")
+                return Decision(False, Reason.CAP)
         return None
 
     def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
-            return Decision(False, "non-finite", value)
+            return Decision(False, Reason.NON_FINITE, value)
         if value >= self.residual_diff_threshold:
-            return Decision(False, "threshold", value)
+            return Decision(False, Reason.THRESHOLD, value)
         if self.max_accumulated_diff is not None and track.drift + value > self.max_accumulated_diff:
-            return Decision(False, "accumulated", value)
-        return Decision(True, "reuse", value)
+            return Decision(False, Reason.ACCUMULATED, value)
+        return Decision(True, Reason.REUSE, value)
 
     def remark(self, schedule: Schedule) -> str | None:
         return no_end(self.last_steps_computed, schedule)

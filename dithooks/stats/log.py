@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from ..policies.history import Decision
+from ..policies.reason import Reason
 from .timing import Mark, between, is_ready
 from .types import CacheStats, CallRecord, RunStats, branch_stats
 
@@ -107,7 +108,11 @@ class Ledger:
 
     def count(self, decision: Decision, run: int | None = None, step: int = 0, branch: int = 0) -> None:
         """One more call; of no run where it was not even asked whether."""
-        settled = None if run is None else CallRecord(self.name, run, step, branch, *decision)
+        settled = (
+            None
+            if run is None
+            else CallRecord(self.name, run, step, branch, decision.reuse, str(decision.reason), decision.value)
+        )
         with self._lock:
             self._reasons[decision.reuse, decision.reason] += 1
             if settled is not None:
@@ -119,10 +124,10 @@ class Ledger:
 
     def recount(self, run: int, step: int, branch: int, decision: Decision) -> None:
         """A call that was counted as reused turned out otherwise."""
-        settled = CallRecord(self.name, run, step, branch, *decision)
+        settled = CallRecord(self.name, run, step, branch, decision.reuse, str(decision.reason), decision.value)
         book = self._books.get(run)
         with self._lock:
-            self._reasons[True, "reuse"] -= 1
+            self._reasons[True, Reason.REUSE] -= 1
             self._reasons[decision.reuse, decision.reason] += 1
             for told in (self._settled, [] if book is None else book.settled):
                 for index in range(len(told) - 1, -1, -1):
@@ -187,7 +192,7 @@ class Ledger:
         calls = sum(counts.values())
         reasons: Counter[str] = Counter()
         for (_, reason), number in counts.items():
-            reasons[reason] += number
+            reasons[str(reason)] += number
         return CacheStats(
             calls=calls,
             computed_calls=calls - reused,
