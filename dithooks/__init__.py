@@ -15,6 +15,7 @@ from .policies.interval import Interval
 from .policies.magnitude import MagnitudeRatio
 from .policies.mask import Mask
 from .policies.threshold import Threshold
+from .policies.uncached import Uncached
 from .predictors.fitted import Fitted
 from .predictors.polynomial import Linear, Reuse, Taylor
 from .profiling.profile import Profile, profile
@@ -51,6 +52,7 @@ __all__ = [
     "SearchResult",
     "Taylor",
     "Threshold",
+    "Uncached",
     "__version__",
     "dit_cache",
     "frontier",

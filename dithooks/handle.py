@@ -25,7 +25,6 @@ from .engine.overrides import assign
 from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
 from .errors import InvalidSetting, RunMismatch, WrongType
-from .policies.interval import Interval
 from .stats.table import summary
 from .stats.types import CachedRange, CacheStats, CallRecord, total
 
@@ -84,9 +83,9 @@ def dit_cache(
             was made for another model, or this rank is not in ``process_group``.
 
     Warns:
-        UserWarning: the cache can never reuse anything (``cache_step_interval=1``); nothing is attached then. Or a plan
-            was made with another dtype or scheduler; it is used all the same. Or the model is shared by ranks that
-            would each decide by itself.
+        UserWarning: the cache can never reuse anything (``cache_step_interval=1``, :class:`Uncached`); nothing is
+            attached then. Or a plan was made with another dtype or scheduler; it is used all the same. Or the model is
+            shared by ranks that would each decide by itself.
 
     Example:
         >>> import torch
@@ -259,7 +258,7 @@ class CacheHandle:
                 f"the config was made for another model (fingerprint {config.fingerprint}, here {here}): "
                 "search a new one, or take the numbers over with dataclasses.replace(config, fingerprint=None)"
             )
-        useful = [(chain, own) for chain, own in chains if not isinstance(p := own.when, Interval) or p.interval > 1]
+        useful = [(chain, own) for chain, own in chains if not own.when.never_reuses]
         prepared = [self._prepare(chain, own) for chain, own in useful]
         runs = [attached.flow.runs for attached in prepared]
         for attached in prepared:
@@ -287,9 +286,7 @@ class CacheHandle:
         for attached in prepared:
             remarks += attached.flow.runs.alone()
         if not useful:
-            remarks.append(
-                "cache_step_interval=1 refreshes at every step: nothing can be reused, and nothing is attached"
-            )
+            remarks.append("every call is computed (cache_step_interval=1, or policy=Uncached()): nothing is attached")
         return remarks
 
     def reset(self) -> None:

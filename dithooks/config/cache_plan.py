@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ..blocks.block_lists import WRAPPED, Chain, fingerprint
 from ..errors import InvalidSetting, WrongType
-from ..policies.interval import Interval
+from ..policies.uncached import Uncached
 from ..predictors.polynomial import Reuse
 from ..validation import set_field
 from .cache_config import DitCacheConfig
@@ -229,7 +229,7 @@ class CachePlan:
         )
 
 
-_UNCACHED = {"cache_num_blocks": None, "policy": Interval(0, 1), "predictor": Reuse()}
+_UNCACHED = {"cache_num_blocks": None, "policy": Uncached(), "predictor": Reuse()}
 
 
 def _unwrapped(path: str) -> str:

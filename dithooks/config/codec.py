@@ -16,11 +16,24 @@ from ..policies.magnitude import MagnitudeRatio
 from ..policies.mask import Mask
 from ..policies.policy import Policy
 from ..policies.threshold import Threshold
+from ..policies.uncached import Uncached
 from ..predictors.fitted import Fitted
 from ..predictors.polynomial import Linear, Reuse, Taylor
 from ..predictors.predictor import Predictor
 
-KINDS: tuple[type, ...] = (Interval, Mask, Threshold, Budget, MagnitudeRatio, EasyCache, Reuse, Linear, Taylor, Fitted)
+KINDS: tuple[type, ...] = (
+    Interval,
+    Mask,
+    Threshold,
+    Budget,
+    MagnitudeRatio,
+    EasyCache,
+    Uncached,
+    Reuse,
+    Linear,
+    Taylor,
+    Fitted,
+)
 
 
 def encode(value: Any) -> Any:

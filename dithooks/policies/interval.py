@@ -34,6 +34,10 @@ class Interval(Policy):
         for name, least in (("start", 0), ("interval", 1)):
             object.__setattr__(self, name, check_count(name, getattr(self, name), least))
 
+    @property
+    def never_reuses(self) -> bool:
+        return self.interval == 1
+
     def last_refresh(self, step: int) -> int:
         """The last step, this one included, that the schedule computes."""
         return step if step < self.start else step - (step - self.start) % self.interval
@@ -54,4 +58,4 @@ class Interval(Policy):
         return idle > 1 and track.refreshed is not None and track.refreshed < self.last_refresh(step)
 
     def keeps(self, step: int, anchors: int) -> bool:
-        return self.interval > 1 and step > self.start - anchors
+        return not self.never_reuses and step > self.start - anchors

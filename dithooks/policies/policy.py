@@ -28,6 +28,11 @@ class Policy(ABC):
     separate_branches: bool = True  # one decision a branch, or one a step that its branches share
     reduce: Reduce = "mean"  # over a batch, where it looks
 
+    @property
+    def never_reuses(self) -> bool:
+        """Whether every call is computed, in any run: there is nothing to attach then."""
+        return False
+
     def for_run(self, schedule: Schedule) -> Policy:
         """The policy made out for one run.
 

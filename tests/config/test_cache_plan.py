@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from dithooks.config.cache_config.provenance import Made, Provenance
-from dithooks.config.cache_config.transformer_plan import Piece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_codec import kinds
@@ -18,10 +16,12 @@ from toys import Net
 from dithooks import CachePlan, DitCacheConfig, Fitted, dit_cache
 from dithooks.blocks.block_lists import fingerprint
 from dithooks.blocks.registry import chains_of
+from dithooks.config.provenance import PlanTarget, Provenance
+from dithooks.config.transformer_plan import TransformerPlan
 
 LEVELS = (1.0, 0.75, 0.5, 0.25)
-PIECE = Piece("transformer", 1, 2, 4, (1, 1, 0, 0), (None, None, (1.5, -0.5), (0.25,)), LEVELS)
-MADE = Made("Net", "0123456789abcdef", 4, "float32", 4, "Counter", (6, 4))
+PIECE = TransformerPlan("transformer", 1, 2, 4, (1, 1, 0, 0), (None, None, (1.5, -0.5), (0.25,)), LEVELS)
+MADE = PlanTarget("Net", "0123456789abcdef", 4, "float32", 4, "Counter", (6, 4))
 FOUND = Provenance("2025-01-31", {"torch": "2.6.0"}, "CPU", 4, 2.0, "by hand", 1.9, 0.01)
 PLAN = CachePlan((PIECE,), MADE, FOUND)
 
@@ -30,7 +30,7 @@ def made_for(target, steps, scheduler="Counter", dtype="float32", blocks=None):
     chains = [chain for chain, _ in chains_of(target, blocks)]
     model = "+".join(type(chain.owner).__name__ for chain in chains)
     number = sum(len(chain.sites) for chain in chains)
-    return Made(model, fingerprint(chains), number, dtype, steps, scheduler, (6, 4))
+    return PlanTarget(model, fingerprint(chains), number, dtype, steps, scheduler, (6, 4))
 
 
 def plan_for(target, *pieces, **made):
@@ -66,7 +66,7 @@ def pieces(draw, path, number):
     sigmas = draw(st.none() | st.lists(level, min_size=number, max_size=number).map(tuple))
     first, blocks, after = draw(st.integers(0, 40)), draw(st.integers(1, 40)), draw(st.integers(0, 40))
     called = draw(st.sampled_from([None, (0, number)]))
-    return Piece(path, first, blocks, first + blocks + after, bits, coefficients, sigmas, axis, called)
+    return TransformerPlan(path, first, blocks, first + blocks + after, bits, coefficients, sigmas, axis, called)
 
 
 @st.composite
@@ -74,7 +74,7 @@ def plans(draw):
     number = draw(st.integers(1, 9))
     paths = draw(st.lists(st.text(max_size=6), min_size=1, max_size=3, unique=True))
     parts = tuple(draw(pieces(path, number)) for path in paths)
-    made = Made(
+    made = PlanTarget(
         draw(words),
         draw(words),
         sum(part.total for part in parts) + draw(st.integers(0, 5)),
@@ -213,7 +213,12 @@ class TestJson:
         [
             ("", {"pieces": {}}, TypeError, "pieces must be a list"),
             ("", {"pieces": []}, ValueError, "pieces is empty"),
-            ("", {"pieces": [3]}, TypeError, r"pieces\[0\] must be an object with the fields of a Piece, not 3"),
+            (
+                "",
+                {"pieces": [3]},
+                TypeError,
+                r"pieces\[0\] must be an object with the fields of a TransformerPlan, not 3",
+            ),
             ("", {"made": None}, TypeError, "made must be an object"),
             ("", {"provenance": "me"}, TypeError, "provenance must be an object"),
             ("", {"speed": 2}, ValueError, "CachePlan has no field speed"),
@@ -355,15 +360,15 @@ def test_what_is_no_provenance(change, error, match):
     ("change", "error", "match"),
     [
         ({"pieces": ()}, ValueError, "pieces is empty"),
-        ({"pieces": PIECE}, TypeError, "pieces must be a tuple of Piece"),
-        ({"pieces": (PIECE, MADE)}, TypeError, "pieces must be a tuple of Piece"),
+        ({"pieces": PIECE}, TypeError, "pieces must be a tuple of TransformerPlan"),
+        ({"pieces": (PIECE, MADE)}, TypeError, "pieces must be a tuple of TransformerPlan"),
         ({"pieces": (PIECE, PIECE)}, ValueError, "pieces has several of 'transformer'"),
         (
             {"pieces": (PIECE, dataclasses.replace(PIECE, path="b"))},
             ValueError,
             r"8 blocks together, but made\.blocks=4",
         ),
-        ({"made": FOUND}, TypeError, "made must be a Made"),
+        ({"made": FOUND}, TypeError, "made must be a PlanTarget"),
         ({"provenance": None}, TypeError, "provenance must be a Provenance"),
         ({"made": dataclasses.replace(MADE, steps=3)}, ValueError, r"'transformer' has 4 steps, but made\.steps=3"),
         ({"made": dataclasses.replace(MADE, blocks=3)}, ValueError, r"4 blocks together, but made\.blocks=3"),

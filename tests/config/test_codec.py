@@ -23,6 +23,7 @@ from dithooks import (
     Reuse,
     Taylor,
     Threshold,
+    Uncached,
 )
 
 # --- every part there may be ----------------------------------------------------------------------------------------
@@ -88,6 +89,7 @@ POLICIES = {
     Budget: budgets,
     EasyCache: easy,
     MagnitudeRatio: magnitudes,
+    Uncached: st.just(Uncached()),
 }
 PREDICTORS = {
     Reuse: st.just(Reuse()),

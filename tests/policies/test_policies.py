@@ -1,6 +1,8 @@
 """When: the decisions of every policy against plain loops that follow the formulas."""
 
+import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -22,9 +24,46 @@ from policies_by_hand import (
     threshold_by_hand,
 )
 
-from dithooks import Budget, EasyCache, Interval, MagnitudeRatio, Mask, Threshold
-from dithooks.policies.history import BranchHistory, Schedule
+from dithooks import Budget, EasyCache, Interval, MagnitudeRatio, Mask, Threshold, Uncached
+from dithooks.policies.history import BranchHistory, Decision, Schedule
 from dithooks.policies.mask import resample
+from dithooks.policies.reason import Reason
+
+
+class TestReason:
+    @pytest.mark.parametrize("reason", Reason)
+    def test_it_is_its_word(self, reason):
+        """As a key, in a text and in JSON, with or without a policy's own word beside it."""
+        word = reason.value
+        assert type(word) is type(str(reason)) is str
+        assert (str(reason), f"{reason:>3}", repr(reason), json.loads(json.dumps(reason))) == (
+            word, f"{word:>3}", repr(word), word)  # fmt: skip
+        assert {word: 1}[reason] == {reason: 1}[word] == 1
+        assert pickle.loads(pickle.dumps(Decision(False, reason))).reason is reason
+
+    def test_what_is_a_branch_s_or_a_rank_s_own(self):
+        assert {reason.value for reason in Reason if reason.is_own} == {
+            "no anchor", "unmeasured", "weights", "shape", "switch", "not reached", "shared scheduler", "another rank"
+        }  # fmt: skip
+
+
+class TestUncached:
+    @pytest.mark.parametrize(
+        ("policy", "never"),
+        [
+            (Uncached(), True),
+            (Interval(0, 1), True),
+            (Interval(3, 1), True),
+            (Interval(0, 2), False),
+            (Mask((1,)), False),
+        ],
+    )
+    def test_what_never_reuses(self, policy, never):
+        assert policy.never_reuses == never
+
+    def test_every_step_is_computed(self):
+        assert drive(Uncached(), Schedule(4)) == dict.fromkeys(range(4), (False, "off", None))
+        assert not any(Uncached().keeps(step, 2) for step in range(4))
 
 
 class TestInterval:
