@@ -21,7 +21,7 @@ from .config.cache_plan import CachePlan
 from .engine.attachment import Attachment, check, prepare
 from .engine.clock import scheduler_of
 from .engine.hooks import flows_of
-from .engine.overrides import assign
+from .engine.range_settings import config_of_plan, configure_ranges
 from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
 from .errors import InvalidSetting, RunMismatch, WrongType
@@ -248,8 +248,8 @@ class CacheHandle:
         """Look at the model as it is now, and attach; returns what is to be said of it."""
         mine = [skip for attached in self._attached for skip in attached.skips]
         found, plan = chains_of(self._target, self._blocks), config if isinstance(config, CachePlan) else None
-        config = config.config_for(found) if isinstance(config, CachePlan) else config
-        chains = assign(found, config)
+        config = config_of_plan(config, found) if isinstance(config, CachePlan) else config
+        chains = configure_ranges(found, config)
         for chain, own in chains:
             check(chain, own, mine)
         here = fingerprint([chain for chain, _ in chains])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..blocks.block_lists import WRAPPED, Chain, fingerprint
 from ..errors import InvalidSetting, WrongType
 from ..policies.uncached import Uncached
 from ..predictors.polynomial import Reuse
@@ -88,7 +87,7 @@ class CachePlan:
     @property
     def config(self) -> DitCacheConfig:
         """The plan as a configuration: of the first piece, with the others as overrides."""
-        return self._config({piece.path: piece for piece in self.pieces})
+        return self.config_for_paths({piece.path: piece for piece in self.pieces})
 
     @property
     def speedup(self) -> float:
@@ -101,41 +100,13 @@ class CachePlan:
         left = total - sum(left_out for _, left_out in counts)
         return total / left
 
-    def config_for(self, chains: Sequence[tuple[Chain, DitCacheConfig | None]]) -> DitCacheConfig:
-        """The plan as a configuration of a model at hand. A transformer that no piece is of stays uncached.
+    def config_for_paths(self, pieces: Mapping[str, TransformerPlan | None]) -> DitCacheConfig:
+        """The plan as a configuration, with the paths that the transformers have in the model at hand.
 
         Args:
-            chains: of the model, with a configuration of their own where an adapter has given one.
-
-        Raises:
-            ValueError: it was made for another model, or one of its transformers is not there by name, or has a
-                configuration of its own.
+            pieces: the plan of each transformer, by its path; ``None`` leaves it uncached.
         """
-        here = fingerprint([chain for chain, _ in chains])
-        if here != self.made.fingerprint:
-            model = "+".join(type(chain.owner).__name__ for chain, _ in chains)
-            blocks = sum(len(chain.sites) for chain, _ in chains)
-            raise InvalidSetting(
-                f"the plan was made for another model, {self.made.model} with {self.made.blocks} blocks (fingerprint "
-                f"{self.made.fingerprint}); here is {model} with {blocks} (fingerprint {here}): search a plan for "
-                "this one, or take the numbers over with dataclasses.replace(plan.config, fingerprint=None)"
-            )
-        names = {_unwrapped(chain.path): chain for chain, _ in chains}
-        if len(chains) == len(self.pieces) == 1:  # whatever each is called from its target
-            names = {_unwrapped(self.pieces[0].path): chains[0][0]}
-        found: dict[str, TransformerPlan] = {}
-        for piece in self.pieces:
-            if (chain := names.get(_unwrapped(piece.path))) is None:
-                raise InvalidSetting(f"the plan is for {piece.path!r}, which is none of {', '.join(map(repr, names))}")
-            found[chain.path] = piece
-        for chain, own in chains:
-            if own is not None and chain.path in found:
-                raise InvalidSetting(f"{chain.name} has a configuration of its own in the adapter: give one of both")
-        return self._config({**found, **{c.path: None for c, own in chains if own is None and c.path not in found}})
-
-    def _config(self, named: Mapping[str, TransformerPlan | None]) -> DitCacheConfig:
-        """One configuration of what holds for each transformer by its path."""
-        settings = {path: _UNCACHED if piece is None else piece.settings for path, piece in named.items()}
+        settings = {path: _UNCACHED if piece is None else piece.settings for path, piece in pieces.items()}
         base = settings.pop("" if "" in settings else next(iter(settings)))
         return DitCacheConfig(**base, fingerprint=self.made.fingerprint, overrides=settings)
 
@@ -230,11 +201,6 @@ class CachePlan:
 
 
 _UNCACHED = {"cache_num_blocks": None, "policy": Uncached(), "predictor": Reuse()}
-
-
-def _unwrapped(path: str) -> str:
-    """A transformer's path without wrappers of ``torch.compile``."""
-    return ".".join(part for part in path.split(".") if part != WRAPPED)
 
 
 def _check_names(kind: Any, values: Mapping[str, Any], where: str) -> None:
