@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 from numbers import Real
 
-from .errors import InvalidSetting, WrongType
+from .errors import DitHooksError, InvalidSetting, WrongType
 
 
 def set_field(part: object, name: str, value: object) -> None:
     """A frozen dataclass's field, when it is made."""
     object.__setattr__(part, name, value)
+
+
+def located(where: str, error: Exception) -> DitHooksError:
+    """The same error with the place of the value in front of its text.
+
+    Example:
+        >>> located("made", InvalidSetting("steps=0"))
+        InvalidSetting('made: steps=0')
+    """
+    kind = WrongType if isinstance(error, TypeError) else InvalidSetting
+    return kind(f"{where}: {error}")
 
 
 def check_text(name: str, value: object, empty: bool = False) -> str:

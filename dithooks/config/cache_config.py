@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,16 +14,12 @@ from ..policies.interval import Interval
 from ..policies.policy import Policy
 from ..predictors.polynomial import Reuse
 from ..predictors.predictor import Predictor
-from ..validation import check_count
-from .codec import decode, encode, plain
-from .safe_json import parsed, read_file
-
-SCHEMA = 2
-READS = (1, 2)  # 1: four numbers and a fingerprint
+from ..validation import check_count, located, set_field
+from .codec import JsonFile, plain
 
 
 @dataclass(frozen=True)
-class DitCacheConfig:
+class DitCacheConfig(JsonFile):
     """Which blocks to cache, when to reuse what they did, and what to add in their place.
 
     On a computed step all blocks run, and the range's residual (output of its last block minus input of its first) is
@@ -70,6 +63,14 @@ class DitCacheConfig:
         True
     """
 
+    _schemas: ClassVar[tuple[int, ...]] = (1, 2)  # 1: four numbers and a fingerprint
+    _required: ClassVar[tuple[str, ...]] = (
+        "cache_step_start",
+        "cache_step_interval",
+        "cache_block_start",
+        "cache_num_blocks",
+    )
+
     cache_step_start: int | None = None
     cache_step_interval: int | None = None
     cache_block_start: int = 0
@@ -96,7 +97,7 @@ class DitCacheConfig:
         if self.cache_num_blocks is not None:
             least["cache_num_blocks"] = 1
         for name, bound in least.items():
-            object.__setattr__(self, name, check_count(name, getattr(self, name), bound))
+            set_field(self, name, check_count(name, getattr(self, name), bound))
         if self.cache_num_blocks is not None and self.compute_last:
             raise InvalidSetting("cache_num_blocks and compute_last both say where the range ends: give one of both")
         for name, kind in (("policy", Policy), ("predictor", Predictor)):
@@ -115,7 +116,7 @@ class DitCacheConfig:
             isinstance(name, str) and isinstance(changes, Mapping) for name, changes in self.overrides.items()
         ):
             raise WrongType("overrides must be a mapping of names to mappings of fields, {'transformer_2': {...}}")
-        object.__setattr__(self, "overrides", plain(self.overrides))
+        set_field(self, "overrides", plain(self.overrides))
         self._check_overrides()
 
     @property
@@ -161,7 +162,7 @@ class DitCacheConfig:
                 changes = {"cache_num_blocks": None, **changes}
             return replace(self, **{"overrides": {}, **changes})
         except (TypeError, ValueError) as error:
-            raise type(error)(f"overrides[{name!r}]: {error}") from None
+            raise located(f"overrides[{name!r}]", error) from None
 
     def _check_overrides(self) -> None:
         """Say now what is wrong in them. A list's entry may change what its transformer's has given it."""
@@ -177,51 +178,6 @@ class DitCacheConfig:
                         break
                 else:
                     raise
-
-    def to_json(self) -> str:
-        """The configuration as a JSON object with a schema version.
-
-        Raises:
-            TypeError: a policy or predictor is not one of the library's own.
-        """
-        values = {each.name: encode(getattr(self, each.name)) for each in fields(self)}
-        return json.dumps({"schema": SCHEMA, "kind": "DitCacheConfig", **values}, indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> DitCacheConfig:
-        """Read what :meth:`to_json` wrote, in this or an earlier version.
-
-        Raises:
-            ValueError: not JSON, another kind or schema, or fields missing or unknown.
-        """
-        data = parsed(text, "DitCacheConfig")
-        if not isinstance(data, dict) or data.get("kind") != "DitCacheConfig":
-            raise InvalidSetting('not a DitCacheConfig: a JSON object with "kind": "DitCacheConfig" is expected')
-        if data.get("schema") not in READS:
-            raise InvalidSetting(
-                f"DitCacheConfig schema {data.get('schema')!r} is not known: this version reads {READS}"
-            )
-        named = data.get("overrides")
-        if isinstance(named, dict) and all(isinstance(changes, dict) for changes in named.values()):
-            data["overrides"] = {name: {k: decode(v) for k, v in changes.items()} for name, changes in named.items()}
-        values = {name: value if name == "overrides" else decode(value) for name, value in data.items()}
-        del values["schema"], values["kind"]
-        known = {each.name for each in fields(cls)}
-        if strange := set(values) - known:
-            raise InvalidSetting(f"DitCacheConfig has no field {', '.join(sorted(strange))}: known are {sorted(known)}")
-        needed = {each.name for each in fields(cls)[:4]}
-        if missing := needed - set(values):
-            raise InvalidSetting(f"DitCacheConfig lacks {', '.join(sorted(missing))}")
-        return cls(**values)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_json` to a file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> DitCacheConfig:
-        """Read a file that :meth:`save` wrote; errors as :meth:`from_json`, naming the path."""
-        return read_file(path, cls.from_json)
 
     def __str__(self) -> str:
         """What is not as it is by default."""

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
-from math import inf
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import InvalidSetting, WrongType
 from ..policies.uncached import Uncached
 from ..predictors.polynomial import Reuse
 from ..validation import set_field
 from .cache_config import DitCacheConfig
-from .codec import plain
+from .codec import JsonFile
 from .provenance import PlanTarget, Provenance
-from .safe_json import parsed, read_file
 from .transformer_plan import TransformerPlan
-
-SCHEMA = 1
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class CachePlan:
+class CachePlan(JsonFile):
     """For every step of a run, what is computed, what is reused, and with which weights: what a search has found.
 
     ``dit_cache`` takes it as it takes a configuration. In a run with another number of steps, or at other noise levels,
@@ -57,6 +49,8 @@ class CachePlan:
           measured: PSNR 41.00 dB
           found by hand for a target of 1.5×, from 1 sample on CPU, 2025-01-31
     """
+
+    _schemas: ClassVar[tuple[int, ...]] = (1,)
 
     pieces: tuple[TransformerPlan, ...]
     made: PlanTarget
@@ -133,47 +127,6 @@ class CachePlan:
             )
         return said
 
-    def to_json(self) -> str:
-        """The plan as a JSON object with a schema version. JSON has no infinity: such a PSNR is ``"inf"``."""
-        data = {"schema": SCHEMA, "kind": "CachePlan", **asdict(self)}
-        if self.provenance.psnr == inf:
-            data["provenance"]["psnr"] = "inf"
-        return json.dumps(data, indent=2, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> CachePlan:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: not JSON, another kind or schema, or fields missing, unknown or out of range.
-            TypeError: a field is of the wrong type.
-        """
-        data = parsed(text, "CachePlan")
-        if not isinstance(data, dict) or data.get("kind") != "CachePlan":
-            raise InvalidSetting('not a CachePlan: a JSON object with "kind": "CachePlan" is expected')
-        if data.get("schema") != SCHEMA:
-            raise InvalidSetting(f"CachePlan schema {data.get('schema')!r} is not known: this version reads {SCHEMA}")
-        values = {name: value for name, value in data.items() if name not in ("schema", "kind")}
-        _check_names(cls, values, "CachePlan")
-        if not isinstance(values["pieces"], list):
-            raise WrongType(f"pieces must be a list, not {values['pieces']!r}")
-        pieces = tuple(
-            _read(TransformerPlan, each, f"pieces[{number}]") for number, each in enumerate(values["pieces"])
-        )
-        found = values["provenance"]
-        if isinstance(found, dict) and found.get("psnr") == "inf":
-            found = {**found, "psnr": inf}
-        return cls(pieces, _read(PlanTarget, values["made"], "made"), _read(Provenance, found, "provenance"))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_json` to a file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CachePlan:
-        """Read a file that :meth:`save` wrote; errors as :meth:`from_json`, naming the path."""
-        return read_file(path, cls.from_json)
-
     def __str__(self) -> str:
         """A few lines: ● is computed, ○ reused, · not called."""
         made, found = self.made, self.provenance
@@ -201,21 +154,3 @@ class CachePlan:
 
 
 _UNCACHED = {"cache_num_blocks": None, "policy": Uncached(), "predictor": Reuse()}
-
-
-def _check_names(kind: Any, values: Mapping[str, Any], where: str) -> None:
-    known = {each.name: each.default is MISSING for each in fields(kind)}
-    if strange := sorted(set(values) - set(known)):
-        raise InvalidSetting(f"{where} has no field {', '.join(strange)}: known are {', '.join(known)}")
-    if missing := [name for name, needed in known.items() if needed and name not in values]:
-        raise InvalidSetting(f"{where} lacks {', '.join(missing)}")
-
-
-def _read(kind: type[T], data: Any, where: str) -> T:
-    if not isinstance(data, dict):
-        raise WrongType(f"{where} must be an object with the fields of a {kind.__name__}, not {data!r}")
-    _check_names(kind, data, where)
-    try:
-        return kind(**plain(data))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}: {error}") from None

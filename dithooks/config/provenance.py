@@ -83,7 +83,7 @@ class Provenance:
     predicted_speedup: float
     predicted_error: float
     measured_speedup: float | None = None
-    psnr: float | None = None
+    psnr: float | None = field(default=None, metadata={"infinite": True})
     relative_l1: float | None = None
     ssim: float | None = None
     reached: bool = True
@@ -96,20 +96,23 @@ class Provenance:
             raise WrongType(f"versions must be a mapping of packages to versions, not {self.versions!r}")
         set_field(self, "versions", dict(self.versions))
         set_field(self, "samples", check_count("samples", self.samples, 1))
-        for name in ("target", "predicted_speedup"):
-            set_field(self, name, check_number(name, getattr(self, name), 0, strictly=True))
-        set_field(self, "predicted_error", check_number("predicted_error", self.predicted_error, 0))
-        if self.measured_speedup is not None:
-            set_field(
-                self, "measured_speedup", check_number("measured_speedup", self.measured_speedup, 0, strictly=True)
-            )
-        for name, least in (("psnr", -1e6), ("relative_l1", 0), ("ssim", -1)):
+        for name, least, strictly in _LEAST:
             value = getattr(self, name)
-            if name == "psnr" and value == inf:
-                set_field(self, name, inf)
-            elif value is not None:
-                set_field(self, name, check_number(name, value, least))
+            is_unknown = value is None and name not in ("target", "predicted_speedup", "predicted_error")
+            if not is_unknown and not (name == "psnr" and value == inf):
+                set_field(self, name, check_number(name, value, least, strictly=strictly))
         if self.ssim is not None and self.ssim > 1:
             raise InvalidSetting(f"ssim={self.ssim:g} is out of range: it must be at most 1")
         if not isinstance(self.reached, bool):
             raise WrongType(f"reached must be True or False, not {self.reached!r}")
+
+
+_LEAST = (  # of each number; whether it must be above
+    ("target", 0, True),
+    ("predicted_speedup", 0, True),
+    ("predicted_error", 0, False),
+    ("measured_speedup", 0, True),
+    ("psnr", -1e6, False),
+    ("relative_l1", 0, False),
+    ("ssim", -1, False),
+)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import InvalidSetting
+from ..errors import InvalidSetting, WrongType
 
 DEEPEST, LARGEST = 32, 1_000_000  # of a file: what is written is far from either
 LONGEST = 600  # characters of a message: a value that is shown may be as long as the file
@@ -65,7 +65,7 @@ def read_file(path: str | os.PathLike[str], read: Callable[[str], T]) -> T:
     try:
         return read(Path(path).read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError  # not what is made of more than a text
+        kind = WrongType if isinstance(error, TypeError) else InvalidSetting
         raise kind(f"{os.fspath(path)}: {shortened(error)}") from None
 
 
