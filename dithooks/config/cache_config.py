@@ -14,7 +14,7 @@ from ..policies.interval import Interval
 from ..policies.policy import Policy
 from ..predictors.polynomial import Reuse
 from ..predictors.predictor import Predictor
-from ..validation import check_count, located, set_field
+from ..validation import check_bool, check_count, located, set_field
 from .codec import JsonFile, plain
 
 
@@ -108,8 +108,7 @@ class DitCacheConfig(JsonFile):
             raise InvalidSetting(f"cache_dtype={self.cache_dtype!r}: there are {', '.join(DTYPES)}, or None")
         if self.cache_device not in (None, "cpu"):
             raise InvalidSetting(f"cache_device={self.cache_device!r}: there are 'cpu' and None, the activations' own")
-        if not isinstance(self.free_at_end, bool):
-            raise WrongType(f"free_at_end must be True or False, not {self.free_at_end!r}")
+        check_bool("free_at_end", self.free_at_end)
         if self.fingerprint is not None and not isinstance(self.fingerprint, str):
             raise WrongType(f"fingerprint must be a string or None, not {self.fingerprint!r}")
         if not isinstance(self.overrides, Mapping) or not all(

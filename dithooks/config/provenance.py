@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_count, check_number, check_text, set_field
+from ..validation import check_bool, check_count, check_number, check_text, set_field
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,7 @@ class Provenance:
                 set_field(self, name, check_number(name, value, least, strictly=strictly))
         if self.ssim is not None and self.ssim > 1:
             raise InvalidSetting(f"ssim={self.ssim:g} is out of range: it must be at most 1")
-        if not isinstance(self.reached, bool):
-            raise WrongType(f"reached must be True or False, not {self.reached!r}")
+        check_bool("reached", self.reached)
 
 
 _LEAST = (  # of each number; whether it must be above

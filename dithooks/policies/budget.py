@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ..errors import InvalidSetting
-from ..validation import check_count, check_number
+from ..validation import check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, Reduce, check_looking
 from .reason import Reason
@@ -59,9 +59,9 @@ class Budget(Policy):
 
     def __post_init__(self) -> None:
         target = check_number("target_speedup", self.target_speedup, 1, strictly=True)
-        object.__setattr__(self, "target_speedup", target)
+        set_field(self, "target_speedup", target)
         if self.max_warmup_steps is not None:
-            object.__setattr__(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
+            set_field(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
         check_looking(self)
 
     def for_run(self, schedule: Schedule) -> Budget:

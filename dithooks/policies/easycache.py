@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..validation import check_count, check_number
+from ..validation import check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, Reduce, check_looking, no_end
 from .reason import Reason
@@ -50,10 +50,10 @@ class EasyCache(Policy):
     reduce: Reduce = "mean"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "threshold", check_number("threshold", self.threshold, 0, strictly=True))
+        set_field(self, "threshold", check_number("threshold", self.threshold, 0, strictly=True))
         for name, least in (("max_warmup_steps", 2), ("max_continuous_cached_steps", 1), ("last_steps_computed", 0)):
             if (value := getattr(self, name)) is not None or name != "max_continuous_cached_steps":
-                object.__setattr__(self, name, check_count(name, value, least))
+                set_field(self, name, check_count(name, value, least))
         check_looking(self)
 
     def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..validation import check_count
+from ..validation import check_count, set_field
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
 from .reason import Reason
@@ -32,7 +32,7 @@ class Interval(Policy):
 
     def __post_init__(self) -> None:
         for name, least in (("start", 0), ("interval", 1)):
-            object.__setattr__(self, name, check_count(name, getattr(self, name), least))
+            set_field(self, name, check_count(name, getattr(self, name), least))
 
     @property
     def never_reuses(self) -> bool:

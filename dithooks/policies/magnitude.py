@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_count, check_number
+from ..validation import check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
 from .reason import Reason
@@ -58,14 +58,14 @@ class MagnitudeRatio(Policy):
         checked = tuple(tuple(_ratio(g) for g in each) for each in (given if nested else (given,)))
         if not checked[0] or len({len(each) for each in checked}) > 1:
             raise InvalidSetting("ratios must be one positive number for each step, or such a list for each branch")
-        object.__setattr__(self, "ratios", checked if nested else checked[0])
-        object.__setattr__(self, "threshold", check_number("threshold", self.threshold, 0, strictly=True))
+        set_field(self, "ratios", checked if nested else checked[0])
+        set_field(self, "threshold", check_number("threshold", self.threshold, 0, strictly=True))
         limit = check_count("max_continuous_cached_steps", self.max_continuous_cached_steps, 1)
-        object.__setattr__(self, "max_continuous_cached_steps", limit)
+        set_field(self, "max_continuous_cached_steps", limit)
         share = check_number("retention_ratio", self.retention_ratio, 0)
         if share > 1:
             raise InvalidSetting(f"retention_ratio={share} is out of range: it is a share of the steps, 0 … 1")
-        object.__setattr__(self, "retention_ratio", share)
+        set_field(self, "retention_ratio", share)
 
     @property
     def distinct(self) -> int:  # type: ignore[override]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_number
+from ..validation import check_number, set_field
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
 from .reason import Reason
@@ -60,14 +60,14 @@ class Mask(Policy):
             bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in _listed(steps))
             if -1 in bits or bits[:1] != (1,):
                 raise InvalidSetting(f"Mask({self.steps!r}): give a 0 or 1 for each step, the first of them 1")
-            object.__setattr__(self, "steps", bits)
+            set_field(self, "steps", bits)
         if self.sigmas is not None:
-            object.__setattr__(self, "sigmas", _levels(self.sigmas, len(self.steps)))
+            set_field(self, "sigmas", _levels(self.sigmas, len(self.steps)))
         if self.dynamic is not None and (not isinstance(self.dynamic, Policy) or self.dynamic.metric is None):
             raise WrongType(f"dynamic={self.dynamic!r} must be a policy that decides by looking, such as Threshold")
         if self.dynamic is not None:
             for name in ("metric", "separate_branches", "reduce"):
-                object.__setattr__(self, name, getattr(self.dynamic, name))
+                set_field(self, name, getattr(self.dynamic, name))
 
     def for_run(self, schedule: Schedule) -> Mask:
         dynamic = None if self.dynamic is None else self.dynamic.for_run(schedule)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Literal
 
-from ..errors import WrongType
-from ..validation import check_choice
+from ..validation import check_bool, check_choice
 from .history import BranchHistory, Decision, Schedule
 
 Reduce = Literal["mean", "max"]
@@ -94,8 +93,7 @@ def check_looking(policy: Policy) -> None:
         TypeError, ValueError: one of them is of the wrong type, or another word.
     """
     check_choice("reduce", policy.reduce, ("mean", "max"))
-    if not isinstance(policy.separate_branches, bool):
-        raise WrongType(f"separate_branches must be True or False, not {policy.separate_branches!r}")
+    check_bool("separate_branches", policy.separate_branches)
 
 
 def no_end(last_steps: int, schedule: Schedule) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..validation import check_choice, check_count, check_number
+from ..validation import check_choice, check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, Reduce, check_looking, no_end
 from .reason import Reason
@@ -68,7 +68,7 @@ class Threshold(Policy):
     def __post_init__(self) -> None:
         for name in ("residual_diff_threshold", "max_accumulated_diff"):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, check_number(name, value, 0, strictly=True))
+                set_field(self, name, check_number(name, value, 0, strictly=True))
         counts = {
             "max_warmup_steps": 0,
             "warmup_interval": 1,
@@ -80,7 +80,7 @@ class Threshold(Policy):
         for name, least in counts.items():
             optional = name in ("max_cached_steps", "max_continuous_cached_steps", "force_refresh_step")
             if (value := getattr(self, name)) is not None or not optional:
-                object.__setattr__(self, name, check_count(name, value, least))
+                set_field(self, name, check_count(name, value, least))
         check_choice("force_refresh", self.force_refresh, ("once", "repeat"))
         check_looking(self)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InvalidSetting, WrongType
 from ..policies.history import Schedule
-from ..validation import check_number
+from ..validation import check_number, set_field
 from .predictor import Moment, Predictor
 
 # Of the larger |σ| of two. One schedule, computed anew in another precision or by another version of a scheduler,
@@ -59,7 +59,7 @@ class Fitted(Predictor):
             None if each is None else tuple(check_number("a coefficient", c, -float("1e30")) for c in each)
             for each in given
         )
-        object.__setattr__(self, "coefficients", checked)
+        set_field(self, "coefficients", checked)
         for step, each in enumerate(checked):
             before = len(list(self._planned(step)))
             if each is not None and not 1 <= len(each) <= before:
@@ -69,7 +69,7 @@ class Fitted(Predictor):
         sigmas = _listed(self.sigmas)
         if not isinstance(sigmas, Iterable) or isinstance(sigmas, str):
             raise WrongType(f"sigmas must be a number for each step, or None, not {self.sigmas!r}")
-        object.__setattr__(self, "sigmas", tuple(check_number("a sigma", s, -float("1e30")) for s in sigmas))
+        set_field(self, "sigmas", tuple(check_number("a sigma", s, -float("1e30")) for s in sigmas))
         if len(self.sigmas) != len(checked):
             raise InvalidSetting(f"sigmas has {len(self.sigmas)} entries, but coefficients has {len(checked)}")
 

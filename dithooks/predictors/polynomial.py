@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..validation import check_choice, check_count
+from ..validation import check_choice, check_count, set_field
 from .predictor import Moment, Predictor
 
 
@@ -51,7 +51,7 @@ class Taylor(Predictor):
     axis: Literal["sigma", "step"] = "sigma"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "order", check_count("order", self.order, 0))
+        set_field(self, "order", check_count("order", self.order, 0))
         check_choice("axis", self.axis, ("sigma", "step"))
 
     @property

@@ -431,7 +431,7 @@ class TestJournals:
         (folder / name).write_bytes(data)
         with pytest.raises(ValueError, match=r"(?s)journal.*(delete|another)") as caught:
             Journal.open(folder, {"steps": 4})
-        assert type(caught.value) is ValueError
+        assert type(caught.value) is InvalidSetting
 
     def test_code_in_its_arrays_is_not_run(self, tmp_path, recording):
         """The samples of a journal, pickled: refused."""
