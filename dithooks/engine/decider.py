@@ -53,7 +53,7 @@ class Settler:
         if number is None:
             run, tick = self.runs.locate(arguments, anew=True)
             number = 0
-        branch = run.branches.setdefault(number, Branch(BranchHistory(number, account=run.account)))
+        branch = run.branches.setdefault(number, Branch(BranchHistory(number, run=run.account)))
         if branch.open:  # its last computed call was cut short: nothing of it is to be reused
             branch.clear()
         if self.runs.policy.metric is not None and branch.metric is None:
@@ -248,7 +248,7 @@ class Settler:
         if run.policy is not None and not run.policy.separate_branches and run.shared is None:
             own = isinstance(decision.reason, Reason) and decision.reason.is_own
             run.shared = None if own else decision
-        branch.track.note(call.moment.step, decision)
+        branch.track.record(call.moment.step, decision)
         self.runs.ledger.count(decision, run.number, call.moment.step, branch.track.number)
         run.reasons[decision.reason] += 1
         run.reused += decision.reuse
@@ -287,7 +287,7 @@ class Settler:
         self.runs.ledger.recount(run.number, call.moment.step, branch.track.number, Decision(False, Reason.SHAPE))
         track = branch.track
         track.reused, track.computed, track.streak, track.drift = track.reused - 1, track.computed + 1, 0, 0.0
-        track.account.reused -= 1
+        track.run.reused -= 1
         run.reused -= 1
         run.reasons.subtract({Reason.REUSE: 1, Reason.SHAPE: -1})
         call.shape_mismatch, branch.anchors = False, []

@@ -17,7 +17,7 @@ def hopeless(policy: Policy, schedule: Schedule) -> str | None:
     assert schedule.steps is not None
     reasons: Counter[str] = Counter()
     for step in range(schedule.first, schedule.steps):
-        tracks = [BranchHistory(n, step - 1, account=RunHistory(step - schedule.first)) for n in range(policy.distinct)]
+        tracks = [BranchHistory(n, step - 1, run=RunHistory(step - schedule.first)) for n in range(policy.distinct)]
         made = [policy.before(step, track, schedule) for track in tracks]
         open_to_it = any(decision is None or decision.reuse for decision in made)
         if step > schedule.first and open_to_it:
@@ -36,7 +36,7 @@ def useless(run: Run, policy: Policy) -> str | None:
     reasons = ", ".join(f"{reason}: {count}" for reason, count in run.reasons.items() if count)
     message = f"a run of {run.steps} steps reused nothing (calls computed for {reasons})"
     finite = [value for value in run.values if math.isfinite(value)]
-    why = policy.verdict(finite, run.reasons) if finite else str(policy)
+    why = policy.why_nothing_reused(finite, run.reasons) if finite else str(policy)
     return f"{message}: {why}" if why else message
 
 

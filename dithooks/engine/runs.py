@@ -159,9 +159,9 @@ class Runs:
         )
         run.scheduler_is_shared = tick.source == "scheduler" and self._taken(run)
         policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
-        if remark := policy.remark(run.schedule):
+        if remark := policy.warning_at_start(run.schedule):
             self.say("remark", f"{self.name}: {remark}")
-        if remark := self.predictor.remark(run.schedule):
+        if remark := self.predictor.warning_at_start(run.schedule):
             self.say("unfitted", f"{self.name}: {remark}")  # as for the steps where that is found only then
         for remark in self.alone():
             warnings.warn(remark, UserWarning, stacklevel=2)
@@ -228,7 +228,7 @@ class Runs:
         parts = [(self, run.account), *(part for part in parts if part[0] is not self)]
         total = sum(account.calls * peer.ledger.blocks for peer, account in parts)
         left_out = sum(account.reused * peer.ledger.skippable for peer, account in parts)
-        if review := run.policy.review(total / max(total - left_out, 1)):
+        if review := run.policy.warning_at_end(total / max(total - left_out, 1)):
             self.say("review", f"{self.name}: {review}")
 
 

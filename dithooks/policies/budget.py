@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from ..errors import InvalidSetting
 from ..validation import check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
-from .policy import Policy, Reduce, check_looking
+from .policy import Policy, Reduce, check_metric_fields
 from .reason import Reason
 
 WITHIN = 0.05  # of the target
@@ -43,10 +43,10 @@ class Budget(Policy):
     Example:
         >>> from dithooks.policies.history import RunHistory
         >>> policy, schedule = Budget(2.0, max_warmup_steps=2), Schedule(steps=10)
-        >>> track = BranchHistory(account=RunHistory(calls=4, reused=1))
-        >>> policy.to_come(4, track, schedule)  # 5 of 10 are to be reused, 1 is, 6 calls remain
+        >>> branch = BranchHistory(run=RunHistory(calls=4, reused=1))
+        >>> policy.to_come(4, branch, schedule)  # 5 of 10 are to be reused, 1 is, 6 calls remain
         (4, 6)
-        >>> policy.before(6, BranchHistory(account=RunHistory(calls=6, reused=1)), schedule)
+        >>> policy.before(6, BranchHistory(run=RunHistory(calls=6, reused=1)), schedule)
         Decision(reuse=True, reason='reuse', value=None)
     """
 
@@ -62,7 +62,7 @@ class Budget(Policy):
         set_field(self, "target_speedup", target)
         if self.max_warmup_steps is not None:
             set_field(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
-        check_looking(self)
+        check_metric_fields(self)
 
     def for_run(self, schedule: Schedule) -> Budget:
         if schedule.steps is None:
@@ -85,34 +85,34 @@ class Budget(Policy):
             )
         return replace(self, max_warmup_steps=warmup)
 
-    def to_come(self, step: int, track: BranchHistory, schedule: Schedule) -> tuple[int, int]:
+    def to_come(self, step: int, branch: BranchHistory, schedule: Schedule) -> tuple[int, int]:
         """How many calls of the run are still to be reused, and how many are to come, this one included."""
         assert schedule.steps is not None
-        account = track.account
-        called = account.called if account.step == step else 0
-        left = max((schedule.steps - step) * account.branches - called, 1)
-        return self._nearest(account.calls + left, schedule) - account.reused, left
+        run = branch.run
+        called = run.called if run.step == step else 0
+        left = max((schedule.steps - step) * run.branches - called, 1)
+        return self._nearest(run.calls + left, schedule) - run.reused, left
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
         if schedule.done(step) < (self.max_warmup_steps or 1):
             return Decision(False, Reason.WARM_UP)
-        wanted, left = self.to_come(step, track, schedule)
+        wanted, left = self.to_come(step, branch, schedule)
         if wanted <= 0:
             return Decision(False, Reason.BUDGET)
         return Decision(True, Reason.REUSE) if wanted >= left else None
 
-    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, branch: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
             return Decision(False, Reason.NON_FINITE, value)
-        wanted, left = self.to_come(step, track, schedule)
-        gap = max(step - track.refreshed, 1) if track.refreshed is not None else 1  # 0: the step is made once more
-        rates = [*track.rates, value / gap][-RECENT:]
-        branches = track.account.branches
-        reuses = (wanted / branches + track.streak) / ((left - wanted) / branches + 1)
+        wanted, left = self.to_come(step, branch, schedule)
+        gap = max(step - branch.refreshed, 1) if branch.refreshed is not None else 1  # 0: the step is made once more
+        rates = [*branch.rates, value / gap][-RECENT:]
+        branches = branch.run.branches
+        reuses = (wanted / branches + branch.streak) / ((left - wanted) / branches + 1)
         limit = sum(rates) / len(rates) * (reuses + 1)
         return Decision(True, Reason.REUSE, value) if value < limit else Decision(False, Reason.THRESHOLD, value)
 
-    def review(self, speedup: float) -> str | None:
+    def warning_at_end(self, speedup: float) -> str | None:
         if abs(speedup / self.target_speedup - 1) <= WITHIN + 1e-9:
             return None
         return (

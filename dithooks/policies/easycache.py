@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from ..validation import check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
-from .policy import Policy, Reduce, check_looking, no_end
+from .policy import Policy, Reduce, check_metric_fields, unknown_end_warning
 from .reason import Reason
 
 
@@ -35,8 +35,8 @@ class EasyCache(Policy):
         TypeError, ValueError: a value is of the wrong type or out of range.
 
     Example:
-        >>> policy, track = EasyCache(0.1), BranchHistory(refreshed=9, drift=0.08)
-        >>> policy.judge(12, track, Schedule(), 0.01).reuse, policy.judge(12, track, Schedule(), 0.03).reuse
+        >>> policy, branch = EasyCache(0.1), BranchHistory(refreshed=9, drift=0.08)
+        >>> policy.judge(12, branch, Schedule(), 0.01).reuse, policy.judge(12, branch, Schedule(), 0.03).reuse
         (True, False)
     """
 
@@ -54,25 +54,25 @@ class EasyCache(Policy):
         for name, least in (("max_warmup_steps", 2), ("max_continuous_cached_steps", 1), ("last_steps_computed", 0)):
             if (value := getattr(self, name)) is not None or name != "max_continuous_cached_steps":
                 set_field(self, name, check_count(name, value, least))
-        check_looking(self)
+        check_metric_fields(self)
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
         if schedule.done(step) < self.max_warmup_steps:
             return Decision(False, Reason.WARM_UP)
         if schedule.steps is not None and step >= schedule.steps - self.last_steps_computed:
             return Decision(False, Reason.END)
-        if self.max_continuous_cached_steps is not None and track.streak >= self.max_continuous_cached_steps:
+        if self.max_continuous_cached_steps is not None and branch.streak >= self.max_continuous_cached_steps:
             return Decision(False, Reason.CAP)
         return None
 
-    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, branch: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
             return Decision(False, Reason.NON_FINITE, value)
-        reuse = track.drift + value < self.threshold
+        reuse = branch.drift + value < self.threshold
         return Decision(reuse, Reason.REUSE if reuse else Reason.THRESHOLD, value)
 
-    def remark(self, schedule: Schedule) -> str | None:
-        return no_end(self.last_steps_computed, schedule)
+    def warning_at_start(self, schedule: Schedule) -> str | None:
+        return unknown_end_warning(self.last_steps_computed, schedule)
 
-    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+    def why_nothing_reused(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
         return f"the smallest change expected of a step was {min(values):.3g}, threshold is {self.threshold:g}"

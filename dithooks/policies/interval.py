@@ -42,20 +42,20 @@ class Interval(Policy):
         """The last step, this one included, that the schedule computes."""
         return step if step < self.start else step - (step - self.start) % self.interval
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision:
         if step < self.start:
             return Decision(False, Reason.WARM_UP)
         refresh = self.last_refresh(step)
         if refresh == step:
             return Decision(False, Reason.REFRESH)
-        if track.refreshed is not None and track.refreshed < refresh:  # this branch was not called then
+        if branch.refreshed is not None and branch.refreshed < refresh:  # this branch was not called then
             return Decision(False, Reason.MISSED_REFRESH)
         return Decision(True, Reason.REUSE)
 
-    def outdated(self, step: int, track: BranchHistory, idle: int, anchors: int) -> bool:
+    def outdated(self, step: int, branch: BranchHistory, idle: int, anchors: int) -> bool:
         if anchors > 1:
-            return super().outdated(step, track, idle, anchors)
-        return idle > 1 and track.refreshed is not None and track.refreshed < self.last_refresh(step)
+            return super().outdated(step, branch, idle, anchors)
+        return idle > 1 and branch.refreshed is not None and branch.refreshed < self.last_refresh(step)
 
     def keeps(self, step: int, anchors: int) -> bool:
         return not self.never_reuses and step > self.start - anchors

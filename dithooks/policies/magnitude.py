@@ -92,20 +92,20 @@ class MagnitudeRatio(Policy):
             total += abs(1 - product)
         return total
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision:
         known = len(self._lists[0])
         if step < math.ceil(self.retention_ratio * known - 1e-6):  # 0.07 · 100 is 7, not a little more
             return Decision(False, Reason.WARM_UP)
         if step >= known:  # a run longer than the recorded one, that did not say so
             return Decision(False, Reason.END)
-        if track.streak >= self.max_continuous_cached_steps:
+        if branch.streak >= self.max_continuous_cached_steps:
             return Decision(False, Reason.CAP)
-        value = 0.0 if track.refreshed is None else self.error(track.refreshed, step, track.number)
+        value = 0.0 if branch.refreshed is None else self.error(branch.refreshed, step, branch.number)
         return (
             Decision(True, Reason.REUSE, value) if value < self.threshold else Decision(False, Reason.THRESHOLD, value)
         )
 
-    def remark(self, schedule: Schedule) -> str | None:
+    def warning_at_start(self, schedule: Schedule) -> str | None:
         if schedule.steps is None:
             return (
                 f"nothing tells the number of steps, so the {len(self._lists[0])} ratios are taken as made for this "
@@ -113,7 +113,7 @@ class MagnitudeRatio(Policy):
             )
         return None
 
-    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+    def why_nothing_reused(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
         return f"the smallest change of magnitude was {min(values):.3g}, threshold is {self.threshold:g}"
 
 

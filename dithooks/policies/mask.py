@@ -82,29 +82,29 @@ class Mask(Policy):
             return replace(self, dynamic=dynamic)
         return Mask(resample(self.steps, schedule.steps, self.sigmas, schedule.sigmas), None, dynamic)
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
         assert not isinstance(self.steps, str)
         if step >= len(self.steps):
             return Decision(False, Reason.END)
         if self.steps[step]:
             return Decision(False, Reason.MASK)
         if self.dynamic is not None:
-            return self.dynamic.before(step, track, schedule)
-        return Decision(False, Reason.MISSED_REFRESH) if self._missed(step, track) else Decision(True, Reason.REUSE)
+            return self.dynamic.before(step, branch, schedule)
+        return Decision(False, Reason.MISSED_REFRESH) if self._missed(step, branch) else Decision(True, Reason.REUSE)
 
-    def _missed(self, step: int, track: BranchHistory) -> bool:
+    def _missed(self, step: int, branch: BranchHistory) -> bool:
         """Whether the branch was not called at the last refresh."""
         assert not isinstance(self.steps, str)
-        return track.refreshed is not None and any(self.steps[track.refreshed + 1 : step])
+        return branch.refreshed is not None and any(self.steps[branch.refreshed + 1 : step])
 
-    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, branch: BranchHistory, schedule: Schedule, value: float) -> Decision:
         assert self.dynamic is not None
-        return self.dynamic.judge(step, track, schedule, value)
+        return self.dynamic.judge(step, branch, schedule, value)
 
-    def outdated(self, step: int, track: BranchHistory, idle: int, anchors: int) -> bool:
+    def outdated(self, step: int, branch: BranchHistory, idle: int, anchors: int) -> bool:
         if self.dynamic is not None or anchors > 1:
-            return super().outdated(step, track, idle, anchors)
-        return idle > 1 and self._missed(step, track)
+            return super().outdated(step, branch, idle, anchors)
+        return idle > 1 and self._missed(step, branch)
 
     def keeps(self, step: int, anchors: int) -> bool:
         if self.dynamic is not None or isinstance(self.steps, str):
@@ -112,7 +112,7 @@ class Mask(Policy):
         later = self.steps[step + 1 :]
         return 0 in later and sum(later[: later.index(0)]) < anchors
 
-    def remark(self, schedule: Schedule) -> str | None:
+    def warning_at_start(self, schedule: Schedule) -> str | None:
         if schedule.steps is None and not isinstance(self.steps, str):
             return (
                 f"nothing tells the number of steps, so the mask is taken as made for this run: its {len(self.steps)} "
@@ -123,13 +123,13 @@ class Mask(Policy):
                 "nothing tells the noise levels of all steps (a scheduler does), so the mask is resampled by share of "
                 "the steps, not by σ"
             )
-        return None if self.dynamic is None else self.dynamic.remark(schedule)
+        return None if self.dynamic is None else self.dynamic.warning_at_start(schedule)
 
-    def review(self, speedup: float) -> str | None:
-        return None if self.dynamic is None else self.dynamic.review(speedup)
+    def warning_at_end(self, speedup: float) -> str | None:
+        return None if self.dynamic is None else self.dynamic.warning_at_end(speedup)
 
-    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
-        return None if self.dynamic is None else self.dynamic.verdict(values, reasons)
+    def why_nothing_reused(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+        return None if self.dynamic is None else self.dynamic.why_nothing_reused(values, reasons)
 
 
 def preset(name: str, steps: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from ..validation import check_choice, check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
-from .policy import Policy, Reduce, check_looking, no_end
+from .policy import Policy, Reduce, check_metric_fields, unknown_end_warning
 from .reason import Reason
 
 
@@ -42,12 +42,12 @@ class Threshold(Policy):
 
     Example:
         >>> policy = Threshold(0.1, max_warmup_steps=1)
-        >>> track, schedule = BranchHistory(refreshed=0), Schedule(steps=10)
-        >>> policy.before(0, track, schedule)
+        >>> branch, schedule = BranchHistory(refreshed=0), Schedule(steps=10)
+        >>> policy.before(0, branch, schedule)
         Decision(reuse=False, reason='warm-up', value=None)
-        >>> policy.judge(1, track, schedule, 0.05)
+        >>> policy.judge(1, branch, schedule, 0.05)
         Decision(reuse=True, reason='reuse', value=0.05)
-        >>> policy.judge(1, track, schedule, 0.2)
+        >>> policy.judge(1, branch, schedule, 0.2)
         Decision(reuse=False, reason='threshold', value=0.2)
     """
 
@@ -82,9 +82,9 @@ class Threshold(Policy):
             if (value := getattr(self, name)) is not None or not optional:
                 set_field(self, name, check_count(name, value, least))
         check_choice("force_refresh", self.force_refresh, ("once", "repeat"))
-        check_looking(self)
+        check_metric_fields(self)
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
         done = schedule.done(step)
         if done < self.max_warmup_steps and done % self.warmup_interval == 0:
             return Decision(False, Reason.WARM_UP)
@@ -94,26 +94,26 @@ class Threshold(Policy):
         if schedule.steps is not None and step >= schedule.steps - self.last_steps_computed:
             return Decision(False, Reason.END)
         for count, limit in (
-            (track.reused, self.max_cached_steps),
-            (track.streak, self.max_continuous_cached_steps),
+            (branch.reused, self.max_cached_steps),
+            (branch.streak, self.max_continuous_cached_steps),
         ):
             if limit is not None and count >= limit:
                 return Decision(False, Reason.CAP)
         return None
 
-    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, branch: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
             return Decision(False, Reason.NON_FINITE, value)
         if value >= self.residual_diff_threshold:
             return Decision(False, Reason.THRESHOLD, value)
-        if self.max_accumulated_diff is not None and track.drift + value > self.max_accumulated_diff:
+        if self.max_accumulated_diff is not None and branch.drift + value > self.max_accumulated_diff:
             return Decision(False, Reason.ACCUMULATED, value)
         return Decision(True, Reason.REUSE, value)
 
-    def remark(self, schedule: Schedule) -> str | None:
-        return no_end(self.last_steps_computed, schedule)
+    def warning_at_start(self, schedule: Schedule) -> str | None:
+        return unknown_end_warning(self.last_steps_computed, schedule)
 
-    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+    def why_nothing_reused(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
         if reasons.get("accumulated") and min(values) < self.residual_diff_threshold:
             limit = f"max_accumulated_diff is {self.max_accumulated_diff:g}"
             return f"the smallest difference seen was {min(values):.3g}, {limit}"

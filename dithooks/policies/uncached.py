@@ -24,7 +24,7 @@ class Uncached(Policy):
     def never_reuses(self) -> bool:
         return True
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision:
         return Decision(False, Reason.OFF)
 
     def keeps(self, step: int, anchors: int) -> bool:

@@ -90,7 +90,7 @@ class Fitted(Predictor):
             return None
         return chosen if all(self._is_at(moment.step, moment.time) for moment in (now, *used)) else None
 
-    def remark(self, schedule: Schedule) -> str | None:
+    def warning_at_start(self, schedule: Schedule) -> str | None:
         instead = "the last residual" if self.anchors == 1 else "the line through the last two residuals, in σ,"
         fitted, steps = len(self.coefficients), schedule.steps
         if steps is not None and steps != fitted:

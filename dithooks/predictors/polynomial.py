@@ -80,9 +80,9 @@ class Linear(Predictor):
 
 
 def lagrange_weights(anchors: Sequence[Moment], now: Moment, axis: str) -> tuple[float, ...]:
-    """Weights of the polynomial through the anchors, at ``now`` (Lagrange's form); they add up to 1.
+    """Return the weights of the polynomial through the anchors, at ``now`` (Lagrange's form); they add up to 1.
 
-    Anchors told by another axis than ``now``, and those at the time of a newer one, get 0.
+    An anchor on another axis than ``now``, or at the time of a newer anchor, gets 0.
     """
     steps = axis == "step"
     here = float(now.step) if steps else now.time

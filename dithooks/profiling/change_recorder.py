@@ -94,7 +94,7 @@ class RecordedChanges:
             if decision is None:
                 value = self.change(call, refreshed, policy.reduce)
                 decision = policy.judge(moment.step, track, self.schedule, value)
-            track.note(moment.step, decision)
+            track.record(moment.step, decision)
             if not decision.reuse:
                 refreshed, track.refreshed = call, None if decision.reason == Reason.NON_FINITE else moment.step
             made.append(decision)

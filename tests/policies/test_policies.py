@@ -219,8 +219,8 @@ class TestMask:
             (False, "end"),
             (False, "end"),
         ]
-        assert "nothing tells the number of steps" in policy.remark(Schedule())
-        assert policy.remark(Schedule(3)) is None
+        assert "nothing tells the number of steps" in policy.warning_at_start(Schedule())
+        assert policy.warning_at_start(Schedule(3)) is None
 
     def test_missed_refresh(self):
         told = drive(Mask((1, 0, 1, 0, 0, 1, 0, 0)), Schedule(8), absent=(2, 5, 6))
@@ -373,8 +373,8 @@ class TestThreshold:
         policy = Threshold(0.2, 0, last_steps_computed=3)
         assert policy.before(9, BranchHistory(refreshed=8), Schedule(12)).reason == "end"
         assert policy.before(9, BranchHistory(refreshed=8), Schedule()) is None
-        assert "last_steps_computed=3 does nothing" in policy.remark(Schedule())
-        assert policy.remark(Schedule(12)) is None
+        assert "last_steps_computed=3 does nothing" in policy.warning_at_start(Schedule())
+        assert policy.warning_at_start(Schedule(12)) is None
 
     @pytest.mark.parametrize(
         ("given", "error", "match"),
@@ -530,7 +530,7 @@ class TestMagnitudeRatio:
         policy = MagnitudeRatio((1.0,) * 5, retention_ratio=0.0).for_run(Schedule())
         assert policy.before(4, BranchHistory(refreshed=3), Schedule()).reason == "reuse"
         assert policy.before(5, BranchHistory(refreshed=4), Schedule()).reason == "end"
-        assert "the 5 ratios are taken as made for this run" in policy.remark(Schedule())
+        assert "the 5 ratios are taken as made for this run" in policy.warning_at_start(Schedule())
 
     @pytest.mark.parametrize(
         ("given", "error", "match"),
@@ -612,7 +612,7 @@ class TestBudget:
     )
     def test_a_target_that_was_not_met_is_named(self, speedup, said):
         """By more than 5 % of 2."""
-        message = Budget(2.0).review(speedup)
+        message = Budget(2.0).warning_at_end(speedup)
         assert (message is not None) == said
         assert not said or message.startswith(f"target_speedup=2 was not met: {speedup:.3g} times fewer blocks ran")
 
@@ -652,7 +652,7 @@ def test_what_is_no_number_is_computed(policy, value):
     assert (decision.reuse, decision.reason) == (False, "non-finite")
     assert decision.value == pytest.approx(value, nan_ok=True)
     track = BranchHistory(refreshed=2, drift=0.1, streak=1)
-    track.note(4, decision)
+    track.record(4, decision)
     assert (track.rates, track.drift, track.streak) == ([], 0.0, 0)
 
 
