@@ -263,7 +263,7 @@ class CacheHandle:
         runs = [attached.flow.runs for attached in prepared]
         for attached in prepared:
             attached.flow.handle, attached.flow.runs.peers = self, runs
-        remarks = [] if plan is None else plan.remarks(dtype_of(found[0][0].owner), self._scheduler_name())
+        remarks = [] if plan is None else plan.mismatch_warnings(dtype_of(found[0][0].owner), self._scheduler_name())
         former = self._attached
         try:
             for attached in former:

@@ -1,4 +1,4 @@
-"""What a user asks for: which blocks, when to reuse, and what to add."""
+"""The configuration of a cache: which blocks, when to reuse, and what to add."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from .codec import JsonFile, plain
 
 @dataclass(frozen=True)
 class DitCacheConfig(JsonFile):
-    """Which blocks to cache, when to reuse what they did, and what to add in their place.
+    """Which blocks to cache, when to reuse their residual, and what to add in their place.
 
     On a computed step all blocks run, and the range's residual (output of its last block minus input of its first) is
-    kept. On a reused step the blocks of the range do not run, and a residual made of the kept ones is added instead.
+    kept. On a reused step the blocks of the range do not run, and a weighted sum of the residuals is added instead.
 
     Args:
-        cache_step_start: with ``cache_step_interval``, short for ``policy=Interval(start, interval)``: compute while
-            ``t < cache_step_start``,
-        cache_step_interval: and from there on refresh every so many steps, else reuse.
+        cache_step_start: steps before this one are computed. With ``cache_step_interval``, it is short for
+            ``policy=Interval(cache_step_start, cache_step_interval)``.
+        cache_step_interval: the steps from one refresh to the next; the steps in between are reused.
         cache_block_start: first block of the range, ≥ 0, counted over the model's block list (or lists, in order).
-            Blocks before it always run, and a policy that looks, looks at what they do.
-        cache_num_blocks: number of blocks in the range, ≥ 1; left out, all from the first on.
-        fingerprint: of the model the numbers were chosen for; attaching to another model is refused.
+            The blocks before it always run, and a policy that measures a change measures it there.
+        cache_num_blocks: number of blocks in the range, ≥ 1; ``None``: all from the first on.
+        fingerprint: fingerprint of the model that the numbers were chosen for; attaching to another model is refused.
             ``None`` fits every model. ``handle.config`` has it filled in.
-        compute_last: the last so many blocks always run, where ``cache_num_blocks`` is left out.
-        policy: when: :class:`Interval`, :class:`Mask`, :class:`Threshold`, :class:`Budget`, :class:`MagnitudeRatio` or
-            :class:`EasyCache`.
-        predictor: what: :class:`Reuse`, :class:`Linear`, :class:`Taylor` or :class:`Fitted`.
-        cache_dtype: residuals are kept in it: ``"float32"`` or ``"bfloat16"``; left out, in the activations' own.
-            (Not ``"float16"``: residuals of large models are beyond it.)
-        cache_device: ``"cpu"`` keeps residuals in the host's memory, copied to and fro without waiting; left out, where
-            the activations are.
+        compute_last: the last so many blocks always run, where ``cache_num_blocks`` is ``None``.
+        policy: when to reuse: :class:`Interval`, :class:`Mask`, :class:`Threshold`, :class:`Budget`,
+            :class:`MagnitudeRatio`, :class:`EasyCache` or :class:`Uncached`.
+        predictor: what to add: :class:`Reuse`, :class:`Linear`, :class:`Taylor` or :class:`Fitted`.
+        cache_dtype: dtype of the residuals that are kept, ``"float32"`` or ``"bfloat16"``; ``None``: that of the
+            activations. ``"float16"`` is refused: residuals of large models exceed its range.
+        cache_device: ``"cpu"`` keeps residuals in the host's memory, with copies that do not wait; ``None``: where the
+            activations are.
         free_at_end: free residuals when a run's last step is over, if its number of steps is known. ``False``: when
-            the next begins.
-        overrides: what differs for a transformer or one of its lists, by name: ``{"transformer_2":
+            the next run begins.
+        overrides: the fields that differ for a transformer or one of its block lists, by name: ``{"transformer_2":
             {"cache_block_start": 2}, "single_transformer_blocks": {"policy": {"residual_diff_threshold": 0.12}}}``.
-            A policy or predictor given as a mapping changes the fields it names. A list that is named is a range of
-            its own, whose blocks count from 0, and so are then the other lists of its transformer.
+            A policy or predictor given as a mapping changes the fields that it names. Where a list is named, each list
+            of its transformer is a range of its own, whose blocks count from 0.
 
     Raises:
         TypeError: a field is of the wrong type.
-        ValueError: a field is out of its range, or two of them say the same.
+        ValueError: a field is out of its range, or two fields exclude each other.
 
     Example:
         >>> config = DitCacheConfig(cache_step_start=2, cache_step_interval=3, cache_block_start=0, cache_num_blocks=4)
@@ -120,7 +120,7 @@ class DitCacheConfig(JsonFile):
 
     @property
     def when(self) -> Policy:
-        """The policy, also where it was given as two numbers."""
+        """The policy; two numbers are an :class:`Interval`."""
         if self.policy is not None:
             return self.policy
         assert self.cache_step_start is not None
@@ -129,14 +129,14 @@ class DitCacheConfig(JsonFile):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """``cache_dtype`` as PyTorch has it."""
+        """``cache_dtype`` as a PyTorch dtype."""
         return None if self.cache_dtype is None else DTYPES[self.cache_dtype]
 
     def overridden(self, name: str) -> DitCacheConfig:
         """The configuration of one transformer or list that ``overrides`` names, without overrides of its own.
 
         Raises:
-            TypeError, ValueError: naming the entry, that something in it is wrong.
+            TypeError, ValueError: a field of the entry is unknown or invalid; the message names the entry.
         """
         changes = dict(self.overrides[name])
         try:
@@ -151,7 +151,9 @@ class DitCacheConfig(JsonFile):
                     if strange := set(changes[part]) - known:
                         raise InvalidSetting(f"{type(former).__name__} has no field {', '.join(sorted(strange))}")
                     changes[part] = replace(former, **changes[part])  # type: ignore[type-var]
-            if "policy" in changes and changes["policy"] is not None:  # one of both: what is named counts
+            if (
+                "policy" in changes and changes["policy"] is not None
+            ):  # of policy and numbers, the one that is named holds
                 changes = {"cache_step_start": None, "cache_step_interval": None, **changes}
             elif {"cache_step_start", "cache_step_interval"} & set(changes):
                 changes = {"policy": None, **changes}
@@ -164,7 +166,7 @@ class DitCacheConfig(JsonFile):
             raise located(f"overrides[{name!r}]", error) from None
 
     def _check_overrides(self) -> None:
-        """Say now what is wrong in them. A list's entry may change what its transformer's has given it."""
+        """Refuse invalid overrides. A list's entry is valid also if it is so only on top of its transformer's entry."""
         for name in self.overrides:
             try:
                 self.overridden(name)
@@ -179,7 +181,7 @@ class DitCacheConfig(JsonFile):
                     raise
 
     def __str__(self) -> str:
-        """What is not as it is by default."""
+        """Name the fields that differ from their defaults."""
         shown = []
         for each in fields(self):
             value = getattr(self, each.name)

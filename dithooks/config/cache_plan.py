@@ -1,4 +1,4 @@
-"""A plan: where, when and what for every step of a run, found ahead of time for one model, as one file."""
+"""A plan: which blocks to cache, when to reuse and what to add, for every step of a run of one model."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .transformer_plan import TransformerPlan
 
 @dataclass(frozen=True)
 class CachePlan(JsonFile):
-    """For every step of a run, what is computed, what is reused, and with which weights: what a search has found.
+    """The result of a search: which steps of a run are computed, which are reused, and with which weights.
 
     ``dit_cache`` takes it as it takes a configuration. In a run with another number of steps, or at other noise levels,
     the steps are resampled (:class:`Mask`), and the line through the last residuals takes the place of the coefficients
-    (:class:`Fitted`), which is said once.
+    (:class:`Fitted`), with one warning.
 
     Args:
-        pieces: of each transformer that is cached, one.
-        made: what for.
-        provenance: how.
+        pieces: one plan for each transformer that is cached.
+        made: the model and the run that the plan was made for.
+        provenance: how the plan was found, and what was measured of it.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type, or does not fit the others.
@@ -80,14 +80,14 @@ class CachePlan(JsonFile):
 
     @property
     def config(self) -> DitCacheConfig:
-        """The plan as a configuration: of the first piece, with the others as overrides."""
+        """The plan as a configuration: that of the first piece, with the others as overrides."""
         return self.config_for_paths({piece.path: piece for piece in self.pieces})
 
     @property
     def speedup(self) -> float:
         """How many times fewer blocks run: all block executions over those that are left.
 
-        Of the transformers that are cached, as if each were called as often at every step.
+        It counts the transformers that are cached, with the same number of calls at every step.
         """
         counts = [piece.executions for piece in self.pieces]
         total = sum(every for every, _ in counts)
@@ -104,31 +104,31 @@ class CachePlan(JsonFile):
         base = settings.pop("" if "" in settings else next(iter(settings)))
         return DitCacheConfig(**base, fingerprint=self.made.fingerprint, overrides=settings)
 
-    def remarks(self, dtype: str | None, scheduler: str | None) -> list[str]:
-        """What is to be said where a model has another dtype, or its pipeline another scheduler; ``None``: not known.
+    def mismatch_warnings(self, dtype: str | None, scheduler: str | None) -> list[str]:
+        """Return a warning for each of dtype and scheduler that differs from the plan's; ``None`` is not compared.
 
         Example:
             >>> made = PlanTarget("Model", "f", 1, "float32", 1, "Euler", ())
             >>> found = Provenance("2025-01-31", {}, "CPU", 1, 1.0, "by hand", 1.0, 0.0)
             >>> plan = CachePlan((TransformerPlan("", 0, 1, 1, (1,), (None,), None),), made, found)
-            >>> plan.remarks("float32", "Euler"), len(plan.remarks("bfloat16", "Heun"))
+            >>> plan.mismatch_warnings("float32", "Euler"), len(plan.mismatch_warnings("bfloat16", "Heun"))
             ([], 2)
         """
-        made, said = self.made, []
+        made, messages = self.made, []
         if dtype is not None and dtype.removeprefix("torch.") != made.dtype:
-            said.append(
+            messages.append(
                 f"the plan was made with weights in {made.dtype}, and the model's are in {dtype.removeprefix('torch.')}"
                 ": it is used all the same, but speed-up and error may differ from what was found"
             )
         if scheduler is not None and made.scheduler is not None and scheduler != made.scheduler:
-            said.append(
+            messages.append(
                 f"the plan was made with {made.scheduler}, and the scheduler here is {scheduler}: it is used all the "
                 "same, but speed-up and error may differ from what was found"
             )
-        return said
+        return messages
 
     def __str__(self) -> str:
-        """A few lines: ● is computed, ○ reused, · not called."""
+        """Summarise the plan in a few lines: ● is computed, ○ reused, · not called."""
         made, found = self.made, self.provenance
         steps = f"{made.steps} steps" + ("" if made.scheduler is None else f" of {made.scheduler}")
         size = f", latents {'×'.join(map(str, made.size))}" if made.size else ""

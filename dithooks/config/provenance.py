@@ -1,4 +1,4 @@
-"""What a plan was made for, and how it was found."""
+"""The model and run that a plan was made for, and how it was found."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..validation import check_bool, check_count, check_number, check_text, set_
 
 @dataclass(frozen=True)
 class PlanTarget:
-    """What a plan was made for.
+    """The model and the run that a plan was made for.
 
     Args:
-        model: class of the transformer; of several, joined by "+".
-        fingerprint: of all transformers, as ``handle.config`` has it; attaching to another model is refused.
-        blocks: of all transformers together.
-        dtype: of the weights: ``"bfloat16"``.
-        steps: of the run.
-        scheduler: its class; ``None`` where none was known.
+        model: class of the transformer; several are joined by "+".
+        fingerprint: fingerprint of all transformers, as in ``handle.config``; attaching to another model is refused.
+        blocks: number of blocks of all transformers together.
+        dtype: dtype of the weights, such as ``"bfloat16"``.
+        steps: number of steps of the run.
+        scheduler: class of the scheduler; ``None`` where it is not known.
         size: shape of the latents, without the batch.
 
     Raises:
@@ -52,23 +52,22 @@ class PlanTarget:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a plan was found, and what was seen of it.
+    """How a plan was found, and what was measured of it. ``None`` stands for a measure that was not taken.
 
     Args:
-        date: of the search.
-        versions: of the packages it was made with.
-        machine: it was made on.
-        samples: recorded for it.
+        date: date of the search.
+        versions: versions of the packages in use, by name.
+        machine: name of the machine or its accelerator.
+        samples: number of runs that were recorded.
         target: the speed-up that was asked for.
-        method: of the search.
-        predicted_speedup: of a run, from measured block times.
-        predicted_error: of a run's result, as the search priced it.
-        measured_speedup: of one run, in time, or in block executions if the target is of these; ``None``, here and
-            below: not measured.
-        psnr: of the pictures against those without the cache, in dB; infinite where they are the same.
+        method: method of the search.
+        predicted_speedup: speed-up of a run, predicted from block times.
+        predicted_error: error of a run's result, predicted by the search.
+        measured_speedup: speed-up of one run, in time, or in block executions where the target is in these.
+        psnr: PSNR in dB between the pictures with and without the cache; infinite where they are the same.
         relative_l1: mean |difference| over mean |without the cache|.
         ssim: structural similarity.
-        reached: whether the target was.
+        reached: whether the target was reached.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range.

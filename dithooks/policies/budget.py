@@ -13,7 +13,7 @@ from .policy import Policy, Reduce, check_metric_fields
 from .reason import Reason
 
 WITHIN = 0.05  # of the target
-RECENT = 3  # changes: what is far back says little of the steps to come
+RECENT = 3  # changes that count: those further back predict little of the steps to come
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Budget(Policy):
     g = (r + s)/(c − r + 1) reused steps on average. With v̄ the mean of the branch's last three changes measured, each
     divided by the steps it grew in, a step is reused while the change since the last computed step (as
     :class:`Threshold` measures it) is below v̄·(g + 1): at an even pace, that is g reused steps in a row, rounded up,
-    lest the rest be left for the end. When as many calls are left as have to be reused, or none has to be any more,
+    so that no reuses pile up at the end. When as many calls are left as have to be reused, or none has to be any more,
     nothing is measured.
 
     Args:
@@ -37,8 +37,9 @@ class Budget(Policy):
         reduce: over a batch, ``"mean"`` or ``"max"``, as for :class:`Threshold`.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; at a run's first call, that nothing tells
-            its number of steps, or that its range and warm-up do not allow the target.
+        TypeError, ValueError: a value is of the wrong type or out of range.
+        ValueError: at a run's first call, where the number of steps is not known, or where the range and the warm-up
+            do not allow the target.
 
     Example:
         >>> from dithooks.policies.history import RunHistory
@@ -67,7 +68,7 @@ class Budget(Policy):
     def for_run(self, schedule: Schedule) -> Budget:
         if schedule.steps is None:
             raise InvalidSetting(
-                f"Budget({self.target_speedup:g}) has to know the number of steps, which nothing tells: give dit_cache "
+                f"Budget({self.target_speedup:g}) needs the number of steps, which is not known: give dit_cache "
                 "the pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
             )
         steps = schedule.steps - schedule.first
@@ -86,7 +87,7 @@ class Budget(Policy):
         return replace(self, max_warmup_steps=warmup)
 
     def to_come(self, step: int, branch: BranchHistory, schedule: Schedule) -> tuple[int, int]:
-        """How many calls of the run are still to be reused, and how many are to come, this one included."""
+        """Return how many calls of the run are still to be reused, and how many are to come, this one included."""
         assert schedule.steps is not None
         run = branch.run
         called = run.called if run.step == step else 0

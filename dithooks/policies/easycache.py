@@ -25,8 +25,8 @@ class EasyCache(Policy):
 
     Args:
         threshold: reuse while the expected changes add up to less than this, > 0; 0.02 … 0.2 is common.
-        max_warmup_steps: the first so many steps of a run are computed, ≥ 2: a rate takes two.
-        max_continuous_cached_steps: reused steps in a row, at most.
+        max_warmup_steps: the first so many steps of a run are computed, ≥ 2: the rate is measured over two.
+        max_continuous_cached_steps: the most reused steps in a row.
         last_steps_computed: the last so many steps are computed.
         separate_branches: whether each branch decides for itself; ``False``: the first at a step decides for all.
         reduce: over a batch, ``"mean"``: of the batch as a whole; ``"max"``: of the sample expected to change most.

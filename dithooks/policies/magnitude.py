@@ -21,17 +21,16 @@ class MagnitudeRatio(Policy):
     """Reuse while the residual's magnitude is known to have changed little since the last computed step.
 
     A recorded run (:func:`dithooks.profile`) gives the ratio γ_t = ‖Δ_t‖/‖Δ_{t−1}‖ of each step. After a computed step
-    s, step t is reused while Σ_{τ=s+1…t} |1 − Π_{u=s+1…τ} γ_u| < ``threshold``. The ratios being known, nothing is
-    looked at. After MagCache (Ma et al., arXiv:2506.09045).
+    s, step t is reused while Σ_{τ=s+1…t} |1 − Π_{u=s+1…τ} γ_u| < ``threshold``. Nothing is measured in
+    the run. In a run with another number of steps, the ratios are those that make the same magnitudes at the same
+    share of the steps. After MagCache (Ma et al., arXiv:2506.09045).
 
     Args:
         ratios: γ for each step of the recorded run, that of step 0 being 1; or such a list for each branch.
         threshold: δ, > 0; 0.06 … 0.24 is common.
         max_continuous_cached_steps: K, reused steps in a row at most, ≥ 1.
-        retention_ratio: this share of the run's steps is computed first, 0 … 1; of those of the recorded run, if the
-            run does not tell its number.
-
-    A run with another number of steps is given the ratios that make the same magnitudes at the same share of the steps.
+        retention_ratio: this share of the run's steps is computed first, 0 … 1; of the recorded run's steps, where the
+            number of steps is not known.
 
     Raises:
         TypeError, ValueError: a value is of the wrong type or out of range.
@@ -96,7 +95,7 @@ class MagnitudeRatio(Policy):
         known = len(self._lists[0])
         if step < math.ceil(self.retention_ratio * known - 1e-6):  # 0.07 · 100 is 7, not a little more
             return Decision(False, Reason.WARM_UP)
-        if step >= known:  # a run longer than the recorded one, that did not say so
+        if step >= known:  # a run longer than the recorded one, whose number of steps was not known
             return Decision(False, Reason.END)
         if branch.streak >= self.max_continuous_cached_steps:
             return Decision(False, Reason.CAP)
@@ -108,8 +107,8 @@ class MagnitudeRatio(Policy):
     def warning_at_start(self, schedule: Schedule) -> str | None:
         if schedule.steps is None:
             return (
-                f"nothing tells the number of steps, so the {len(self._lists[0])} ratios are taken as made for this "
-                "run; timestep_scope(step, steps=...) would tell"
+                f"the number of steps is not known, so the {len(self._lists[0])} ratios are taken as made for this "
+                "run; timestep_scope(step, steps=...) gives it"
             )
         return None
 

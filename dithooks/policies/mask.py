@@ -74,7 +74,7 @@ class Mask(Policy):
         if isinstance(self.steps, str):
             if schedule.steps is None:
                 raise InvalidSetting(
-                    f"Mask({self.steps!r}) is made for the number of steps, which nothing tells: give dit_cache the "
+                    f"Mask({self.steps!r}) needs the number of steps, which is not known: give dit_cache the "
                     "pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
                 )
             return Mask(preset(self.steps, schedule.steps), None, dynamic)
@@ -115,13 +115,13 @@ class Mask(Policy):
     def warning_at_start(self, schedule: Schedule) -> str | None:
         if schedule.steps is None and not isinstance(self.steps, str):
             return (
-                f"nothing tells the number of steps, so the mask is taken as made for this run: its {len(self.steps)} "
-                "steps are followed one by one, and later ones computed; timestep_scope(step, steps=...) would tell"
+                f"the number of steps is not known, so the mask is taken as made for this run: its {len(self.steps)} "
+                "steps are followed one by one, and later ones computed; timestep_scope(step, steps=...) gives it"
             )
         if self.sigmas is not None and schedule.sigmas is None and schedule.steps != len(self.steps):
             return (
-                "nothing tells the noise levels of all steps (a scheduler does), so the mask is resampled by share of "
-                "the steps, not by σ"
+                "the noise levels of all steps are not known (a scheduler gives them), so the mask is resampled by "
+                "share of the steps, not by σ"
             )
         return None if self.dynamic is None else self.dynamic.warning_at_start(schedule)
 
@@ -183,7 +183,7 @@ def resample(
     else:
         falling = np.asarray(new_sigmas[:steps], dtype=np.float32)
         known = np.asarray(sigmas, dtype=np.float32)
-        if np.array_equal(falling, known):  # levels that lie closer than float32 tells would not find their places
+        if np.array_equal(falling, known):  # levels closer than float32 resolves would not find their places
             return tuple(mask)
         places = np.interp(-falling, -known, np.arange(old, dtype=np.float32))
         places = np.where(falling < known[-1], old - 1 + np.clip(1 - falling / max(known[-1], 1e-9), 0, 1), places)

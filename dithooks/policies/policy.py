@@ -121,6 +121,6 @@ def unknown_end_warning(last_steps: int, schedule: Schedule) -> str | None:
     if not last_steps or schedule.steps is not None:
         return None
     return (
-        f"last_steps_computed={last_steps} does nothing, as nothing tells the number of steps: give dit_cache the "
+        f"last_steps_computed={last_steps} does nothing, as the number of steps is not known: give dit_cache the "
         "pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
     )

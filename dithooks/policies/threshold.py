@@ -25,14 +25,14 @@ class Threshold(Policy):
 
     Args:
         residual_diff_threshold: reuse below this change, > 0; 0.05 … 0.25 is common.
-        max_warmup_steps: the first so many steps of a run are computed (of a second expert's, of its own run),
-        warmup_interval: or only every so many of them; the others are decided by the threshold.
-        max_cached_steps: reused steps a run, at most.
-        max_continuous_cached_steps: reused steps in a row, at most.
-        max_accumulated_diff: the changes of reused steps may add up to this much until the next computed one.
+        max_warmup_steps: the first so many steps of a run are warm-up; a second expert has a run of its own.
+        warmup_interval: in warm-up, every so many steps are computed; the threshold decides the others.
+        max_cached_steps: the most reused steps of a run.
+        max_continuous_cached_steps: the most reused steps in a row.
+        max_accumulated_diff: the most that the changes of reused steps may add up to until the next computed step.
         last_steps_computed: the last so many steps are computed.
-        force_refresh_step: this step is computed, and, with
-        force_refresh: ``"repeat"``, every so many steps; ``"once"``: only this one.
+        force_refresh_step: this step is computed.
+        force_refresh: ``"repeat"``: every ``force_refresh_step`` steps one is computed; ``"once"``: only that one.
         separate_branches: whether each branch (conditional, unconditional, …) decides for itself; ``False``: the first
             that decides at a step decides for all.
         reduce: over a batch, ``"mean"``: the change of the whole batch; ``"max"``: of the sample that changed most.

@@ -219,7 +219,7 @@ class TestMask:
             (False, "end"),
             (False, "end"),
         ]
-        assert "nothing tells the number of steps" in policy.warning_at_start(Schedule())
+        assert "the number of steps is not known" in policy.warning_at_start(Schedule())
         assert policy.warning_at_start(Schedule(3)) is None
 
     def test_missed_refresh(self):
@@ -292,7 +292,7 @@ class TestMask:
         assert all(type(bit) is int for bit in made.steps)
 
     def test_a_preset_has_to_know_the_number_of_steps(self):
-        with pytest.raises(ValueError, match=r"Mask\('fast'\) is made for the number of steps, which nothing tells"):
+        with pytest.raises(ValueError, match=r"Mask\('fast'\) needs the number of steps, which is not known"):
             Mask("fast").for_run(Schedule())
 
 
@@ -617,7 +617,7 @@ class TestBudget:
         assert not said or message.startswith(f"target_speedup=2 was not met: {speedup:.3g} times fewer blocks ran")
 
     def test_has_to_know_the_number_of_steps(self):
-        with pytest.raises(ValueError, match=r"Budget\(2\) has to know the number of steps, which nothing tells"):
+        with pytest.raises(ValueError, match=r"Budget\(2\) needs the number of steps, which is not known"):
             Budget(2.0).for_run(Schedule())
 
     @pytest.mark.parametrize(
