@@ -140,20 +140,13 @@ class DitCacheConfig(JsonFile):
         """
         changes = dict(self.overrides[name])
         try:
-            if strange := set(changes) - ({each.name for each in fields(self)} - {"overrides", "fingerprint"}):
-                raise InvalidSetting(f"no such field: {', '.join(sorted(map(str, strange)))}")
-            for part in ("policy", "predictor"):
+            if unknown := set(changes) - ({each.name for each in fields(self)} - {"overrides", "fingerprint"}):
+                raise InvalidSetting(f"no such field: {', '.join(sorted(map(str, unknown)))}")
+            for part, former in (("policy", self.when), ("predictor", self.predictor)):
                 if isinstance(changes.get(part), Mapping):
-                    if "kind" in changes[part]:
-                        raise InvalidSetting(f"give the {part} itself, or a mapping of the fields that differ")
-                    former = self.when if part == "policy" else self.predictor
-                    known = {each.name for each in fields(former)}  # type: ignore[arg-type]
-                    if strange := set(changes[part]) - known:
-                        raise InvalidSetting(f"{type(former).__name__} has no field {', '.join(sorted(strange))}")
-                    changes[part] = replace(former, **changes[part])  # type: ignore[type-var]
-            if (
-                "policy" in changes and changes["policy"] is not None
-            ):  # of policy and numbers, the one that is named holds
+                    changes[part] = _changed(former, part, changes[part])
+            # Of two fields that exclude each other, the one that is named holds.
+            if changes.get("policy") is not None:
                 changes = {"cache_step_start": None, "cache_step_interval": None, **changes}
             elif {"cache_step_start", "cache_step_interval"} & set(changes):
                 changes = {"policy": None, **changes}
@@ -182,13 +175,18 @@ class DitCacheConfig(JsonFile):
 
     def __str__(self) -> str:
         """Name the fields that differ from their defaults."""
-        shown = []
-        for each in fields(self):
-            value = getattr(self, each.name)
-            default = each.default if each.default is not MISSING else {}
-            if value != default:
-                shown.append(f"{each.name}={value}")
-        return f"DitCacheConfig({', '.join(shown)})"
+        defaults = {each.name: {} if each.default is MISSING else each.default for each in fields(self)}
+        values = {name: getattr(self, name) for name in defaults}
+        return f"DitCacheConfig({', '.join(f'{name}={v}' for name, v in values.items() if v != defaults[name])})"
+
+
+def _changed(part: Policy | Predictor, name: str, changes: Mapping[str, Any]) -> Any:
+    """The policy or predictor with some of its fields changed."""
+    if "kind" in changes:
+        raise InvalidSetting(f"give the {name} itself, or a mapping of the fields that differ")
+    if unknown := set(changes) - {each.name for each in fields(part)}:  # type: ignore[arg-type]
+        raise InvalidSetting(f"{type(part).__name__} has no field {', '.join(sorted(unknown))}")
+    return replace(part, **changes)  # type: ignore[type-var]
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
