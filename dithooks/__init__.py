@@ -6,27 +6,36 @@ from .blocks.pattern import ForwardPattern
 from .blocks.registry import BlockAdapterRegistry
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
+from .engine.requests import Request
 from .engine.sessions import timestep_scope
+from .errors import DitHooksError, InvalidSetting, RankMismatch, RunMismatch, WiringError, WrongType
 from .handle import CacheHandle, dit_cache
 from .planning.plan import frontier, plan
 from .policies.budget import Budget
 from .policies.easycache import EasyCache
+from .policies.history import BranchHistory, Decision, RunHistory, Schedule
 from .policies.interval import Interval
 from .policies.magnitude import MagnitudeRatio
 from .policies.mask import Mask
+from .policies.policy import Policy
+from .policies.reason import Reason
 from .policies.threshold import Threshold
+from .policies.uncached import Uncached
 from .predictors.fitted import Fitted
 from .predictors.polynomial import Linear, Reuse, Taylor
+from .predictors.predictor import Moment, Predictor
 from .profiling.profile import Profile, profile
 from .recording.record import record
 from .recording.recording import Recording
 from .stats.types import BranchStats, CachedRange, CacheStats, CallRecord, Quantiles, RunStats
+from .tuning.evaluation import Evaluation
 from .tuning.result import SearchResult
 from .tuning.search import search
 
 __all__ = [
     "BlockAdapter",
     "BlockAdapterRegistry",
+    "BranchHistory",
     "BranchStats",
     "Budget",
     "CacheHandle",
@@ -34,23 +43,39 @@ __all__ = [
     "CacheStats",
     "CachedRange",
     "CallRecord",
+    "Decision",
     "DitCacheConfig",
+    "DitHooksError",
     "EasyCache",
+    "Evaluation",
     "Fitted",
     "ForwardPattern",
     "Interval",
+    "InvalidSetting",
     "Linear",
     "MagnitudeRatio",
     "Mask",
+    "Moment",
     "PatchFunctor",
+    "Policy",
+    "Predictor",
     "Profile",
     "Quantiles",
+    "RankMismatch",
+    "Reason",
     "Recording",
+    "Request",
     "Reuse",
+    "RunHistory",
+    "RunMismatch",
     "RunStats",
+    "Schedule",
     "SearchResult",
     "Taylor",
     "Threshold",
+    "Uncached",
+    "WiringError",
+    "WrongType",
     "__version__",
     "dit_cache",
     "frontier",

@@ -1,22 +1,31 @@
-"""The errors that this package raises on purpose; all of them are one-line messages for the user.
+"""The errors that this package raises on purpose; each has a one-line message for the user.
 
 ::
 
     DitHooksError
     ├── InvalidSetting (ValueError)   a value that cannot be used, or does not fit the model
     ├── WrongType (TypeError)         a value of the wrong type
-    ├── TargetError                   nothing to work on under the name that was given
+    ├── TargetError                   a target or file of a command that is not there
     ├── WiringError (ValueError)      streams that cannot be followed through the blocks
-    │   └── BlockError                ... through one of them
-    ├── RunMismatch (RuntimeError)    a call that does not go with its run, handle or request
-    └── RankMismatch (RuntimeError)   ranks that do not go together
+    │   └── BlockError                streams that cannot be followed through one block
+    ├── RunMismatch (RuntimeError)    a call that does not fit its run, handle or request
+    └── RankMismatch (RuntimeError)   ranks that are at different calls, or do not answer
 """
 
 from __future__ import annotations
 
 
 class DitHooksError(Exception):
-    """Base of all errors that are raised on purpose."""
+    """The base of all errors that this library raises on purpose.
+
+    Example:
+        >>> from dithooks import DitCacheConfig
+        >>> try:
+        ...     DitCacheConfig(cache_step_start=2, cache_step_interval=0)
+        ... except DitHooksError as error:
+        ...     print(error)
+        cache_step_interval=0 is out of range: it must be at least 1
+    """
 
 
 class InvalidSetting(DitHooksError, ValueError):
@@ -28,20 +37,20 @@ class WrongType(DitHooksError, TypeError):
 
 
 class TargetError(DitHooksError):
-    """A name under which there is nothing to work on."""
+    """A command's target or file that is not there, or cannot be used."""
 
 
 class WiringError(DitHooksError, ValueError):
-    """Streams that cannot be followed through the blocks of a range; the message says what was seen."""
+    """Streams that cannot be followed through the blocks of a range; the message names what was observed."""
 
 
 class BlockError(WiringError):
-    """A block whose way of taking and returning its streams is not clear, whatever the range."""
+    """Streams that cannot be followed through one block, whatever the range."""
 
 
 class RunMismatch(DitHooksError, RuntimeError):
-    """A call that does not go with its run, handle or request."""
+    """A call that does not fit its run, handle or request."""
 
 
 class RankMismatch(DitHooksError, RuntimeError):
-    """Ranks of a process group that are not at the same place, or do not answer."""
+    """Ranks of a process group that are at different calls, or do not answer."""

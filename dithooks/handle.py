@@ -21,12 +21,11 @@ from .config.cache_plan import CachePlan
 from .engine.attachment import Attachment, check, prepare
 from .engine.clock import scheduler_of
 from .engine.hooks import caches_of
-from .engine.overrides import assign
+from .engine.range_settings import config_of_plan, configure_ranges
 from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
 from .errors import InvalidSetting, RunMismatch, WrongType
 from .integrations.dispatch import BlockIntegrations
-from .policies.interval import Interval
 from .stats.table import summary
 from .stats.types import CachedRange, CacheStats, CallRecord, total
 from .stats.warnings import refreshes_every_step
@@ -251,8 +250,8 @@ class CacheHandle:
         """Look at the model as it is now, and attach; returns what is to be said of it."""
         mine = [skip for attached in self._attached for skip in attached.skips]
         found, plan = chains_of(self._target, self._blocks), config if isinstance(config, CachePlan) else None
-        config = config.config_for(found) if isinstance(config, CachePlan) else config
-        chains = assign(found, config)
+        config = config_of_plan(config, found) if isinstance(config, CachePlan) else config
+        chains = configure_ranges(found, config)
         for chain, own in chains:
             check(chain, own, mine)
         here = fingerprint([chain for chain, _ in chains])
@@ -261,12 +260,12 @@ class CacheHandle:
                 f"the config was made for another model (fingerprint {config.fingerprint}, here {here}): "
                 "search a new one, or take the numbers over with dataclasses.replace(config, fingerprint=None)"
             )
-        useful = [(chain, own) for chain, own in chains if not isinstance(p := own.when, Interval) or p.interval > 1]
+        useful = [(chain, own) for chain, own in chains if not own.when.never_reuses]
         prepared = [self._prepare(chain, own) for chain, own in useful]
         deciders = [attached.cache.decider for attached in prepared]
         for attached in prepared:
             attached.cache.handle, attached.cache.decider.peers = self, deciders
-        remarks = [] if plan is None else plan.remarks(dtype_of(found[0][0].owner), self._scheduler_name())
+        remarks = [] if plan is None else plan.mismatch_warnings(dtype_of(found[0][0].owner), self._scheduler_name())
         former = self._attached
         try:
             for attached in former:

@@ -5,16 +5,38 @@ from __future__ import annotations
 import math
 from numbers import Real
 
-from .errors import InvalidSetting, WrongType
+from .errors import DitHooksError, InvalidSetting, WrongType
 
 
 def set_field(part: object, name: str, value: object) -> None:
-    """A frozen dataclass's field, when it is made."""
+    """Set a field of a frozen dataclass, from its ``__post_init__``."""
     object.__setattr__(part, name, value)
 
 
+def located(where: str, error: Exception) -> DitHooksError:
+    """The same error with the place of the value in front of its text.
+
+    Example:
+        >>> located("made", InvalidSetting("steps=0"))
+        InvalidSetting('made: steps=0')
+    """
+    kind = WrongType if isinstance(error, TypeError) else InvalidSetting
+    return kind(f"{where}: {error}")
+
+
+def check_bool(name: str, value: object) -> bool:
+    """Return a value that is ``True`` or ``False``.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise WrongType(f"{name} must be True or False, not {value!r}")
+    return value
+
+
 def check_text(name: str, value: object, empty: bool = False) -> str:
-    """A string; an empty one only where that is allowed.
+    """Return a string, unchanged; refuse an empty one unless ``empty``.
 
     Raises:
         TypeError: not a string.
@@ -28,7 +50,7 @@ def check_text(name: str, value: object, empty: bool = False) -> str:
 
 
 def check_number(name: str, value: object, least: float, *, strictly: bool = False) -> float:
-    """A finite number not below ``least``.
+    """Return a finite number not below ``least``, or above it with ``strictly``; NumPy's numbers count as numbers.
 
     Raises:
         TypeError: not a number.
@@ -50,7 +72,7 @@ def check_number(name: str, value: object, least: float, *, strictly: bool = Fal
 
 
 def check_count(name: str, value: object, least: int) -> int:
-    """A whole number not below ``least``; NumPy's, too.
+    """Return a whole number not below ``least``; NumPy's integers count as such.
 
     Raises:
         TypeError: not a whole number.
@@ -59,16 +81,18 @@ def check_count(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise WrongType(f"{name} must be an int, not {value!r} ({type(value).__name__})")
     count: int = value.__index__()
+    if count.bit_length() > 1024:  # no float comes near, and Python refuses to print it
+        raise InvalidSetting(f"{name} is out of range: it has too many digits")
     if count < least:
         raise InvalidSetting(f"{name}={count} is out of range: it must be at least {least}")
     return count
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
-    """One of a few words.
+    """Return a value that is one of a few words.
 
     Raises:
-        ValueError: another one.
+        ValueError: it is another value.
     """
     if value not in choices:
         raise InvalidSetting(f"{name}={value!r}: there are {', '.join(map(repr, choices))}")

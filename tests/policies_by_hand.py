@@ -21,7 +21,7 @@ def drive(policy, schedule, measured=None, absent=(), number=0):
             decision = Decision(False, "no anchor")
         if decision is None:
             decision = policy.judge(step, track, schedule, measured(step, track.refreshed))
-        track.note(step, decision)
+        track.record(step, decision)
         if not decision.reuse:
             track.refreshed = step
         told[step] = tuple(decision)
@@ -31,7 +31,7 @@ def drive(policy, schedule, measured=None, absent=(), number=0):
 def drive_all(policy, schedule, see, branches):
     """The same of all branches of a run; ``see(branch, step, refreshed)``."""
     policy, account = policy.for_run(schedule), RunHistory()
-    tracks, told = [BranchHistory(n, account=account) for n in range(branches)], [{} for _ in range(branches)]
+    tracks, told = [BranchHistory(n, run=account) for n in range(branches)], [{} for _ in range(branches)]
     for step in range(schedule.first, schedule.steps):
         for n, track in enumerate(tracks):
             account.branches = n + 1 if step == schedule.first else branches
@@ -40,7 +40,7 @@ def drive_all(policy, schedule, see, branches):
                 decision = Decision(False, "no anchor")
             if decision is None:
                 decision = policy.judge(step, track, schedule, see(n, step, track.refreshed))
-            track.note(step, decision)
+            track.record(step, decision)
             if not decision.reuse:
                 track.refreshed = None if decision.reason == "non-finite" else step
             told[n][step] = tuple(decision)

@@ -1,14 +1,11 @@
-"""What a user asks for: which blocks, when to reuse, and what to add."""
+"""The configuration of a cache: which blocks, when to reuse, and what to add."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,48 +14,44 @@ from ..policies.interval import Interval
 from ..policies.policy import Policy
 from ..predictors.polynomial import Reuse
 from ..predictors.predictor import Predictor
-from ..validation import check_count
-from .codec import decode, encode, plain
-from .safe_json import parsed, read_file
-
-SCHEMA = 2
-READS = (1, 2)  # 1: four numbers and a fingerprint
+from ..validation import check_bool, check_count, located, set_field
+from .codec import JsonFile, plain
 
 
 @dataclass(frozen=True)
-class DitCacheConfig:
-    """Which blocks to cache, when to reuse what they did, and what to add in their place.
+class DitCacheConfig(JsonFile):
+    """Which blocks to cache, when to reuse their residual, and what to add in their place.
 
     On a computed step all blocks run, and the range's residual (output of its last block minus input of its first) is
-    kept. On a reused step the blocks of the range do not run, and a residual made of the kept ones is added instead.
+    kept. On a reused step the blocks of the range do not run, and a weighted sum of the residuals is added instead.
 
     Args:
-        cache_step_start: with ``cache_step_interval``, short for ``policy=Interval(start, interval)``: compute while
-            ``t < cache_step_start``,
-        cache_step_interval: and from there on refresh every so many steps, else reuse.
+        cache_step_start: steps before this one are computed. With ``cache_step_interval``, it is short for
+            ``policy=Interval(cache_step_start, cache_step_interval)``.
+        cache_step_interval: the steps from one refresh to the next; the steps in between are reused.
         cache_block_start: first block of the range, ≥ 0, counted over the model's block list (or lists, in order).
-            Blocks before it always run, and a policy that looks, looks at what they do.
-        cache_num_blocks: number of blocks in the range, ≥ 1; left out, all from the first on.
-        fingerprint: of the model the numbers were chosen for; attaching to another model is refused.
+            The blocks before it always run, and a policy that measures a change measures it there.
+        cache_num_blocks: number of blocks in the range, ≥ 1; ``None``: all from the first on.
+        fingerprint: fingerprint of the model that the numbers were chosen for; attaching to another model is refused.
             ``None`` fits every model. ``handle.config`` has it filled in.
-        compute_last: the last so many blocks always run, where ``cache_num_blocks`` is left out.
-        policy: when: :class:`Interval`, :class:`Mask`, :class:`Threshold`, :class:`Budget`, :class:`MagnitudeRatio` or
-            :class:`EasyCache`.
-        predictor: what: :class:`Reuse`, :class:`Linear`, :class:`Taylor` or :class:`Fitted`.
-        cache_dtype: residuals are kept in it: ``"float32"`` or ``"bfloat16"``; left out, in the activations' own.
-            (Not ``"float16"``: residuals of large models are beyond it.)
-        cache_device: ``"cpu"`` keeps residuals in the host's memory, copied to and fro without waiting; left out, where
-            the activations are.
+        compute_last: the last so many blocks always run, where ``cache_num_blocks`` is ``None``.
+        policy: when to reuse: :class:`Interval`, :class:`Mask`, :class:`Threshold`, :class:`Budget`,
+            :class:`MagnitudeRatio`, :class:`EasyCache` or :class:`Uncached`.
+        predictor: what to add: :class:`Reuse`, :class:`Linear`, :class:`Taylor` or :class:`Fitted`.
+        cache_dtype: dtype of the residuals that are kept, ``"float32"`` or ``"bfloat16"``; ``None``: that of the
+            activations. ``"float16"`` is refused: residuals of large models exceed its range.
+        cache_device: ``"cpu"`` keeps residuals in the host's memory, with copies that do not wait; ``None``: where the
+            activations are.
         free_at_end: free residuals when a run's last step is over, if its number of steps is known. ``False``: when
-            the next begins.
-        overrides: what differs for a transformer or one of its lists, by name: ``{"transformer_2":
+            the next run begins.
+        overrides: the fields that differ for a transformer or one of its block lists, by name: ``{"transformer_2":
             {"cache_block_start": 2}, "single_transformer_blocks": {"policy": {"residual_diff_threshold": 0.12}}}``.
-            A policy or predictor given as a mapping changes the fields it names. A list that is named is a range of
-            its own, whose blocks count from 0, and so are then the other lists of its transformer.
+            A policy or predictor given as a mapping changes the fields that it names. Where a list is named, each list
+            of its transformer is a range of its own, whose blocks count from 0.
 
     Raises:
         TypeError: a field is of the wrong type.
-        ValueError: a field is out of its range, or two of them say the same.
+        ValueError: a field is out of its range, or two fields exclude each other.
 
     Example:
         >>> config = DitCacheConfig(cache_step_start=2, cache_step_interval=3, cache_block_start=0, cache_num_blocks=4)
@@ -69,6 +62,14 @@ class DitCacheConfig:
         >>> DitCacheConfig.from_json(config.to_json()) == config
         True
     """
+
+    _schemas: ClassVar[tuple[int, ...]] = (1, 2)  # 1: four numbers and a fingerprint
+    _required: ClassVar[tuple[str, ...]] = (
+        "cache_step_start",
+        "cache_step_interval",
+        "cache_block_start",
+        "cache_num_blocks",
+    )
 
     cache_step_start: int | None = None
     cache_step_interval: int | None = None
@@ -96,7 +97,7 @@ class DitCacheConfig:
         if self.cache_num_blocks is not None:
             least["cache_num_blocks"] = 1
         for name, bound in least.items():
-            object.__setattr__(self, name, check_count(name, getattr(self, name), bound))
+            set_field(self, name, check_count(name, getattr(self, name), bound))
         if self.cache_num_blocks is not None and self.compute_last:
             raise InvalidSetting("cache_num_blocks and compute_last both say where the range ends: give one of both")
         for name, kind in (("policy", Policy), ("predictor", Predictor)):
@@ -107,20 +108,19 @@ class DitCacheConfig:
             raise InvalidSetting(f"cache_dtype={self.cache_dtype!r}: there are {', '.join(DTYPES)}, or None")
         if self.cache_device not in (None, "cpu"):
             raise InvalidSetting(f"cache_device={self.cache_device!r}: there are 'cpu' and None, the activations' own")
-        if not isinstance(self.free_at_end, bool):
-            raise WrongType(f"free_at_end must be True or False, not {self.free_at_end!r}")
+        check_bool("free_at_end", self.free_at_end)
         if self.fingerprint is not None and not isinstance(self.fingerprint, str):
             raise WrongType(f"fingerprint must be a string or None, not {self.fingerprint!r}")
         if not isinstance(self.overrides, Mapping) or not all(
             isinstance(name, str) and isinstance(changes, Mapping) for name, changes in self.overrides.items()
         ):
             raise WrongType("overrides must be a mapping of names to mappings of fields, {'transformer_2': {...}}")
-        object.__setattr__(self, "overrides", plain(self.overrides))
+        set_field(self, "overrides", plain(self.overrides))
         self._check_overrides()
 
     @property
     def when(self) -> Policy:
-        """The policy, also where it was given as two numbers."""
+        """The policy; two numbers are an :class:`Interval`."""
         if self.policy is not None:
             return self.policy
         assert self.cache_step_start is not None
@@ -129,29 +129,24 @@ class DitCacheConfig:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """``cache_dtype`` as PyTorch has it."""
+        """``cache_dtype`` as a PyTorch dtype."""
         return None if self.cache_dtype is None else DTYPES[self.cache_dtype]
 
     def overridden(self, name: str) -> DitCacheConfig:
         """The configuration of one transformer or list that ``overrides`` names, without overrides of its own.
 
         Raises:
-            TypeError, ValueError: naming the entry, that something in it is wrong.
+            TypeError, ValueError: a field of the entry is unknown or invalid; the message names the entry.
         """
         changes = dict(self.overrides[name])
         try:
-            if strange := set(changes) - ({each.name for each in fields(self)} - {"overrides", "fingerprint"}):
-                raise InvalidSetting(f"no such field: {', '.join(sorted(map(str, strange)))}")
-            for part in ("policy", "predictor"):
+            if unknown := set(changes) - ({each.name for each in fields(self)} - {"overrides", "fingerprint"}):
+                raise InvalidSetting(f"no such field: {', '.join(sorted(map(str, unknown)))}")
+            for part, former in (("policy", self.when), ("predictor", self.predictor)):
                 if isinstance(changes.get(part), Mapping):
-                    if "kind" in changes[part]:
-                        raise InvalidSetting(f"give the {part} itself, or a mapping of the fields that differ")
-                    former = self.when if part == "policy" else self.predictor
-                    known = {each.name for each in fields(former)}  # type: ignore[arg-type]
-                    if strange := set(changes[part]) - known:
-                        raise InvalidSetting(f"{type(former).__name__} has no field {', '.join(sorted(strange))}")
-                    changes[part] = replace(former, **changes[part])  # type: ignore[type-var]
-            if "policy" in changes and changes["policy"] is not None:  # one of both: what is named counts
+                    changes[part] = _changed(former, part, changes[part])
+            # Of two fields that exclude each other, the one that is named holds.
+            if changes.get("policy") is not None:
                 changes = {"cache_step_start": None, "cache_step_interval": None, **changes}
             elif {"cache_step_start", "cache_step_interval"} & set(changes):
                 changes = {"policy": None, **changes}
@@ -161,10 +156,10 @@ class DitCacheConfig:
                 changes = {"cache_num_blocks": None, **changes}
             return replace(self, **{"overrides": {}, **changes})
         except (TypeError, ValueError) as error:
-            raise type(error)(f"overrides[{name!r}]: {error}") from None
+            raise located(f"overrides[{name!r}]", error) from None
 
     def _check_overrides(self) -> None:
-        """Say now what is wrong in them. A list's entry may change what its transformer's has given it."""
+        """Refuse invalid overrides. A list's entry is valid also if it is so only on top of its transformer's entry."""
         for name in self.overrides:
             try:
                 self.overridden(name)
@@ -178,60 +173,20 @@ class DitCacheConfig:
                 else:
                     raise
 
-    def to_json(self) -> str:
-        """The configuration as a JSON object with a schema version.
-
-        Raises:
-            TypeError: a policy or predictor is not one of the library's own.
-        """
-        values = {each.name: encode(getattr(self, each.name)) for each in fields(self)}
-        return json.dumps({"schema": SCHEMA, "kind": "DitCacheConfig", **values}, indent=2)
-
-    @classmethod
-    def from_json(cls, text: str) -> DitCacheConfig:
-        """Read what :meth:`to_json` wrote, in this or an earlier version.
-
-        Raises:
-            ValueError: not JSON, another kind or schema, or fields missing or unknown.
-        """
-        data = parsed(text, "DitCacheConfig")
-        if not isinstance(data, dict) or data.get("kind") != "DitCacheConfig":
-            raise InvalidSetting('not a DitCacheConfig: a JSON object with "kind": "DitCacheConfig" is expected')
-        if data.get("schema") not in READS:
-            raise InvalidSetting(
-                f"DitCacheConfig schema {data.get('schema')!r} is not known: this version reads {READS}"
-            )
-        named = data.get("overrides")
-        if isinstance(named, dict) and all(isinstance(changes, dict) for changes in named.values()):
-            data["overrides"] = {name: {k: decode(v) for k, v in changes.items()} for name, changes in named.items()}
-        values = {name: value if name == "overrides" else decode(value) for name, value in data.items()}
-        del values["schema"], values["kind"]
-        known = {each.name for each in fields(cls)}
-        if strange := set(values) - known:
-            raise InvalidSetting(f"DitCacheConfig has no field {', '.join(sorted(strange))}: known are {sorted(known)}")
-        needed = {each.name for each in fields(cls)[:4]}
-        if missing := needed - set(values):
-            raise InvalidSetting(f"DitCacheConfig lacks {', '.join(sorted(missing))}")
-        return cls(**values)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_json` to a file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> DitCacheConfig:
-        """Read a file that :meth:`save` wrote; errors as :meth:`from_json`, naming the path."""
-        return read_file(path, cls.from_json)
-
     def __str__(self) -> str:
-        """What is not as it is by default."""
-        shown = []
-        for each in fields(self):
-            value = getattr(self, each.name)
-            default = each.default if each.default is not MISSING else {}
-            if value != default:
-                shown.append(f"{each.name}={value}")
-        return f"DitCacheConfig({', '.join(shown)})"
+        """Name the fields that differ from their defaults."""
+        defaults = {each.name: {} if each.default is MISSING else each.default for each in fields(self)}
+        values = {name: getattr(self, name) for name in defaults}
+        return f"DitCacheConfig({', '.join(f'{name}={v}' for name, v in values.items() if v != defaults[name])})"
+
+
+def _changed(part: Policy | Predictor, name: str, changes: Mapping[str, Any]) -> Any:
+    """The policy or predictor with some of its fields changed."""
+    if "kind" in changes:
+        raise InvalidSetting(f"give the {name} itself, or a mapping of the fields that differ")
+    if unknown := set(changes) - {each.name for each in fields(part)}:  # type: ignore[arg-type]
+        raise InvalidSetting(f"{type(part).__name__} has no field {', '.join(sorted(unknown))}")
+    return replace(part, **changes)  # type: ignore[type-var]
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

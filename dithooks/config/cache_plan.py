@@ -1,42 +1,33 @@
-"""A plan: where, when and what for every step of a run, found ahead of time for one model, as one file."""
+"""A plan: which blocks to cache, when to reuse and what to add, for every step of a run of one model."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
-from math import inf
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
-from ..blocks.block_lists import WRAPPED, Chain, fingerprint
 from ..errors import InvalidSetting, WrongType
-from ..policies.interval import Interval
+from ..policies.uncached import Uncached
 from ..predictors.polynomial import Reuse
 from ..validation import set_field
 from .cache_config import DitCacheConfig
-from .codec import plain
+from .codec import JsonFile
 from .provenance import PlanTarget, Provenance
-from .safe_json import parsed, read_file
 from .transformer_plan import TransformerPlan
-
-SCHEMA = 1
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class CachePlan:
-    """For every step of a run, what is computed, what is reused, and with which weights: what a search has found.
+class CachePlan(JsonFile):
+    """The result of a search: which steps of a run are computed, which are reused, and with which weights.
 
     ``dit_cache`` takes it as it takes a configuration. In a run with another number of steps, or at other noise levels,
     the steps are resampled (:class:`Mask`), and the line through the last residuals takes the place of the coefficients
-    (:class:`Fitted`), which is said once.
+    (:class:`Fitted`), with one warning.
 
     Args:
-        pieces: of each transformer that is cached, one.
-        made: what for.
-        provenance: how.
+        pieces: one plan for each transformer that is cached.
+        made: the model and the run that the plan was made for.
+        provenance: how the plan was found, and what was measured of it.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type, or does not fit the others.
@@ -58,6 +49,8 @@ class CachePlan:
           measured: PSNR 41.00 dB
           found by hand for a target of 1.5×, from 1 sample on CPU, 2025-01-31
     """
+
+    _schemas: ClassVar[tuple[int, ...]] = (1,)
 
     pieces: tuple[TransformerPlan, ...]
     made: PlanTarget
@@ -87,124 +80,55 @@ class CachePlan:
 
     @property
     def config(self) -> DitCacheConfig:
-        """The plan as a configuration: of the first piece, with the others as overrides."""
-        return self._config({piece.path: piece for piece in self.pieces})
+        """The plan as a configuration: that of the first piece, with the others as overrides."""
+        return self.config_for_paths({piece.path: piece for piece in self.pieces})
 
     @property
     def speedup(self) -> float:
         """How many times fewer blocks run: all block executions over those that are left.
 
-        Of the transformers that are cached, as if each were called as often at every step.
+        It counts the transformers that are cached, with the same number of calls at every step.
         """
         counts = [piece.executions for piece in self.pieces]
         total = sum(every for every, _ in counts)
         left = total - sum(left_out for _, left_out in counts)
         return total / left
 
-    def config_for(self, chains: Sequence[tuple[Chain, DitCacheConfig | None]]) -> DitCacheConfig:
-        """The plan as a configuration of a model at hand. A transformer that no piece is of stays uncached.
+    def config_for_paths(self, pieces: Mapping[str, TransformerPlan | None]) -> DitCacheConfig:
+        """The plan as a configuration, with the paths that the transformers have in the model at hand.
 
         Args:
-            chains: of the model, with a configuration of their own where an adapter has given one.
-
-        Raises:
-            ValueError: it was made for another model, or one of its transformers is not there by name, or has a
-                configuration of its own.
+            pieces: the plan of each transformer, by its path; ``None`` leaves it uncached.
         """
-        here = fingerprint([chain for chain, _ in chains])
-        if here != self.made.fingerprint:
-            model = "+".join(type(chain.owner).__name__ for chain, _ in chains)
-            blocks = sum(len(chain.sites) for chain, _ in chains)
-            raise InvalidSetting(
-                f"the plan was made for another model, {self.made.model} with {self.made.blocks} blocks (fingerprint "
-                f"{self.made.fingerprint}); here is {model} with {blocks} (fingerprint {here}): search a plan for "
-                "this one, or take the numbers over with dataclasses.replace(plan.config, fingerprint=None)"
-            )
-        names = {_unwrapped(chain.path): chain for chain, _ in chains}
-        if len(chains) == len(self.pieces) == 1:  # whatever each is called from its target
-            names = {_unwrapped(self.pieces[0].path): chains[0][0]}
-        found: dict[str, TransformerPlan] = {}
-        for piece in self.pieces:
-            if (chain := names.get(_unwrapped(piece.path))) is None:
-                raise InvalidSetting(f"the plan is for {piece.path!r}, which is none of {', '.join(map(repr, names))}")
-            found[chain.path] = piece
-        for chain, own in chains:
-            if own is not None and chain.path in found:
-                raise InvalidSetting(f"{chain.name} has a configuration of its own in the adapter: give one of both")
-        return self._config({**found, **{c.path: None for c, own in chains if own is None and c.path not in found}})
-
-    def _config(self, named: Mapping[str, TransformerPlan | None]) -> DitCacheConfig:
-        """One configuration of what holds for each transformer by its path."""
-        settings = {path: _UNCACHED if piece is None else piece.settings for path, piece in named.items()}
+        settings = {path: _UNCACHED if piece is None else piece.settings for path, piece in pieces.items()}
         base = settings.pop("" if "" in settings else next(iter(settings)))
         return DitCacheConfig(**base, fingerprint=self.made.fingerprint, overrides=settings)
 
-    def remarks(self, dtype: str | None, scheduler: str | None) -> list[str]:
-        """What is to be said where a model has another dtype, or its pipeline another scheduler; ``None``: not known.
+    def mismatch_warnings(self, dtype: str | None, scheduler: str | None) -> list[str]:
+        """Return a warning for each of dtype and scheduler that differs from the plan's; ``None`` is not compared.
 
         Example:
             >>> made = PlanTarget("Model", "f", 1, "float32", 1, "Euler", ())
             >>> found = Provenance("2025-01-31", {}, "CPU", 1, 1.0, "by hand", 1.0, 0.0)
             >>> plan = CachePlan((TransformerPlan("", 0, 1, 1, (1,), (None,), None),), made, found)
-            >>> plan.remarks("float32", "Euler"), len(plan.remarks("bfloat16", "Heun"))
+            >>> plan.mismatch_warnings("float32", "Euler"), len(plan.mismatch_warnings("bfloat16", "Heun"))
             ([], 2)
         """
-        made, said = self.made, []
+        made, messages = self.made, []
         if dtype is not None and dtype.removeprefix("torch.") != made.dtype:
-            said.append(
+            messages.append(
                 f"the plan was made with weights in {made.dtype}, and the model's are in {dtype.removeprefix('torch.')}"
                 ": it is used all the same, but speed-up and error may differ from what was found"
             )
         if scheduler is not None and made.scheduler is not None and scheduler != made.scheduler:
-            said.append(
+            messages.append(
                 f"the plan was made with {made.scheduler}, and the scheduler here is {scheduler}: it is used all the "
                 "same, but speed-up and error may differ from what was found"
             )
-        return said
-
-    def to_json(self) -> str:
-        """The plan as a JSON object with a schema version. JSON has no infinity: such a PSNR is ``"inf"``."""
-        data = {"schema": SCHEMA, "kind": "CachePlan", **asdict(self)}
-        if self.provenance.psnr == inf:
-            data["provenance"]["psnr"] = "inf"
-        return json.dumps(data, indent=2, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> CachePlan:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: not JSON, another kind or schema, or fields missing, unknown or out of range.
-            TypeError: a field is of the wrong type.
-        """
-        data = parsed(text, "CachePlan")
-        if not isinstance(data, dict) or data.get("kind") != "CachePlan":
-            raise InvalidSetting('not a CachePlan: a JSON object with "kind": "CachePlan" is expected')
-        if data.get("schema") != SCHEMA:
-            raise InvalidSetting(f"CachePlan schema {data.get('schema')!r} is not known: this version reads {SCHEMA}")
-        values = {name: value for name, value in data.items() if name not in ("schema", "kind")}
-        _check_names(cls, values, "CachePlan")
-        if not isinstance(values["pieces"], list):
-            raise WrongType(f"pieces must be a list, not {values['pieces']!r}")
-        pieces = tuple(
-            _read(TransformerPlan, each, f"pieces[{number}]") for number, each in enumerate(values["pieces"])
-        )
-        found = values["provenance"]
-        if isinstance(found, dict) and found.get("psnr") == "inf":
-            found = {**found, "psnr": inf}
-        return cls(pieces, _read(PlanTarget, values["made"], "made"), _read(Provenance, found, "provenance"))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_json` to a file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CachePlan:
-        """Read a file that :meth:`save` wrote; errors as :meth:`from_json`, naming the path."""
-        return read_file(path, cls.from_json)
+        return messages
 
     def __str__(self) -> str:
-        """A few lines: ● is computed, ○ reused, · not called."""
+        """Summarise the plan in a few lines: ● is computed, ○ reused, · not called."""
         made, found = self.made, self.provenance
         steps = f"{made.steps} steps" + ("" if made.scheduler is None else f" of {made.scheduler}")
         size = f", latents {'×'.join(map(str, made.size))}" if made.size else ""
@@ -229,27 +153,4 @@ class CachePlan:
         )
 
 
-_UNCACHED = {"cache_num_blocks": None, "policy": Interval(0, 1), "predictor": Reuse()}
-
-
-def _unwrapped(path: str) -> str:
-    """A transformer's path without wrappers of ``torch.compile``."""
-    return ".".join(part for part in path.split(".") if part != WRAPPED)
-
-
-def _check_names(kind: Any, values: Mapping[str, Any], where: str) -> None:
-    known = {each.name: each.default is MISSING for each in fields(kind)}
-    if strange := sorted(set(values) - set(known)):
-        raise InvalidSetting(f"{where} has no field {', '.join(strange)}: known are {', '.join(known)}")
-    if missing := [name for name, needed in known.items() if needed and name not in values]:
-        raise InvalidSetting(f"{where} lacks {', '.join(missing)}")
-
-
-def _read(kind: type[T], data: Any, where: str) -> T:
-    if not isinstance(data, dict):
-        raise WrongType(f"{where} must be an object with the fields of a {kind.__name__}, not {data!r}")
-    _check_names(kind, data, where)
-    try:
-        return kind(**plain(data))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{where}: {error}") from None
+_UNCACHED = {"cache_num_blocks": None, "policy": Uncached(), "predictor": Reuse()}

@@ -1,10 +1,14 @@
-"""Policies and predictors as JSON: an object with the class's name and its fields."""
+"""Configurations and plans as JSON, by the fields of their dataclasses; policies and predictors also by their class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import Field, fields
-from typing import Any
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from math import inf
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -16,38 +20,65 @@ from ..policies.magnitude import MagnitudeRatio
 from ..policies.mask import Mask
 from ..policies.policy import Policy
 from ..policies.threshold import Threshold
+from ..policies.uncached import Uncached
 from ..predictors.fitted import Fitted
 from ..predictors.polynomial import Linear, Reuse, Taylor
 from ..predictors.predictor import Predictor
+from ..validation import located
+from .safe_json import parsed, read_file
 
-KINDS: tuple[type, ...] = (Interval, Mask, Threshold, Budget, MagnitudeRatio, EasyCache, Reuse, Linear, Taylor, Fitted)
-
-
-def encode(value: Any) -> Any:
-    """A part, or a sequence with parts in it, in JSON's types.
-
-    Raises:
-        TypeError: a policy or predictor that is not one of the library's own.
-    """
-    if isinstance(value, (Policy, Predictor)):
-        if type(value) not in KINDS:
-            raise WrongType(f"{type(value).__name__} is not one of the library's own: it cannot be written as JSON")
-        given = {each.name: getattr(value, each.name) for each in fields(value) if _written(each, value)}  # type: ignore[arg-type]
-        return {"kind": type(value).__name__, **{name: encode(item) for name, item in given.items()}}
-    if isinstance(value, (tuple, list)):
-        return [encode(item) for item in value]
-    if isinstance(value, dict):
-        return {key: encode(item) for key, item in value.items()}
-    return value
+PARTS = (Interval, Mask, Threshold, Budget, MagnitudeRatio, EasyCache, Uncached, Reuse, Linear, Taylor, Fitted)
+KINDS: dict[str, type] = {part.__name__: part for part in PARTS}
+T = TypeVar("T", bound="JsonFile")
 
 
-def _written(each: Field[Any], value: Any) -> bool:
-    """All fields are, but those that came later and are not used: what is written without them stays as it was."""
-    return "written" not in each.metadata or getattr(value, each.name) is not None
+class JsonFile:
+    """A dataclass that can be written to a JSON file and read from it."""
+
+    _schemas: ClassVar[tuple[int, ...]]  # that are read; the last is written
+    _required: ClassVar[tuple[str, ...]] = ()  # fields of every file, beside those without a default
+
+    def to_json(self) -> str:
+        """A JSON object with a schema number, the class's name as its kind, and all fields.
+
+        JSON has no infinity: an infinite PSNR is ``"inf"``.
+
+        Raises:
+            TypeError: a policy or predictor is not one of the library's own.
+        """
+        head = {"schema": self._schemas[-1], "kind": type(self).__name__}
+        return json.dumps(head | _encode_fields(self), indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls: type[T], text: str) -> T:
+        """Read what :meth:`to_json` wrote, in this or an earlier version.
+
+        Raises:
+            ValueError: the text is not JSON, of another kind or schema, or has missing, unknown or invalid fields.
+            TypeError: a field is of the wrong type.
+        """
+        name = cls.__name__
+        data = parsed(text, name)
+        if not isinstance(data, dict) or data.get("kind") != name:
+            raise InvalidSetting(f'not a {name}: a JSON object with "kind": "{name}" is expected')
+        if data.get("schema") not in cls._schemas:
+            known = ", ".join(map(str, cls._schemas))
+            raise InvalidSetting(f"{name} schema {data.get('schema')!r} is not known: this version reads {known}")
+        values = {field: value for field, value in data.items() if field not in ("schema", "kind")}
+        return cls(**_arguments(cls, values, name, cls._required))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_json` to a file."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls: type[T], path: str | os.PathLike[str]) -> T:
+        """Read a file that :meth:`save` wrote; errors are those of :meth:`from_json`, with the path in front."""
+        return read_file(path, cls.from_json)
 
 
 def plain(value: Any) -> Any:
-    """Numbers as Python has them, sequences and arrays as tuples, mappings as dicts; parts as they are."""
+    """A value with Python's own numbers, tuples for sequences and arrays, and dicts for mappings."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
@@ -55,29 +86,76 @@ def plain(value: Any) -> Any:
     return tuple(plain(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def decode(value: Any) -> Any:
-    """What :func:`encode` wrote; objects without a kind stay dicts, and lists become tuples.
+def _encode(value: Any) -> Any:
+    if isinstance(value, (Policy, Predictor)):
+        if type(value) not in PARTS:
+            raise WrongType(f"{type(value).__name__} is not one of the library's own: it cannot be written as JSON")
+        return {"kind": type(value).__name__, **_encode_fields(value)}
+    if is_dataclass(value):
+        return _encode_fields(value)
+    if isinstance(value, (tuple, list)):
+        return [_encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    return "inf" if value == inf else value
 
-    Raises:
-        ValueError: no such kind, or fields missing or unknown.
-        TypeError: a field is of the wrong type.
-    """
+
+def _encode_fields(part: Any) -> dict[str, Any]:
+    return {each.name: _encode(getattr(part, each.name)) for each in fields(part) if _is_written(each, part)}
+
+
+def _is_written(each: Field[Any], part: Any) -> bool:
+    """Fields of later versions are left out while unset, so that earlier versions read the file."""
+    return each.metadata.get("written") != "where given" or getattr(part, each.name) is not None
+
+
+def _decode(value: Any, hint: Any, where: str) -> Any:
+    """The value of a field with this type hint; ``where`` names the field in errors."""
+    items = get_args(hint)
+    if isinstance(hint, type) and is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise WrongType(f"{where} must be an object with the fields of a {hint.__name__}, not {value!r}")
+        arguments = _arguments(hint, value, where)
+        try:
+            return hint(**arguments)
+        except (TypeError, ValueError) as error:
+            raise located(where, error) from None
+    if get_origin(hint) is tuple and is_dataclass(items[0]):
+        if not isinstance(value, list):
+            raise WrongType(f"{where} must be a list, not {value!r}")
+        return tuple(_decode(item, items[0], f"{where}[{number}]") for number, item in enumerate(value))
+    if get_origin(hint) is Mapping and isinstance(value, dict):  # its keys are names: "kind" may be one of them
+        return {key: _decode(item, items[1], f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list):
-        return tuple(decode(item) for item in value)
+        return tuple(_decode(item, Any, where) for item in value)
     if not isinstance(value, dict):
         return value
-    inner = {name: decode(item) for name, item in value.items() if name != "kind"}
-    if "kind" not in value:
-        return inner
-    known = {kind.__name__: kind for kind in KINDS}
-    if not isinstance(value["kind"], str) or value["kind"] not in known:
-        raise InvalidSetting(f"there is no policy or predictor {value['kind']!r}: known are {', '.join(known)}")
-    kind = known[value["kind"]]
-    if strange := set(inner) - {each.name for each in fields(kind)}:
-        raise InvalidSetting(f"{kind.__name__} has no field {', '.join(sorted(strange))}")
-    try:
-        return kind(**inner)
-    except TypeError as error:
-        if "missing" in str(error):
-            raise InvalidSetting(f"{kind.__name__} lacks a field: {error}") from None
-        raise
+    if "kind" in value:
+        return _decode_part(value)
+    return {key: _decode(item, Any, where) for key, item in value.items()}
+
+
+def _decode_part(data: dict[str, Any]) -> Any:
+    """A policy or predictor."""
+    name = data["kind"]
+    if not isinstance(name, str) or name not in KINDS:
+        raise InvalidSetting(f"there is no policy or predictor {name!r}: known are {', '.join(KINDS)}")
+    return KINDS[name](**_arguments(KINDS[name], {k: v for k, v in data.items() if k != "kind"}, name))
+
+
+def _arguments(kind: type, values: dict[str, Any], where: str, required: Collection[str] = ()) -> dict[str, Any]:
+    """The arguments of a dataclass, from the values of its fields in JSON."""
+    known = {each.name: each for each in fields(kind)}
+    if unknown := sorted(set(values) - set(known)):
+        raise InvalidSetting(f"{where} has no field {', '.join(unknown)}: known are {', '.join(known)}")
+    if missing := [name for name, each in known.items() if name not in values and _is_required(each, required)]:
+        raise InvalidSetting(f"{where} lacks {', '.join(missing)}")
+    hints = get_type_hints(kind)
+    return {
+        name: inf if value == "inf" and known[name].metadata.get("infinite") else _decode(value, hints[name], name)
+        for name, value in values.items()
+    }
+
+
+def _is_required(each: Field[Any], required: Collection[str]) -> bool:
+    return each.name in required or (each.default is MISSING and each.default_factory is MISSING)

@@ -1,4 +1,4 @@
-"""What a plan was made for, and how it was found."""
+"""The model and run that a plan was made for, and how it was found."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from math import inf
 from typing import Any
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_count, check_number, check_text, set_field
+from ..validation import check_bool, check_count, check_number, check_text, set_field
 
 
 @dataclass(frozen=True)
 class PlanTarget:
-    """What a plan was made for.
+    """The model and the run that a plan was made for.
 
     Args:
-        model: class of the transformer; of several, joined by "+".
-        fingerprint: of all transformers, as ``handle.config`` has it; attaching to another model is refused.
-        blocks: of all transformers together.
-        dtype: of the weights: ``"bfloat16"``.
-        steps: of the run.
-        scheduler: its class; ``None`` where none was known.
+        model: class of the transformer; several are joined by "+".
+        fingerprint: fingerprint of all transformers, as in ``handle.config``; attaching to another model is refused.
+        blocks: number of blocks of all transformers together.
+        dtype: dtype of the weights, such as ``"bfloat16"``.
+        steps: number of steps of the run.
+        scheduler: class of the scheduler; ``None`` where it is not known.
         size: shape of the latents, without the batch.
 
     Raises:
@@ -52,23 +52,22 @@ class PlanTarget:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a plan was found, and what was seen of it.
+    """How a plan was found, and what was measured of it. ``None`` stands for a measure that was not taken.
 
     Args:
-        date: of the search.
-        versions: of the packages it was made with.
-        machine: it was made on.
-        samples: recorded for it.
+        date: date of the search.
+        versions: versions of the packages in use, by name.
+        machine: name of the machine or its accelerator.
+        samples: number of runs that were recorded.
         target: the speed-up that was asked for.
-        method: of the search.
-        predicted_speedup: of a run, from measured block times.
-        predicted_error: of a run's result, as the search priced it.
-        measured_speedup: of one run, in time, or in block executions if the target is of these; ``None``, here and
-            below: not measured.
-        psnr: of the pictures against those without the cache, in dB; infinite where they are the same.
+        method: method of the search.
+        predicted_speedup: speed-up of a run, predicted from block times.
+        predicted_error: error of a run's result, predicted by the search.
+        measured_speedup: speed-up of one run, in time, or in block executions where the target is in these.
+        psnr: PSNR in dB between the pictures with and without the cache; infinite where they are the same.
         relative_l1: mean |difference| over mean |without the cache|.
         ssim: structural similarity.
-        reached: whether the target was.
+        reached: whether the target was reached.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range.
@@ -83,7 +82,7 @@ class Provenance:
     predicted_speedup: float
     predicted_error: float
     measured_speedup: float | None = None
-    psnr: float | None = None
+    psnr: float | None = field(default=None, metadata={"infinite": True})
     relative_l1: float | None = None
     ssim: float | None = None
     reached: bool = True
@@ -96,20 +95,22 @@ class Provenance:
             raise WrongType(f"versions must be a mapping of packages to versions, not {self.versions!r}")
         set_field(self, "versions", dict(self.versions))
         set_field(self, "samples", check_count("samples", self.samples, 1))
-        for name in ("target", "predicted_speedup"):
-            set_field(self, name, check_number(name, getattr(self, name), 0, strictly=True))
-        set_field(self, "predicted_error", check_number("predicted_error", self.predicted_error, 0))
-        if self.measured_speedup is not None:
-            set_field(
-                self, "measured_speedup", check_number("measured_speedup", self.measured_speedup, 0, strictly=True)
-            )
-        for name, least in (("psnr", -1e6), ("relative_l1", 0), ("ssim", -1)):
+        for name, least, strictly in _LEAST:
             value = getattr(self, name)
-            if name == "psnr" and value == inf:
-                set_field(self, name, inf)
-            elif value is not None:
-                set_field(self, name, check_number(name, value, least))
+            is_unknown = value is None and name not in ("target", "predicted_speedup", "predicted_error")
+            if not is_unknown and not (name == "psnr" and value == inf):
+                set_field(self, name, check_number(name, value, least, strictly=strictly))
         if self.ssim is not None and self.ssim > 1:
             raise InvalidSetting(f"ssim={self.ssim:g} is out of range: it must be at most 1")
-        if not isinstance(self.reached, bool):
-            raise WrongType(f"reached must be True or False, not {self.reached!r}")
+        check_bool("reached", self.reached)
+
+
+_LEAST = (  # of each number; whether it must be above
+    ("target", 0, True),
+    ("predicted_speedup", 0, True),
+    ("predicted_error", 0, False),
+    ("measured_speedup", 0, True),
+    ("psnr", -1e6, False),
+    ("relative_l1", 0, False),
+    ("ssim", -1, False),
+)

@@ -1,4 +1,4 @@
-"""Text and JSON of unknown origin: what is read is of a size and form that all code to come can take, or refused."""
+"""JSON of unknown origin: read if its size and form are those of a file of this library, else refused."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import InvalidSetting
+from ..errors import InvalidSetting, WrongType
 
-DEEPEST, LARGEST = 32, 1_000_000  # of a file: what is written is far from either
-LONGEST = 600  # characters of a message: a value that is shown may be as long as the file
+DEEPEST, LARGEST = 32, 1_000_000  # levels and values of a file; those of this library stay far below
+LONGEST = 250  # characters of a message, which may quote a value as long as the file
 T = TypeVar("T")
 
 
 def parsed(text: str, kind: str) -> Any:
-    """:func:`strict`, naming in errors what the text should be."""
+    """Read a JSON text as :func:`strict` does; errors name the kind of object that the text should hold."""
     try:
         return strict(text)
     except ValueError as error:
@@ -24,10 +24,10 @@ def parsed(text: str, kind: str) -> Any:
 
 
 def strict(text: str) -> Any:
-    """The value that a JSON text holds, of a size and depth that all code to come can take.
+    """Read a JSON text; refuse what this library never writes.
 
     Raises:
-        ValueError: not JSON, or none that would be written here: a name twice, NaN, nested without end.
+        ValueError: the text is not JSON, has a name twice, NaN or infinity, or is nested too deeply or too large.
     """
     try:
         data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
@@ -38,7 +38,7 @@ def strict(text: str) -> Any:
 
 
 def bounded(data: Any) -> None:
-    """See that a value that was read is neither too deep nor too large, however often it refers to parts of itself.
+    """Refuse a value that is nested too deeply or too large, also where it refers to the same part many times.
 
     Raises:
         ValueError: it is.
@@ -56,31 +56,31 @@ def bounded(data: Any) -> None:
 
 
 def read_file(path: str | os.PathLike[str], read: Callable[[str], T]) -> T:
-    """What is made of a file's text.
+    """Read a file with a function of its text.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError, TypeError: naming the file, what is wrong with its text.
+        ValueError, TypeError: the text is refused; the message names the file.
     """
     try:
         return read(Path(path).read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError  # not what is made of more than a text
+        kind = WrongType if isinstance(error, TypeError) else InvalidSetting
         raise kind(f"{os.fspath(path)}: {shortened(error)}") from None
 
 
 def shortened(error: Exception) -> str:
-    """An error's text, its middle left out where it shows a long value."""
+    """The text of an error; of a long one, its beginning and end."""
     text = str(error)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 200]} … {text[-150:]}"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 103]} … {text[-100:]}"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    data = dict(pairs)
+    if len(data) < len(pairs):
         names = [name for name, _ in pairs]
         raise InvalidSetting(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
-    return found
+    return data
 
 
 def _no_number(word: str) -> Any:

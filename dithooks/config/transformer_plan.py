@@ -1,4 +1,4 @@
-"""What a plan says of one transformer: its range, its steps, and the weights of each reused one."""
+"""The plan of one transformer: its range, its steps, and the weights of each reused step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..validation import check_choice, check_count, check_text, set_field
 
 @dataclass(frozen=True)
 class TransformerPlan:
-    """What a plan says of one transformer.
+    """The plan of one transformer: its range, its steps, and the weights of each reused step.
 
     Args:
-        path: of the transformer, from the target; "" for the target itself.
+        path: path of the transformer from the target; "" for the target itself.
         first: first block of the range, counted over the transformer's lists.
         blocks: number of blocks in the range.
-        total: blocks of the transformer.
-        steps: for each step of the run, 1: computed, 0: reused. The first is 1.
-        coefficients: of each reused step, as :class:`Fitted` has them; ``None`` where the step is computed.
-        sigmas: the time of each step; ``None``: not known.
-        axis: what that is: ``"sigma"``, ``"timestep"`` or ``"step"``.
-        called: the step of the run at which the transformer is called first, and the one after its last: (0, 14) for
-            the first of two experts. The steps outside are 1. Left out: at all.
+        total: number of blocks of the transformer.
+        steps: 1 (computed) or 0 (reused) for each step of the run, the first a 1.
+        coefficients: weights of each reused step, as in :class:`Fitted`; ``None`` where the step is computed.
+        sigmas: time of each step; ``None`` where it is not known.
+        axis: what the times are: ``"sigma"``, ``"timestep"`` or ``"step"``.
+        called: the step at which the transformer is called first, and the step after its last call: (0, 14) for the
+            first of two experts. The steps outside are 1. ``None``: it is called at all steps.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.
@@ -78,7 +78,7 @@ class TransformerPlan:
         check_choice("axis", self.axis, ("sigma", "timestep", "step"))
         if self.axis == "sigma" and any(sigma < 0 for sigma in self.sigmas or ()):
             raise InvalidSetting(
-                f"sigmas={self.sigmas}: a noise level is not negative; axis says if these are not such"
+                f"sigmas={self.sigmas}: a noise level is not negative; give axis if these are other times"
             )
         if self.called is not None:
             set_field(self, "called", _span(self.called, len(bits)))
@@ -86,18 +86,18 @@ class TransformerPlan:
 
     @property
     def policy(self) -> Mask:
-        """When: the steps, with their noise levels if these can tell another run's."""
+        """When to reuse: the steps, with their noise levels where the steps of another run can be placed among them."""
         falls = all(a > b for a, b in pairwise(self.sigmas or ()))
         return Mask(self.steps, self.sigmas if self.axis == "sigma" and falls else None)
 
     @property
     def predictor(self) -> Fitted:
-        """What: the coefficients, and the times they were found for."""
+        """What to add: the coefficients, and the times they were found for."""
         return Fitted(self.coefficients, self.sigmas)
 
     @property
     def executions(self) -> tuple[int, int]:
-        """Executions of blocks in a run: all, and as many of them as are left out."""
+        """The number of block executions in a run, and the number of them that are left out."""
         calls = sum(map(self._is_called, range(len(self.steps))))
         return calls * self.total, (len(self.steps) - sum(self.steps)) * self.blocks
 
@@ -122,7 +122,7 @@ class TransformerPlan:
         return self.called is None or self.called[0] <= step < self.called[1]
 
     def _check_called(self) -> None:
-        """Refuse what takes a residual of a step at which there is none."""
+        """Refuse steps that take more residuals than were computed before them."""
         computed = 0
         for step, (bit, weights) in enumerate(zip(self.steps, self.coefficients, strict=True)):
             if not self._is_called(step) and not bit:

@@ -122,7 +122,7 @@ class CallDecider:
     def _new_branch(self, run: Run, number: int) -> Branch:
         kind = self.policy.metric
         return Branch(
-            BranchHistory(number, account=run.history), None if kind is None else METRICS[kind](self.policy.reduce)
+            BranchHistory(number, run=run.history), None if kind is None else METRICS[kind](self.policy.reduce)
         )
 
     def _number_of(self, run: Run, tick: Tick, given: CallArguments) -> int | None:
@@ -300,7 +300,7 @@ class CallDecider:
             self.log.correct(run.number, step, branch.history.number, call.decision)
         decided = call.decision
         if decided is not None:
-            branch.history.note(step, decided)
+            branch.history.record(step, decided)
         branch.interrupted = False
         computed: Sequence[Tensor] | None = None
         reused = call.mode is Mode.REUSE
@@ -410,9 +410,9 @@ class CallDecider:
         run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
         run.scheduler_is_shared = tick.source == "scheduler" and self._is_taken(run)
         policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
-        if remark := policy.remark(run.schedule):
+        if remark := policy.warning_at_start(run.schedule):
             self.warn("remark", f"{self.name}: {remark}")
-        if remark := self.predictor.remark(run.schedule):
+        if remark := self.predictor.warning_at_start(run.schedule):
             self.warn("unfitted", f"{self.name}: {remark}")  # as for the steps where that is found only then
         for remark in self.alone():
             warnings.warn(remark, UserWarning, stacklevel=2)
@@ -511,7 +511,7 @@ class CallDecider:
         parts = [(self, run.history), *(part for part in parts if part[0] is not self)]
         total = sum(history.calls * peer.log.blocks for peer, history in parts)
         skipped = sum(history.reused * peer.log.skippable for peer, history in parts)
-        if review := run.policy.review(total / max(total - skipped, 1)):
+        if review := run.policy.warning_at_end(total / max(total - skipped, 1)):
             self.warn("review", f"{self.name}: {review}")
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ..errors import InvalidSetting
-from ..validation import check_count, check_number
+from ..validation import check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
-from .policy import Policy, Reduce, check_looking
+from .policy import Policy, Reduce, check_metric_fields
+from .reason import Reason
 
 WITHIN = 0.05  # of the target
-RECENT = 3  # changes: what is far back says little of the steps to come
+RECENT = 3  # changes that count: those further back predict little of the steps to come
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Budget(Policy):
     g = (r + s)/(c − r + 1) reused steps on average. With v̄ the mean of the branch's last three changes measured, each
     divided by the steps it grew in, a step is reused while the change since the last computed step (as
     :class:`Threshold` measures it) is below v̄·(g + 1): at an even pace, that is g reused steps in a row, rounded up,
-    lest the rest be left for the end. When as many calls are left as have to be reused, or none has to be any more,
+    so that no reuses pile up at the end. When as many calls are left as have to be reused, or none has to be any more,
     nothing is measured.
 
     Args:
@@ -36,16 +37,17 @@ class Budget(Policy):
         reduce: over a batch, ``"mean"`` or ``"max"``, as for :class:`Threshold`.
 
     Raises:
-        TypeError, ValueError: a value is of the wrong type or out of range; at a run's first call, that nothing tells
-            its number of steps, or that its range and warm-up do not allow the target.
+        TypeError, ValueError: a value is of the wrong type or out of range.
+        ValueError: at a run's first call, where the number of steps is not known, or where the range and the warm-up
+            do not allow the target.
 
     Example:
-        >>> from dithooks.policies.history import Account
+        >>> from dithooks.policies.history import RunHistory
         >>> policy, schedule = Budget(2.0, max_warmup_steps=2), Schedule(steps=10)
-        >>> track = BranchHistory(account=Account(calls=4, reused=1))
-        >>> policy.to_come(4, track, schedule)  # 5 of 10 are to be reused, 1 is, 6 calls remain
+        >>> branch = BranchHistory(run=RunHistory(calls=4, reused=1))
+        >>> policy.to_come(4, branch, schedule)  # 5 of 10 are to be reused, 1 is, 6 calls remain
         (4, 6)
-        >>> policy.before(6, BranchHistory(account=Account(calls=6, reused=1)), schedule)
+        >>> policy.before(6, BranchHistory(run=RunHistory(calls=6, reused=1)), schedule)
         Decision(reuse=True, reason='reuse', value=None)
     """
 
@@ -58,15 +60,15 @@ class Budget(Policy):
 
     def __post_init__(self) -> None:
         target = check_number("target_speedup", self.target_speedup, 1, strictly=True)
-        object.__setattr__(self, "target_speedup", target)
+        set_field(self, "target_speedup", target)
         if self.max_warmup_steps is not None:
-            object.__setattr__(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
-        check_looking(self)
+            set_field(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
+        check_metric_fields(self)
 
     def for_run(self, schedule: Schedule) -> Budget:
         if schedule.steps is None:
             raise InvalidSetting(
-                f"Budget({self.target_speedup:g}) has to know the number of steps, which nothing tells: give dit_cache "
+                f"Budget({self.target_speedup:g}) needs the number of steps, which is not known: give dit_cache "
                 "the pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
             )
         steps = schedule.steps - schedule.first
@@ -84,34 +86,34 @@ class Budget(Policy):
             )
         return replace(self, max_warmup_steps=warmup)
 
-    def to_come(self, step: int, track: BranchHistory, schedule: Schedule) -> tuple[int, int]:
-        """How many calls of the run are still to be reused, and how many are to come, this one included."""
+    def to_come(self, step: int, branch: BranchHistory, schedule: Schedule) -> tuple[int, int]:
+        """Return how many calls of the run are still to be reused, and how many are to come, this one included."""
         assert schedule.steps is not None
-        account = track.account
-        called = account.called if account.step == step else 0
-        left = max((schedule.steps - step) * account.branches - called, 1)
-        return self._nearest(account.calls + left, schedule) - account.reused, left
+        run = branch.run
+        called = run.called if run.step == step else 0
+        left = max((schedule.steps - step) * run.branches - called, 1)
+        return self._nearest(run.calls + left, schedule) - run.reused, left
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
         if schedule.done(step) < (self.max_warmup_steps or 1):
-            return Decision(False, "warm-up")
-        wanted, left = self.to_come(step, track, schedule)
+            return Decision(False, Reason.WARM_UP)
+        wanted, left = self.to_come(step, branch, schedule)
         if wanted <= 0:
-            return Decision(False, "budget")
-        return Decision(True, "reuse") if wanted >= left else None
+            return Decision(False, Reason.BUDGET)
+        return Decision(True, Reason.REUSE) if wanted >= left else None
 
-    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, branch: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
-            return Decision(False, "non-finite", value)
-        wanted, left = self.to_come(step, track, schedule)
-        gap = max(step - track.refreshed, 1) if track.refreshed is not None else 1  # 0: the step is made once more
-        rates = [*track.rates, value / gap][-RECENT:]
-        branches = track.account.branches
-        reuses = (wanted / branches + track.streak) / ((left - wanted) / branches + 1)
+            return Decision(False, Reason.NON_FINITE, value)
+        wanted, left = self.to_come(step, branch, schedule)
+        gap = max(step - branch.refreshed, 1) if branch.refreshed is not None else 1  # 0: the step is made once more
+        rates = [*branch.rates, value / gap][-RECENT:]
+        branches = branch.run.branches
+        reuses = (wanted / branches + branch.streak) / ((left - wanted) / branches + 1)
         limit = sum(rates) / len(rates) * (reuses + 1)
-        return Decision(True, "reuse", value) if value < limit else Decision(False, "threshold", value)
+        return Decision(True, Reason.REUSE, value) if value < limit else Decision(False, Reason.THRESHOLD, value)
 
-    def review(self, speedup: float) -> str | None:
+    def warning_at_end(self, speedup: float) -> str | None:
         if abs(speedup / self.target_speedup - 1) <= WITHIN + 1e-9:
             return None
         return (

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..validation import check_count, check_number
+from ..validation import check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
-from .policy import Policy, Reduce, check_looking, no_end
+from .policy import Policy, Reduce, check_metric_fields, unknown_end_warning
+from .reason import Reason
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class EasyCache(Policy):
 
     Args:
         threshold: reuse while the expected changes add up to less than this, > 0; 0.02 … 0.2 is common.
-        max_warmup_steps: the first so many steps of a run are computed, ≥ 2: a rate takes two.
-        max_continuous_cached_steps: reused steps in a row, at most.
+        max_warmup_steps: the first so many steps of a run are computed, ≥ 2: the rate is measured over two.
+        max_continuous_cached_steps: the most reused steps in a row.
         last_steps_computed: the last so many steps are computed.
         separate_branches: whether each branch decides for itself; ``False``: the first at a step decides for all.
         reduce: over a batch, ``"mean"``: of the batch as a whole; ``"max"``: of the sample expected to change most.
@@ -34,8 +35,8 @@ class EasyCache(Policy):
         TypeError, ValueError: a value is of the wrong type or out of range.
 
     Example:
-        >>> policy, track = EasyCache(0.1), BranchHistory(refreshed=9, drift=0.08)
-        >>> policy.judge(12, track, Schedule(), 0.01).reuse, policy.judge(12, track, Schedule(), 0.03).reuse
+        >>> policy, branch = EasyCache(0.1), BranchHistory(refreshed=9, drift=0.08)
+        >>> policy.judge(12, branch, Schedule(), 0.01).reuse, policy.judge(12, branch, Schedule(), 0.03).reuse
         (True, False)
     """
 
@@ -49,29 +50,29 @@ class EasyCache(Policy):
     reduce: Reduce = "mean"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "threshold", check_number("threshold", self.threshold, 0, strictly=True))
+        set_field(self, "threshold", check_number("threshold", self.threshold, 0, strictly=True))
         for name, least in (("max_warmup_steps", 2), ("max_continuous_cached_steps", 1), ("last_steps_computed", 0)):
             if (value := getattr(self, name)) is not None or name != "max_continuous_cached_steps":
-                object.__setattr__(self, name, check_count(name, value, least))
-        check_looking(self)
+                set_field(self, name, check_count(name, value, least))
+        check_metric_fields(self)
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
         if schedule.done(step) < self.max_warmup_steps:
-            return Decision(False, "warm-up")
+            return Decision(False, Reason.WARM_UP)
         if schedule.steps is not None and step >= schedule.steps - self.last_steps_computed:
-            return Decision(False, "end")
-        if self.max_continuous_cached_steps is not None and track.streak >= self.max_continuous_cached_steps:
-            return Decision(False, "cap")
+            return Decision(False, Reason.END)
+        if self.max_continuous_cached_steps is not None and branch.streak >= self.max_continuous_cached_steps:
+            return Decision(False, Reason.CAP)
         return None
 
-    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, branch: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
-            return Decision(False, "non-finite", value)
-        reuse = track.drift + value < self.threshold
-        return Decision(reuse, "reuse" if reuse else "threshold", value)
+            return Decision(False, Reason.NON_FINITE, value)
+        reuse = branch.drift + value < self.threshold
+        return Decision(reuse, Reason.REUSE if reuse else Reason.THRESHOLD, value)
 
-    def remark(self, schedule: Schedule) -> str | None:
-        return no_end(self.last_steps_computed, schedule)
+    def warning_at_start(self, schedule: Schedule) -> str | None:
+        return unknown_end_warning(self.last_steps_computed, schedule)
 
-    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+    def why_nothing_reused(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
         return f"the smallest change expected of a step was {min(values):.3g}, threshold is {self.threshold:g}"

@@ -1,4 +1,4 @@
-"""What a policy is given: the schedule of a run, and what the run and the branch have done so far."""
+"""What a policy decides by, and how: the schedule of a run, the history of its branches, the decision."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .reason import Reason
+
 
 class Decision(NamedTuple):
-    """Whether a call reuses the residual, why, and the difference it was decided by, if it was by one."""
+    """Whether a call reuses the residual, why, and the difference that was compared, where one was.
+
+    A policy of one's own may give a reason in a word of its own.
+
+    Example:
+        >>> Decision(False, Reason.THRESHOLD, 0.14)
+        Decision(reuse=False, reason='threshold', value=0.14)
+    """
 
     reuse: bool
-    reason: str
+    reason: Reason | str
     value: float | None = None
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is known of a run when it begins.
+    """What is known of a sampling run at its first call.
 
     Args:
-        steps: sampling steps of the whole schedule; ``None``: nothing tells.
-        first: the step it begins at: not 0 where a picture is drawn on.
-        sigmas: noise level of each step.
-        blocks: of the transformer, and
-        skipped: as many of them as a reused call leaves out.
+        steps: number of sampling steps of the whole schedule; ``None`` where it is not known.
+        first: the step at which the run begins. It is above 0 in image-to-image, and for a second expert.
+        sigmas: the noise level of each step; ``None`` where they are not known.
+        blocks: number of blocks of the transformer.
+        skipped: number of blocks that a reused call leaves out.
+
+    Example:
+        >>> Schedule(steps=20, first=8).done(10)
+        2
     """
 
     steps: int | None = None
@@ -34,20 +47,20 @@ class Schedule:
     skipped: int = 1
 
     def done(self, step: int) -> int:
-        """How many steps of the run lie before this one. Where one is left out, the next begins a run of its own."""
+        """The number of the run's steps before this one. A run that leaves out a step is two runs."""
         return step - self.first
 
 
 @dataclass
 class RunHistory:
-    """All calls of a run so far, kept by the engine.
+    """The calls of a run so far, over all its branches. The engine keeps it.
 
     Args:
-        calls: settled, and
-        reused: of these.
-        branches: calls that a step makes, by the one before.
-        step: of the last call, and
-        called: calls settled at it.
+        calls: number of calls that were decided.
+        reused: number of calls among them that reused a residual.
+        branches: number of calls that one step makes, taken from the step before.
+        step: the step of the last call.
+        called: number of calls that were decided at that step.
     """
 
     calls: int = 0
@@ -56,25 +69,33 @@ class RunHistory:
     step: int = -1
     called: int = 0
 
-    def note(self, step: int, reuse: bool) -> None:
-        """A call was settled."""
+    def record(self, step: int, reuse: bool) -> None:
+        """Count a call that was decided."""
         self.called = self.called + 1 if step == self.step else 1
         self.calls, self.reused, self.step = self.calls + 1, self.reused + reuse, step
 
 
 @dataclass
 class BranchHistory:
-    """A branch's way through its run, kept by the engine.
+    """The calls of one branch (conditional, unconditional, …) in a run so far. The engine keeps it.
 
     Args:
-        number: of the branch.
-        refreshed: step at which its residual was last computed.
-        computed: calls computed so far, and
-        reused: reused.
-        streak: reused since the last computed one, and
-        drift: the sum of the differences they were decided by.
-        rates: every difference measured, divided by the steps it grew in.
-        account: of the run, shared by its branches.
+        number: number of the branch, in the order of the calls of a step.
+        refreshed: step of the newest anchor, the residual that would be reused; ``None`` where there is none.
+        computed: number of calls that were computed.
+        reused: number of calls that were reused.
+        streak: number of calls that were reused since the last computed one.
+        drift: sum of the changes that were measured in the calls of the streak.
+        rates: each change that was measured, divided by the steps since the refresh.
+        run: the history of the run, which its branches share.
+
+    Example: a computed step, then a reused one.
+        >>> branch = BranchHistory()
+        >>> branch.record(0, Decision(False, Reason.WARM_UP))
+        >>> branch.refreshed = 0
+        >>> branch.record(1, Decision(True, Reason.REUSE, 0.02))
+        >>> branch.computed, branch.reused, branch.streak, branch.drift, branch.run.calls
+        (1, 1, 1, 0.02, 2)
     """
 
     number: int = 0
@@ -84,11 +105,11 @@ class BranchHistory:
     streak: int = 0
     drift: float = 0.0
     rates: list[float] = field(default_factory=list)
-    account: RunHistory = field(default_factory=RunHistory)
+    run: RunHistory = field(default_factory=RunHistory)
 
-    def note(self, step: int, decision: Decision) -> None:
-        """A call was settled."""
-        self.account.note(step, decision.reuse)
+    def record(self, step: int, decision: Decision) -> None:
+        """Count a call that was decided."""
+        self.run.record(step, decision.reuse)
         value = decision.value
         if value is not None and self.refreshed is not None and step > self.refreshed and math.isfinite(value):
             self.rates.append(value / (step - self.refreshed))

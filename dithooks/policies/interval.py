@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..validation import check_count
+from ..validation import check_count, set_field
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
+from .reason import Reason
 
 
 @dataclass(frozen=True)
@@ -31,26 +32,30 @@ class Interval(Policy):
 
     def __post_init__(self) -> None:
         for name, least in (("start", 0), ("interval", 1)):
-            object.__setattr__(self, name, check_count(name, getattr(self, name), least))
+            set_field(self, name, check_count(name, getattr(self, name), least))
+
+    @property
+    def never_reuses(self) -> bool:
+        return self.interval == 1
 
     def last_refresh(self, step: int) -> int:
         """The last step, this one included, that the schedule computes."""
         return step if step < self.start else step - (step - self.start) % self.interval
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision:
         if step < self.start:
-            return Decision(False, "warm-up")
+            return Decision(False, Reason.WARM_UP)
         refresh = self.last_refresh(step)
         if refresh == step:
-            return Decision(False, "refresh")
-        if track.refreshed is not None and track.refreshed < refresh:  # this branch was not called then
-            return Decision(False, "missed refresh")
-        return Decision(True, "reuse")
+            return Decision(False, Reason.REFRESH)
+        if branch.refreshed is not None and branch.refreshed < refresh:  # this branch was not called then
+            return Decision(False, Reason.MISSED_REFRESH)
+        return Decision(True, Reason.REUSE)
 
-    def outdated(self, step: int, track: BranchHistory, idle: int, anchors: int) -> bool:
+    def outdated(self, step: int, branch: BranchHistory, idle: int, anchors: int) -> bool:
         if anchors > 1:
-            return super().outdated(step, track, idle, anchors)
-        return idle > 1 and track.refreshed is not None and track.refreshed < self.last_refresh(step)
+            return super().outdated(step, branch, idle, anchors)
+        return idle > 1 and branch.refreshed is not None and branch.refreshed < self.last_refresh(step)
 
     def keeps(self, step: int, anchors: int) -> bool:
-        return self.interval > 1 and step > self.start - anchors
+        return not self.never_reuses and step > self.start - anchors

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_count, check_number
+from ..validation import check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
+from .reason import Reason
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,16 @@ class MagnitudeRatio(Policy):
     """Reuse while the residual's magnitude is known to have changed little since the last computed step.
 
     A recorded run (:func:`dithooks.profile`) gives the ratio γ_t = ‖Δ_t‖/‖Δ_{t−1}‖ of each step. After a computed step
-    s, step t is reused while Σ_{τ=s+1…t} |1 − Π_{u=s+1…τ} γ_u| < ``threshold``. The ratios being known, nothing is
-    looked at. After MagCache (Ma et al., arXiv:2506.09045).
+    s, step t is reused while Σ_{τ=s+1…t} |1 − Π_{u=s+1…τ} γ_u| < ``threshold``. Nothing is measured in
+    the run. In a run with another number of steps, the ratios are those that make the same magnitudes at the same
+    share of the steps. After MagCache (Ma et al., arXiv:2506.09045).
 
     Args:
         ratios: γ for each step of the recorded run, that of step 0 being 1; or such a list for each branch.
         threshold: δ, > 0; 0.06 … 0.24 is common.
         max_continuous_cached_steps: K, reused steps in a row at most, ≥ 1.
-        retention_ratio: this share of the run's steps is computed first, 0 … 1; of those of the recorded run, if the
-            run does not tell its number.
-
-    A run with another number of steps is given the ratios that make the same magnitudes at the same share of the steps.
+        retention_ratio: this share of the run's steps is computed first, 0 … 1; of the recorded run's steps, where the
+            number of steps is not known.
 
     Raises:
         TypeError, ValueError: a value is of the wrong type or out of range.
@@ -57,14 +57,14 @@ class MagnitudeRatio(Policy):
         checked = tuple(tuple(_ratio(g) for g in each) for each in (given if nested else (given,)))
         if not checked[0] or len({len(each) for each in checked}) > 1:
             raise InvalidSetting("ratios must be one positive number for each step, or such a list for each branch")
-        object.__setattr__(self, "ratios", checked if nested else checked[0])
-        object.__setattr__(self, "threshold", check_number("threshold", self.threshold, 0, strictly=True))
+        set_field(self, "ratios", checked if nested else checked[0])
+        set_field(self, "threshold", check_number("threshold", self.threshold, 0, strictly=True))
         limit = check_count("max_continuous_cached_steps", self.max_continuous_cached_steps, 1)
-        object.__setattr__(self, "max_continuous_cached_steps", limit)
+        set_field(self, "max_continuous_cached_steps", limit)
         share = check_number("retention_ratio", self.retention_ratio, 0)
         if share > 1:
             raise InvalidSetting(f"retention_ratio={share} is out of range: it is a share of the steps, 0 … 1")
-        object.__setattr__(self, "retention_ratio", share)
+        set_field(self, "retention_ratio", share)
 
     @property
     def distinct(self) -> int:  # type: ignore[override]
@@ -91,26 +91,28 @@ class MagnitudeRatio(Policy):
             total += abs(1 - product)
         return total
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision:
         known = len(self._lists[0])
         if step < math.ceil(self.retention_ratio * known - 1e-6):  # 0.07 · 100 is 7, not a little more
-            return Decision(False, "warm-up")
-        if step >= known:  # a run longer than the recorded one, that did not say so
-            return Decision(False, "end")
-        if track.streak >= self.max_continuous_cached_steps:
-            return Decision(False, "cap")
-        value = 0.0 if track.refreshed is None else self.error(track.refreshed, step, track.number)
-        return Decision(True, "reuse", value) if value < self.threshold else Decision(False, "threshold", value)
+            return Decision(False, Reason.WARM_UP)
+        if step >= known:  # a run longer than the recorded one, whose number of steps was not known
+            return Decision(False, Reason.END)
+        if branch.streak >= self.max_continuous_cached_steps:
+            return Decision(False, Reason.CAP)
+        value = 0.0 if branch.refreshed is None else self.error(branch.refreshed, step, branch.number)
+        return (
+            Decision(True, Reason.REUSE, value) if value < self.threshold else Decision(False, Reason.THRESHOLD, value)
+        )
 
-    def remark(self, schedule: Schedule) -> str | None:
+    def warning_at_start(self, schedule: Schedule) -> str | None:
         if schedule.steps is None:
             return (
-                f"nothing tells the number of steps, so the {len(self._lists[0])} ratios are taken as made for this "
-                "run; timestep_scope(step, steps=...) would tell"
+                f"the number of steps is not known, so the {len(self._lists[0])} ratios are taken as made for this "
+                "run; timestep_scope(step, steps=...) gives it"
             )
         return None
 
-    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+    def why_nothing_reused(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
         return f"the smallest change of magnitude was {min(values):.3g}, threshold is {self.threshold:g}"
 
 

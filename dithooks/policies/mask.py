@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_number
+from ..validation import check_number, set_field
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
+from .reason import Reason
 
 # Of all steps, how many each preset computes: 1.5×, 2×, 3× and 4× fewer, if the range is the whole stack.
 PRESETS = {"slow": 1 / 1.5, "medium": 1 / 2, "fast": 1 / 3, "ultra": 1 / 4}
@@ -59,21 +60,21 @@ class Mask(Policy):
             bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in _listed(steps))
             if -1 in bits or bits[:1] != (1,):
                 raise InvalidSetting(f"Mask({self.steps!r}): give a 0 or 1 for each step, the first of them 1")
-            object.__setattr__(self, "steps", bits)
+            set_field(self, "steps", bits)
         if self.sigmas is not None:
-            object.__setattr__(self, "sigmas", _levels(self.sigmas, len(self.steps)))
+            set_field(self, "sigmas", _levels(self.sigmas, len(self.steps)))
         if self.dynamic is not None and (not isinstance(self.dynamic, Policy) or self.dynamic.metric is None):
             raise WrongType(f"dynamic={self.dynamic!r} must be a policy that decides by looking, such as Threshold")
         if self.dynamic is not None:
             for name in ("metric", "separate_branches", "reduce"):
-                object.__setattr__(self, name, getattr(self.dynamic, name))
+                set_field(self, name, getattr(self.dynamic, name))
 
     def for_run(self, schedule: Schedule) -> Mask:
         dynamic = None if self.dynamic is None else self.dynamic.for_run(schedule)
         if isinstance(self.steps, str):
             if schedule.steps is None:
                 raise InvalidSetting(
-                    f"Mask({self.steps!r}) is made for the number of steps, which nothing tells: give dit_cache the "
+                    f"Mask({self.steps!r}) needs the number of steps, which is not known: give dit_cache the "
                     "pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
                 )
             return Mask(preset(self.steps, schedule.steps), None, dynamic)
@@ -81,29 +82,29 @@ class Mask(Policy):
             return replace(self, dynamic=dynamic)
         return Mask(resample(self.steps, schedule.steps, self.sigmas, schedule.sigmas), None, dynamic)
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
         assert not isinstance(self.steps, str)
         if step >= len(self.steps):
-            return Decision(False, "end")
+            return Decision(False, Reason.END)
         if self.steps[step]:
-            return Decision(False, "mask")
+            return Decision(False, Reason.MASK)
         if self.dynamic is not None:
-            return self.dynamic.before(step, track, schedule)
-        return Decision(False, "missed refresh") if self._missed(step, track) else Decision(True, "reuse")
+            return self.dynamic.before(step, branch, schedule)
+        return Decision(False, Reason.MISSED_REFRESH) if self._missed(step, branch) else Decision(True, Reason.REUSE)
 
-    def _missed(self, step: int, track: BranchHistory) -> bool:
+    def _missed(self, step: int, branch: BranchHistory) -> bool:
         """Whether the branch was not called at the last refresh."""
         assert not isinstance(self.steps, str)
-        return track.refreshed is not None and any(self.steps[track.refreshed + 1 : step])
+        return branch.refreshed is not None and any(self.steps[branch.refreshed + 1 : step])
 
-    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, branch: BranchHistory, schedule: Schedule, value: float) -> Decision:
         assert self.dynamic is not None
-        return self.dynamic.judge(step, track, schedule, value)
+        return self.dynamic.judge(step, branch, schedule, value)
 
-    def outdated(self, step: int, track: BranchHistory, idle: int, anchors: int) -> bool:
+    def outdated(self, step: int, branch: BranchHistory, idle: int, anchors: int) -> bool:
         if self.dynamic is not None or anchors > 1:
-            return super().outdated(step, track, idle, anchors)
-        return idle > 1 and self._missed(step, track)
+            return super().outdated(step, branch, idle, anchors)
+        return idle > 1 and self._missed(step, branch)
 
     def keeps(self, step: int, anchors: int) -> bool:
         if self.dynamic is not None or isinstance(self.steps, str):
@@ -111,24 +112,24 @@ class Mask(Policy):
         later = self.steps[step + 1 :]
         return 0 in later and sum(later[: later.index(0)]) < anchors
 
-    def remark(self, schedule: Schedule) -> str | None:
+    def warning_at_start(self, schedule: Schedule) -> str | None:
         if schedule.steps is None and not isinstance(self.steps, str):
             return (
-                f"nothing tells the number of steps, so the mask is taken as made for this run: its {len(self.steps)} "
-                "steps are followed one by one, and later ones computed; timestep_scope(step, steps=...) would tell"
+                f"the number of steps is not known, so the mask is taken as made for this run: its {len(self.steps)} "
+                "steps are followed one by one, and later ones computed; timestep_scope(step, steps=...) gives it"
             )
         if self.sigmas is not None and schedule.sigmas is None and schedule.steps != len(self.steps):
             return (
-                "nothing tells the noise levels of all steps (a scheduler does), so the mask is resampled by share of "
-                "the steps, not by σ"
+                "the noise levels of all steps are not known (a scheduler gives them), so the mask is resampled by "
+                "share of the steps, not by σ"
             )
-        return None if self.dynamic is None else self.dynamic.remark(schedule)
+        return None if self.dynamic is None else self.dynamic.warning_at_start(schedule)
 
-    def review(self, speedup: float) -> str | None:
-        return None if self.dynamic is None else self.dynamic.review(speedup)
+    def warning_at_end(self, speedup: float) -> str | None:
+        return None if self.dynamic is None else self.dynamic.warning_at_end(speedup)
 
-    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
-        return None if self.dynamic is None else self.dynamic.verdict(values, reasons)
+    def why_nothing_reused(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+        return None if self.dynamic is None else self.dynamic.why_nothing_reused(values, reasons)
 
 
 def preset(name: str, steps: int) -> tuple[int, ...]:
@@ -182,7 +183,7 @@ def resample(
     else:
         falling = np.asarray(new_sigmas[:steps], dtype=np.float32)
         known = np.asarray(sigmas, dtype=np.float32)
-        if np.array_equal(falling, known):  # levels that lie closer than float32 tells would not find their places
+        if np.array_equal(falling, known):  # levels closer than float32 resolves would not find their places
             return tuple(mask)
         places = np.interp(-falling, -known, np.arange(old, dtype=np.float32))
         places = np.where(falling < known[-1], old - 1 + np.clip(1 - falling / max(known[-1], 1e-9), 0, 1), places)

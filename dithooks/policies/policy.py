@@ -1,4 +1,4 @@
-"""What every policy answers, and what it is told: the run's schedule, and the branch's way through it so far."""
+"""The base class of policies: the decision to compute or to reuse, call by call."""
 
 from __future__ import annotations
 
@@ -7,68 +7,91 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Literal
 
-from ..errors import WrongType
-from ..validation import check_choice
+from ..validation import check_bool, check_choice
 from .history import BranchHistory, Decision, Schedule
 
 Reduce = Literal["mean", "max"]
-LONG = 8  # steps: a branch not called for longer is not expected back
+LONG = 8  # steps after which a branch that was not called is not expected back
 
 
 class Policy(ABC):
-    """Decides, call by call. Subclasses are frozen dataclasses; what happened so far is in the :class:`BranchHistory`.
+    """When to reuse: the decision of each call of a range, to compute it or to reuse a residual.
 
-    A call is settled by :meth:`before`, or, where that gives ``None``, looked at (``metric`` says how) and settled by
-    :meth:`judge`. Looking costs one wait for the device. Whether there is a residual to reuse is the engine's to check.
+    Subclasses are frozen dataclasses and keep nothing from call to call: the engine keeps the :class:`BranchHistory`.
+    :meth:`before` decides a call, or returns ``None`` to have a change measured by ``metric``, by which :meth:`judge`
+    then decides. To measure waits for the device once. The engine sees to it that there is a residual to reuse.
+
+    Example: every second step of a run reuses the residual of the step before.
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Pairs(Policy):
+        ...     def before(self, step, branch, schedule):
+        ...         return Decision(True, "reuse") if schedule.done(step) % 2 else Decision(False, "refresh")
+        >>> [Pairs().before(step, BranchHistory(), Schedule()).reuse for step in range(4)]
+        [False, True, False, True]
     """
 
-    metric: ClassVar[Literal["change", "rate"] | None] = None
-    distinct: int = 1  # branches that it treats by their number
-    needs_sigmas: ClassVar[bool] = False  # of the run's steps
-    separate_branches: bool = True  # one decision a branch, or one a step that its branches share
-    reduce: Reduce = "mean"  # over a batch, where it looks
+    metric: ClassVar[Literal["change", "rate"] | None] = None  # what is measured where `before` returns None
+    distinct: int = 1  # number of branches that are treated differently, by their number
+    needs_sigmas: ClassVar[bool] = False  # whether Schedule.sigmas is to be filled in
+    separate_branches: bool = True  # False: the first call of a step decides for all branches
+    reduce: Reduce = "mean"  # over a batch, where a change is measured
+
+    @property
+    def never_reuses(self) -> bool:
+        """Whether every call is computed, in any run; nothing is attached then."""
+        return False
 
     def for_run(self, schedule: Schedule) -> Policy:
-        """The policy made out for one run.
+        """Return the policy for one run, with what depends on its number of steps or noise levels worked out.
 
         Raises:
-            ValueError: the run does not tell what it needs.
+            ValueError: the schedule lacks what the policy needs.
         """
         return self
 
     @abstractmethod
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
-        """Settle a call without looking at it."""
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
+        """Decide a call before anything is measured; ``None``: :meth:`judge` decides, by a measured change."""
 
-    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
-        """Settle a call by the difference that was measured."""
+    def judge(self, step: int, branch: BranchHistory, schedule: Schedule, value: float) -> Decision:
+        """Decide a call by the change that was measured."""
         raise NotImplementedError(f"{type(self).__name__} decides without looking")
 
     def keeps(self, step: int, anchors: int) -> bool:
-        """Whether what is computed at this step may be among the last ``anchors`` at one that is reused."""
+        """Whether a residual computed at this step may still be among the last ``anchors`` at a step that is reused."""
         return True
 
-    def outdated(self, step: int, track: BranchHistory, idle: int, anchors: int) -> bool:
-        """Whether a branch that was last called ``idle`` steps ago can do without what is kept for it.
+    def outdated(self, step: int, branch: BranchHistory, idle: int, anchors: int) -> bool:
+        """Whether the residuals of a branch that was last called ``idle`` steps ago can be freed.
 
-        ``anchors`` is how many residuals the predictor takes: with several, an older one is of use.
+        Args:
+            step: the step of the run.
+            branch: the branch that was not called.
+            idle: number of steps since its last call.
+            anchors: number of residuals that the predictor takes; with several, older ones are of use, too.
         """
         return idle > LONG
 
-    def remark(self, schedule: Schedule) -> str | None:
-        """What is to be said at the start of a run."""
+    def warning_at_start(self, schedule: Schedule) -> str | None:
+        """Return the warning for the user at the start of a run with this schedule, if any."""
         return None
 
-    def review(self, speedup: float) -> str | None:
-        """What is to be said of a run that ran so many times fewer blocks than without the cache."""
+    def warning_at_end(self, speedup: float) -> str | None:
+        """Return the warning for the user after a run in which so many times fewer blocks ran, if any."""
         return None
 
-    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
-        """Why a run with these differences, computed for these reasons, reused nothing, in numbers."""
+    def why_nothing_reused(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+        """Explain in numbers why a run reused nothing.
+
+        Args:
+            values: the changes that were measured in it, all finite; at least one.
+            reasons: how many calls were computed for which reason.
+        """
         return None
 
     def __str__(self) -> str:
-        """The policy with what is not as it is by default."""
+        """Name the policy and the fields that differ from their defaults."""
         shown = []
         for each in fields(self):  # type: ignore[arg-type]
             value = getattr(self, each.name)
@@ -82,22 +105,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:36]} …)"
 
 
-def check_looking(policy: Policy) -> None:
-    """What all policies that look are told: for whom they decide, and how they weigh a batch.
+def check_metric_fields(policy: Policy) -> None:
+    """Check the fields that all policies with a metric share: ``reduce`` and ``separate_branches``.
 
     Raises:
-        TypeError, ValueError: one of them is of the wrong type, or another word.
+        TypeError: ``separate_branches`` is not ``True`` or ``False``.
+        ValueError: ``reduce`` is another word.
     """
     check_choice("reduce", policy.reduce, ("mean", "max"))
-    if not isinstance(policy.separate_branches, bool):
-        raise WrongType(f"separate_branches must be True or False, not {policy.separate_branches!r}")
+    check_bool("separate_branches", policy.separate_branches)
 
 
-def no_end(last_steps: int, schedule: Schedule) -> str | None:
-    """The remark that a run's last steps cannot be told, if they are asked for."""
+def unknown_end_warning(last_steps: int, schedule: Schedule) -> str | None:
+    """The warning that ``last_steps_computed`` does nothing in a run whose number of steps is not known."""
     if not last_steps or schedule.steps is not None:
         return None
     return (
-        f"last_steps_computed={last_steps} does nothing, as nothing tells the number of steps: give dit_cache the "
+        f"last_steps_computed={last_steps} does nothing, as the number of steps is not known: give dit_cache the "
         "pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
     )

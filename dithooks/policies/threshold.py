@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..validation import check_choice, check_count, check_number
+from ..validation import check_choice, check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
-from .policy import Policy, Reduce, check_looking, no_end
+from .policy import Policy, Reduce, check_metric_fields, unknown_end_warning
+from .reason import Reason
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class Threshold(Policy):
 
     Args:
         residual_diff_threshold: reuse below this change, > 0; 0.05 … 0.25 is common.
-        max_warmup_steps: the first so many steps of a run are computed (of a second expert's, of its own run),
-        warmup_interval: or only every so many of them; the others are decided by the threshold.
-        max_cached_steps: reused steps a run, at most.
-        max_continuous_cached_steps: reused steps in a row, at most.
-        max_accumulated_diff: the changes of reused steps may add up to this much until the next computed one.
+        max_warmup_steps: the first so many steps of a run are warm-up; a second expert has a run of its own.
+        warmup_interval: in warm-up, every so many steps are computed; the threshold decides the others.
+        max_cached_steps: the most reused steps of a run.
+        max_continuous_cached_steps: the most reused steps in a row.
+        max_accumulated_diff: the most that the changes of reused steps may add up to until the next computed step.
         last_steps_computed: the last so many steps are computed.
-        force_refresh_step: this step is computed, and, with
-        force_refresh: ``"repeat"``, every so many steps; ``"once"``: only this one.
+        force_refresh_step: this step is computed.
+        force_refresh: ``"repeat"``: every ``force_refresh_step`` steps one is computed; ``"once"``: only that one.
         separate_branches: whether each branch (conditional, unconditional, …) decides for itself; ``False``: the first
             that decides at a step decides for all.
         reduce: over a batch, ``"mean"``: the change of the whole batch; ``"max"``: of the sample that changed most.
@@ -41,12 +42,12 @@ class Threshold(Policy):
 
     Example:
         >>> policy = Threshold(0.1, max_warmup_steps=1)
-        >>> track, schedule = BranchHistory(refreshed=0), Schedule(steps=10)
-        >>> policy.before(0, track, schedule)
+        >>> branch, schedule = BranchHistory(refreshed=0), Schedule(steps=10)
+        >>> policy.before(0, branch, schedule)
         Decision(reuse=False, reason='warm-up', value=None)
-        >>> policy.judge(1, track, schedule, 0.05)
+        >>> policy.judge(1, branch, schedule, 0.05)
         Decision(reuse=True, reason='reuse', value=0.05)
-        >>> policy.judge(1, track, schedule, 0.2)
+        >>> policy.judge(1, branch, schedule, 0.2)
         Decision(reuse=False, reason='threshold', value=0.2)
     """
 
@@ -67,7 +68,7 @@ class Threshold(Policy):
     def __post_init__(self) -> None:
         for name in ("residual_diff_threshold", "max_accumulated_diff"):
             if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, check_number(name, value, 0, strictly=True))
+                set_field(self, name, check_number(name, value, 0, strictly=True))
         counts = {
             "max_warmup_steps": 0,
             "warmup_interval": 1,
@@ -79,40 +80,40 @@ class Threshold(Policy):
         for name, least in counts.items():
             optional = name in ("max_cached_steps", "max_continuous_cached_steps", "force_refresh_step")
             if (value := getattr(self, name)) is not None or not optional:
-                object.__setattr__(self, name, check_count(name, value, least))
+                set_field(self, name, check_count(name, value, least))
         check_choice("force_refresh", self.force_refresh, ("once", "repeat"))
-        check_looking(self)
+        check_metric_fields(self)
 
-    def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision | None:
+    def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
         done = schedule.done(step)
         if done < self.max_warmup_steps and done % self.warmup_interval == 0:
-            return Decision(False, "warm-up")
+            return Decision(False, Reason.WARM_UP)
         forced = self.force_refresh_step
         if forced is not None and (step == forced or (self.force_refresh == "repeat" and step and step % forced == 0)):
-            return Decision(False, "forced")
+            return Decision(False, Reason.FORCED)
         if schedule.steps is not None and step >= schedule.steps - self.last_steps_computed:
-            return Decision(False, "end")
+            return Decision(False, Reason.END)
         for count, limit in (
-            (track.reused, self.max_cached_steps),
-            (track.streak, self.max_continuous_cached_steps),
+            (branch.reused, self.max_cached_steps),
+            (branch.streak, self.max_continuous_cached_steps),
         ):
             if limit is not None and count >= limit:
-                return Decision(False, "cap")
+                return Decision(False, Reason.CAP)
         return None
 
-    def judge(self, step: int, track: BranchHistory, schedule: Schedule, value: float) -> Decision:
+    def judge(self, step: int, branch: BranchHistory, schedule: Schedule, value: float) -> Decision:
         if not math.isfinite(value):
-            return Decision(False, "non-finite", value)
+            return Decision(False, Reason.NON_FINITE, value)
         if value >= self.residual_diff_threshold:
-            return Decision(False, "threshold", value)
-        if self.max_accumulated_diff is not None and track.drift + value > self.max_accumulated_diff:
-            return Decision(False, "accumulated", value)
-        return Decision(True, "reuse", value)
+            return Decision(False, Reason.THRESHOLD, value)
+        if self.max_accumulated_diff is not None and branch.drift + value > self.max_accumulated_diff:
+            return Decision(False, Reason.ACCUMULATED, value)
+        return Decision(True, Reason.REUSE, value)
 
-    def remark(self, schedule: Schedule) -> str | None:
-        return no_end(self.last_steps_computed, schedule)
+    def warning_at_start(self, schedule: Schedule) -> str | None:
+        return unknown_end_warning(self.last_steps_computed, schedule)
 
-    def verdict(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
+    def why_nothing_reused(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
         if reasons.get("accumulated") and min(values) < self.residual_diff_threshold:
             limit = f"max_accumulated_diff is {self.max_accumulated_diff:g}"
             return f"the smallest difference seen was {min(values):.3g}, {limit}"

@@ -10,12 +10,12 @@ from typing import Any
 
 from ..errors import InvalidSetting, WrongType
 from ..policies.history import Schedule
-from ..validation import check_number
+from ..validation import check_number, set_field
 from .predictor import Moment, Predictor
 
-# Of the larger |σ| of two. One schedule, computed anew in another precision or by another version of a scheduler,
-# differs by less, down to bfloat16, which rounds by 2⁻⁸ at most; and where steps fall by a factor, as Karras's and
-# EDM's do, from 80 to 0.002, the last are told apart, too. A rest that stands for 0 is small beside the largest.
+# Two times are the same within this share of the larger |σ|. The same schedule in another precision or from another
+# version of a scheduler differs by less (bfloat16 rounds by 2⁻⁸ at most); the last steps of schedules that fall by a
+# factor, such as Karras's and EDM's from 80 to 0.002, differ by more. What counts as 0 is a share of the largest σ.
 SAME_TIME, NEXT_TO_NOTHING = 4e-3, 1e-6
 
 
@@ -25,11 +25,11 @@ class Fitted(Predictor):
 
     Args:
         coefficients: for each step of the run, the weights of the last residuals, the newest first; ``None`` where the
-            step is computed. Residuals other than those of the last ``None`` steps do not fit: then, and beyond the
-            last step, the line in σ is taken, as :class:`Linear` does, and that is said once.
-        sigmas: σ of each step they were found for, or what stands for it (``Moment.time``). Given, they fit only where
-            the step and the residuals' own steps are at these, each to within 0.4 %, a bfloat16's rounding. Left out,
-            whatever σ is.
+            step is computed. They fit the residuals of the last ``None`` steps. For others, and beyond the last step,
+            the line in σ takes their place, as in :class:`Linear`, with one warning.
+        sigmas: σ of each step that the coefficients were found for, or the time in its place (``Moment.time``). They
+            fit only where the step and the residuals' steps are at these times, to within 0.4 %, the rounding of
+            bfloat16. ``None``: they fit at any σ.
 
     Raises:
         TypeError, ValueError: not such a list, the first step is not computed, or ``sigmas`` has not one for each step.
@@ -59,7 +59,7 @@ class Fitted(Predictor):
             None if each is None else tuple(check_number("a coefficient", c, -float("1e30")) for c in each)
             for each in given
         )
-        object.__setattr__(self, "coefficients", checked)
+        set_field(self, "coefficients", checked)
         for step, each in enumerate(checked):
             before = len(list(self._planned(step)))
             if each is not None and not 1 <= len(each) <= before:
@@ -69,7 +69,7 @@ class Fitted(Predictor):
         sigmas = _listed(self.sigmas)
         if not isinstance(sigmas, Iterable) or isinstance(sigmas, str):
             raise WrongType(f"sigmas must be a number for each step, or None, not {self.sigmas!r}")
-        object.__setattr__(self, "sigmas", tuple(check_number("a sigma", s, -float("1e30")) for s in sigmas))
+        set_field(self, "sigmas", tuple(check_number("a sigma", s, -float("1e30")) for s in sigmas))
         if len(self.sigmas) != len(checked):
             raise InvalidSetting(f"sigmas has {len(self.sigmas)} entries, but coefficients has {len(checked)}")
 
@@ -90,7 +90,7 @@ class Fitted(Predictor):
             return None
         return chosen if all(self._is_at(moment.step, moment.time) for moment in (now, *used)) else None
 
-    def remark(self, schedule: Schedule) -> str | None:
+    def warning_at_start(self, schedule: Schedule) -> str | None:
         instead = "the last residual" if self.anchors == 1 else "the line through the last two residuals, in σ,"
         fitted, steps = len(self.coefficients), schedule.steps
         if steps is not None and steps != fitted:
@@ -117,7 +117,7 @@ class Fitted(Predictor):
 
     @cached_property
     def _nothing(self) -> float:
-        """What is as good as 0 beside the largest σ."""
+        """The largest time that counts as 0 beside the largest σ."""
         return NEXT_TO_NOTHING * max(map(abs, self.sigmas or (0.0,)))
 
     def _planned(self, step: int) -> Iterator[int]:

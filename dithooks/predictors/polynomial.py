@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..validation import check_choice, check_count
+from ..validation import check_choice, check_count, set_field
 from .predictor import Moment, Predictor
 
 
@@ -53,7 +53,7 @@ class Taylor(Predictor):
     axis: Literal["sigma", "step"] = "sigma"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "order", check_count("order", self.order, 0))
+        set_field(self, "order", check_count("order", self.order, 0))
         check_choice("axis", self.axis, ("sigma", "step"))
 
     @property
@@ -82,9 +82,9 @@ class Linear(Predictor):
 
 
 def lagrange_weights(anchors: Sequence[Moment], now: Moment, axis: str) -> tuple[float, ...]:
-    """Weights of the polynomial through the anchors, at ``now`` (Lagrange's form); they add up to 1.
+    """Return the weights of the polynomial through the anchors, at ``now`` (Lagrange's form); they add up to 1.
 
-    Anchors told by another axis than ``now``, and those at the time of a newer one, get 0.
+    An anchor on another axis than ``now``, or at the time of a newer anchor, gets 0.
     """
     steps = axis == "step"
     here = float(now.step) if steps else now.time

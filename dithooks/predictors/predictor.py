@@ -1,4 +1,7 @@
-"""What: the residual of a reused step, as weights of those stored. Plain numbers; tensors are combined elsewhere."""
+"""The base class of predictors: the residual of a reused step as a weighted sum of the residuals that are kept.
+
+A predictor returns plain numbers; the engine sums the tensors.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,14 @@ from ..policies.history import Schedule
 
 
 class Moment(NamedTuple):
-    """Where in the run a call stands: its step, and σ, or what stands for it.
+    """The place of a call in a run: its step, and its time.
 
-    ``axis`` says what ``time`` is: ``"sigma"``, ``"timestep"`` (where no σ is known; for flow matching that is σ but
-    for a factor) or ``"step"``.
+    ``axis`` names what ``time`` is: ``"sigma"``, the noise level; ``"timestep"``, where no σ is known (σ times a
+    constant, for flow matching); or ``"step"``.
+
+    Example:
+        >>> Moment(3, 0.75)
+        Moment(step=3, time=0.75, axis='sigma')
     """
 
     step: int
@@ -22,27 +29,42 @@ class Moment(NamedTuple):
 
 
 class Predictor(ABC):
-    """Says how much of each stored residual makes that of a reused step. Subclasses are frozen dataclasses."""
+    """What to add on a reused step: a weight for each of the last residuals. Subclasses are frozen dataclasses.
+
+    Example: the mean of the last two residuals.
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Mean(Predictor):
+        ...     anchors = 2
+        ...     def weights(self, anchors, now):
+        ...         return tuple(1 / len(anchors) for _ in anchors[:2])
+        >>> Mean().weights([Moment(4, 0.6), Moment(3, 0.7)], Moment(5, 0.5))
+        (0.5, 0.5)
+    """
 
     takes_the_last: ClassVar[bool] = False  # always, and as it is
 
     @property
     @abstractmethod
     def anchors(self) -> int:
-        """How many residuals it takes, at most."""
+        """The number of residuals that it takes, at most."""
 
     @abstractmethod
     def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
-        """A weight for each of the first so many anchors, of which ``anchors`` has at least one, the newest first.
+        """Return a weight for each of the first anchors, the newest first; those without a weight are left out.
 
-        ``None``: these are not the anchors it was made for; the line through the last two is taken then.
+        ``None``: there are no weights for these anchors; the line through the last two is used then.
+
+        Args:
+            anchors: the moments of the residuals that are kept, the newest first; at least one.
+            now: the moment of the reused call.
         """
 
     @property
     def needs_sigmas(self) -> bool:
-        """Whether it asks for the noise level of a step."""
+        """Whether the noise levels of the run are needed."""
         return self.anchors > 1
 
-    def remark(self, schedule: Schedule) -> str | None:
-        """What is to be said at the start of a run."""
+    def warning_at_start(self, schedule: Schedule) -> str | None:
+        """Return the warning for the user at the start of a run with this schedule, if any."""
         return None

@@ -19,6 +19,7 @@ from ..engine.residual import effect
 from ..errors import InvalidSetting
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
+from ..policies.reason import Reason
 from ..predictors.predictor import Moment
 
 SAMPLE = 2**16  # numbers of a tensor that are kept
@@ -89,13 +90,13 @@ class RecordedChanges:
         for call, moment in enumerate(self.moments):
             decision = policy.before(moment.step, track, self.schedule)
             if (decision is None or decision.reuse) and track.refreshed is None:
-                decision = Decision(False, "no anchor")
+                decision = Decision(False, Reason.NO_ANCHOR)
             if decision is None:
                 value = self.change(call, refreshed, policy.reduce)
                 decision = policy.judge(moment.step, track, self.schedule, value)
-            track.note(moment.step, decision)
+            track.record(moment.step, decision)
             if not decision.reuse:
-                refreshed, track.refreshed = call, None if decision.reason == "non-finite" else moment.step
+                refreshed, track.refreshed = call, None if decision.reason == Reason.NON_FINITE else moment.step
             made.append(decision)
         return made
 

@@ -14,7 +14,7 @@ from ..blocks.registry import chains_of
 from ..config.cache_config import DitCacheConfig
 from ..engine.attachment import check, prepare
 from ..engine.clock import scheduler_of
-from ..engine.overrides import assign
+from ..engine.range_settings import configure_ranges
 from ..errors import InvalidSetting, WrongType
 from ..integrations.dispatch import BlockIntegrations
 from ..planning.weight_fit import RIDGE, fit
@@ -182,7 +182,7 @@ def profile(
         alone = [replace(chain, lanes=(lane,)) for chain, _ in chains for lane in chain.lanes]
         ranges = [(c, DitCacheConfig(cache_block_start=min(1, len(c.sites) - 1), policy=ChangeWatch())) for c in alone]
     else:
-        assigned = assign(chains, config)
+        assigned = configure_ranges(chains, config)
         ranges = [(chain, replace(own, **_WATCHED, overrides={}, fingerprint=None)) for chain, own in assigned]
     for chain, own in ranges:
         check(chain, own, [])

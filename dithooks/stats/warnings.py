@@ -33,6 +33,7 @@ from collections.abc import Sequence
 
 from ..policies.history import BranchHistory, RunHistory, Schedule
 from ..policies.policy import Policy
+from ..policies.reason import Reason
 from .log import RunCounts
 
 
@@ -54,7 +55,7 @@ def stand_in_is_wrapped(paths: Sequence[str]) -> str:
 
 def refreshes_every_step() -> str:
     """Word that a configuration recomputes the range at every step of every transformer."""
-    return "cache_step_interval=1 refreshes at every step: nothing can be reused, and nothing is attached"
+    return "every call is computed (cache_step_interval=1, or policy=Uncached()): nothing is attached"
 
 
 def ranks_decide_alone(name: str, sharing: str, policy: Policy) -> str:
@@ -80,15 +81,15 @@ def nothing_will_be_reused(name: str, policy: Policy, schedule: Schedule, config
     reasons: Counter[str] = Counter()
     for step in range(schedule.first, schedule.steps):
         run = RunHistory(step - schedule.first)
-        branches = [BranchHistory(number, step - 1, account=run) for number in range(policy.distinct)]
+        branches = [BranchHistory(number, step - 1, run=run) for number in range(policy.distinct)]
         decisions = [policy.before(step, branch, schedule) for branch in branches]
         may_reuse = any(decision is None or decision.reuse for decision in decisions)
         if step > schedule.first and may_reuse:
             return None
         first = decisions[0]
-        reasons["no anchor" if first is None or first.reuse else first.reason] += 1
+        reasons[Reason.NO_ANCHOR if first is None or first.reuse else first.reason] += 1
     why = _listed(reasons)
-    warmup = getattr(policy, "max_warmup_steps", None) if "warm-up" in reasons else None
+    warmup = getattr(policy, "max_warmup_steps", None) if Reason.WARM_UP in reasons else None
     if warmup is not None:
         why += f", max_warmup_steps is {warmup}"
     steps = schedule.steps - schedule.first
@@ -160,7 +161,7 @@ def nothing_was_reused(name: str, steps: int, counts: RunCounts, policy: Policy)
         return None
     message = f"{name}: a run of {steps} steps reused nothing (calls computed for {_listed(counts.reasons)})"
     finite = [value for value in counts.values if math.isfinite(value)]
-    why = policy.verdict(finite, counts.reasons) if finite else str(policy)
+    why = policy.why_nothing_reused(finite, counts.reasons) if finite else str(policy)
     return f"{message}: {why}" if why else message
 
 

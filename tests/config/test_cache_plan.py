@@ -213,7 +213,12 @@ class TestJson:
         [
             ("", {"pieces": {}}, TypeError, "pieces must be a list"),
             ("", {"pieces": []}, ValueError, "pieces is empty"),
-            ("", {"pieces": [3]}, TypeError, r"pieces\[0\] must be an object with the fields of a Piece, not 3"),
+            (
+                "",
+                {"pieces": [3]},
+                TypeError,
+                r"pieces\[0\] must be an object with the fields of a TransformerPlan, not 3",
+            ),
             ("", {"made": None}, TypeError, "made must be an object"),
             ("", {"provenance": "me"}, TypeError, "provenance must be an object"),
             ("", {"speed": 2}, ValueError, "CachePlan has no field speed"),
@@ -355,15 +360,15 @@ def test_what_is_no_provenance(change, error, match):
     ("change", "error", "match"),
     [
         ({"pieces": ()}, ValueError, "pieces is empty"),
-        ({"pieces": PIECE}, TypeError, "pieces must be a tuple of Piece"),
-        ({"pieces": (PIECE, MADE)}, TypeError, "pieces must be a tuple of Piece"),
+        ({"pieces": PIECE}, TypeError, "pieces must be a tuple of TransformerPlan"),
+        ({"pieces": (PIECE, MADE)}, TypeError, "pieces must be a tuple of TransformerPlan"),
         ({"pieces": (PIECE, PIECE)}, ValueError, "pieces has several of 'transformer'"),
         (
             {"pieces": (PIECE, dataclasses.replace(PIECE, path="b"))},
             ValueError,
             r"8 blocks together, but made\.blocks=4",
         ),
-        ({"made": FOUND}, TypeError, "made must be a Made"),
+        ({"made": FOUND}, TypeError, "made must be a PlanTarget"),
         ({"provenance": None}, TypeError, "provenance must be a Provenance"),
         ({"made": dataclasses.replace(MADE, steps=3)}, ValueError, r"'transformer' has 4 steps, but made\.steps=3"),
         ({"made": dataclasses.replace(MADE, blocks=3)}, ValueError, r"4 blocks together, but made\.blocks=3"),

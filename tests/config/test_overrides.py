@@ -164,7 +164,7 @@ class TestLists:
                 "singles": {"policy": Mask((1, 0, 0, 0, 1, 0)), "cache_block_start": 4},
             },
         )
-        with pytest.warns(UserWarning, match="nothing tells the number of steps, so the mask is taken as made"):
+        with pytest.warns(UserWarning, match="the number of steps is not known, so the mask is taken as made"):
             seen, _, _ = sample(Net("two_lists"), config)
         assert seen.ran("net", "blocks") == [ALL, ALL, ALL, "01111", ALL, "01111"]
         assert seen.ran("net", "singles") == [ALL, "11110", "11110", "11110", ALL, "11110"]

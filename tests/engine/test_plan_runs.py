@@ -105,14 +105,17 @@ class TestByHand:
 
     def test_remarks(self):
         assert (
-            PLAN.remarks("float32", "Counter") == PLAN.remarks("torch.float32", None) == PLAN.remarks(None, None) == []
+            PLAN.mismatch_warnings("float32", "Counter")
+            == PLAN.mismatch_warnings("torch.float32", None)
+            == PLAN.mismatch_warnings(None, None)
+            == []
         )
-        (dtype,) = PLAN.remarks("torch.bfloat16", "Counter")
+        (dtype,) = PLAN.mismatch_warnings("torch.bfloat16", "Counter")
         assert "weights in float32, and the model's are in bfloat16" in dtype
-        (scheduler,) = PLAN.remarks(None, "Heun")
+        (scheduler,) = PLAN.mismatch_warnings(None, "Heun")
         assert "made with Counter, and the scheduler here is Heun" in scheduler
         made_without = dataclasses.replace(PLAN, made=dataclasses.replace(MADE, scheduler=None))
-        assert made_without.remarks("float32", "Heun") == []
+        assert made_without.mismatch_warnings("float32", "Heun") == []
 
 
 @settings(max_examples=300)

@@ -1,6 +1,8 @@
 """When: the decisions of every policy against plain loops that follow the formulas."""
 
+import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -22,9 +24,46 @@ from policies_by_hand import (
     threshold_by_hand,
 )
 
-from dithooks import Budget, EasyCache, Interval, MagnitudeRatio, Mask, Threshold
-from dithooks.policies.history import BranchHistory, Schedule
+from dithooks import Budget, EasyCache, Interval, MagnitudeRatio, Mask, Threshold, Uncached
+from dithooks.policies.history import BranchHistory, Decision, Schedule
 from dithooks.policies.mask import resample
+from dithooks.policies.reason import Reason
+
+
+class TestReason:
+    @pytest.mark.parametrize("reason", Reason)
+    def test_it_is_its_word(self, reason):
+        """As a key, in a text and in JSON, with or without a policy's own word beside it."""
+        word = reason.value
+        assert type(word) is type(str(reason)) is str
+        assert (str(reason), f"{reason:>3}", repr(reason), json.loads(json.dumps(reason))) == (
+            word, f"{word:>3}", repr(word), word)  # fmt: skip
+        assert {word: 1}[reason] == {reason: 1}[word] == 1
+        assert pickle.loads(pickle.dumps(Decision(False, reason))).reason is reason
+
+    def test_what_is_a_branch_s_or_a_rank_s_own(self):
+        assert {reason.value for reason in Reason if reason.is_own} == {
+            "no anchor", "unmeasured", "weights", "shape", "switch", "not reached", "shared scheduler", "another rank"
+        }  # fmt: skip
+
+
+class TestUncached:
+    @pytest.mark.parametrize(
+        ("policy", "never"),
+        [
+            (Uncached(), True),
+            (Interval(0, 1), True),
+            (Interval(3, 1), True),
+            (Interval(0, 2), False),
+            (Mask((1,)), False),
+        ],
+    )
+    def test_what_never_reuses(self, policy, never):
+        assert policy.never_reuses == never
+
+    def test_every_step_is_computed(self):
+        assert drive(Uncached(), Schedule(4)) == dict.fromkeys(range(4), (False, "off", None))
+        assert not any(Uncached().keeps(step, 2) for step in range(4))
 
 
 class TestInterval:
@@ -180,8 +219,8 @@ class TestMask:
             (False, "end"),
             (False, "end"),
         ]
-        assert "nothing tells the number of steps" in policy.remark(Schedule())
-        assert policy.remark(Schedule(3)) is None
+        assert "the number of steps is not known" in policy.warning_at_start(Schedule())
+        assert policy.warning_at_start(Schedule(3)) is None
 
     def test_missed_refresh(self):
         told = drive(Mask((1, 0, 1, 0, 0, 1, 0, 0)), Schedule(8), absent=(2, 5, 6))
@@ -253,7 +292,7 @@ class TestMask:
         assert all(type(bit) is int for bit in made.steps)
 
     def test_a_preset_has_to_know_the_number_of_steps(self):
-        with pytest.raises(ValueError, match=r"Mask\('fast'\) is made for the number of steps, which nothing tells"):
+        with pytest.raises(ValueError, match=r"Mask\('fast'\) needs the number of steps, which is not known"):
             Mask("fast").for_run(Schedule())
 
 
@@ -334,8 +373,8 @@ class TestThreshold:
         policy = Threshold(0.2, 0, last_steps_computed=3)
         assert policy.before(9, BranchHistory(refreshed=8), Schedule(12)).reason == "end"
         assert policy.before(9, BranchHistory(refreshed=8), Schedule()) is None
-        assert "last_steps_computed=3 does nothing" in policy.remark(Schedule())
-        assert policy.remark(Schedule(12)) is None
+        assert "last_steps_computed=3 does nothing" in policy.warning_at_start(Schedule())
+        assert policy.warning_at_start(Schedule(12)) is None
 
     @pytest.mark.parametrize(
         ("given", "error", "match"),
@@ -491,7 +530,7 @@ class TestMagnitudeRatio:
         policy = MagnitudeRatio((1.0,) * 5, retention_ratio=0.0).for_run(Schedule())
         assert policy.before(4, BranchHistory(refreshed=3), Schedule()).reason == "reuse"
         assert policy.before(5, BranchHistory(refreshed=4), Schedule()).reason == "end"
-        assert "the 5 ratios are taken as made for this run" in policy.remark(Schedule())
+        assert "the 5 ratios are taken as made for this run" in policy.warning_at_start(Schedule())
 
     @pytest.mark.parametrize(
         ("given", "error", "match"),
@@ -573,12 +612,12 @@ class TestBudget:
     )
     def test_a_target_that_was_not_met_is_named(self, speedup, said):
         """By more than 5 % of 2."""
-        message = Budget(2.0).review(speedup)
+        message = Budget(2.0).warning_at_end(speedup)
         assert (message is not None) == said
         assert not said or message.startswith(f"target_speedup=2 was not met: {speedup:.3g} times fewer blocks ran")
 
     def test_has_to_know_the_number_of_steps(self):
-        with pytest.raises(ValueError, match=r"Budget\(2\) has to know the number of steps, which nothing tells"):
+        with pytest.raises(ValueError, match=r"Budget\(2\) needs the number of steps, which is not known"):
             Budget(2.0).for_run(Schedule())
 
     @pytest.mark.parametrize(
@@ -613,7 +652,7 @@ def test_what_is_no_number_is_computed(policy, value):
     assert (decision.reuse, decision.reason) == (False, "non-finite")
     assert decision.value == pytest.approx(value, nan_ok=True)
     track = BranchHistory(refreshed=2, drift=0.1, streak=1)
-    track.note(4, decision)
+    track.record(4, decision)
     assert (track.rates, track.drift, track.streak) == ([], 0.0, 0)
 
 

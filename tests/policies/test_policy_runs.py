@@ -360,7 +360,7 @@ class TestWhatIsSaid:
             ):
                 net(x, torch.tensor(0.5))
         with (
-            pytest.warns(UserWarning, match="nothing tells the number of steps"),
+            pytest.warns(UserWarning, match="the number of steps is not known"),
             dit_cache(net, DitCacheConfig(policy=Mask((1, 0, 1)))),
         ):
             net(x, torch.tensor(0.5))

@@ -241,7 +241,7 @@ class TestFitted:
             rounded = torch.tensor(times).to(dtype).tolist()
             for made, run in ((times, rounded), (rounded, times)):
                 plan = Fitted((None, *[(1.0,)] * (len(times) - 1)), made)
-                assert plan.remark(Schedule(len(times), sigmas=tuple(run))) is None
+                assert plan.warning_at_start(Schedule(len(times), sigmas=tuple(run))) is None
                 assert plan.weights([Moment(0, run[0])], Moment(1, run[1])) == (1.0,)
 
     def test_noise_levels_that_do_not_fall(self):
@@ -306,9 +306,9 @@ class TestFitted:
         ],
     )
     def test_remarks(self, plan, schedule, said):
-        told = plan.remark(schedule)
+        told = plan.warning_at_start(schedule)
         assert told is None if said is None else said in told
-        assert all(other.remark(schedule) is None for other in (Reuse(), Linear(), Taylor(3)))
+        assert all(other.warning_at_start(schedule) is None for other in (Reuse(), Linear(), Taylor(3)))
 
     def test_who_asks_for_noise_levels(self):
         asking = (Reuse(), Taylor(0), Fitted((None, (1.0,))), Fitted((None, (1.0,)), (1.0, 0.5)), Linear(), Taylor(2))

@@ -24,6 +24,7 @@ from dithooks.compat.cache_dit import enable_cache, load_configs
 from dithooks.compat.msmodelslim.adaptor_configs import DitCacheConfig as SlimConfig
 from dithooks.config.safe_json import LARGEST
 from dithooks.demo import PLANS
+from dithooks.errors import InvalidSetting, WrongType
 from dithooks.recording.recording import Recording, Trace
 from dithooks.tuning.journal import Journal
 
@@ -69,7 +70,7 @@ def refused(load, path):
         return None
     except (ValueError, TypeError, OSError) as error:
         kind, said = type(error), str(error)
-    assert kind in (ValueError, TypeError) or issubclass(kind, OSError), f"{kind.__name__}: {said}"
+    assert kind in (InvalidSetting, WrongType) or issubclass(kind, OSError), f"{kind.__name__}: {said}"
     assert str(path) in said or repr(str(path)) in said, f"the file is not named: {said}"
     assert len(said) < 1200 or issubclass(kind, OSError), "the message is as long as the file"
     return said
@@ -243,7 +244,7 @@ class TestAttaching:
         before = attributes(pipe.transformer)
         with pytest.raises((ValueError, TypeError)) as caught:
             enable_cache(pipe, **load_configs(path))
-        assert type(caught.value) in (ValueError, TypeError)
+        assert type(caught.value) in (InvalidSetting, WrongType, ValueError)
         assert attributes(pipe.transformer) == before
 
     """What is refused leaves the model as it is, and a cache that is attached in force."""
@@ -430,7 +431,7 @@ class TestJournals:
         (folder / name).write_bytes(data)
         with pytest.raises(ValueError, match=r"(?s)journal.*(delete|another)") as caught:
             Journal.open(folder, {"steps": 4})
-        assert type(caught.value) is ValueError
+        assert type(caught.value) is InvalidSetting
 
     def test_code_in_its_arrays_is_not_run(self, tmp_path, recording):
         """The samples of a journal, pickled: refused."""

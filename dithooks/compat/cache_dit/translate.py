@@ -15,6 +15,7 @@ from ...errors import InvalidSetting, WrongType
 from ...policies.history import BranchHistory, Decision, Schedule
 from ...policies.mask import Mask
 from ...policies.policy import Policy
+from ...policies.reason import Reason
 from ...policies.threshold import Threshold
 from ...predictors.polynomial import Reuse, Taylor
 from ...predictors.predictor import Predictor
@@ -36,7 +37,7 @@ class Never(Policy):
     because: str
 
     def before(self, step: int, track: BranchHistory, schedule: Schedule) -> Decision:
-        return Decision(False, "off")
+        return Decision(False, Reason.OFF)
 
     def keeps(self, step: int, anchors: int) -> bool:
         return False
