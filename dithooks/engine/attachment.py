@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from ..blocks.block_lists import BlockRef, Chain
 from ..blocks.observation import observed_blocks
+from ..blocks.tap import Tap
 from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting, WrongType
 from ..stats.log import Ledger
@@ -43,7 +43,7 @@ class Attachment:
     def __init__(self, chain: Chain, flow: RangeCache, ledger: Ledger) -> None:
         self.chain, self.flow, self.ledger = chain, flow, ledger
         self._all = chain.sites
-        self._observing: list[RemovableHandle] = []
+        self._observing: list[Tap] = []
         self._choose()
 
     def attach(self) -> None:
