@@ -1,7 +1,7 @@
-"""Which argument each output of a block carries on: observed where its outputs went, or declared.
+"""Which argument each output of a block carries on: by where its outputs went, or as declared.
 
-Identity tells: an output that the next block is given as ``hidden_states`` carries on ``hidden_states``. Where the
-model makes new tensors in between, other blocks of the list tell; then the form, if only one argument has it.
+Identity comes first: an output that the next block receives as ``hidden_states`` carries on ``hidden_states``. Where
+the model makes new tensors in between, the other blocks of the list decide; then the form, if only one argument has it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from .observation import BlockCall, Observation, ObservedBlock
 
 
 def block_io_of(observation: Observation, call: BlockCall) -> BlockIO:
-    """Which arguments a block carries on, and in what form it returns them.
+    """Determine which arguments a block carries on, and in what form it returns them.
 
     Raises:
-        WiringError: that is not clear.
+        WiringError: the outputs could carry on several arguments, or none.
     """
     spot = observation.spots[call.index]
     if call.odd:
@@ -56,7 +56,7 @@ def block_io_of(observation: Observation, call: BlockCall) -> BlockIO:
 
 
 def _otherwise(spot: ObservedBlock, call: BlockCall, carries: tuple[str | None, ...]) -> str:
-    """What to say of a pattern that was declared, if it is not what was seen."""
+    """Describe how a declared pattern differs from what was observed; empty if it does not."""
     if spot.pattern is None:
         return ""
     with suppress(ValueError):  # zip: another number of them, or no such argument
@@ -70,7 +70,7 @@ def _otherwise(spot: ObservedBlock, call: BlockCall, carries: tuple[str | None, 
 
 
 def _declared(observation: Observation, spot: ObservedBlock, call: BlockCall) -> tuple[str | None, ...]:
-    """What a declared pattern says, if it fits the forms that were seen, and where the outputs went."""
+    """Return what the outputs carry on by the declared pattern, after checking it against forms and destinations."""
     assert spot.pattern is not None
     alike = call.next is not None and observation.spots[call.next.index].group == spot.group
     if len(spot.pattern.returns) != len(call.outputs):
@@ -102,7 +102,7 @@ def _declared(observation: Observation, spot: ObservedBlock, call: BlockCall) ->
 
 
 def _carried(observation: Observation, call: BlockCall, position: int) -> str | None:
-    """The argument of this block that output ``position`` carries on; ``None`` for what comes on top of a stream."""
+    """Return the argument that output ``position`` carries on; ``None`` for an output that is no stream."""
     spots, spot, form = observation.spots, observation.spots[call.index], call.outputs[position]
     alike = [name for name, other in call.inputs.items() if other == form]
     kin = [
@@ -110,8 +110,8 @@ def _carried(observation: Observation, call: BlockCall, position: int) -> str | 
         for other in observation.calls
         if spots[other.index].cls is spot.cls and len(other.outputs) == len(call.outputs)
     ]
-    # Where outputs were seen to go: those of the nearest of its class within a list, first its own; to another list,
-    # which may be handed them otherwise, only where nothing else is known.
+    # Destinations of outputs, from the nearest blocks of this class whose next block is in the same list, its own list
+    # first; destinations in another list, which may take the streams differently, only where nothing else is known.
     going_on = [
         other for other in kin if other.next is not None and spots[other.next.index].group == spots[other.index].group
     ]
@@ -119,10 +119,10 @@ def _carried(observation: Observation, call: BlockCall, position: int) -> str | 
     fed: dict[int, str] = {}
     for other in [*sorted(own or going_on, key=lambda other: abs(other.index - call.index)), call]:
         fed = {**other.fed, **fed}
-    # What another list does, with blocks of this class that may be set up otherwise, has to agree with the values.
+    # Another list may configure blocks of this class differently: what it shows has to agree with the values.
     if not own and any(call.near.get(p, name) != name for p, name in fed.items()):
         fed = {}
-    if fed.get(position) in alike:  # it goes on under a name that this block has, too
+    if fed.get(position) in alike:  # this block has an argument of the same name
         return fed[position]
     alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
     if call.next is None and (before := _before(observation, call)) is not None:
@@ -143,6 +143,7 @@ def _carried(observation: Observation, call: BlockCall, position: int) -> str | 
 
 
 def _advice(call: BlockCall) -> str:
+    """Name the declaration that would resolve the ambiguity."""
     if len(call.outputs) > 2:
         return "say where its streams are with BlockAdapter(patch_functor=...)"
     patterns = "0, (h, e) -> (h, e), or 1, (h, e) -> (e, h)" if len(call.outputs) == 2 else "2 or 3"
@@ -150,4 +151,5 @@ def _advice(call: BlockCall) -> str:
 
 
 def _before(observation: Observation, call: BlockCall) -> BlockCall | None:
+    """Return the call before this one."""
     return next((other for other in observation.calls if other.next is call), None)

@@ -1,8 +1,11 @@
-"""What a model does to its streams between two blocks: join them, cut one, exchange batch and tokens.
+"""What a model does to its streams between two blocks: join them, slice one, swap batch and tokens.
 
-A reused range has to give what leaves its last block from what enters its first, so it has to do the same to h_in. All
-of it is linear: it is done to −h_in on a computed step, and to h_in on a reused one. Lengths are not kept, as they
-change from one picture to another: they follow from the tensor that is to come out.
+A reused range has to compute what leaves its last block from what enters its first, so it has to apply the same
+transform to h_in. Every transform is linear: it is applied to −h_in on a computed step, to take the residual, and to
+h_in on a reused step. Lengths are not stored, since they change from one image size to another: they follow from the
+shape of the result.
+
+Flux joins text and image before its single blocks: ``Concat((Stream(1), Stream(0)), dim=1)``.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream as it is, by its number."""
+    """A stream, unchanged, by its number."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Concat:
-    """Several, one after another along a dimension; ``None`` is what comes from elsewhere (at most one)."""
+    """Several parts joined along a dimension; ``None`` is a part that is made of no stream (at most one)."""
 
     parts: tuple[Bridge | None, ...]
     dim: int
@@ -32,7 +35,7 @@ class Concat:
 
 @dataclass(frozen=True)
 class Slice:
-    """The first part of one along a dimension, or its last."""
+    """The first part of a tensor along a dimension (``head``), or its last."""
 
     whole: Bridge
     dim: int
@@ -41,25 +44,25 @@ class Slice:
 
 @dataclass(frozen=True)
 class SwapBatchTokens:
-    """Tokens exchanged with a part of the batch: ``(b f) n c`` to ``(b n) f c``, or back."""
+    """Tokens swapped with a part of the batch: ``(b f) n c`` to ``(b n) f c``, or back."""
 
     whole: Bridge
 
 
 @dataclass(frozen=True)
 class Unrelated:
-    """Of no stream: kept as it was last computed."""
+    """A tensor made of no stream: a reused step returns it as it was last computed."""
 
 
 Bridge = Stream | Concat | Slice | SwapBatchTokens | Unrelated
 
 
 def build(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
-    """What becomes of the streams, in the given shape; ``None`` where they cannot have it.
+    """Apply a transform to streams; ``None`` if the result cannot have the shape.
 
     Args:
-        bridge: what is done to them.
-        streams: by number.
+        bridge: the transform.
+        streams: the streams by number.
         shape: of the result.
     """
     result: Tensor | None
@@ -81,7 +84,7 @@ def build(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tenso
 
 
 def substitute(bridge: Bridge, of: Mapping[int, Bridge | None]) -> Bridge | None:
-    """The bridge over two gaps, from that over the second and what each of its streams is before the first."""
+    """Compose two transforms: ``bridge``, and ``of``, which makes each of its streams; ``None`` if one is not known."""
     if isinstance(bridge, Unrelated):
         return bridge
     if isinstance(bridge, Stream):
@@ -102,7 +105,7 @@ def substitute(bridge: Bridge, of: Mapping[int, Bridge | None]) -> Bridge | None
 
 
 def streams_of(bridge: Bridge | None) -> Iterator[int]:
-    """The numbers of the streams that a bridge is made of."""
+    """Iterate over the numbers of the streams that a transform uses."""
     if isinstance(bridge, Stream):
         yield bridge.number
     elif isinstance(bridge, Concat):
@@ -113,7 +116,7 @@ def streams_of(bridge: Bridge | None) -> Iterator[int]:
 
 
 def text(bridge: Bridge, name: Callable[[int], str]) -> str:
-    """A bridge in words."""
+    """Write a transform as text."""
     if isinstance(bridge, Stream):
         return name(bridge.number)
     if isinstance(bridge, Concat):
@@ -125,10 +128,10 @@ def text(bridge: Bridge, name: Callable[[int], str]) -> str:
 
 
 def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
-    """How a tensor was made of a block's outputs, told by its values.
+    """Recognise by value how a tensor was made of a block's outputs.
 
-    Of several pieces joined, one has to be found by value: the model may have added something to the others. ``None``
-    if it was not made of them, or could have been in several ways (text and image that are equal, say).
+    Of several joined parts, at least one has to match by value: the model may have added something to the others.
+    ``None`` if the tensor was not made of the outputs, or could have been in several ways (equal text and image, say).
     """
     if value.is_meta:
         return None
@@ -141,7 +144,7 @@ def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
 
 
 def _readings(value: Tensor, outputs: Sequence[tuple[int, Tensor]]) -> Iterator[tuple[tuple[int, ...], Bridge]]:
-    """Every way to make a tensor of some, the likelier the higher its rank: kind, elements found by value, pieces."""
+    """Iterate over the ways to make a tensor of some outputs, with a rank: kind, elements matched by value, parts."""
     for number, out in outputs:
         if out.shape == value.shape and torch.equal(out, value):
             yield (2,), Stream(number)
@@ -162,7 +165,7 @@ def _readings(value: Tensor, outputs: Sequence[tuple[int, Tensor]]) -> Iterator[
 
 
 def turned_alone(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
-    """The same by shape alone, for a model that exchanges tokens and batch, and adds something, too."""
+    """Recognise a swap of tokens and batch by shape alone, for a model that also adds something to the values."""
     fitting = [
         i
         for i, out in enumerate(outputs)
@@ -172,7 +175,7 @@ def turned_alone(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | No
 
 
 def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> Iterator[tuple[int, Bridge]]:
-    """The pieces in this order from either end of ``value``, with the number of elements found by value, if any."""
+    """Iterate over the joins of parts in this order from either end, with the number of elements matched by value."""
     spare = value.shape[dim] - sum(out.shape[dim] for _, out in pieces)
     if spare < 0 or (spare == 0 and len(pieces) == 1):
         return
@@ -205,7 +208,7 @@ def _join(bridge: Concat, streams: Sequence[Tensor], shape: torch.Size) -> Tenso
 
 
 def _length(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size, dim: int = 1) -> int:
-    """How long what a bridge makes is along a dimension, as far as the streams tell."""
+    """Return a result's length along a dimension, as far as it follows from the streams; else that of ``shape``."""
     if isinstance(bridge, Stream):
         return streams[bridge.number].shape[dim]
     if isinstance(bridge, Concat) and None not in bridge.parts:
@@ -222,7 +225,7 @@ def _resized(shape: torch.Size, dim: int, length: int) -> torch.Size:
 
 
 def _turnable(whole: Tensor, shape: torch.Size) -> bool:
-    """Whether ``(b f) n c`` can become this ``(b n) f c``."""
+    """Whether ``(b f) n c`` can become ``(b n) f c`` of this shape."""
     if whole.dim() != 3 or len(shape) != 3 or whole.shape[2] != shape[2]:
         return False
     return whole.shape[0] * whole.shape[1] == shape[0] * shape[1] and not whole.shape[0] % max(shape[1], 1)

@@ -1,4 +1,4 @@
-"""In which order the lists of blocks run, and which of them are one trunk: seen on one computed call."""
+"""The trunk of a model: in which order its lists of blocks run, as observed on one computed call."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Trunk:
     """Blocks in the order in which a model calls them.
 
     Args:
-        order: their numbers among the observed.
-        apart: lists that are not part of it, and why.
+        order: the blocks' numbers among the observed blocks.
+        apart: by list that is not part of the trunk, why not.
     """
 
     order: tuple[int, ...]
@@ -32,18 +32,18 @@ def wire(
     weights: Mapping[str, int] | None,
     name: str,
 ) -> tuple[tuple[int, ...], Wiring] | None:
-    """The order in which blocks count, and the wiring of start … end of them; ``None`` if this call did not show it.
+    """Determine the order of the blocks and the wiring of a range; ``None`` if the observed call does not show it.
 
     Args:
-        observation: of one call; where the model itself was not seen called, ``order`` stays.
-        order: as it was thought to be.
+        observation: of one call; if the model itself was not observed, ``order`` is kept.
+        order: the order assumed so far.
         start: first block of the range.
-        end: last block of the range; negative: counted from the last of all.
+        end: last block of the range; negative values count from the last of all blocks.
         weights: as for :func:`find_trunk`.
         name: of the transformer, for messages.
 
     Raises:
-        WiringError: the range reaches past the end, or its streams cannot be followed; with advice.
+        WiringError: the range reaches past the end, or its streams cannot be followed; the message has advice.
     """
     spots = observation.spots
     trunk = find_trunk(observation, weights) if observation.whole else Trunk(order, {})
@@ -75,10 +75,10 @@ def wire(
 
 
 def resolve_lead(observation: Observation, order: tuple[int, ...], number: int) -> Wiring | None:
-    """The wiring of the first so many blocks; ``None`` if this call did not run them all.
+    """Determine the wiring of the first ``number`` blocks; ``None`` if the observed call did not run them all.
 
     Raises:
-        WiringError: their streams cannot be followed; with advice.
+        WiringError: the blocks' streams cannot be followed; the message has advice.
     """
     try:
         return resolve(observation, order, 0, number - 1)
@@ -90,7 +90,7 @@ def resolve_lead(observation: Observation, order: tuple[int, ...], number: int) 
 
 
 def followed(observation: Observation, trunk: Trunk) -> tuple[set[tuple[int, int]], dict[tuple[int, int], str]]:
-    """Ranges, first and last block of each, whose streams can be followed, and the others with the reason."""
+    """Split all ranges (first and last block) into those whose streams can be followed, and the others with reasons."""
     allowed, refused = set(), {}
     for start in range(len(trunk.order)):
         for end in range(start, len(trunk.order)):
@@ -105,11 +105,12 @@ def followed(observation: Observation, trunk: Trunk) -> tuple[set[tuple[int, int
 
 
 def find_trunk(observation: Observation, weights: Mapping[str, int] | None) -> Trunk | None:
-    """Order the lists by their calls; ``None`` if this call ran none.
+    """Order the lists by their calls; ``None`` if the observed call ran none.
 
-    Lists that take turns are counted in turn. With ``weights`` (parameters per list) those are left out whose streams
-    do not go on to, or come from, the heaviest list's, unless they have half its weight: to count blocks otherwise
-    from one call to another would be worse than to refuse a range over both. Without, all that ran are kept.
+    Blocks of lists that alternate are counted in the order of their calls. With ``weights`` (parameters per list), a
+    list is left out if its streams neither lead to nor come from the heaviest list's, unless it has half the weight of
+    that one: counting blocks differently from call to call would be worse than refusing a range over both. Without
+    ``weights``, all lists that ran are kept.
     """
     groups: dict[str, list[int]] = {}
     for index, spot in enumerate(observation.spots):
@@ -128,7 +129,7 @@ def find_trunk(observation: Observation, weights: Mapping[str, int] | None) -> T
 
 
 def _segments(ran: Mapping[str, Sequence[int]], first: Mapping[int, int]) -> list[list[str]]:
-    """Lists in order of their first call; those that take turns together."""
+    """Group the lists by their first calls; lists that alternate form one group."""
     spans = {}
     for group, indices in ran.items():
         called = [first[index] for index in indices if index in first]
@@ -145,7 +146,7 @@ def _segments(ran: Mapping[str, Sequence[int]], first: Mapping[int, int]) -> lis
 
 
 def _in_turn(segment: Sequence[str], ran: Mapping[str, Sequence[int]], first: Mapping[int, int]) -> list[int]:
-    """The blocks of some lists by their first call; one that this call left out stays behind the one before it."""
+    """Order the blocks of some lists by first call; a block that did not run stays behind the block before it."""
     keyed = []
     for group in segment:
         last = -1.0
@@ -162,7 +163,7 @@ def _joined(
     weights: Mapping[str, int],
     apart: dict[str, str],
 ) -> list[list[str]]:
-    """The segments whose streams are those of the heaviest, going from it in both directions."""
+    """Return the segments that share the heaviest one's streams, outwards from it; note the others in ``apart``."""
     loads = [sum(weights[group] for group in segment) for segment in segments]
     heaviest = loads.index(max(loads))
     kept = [segments[heaviest]]
@@ -184,7 +185,7 @@ def _joined(
 def _parted(
     observation: Observation, former: Sequence[str], latter: Sequence[str], first: Mapping[int, int]
 ) -> str | None:
-    """Why the streams of some lists do not go on in others; ``None`` if they do."""
+    """Explain why the streams of some lists do not continue in others; ``None`` if they do."""
     spots = observation.spots
     numbers = {
         side: [first[i] for i in first if spots[i].group in groups] for side, groups in ((0, former), (1, latter))

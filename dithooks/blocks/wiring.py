@@ -1,9 +1,9 @@
 """How the streams run through a range of blocks: observed on one computed call, not declared.
 
-Which output of a block *is* (the same object) which input of the next one tells what each block takes and returns, by
-position or keyword, in whatever order. Where the model makes a new tensor between two blocks, its values tell how
-(:mod:`.bridge`); where they don't (a ControlNet's addition), the name does, then the shape. What stays ambiguous is
-refused, with what was seen.
+If an output of a block *is* an input of the next one (the same object), that shows what each block takes and returns,
+by position or keyword, in any order. Where the model makes a new tensor between two blocks, its values show how
+(:mod:`.stream_transforms`); where they do not (a ControlNet's addition), the name decides, then the shape. What stays
+ambiguous is refused with a description of what was observed.
 """
 
 from __future__ import annotations
@@ -23,32 +23,39 @@ from .stream_transforms import Bridge, Stream, Unrelated, streams_of, substitute
 
 @dataclass(frozen=True)
 class Wiring:
-    """The streams of a range: their names at its first block, and how each output of its last is made of them."""
+    """The streams of a range of blocks.
 
-    ports: tuple[BlockIO, ...]  # of each block of the range
+    Args:
+        ports: how to read and build the streams of each block.
+        entry: names of the streams at the first block.
+        leave: by output of the last block, how it is made of these streams; ``None`` where the block returns ``None``.
+        certain: whether every stream passes from block to block as the very object that a block returned.
+    """
+
+    ports: tuple[BlockIO, ...]
     entry: tuple[str, ...]
     leave: tuple[Bridge | None, ...]
-    certain: bool  # every stream is handed on as the very object that a block returned
+    certain: bool
 
     @property
     def looked(self) -> tuple[int, ...]:
-        """The streams that tell how much changes: hidden_states, or all where none is called so."""
+        """Numbers of the streams by which change is measured: ``hidden_states``, or all if none has that name."""
         return (self.entry.index("hidden_states"),) if "hidden_states" in self.entry else tuple(range(len(self.entry)))
 
     @property
     def carriers(self) -> tuple[int, ...]:
-        """Positions of the outputs that hold these."""
+        """Positions of the outputs that contain the :attr:`looked` streams."""
         held = [None if bridge is None else set(streams_of(bridge)) for bridge in self.leave]
         return tuple(next(p for p, each in enumerate(held) if each and number in each) for number in self.looked)
 
     def shapes(self, deltas: Sequence[Tensor]) -> dict[int, torch.Size]:
-        """Of the outputs of its last block, by position, from their residuals."""
+        """Return the shapes of the last block's outputs by position, from their residuals."""
         positions = [position for position, bridge in enumerate(self.leave) if bridge is not None]
         return {position: delta.shape for position, delta in zip(positions, deltas, strict=False)}
 
     @property
     def plain(self) -> bool:
-        """Whether every output is just one stream that entered, and no other output is the same one."""
+        """Whether every output is one stream, not transformed, and no two outputs are the same stream."""
         streams = [bridge for bridge in self.leave if bridge is not None]
         return all(isinstance(bridge, Stream) for bridge in streams) and len(set(streams)) == len(streams)
 
@@ -58,9 +65,9 @@ class Gap:
     """What happens to the streams between two blocks.
 
     Args:
-        made: how each stream of the second is made of the outputs of the first, by number of output.
-        how: in words, for tables; only where it is not the very output.
-        lost: why a stream of the second is not made of these.
+        made: by stream of the second block, how it is made of the first block's outputs.
+        how: by stream, how it was recognised, as text for tables; only if not by identity or value.
+        lost: by stream that is not made of the first block's outputs, why not.
     """
 
     made: dict[str, Bridge]
@@ -69,10 +76,10 @@ class Gap:
 
 
 def resolve(observation: Observation, order: Sequence[int], start: int, end: int) -> Wiring | None:
-    """The wiring of blocks start … end of those in ``order``; ``None`` if this call did not run them all.
+    """Determine the wiring of blocks start … end of ``order``; ``None`` if the observed call did not run them all.
 
     Raises:
-        WiringError: they ran, but not as one chain of streams.
+        WiringError: the blocks ran, but not as one chain of streams.
     """
     spots, wanted = observation.spots, list(order[start : end + 1])
     calls = [(number, call) for number, call in enumerate(observation.calls) if call.index in set(order)]
@@ -101,7 +108,7 @@ def resolve(observation: Observation, order: Sequence[int], start: int, end: int
 
 
 def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: BlockCall, taker: BlockIO) -> Gap:
-    """How the streams that one block takes are made of what the one before returned."""
+    """Determine how the streams that a block takes are made of what the block before returned."""
     spots = observation.spots
     made: dict[str, Bridge] = {}
     how, lost = {}, {}
@@ -114,9 +121,9 @@ def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: Blo
         elif name in after.made and before.next is after:
             made[name] = after.made[name]
         elif name in after.same:
-            continue  # as an argument of the block before, which left it alone
+            continue  # an argument of the block before, passed on untouched
         elif before.next is after and (like := _elsewhere(observation, before, after, name)) is not None:
-            made[name] = like  # the values are hidden by an addition (of positions, at the first one)
+            made[name] = like  # an addition (of positions, before the first block) hides the values
         elif name in sender.carries and before.outputs[sender.carries.index(name)] == form:
             made[name] = Stream(sender.carries.index(name))
             how[name] = "a new tensor in its place"
@@ -136,7 +143,7 @@ def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: Blo
 
 
 def _elsewhere(observation: Observation, before: BlockCall, after: BlockCall, name: str) -> Bridge | None:
-    """How the same stream was seen to be made between other blocks of the same two lists, in the same forms."""
+    """Return how a stream of this name was made between other blocks of the same two lists, in the same forms."""
     groups = [observation.spots[call.index].group for call in (before, after)]
     for call in observation.calls:
         if call.next is None or name not in call.next.made or isinstance(call.next.made[name], Stream):
@@ -194,7 +201,7 @@ def _source(
     spots: Sequence[ObservedBlock],
     calls: Sequence[BlockCall],
 ) -> Bridge | None:
-    """What an output of the range's last block, which carries on ``name``, is made of at its first."""
+    """Return how the last block's output that carries on ``name`` is made of the streams at the first block."""
     if name is None:
         return None
     bridge = known.get(name)
@@ -203,6 +210,6 @@ def _source(
         otherwise = f"{name}, which {last} returns, does not come from an argument of {first}: the streams change"
         raise WiringError(lost.get(name, otherwise))
     numbers = list(streams_of(bridge))
-    if len(set(numbers)) < len(numbers):  # more likely, tokens as many as a stream's were taken for it
+    if len(set(numbers)) < len(numbers):  # more likely, other tokens of the same number were mistaken for the stream
         raise WiringError(f"{name} at {spots[calls[-1].index].path} seems to hold one stream twice: {numbers}")
     return bridge
