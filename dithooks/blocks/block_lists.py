@@ -105,7 +105,7 @@ class Chain:
 
     @property
     def sites(self) -> tuple[BlockRef, ...]:
-        return tuple(BlockRef(lane, index) for lane in self.lanes for index in range(len(lane.blocks)))
+        return tuple(BlockRef(each, index) for each in self.lanes for index in range(len(each.blocks)))
 
     @property
     def compiled(self) -> bool:
@@ -119,22 +119,22 @@ class Chain:
 
     def below(self, name: str) -> Chain:
         """Return this chain with paths from one level above, where the target is called ``name``."""
-        lanes = tuple(replace(lane, path=f"{name}.{lane.path}") for lane in self.lanes)
-        return replace(self, path=f"{name}.{self.path}".rstrip("."), lanes=lanes)
+        moved = tuple(replace(each, path=f"{name}.{each.path}") for each in self.lanes)
+        return replace(self, path=f"{name}.{self.path}".rstrip("."), lanes=moved)
 
     def weights(self) -> dict[str, int]:
         """Count the parameters of each list, by its path."""
-        return {lane.path: sum(parameter.numel() for parameter in lane.blocks.parameters()) for lane in self.lanes}
+        return {each.path: sum(parameter.numel() for parameter in each.blocks.parameters()) for each in self.lanes}
 
     def fingerprint(self) -> str:
         """Hash the architecture (classes, lists, widths; not weights, dtype or adapters) to 16 hex digits."""
-        config, sites = getattr(self.owner, "config", None), self.sites
+        config, refs = getattr(self.owner, "config", None), self.sites
         if isinstance(config, Mapping):
             shape: Any = {k: v for k, v in sorted(config.items()) if not k.startswith("_")}
         else:
-            shape = _shape(sites[0].block)
+            shape = _shape(refs[0].block)
         prefix = len(self.path) + 1 if self.path else 0
-        blocks = [(site.path[prefix:], _class_name(site.block)) for site in sites]
+        blocks = [(ref.path[prefix:], _class_name(ref.block)) for ref in refs]
         text = json.dumps([_class_name(self.owner), blocks, shape], default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

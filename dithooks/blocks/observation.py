@@ -39,12 +39,12 @@ class ObservedBlock:
 
 def observed_blocks(chain: Chain, of: Callable[[nn.Module], nn.Module] = lambda block: block) -> list[ObservedBlock]:
     """Describe the blocks of a chain for observation; ``of`` maps an entry of a list to the block behind a stand-in."""
-    spots = []
-    for site in chain.sites:
-        block, lane = of(site.block), site.lane
-        face = CallReader(block) if lane.functor is None else FunctorReader(lane.functor)
-        spots.append(ObservedBlock(site.path, type(block), lane.path, face, lane.pattern, lane.strict))
-    return spots
+    observed = []
+    for ref in chain.sites:
+        block, listed = of(ref.block), ref.lane
+        reader = CallReader(block) if listed.functor is None else FunctorReader(listed.functor)
+        observed.append(ObservedBlock(ref.path, type(block), listed.path, reader, listed.pattern, listed.strict))
+    return observed
 
 
 @dataclass

@@ -45,7 +45,7 @@ def wire(
     Raises:
         WiringError: the range reaches past the end, or its streams cannot be followed; the message has advice.
     """
-    spots = observation.spots
+    observed = observation.spots
     trunk = find_trunk(observation, weights) if observation.whole else Trunk(order, {})
     if trunk is None:
         return None
@@ -55,7 +55,7 @@ def wire(
             f"cache_block_start={start} and compute_last={-1 - asked} leave no block: {name} calls {len(trunk.order)}"
         )
     if end >= len(trunk.order):
-        first, last = (spots[trunk.order[i]].path for i in (0, -1))
+        first, last = (observed[trunk.order[i]].path for i in (0, -1))
         apart = "; ".join(f"{group}: {why}" for group, why in trunk.apart.items())
         raise WiringError(
             f"blocks {start} to {end} reach past the end: {name} calls {len(trunk.order)} blocks, {first} … {last}"
@@ -66,7 +66,7 @@ def wire(
     except BlockError:
         raise
     except WiringError as error:
-        lists = list(dict.fromkeys(spots[index].group for index in trunk.order))
+        lists = list(dict.fromkeys(observed[index].group for index in trunk.order))
         advice = "Choose a range on one side of it with cache_block_start and cache_num_blocks"
         if len(lists) > 1:
             advice = f"Cache one of the lists by itself: blocks={' or '.join(map(repr, lists))}"
@@ -113,8 +113,8 @@ def find_trunk(observation: Observation, weights: Mapping[str, int] | None) -> T
     ``weights``, all lists that ran are kept.
     """
     groups: dict[str, list[int]] = {}
-    for index, spot in enumerate(observation.spots):
-        groups.setdefault(spot.group, []).append(index)
+    for index, block in enumerate(observation.spots):
+        groups.setdefault(block.group, []).append(index)
     first: dict[int, int] = {}
     for number, call in enumerate(observation.calls):
         first.setdefault(call.index, number)
@@ -186,9 +186,9 @@ def _parted(
     observation: Observation, former: Sequence[str], latter: Sequence[str], first: Mapping[int, int]
 ) -> str | None:
     """Explain why the streams of some lists do not continue in others; ``None`` if they do."""
-    spots = observation.spots
+    observed = observation.spots
     numbers = {
-        side: [first[i] for i in first if spots[i].group in groups] for side, groups in ((0, former), (1, latter))
+        side: [first[i] for i in first if observed[i].group in groups] for side, groups in ((0, former), (1, latter))
     }
     before, after = observation.calls[max(numbers[0])], observation.calls[min(numbers[1])]
     try:
@@ -200,5 +200,5 @@ def _parted(
         return next(iter(between.lost.values()))
     foreign = [name for name in taker.carries if name is not None and name not in between.made]
     if foreign:
-        return f"{spots[after.index].path} takes {foreign[0]}, which {spots[before.index].path} does not return"
+        return f"{observed[after.index].path} takes {foreign[0]}, which {observed[before.index].path} does not return"
     return None

@@ -81,35 +81,34 @@ def resolve(observation: Observation, order: Sequence[int], start: int, end: int
     Raises:
         WiringError: the blocks ran, but not as one chain of streams.
     """
-    spots, wanted = observation.spots, list(order[start : end + 1])
+    observed, wanted = observation.spots, list(order[start : end + 1])
     calls = [(number, call) for number, call in enumerate(observation.calls) if call.index in set(order)]
     indices = [call.index for _, call in calls]
     if not set(wanted) <= set(indices):
         return None
     first = indices.index(wanted[0])
     if indices[first : first + len(wanted)] != wanted:
-        seen = ", ".join(spots[i].path for i in indices[first : first + len(wanted) + 1])
-        raise WiringError(
-            f"blocks {spots[wanted[0]].path} … {spots[wanted[-1]].path} do not run one after another: seen {seen}, …"
-        )
+        seen = ", ".join(observed[i].path for i in indices[first : first + len(wanted) + 1])
+        ends = f"{observed[wanted[0]].path} … {observed[wanted[-1]].path}"
+        raise WiringError(f"blocks {ends} do not run one after another: seen {seen}, …")
     if indices.count(wanted[0]) > 1:
         times = indices.count(wanted[0])
-        raise WiringError(f"{spots[wanted[0]].path} runs {times} times in one call of the transformer")
+        raise WiringError(f"{observed[wanted[0]].path} runs {times} times in one call of the transformer")
     numbers, seen_calls = zip(*calls[first : first + len(wanted)], strict=True)
     for producer, consumer, name in observation.late:
         if producer in numbers[:-1] and consumer > numbers[-1]:
-            taker = spots[observation.calls[consumer].index].path
+            taker = observed[observation.calls[consumer].index].path
             raise WiringError(
-                f"an output of {spots[observation.calls[producer].index].path} goes to {taker} ({name}=), past the "
-                f"end of the range at {spots[wanted[-1]].path}: what is skipped would be missing there"
+                f"an output of {observed[observation.calls[producer].index].path} goes to {taker} ({name}=), past the "
+                f"end of the range at {observed[wanted[-1]].path}: what is skipped would be missing there"
             )
-    ports = [block_io_of(observation, call) for call in seen_calls]
-    return _follow(observation, list(seen_calls), ports)
+    block_ios = [block_io_of(observation, call) for call in seen_calls]
+    return _follow(observation, list(seen_calls), block_ios)
 
 
 def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: BlockCall, taker: BlockIO) -> Gap:
     """Determine how the streams that a block takes are made of what the block before returned."""
-    spots = observation.spots
+    observed = observation.spots
     made: dict[str, Bridge] = {}
     how, lost = {}, {}
     fed = {name: position for position, name in before.fed.items()} if before.next is after else {}
@@ -135,7 +134,7 @@ def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: Blo
             else:
                 returned = ", ".join(show(other) for other in before.outputs)
                 lost[name] = (
-                    f"between {spots[before.index].path} and {spots[after.index].path} the "
+                    f"between {observed[before.index].path} and {observed[after.index].path} the "
                     f"stream {name} {show(form)} is lost: the former returns {returned}, and it is not made of that "
                     "in a way that can be followed (nor could it be if inputs were constant, as in a warm-up on zeros)"
                 )
@@ -155,14 +154,14 @@ def _elsewhere(observation: Observation, before: BlockCall, after: BlockCall, na
     return None
 
 
-def _follow(observation: Observation, calls: list[BlockCall], ports: list[BlockIO]) -> Wiring:
+def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[BlockIO]) -> Wiring:
     """Follow each stream from the first block's arguments to the last one's outputs."""
-    spots = observation.spots
+    observed = observation.spots
     entry = list(calls[0].inputs)
     known: dict[str, Bridge | None] = {name: Stream(number) for number, name in enumerate(entry)}
     certain = True
     lost: dict[str, str] = {}
-    for before, sender, after, taker in zip(calls, ports, calls[1:], ports[1:], strict=False):
+    for before, sender, after, taker in zip(calls, block_ios, calls[1:], block_ios[1:], strict=False):
         between = gap(observation, before, sender, after, taker)
         certain = certain and before.next is after and set(between.made) <= set(before.fed.values())
         left: dict[int, Bridge | None] = {
@@ -182,12 +181,14 @@ def _follow(observation: Observation, calls: list[BlockCall], ports: list[BlockI
                 if after.same[name] in lost:
                     reasons[name] = lost[after.same[name]]
         known, lost = onward, reasons
-    leave = [_source(name, known, lost, spots, calls) for name in ports[-1].carries]
-    leave = [Unrelated() if form is not None else bridge for bridge, form in zip(leave, ports[-1].born, strict=True)]
+    leave = [_source(name, known, lost, observed, calls) for name in block_ios[-1].carries]
+    leave = [
+        Unrelated() if form is not None else bridge for bridge, form in zip(leave, block_ios[-1].born, strict=True)
+    ]
     used = sorted({number for bridge in leave for number in streams_of(bridge)})
     renumbered: dict[int, Bridge | None] = {number: Stream(new) for new, number in enumerate(used)}
     return Wiring(
-        tuple(ports),
+        tuple(block_ios),
         tuple(entry[number] for number in used),
         tuple(None if bridge is None else substitute(bridge, renumbered) for bridge in leave),
         certain,
@@ -198,7 +199,7 @@ def _source(
     name: str | None,
     known: Mapping[str, Bridge | None],
     lost: Mapping[str, str],
-    spots: Sequence[ObservedBlock],
+    observed: Sequence[ObservedBlock],
     calls: Sequence[BlockCall],
 ) -> Bridge | None:
     """Return how the last block's output that carries on ``name`` is made of the streams at the first block."""
@@ -206,10 +207,10 @@ def _source(
         return None
     bridge = known.get(name)
     if bridge is None or not any(True for _ in streams_of(bridge)):
-        first, last = spots[calls[0].index].path, spots[calls[-1].index].path
+        first, last = observed[calls[0].index].path, observed[calls[-1].index].path
         otherwise = f"{name}, which {last} returns, does not come from an argument of {first}: the streams change"
         raise WiringError(lost.get(name, otherwise))
     numbers = list(streams_of(bridge))
     if len(set(numbers)) < len(numbers):  # more likely, other tokens of the same number were mistaken for the stream
-        raise WiringError(f"{name} at {spots[calls[-1].index].path} seems to hold one stream twice: {numbers}")
+        raise WiringError(f"{name} at {observed[calls[-1].index].path} seems to hold one stream twice: {numbers}")
     return bridge

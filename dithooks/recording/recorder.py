@@ -102,15 +102,15 @@ class Recorder:
     def hooked(self, report: Progress | None) -> Iterator[None]:
         """With the hooks on; taken off again, whatever happens."""
         self._report = report or self._report
-        sites = [(site, site.block) for site in self.chain.sites]
+        refs = [(ref, ref.block) for ref in self.chain.sites]
         lists, behind = [lane.blocks for lane in self.chain.lanes], dict[int, nn.Module]()
-        blocks = [block for _, block in sites]
+        blocks = [block for _, block in refs]
         with tap(blocks, self._enter, self._leave, self._begin, self._finish, model=self.chain.owner):
             try:
-                for index, (site, block) in enumerate(sites):
+                for index, (ref, block) in enumerate(refs):
                     skip = stand_in(block, index, hooked=True)  # whose forward(), called by itself, calls hooks, too
                     behind[id(skip)] = block
-                    site.put(skip)
+                    ref.put(skip)
                 yield
             finally:
                 for parent in [*lists, *self.chain.owner.modules()]:  # a run may have rebuilt its lists
@@ -218,8 +218,8 @@ class Recorder:
             observation.enter(index, args, kwargs)
         elif self._call is not None:
             self.stopwatch.mark(SAMPLING)
-            face = self._spots[index].face
-            self._take(index, "in", lambda name: face.read(str(name), args, kwargs))
+            reader = self._spots[index].face
+            self._take(index, "in", lambda name: reader.read(str(name), args, kwargs))
             self.stopwatch.mark(index)
 
     def _leave(self, index: int, output: Any) -> None:

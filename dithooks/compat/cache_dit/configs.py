@@ -63,7 +63,7 @@ def check_fields(cls: type, names: Iterable[object]) -> None:
     Example:
         >>> check_fields(DBCacheConfig, ["Fn_compute_block"])
         Traceback (most recent call last):
-        TypeError: DBCacheConfig has no field 'Fn_compute_block': did you mean 'Fn_compute_blocks'?
+        dithooks.errors.WrongType: DBCacheConfig has no field 'Fn_compute_block': did you mean 'Fn_compute_blocks'?
     """
     check_names(cls.__name__, names, [each.name for each in dataclasses.fields(cls)])
 

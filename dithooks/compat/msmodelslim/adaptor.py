@@ -175,7 +175,9 @@ class DitCacheAdaptor:
         """
         wanted = self.search_config
         if wanted is None:
-            raise InvalidSetting("search needs a config: create DitCacheAdaptor(pipeline, DitCacheSearchConfig(...))")
+            raise InvalidSetting(
+                "search needs to know what is wanted: DitCacheAdaptor(pipeline, DitCacheSearchConfig(...))"
+            )
         if not callable(run_pipeline_and_save_videos):
             raise InvalidSetting(
                 f"run_pipeline_and_save_videos must be a function, not {run_pipeline_and_save_videos!r}"
