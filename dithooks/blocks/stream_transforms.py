@@ -57,74 +57,78 @@ class Unrelated:
 Bridge = Stream | Concat | Slice | SwapBatchTokens | Unrelated
 
 
-def build(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+def build(transform: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
     """Apply a transform to streams; ``None`` if the result cannot have the shape.
 
     Args:
-        bridge: the transform.
+        transform: refers to streams by their numbers.
         streams: the streams by number.
         shape: of the result.
     """
     result: Tensor | None
-    if isinstance(bridge, Stream):
-        result = streams[bridge.number]
-    elif isinstance(bridge, Unrelated):
+    if isinstance(transform, Stream):
+        result = streams[transform.number]
+    elif isinstance(transform, Unrelated):
         result = streams[0].new_zeros(shape) if streams else None
-    elif isinstance(bridge, SwapBatchTokens):
-        result = _turn(build(bridge.whole, streams, _turned(shape, _length(bridge.whole, streams, shape))), shape)
-    elif isinstance(bridge, Slice):
-        length, there = shape[bridge.dim], _length(bridge.whole, streams, shape, bridge.dim)
-        whole = build(bridge.whole, streams, _resized(shape, bridge.dim, there))
-        if whole is None or whole.shape[bridge.dim] < length:
+    elif isinstance(transform, SwapBatchTokens):
+        result = _turn(build(transform.whole, streams, _turned(shape, _length(transform.whole, streams, shape))), shape)
+    elif isinstance(transform, Slice):
+        length, there = shape[transform.dim], _length(transform.whole, streams, shape, transform.dim)
+        whole = build(transform.whole, streams, _resized(shape, transform.dim, there))
+        if whole is None or whole.shape[transform.dim] < length:
             return None
-        result = whole.narrow(bridge.dim, 0 if bridge.head else whole.shape[bridge.dim] - length, length)
+        result = whole.narrow(transform.dim, 0 if transform.head else whole.shape[transform.dim] - length, length)
     else:
-        result = _join(bridge, streams, shape)
+        result = _join(transform, streams, shape)
     return result if result is not None and result.shape == shape else None
 
 
-def substitute(bridge: Bridge, of: Mapping[int, Bridge | None]) -> Bridge | None:
-    """Compose two transforms: ``bridge``, and ``of``, which makes each of its streams; ``None`` if one is not known."""
-    if isinstance(bridge, Unrelated):
-        return bridge
-    if isinstance(bridge, Stream):
-        return of.get(bridge.number)
-    if isinstance(bridge, Concat):
+def substitute(transform: Bridge, of: Mapping[int, Bridge | None]) -> Bridge | None:
+    """Replace each stream of a transform by what it is made of; ``None`` if that is not known of one."""
+    if isinstance(transform, Unrelated):
+        return transform
+    if isinstance(transform, Stream):
+        return of.get(transform.number)
+    if isinstance(transform, Concat):
         parts: list[Bridge | None] = []
-        for part in bridge.parts:
+        for part in transform.parts:
             before = None if part is None else substitute(part, of)
-            nested = isinstance(before, Concat) and before.dim == bridge.dim
+            nested = isinstance(before, Concat) and before.dim == transform.dim
             parts += before.parts if nested and isinstance(before, Concat) else [before]
-        return Concat(tuple(parts), bridge.dim) if len(parts) - 1 <= sum(map(bool, parts)) > 0 else None
-    whole = substitute(bridge.whole, of)
+        return Concat(tuple(parts), transform.dim) if len(parts) - 1 <= sum(map(bool, parts)) > 0 else None
+    whole = substitute(transform.whole, of)
     if whole is None:
         return None
-    if isinstance(bridge, SwapBatchTokens):
+    if isinstance(transform, SwapBatchTokens):
         return whole.whole if isinstance(whole, SwapBatchTokens) else SwapBatchTokens(whole)
-    return Slice(whole, bridge.dim, bridge.head)
+    return Slice(whole, transform.dim, transform.head)
 
 
-def streams_of(bridge: Bridge | None) -> Iterator[int]:
+def streams_of(transform: Bridge | None) -> Iterator[int]:
     """Iterate over the numbers of the streams that a transform uses."""
-    if isinstance(bridge, Stream):
-        yield bridge.number
-    elif isinstance(bridge, Concat):
-        for part in bridge.parts:
+    if isinstance(transform, Stream):
+        yield transform.number
+    elif isinstance(transform, Concat):
+        for part in transform.parts:
             yield from streams_of(part)
-    elif isinstance(bridge, (Slice, SwapBatchTokens)):
-        yield from streams_of(bridge.whole)
+    elif isinstance(transform, (Slice, SwapBatchTokens)):
+        yield from streams_of(transform.whole)
 
 
-def text(bridge: Bridge, name: Callable[[int], str]) -> str:
+def text(transform: Bridge, name: Callable[[int], str]) -> str:
     """Write a transform as text."""
-    if isinstance(bridge, Stream):
-        return name(bridge.number)
-    if isinstance(bridge, Concat):
-        parts = ", ".join("other tokens" if part is None else text(part, name) for part in bridge.parts)
-        return f"cat({parts}; dim {bridge.dim})"
-    if isinstance(bridge, Slice):
-        return f"{'first' if bridge.head else 'last'} of {text(bridge.whole, name)} (dim {bridge.dim})"
-    return f"{text(bridge.whole, name)}, tokens and batch exchanged" if isinstance(bridge, SwapBatchTokens) else "new"
+    if isinstance(transform, Stream):
+        return name(transform.number)
+    if isinstance(transform, Concat):
+        parts = ", ".join("other tokens" if part is None else text(part, name) for part in transform.parts)
+        return f"cat({parts}; dim {transform.dim})"
+    if isinstance(transform, Slice):
+        return f"{'first' if transform.head else 'last'} of {text(transform.whole, name)} (dim {transform.dim})"
+    return (
+        f"{text(transform.whole, name)}, tokens and batch exchanged"
+        if isinstance(transform, SwapBatchTokens)
+        else "new"
+    )
 
 
 def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
@@ -139,7 +143,7 @@ def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
         _readings(value, [(i, out) for i, out in enumerate(outputs) if out is not None and _akin(value, out)])
     )
     best = max((rank for rank, _ in readings), default=None)
-    likeliest = [bridge for rank, bridge in readings if rank == best]
+    likeliest = [transform for rank, transform in readings if rank == best]
     return likeliest[0] if len(likeliest) == 1 else None
 
 
@@ -192,27 +196,27 @@ def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> It
             yield found, Concat(parts, dim)
 
 
-def _join(bridge: Concat, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
-    known = [None if part is None else _length(part, streams, shape, bridge.dim) for part in bridge.parts]
-    left = shape[bridge.dim] - sum(length for length in known if length is not None)
+def _join(transform: Concat, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+    known = [None if part is None else _length(part, streams, shape, transform.dim) for part in transform.parts]
+    left = shape[transform.dim] - sum(length for length in known if length is not None)
     if left < 0:
         return None
     pieces = []
-    for part, length in zip(bridge.parts, known, strict=True):
-        wanted = _resized(shape, bridge.dim, left if length is None else length)
+    for part, length in zip(transform.parts, known, strict=True):
+        wanted = _resized(shape, transform.dim, left if length is None else length)
         piece = streams[0].new_zeros(wanted) if part is None else build(part, streams, wanted)
         if piece is None:
             return None
         pieces.append(piece)
-    return torch.cat(pieces, bridge.dim)
+    return torch.cat(pieces, transform.dim)
 
 
-def _length(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size, dim: int = 1) -> int:
+def _length(transform: Bridge, streams: Sequence[Tensor], shape: torch.Size, dim: int = 1) -> int:
     """Return a result's length along a dimension, as far as it follows from the streams; else that of ``shape``."""
-    if isinstance(bridge, Stream):
-        return streams[bridge.number].shape[dim]
-    if isinstance(bridge, Concat) and None not in bridge.parts:
-        return sum(_length(part, streams, shape, dim) for part in bridge.parts if part is not None)
+    if isinstance(transform, Stream):
+        return streams[transform.number].shape[dim]
+    if isinstance(transform, Concat) and None not in transform.parts:
+        return sum(_length(part, streams, shape, dim) for part in transform.parts if part is not None)
     return shape[dim]
 
 

@@ -45,19 +45,19 @@ class Wiring:
     @property
     def carriers(self) -> tuple[int, ...]:
         """Positions of the outputs that contain the :attr:`looked` streams."""
-        held = [None if bridge is None else set(streams_of(bridge)) for bridge in self.leave]
+        held = [None if transform is None else set(streams_of(transform)) for transform in self.leave]
         return tuple(next(p for p, each in enumerate(held) if each and number in each) for number in self.looked)
 
     def shapes(self, deltas: Sequence[Tensor]) -> dict[int, torch.Size]:
         """Return the shapes of the last block's outputs by position, from their residuals."""
-        positions = [position for position, bridge in enumerate(self.leave) if bridge is not None]
+        positions = [position for position, transform in enumerate(self.leave) if transform is not None]
         return {position: delta.shape for position, delta in zip(positions, deltas, strict=False)}
 
     @property
     def plain(self) -> bool:
         """Whether every output is one stream, not transformed, and no two outputs are the same stream."""
-        streams = [bridge for bridge in self.leave if bridge is not None]
-        return all(isinstance(bridge, Stream) for bridge in streams) and len(set(streams)) == len(streams)
+        streams = [transform for transform in self.leave if transform is not None]
+        return all(isinstance(transform, Stream) for transform in streams) and len(set(streams)) == len(streams)
 
 
 @dataclass(frozen=True)
@@ -183,14 +183,15 @@ def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[Bl
         known, lost = onward, reasons
     leave = [_source(name, known, lost, observed, calls) for name in block_ios[-1].carries]
     leave = [
-        Unrelated() if form is not None else bridge for bridge, form in zip(leave, block_ios[-1].born, strict=True)
+        Unrelated() if form is not None else transform
+        for transform, form in zip(leave, block_ios[-1].born, strict=True)
     ]
-    used = sorted({number for bridge in leave for number in streams_of(bridge)})
+    used = sorted({number for transform in leave for number in streams_of(transform)})
     renumbered: dict[int, Bridge | None] = {number: Stream(new) for new, number in enumerate(used)}
     return Wiring(
         tuple(block_ios),
         tuple(entry[number] for number in used),
-        tuple(None if bridge is None else substitute(bridge, renumbered) for bridge in leave),
+        tuple(None if transform is None else substitute(transform, renumbered) for transform in leave),
         certain,
     )
 
@@ -205,12 +206,12 @@ def _source(
     """Return how the last block's output that carries on ``name`` is made of the streams at the first block."""
     if name is None:
         return None
-    bridge = known.get(name)
-    if bridge is None or not any(True for _ in streams_of(bridge)):
+    transform = known.get(name)
+    if transform is None or not any(True for _ in streams_of(transform)):
         first, last = observed[calls[0].index].path, observed[calls[-1].index].path
         otherwise = f"{name}, which {last} returns, does not come from an argument of {first}: the streams change"
         raise WiringError(lost.get(name, otherwise))
-    numbers = list(streams_of(bridge))
+    numbers = list(streams_of(transform))
     if len(set(numbers)) < len(numbers):  # more likely, other tokens of the same number were mistaken for the stream
         raise WiringError(f"{name} at {observed[calls[-1].index].path} seems to hold one stream twice: {numbers}")
-    return bridge
+    return transform
