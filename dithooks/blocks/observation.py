@@ -77,6 +77,20 @@ class Observation:
         spots: the blocks to observe.
         whole: whether the model itself was observed too; else the observation begins with the range's first block, and
             the end of the model's call is not known.
+
+    Example:
+        >>> from dithooks.blocks.discovery import find_chains
+        >>> from dithooks.blocks.tap import tap
+        >>> class Block(torch.nn.Module):
+        ...     def forward(self, hidden_states):
+        ...         return hidden_states + 1
+        >>> model = torch.nn.Module()
+        >>> model.blocks = torch.nn.ModuleList([Block(), Block()])
+        >>> observation = Observation(observed_blocks(find_chains(model, "blocks")[0]))
+        >>> with tap(model.blocks, observation.enter, observation.leave):
+        ...     _ = model.blocks[1](model.blocks[0](torch.zeros(1, 2)))
+        >>> observation.calls[0].fed  # output 0 of the first block is the argument hidden_states of the second
+        {0: 'hidden_states'}
     """
 
     def __init__(self, spots: Sequence[ObservedBlock], whole: bool = True) -> None:

@@ -136,6 +136,11 @@ def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
 
     Of several joined parts, at least one has to match by value: the model may have added something to the others.
     ``None`` if the tensor was not made of the outputs, or could have been in several ways (equal text and image, say).
+
+    Example:
+        >>> image, text = torch.ones(1, 3, 8), torch.zeros(1, 2, 8)
+        >>> recognise(torch.cat([text, image], 1), [image, text])
+        Concat(parts=(Stream(number=1), Stream(number=0)), dim=1)
     """
     if value.is_meta:
         return None
