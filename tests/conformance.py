@@ -145,7 +145,7 @@ def _observe(subject, handle, trial):
     trial.reused = subject.step(1)
     trial.runs = Counter(subject.runs)
     trial.changed = subject.step(2, **{subject.main: subject.inputs(1)[subject.main]})
-    with mock.patch.object(settle, "combined", lambda anchors, *_: tuple(map(torch.zeros_like, anchors[0].kept))):
+    with mock.patch.object(settle, "weighted_sum", lambda anchors, *_: tuple(map(torch.zeros_like, anchors[0].kept))):
         trial.without = subject.step(3)
     trial.reused_calls, trial.blocks_total = handle.stats.reused_calls, handle.stats.blocks_total
 

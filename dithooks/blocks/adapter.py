@@ -1,4 +1,4 @@
-"""Where the blocks are and how they are called, said by the user: for what observation alone can't settle."""
+"""A user's declaration of where the blocks are and how they are called, where observation alone is ambiguous."""
 
 from __future__ import annotations
 
@@ -21,37 +21,36 @@ from .pattern import ForwardPattern
 
 @dataclass(frozen=True, eq=False)
 class BlockAdapter:
-    """Names the blocks of a model, in as much detail as needed; given to :func:`dit_cache` in place of the model.
+    """The blocks of a model, named in as much detail as needed; given to :func:`dit_cache` in place of the model.
 
-    What is per list can be given once, for all lists, or as a sequence with one entry (``None``: nothing said) for
-    each list; sequences may be nested by transformer, as the lists may. Lists count in the order in which the model
-    calls them.
+    Options per list take one value for all lists, or a sequence with one entry (``None``: not declared) per list;
+    sequences may be nested by transformer, as the lists may. Lists count in the order in which the model calls them.
 
     Args:
-        pipe: a pipeline; its scheduler tells the step. May be left out if ``transformer`` is given.
-        transformer: one of its modules or several, themselves or by name; left out, they are found.
-        blocks: lists of blocks, themselves or as dotted paths from ``pipe`` (without one, from ``transformer``); left
-            out, they are found.
+        pipe: a pipeline, whose scheduler determines the step. May be left out if ``transformer`` is given.
+        transformer: one or several modules of the pipeline, themselves or by name; found if left out.
+        blocks: lists of blocks, themselves or as dotted paths from ``pipe`` (without a pipeline, from
+            ``transformer``); found if left out.
         forward_pattern: how the blocks take and return their streams, if that cannot be observed. Per list.
-        patch_functor: how to read and build them, for blocks that fit no pattern. Per list.
-        params: a :class:`DitCacheConfig` per list: then every list is a range of its own, whose blocks count from 0,
-            with its own schedule; where it is ``None``, ``dit_cache``'s config holds.
-        has_separate_cfg: guidance by two calls per step (``True``), told apart by their order alone, or by one
-            (``False``), so that all calls of a step are alike. Left out, calls are told apart by what they are given.
-            One for all, or one per transformer.
-        auto: find what is not given. ``False``: an error instead.
-        strict: a forward pattern that does not fit what is observed is an error. ``False``: what is observed counts,
-            the pattern is asked where that is not clear, and one that turns out otherwise is remarked upon.
-        expected: an :class:`~dithooks.blocks.block_lists.Expected`: what is believed of the runs, to be told where they
-            turn out otherwise. One for all, or one per transformer.
+        patch_functor: reads and builds the streams of blocks that fit no pattern. Per list.
+        params: a :class:`DitCacheConfig` per list: every list is then a range of its own, whose blocks count from 0,
+            with its own schedule; for ``None``, the config given to ``dit_cache`` holds.
+        has_separate_cfg: whether guidance takes two calls per step (``True``), distinguished by their order alone, or
+            one (``False``), so that all calls of a step are one branch. Left out, calls are distinguished by their
+            arguments. One for all, or one per transformer.
+        auto: whether to find what is not given; ``False`` makes it an error.
+        strict: whether a forward pattern that contradicts observation is an error. With ``False``, observation
+            prevails, the pattern decides where observation is ambiguous, and a contradiction causes a warning.
+        expected: an :class:`~dithooks.blocks.block_lists.Expected`; a run that differs from it causes a warning. One
+            for all, or one per transformer.
 
     Raises:
         TypeError: an entry is of the wrong type.
-        ValueError: nothing to find the blocks in, or they are not given and ``auto`` is off.
+        ValueError: there is nothing to find the blocks in, or no blocks are given and ``auto`` is off.
 
     Example:
         >>> import torch
-        >>> class Swaps(torch.nn.Module):  # nothing tells which output carries on which argument
+        >>> class Swaps(torch.nn.Module):  # nothing shows which output carries on which argument
         ...     def forward(self, image, text):
         ...         return text + 1, image + 2
         >>> model = torch.nn.Module()
@@ -94,18 +93,18 @@ class BlockAdapter:
 
     @property
     def target(self) -> object:
-        """The pipeline, else the transformer, or a stand-in for a pipeline of several."""
+        """The pipeline; without one, the transformer, or a namespace that holds several."""
         if self.pipe is not None:
             return self.pipe
         several = list(flat(self.transformer))
         return several[0] if len(several) == 1 else SimpleNamespace(**_numbered(several))
 
     def chains(self) -> list[tuple[Chain, DitCacheConfig | None]]:
-        """The blocks, with the config of those that have one of their own.
+        """Return the blocks as chains, each with its own config or ``None``.
 
         Raises:
-            TypeError, ValueError: as :func:`~.discovery.find_chains`, or the numbers of lists and of what
-                is given per list differ.
+            TypeError, ValueError: as :func:`~.discovery.find_chains`, or an option per list has another number of
+                entries than there are lists.
         """
         target = self.target
         self._check()
@@ -113,37 +112,44 @@ class BlockAdapter:
             found = [chain for chain in find_chains(target, None) if self._wanted(chain)]
             if not found:
                 raise InvalidSetting(f"transformer={self._named()} is not among those that have lists of blocks")
-            lanes = [lane for chain in found for lane in chain.lanes]
+            block_lists = [each for chain in found for each in chain.lanes]
         else:
-            lanes = [resolve(target, item) for item in flat(self.blocks)]
-            found = group(target, lanes)
-            strange = [chain.name for chain in found if not self._wanted(chain)]
-            if strange:
+            block_lists = [resolve(target, item) for item in flat(self.blocks)]
+            found = group(target, block_lists)
+            foreign = [chain.name for chain in found if not self._wanted(chain)]
+            if foreign:
                 raise InvalidSetting(
-                    f"blocks are those of {strange}, not of transformer={self._named()}: give one of both"
+                    f"blocks are those of {foreign}, not of transformer={self._named()}: give one of both"
                 )
         patterns, functors, params = (
-            _spread(name, getattr(self, name), lanes) for name in ("forward_pattern", "patch_functor", "params")
+            _spread(name, getattr(self, name), block_lists) for name in ("forward_pattern", "patch_functor", "params")
         )
         declared = {
-            lane.path: replace(lane, pattern=pattern, functor=functor, strict=self.strict)
-            for lane, pattern, functor in zip(lanes, patterns, functors, strict=True)
+            each.path: replace(each, pattern=pattern, functor=functor, strict=self.strict)
+            for each, pattern, functor in zip(block_lists, patterns, functors, strict=True)
         }
         own = dict(zip(declared, params, strict=True))
         separate = _spread("has_separate_cfg", self.has_separate_cfg, found)
         expected = _spread("expected", self.expected, found)
         chains: list[tuple[Chain, DitCacheConfig | None]] = []
-        for chain, by_two, believed in zip(found, separate, expected, strict=True):
-            here = [declared[lane.path] for lane in chain.lanes]
-            alone = [[lane] for lane in here] if any(own[lane.path] is not None for lane in here) else [here]
-            for some in alone:  # what is wrong of one range's runs is wrong of all: once is enough
-                told = believed if some is alone[0] else None
-                changed = replace(chain, lanes=tuple(some), separate_cfg=by_two, expected=told, part=len(alone) > 1)
-                chains.append((changed, own[some[0].path] if len(alone) > 1 or len(here) == 1 else None))
+        for chain, separate_cfg, chain_expected in zip(found, separate, expected, strict=True):
+            members = [declared[each.path] for each in chain.lanes]
+            own_range = any(own[each.path] is not None for each in members)
+            ranges = [[each] for each in members] if own_range else [members]
+            for some in ranges:
+                first = some is ranges[0]  # expectations that fail for one range fail for all: one warning is enough
+                changed = replace(
+                    chain,
+                    lanes=tuple(some),
+                    separate_cfg=separate_cfg,
+                    expected=chain_expected if first else None,
+                    part=len(ranges) > 1,
+                )
+                chains.append((changed, own[some[0].path] if len(ranges) > 1 or len(members) == 1 else None))
         return chains
 
     def _check(self) -> None:
-        """That every transformer that is given is part of the pipeline."""
+        """Refuse a transformer that is not part of the pipeline."""
         if self.pipe is None or self.transformer is None:
             return
         modules = modules_of(self.pipe)
@@ -157,6 +163,7 @@ class BlockAdapter:
         return str([item if isinstance(item, str) else type(item).__name__ for item in flat(self.transformer)])
 
     def _wanted(self, chain: Chain) -> bool:
+        """Whether a chain is of a transformer that is given."""
         wanted = list(flat(self.transformer))
         inside = set(chain.owner.modules())
         return self.transformer is None or any(
@@ -168,7 +175,7 @@ class BlockAdapter:
 
 
 def flat(value: Any) -> Iterable[Any]:
-    """Entries of sequences within sequences; a list of blocks is an entry."""
+    """Iterate over the entries of nested sequences; a list of blocks is an entry."""
     if isinstance(value, Sequence) and not isinstance(value, (str, nn.ModuleList)):
         for item in value:
             yield from flat(item)
@@ -194,7 +201,7 @@ def _pattern(value: Any) -> ForwardPattern | None:
 
 
 def _spread(name: str, value: Any, over: Sequence[Any]) -> list[Any]:
-    """One entry for each list or transformer, from one for all or one for each."""
+    """Return one entry for each list or transformer, given one for all or one for each."""
     if not isinstance(value, Sequence):
         return [value] * len(over)
     entries = list(flat(value))

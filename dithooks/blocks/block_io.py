@@ -19,13 +19,13 @@ Form = tuple[torch.Size, torch.dtype]
 
 
 class PatchFunctor(ABC):
-    """Says how a block's call holds its streams, where arguments and outputs alone do not: no forward is copied.
+    """A declaration of where a block's call holds its streams, for blocks whose arguments and outputs do not show it.
 
-    Streams are what a block takes, changes and hands on. They have an order, and it is the same in all three methods;
-    on a reused step the blocks of the range are not run, and what ``build`` makes of the streams is handed to the
-    model in their place. Give one to :class:`~dithooks.BlockAdapter` as ``patch_functor``.
+    Streams are the tensors that a block takes, changes and passes on. Their order is the same in all three methods. On
+    a reused step the blocks of the range do not run; the model receives what ``build`` makes of the streams instead.
+    Give a functor to :class:`~dithooks.BlockAdapter` as ``patch_functor``; it does not copy or change any ``forward``.
 
-    Example: a block that is given one dict, and returns a new one.
+    Example: a block that takes one dict and returns a new one.
         >>> class State(PatchFunctor):
         ...     def read(self, args, kwargs):
         ...         return [args[0]["image"], args[0]["text"]]
@@ -37,28 +37,29 @@ class PatchFunctor(ABC):
 
     @abstractmethod
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Tensor]:
-        """The streams that enter the block, from its call."""
+        """Read the streams that enter the block from its call."""
 
     @abstractmethod
     def take(self, output: Any) -> Sequence[Tensor | None]:
-        """The streams that leave the block, from its output; ``None`` for one that it does not return."""
+        """Read the streams that leave the block from its output; ``None`` for a stream that it does not return."""
 
     @abstractmethod
     def build(self, streams: Sequence[Tensor | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An output as the block would return it, from streams and the call that is passed over."""
+        """Build an output like the block's own, from streams and from the call that is skipped."""
 
 
 class CallReader:
-    """What a block's call shows, by name: its arguments.
+    """A reader of a block's calls: arguments by name, outputs by position.
 
-    A first argument that is a tuple or list of tensors is a stream each: ``hidden_states[0]``, ``hidden_states[1]``, ….
+    If the first argument is a tuple or list of tensors, each of them is a stream: ``hidden_states[0]``,
+    ``hidden_states[1]``, ….
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.names = parameter_names(module)
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The call's arguments by name."""
+        """Return the call's arguments by name."""
         bound = bind(self.names, args, kwargs)
         first = self.names[0] if self.names else "*0"
         several = bound.get(first)
@@ -68,7 +69,7 @@ class CallReader:
         return bound
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The argument called ``name``, however it was passed; ``None`` if it was not."""
+        """Return the argument called ``name``, passed by position or keyword; ``None`` if it was not passed."""
         if name.endswith("]"):
             name, _, number = name[:-1].rpartition("[")
             several = self.read(name, args, kwargs)
@@ -82,19 +83,19 @@ class CallReader:
         return args[position] if position < len(args) else None
 
     def slot(self, name: str | None) -> tuple[str, int] | None:
-        """Name and position of an argument that a call shows as it is; ``None`` for one that has to be looked for."""
+        """Return name and position of an argument that is one of the call's own; ``None`` if reading it takes more."""
         return (name, self.names.index(name)) if name in self.names else None
 
     def take(self, output: Any) -> tuple[OutputBuilder, tuple[Any, ...]]:
-        """The values of an output by position, and what makes an output of values."""
+        """Split an output into its values by position, and a builder of such outputs from values."""
         return take_apart(output)
 
 
 class FunctorReader(CallReader):
-    """The same by a functor: streams are called "0", "1", … in its order."""
+    """A reader of a block's calls by a :class:`PatchFunctor`: streams are called "0", "1", … in the functor's order."""
 
     def __init__(self, functor: PatchFunctor) -> None:
-        self.names = ()  # so that no argument has a slot
+        self.names = ()  # no slots: the functor has to be called
         self.functor = functor
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -119,7 +120,13 @@ class FunctorReader(CallReader):
 
 @dataclass(frozen=True)
 class OutputBuilder:
-    """Builds outputs of one form: a tensor, or a tuple, list, named tuple, dict or dataclass of them."""
+    """A builder of outputs of one form: a tensor, or a tuple, list, named tuple, dict or dataclass of tensors.
+
+    Args:
+        kind: class of the output.
+        keys: names of its values, if it holds them by name.
+        functor: builds the output instead, if there is one.
+    """
 
     kind: type
     keys: tuple[Any, ...] = ()
@@ -137,17 +144,17 @@ class OutputBuilder:
 
     @property
     def simple(self) -> bool:
-        """Whether it is a tensor, or a tuple or list of them."""
+        """Whether the output is a tensor, or a tuple or list of tensors."""
         return self.functor is None and not self.keys and self.kind in (Tensor, tuple, list)
 
     @property
     def text(self) -> str:
-        """The form in words, for tables."""
+        """The form in a word, for tables."""
         return "functor" if self.functor is not None else self.kind.__name__
 
 
 def take_apart(output: Any) -> tuple[OutputBuilder, tuple[Any, ...]]:
-    """A block's output as values by position, and what puts such values together again."""
+    """Split a block's output into its values by position, and a builder of such outputs from values."""
     if isinstance(output, Tensor):
         return OutputBuilder(Tensor), (output,)
     kind = type(output)
@@ -165,12 +172,21 @@ def take_apart(output: Any) -> tuple[OutputBuilder, tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class BlockIO:
-    """The streams of one block of a range.
+    """The streams of one block of a range: how to read them from a call, and how to build an output from them.
 
-    ``carries[p]`` is the argument that output position p carries on. ``born[p]`` is the form of an output that carries
-    on none; where ``carries[p]`` and ``born[p]`` are both ``None``, the block returns ``None`` there. ``remark`` is
-    what is to be said of what was declared of it. ``slots`` has a name and a position for each that is carried on, if
-    all are, in an output of a simple form; else it is empty.
+    For a block ``forward(hidden_states, encoder_hidden_states)`` that returns ``(encoder, hidden)``, ``carries`` is
+    ``("encoder_hidden_states", "hidden_states")``.
+
+    Args:
+        face: reads the block's calls.
+        maker: builds outputs of the block's form.
+        carries: by output position, the argument that the output carries on; ``None`` if it carries on none.
+        born: by output position, the form of an output that carries on no argument. Where ``carries`` and ``born`` are
+            both ``None``, the block returns ``None``.
+        remark: a warning about what was declared of the block; empty if there is none.
+
+    ``slots`` is derived: name and position of the argument behind each output, if all outputs carry one on and the
+    output has a simple form; else empty.
     """
 
     face: CallReader
@@ -185,17 +201,18 @@ class BlockIO:
         object.__setattr__(self, "slots", tuple(slots) if None not in slots else ())
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The argument called ``name``."""
+        """Return the argument called ``name``."""
         return self.face.read(name, args, kwargs)
 
     def build(self, values: Sequence[Tensor | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An output like the block's own, from one value per position."""
+        """Build an output like the block's own, from one value per position."""
         return self.maker(values, args, kwargs)
 
     def pass_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the block would return if it changed nothing, where :attr:`slots` tell all there is to know.
+        """Build what the block would return if it changed nothing; only for blocks that have :attr:`slots`.
 
-        Most blocks are like that, and on a reused step there is little else to do than this, many times.
+        Most blocks have them, and a reused step is little more than this call for every skipped block: hence the
+        unrolled cases.
         """
         slots, kind = self.slots, self.maker.kind
         if len(slots) > 2:
@@ -210,12 +227,12 @@ class BlockIO:
 
 
 def _given(name: str, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An argument, however it was passed."""
+    """Return an argument, passed by position or keyword."""
     return kwargs[name] if name in kwargs else args[place] if place < len(args) else None
 
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the positional parameters of a module's forward; empty where it does not say."""
+    """Return the names of the positional parameters of a module's ``forward``; empty if it has no signature."""
     try:
         parameters = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):
@@ -224,17 +241,17 @@ def parameter_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name; positions without a name are called ``*0``, ``*1``, …"""
+    """Return arguments by name; positional ones without a name are called ``*0``, ``*1``, …"""
     bound = {names[i] if i < len(names) else f"*{i}": value for i, value in enumerate(args)}
     bound.update(kwargs)
     return bound
 
 
 def form_of(value: Any) -> Form | None:
-    """Shape and dtype of a tensor."""
+    """Return shape and dtype of a tensor; ``None`` of anything else."""
     return (value.shape, value.dtype) if isinstance(value, Tensor) else None
 
 
 def show(form: Form | None) -> str:
-    """A form in words."""
+    """Write a form as text."""
     return "None" if form is None else f"{list(form[0])} {str(form[1]).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""The blocks of one transformer, one after another, as the config counts them."""
+"""The lists of blocks of one transformer, in the order in which a config counts them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,29 @@ WRAPPED = "_orig_mod"  # where torch.compile(model) keeps the model
 
 @dataclass(frozen=True)
 class BlockList:
-    """One list of blocks of a transformer, and what is declared about it."""
+    """One list of blocks of a transformer, and what is declared about it.
+
+    Args:
+        path: of the list, from the target, such as ``transformer.transformer_blocks``.
+        blocks: the list.
+        pattern: declared for its blocks.
+        functor: reads and builds its blocks' streams.
+        strict: whether the pattern overrules what is observed; else it decides only where observation leaves it open.
+    """
 
     path: str
     blocks: nn.ModuleList
     pattern: ForwardPattern | None = None
     functor: PatchFunctor | None = None
-    strict: bool = True  # the pattern counts; else what is observed does, as far as that is clear
+    strict: bool = True
 
 
 @dataclass(frozen=True)
 class BlockRef:
-    """A block's place: entry ``index`` of its lane's list, called ``path`` in the model."""
+    """The place of a block: entry ``index`` of a list, such as ``transformer_blocks.3``.
+
+    The module at that place may change (a stand-in takes it, FSDP wraps it); the place stays.
+    """
 
     lane: BlockList
     index: int
@@ -44,21 +55,23 @@ class BlockRef:
         return self.lane.blocks[self.index]
 
     def holds(self, module: nn.Module) -> bool:
-        """Whether a module is the entry; a list may have been cut shorter."""
+        """Whether the entry is this module; ``False`` if the list has become too short to have the entry."""
         return self.index < len(self.lane.blocks) and self.lane.blocks[self.index] is module
 
     def put(self, module: nn.Module) -> None:
-        """Make another module the entry."""
+        """Replace the entry by another module."""
         self.lane.blocks[self.index] = module
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is believed of the runs. Nothing depends on it; where they turn out otherwise, that is said once.
+    """Expectations about runs, compared with each run at its end; a run that differs causes one warning.
+
+    The cache does not depend on them.
 
     Args:
-        has_separate_cfg: guidance takes several calls a step (``True``), or one (``False``).
-        num_inference_steps: of a run.
+        has_separate_cfg: whether guidance takes several calls per step (``True``) or one (``False``).
+        num_inference_steps: number of steps of a run.
     """
 
     has_separate_cfg: bool | None = None
@@ -69,14 +82,17 @@ class Expected:
 class Chain:
     """The block lists of one transformer, in the order in which they were found or named.
 
+    Of Flux, for example: owner ``FluxTransformer2DModel``, lists ``transformer_blocks`` and
+    ``single_transformer_blocks``.
+
     Args:
-        owner: the module that calls them.
+        owner: the module that calls the blocks.
         path: of the owner, from the target; "" for the target itself.
         lanes: the lists.
-        found: whether they were found, not named: then those that turn out to be no part of the trunk are left out.
-        separate_cfg: whether guidance is by two calls per step, where that is declared.
-        expected: what else is believed of the runs.
-        part: whether the owner has other lists, which are ranges of their own.
+        found: whether the lists were found rather than named; found ones that are not part of the trunk are left out.
+        separate_cfg: whether guidance takes two calls per step, where that is declared.
+        expected: expectations about the runs.
+        part: whether the owner has other lists, each of which is a range of its own.
     """
 
     owner: nn.Module
@@ -89,7 +105,7 @@ class Chain:
 
     @property
     def sites(self) -> tuple[BlockRef, ...]:
-        return tuple(BlockRef(lane, index) for lane in self.lanes for index in range(len(lane.blocks)))
+        return tuple(BlockRef(each, index) for each in self.lanes for index in range(len(each.blocks)))
 
     @property
     def compiled(self) -> bool:
@@ -102,42 +118,42 @@ class Chain:
         return f"{path} ({type(self.owner).__name__})" if path else type(self.owner).__name__
 
     def below(self, name: str) -> Chain:
-        """The same with paths from one level above."""
-        lanes = tuple(replace(lane, path=f"{name}.{lane.path}") for lane in self.lanes)
-        return replace(self, path=f"{name}.{self.path}".rstrip("."), lanes=lanes)
+        """Return this chain with paths from one level above, where the target is called ``name``."""
+        moved = tuple(replace(each, path=f"{name}.{each.path}") for each in self.lanes)
+        return replace(self, path=f"{name}.{self.path}".rstrip("."), lanes=moved)
 
     def weights(self) -> dict[str, int]:
-        """Parameters of each list."""
-        return {lane.path: sum(parameter.numel() for parameter in lane.blocks.parameters()) for lane in self.lanes}
+        """Count the parameters of each list, by its path."""
+        return {each.path: sum(parameter.numel() for parameter in each.blocks.parameters()) for each in self.lanes}
 
     def fingerprint(self) -> str:
-        """16 hex digits that tell the architecture: classes, lists and widths; not weights, dtype or adapters."""
-        config, sites = getattr(self.owner, "config", None), self.sites
+        """Hash the architecture (classes, lists, widths; not weights, dtype or adapters) to 16 hex digits."""
+        config, refs = getattr(self.owner, "config", None), self.sites
         if isinstance(config, Mapping):
             shape: Any = {k: v for k, v in sorted(config.items()) if not k.startswith("_")}
         else:
-            shape = _shape(sites[0].block)
+            shape = _shape(refs[0].block)
         prefix = len(self.path) + 1 if self.path else 0
-        blocks = [(site.path[prefix:], _class_name(site.block)) for site in sites]
+        blocks = [(ref.path[prefix:], _class_name(ref.block)) for ref in refs]
         text = json.dumps([_class_name(self.owner), blocks, shape], default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _class_name(module: nn.Module) -> str:
-    """As it was before FSDP put one of its own over it: a model that is sharded is the same model."""
+    """Name a module's class; of one that FSDP shards, the class before: a sharded model has the same fingerprint."""
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     cls = module.__class__  # of a stand-in, that of its block
     return next(each for each in cls.__mro__ if kind is None or not issubclass(each, kind)).__name__
 
 
 def _shape(block: nn.Module) -> list[tuple[str, list[int]]]:
-    """Names and shapes of a block's parameters; as they are without adapters, where a layer has some put over it."""
-    over = tuple(f"{path}." for path, module in block.named_modules() if "_active_adapter" in vars(module))
+    """List names and shapes of a block's parameters, of layers with adapters (PEFT) as they are without them."""
+    over = tuple(f"{path}." for path, module in block.named_modules() if hasattr(type(module), "active_adapter"))
     parameters = [(name, list(value.shape)) for name, value in block.named_parameters()]
     own = [(name, shape) for name, shape in parameters if not name.startswith(over) or ".base_layer." in name]
     return sorted((name.replace(".base_layer.", "."), shape) for name, shape in own)
 
 
 def fingerprint(chains: Sequence[Chain]) -> str:
-    """Of several transformers at once."""
+    """Join the fingerprints of several transformers."""
     return "+".join(chain.fingerprint() for chain in chains)

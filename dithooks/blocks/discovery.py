@@ -1,4 +1,4 @@
-"""From what the user gives to the blocks: the transformers of a target, and their lists."""
+"""The transformers of a target and their lists of blocks, as named by the user or as found."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Blocks = str | nn.ModuleList | Sequence["str | nn.ModuleList"] | None
 
 
 def find_chains(target: object, blocks: Blocks) -> list[Chain]:
-    """The block lists to work on: those that ``blocks`` names, else those of the target's transformer(s).
+    """Return the block lists to work on: those that ``blocks`` names, else those of the target's transformer(s).
 
     Raises:
-        TypeError: the target is neither a module nor a pipeline, or ``blocks`` neither path nor list.
-        ValueError: a path that does not lead to a non-empty ``nn.ModuleList``, or nothing found.
+        TypeError: the target is neither a module nor a pipeline, or ``blocks`` is neither a path nor a list.
+        ValueError: a path does not lead to a non-empty ``nn.ModuleList``, or no list was found.
     """
     named = [blocks] if isinstance(blocks, (str, nn.ModuleList)) else blocks
     held = isinstance(target, nn.Module) or modules_of(target) or (isinstance(blocks, str) and _leads(target, blocks))
@@ -48,10 +48,10 @@ def find_chains(target: object, blocks: Blocks) -> list[Chain]:
 
 
 def owners_of(target: object) -> list[Owner]:
-    """The modules that call the long lists of a model or pipeline, with paths from there; the order is the target's.
+    """Find the modules that call the long lists of a model or pipeline, in the target's order, with paths from it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the target has no such list.
     """
     modules = {"": target} if isinstance(target, nn.Module) else denoisers_of(target)
     found: list[Owner] = []
@@ -72,26 +72,26 @@ def owners_of(target: object) -> list[Owner]:
     return [owner for owner, load in zip(found, loads, strict=True) if load * LIGHT >= max(loads)]
 
 
-def group(target: object, lanes: Sequence[BlockList], separate_cfg: bool | None = None) -> list[Chain]:
-    """Chains of lists that were named: those of one owner are counted one after another.
+def group(target: object, block_lists: Sequence[BlockList]) -> list[Chain]:
+    """Group named lists into chains: the lists of one owner form one chain, in the order given.
 
     Raises:
         ValueError: a list is named twice.
     """
-    if len({id(lane.blocks) for lane in lanes}) < len(lanes):
-        raise InvalidSetting(f"blocks={[lane.path for lane in lanes]} names a list twice")
+    if len({id(each.blocks) for each in block_lists}) < len(block_lists):
+        raise InvalidSetting(f"blocks={[each.path for each in block_lists]} names a list twice")
     owners: dict[str, list[BlockList]] = {}
-    for lane in lanes:
-        owners.setdefault(_owner_path(lane.path, target), []).append(lane)
-    return [Chain(walk(target, path), path, tuple(found), False, separate_cfg) for path, found in owners.items()]
+    for each in block_lists:
+        owners.setdefault(_owner_path(each.path, target), []).append(each)
+    return [Chain(walk(target, path), path, tuple(members)) for path, members in owners.items()]
 
 
 def resolve(target: object, item: object) -> BlockList:
-    """A list of blocks by its path or by itself.
+    """Return a list of blocks, given by its path or by itself.
 
     Raises:
-        TypeError: it is neither.
-        ValueError: it is empty, not there, or no ``nn.ModuleList``.
+        TypeError: ``item`` is neither a path nor a list.
+        ValueError: the list is empty, not part of the target, or no ``nn.ModuleList``.
     """
     if isinstance(item, nn.ModuleList):
         path = path_of(target, item)
@@ -121,14 +121,14 @@ def resolve(target: object, item: object) -> BlockList:
 
 
 def _leads(target: object, path: str) -> bool:
-    """Whether a path leads anywhere, from an object that shows no modules of its own: through a property, or deeper."""
+    """Whether a path leads to a module, for an object without modules of its own: through a property, or deeper."""
     with suppress(ValueError):
         return isinstance(walk(target, path), nn.Module)
     return False
 
 
 def _owner_path(path: str, target: object) -> str:
-    """Of the nearest module above a list that is itself called; where there is none, of the list: a loop calls it."""
+    """Return the path of the nearest module above a list that is called itself; without one, the list's own path."""
     parts = path.split(".")[:-1]
     while parts:
         above = walk(target, ".".join(parts))

@@ -1,4 +1,4 @@
-"""What a user names: the modules of a pipeline, and dotted paths into them."""
+"""Dotted paths: the modules of a pipeline, and the way from a target to a module and back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OTHERS = (
 
 
 def modules_of(target: object) -> dict[str, nn.Module]:
-    """The named modules of a pipeline; ``None`` components are tolerated."""
+    """Return the modules of a pipeline by name, without components that are ``None``."""
     try:
         components = getattr(target, "components", None)
     except Exception:  # diffusers raises where a component is missing
@@ -34,7 +34,7 @@ def modules_of(target: object) -> dict[str, nn.Module]:
 
 
 def denoisers_of(target: object) -> dict[str, nn.Module]:
-    """Those among which the denoiser is: ``transformer…`` if there are any, else all but encoders and the like."""
+    """Return the modules that may denoise: those called ``transformer…``, else all but encoders, VAEs and the like."""
     modules = modules_of(target)
     named = {name: module for name, module in modules.items() if name.split("_")[0] == "transformer"}
     return named or {
@@ -45,10 +45,10 @@ def denoisers_of(target: object) -> dict[str, nn.Module]:
 
 
 def walk(target: object, path: str) -> Any:
-    """Follow a dotted path; indices of lists are parts like any other.
+    """Follow a dotted path, such as ``transformer.blocks.3``.
 
     Raises:
-        ValueError: it is none, or leads nowhere; the message says how far it led and what there is.
+        ValueError: the path is not a dotted path, or leads nowhere; the message names the part that is missing.
     """
     if path == "" and isinstance(target, nn.Module):
         return target
@@ -70,7 +70,7 @@ def walk(target: object, path: str) -> Any:
 
 
 def path_of(target: object, module: nn.Module) -> str | None:
-    """The dotted path from a target to a module in it; ``None`` if it is not there."""
+    """Return the dotted path from a target to a module in it; ``None`` if the module is not part of the target."""
     roots = {"": target} if isinstance(target, nn.Module) else modules_of(target)
     for root, top in roots.items():
         assert isinstance(top, nn.Module)
@@ -81,6 +81,6 @@ def path_of(target: object, module: nn.Module) -> str | None:
 
 
 def dtype_of(owner: nn.Module) -> str | None:
-    """Of a transformer's weights, the first that are no whole numbers."""
+    """Return the dtype of the transformer's first floating-point parameter, such as ``bfloat16``."""
     dtypes = (parameter.dtype for parameter in owner.parameters() if parameter.is_floating_point())
     return next((str(dtype).removeprefix("torch.") for dtype in dtypes), None)

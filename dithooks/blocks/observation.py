@@ -1,4 +1,4 @@
-"""Watches one computed call of the blocks: what each was given, what it returned, and where that went."""
+"""One computed call of the blocks, observed: each block's arguments and outputs, and where the outputs went."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ from .stream_transforms import Bridge, recognise, turned_alone
 
 @dataclass(frozen=True)
 class ObservedBlock:
-    """A block as it is watched: its path, class and list, how to read its calls, and a pattern declared for it."""
+    """A block to observe.
+
+    Args:
+        path: of the block.
+        cls: class of the block.
+        group: path of its list.
+        face: reads its calls.
+        pattern: declared for its list.
+        strict: whether the pattern overrules what is observed.
+    """
 
     path: str
     cls: type
@@ -29,55 +38,81 @@ class ObservedBlock:
 
 
 def observed_blocks(chain: Chain, of: Callable[[nn.Module], nn.Module] = lambda block: block) -> list[ObservedBlock]:
-    """The blocks of a chain to be watched; ``of`` gives the block itself where something stands in for it."""
-    spots = []
-    for site in chain.sites:
-        block, lane = of(site.block), site.lane
-        face = CallReader(block) if lane.functor is None else FunctorReader(lane.functor)
-        spots.append(ObservedBlock(site.path, type(block), lane.path, face, lane.pattern, lane.strict))
-    return spots
+    """Describe the blocks of a chain for observation; ``of`` maps an entry of a list to the block behind a stand-in."""
+    observed = []
+    for ref in chain.sites:
+        block, listed = of(ref.block), ref.lane
+        reader = CallReader(block) if listed.functor is None else FunctorReader(listed.functor)
+        observed.append(ObservedBlock(ref.path, type(block), listed.path, reader, listed.pattern, listed.strict))
+    return observed
 
 
 @dataclass
 class BlockCall:
-    """One block's call."""
+    """One call of one block: forms of its arguments and outputs, and how they relate to the calls around it."""
 
-    index: int
-    inputs: dict[str, Form]  # of its tensor arguments
-    given: tuple[str, ...] = ()  # names of all that were not None
+    index: int  # of the block among those observed
+    inputs: dict[str, Form]  # forms of the tensor arguments
+    given: tuple[str, ...] = ()  # names of all arguments that are not None
     maker: OutputBuilder = field(default_factory=lambda: OutputBuilder(object))
     outputs: tuple[Form | None, ...] = ()
-    odd: tuple[str, ...] = ()  # outputs that are neither tensor nor None
+    odd: tuple[str, ...] = ()  # descriptions of outputs that are neither tensor nor None
     next: BlockCall | None = None
-    fed: dict[int, str] = field(default_factory=dict)  # output position → the next block's argument, same object
-    same: dict[str, str] = field(default_factory=dict)  # argument → one of the block before, same object
-    made: dict[str, Bridge] = field(default_factory=dict)  # argument → made of what the block before returned
-    near: dict[int, str] = field(default_factory=dict)  # output position → of several alike arguments, the nearest
+    fed: dict[int, str] = field(default_factory=dict)  # output position → argument of the next block: the same object
+    same: dict[str, str] = field(default_factory=dict)  # argument → argument of the block before: the same object
+    made: dict[str, Bridge] = field(
+        default_factory=dict
+    )  # argument → how it was made of the outputs of the block before
+    near: dict[int, str] = field(
+        default_factory=dict
+    )  # output position → of several arguments of its form, the nearest by value
 
 
 class Observation:
     """The calls of some blocks within one call of the model, in order.
 
-    Holds on to the arguments and outputs of no more than one block at a time. ``whole`` is whether the model itself
-    was seen called: else it begins with the range's first block, and nobody knows where it ends.
+    It holds the arguments and outputs of one block at a time.
+
+    Args:
+        spots: the blocks to observe.
+        whole: whether the model itself was observed too; else the observation begins with the range's first block, and
+            the end of the model's call is not known.
+
+    Example:
+        >>> from dithooks.blocks.discovery import find_chains
+        >>> from dithooks.blocks.tap import tap
+        >>> class Block(torch.nn.Module):
+        ...     def forward(self, hidden_states):
+        ...         return hidden_states + 1
+        >>> model = torch.nn.Module()
+        >>> model.blocks = torch.nn.ModuleList([Block(), Block()])
+        >>> observation = Observation(observed_blocks(find_chains(model, "blocks")[0]))
+        >>> with tap(model.blocks, observation.enter, observation.leave):
+        ...     _ = model.blocks[1](model.blocks[0](torch.zeros(1, 2)))
+        >>> observation.calls[0].fed  # output 0 of the first block is the argument hidden_states of the second
+        {0: 'hidden_states'}
     """
 
     def __init__(self, spots: Sequence[ObservedBlock], whole: bool = True) -> None:
         self.spots, self.whole = spots, whole
         self.calls: list[BlockCall] = []
-        self.late: list[tuple[int, int, str]] = []  # call, a later one than the next, its argument
+        self.late: list[
+            tuple[int, int, str]
+        ] = []  # a call, a later call than the next one, the argument that it takes of it
         self._outputs: tuple[Any, ...] = ()
         self._arguments: dict[str, Any] = {}
-        self._produced: dict[int, tuple[int, weakref.ref[Tensor]]] = {}  # by the tensor's id, which may be used anew
+        self._produced: dict[
+            int, tuple[int, weakref.ref[Tensor]]
+        ] = {}  # call by id of a tensor it returned; ids are reused, hence the reference
 
     @property
     def empty(self) -> bool:
-        """Whether no block was seen to run."""
+        """Whether no call of a block was observed."""
         return not self.calls
 
     @torch.no_grad()
     def enter(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """A block is about to run."""
+        """Note the arguments of a block that is about to run."""
         arguments = dict(self.spots[index].face.arguments(args, kwargs))
         forms = {name: form for name, value in arguments.items() if (form := form_of(value))}
         here = BlockCall(index, forms, tuple(name for name, value in arguments.items() if value is not None))
@@ -88,8 +123,8 @@ class Observation:
 
     @torch.no_grad()
     def leave(self, index: int, output: Any) -> None:
-        """… and has run."""
-        if not self.calls or self.calls[-1].index != index:  # blocks within blocks: the outer one is not followed
+        """Note the output of a block that has run."""
+        if not self.calls or self.calls[-1].index != index:  # blocks within blocks: the outer call is not followed
             return
         here = self.calls[-1]
         here.maker, self._outputs = self.spots[index].face.take(output)
@@ -108,10 +143,11 @@ class Observation:
                 here.near[position] = name
 
     def close(self) -> None:
-        """The model's call is over: let go of tensors."""
+        """Drop all tensors, at the end of the model's call."""
         self._outputs, self._arguments, self._produced = (), {}, {}
 
     def _link(self, before: BlockCall, here: BlockCall, arguments: Mapping[str, Any]) -> None:
+        """Relate the arguments of a call to the arguments and outputs of the call before it."""
         before.next = here
         outputs = [out if isinstance(out, Tensor) else None for out in self._outputs]
         for name, value in arguments.items():
@@ -137,7 +173,7 @@ class Observation:
 
 
 def _nearest(value: Any, arguments: Mapping[str, Any]) -> str | None:
-    """Of several arguments of a value's form, the one that it differs from least."""
+    """Return the argument of a value's form that differs least from it; ``None`` unless several have that form."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
         return None
     distances = {

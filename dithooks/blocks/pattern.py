@@ -9,11 +9,11 @@ from ..errors import InvalidSetting
 
 
 class ForwardPattern(Enum):
-    """What a block takes and returns; h is the denoised stream, e the second one, as a rule the text.
+    """A block's arguments and outputs: h is the denoised stream, e the second stream, as a rule the text.
 
-    Patterns are found by observation; one is given only where that is ambiguous (``BlockAdapter``). In 0 to 2 both
-    streams are arguments, in 3 to 5 only h is a stream. What 4 and 5 return besides h carries on no argument: on a
-    reused step it is given as it was when last computed.
+    Patterns are observed; declare one (``BlockAdapter``) only where observation is ambiguous. In patterns 0 to 2 both
+    streams are arguments; in 3 to 5 only h is. The second output of 4 and 5 carries on no argument: a reused step
+    returns it as it was last computed.
 
     Example:
         >>> ForwardPattern(1), ForwardPattern(1).text
@@ -29,24 +29,24 @@ class ForwardPattern(Enum):
 
     @property
     def takes_text(self) -> bool:
-        """Whether e is an argument."""
+        """Whether e is an argument of the block."""
         return self.value <= 2
 
     @property
     def returns(self) -> str:
-        """The streams that a block returns, in order: of the letters h and e."""
+        """The streams that the block returns, in order, as letters h and e."""
         return ("he", "eh", "h", "h", "he", "eh")[self.value]
 
     @property
     def text(self) -> str:
-        """The pattern in letters."""
+        """The pattern in letters, such as ``(h, e) -> (e, h)``."""
         given = "(h, e)" if self.takes_text else "h"
         return f"{given} -> {f'({self.returns[0]}, {self.returns[1]})' if len(self.returns) == 2 else 'h'}"
 
     def carries(self, names: Sequence[str]) -> tuple[str | None, ...]:
-        """The argument that each output carries on, of a block whose arguments have these names; ``None``: of none.
+        """Return the argument that each output carries on, ``None`` for none, given the names of a block's arguments.
 
-        h is ``hidden_states``, e ``encoder_hidden_states``; under other names, the first and the second argument.
+        h is ``hidden_states`` and e is ``encoder_hidden_states``; without these names, the first and second argument.
 
         Raises:
             ValueError: the block has fewer arguments than the pattern has streams.
@@ -64,7 +64,7 @@ class ForwardPattern(Enum):
 
 
 def pattern_of(given: Sequence[str], carries: Sequence[str | None]) -> ForwardPattern | None:
-    """The pattern of a block that is given arguments of these names, and whose outputs carry these on."""
+    """Return the pattern of a block from its arguments' names and what its outputs carry on; ``None`` if none fits."""
     streams = [name for name in carries if name is not None]
     if len(streams) > 2 or not streams or not given or len(carries) > 2:
         return None

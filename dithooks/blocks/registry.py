@@ -1,4 +1,4 @@
-"""Hints by class name, and whose blocks a user means: those of an adapter, named, hinted at or found."""
+"""Hints by class name, and the choice between an adapter's blocks, named, hinted and found ones."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Maker = TypeVar("Maker", bound=Callable[..., BlockAdapter])
 
 
 class BlockAdapterRegistry:
-    """Hints for models whose blocks cannot be found or followed by observation, by class name.
+    """Hints, by class name, for models whose blocks cannot be found or followed by observation.
 
-    Few models need one. A hint is looked up when neither ``blocks`` nor an adapter is given: under the names of the
-    pipeline's class and those it derives from, then of its transformers'.
+    Few models need a hint. Hints are looked up when neither ``blocks`` nor an adapter is given, first by the names of
+    the pipeline's class and its bases, then by those of its transformers.
 
     Example:
         >>> @BlockAdapterRegistry.register("TwoHeaded")
@@ -33,17 +33,17 @@ class BlockAdapterRegistry:
         >>> BlockAdapterRegistry.unregister("TwoHeaded")
     """
 
-    _HINTS: dict[str, Callable[[Any], BlockAdapter]] = {}  # noqa: RUF012  the one thing here that is the process's
+    _HINTS: dict[str, Callable[[Any], BlockAdapter]] = {}  # noqa: RUF012  global by purpose
 
     @classmethod
     def register(cls, name: str) -> Callable[[Maker], Maker]:
-        """Decorates a function that makes the adapter of a model or pipeline whose class is called ``name``.
+        """Decorate a function that makes the adapter of a model or pipeline whose class is called ``name``.
 
-        A name that ends in ``*`` stands for all that begin so, but not for what derives from them; of several, the
-        longest counts.
+        A name that ends in ``*`` matches all class names with that beginning, but not those of derived classes; the
+        longest match wins.
 
         Raises:
-            ValueError: there is one for that name.
+            ValueError: the name has a hint already.
         """
 
         def decorate(make: Maker) -> Maker:
@@ -56,21 +56,21 @@ class BlockAdapterRegistry:
 
     @classmethod
     def unregister(cls, name: str) -> None:
-        """Take a hint out again.
+        """Remove a hint.
 
         Raises:
-            KeyError: there is none for that name.
+            KeyError: the name has no hint.
         """
         del cls._HINTS[name]
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The classes that have a hint."""
+        """Return the class names that have a hint."""
         return tuple(cls._HINTS)
 
     @classmethod
     def adapter_for(cls, model: object) -> BlockAdapter | None:
-        """The adapter of a model or pipeline, by its class and those it derives from."""
+        """Make the adapter of a model or pipeline by the hint for its class or a base; ``None`` without a hint."""
         make = cls.hint_for(model)
         if make is None:
             return None
@@ -83,7 +83,7 @@ class BlockAdapterRegistry:
 
     @classmethod
     def hint_for(cls, model: object) -> Callable[[Any], BlockAdapter] | None:
-        """What was registered for a model or pipeline, by its class and those it derives from."""
+        """Return the function registered for the class of a model or pipeline, or for a base."""
         own, *bases = (base.__name__ for base in type(model).__mro__)
         named = own if own in cls._HINTS else _pattern_for(own, cls._HINTS)
         named = named or next((name for name in bases if name in cls._HINTS), None)
@@ -91,14 +91,14 @@ class BlockAdapterRegistry:
 
 
 def chains_of(target: object, blocks: Blocks) -> list[tuple[Chain, DitCacheConfig | None]]:
-    """The blocks that the user means, as adapter, by name, by a hint or as they are found; configs of their own.
+    """Return the blocks that the user means (by adapter, name, hint, or found), each chain with its own config or not.
 
     Raises:
         TypeError, ValueError: as :func:`~dithooks.blocks.discovery.find_chains`.
     """
     if isinstance(target, BlockAdapter):
         if blocks is not None:
-            raise InvalidSetting("blocks is given twice: leave it out where target is a BlockAdapter that says it")
+            raise InvalidSetting("blocks is given twice: leave it out where target is a BlockAdapter that has it")
         return target.chains()
     if blocks is not None or isinstance(target, type):
         return [(chain, None) for chain in find_chains(target, blocks)]
@@ -122,6 +122,6 @@ def chains_of(target: object, blocks: Blocks) -> list[tuple[Chain, DitCacheConfi
 
 
 def _pattern_for(name: str, hints: Iterable[str]) -> str | None:
-    """The longest of the beginnings with ``*`` that a class's name has."""
+    """Return the longest hint with ``*`` that matches a class name."""
     fitting = [hint for hint in hints if hint.endswith("*") and name.startswith(hint[:-1])]
     return max(fitting, key=len, default=None)

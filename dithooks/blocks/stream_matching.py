@@ -1,7 +1,7 @@
-"""Which argument each output of a block carries on: observed where its outputs went, or declared.
+"""Which argument each output of a block carries on: by where its outputs went, or as declared.
 
-Identity tells: an output that the next block is given as ``hidden_states`` carries on ``hidden_states``. Where the
-model makes new tensors in between, other blocks of the list tell; then the form, if only one argument has it.
+Identity comes first: an output that the next block receives as ``hidden_states`` carries on ``hidden_states``. Where
+the model makes new tensors in between, the other blocks of the list decide; then the form, if only one argument has it.
 """
 
 from __future__ import annotations
@@ -14,115 +14,118 @@ from .observation import BlockCall, Observation, ObservedBlock
 
 
 def block_io_of(observation: Observation, call: BlockCall) -> BlockIO:
-    """Which arguments a block carries on, and in what form it returns them.
+    """Determine which arguments a block carries on, and in what form it returns them.
 
     Raises:
-        WiringError: that is not clear.
+        WiringError: the outputs could carry on several arguments, or none.
     """
-    spot = observation.spots[call.index]
+    block = observation.spots[call.index]
     if call.odd:
         raise BlockError(
-            f"{spot.path} returns {', '.join(call.odd)}; tensors, alone or in a tuple, dict or dataclass, are "
+            f"{block.path} returns {', '.join(call.odd)}; tensors, alone or in a tuple, dict or dataclass, are "
             "understood. Say where its streams are with BlockAdapter(patch_functor=...)"
         )
-    carries, remark = _declared(observation, spot, call) if spot.pattern and spot.strict else None, ""
+    carries, remark = _declared(observation, block, call) if block.pattern and block.strict else None, ""
     if carries is None:
         try:
             found = [None if form is None else _carried(observation, call, p) for p, form in enumerate(call.outputs)]
             carries = tuple(found)
-            remark = _otherwise(spot, call, carries)
+            remark = _otherwise(block, call, carries)
         except BlockError:
-            if spot.pattern is None:
+            if block.pattern is None:
                 raise
-            carries = _declared(observation, spot, call)
+            carries = _declared(observation, block, call)
     twice = [name for name in carries if name is not None and carries.count(name) > 1]
     if twice:
-        raise BlockError(f"{spot.path}: two outputs seem to carry on the same argument, {twice[0]}: {_advice(call)}")
+        raise BlockError(f"{block.path}: two outputs seem to carry on the same argument, {twice[0]}: {_advice(call)}")
     forms = zip(call.outputs, carries, strict=True)
-    born = tuple(form if name is None else None for form, name in forms)
+    new_forms = tuple(form if name is None else None for form, name in forms)
     for form, name in zip(call.outputs, carries, strict=True):
         if name is not None and form is not None and not (form[1].is_floating_point or form[1].is_complex):
             raise BlockError(
-                f"{spot.path} returns {name}, {show(form)}, as if it were a stream, and such have no residual: say "
+                f"{block.path} returns {name}, {show(form)}, as if it were a stream, and such have no residual: say "
                 "where its streams are with BlockAdapter(patch_functor=...)"
             )
     if all(name is None for name in carries):
         seen = ", ".join(f"{name} {show(form)}" for name, form in call.inputs.items())
         raise BlockError(
-            f"{spot.path}: which argument does output 0, {', '.join(map(show, call.outputs[:1]))}, carry on? Its "
+            f"{block.path}: which argument does output 0, {', '.join(map(show, call.outputs[:1]))}, carry on? Its "
             f"arguments are {seen}; none is alike"
         )
-    return BlockIO(spot.face, call.maker, carries, born, remark)
+    return BlockIO(block.face, call.maker, carries, new_forms, remark)
 
 
-def _otherwise(spot: ObservedBlock, call: BlockCall, carries: tuple[str | None, ...]) -> str:
-    """What to say of a pattern that was declared, if it is not what was seen."""
-    if spot.pattern is None:
+def _otherwise(block: ObservedBlock, call: BlockCall, carries: tuple[str | None, ...]) -> str:
+    """Describe how a declared pattern differs from what was observed; empty if it does not."""
+    if block.pattern is None:
         return ""
     with suppress(ValueError):  # zip: another number of them, or no such argument
-        pairs = zip(spot.pattern.carries(list(call.inputs)), carries, call.outputs, strict=True)
+        pairs = zip(block.pattern.carries(list(call.inputs)), carries, call.outputs, strict=True)
         if all(declared == name for declared, name, form in pairs if form is not None):
             return ""
+    streams = ", ".join(map(str, carries))
     return (
-        f"forward pattern {spot.pattern.value}, {spot.pattern.text}, was declared for {spot.group}, but {spot.path} "
-        f"returns {len(carries)} value(s) that carry on {', '.join(map(str, carries))}: what was seen counts"
+        f"forward pattern {block.pattern.value}, {block.pattern.text}, was declared for {block.group}, but "
+        f"{block.path} returns {len(carries)} value(s) that carry on {streams}: what was seen counts"
     )
 
 
-def _declared(observation: Observation, spot: ObservedBlock, call: BlockCall) -> tuple[str | None, ...]:
-    """What a declared pattern says, if it fits the forms that were seen, and where the outputs went."""
-    assert spot.pattern is not None
-    alike = call.next is not None and observation.spots[call.next.index].group == spot.group
-    if len(spot.pattern.returns) != len(call.outputs):
+def _declared(observation: Observation, block: ObservedBlock, call: BlockCall) -> tuple[str | None, ...]:
+    """Return what the outputs carry on by the declared pattern, after checking it against forms and destinations."""
+    assert block.pattern is not None
+    pattern = f"forward pattern {block.pattern.value}, {block.pattern.text}"
+    alike = call.next is not None and observation.spots[call.next.index].group == block.group
+    if len(block.pattern.returns) != len(call.outputs):
         raise BlockError(
-            f"{spot.path} returns {len(call.outputs)} value(s), but forward pattern {spot.pattern.value}, "
-            f"{spot.pattern.text}, says {len(spot.pattern.returns)}"
+            f"{block.path} returns {len(call.outputs)} value(s), but {pattern}, says {len(block.pattern.returns)}"
         )
     try:
-        carries = spot.pattern.carries(list(call.inputs))
+        carries = block.pattern.carries(list(call.inputs))
     except ValueError as error:
-        raise BlockError(f"{spot.path}: {error}") from None
+        raise BlockError(f"{block.path}: {error}") from None
     for position, name in enumerate(carries):
         if name is None and alike and position in call.fed:
             raise BlockError(
-                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} is no "
-                f"stream, but the model hands it to the next block as {call.fed[position]}"
+                f"{block.path}: by {pattern}, output {position} is no stream, "
+                f"but the model hands it to the next block as {call.fed[position]}"
             )
         if name is not None and call.outputs[position] not in (None, call.inputs[name]):
             raise BlockError(
-                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
-                f"on {name}, but they are {show(call.outputs[position])} and {show(call.inputs[name])}"
+                f"{block.path}: by {pattern}, output {position} carries on {name}, "
+                f"but they are {show(call.outputs[position])} and {show(call.inputs[name])}"
             )
         if alike and name is not None and call.fed.get(position, name) != name:
             raise BlockError(
-                f"{spot.path}: by forward pattern {spot.pattern.value}, {spot.pattern.text}, output {position} carries "
-                f"on {name}, but the model hands it to the next block as {call.fed[position]}"
+                f"{block.path}: by {pattern}, output {position} carries on {name}, "
+                f"but the model hands it to the next block as {call.fed[position]}"
             )
     return tuple(name if call.outputs[p] is not None else None for p, name in enumerate(carries))
 
 
 def _carried(observation: Observation, call: BlockCall, position: int) -> str | None:
-    """The argument of this block that output ``position`` carries on; ``None`` for what comes on top of a stream."""
-    spots, spot, form = observation.spots, observation.spots[call.index], call.outputs[position]
+    """Return the argument that output ``position`` carries on; ``None`` for an output that is no stream."""
+    observed, block, form = observation.spots, observation.spots[call.index], call.outputs[position]
     alike = [name for name, other in call.inputs.items() if other == form]
     kin = [
         other
         for other in observation.calls
-        if spots[other.index].cls is spot.cls and len(other.outputs) == len(call.outputs)
+        if observed[other.index].cls is block.cls and len(other.outputs) == len(call.outputs)
     ]
-    # Where outputs were seen to go: those of the nearest of its class within a list, first its own; to another list,
-    # which may be handed them otherwise, only where nothing else is known.
+    # Destinations of outputs, from the nearest blocks of this class whose next block is in the same list, its own list
+    # first; destinations in another list, which may take the streams differently, only where nothing else is known.
     going_on = [
-        other for other in kin if other.next is not None and spots[other.next.index].group == spots[other.index].group
+        other
+        for other in kin
+        if other.next is not None and observed[other.next.index].group == observed[other.index].group
     ]
-    own = [other for other in going_on if spots[other.index].group == spot.group and other.fed]
+    own = [other for other in going_on if observed[other.index].group == block.group and other.fed]
     fed: dict[int, str] = {}
     for other in [*sorted(own or going_on, key=lambda other: abs(other.index - call.index)), call]:
         fed = {**other.fed, **fed}
-    # What another list does, with blocks of this class that may be set up otherwise, has to agree with the values.
+    # Another list may configure blocks of this class differently: what it shows has to agree with the values.
     if not own and any(call.near.get(p, name) != name for p, name in fed.items()):
         fed = {}
-    if fed.get(position) in alike:  # it goes on under a name that this block has, too
+    if fed.get(position) in alike:  # this block has an argument of the same name
         return fed[position]
     alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
     if call.next is None and (before := _before(observation, call)) is not None:
@@ -138,11 +141,12 @@ def _carried(observation: Observation, call: BlockCall, position: int) -> str | 
     taken = [name for name, other in call.inputs.items() if other == form]
     why = f"alike: {', '.join(alike or taken)}: {_advice(call)}" if taken else "none is alike"
     raise BlockError(
-        f"{spot.path}: which argument does output {position}, {show(form)}, carry on? Its arguments are {seen}; {why}"
+        f"{block.path}: which argument does output {position}, {show(form)}, carry on? Its arguments are {seen}; {why}"
     )
 
 
 def _advice(call: BlockCall) -> str:
+    """Name the declaration that would resolve the ambiguity."""
     if len(call.outputs) > 2:
         return "say where its streams are with BlockAdapter(patch_functor=...)"
     patterns = "0, (h, e) -> (h, e), or 1, (h, e) -> (e, h)" if len(call.outputs) == 2 else "2 or 3"
@@ -150,4 +154,5 @@ def _advice(call: BlockCall) -> str:
 
 
 def _before(observation: Observation, call: BlockCall) -> BlockCall | None:
+    """Return the call before this one."""
     return next((other for other in observation.calls if other.next is call), None)

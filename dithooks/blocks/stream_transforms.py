@@ -1,8 +1,11 @@
-"""What a model does to its streams between two blocks: join them, cut one, exchange batch and tokens.
+"""What a model does to its streams between two blocks: join them, slice one, swap batch and tokens.
 
-A reused range has to give what leaves its last block from what enters its first, so it has to do the same to h_in. All
-of it is linear: it is done to −h_in on a computed step, and to h_in on a reused one. Lengths are not kept, as they
-change from one picture to another: they follow from the tensor that is to come out.
+A reused range has to compute what leaves its last block from what enters its first, so it has to apply the same
+transform to h_in. Every transform is linear: it is applied to −h_in on a computed step, to take the residual, and to
+h_in on a reused step. Lengths are not stored, since they change from one image size to another: they follow from the
+shape of the result.
+
+Flux joins text and image before its single blocks: ``Concat((Stream(1), Stream(0)), dim=1)``.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream as it is, by its number."""
+    """A stream, unchanged, by its number."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Concat:
-    """Several, one after another along a dimension; ``None`` is what comes from elsewhere (at most one)."""
+    """Several parts joined along a dimension; ``None`` is a part that is made of no stream (at most one)."""
 
     parts: tuple[Bridge | None, ...]
     dim: int
@@ -32,7 +35,7 @@ class Concat:
 
 @dataclass(frozen=True)
 class Slice:
-    """The first part of one along a dimension, or its last."""
+    """The first part of a tensor along a dimension (``head``), or its last."""
 
     whole: Bridge
     dim: int
@@ -41,94 +44,103 @@ class Slice:
 
 @dataclass(frozen=True)
 class SwapBatchTokens:
-    """Tokens exchanged with a part of the batch: ``(b f) n c`` to ``(b n) f c``, or back."""
+    """Tokens swapped with a part of the batch: ``(b f) n c`` to ``(b n) f c``, or back."""
 
     whole: Bridge
 
 
 @dataclass(frozen=True)
 class Unrelated:
-    """Of no stream: kept as it was last computed."""
+    """A tensor made of no stream: a reused step returns it as it was last computed."""
 
 
 Bridge = Stream | Concat | Slice | SwapBatchTokens | Unrelated
 
 
-def build(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
-    """What becomes of the streams, in the given shape; ``None`` where they cannot have it.
+def build(transform: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+    """Apply a transform to streams; ``None`` if the result cannot have the shape.
 
     Args:
-        bridge: what is done to them.
-        streams: by number.
+        transform: refers to streams by their numbers.
+        streams: the streams by number.
         shape: of the result.
     """
     result: Tensor | None
-    if isinstance(bridge, Stream):
-        result = streams[bridge.number]
-    elif isinstance(bridge, Unrelated):
+    if isinstance(transform, Stream):
+        result = streams[transform.number]
+    elif isinstance(transform, Unrelated):
         result = streams[0].new_zeros(shape) if streams else None
-    elif isinstance(bridge, SwapBatchTokens):
-        result = _turn(build(bridge.whole, streams, _turned(shape, _length(bridge.whole, streams, shape))), shape)
-    elif isinstance(bridge, Slice):
-        length, there = shape[bridge.dim], _length(bridge.whole, streams, shape, bridge.dim)
-        whole = build(bridge.whole, streams, _resized(shape, bridge.dim, there))
-        if whole is None or whole.shape[bridge.dim] < length:
+    elif isinstance(transform, SwapBatchTokens):
+        result = _turn(build(transform.whole, streams, _turned(shape, _length(transform.whole, streams, shape))), shape)
+    elif isinstance(transform, Slice):
+        length, there = shape[transform.dim], _length(transform.whole, streams, shape, transform.dim)
+        whole = build(transform.whole, streams, _resized(shape, transform.dim, there))
+        if whole is None or whole.shape[transform.dim] < length:
             return None
-        result = whole.narrow(bridge.dim, 0 if bridge.head else whole.shape[bridge.dim] - length, length)
+        result = whole.narrow(transform.dim, 0 if transform.head else whole.shape[transform.dim] - length, length)
     else:
-        result = _join(bridge, streams, shape)
+        result = _join(transform, streams, shape)
     return result if result is not None and result.shape == shape else None
 
 
-def substitute(bridge: Bridge, of: Mapping[int, Bridge | None]) -> Bridge | None:
-    """The bridge over two gaps, from that over the second and what each of its streams is before the first."""
-    if isinstance(bridge, Unrelated):
-        return bridge
-    if isinstance(bridge, Stream):
-        return of.get(bridge.number)
-    if isinstance(bridge, Concat):
+def substitute(transform: Bridge, of: Mapping[int, Bridge | None]) -> Bridge | None:
+    """Replace each stream of a transform by what it is made of; ``None`` if that is not known of one."""
+    if isinstance(transform, Unrelated):
+        return transform
+    if isinstance(transform, Stream):
+        return of.get(transform.number)
+    if isinstance(transform, Concat):
         parts: list[Bridge | None] = []
-        for part in bridge.parts:
+        for part in transform.parts:
             before = None if part is None else substitute(part, of)
-            nested = isinstance(before, Concat) and before.dim == bridge.dim
+            nested = isinstance(before, Concat) and before.dim == transform.dim
             parts += before.parts if nested and isinstance(before, Concat) else [before]
-        return Concat(tuple(parts), bridge.dim) if len(parts) - 1 <= sum(map(bool, parts)) > 0 else None
-    whole = substitute(bridge.whole, of)
+        return Concat(tuple(parts), transform.dim) if len(parts) - 1 <= sum(map(bool, parts)) > 0 else None
+    whole = substitute(transform.whole, of)
     if whole is None:
         return None
-    if isinstance(bridge, SwapBatchTokens):
+    if isinstance(transform, SwapBatchTokens):
         return whole.whole if isinstance(whole, SwapBatchTokens) else SwapBatchTokens(whole)
-    return Slice(whole, bridge.dim, bridge.head)
+    return Slice(whole, transform.dim, transform.head)
 
 
-def streams_of(bridge: Bridge | None) -> Iterator[int]:
-    """The numbers of the streams that a bridge is made of."""
-    if isinstance(bridge, Stream):
-        yield bridge.number
-    elif isinstance(bridge, Concat):
-        for part in bridge.parts:
+def streams_of(transform: Bridge | None) -> Iterator[int]:
+    """Iterate over the numbers of the streams that a transform uses."""
+    if isinstance(transform, Stream):
+        yield transform.number
+    elif isinstance(transform, Concat):
+        for part in transform.parts:
             yield from streams_of(part)
-    elif isinstance(bridge, (Slice, SwapBatchTokens)):
-        yield from streams_of(bridge.whole)
+    elif isinstance(transform, (Slice, SwapBatchTokens)):
+        yield from streams_of(transform.whole)
 
 
-def text(bridge: Bridge, name: Callable[[int], str]) -> str:
-    """A bridge in words."""
-    if isinstance(bridge, Stream):
-        return name(bridge.number)
-    if isinstance(bridge, Concat):
-        parts = ", ".join("other tokens" if part is None else text(part, name) for part in bridge.parts)
-        return f"cat({parts}; dim {bridge.dim})"
-    if isinstance(bridge, Slice):
-        return f"{'first' if bridge.head else 'last'} of {text(bridge.whole, name)} (dim {bridge.dim})"
-    return f"{text(bridge.whole, name)}, tokens and batch exchanged" if isinstance(bridge, SwapBatchTokens) else "new"
+def text(transform: Bridge, name: Callable[[int], str]) -> str:
+    """Write a transform as text."""
+    if isinstance(transform, Stream):
+        return name(transform.number)
+    if isinstance(transform, Concat):
+        parts = ", ".join("other tokens" if part is None else text(part, name) for part in transform.parts)
+        return f"cat({parts}; dim {transform.dim})"
+    if isinstance(transform, Slice):
+        return f"{'first' if transform.head else 'last'} of {text(transform.whole, name)} (dim {transform.dim})"
+    return (
+        f"{text(transform.whole, name)}, tokens and batch exchanged"
+        if isinstance(transform, SwapBatchTokens)
+        else "new"
+    )
 
 
 def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
-    """How a tensor was made of a block's outputs, told by its values.
+    """Recognise by value how a tensor was made of a block's outputs.
 
-    Of several pieces joined, one has to be found by value: the model may have added something to the others. ``None``
-    if it was not made of them, or could have been in several ways (text and image that are equal, say).
+    Of several joined parts, at least one has to match by value: the model may have added something to the others.
+    ``None`` if the tensor was not made of the outputs, or could have been in several ways (equal text and image, say).
+
+    Example:
+        >>> image, text = torch.ones(1, 3, 8), torch.zeros(1, 2, 8)
+        >>> recognise(torch.cat([text, image], 1), [image, text])
+        Concat(parts=(Stream(number=1), Stream(number=0)), dim=1)
     """
     if value.is_meta:
         return None
@@ -136,12 +148,12 @@ def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
         _readings(value, [(i, out) for i, out in enumerate(outputs) if out is not None and _akin(value, out)])
     )
     best = max((rank for rank, _ in readings), default=None)
-    likeliest = [bridge for rank, bridge in readings if rank == best]
+    likeliest = [transform for rank, transform in readings if rank == best]
     return likeliest[0] if len(likeliest) == 1 else None
 
 
 def _readings(value: Tensor, outputs: Sequence[tuple[int, Tensor]]) -> Iterator[tuple[tuple[int, ...], Bridge]]:
-    """Every way to make a tensor of some, the likelier the higher its rank: kind, elements found by value, pieces."""
+    """Iterate over the ways to make a tensor of some outputs, with a rank: kind, elements matched by value, parts."""
     for number, out in outputs:
         if out.shape == value.shape and torch.equal(out, value):
             yield (2,), Stream(number)
@@ -162,7 +174,7 @@ def _readings(value: Tensor, outputs: Sequence[tuple[int, Tensor]]) -> Iterator[
 
 
 def turned_alone(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
-    """The same by shape alone, for a model that exchanges tokens and batch, and adds something, too."""
+    """Recognise a swap of tokens and batch by shape alone, for a model that also adds something to the values."""
     fitting = [
         i
         for i, out in enumerate(outputs)
@@ -172,7 +184,7 @@ def turned_alone(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | No
 
 
 def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> Iterator[tuple[int, Bridge]]:
-    """The pieces in this order from either end of ``value``, with the number of elements found by value, if any."""
+    """Iterate over the joins of parts in this order from either end, with the number of elements matched by value."""
     spare = value.shape[dim] - sum(out.shape[dim] for _, out in pieces)
     if spare < 0 or (spare == 0 and len(pieces) == 1):
         return
@@ -189,27 +201,27 @@ def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> It
             yield found, Concat(parts, dim)
 
 
-def _join(bridge: Concat, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
-    known = [None if part is None else _length(part, streams, shape, bridge.dim) for part in bridge.parts]
-    left = shape[bridge.dim] - sum(length for length in known if length is not None)
+def _join(transform: Concat, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+    known = [None if part is None else _length(part, streams, shape, transform.dim) for part in transform.parts]
+    left = shape[transform.dim] - sum(length for length in known if length is not None)
     if left < 0:
         return None
     pieces = []
-    for part, length in zip(bridge.parts, known, strict=True):
-        wanted = _resized(shape, bridge.dim, left if length is None else length)
+    for part, length in zip(transform.parts, known, strict=True):
+        wanted = _resized(shape, transform.dim, left if length is None else length)
         piece = streams[0].new_zeros(wanted) if part is None else build(part, streams, wanted)
         if piece is None:
             return None
         pieces.append(piece)
-    return torch.cat(pieces, bridge.dim)
+    return torch.cat(pieces, transform.dim)
 
 
-def _length(bridge: Bridge, streams: Sequence[Tensor], shape: torch.Size, dim: int = 1) -> int:
-    """How long what a bridge makes is along a dimension, as far as the streams tell."""
-    if isinstance(bridge, Stream):
-        return streams[bridge.number].shape[dim]
-    if isinstance(bridge, Concat) and None not in bridge.parts:
-        return sum(_length(part, streams, shape, dim) for part in bridge.parts if part is not None)
+def _length(transform: Bridge, streams: Sequence[Tensor], shape: torch.Size, dim: int = 1) -> int:
+    """Return a result's length along a dimension, as far as it follows from the streams; else that of ``shape``."""
+    if isinstance(transform, Stream):
+        return streams[transform.number].shape[dim]
+    if isinstance(transform, Concat) and None not in transform.parts:
+        return sum(_length(part, streams, shape, dim) for part in transform.parts if part is not None)
     return shape[dim]
 
 
@@ -222,7 +234,7 @@ def _resized(shape: torch.Size, dim: int, length: int) -> torch.Size:
 
 
 def _turnable(whole: Tensor, shape: torch.Size) -> bool:
-    """Whether ``(b f) n c`` can become this ``(b n) f c``."""
+    """Whether ``(b f) n c`` can become ``(b n) f c`` of this shape."""
     if whole.dim() != 3 or len(shape) != 3 or whole.shape[2] != shape[2]:
         return False
     return whole.shape[0] * whole.shape[1] == shape[0] * shape[1] and not whole.shape[0] % max(shape[1], 1)

@@ -1,4 +1,4 @@
-"""In which order the lists of blocks run, and which of them are one trunk: seen on one computed call."""
+"""The trunk of a model: in which order its lists of blocks run, as observed on one computed call."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Trunk:
     """Blocks in the order in which a model calls them.
 
     Args:
-        order: their numbers among the observed.
-        apart: lists that are not part of it, and why.
+        order: the blocks' numbers among the observed blocks.
+        apart: by list that is not part of the trunk, why not.
     """
 
     order: tuple[int, ...]
@@ -32,20 +32,20 @@ def wire(
     weights: Mapping[str, int] | None,
     name: str,
 ) -> tuple[tuple[int, ...], Wiring] | None:
-    """The order in which blocks count, and the wiring of start … end of them; ``None`` if this call did not show it.
+    """Determine the order of the blocks and the wiring of a range; ``None`` if the observed call does not show it.
 
     Args:
-        observation: of one call; where the model itself was not seen called, ``order`` stays.
-        order: as it was thought to be.
+        observation: of one call; if the model itself was not observed, ``order`` is kept.
+        order: the order assumed so far.
         start: first block of the range.
-        end: last block of the range; negative: counted from the last of all.
+        end: last block of the range; negative values count from the last of all blocks.
         weights: as for :func:`find_trunk`.
         name: of the transformer, for messages.
 
     Raises:
-        WiringError: the range reaches past the end, or its streams cannot be followed; with advice.
+        WiringError: the range reaches past the end, or its streams cannot be followed; the message has advice.
     """
-    spots = observation.spots
+    observed = observation.spots
     trunk = find_trunk(observation, weights) if observation.whole else Trunk(order, {})
     if trunk is None:
         return None
@@ -55,7 +55,7 @@ def wire(
             f"cache_block_start={start} and compute_last={-1 - asked} leave no block: {name} calls {len(trunk.order)}"
         )
     if end >= len(trunk.order):
-        first, last = (spots[trunk.order[i]].path for i in (0, -1))
+        first, last = (observed[trunk.order[i]].path for i in (0, -1))
         apart = "; ".join(f"{group}: {why}" for group, why in trunk.apart.items())
         raise WiringError(
             f"blocks {start} to {end} reach past the end: {name} calls {len(trunk.order)} blocks, {first} … {last}"
@@ -66,7 +66,7 @@ def wire(
     except BlockError:
         raise
     except WiringError as error:
-        lists = list(dict.fromkeys(spots[index].group for index in trunk.order))
+        lists = list(dict.fromkeys(observed[index].group for index in trunk.order))
         advice = "Choose a range on one side of it with cache_block_start and cache_num_blocks"
         if len(lists) > 1:
             advice = f"Cache one of the lists by itself: blocks={' or '.join(map(repr, lists))}"
@@ -75,10 +75,10 @@ def wire(
 
 
 def resolve_lead(observation: Observation, order: tuple[int, ...], number: int) -> Wiring | None:
-    """The wiring of the first so many blocks; ``None`` if this call did not run them all.
+    """Determine the wiring of the first ``number`` blocks; ``None`` if the observed call did not run them all.
 
     Raises:
-        WiringError: their streams cannot be followed; with advice.
+        WiringError: the blocks' streams cannot be followed; the message has advice.
     """
     try:
         return resolve(observation, order, 0, number - 1)
@@ -90,7 +90,7 @@ def resolve_lead(observation: Observation, order: tuple[int, ...], number: int) 
 
 
 def followed(observation: Observation, trunk: Trunk) -> tuple[set[tuple[int, int]], dict[tuple[int, int], str]]:
-    """Ranges, first and last block of each, whose streams can be followed, and the others with the reason."""
+    """Split all ranges (first and last block) into those whose streams can be followed, and the others with reasons."""
     allowed, refused = set(), {}
     for start in range(len(trunk.order)):
         for end in range(start, len(trunk.order)):
@@ -105,15 +105,16 @@ def followed(observation: Observation, trunk: Trunk) -> tuple[set[tuple[int, int
 
 
 def find_trunk(observation: Observation, weights: Mapping[str, int] | None) -> Trunk | None:
-    """Order the lists by their calls; ``None`` if this call ran none.
+    """Order the lists by their calls; ``None`` if the observed call ran none.
 
-    Lists that take turns are counted in turn. With ``weights`` (parameters per list) those are left out whose streams
-    do not go on to, or come from, the heaviest list's, unless they have half its weight: to count blocks otherwise
-    from one call to another would be worse than to refuse a range over both. Without, all that ran are kept.
+    Blocks of lists that alternate are counted in the order of their calls. With ``weights`` (parameters per list), a
+    list is left out if its streams neither lead to nor come from the heaviest list's, unless it has half the weight of
+    that one: counting blocks differently from call to call would be worse than refusing a range over both. Without
+    ``weights``, all lists that ran are kept.
     """
     groups: dict[str, list[int]] = {}
-    for index, spot in enumerate(observation.spots):
-        groups.setdefault(spot.group, []).append(index)
+    for index, block in enumerate(observation.spots):
+        groups.setdefault(block.group, []).append(index)
     first: dict[int, int] = {}
     for number, call in enumerate(observation.calls):
         first.setdefault(call.index, number)
@@ -128,7 +129,7 @@ def find_trunk(observation: Observation, weights: Mapping[str, int] | None) -> T
 
 
 def _segments(ran: Mapping[str, Sequence[int]], first: Mapping[int, int]) -> list[list[str]]:
-    """Lists in order of their first call; those that take turns together."""
+    """Group the lists by their first calls; lists that alternate form one group."""
     spans = {}
     for group, indices in ran.items():
         called = [first[index] for index in indices if index in first]
@@ -145,7 +146,7 @@ def _segments(ran: Mapping[str, Sequence[int]], first: Mapping[int, int]) -> lis
 
 
 def _in_turn(segment: Sequence[str], ran: Mapping[str, Sequence[int]], first: Mapping[int, int]) -> list[int]:
-    """The blocks of some lists by their first call; one that this call left out stays behind the one before it."""
+    """Order the blocks of some lists by first call; a block that did not run stays behind the block before it."""
     keyed = []
     for group in segment:
         last = -1.0
@@ -162,7 +163,7 @@ def _joined(
     weights: Mapping[str, int],
     apart: dict[str, str],
 ) -> list[list[str]]:
-    """The segments whose streams are those of the heaviest, going from it in both directions."""
+    """Return the segments that share the heaviest one's streams, outwards from it; note the others in ``apart``."""
     loads = [sum(weights[group] for group in segment) for segment in segments]
     heaviest = loads.index(max(loads))
     kept = [segments[heaviest]]
@@ -184,10 +185,10 @@ def _joined(
 def _parted(
     observation: Observation, former: Sequence[str], latter: Sequence[str], first: Mapping[int, int]
 ) -> str | None:
-    """Why the streams of some lists do not go on in others; ``None`` if they do."""
-    spots = observation.spots
+    """Explain why the streams of some lists do not continue in others; ``None`` if they do."""
+    observed = observation.spots
     numbers = {
-        side: [first[i] for i in first if spots[i].group in groups] for side, groups in ((0, former), (1, latter))
+        side: [first[i] for i in first if observed[i].group in groups] for side, groups in ((0, former), (1, latter))
     }
     before, after = observation.calls[max(numbers[0])], observation.calls[min(numbers[1])]
     try:
@@ -199,5 +200,5 @@ def _parted(
         return next(iter(between.lost.values()))
     foreign = [name for name in taker.carries if name is not None and name not in between.made]
     if foreign:
-        return f"{spots[after.index].path} takes {foreign[0]}, which {spots[before.index].path} does not return"
+        return f"{observed[after.index].path} takes {foreign[0]}, which {observed[before.index].path} does not return"
     return None

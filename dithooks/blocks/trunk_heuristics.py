@@ -1,4 +1,4 @@
-"""Which lists of a model are its trunk, told before it runs: by what they hold, how heavy they are and their names."""
+"""Which lists of a model are its trunk, guessed before it runs: by their contents, weight and names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-LIGHT = 8  # lists below an eighth of the heaviest's parameters are no trunk: refiners have a thirteenth, or less
+LIGHT = 8  # lists below 1/8 of the heaviest list's parameters are no trunk: refiners have 1/13 or less
 
-# Parts of names of lists that prepare or steer, whatever their weight.
+# Parts of the names of lists that prepare inputs or steer, whatever their weight.
 SIDE_NAMES = {
     "refiner": "a refiner",
     "text": "for the text",
@@ -31,8 +31,8 @@ class Listed:
     Args:
         path: from the model that was searched.
         blocks: the list.
-        parameters: how many it has in all.
-        apart: why it is not part of the trunk; empty if it is.
+        parameters: number of its parameters.
+        apart: why the list is not part of the trunk; empty if it is.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Owner:
-    """A module that calls lists of blocks, and these: trunk and others."""
+    """A module that calls lists of blocks, with these lists: the trunk and others."""
 
     path: str
     module: nn.Module
@@ -54,7 +54,7 @@ class Owner:
         return tuple(listed for listed in self.lists if not listed.apart)
 
     def below(self, prefix: str) -> Owner:
-        """The same with paths from further above."""
+        """Return this owner with paths that start further above."""
         if not prefix:
             return self
         lists = tuple(replace(listed, path=f"{prefix}.{listed.path}") for listed in self.lists)
@@ -62,9 +62,9 @@ class Owner:
 
 
 def find_owners(model: nn.Module) -> list[Owner]:
-    """The modules that call the long lists of a model: as a rule one, the model itself or a part of it.
+    """Find the modules that call the long lists of a model: as a rule one, the model itself or a part of it.
 
-    Several only where they are of one class and one size, as experts are. Empty if there is no list.
+    Several are returned only if they have one class and one size, as experts do; none if there is no list.
     """
     held: dict[str, list[tuple[str, nn.ModuleList]]] = {}
     for owner, path, blocks in _lists(model, ""):
@@ -77,7 +77,7 @@ def find_owners(model: nn.Module) -> list[Owner]:
     heaviest = max(weights.values(), default=0)
     if not heaviest:
         return []
-    # The outermost, unless what it holds is to a part of it as side lists are.
+    # The outermost module, unless its own lists are as light as side lists.
     path = next(owner for owner in sorted(weights, key=_depth) if weights[owner] * LIGHT >= heaviest)
     modules = dict(model.named_modules())
     alike = [
@@ -100,7 +100,7 @@ def _sorted_out(
     others: list[tuple[str, nn.ModuleList]],
     anything: bool,
 ) -> tuple[Listed, ...]:
-    """Trunk and other lists of a module, each of the latter with its reason."""
+    """Divide the lists of a module into trunk and others, the latter with a reason."""
     weights = {path: _weight(blocks) for path, blocks in lists if anything or _made_of_modules(blocks)}
     heaviest = max(weights.values())
     unnamed = max((weight for path, weight in weights.items() if not _side(path, owner)), default=0)
@@ -125,7 +125,7 @@ def _sorted_out(
 
 
 def _lists(module: nn.Module, path: str, owner: str = "") -> Iterator[tuple[str, str, nn.ModuleList]]:
-    """Lists below a module, with the nearest module above each that is itself called; not those within blocks."""
+    """Iterate over owner, path and list below a module, without lists inside blocks; an owner is itself called."""
     for name, child in module.named_children():
         here = f"{path}.{name}".lstrip(".")
         nested = isinstance(child, nn.ModuleList) and all(isinstance(entry, nn.ModuleList) for entry in child)
@@ -137,7 +137,7 @@ def _lists(module: nn.Module, path: str, owner: str = "") -> Iterator[tuple[str,
 
 
 def _holds_models(blocks: nn.ModuleList) -> bool:
-    """Whether the entries of a list are models with block lists of their own, as two experts would be."""
+    """Whether the entries of a list are models with block lists of their own, such as two experts."""
     inner = [
         max((len(child) for child in entry.children() if isinstance(child, nn.ModuleList)), default=0)
         for entry in blocks
@@ -146,17 +146,18 @@ def _holds_models(blocks: nn.ModuleList) -> bool:
 
 
 def _made_of_modules(blocks: nn.ModuleList) -> bool:
-    """Whether a list holds blocks: modules made of modules, not single layers; and they have parameters."""
+    """Whether the entries of a list are made of modules, rather than single layers, and have parameters."""
     made = all(any(True for _ in entry.children()) and type(entry) is not nn.ModuleDict for entry in blocks)
     return made and any(True for _ in blocks.parameters())
 
 
 def _weight(blocks: nn.ModuleList) -> int:
-    """Its parameters, and one for each entry: lists without any are still told from each other."""
+    """Count parameters, plus one per entry, so that lists without parameters differ as well."""
     return len(blocks) + sum(parameter.numel() for parameter in blocks.parameters())
 
 
 def _side(name: str, owner: str) -> str:
+    """Explain by its name why a list prepares or steers; empty if the name does not show that."""
     words = name.removeprefix(owner).replace(".", "_").split("_")
     word = next((word for word in words if word in SIDE_NAMES), None)
     return "" if word is None else f"named as {SIDE_NAMES[word]}"

@@ -1,9 +1,9 @@
 """How the streams run through a range of blocks: observed on one computed call, not declared.
 
-Which output of a block *is* (the same object) which input of the next one tells what each block takes and returns, by
-position or keyword, in whatever order. Where the model makes a new tensor between two blocks, its values tell how
-(:mod:`.bridge`); where they don't (a ControlNet's addition), the name does, then the shape. What stays ambiguous is
-refused, with what was seen.
+If an output of a block *is* an input of the next one (the same object), that shows what each block takes and returns,
+by position or keyword, in any order. Where the model makes a new tensor between two blocks, its values show how
+(:mod:`.stream_transforms`); where they do not (a ControlNet's addition), the name decides, then the shape. What stays
+ambiguous is refused with a description of what was observed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,19 @@ from .stream_transforms import Bridge, Stream, Unrelated, streams_of, substitute
 
 @dataclass(frozen=True)
 class Wiring:
-    """The streams of a range: their names at its first block, and how each output of its last is made of them."""
+    """The streams of a range of blocks.
 
-    ports: tuple[BlockIO, ...]  # of each block of the range
+    Args:
+        ports: how to read and build the streams of each block.
+        entry: names of the streams at the first block.
+        leave: by output of the last block, how it is made of these streams; ``None`` where the block returns ``None``.
+        certain: whether every stream passes from block to block as the very object that a block returned.
+    """
+
+    ports: tuple[BlockIO, ...]
     entry: tuple[str, ...]
     leave: tuple[Bridge | None, ...]
-    certain: bool  # every stream is handed on as the very object that a block returned
+    certain: bool
     # Made out once, as they are asked for at every call:
     looked: tuple[int, ...] = field(init=False)  # streams that a change metric looks at: hidden_states, else all
     carriers: tuple[int, ...] = field(init=False)  # positions of the outputs that hold these
@@ -50,8 +57,8 @@ class Wiring:
             object.__setattr__(self, name, value)
 
     def shapes(self, deltas: Sequence[Tensor]) -> dict[int, torch.Size]:
-        """Of the outputs of its last block, by position, from their residuals."""
-        positions = [position for position, bridge in enumerate(self.leave) if bridge is not None]
+        """Return the shapes of the last block's outputs by position, from their residuals."""
+        positions = [position for position, transform in enumerate(self.leave) if transform is not None]
         return {position: delta.shape for position, delta in zip(positions, deltas, strict=False)}
 
 
@@ -60,9 +67,9 @@ class Gap:
     """What happens to the streams between two blocks.
 
     Args:
-        made: how each stream of the second is made of the outputs of the first, by number of output.
-        how: in words, for tables; only where it is not the very output.
-        lost: why a stream of the second is not made of these.
+        made: by stream of the second block, how it is made of the first block's outputs.
+        how: by stream, how it was recognised, as text for tables; only if not by identity or value.
+        lost: by stream that is not made of the first block's outputs, why not.
     """
 
     made: dict[str, Bridge]
@@ -71,40 +78,39 @@ class Gap:
 
 
 def resolve(observation: Observation, order: Sequence[int], start: int, end: int) -> Wiring | None:
-    """The wiring of blocks start … end of those in ``order``; ``None`` if this call did not run them all.
+    """Determine the wiring of blocks start … end of ``order``; ``None`` if the observed call did not run them all.
 
     Raises:
-        WiringError: they ran, but not as one chain of streams.
+        WiringError: the blocks ran, but not as one chain of streams.
     """
-    spots, wanted = observation.spots, list(order[start : end + 1])
+    observed, wanted = observation.spots, list(order[start : end + 1])
     calls = [(number, call) for number, call in enumerate(observation.calls) if call.index in set(order)]
     indices = [call.index for _, call in calls]
     if not set(wanted) <= set(indices):
         return None
     first = indices.index(wanted[0])
     if indices[first : first + len(wanted)] != wanted:
-        seen = ", ".join(spots[i].path for i in indices[first : first + len(wanted) + 1])
-        raise WiringError(
-            f"blocks {spots[wanted[0]].path} … {spots[wanted[-1]].path} do not run one after another: seen {seen}, …"
-        )
+        seen = ", ".join(observed[i].path for i in indices[first : first + len(wanted) + 1])
+        ends = f"{observed[wanted[0]].path} … {observed[wanted[-1]].path}"
+        raise WiringError(f"blocks {ends} do not run one after another: seen {seen}, …")
     if indices.count(wanted[0]) > 1:
         times = indices.count(wanted[0])
-        raise WiringError(f"{spots[wanted[0]].path} runs {times} times in one call of the transformer")
+        raise WiringError(f"{observed[wanted[0]].path} runs {times} times in one call of the transformer")
     numbers, seen_calls = zip(*calls[first : first + len(wanted)], strict=True)
     for producer, consumer, name in observation.late:
         if producer in numbers[:-1] and consumer > numbers[-1]:
-            taker = spots[observation.calls[consumer].index].path
+            taker = observed[observation.calls[consumer].index].path
             raise WiringError(
-                f"an output of {spots[observation.calls[producer].index].path} goes to {taker} ({name}=), past the "
-                f"end of the range at {spots[wanted[-1]].path}: what is skipped would be missing there"
+                f"an output of {observed[observation.calls[producer].index].path} goes to {taker} ({name}=), past the "
+                f"end of the range at {observed[wanted[-1]].path}: what is skipped would be missing there"
             )
-    ports = [block_io_of(observation, call) for call in seen_calls]
-    return _follow(observation, list(seen_calls), ports)
+    block_ios = [block_io_of(observation, call) for call in seen_calls]
+    return _follow(observation, list(seen_calls), block_ios)
 
 
 def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: BlockCall, taker: BlockIO) -> Gap:
-    """How the streams that one block takes are made of what the one before returned."""
-    spots = observation.spots
+    """Determine how the streams that a block takes are made of what the block before returned."""
+    observed = observation.spots
     made: dict[str, Bridge] = {}
     how, lost = {}, {}
     fed = {name: position for position, name in before.fed.items()} if before.next is after else {}
@@ -116,9 +122,9 @@ def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: Blo
         elif name in after.made and before.next is after:
             made[name] = after.made[name]
         elif name in after.same:
-            continue  # as an argument of the block before, which left it alone
+            continue  # an argument of the block before, passed on untouched
         elif before.next is after and (like := _elsewhere(observation, before, after, name)) is not None:
-            made[name] = like  # the values are hidden by an addition (of positions, at the first one)
+            made[name] = like  # an addition (of positions, before the first block) hides the values
         elif name in sender.carries and before.outputs[sender.carries.index(name)] == form:
             made[name] = Stream(sender.carries.index(name))
             how[name] = "a new tensor in its place"
@@ -130,7 +136,7 @@ def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: Blo
             else:
                 returned = ", ".join(show(other) for other in before.outputs)
                 lost[name] = (
-                    f"between {spots[before.index].path} and {spots[after.index].path} the "
+                    f"between {observed[before.index].path} and {observed[after.index].path} the "
                     f"stream {name} {show(form)} is lost: the former returns {returned}, and it is not made of that "
                     "in a way that can be followed (nor could it be if inputs were constant, as in a warm-up on zeros)"
                 )
@@ -138,7 +144,7 @@ def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: Blo
 
 
 def _elsewhere(observation: Observation, before: BlockCall, after: BlockCall, name: str) -> Bridge | None:
-    """How the same stream was seen to be made between other blocks of the same two lists, in the same forms."""
+    """Return how a stream of this name was made between other blocks of the same two lists, in the same forms."""
     groups = [observation.spots[call.index].group for call in (before, after)]
     for call in observation.calls:
         if call.next is None or name not in call.next.made or isinstance(call.next.made[name], Stream):
@@ -150,14 +156,14 @@ def _elsewhere(observation: Observation, before: BlockCall, after: BlockCall, na
     return None
 
 
-def _follow(observation: Observation, calls: list[BlockCall], ports: list[BlockIO]) -> Wiring:
+def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[BlockIO]) -> Wiring:
     """Follow each stream from the first block's arguments to the last one's outputs."""
-    spots = observation.spots
+    observed = observation.spots
     entry = list(calls[0].inputs)
     known: dict[str, Bridge | None] = {name: Stream(number) for number, name in enumerate(entry)}
     certain = True
     lost: dict[str, str] = {}
-    for before, sender, after, taker in zip(calls, ports, calls[1:], ports[1:], strict=False):
+    for before, sender, after, taker in zip(calls, block_ios, calls[1:], block_ios[1:], strict=False):
         between = gap(observation, before, sender, after, taker)
         certain = certain and before.next is after and set(between.made) <= set(before.fed.values())
         left: dict[int, Bridge | None] = {
@@ -177,14 +183,17 @@ def _follow(observation: Observation, calls: list[BlockCall], ports: list[BlockI
                 if after.same[name] in lost:
                     reasons[name] = lost[after.same[name]]
         known, lost = onward, reasons
-    leave = [_source(name, known, lost, spots, calls) for name in ports[-1].carries]
-    leave = [Unrelated() if form is not None else bridge for bridge, form in zip(leave, ports[-1].born, strict=True)]
-    used = sorted({number for bridge in leave for number in streams_of(bridge)})
+    leave = [_source(name, known, lost, observed, calls) for name in block_ios[-1].carries]
+    leave = [
+        Unrelated() if form is not None else transform
+        for transform, form in zip(leave, block_ios[-1].born, strict=True)
+    ]
+    used = sorted({number for transform in leave for number in streams_of(transform)})
     renumbered: dict[int, Bridge | None] = {number: Stream(new) for new, number in enumerate(used)}
     return Wiring(
-        tuple(ports),
+        tuple(block_ios),
         tuple(entry[number] for number in used),
-        tuple(None if bridge is None else substitute(bridge, renumbered) for bridge in leave),
+        tuple(None if transform is None else substitute(transform, renumbered) for transform in leave),
         certain,
     )
 
@@ -193,18 +202,18 @@ def _source(
     name: str | None,
     known: Mapping[str, Bridge | None],
     lost: Mapping[str, str],
-    spots: Sequence[ObservedBlock],
+    observed: Sequence[ObservedBlock],
     calls: Sequence[BlockCall],
 ) -> Bridge | None:
-    """What an output of the range's last block, which carries on ``name``, is made of at its first."""
+    """Return how the last block's output that carries on ``name`` is made of the streams at the first block."""
     if name is None:
         return None
-    bridge = known.get(name)
-    if bridge is None or not any(True for _ in streams_of(bridge)):
-        first, last = spots[calls[0].index].path, spots[calls[-1].index].path
+    transform = known.get(name)
+    if transform is None or not any(True for _ in streams_of(transform)):
+        first, last = observed[calls[0].index].path, observed[calls[-1].index].path
         otherwise = f"{name}, which {last} returns, does not come from an argument of {first}: the streams change"
         raise WiringError(lost.get(name, otherwise))
-    numbers = list(streams_of(bridge))
-    if len(set(numbers)) < len(numbers):  # more likely, tokens as many as a stream's were taken for it
-        raise WiringError(f"{name} at {spots[calls[-1].index].path} seems to hold one stream twice: {numbers}")
-    return bridge
+    numbers = list(streams_of(transform))
+    if len(set(numbers)) < len(numbers):  # more likely, other tokens of the same number were mistaken for the stream
+        raise WiringError(f"{name} at {observed[calls[-1].index].path} seems to hold one stream twice: {numbers}")
+    return transform

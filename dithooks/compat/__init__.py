@@ -1,1 +1,1 @@
-"""The same engine under the names that users of other tools know."""
+"""Other tools' interfaces on this library's engine: for users who change only an import."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +20,13 @@ from ..blocks.pattern import pattern_of
 from ..blocks.registry import chains_of
 from ..blocks.stream_matching import block_io_of
 from ..blocks.stream_transforms import text
+from ..blocks.tap import Tap, tap
 from ..blocks.trunk import Trunk, find_trunk, followed
 from ..blocks.wiring import gap
 from ..config.cache_config import DitCacheConfig
 from ..engine.sessions import timestep_scope
 from ..errors import WiringError
 from ..handle import dit_cache
-from .observation_hooks import watched
 from .range_trials import BlockPair, try_out, within
 
 
@@ -114,17 +116,48 @@ def survey(target: object, run: Callable[[], object], blocks: Blocks = None, tes
         ((0, 7),)
     """
     chains = [chain for chain, _ in chains_of(target, blocks)]
-    spots = [observed_blocks(chain) for chain in chains]
-    seen: list[Observation | None] = [None] * len(chains)
-    with torch.no_grad(), watched(chains, spots, seen):
+    calls = [_FirstCall(chain) for chain in chains]
+    with torch.no_grad(), ExitStack() as taps:
+        for call in calls:
+            taps.enter_context(call.tap())
         run()
     found = []
-    for chain, observation in zip(chains, seen, strict=True):
+    for chain, observation in ((call.chain, call.observation) for call in calls):
         if observation is None or observation.empty:
             raise NothingSeen(f"{chain.name}: the run did not call its blocks, so there is nothing to see")
         named = blocks if len(chains) == 1 or isinstance(target, BlockAdapter) else [lane.path for lane in chain.lanes]
         found.append(_surveyed(target, run, named, chain, observation, test))
     return found
+
+
+class _FirstCall:
+    """The observation of the first call of a chain's transformer that returns; ``None`` until then."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain, self._observed = chain, observed_blocks(chain)
+        self.observation: Observation | None = None
+        self._current: Observation | None = None  # of the call that runs
+
+    def tap(self) -> Tap:
+        blocks = [site.block for site in self.chain.sites]
+        return tap(blocks, self._enter, self._leave, self._begin, self._end, model=self.chain.owner)
+
+    def _begin(self, *_: object) -> None:
+        if self.observation is None:
+            self._current = Observation(self._observed)
+
+    def _enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._current is not None:
+            self._current.enter(index, args, kwargs)
+
+    def _leave(self, index: int, output: object) -> None:
+        if self._current is not None:
+            self._current.leave(index, output)
+
+    def _end(self, _: object) -> None:
+        if self._current is not None:
+            self._current.close()
+            self.observation, self._current = self._current, None
 
 
 def _surveyed(

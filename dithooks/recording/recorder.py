@@ -6,17 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..blocks.block_io import bind, parameter_names
 from ..blocks.block_lists import Chain
 from ..blocks.observation import Observation, observed_blocks
+from ..blocks.tap import tap
 from ..blocks.trunk import Trunk, find_trunk, followed
 from ..config.cache_config import DitCacheConfig
 from ..engine.arguments import CallArguments
@@ -103,27 +102,21 @@ class Recorder:
     def hooked(self, report: Progress | None) -> Iterator[None]:
         """With the hooks on; taken off again, whatever happens."""
         self._report = report or self._report
-        handles: list[RemovableHandle] = []
-        sites = [(site, site.block) for site in self.chain.sites]
+        refs = [(ref, ref.block) for ref in self.chain.sites]
         lists, behind = [lane.blocks for lane in self.chain.lanes], dict[int, nn.Module]()
-        try:
-            for index, (site, block) in enumerate(sites):
-                before, after = partial(self._enter, index), partial(self._leave, index)
-                handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-                handles.append(block.register_forward_hook(after, with_kwargs=True))
-                skip = stand_in(block, index, hooked=True)  # whose forward(), called by itself, calls hooks, too
-                behind[id(skip)] = block
-                site.put(skip)
-            handles.append(self.chain.owner.register_forward_pre_hook(self._begin, with_kwargs=True))
-            handles.append(self.chain.owner.register_forward_hook(self._finish, with_kwargs=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for parent in [*lists, *self.chain.owner.modules()]:  # a run may have rebuilt its lists
-                for name, child in list(parent._modules.items()):
-                    if id(child) in behind:
-                        parent._modules[name] = behind[id(child)]
+        blocks = [block for _, block in refs]
+        with tap(blocks, self._enter, self._leave, self._begin, self._finish, model=self.chain.owner):
+            try:
+                for index, (ref, block) in enumerate(refs):
+                    skip = stand_in(block, index, hooked=True)  # whose forward(), called by itself, calls hooks, too
+                    behind[id(skip)] = block
+                    ref.put(skip)
+                yield
+            finally:
+                for parent in [*lists, *self.chain.owner.modules()]:  # a run may have rebuilt its lists
+                    for name, child in list(parent._modules.items()):
+                        if id(child) in behind:
+                            parent._modules[name] = behind[id(child)]
 
     def driven(self) -> bool:
         """Whether blocks were called and the transformer was not; in the next run their calls are what is recorded."""
@@ -178,7 +171,7 @@ class Recorder:
 
     # -- hooks --------------------------------------------------------------------------------------------------
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if replaying.get():
             return
         if torch.is_grad_enabled():
@@ -199,7 +192,7 @@ class Recorder:
         self._watched.note(arguments, second)
         self.sequence.append(Called(call.run.number, call.moment.step, number))
         if key not in self._points:
-            self._observe(key, module, args, kwargs)
+            self._observe(key, args, kwargs)
         former = self._branches.setdefault(number, (key, Sampled(self._points[key])))
         if former[0] != key:
             raise InvalidSetting(
@@ -214,22 +207,22 @@ class Recorder:
         self._extra_ms += (time.perf_counter() - begun) * 1e3
         self.stopwatch.mark(OTHER)
 
-    def _enter(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._ends is not None and index == self._ends[0] and not replaying.get():
             if self._call is not None:  # a block that was called by itself
                 self.calls, self._watched.calls = self.calls - 1, self._watched.calls - 1
-            self._begin(self.chain.owner, (), {})
+            self._begin((), {})
         observation = self._watching(index)
         if observation is not None:
             self._altered |= {block for block, now, then in self._returned if not torch.equal(now, then)}
             observation.enter(index, args, kwargs)
         elif self._call is not None:
             self.stopwatch.mark(SAMPLING)
-            face = self._spots[index].face
-            self._take(index, "in", lambda name: face.read(str(name), args, kwargs))
+            reader = self._spots[index].face
+            self._take(index, "in", lambda name: reader.read(str(name), args, kwargs))
             self.stopwatch.mark(index)
 
-    def _leave(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _leave(self, index: int, output: Any) -> None:
         if (observation := self._watching(None)) is not None:
             observation.leave(index, output)
             values = self._spots[index].face.take(output)[1]
@@ -240,9 +233,9 @@ class Recorder:
             self._take(index, "out", lambda position: values[int(position)] if int(position) < len(values) else None)
             self.stopwatch.mark(OTHER)
             if self._ends is not None and index == self._ends[1]:
-                self._finish(self.chain.owner, (), {}, output)
+                self._finish(output)
 
-    def _finish(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _finish(self, _: Any) -> None:
         call, self._call = self._call, None
         if call is None:
             return
@@ -274,9 +267,9 @@ class Recorder:
             return self._observation
         return self._passes.now if entered is None else self._passes.entered(entered)
 
-    def _observe(self, key: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _observe(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Make a call once more, beforehand, to see how its streams run, and choose what to keep of it."""
-        replay = Replay(module, args, kwargs)
+        replay = Replay(self.chain.owner, args, kwargs)
         if replay.unsafe_argument:
             raise InvalidSetting(
                 f"{self.chain.name} is given {replay.unsafe_argument}, which may remember a call: its "

@@ -1,7 +1,7 @@
 """Which tokens to keep at each boundary of the blocks: the same ones wherever the model has put them.
 
 Every token of a stream gets a number where it first shows. Where a stream is handed on, joined to another, cut or
-turned, its numbers go with it, by the bridges that the wiring was read from. So a token's state can be compared at any
+turned, its numbers go with it, by the transforms of the wiring. So a token's state can be compared at any
 two boundaries that it reaches, and what a range did to it is the difference.
 """
 

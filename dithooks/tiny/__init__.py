@@ -1,4 +1,4 @@
-"""Tiny random models of every transformer class that diffusers has, with inputs: for trying things out, and for tests.
+"""Tiny random models of every transformer class of diffusers, with inputs: for experiments and tests.
 
 They need the extra ``dithooks[diffusers]``.
 """

@@ -1,13 +1,13 @@
 """Tiny random models and inputs for them, built from the facts in ``models.json``.
 
-An entry of that file holds what the class needs beyond its defaults. A variant (``Class#variant``) says only what it
-adds to the entry of its class. Inputs are written as
+An entry of that file holds what the class needs beyond its defaults. A variant (``Class#variant``) holds only what
+differs from the entry of its class. Inputs are written as
 
 - ``"1x16x4"``: standard normal numbers of that shape;
 - ``"1x16 int64 0..9"``: random integers, both ends included;
-- ``"2 int64 = 44 239"``: these values; ``"1x8x8 = 1"``: this one everywhere; ``"scalar int64 = 3"``: of no dimension;
+- ``"2 int64 = 44 239"``: these values; ``"1x8x8 = 1"``: one value everywhere; ``"scalar int64 = 3"``: no dimensions;
 - ``{"tuple": [...]}``, ``{"call": "module.Class", "args": [...]}``;
-- lists, dicts, numbers, ``null`` and other strings: as they are.
+- lists, dicts, numbers, ``null`` and other strings, which stand for themselves.
 
 The first input is the main one, usually the noisy latents.
 """
@@ -28,15 +28,15 @@ _FILE = Path(__file__).parent / "models.json"
 
 
 class Tiny(NamedTuple):
-    """A model and what makes its keyword arguments."""
+    """A model and a function that makes its keyword arguments."""
 
     model: nn.Module
     inputs: Callable[..., dict[str, Any]]
-    """``inputs(seed=0)``: new ones at every call, since some models write into theirs; the same for the same seed."""
+    """``inputs(seed=0)`` makes new tensors, since some models write into theirs; equal for equal seeds."""
 
 
 def names() -> tuple[str, ...]:
-    """All that can be built: names of classes, and ``Class#variant``.
+    """Return the names of all models that can be built: ``Class`` and ``Class#variant``.
 
     Example:
         >>> "FluxTransformer2DModel" in names()
@@ -46,7 +46,7 @@ def names() -> tuple[str, ...]:
 
 
 def of_class(cls_name: str) -> tuple[str, ...]:
-    """The variants of a class, the plain one first.
+    """Return the names of a class and its variants.
 
     Example:
         >>> of_class("SanaTransformer2DModel")
@@ -56,9 +56,10 @@ def of_class(cls_name: str) -> tuple[str, ...]:
 
 
 def build(name: str, seed: int = 0) -> Tiny:
-    """A tiny model in float32 and ``eval`` mode, and its inputs. The same name and seed give the same weights.
+    """Build a tiny model in float32 and ``eval`` mode, with its inputs. Equal names and seeds give equal weights.
 
-    All parameters are drawn anew: a class starts with its gates at zero, and blocks that do nothing hide every mistake.
+    All parameters are random: many classes initialise their gates to zero, and blocks without effect would hide every
+    mistake.
 
     Raises:
         KeyError: there is no such name.
@@ -94,7 +95,7 @@ def _facts() -> dict[str, Any]:
 
 
 def _draw(model: nn.Module, generator: torch.Generator) -> None:
-    """Weights that keep the size of what passes, biases and gates that are small but not zero, scales around one."""
+    """Draw weights that keep activations at their size, small non-zero biases and gates, and scales around one."""
     for parameter in model.parameters():
         with torch.no_grad():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -106,7 +107,7 @@ def _draw(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _value(spec: Any, generator: torch.Generator) -> Any:
-    """What an entry under ``inputs`` stands for."""
+    """Return the value that an entry under ``inputs`` stands for."""
     if isinstance(spec, str):
         return _tensor(spec, generator) if spec[0].isdigit() or spec.startswith("scalar") else spec
     if isinstance(spec, list):
@@ -122,6 +123,7 @@ def _value(spec: Any, generator: torch.Generator) -> Any:
 
 
 def _tensor(spec: str, generator: torch.Generator) -> torch.Tensor:
+    """Make the tensor of an entry such as ``"1x16x4"``."""
     head, _, values = spec.partition(" = ")
     size, *rest = head.split()
     shape = [int(n) for n in size.split("x")] if size != "scalar" else []

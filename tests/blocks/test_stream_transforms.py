@@ -94,7 +94,7 @@ class TestBuilt:
     @settings(max_examples=60)
     @given(LENGTHS, LENGTHS, LENGTHS, st.integers(0, 2))
     def test_lengths_are_those_of_the_tensors_at_hand(self, text_tokens, image_tokens, others, where):
-        """A bridge that was recognised at one resolution holds at any other."""
+        """A transform that was recognised at one resolution holds at any other."""
         parts = [Stream(1), Stream(0)]
         parts.insert(where, None)
         e, h = random(2, text_tokens, 4), random(2, image_tokens, 4)
@@ -122,23 +122,23 @@ class TestBuilt:
     def test_what_is_new_starts_from_nothing(self):
         assert torch.equal(build(Unrelated(), [random(1)], torch.Size((2, 3))), torch.zeros(2, 3, dtype=torch.float64))
 
-    @pytest.mark.parametrize("bridge", [Stream(0), Concat((Stream(0), Stream(0)), 1), SwapBatchTokens(Stream(0))])
-    def test_shapes_that_do_not_fit_give_nothing(self, bridge):
-        assert build(bridge, [random(2, 3, 4)], torch.Size((2, 5, 4))) is None
+    @pytest.mark.parametrize("transform", [Stream(0), Concat((Stream(0), Stream(0)), 1), SwapBatchTokens(Stream(0))])
+    def test_shapes_that_do_not_fit_give_nothing(self, transform):
+        assert build(transform, [random(2, 3, 4)], torch.Size((2, 5, 4))) is None
 
     @pytest.mark.parametrize(
-        ("bridge", "shape"),
+        ("transform", "shape"),
         [
             (Concat((Stream(1), None, Stream(0)), 1), (2, 9, 4)),
             (SwapBatchTokens(Stream(0)), (3, 2, 4)),
             (Slice(Concat((Stream(0), Stream(1)), 1), 1, False), (2, 4, 4)),
         ],
     )
-    def test_it_is_linear(self, bridge, shape):
+    def test_it_is_linear(self, transform, shape):
         """That is why the same can be done to −h_in, and the residual comes out as if it were done to both."""
         a, b = [random(2, 3, 4), random(2, 4, 4)], [random(2, 3, 4), random(2, 4, 4)]
-        both = build(bridge, [x - 2 * y for x, y in zip(a, b, strict=True)], torch.Size(shape))
-        apart = build(bridge, a, torch.Size(shape)) - 2 * build(bridge, b, torch.Size(shape))
+        both = build(transform, [x - 2 * y for x, y in zip(a, b, strict=True)], torch.Size(shape))
+        apart = build(transform, a, torch.Size(shape)) - 2 * build(transform, b, torch.Size(shape))
         torch.testing.assert_close(both, apart)
 
 
@@ -154,8 +154,8 @@ class TestOneAfterAnother:
 
     def test_a_part_of_the_joined(self):
         e, h = random(2, 2, 4), random(2, 3, 4)
-        bridge = substitute(Slice(Stream(0), 1, False), {0: Concat((Stream(0), Stream(1)), 1)})
-        assert torch.equal(build(bridge, [e, h], h.shape), h)
+        transform = substitute(Slice(Stream(0), 1, False), {0: Concat((Stream(0), Stream(1)), 1)})
+        assert torch.equal(build(transform, [e, h], h.shape), h)
 
     def test_what_is_lost_stays_lost(self):
         assert substitute(Stream(0), {0: None}) is None
@@ -163,8 +163,8 @@ class TestOneAfterAnother:
         assert substitute(Concat((Stream(0), Stream(1), None), 1), {0: Stream(0), 1: None}) is None  # two unknown
 
     def test_streams_and_words(self):
-        bridge = Concat((Stream(1), None, Slice(SwapBatchTokens(Stream(0)), 1, True)), 1)
-        assert sorted(streams_of(bridge)) == [0, 1]
-        assert text(bridge, "ab".__getitem__) == (
+        transform = Concat((Stream(1), None, Slice(SwapBatchTokens(Stream(0)), 1, True)), 1)
+        assert sorted(streams_of(transform)) == [0, 1]
+        assert text(transform, "ab".__getitem__) == (
             "cat(b, other tokens, first of a, tokens and batch exchanged (dim 1); dim 1)"
         )

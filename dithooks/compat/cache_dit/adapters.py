@@ -1,4 +1,4 @@
-"""cache-dit's ``BlockAdapter`` and its registry, read as this library's own."""
+"""cache-dit's ``BlockAdapter`` and its registry, translated into this library's own."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ PREFIXES = (
 
 @dataclass(eq=False)
 class BlockAdapter:
-    """Names the blocks of a model, for :func:`enable_cache`.
+    """The blocks of a model, named for :func:`enable_cache`.
 
-    What is per list of blocks is given once, or as a sequence of one for each, nested by transformer or not.
+    Options per list of blocks take one value for all lists or a sequence with one entry per list, nested by
+    transformer or not.
 
     Args:
-        pipe: a pipeline; left out, the calls' ``timestep`` argument tells the step.
-        transformer: one of its modules, or several.
-        blocks: their lists of blocks; may be left out with ``auto``, or where ``blocks_name`` says it.
-        blocks_name: the lists by their attributes' names, where ``blocks`` is left out.
-        forward_pattern: how blocks take and return their streams. That is observed; the pattern is asked where it is
-            not clear, and a wrong one is remarked upon.
-        params_modifiers: what differs for each list.
-        patch_functor: rewrites the transformers before, and is taken back by :func:`disable_cache`.
-        has_separate_cfg: whether guidance takes two calls a step. That is observed, too, and a wrong one remarked upon.
-        auto: find the lists.
+        pipe: a pipeline; without one, the calls' ``timestep`` argument determines the step.
+        transformer: one or several modules of the pipeline.
+        blocks: the lists of blocks; may be left out with ``auto`` or ``blocks_name``.
+        blocks_name: names of the attributes that hold the lists, if ``blocks`` is left out.
+        forward_pattern: how blocks take and return their streams. This is observed; the pattern decides only where
+            observation is ambiguous, and a wrong pattern causes a warning.
+        params_modifiers: settings that differ, per list.
+        patch_functor: rewrites the transformers first; :func:`disable_cache` undoes that.
+        has_separate_cfg: whether guidance takes two calls per step. This is observed; a wrong value causes a warning.
+        auto: whether to find the lists.
 
-    The other fields are taken, and change nothing: ``unique_blocks_name``, ``dummy_blocks_names``,
+    The other fields are accepted and have no effect: ``unique_blocks_name``, ``dummy_blocks_names``,
     ``check_forward_pattern``, ``check_num_outputs``, ``allow_prefixes``, ``check_prefixes``, ``allow_suffixes``,
     ``check_suffixes``, ``blocks_policy`` and ``skip_post_init``.
 
@@ -90,7 +91,7 @@ class BlockAdapter:
         self.plain()
 
     def plain(self) -> Adapter:
-        """The same as this library has it, without configurations.
+        """Translate the adapter into this library's own, without configurations.
 
         Raises:
             TypeError, ValueError: as :class:`dithooks.BlockAdapter`.
@@ -106,10 +107,14 @@ class BlockAdapter:
         )
 
     def modifiers(self, given: object, over: bool) -> list[ParamsModifier]:
-        """For each list in order: the adapter's own, or those given; where there are both, ``over``: those given.
+        """Return the modifier of each list in order: the adapter's own, or else the given ones.
+
+        Args:
+            given: the modifiers given to :func:`enable_cache`.
+            over: whether the given modifiers replace the adapter's own.
 
         Raises:
-            TypeError: one is something else.
+            TypeError: an entry is not a :class:`ParamsModifier`.
         """
         own = self.params_modifiers
         chosen = given if own is None or (over and given is not None) else own
@@ -120,10 +125,10 @@ class BlockAdapter:
         return found
 
     def transformers(self) -> list[Any]:
-        """Those that are given, else the pipeline's.
+        """Return the given transformers, else the pipeline's.
 
         Raises:
-            ValueError: it has none.
+            ValueError: the pipeline has no transformer.
         """
         if self.transformer is not None:
             return list(flat(self.transformer))
@@ -132,7 +137,7 @@ class BlockAdapter:
         return [self.pipe.transformer]
 
     def _named(self) -> list[nn.ModuleList]:
-        """The lists that are given by the names of attributes, nested by transformer or not."""
+        """Return the lists that ``blocks_name`` names."""
         owners = self.transformers()
         names = [self.blocks_name] if isinstance(self.blocks_name, str) else self.blocks_name
         each = names if len(owners) > 1 and len(names) == len(owners) else [names] * len(owners)
@@ -140,7 +145,7 @@ class BlockAdapter:
 
 
 class BlockAdapterRegistry:
-    """Adapters by the beginning of a pipeline's class name; the same as :class:`dithooks.BlockAdapterRegistry` keeps.
+    """Adapters by the beginning of a pipeline's class name, kept in :class:`dithooks.BlockAdapterRegistry`.
 
     Example:
         >>> @BlockAdapterRegistry.register("TwoStreams")
@@ -151,15 +156,15 @@ class BlockAdapterRegistry:
 
     @classmethod
     def register(cls, name: str, supported: bool = True) -> Callable[[Maker], Maker]:
-        """Decorates a function that makes the adapter of a pipeline whose class's name begins with ``name``.
+        """Decorate a function that makes the adapter of a pipeline whose class's name begins with ``name``.
 
         Args:
-            name: of a pipeline's class, or a transformer's: then the function is given an object with that as its
-                ``transformer``.
-            supported: ``False``: it is not registered.
+            name: of a pipeline's class, or of a transformer's; for a transformer, the function receives an object that
+                has it as ``transformer``.
+            supported: whether to register the function at all.
 
         Raises:
-            ValueError: there is one for that name.
+            ValueError: the name has an adapter already.
         """
 
         def decorate(make: Maker) -> Maker:
@@ -171,16 +176,16 @@ class BlockAdapterRegistry:
 
     @classmethod
     def unregister(cls, name: str) -> None:
-        """Take an adapter out again.
+        """Remove an adapter.
 
         Raises:
-            KeyError: there is none for that name.
+            KeyError: the name has no adapter.
         """
         Registry.unregister(f"{name}*")
 
 
 class _Registered:
-    """Makes an adapter, as the other registry asks for it; :func:`enable_cache` asks for ``theirs``."""
+    """A registered function: makes this library's adapter when called, and cache-dit's by ``theirs``."""
 
     def __init__(self, make: Callable[..., Any]) -> None:
         self.make = make
@@ -189,7 +194,7 @@ class _Registered:
         return self.theirs(model).plain()
 
     def theirs(self, model: Any) -> BlockAdapter:
-        """The adapter that was registered, of a pipeline or a transformer."""
+        """Make the registered adapter of a pipeline or a transformer."""
         alone = isinstance(model, nn.Module)
         adapter = self.make(SimpleNamespace(transformer=model) if alone else model)
         if not isinstance(adapter, BlockAdapter):
@@ -198,10 +203,10 @@ class _Registered:
 
 
 def adapter_of(pipe_or_adapter: object) -> BlockAdapter:
-    """What is given to :func:`enable_cache` as an adapter: itself, a registered one, or one that finds everything.
+    """Return an adapter for what :func:`enable_cache` was given: itself, a registered one, or one that finds the lists.
 
     Raises:
-        TypeError: it is neither an adapter nor a pipeline or transformer.
+        TypeError: ``pipe_or_adapter`` is an adapter of :mod:`dithooks` itself.
     """
     if isinstance(pipe_or_adapter, BlockAdapter):
         return pipe_or_adapter

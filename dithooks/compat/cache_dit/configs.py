@@ -1,4 +1,4 @@
-"""What users of cache-dit write: its configurations, field by field, and its older flat keywords."""
+"""cache-dit's configurations, field by field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...errors import InvalidSetting, WrongType
 
 
 class CacheType(Enum):
-    """What cache-dit does to the blocks; here there is ``DBCache``, and ``NONE`` for nothing."""
+    """cache-dit's ways to treat blocks; available here: ``DBCache``, and ``NONE`` for no cache."""
 
     NONE = "NONE"
     DBCache = "DBCache"
@@ -27,10 +27,10 @@ class CacheType(Enum):
 
 
 def caching_type(value: CacheType | str | None) -> CacheType:
-    """What a ``cache_type`` asks for; ``None`` is the default, ``DBCache``.
+    """Parse a ``cache_type``; ``None`` is the default, ``DBCache``.
 
     Raises:
-        ValueError: there is no such type, or it is ``DBPrune``, which is not available.
+        ValueError: there is no such type, or it is ``DBPrune``, which is not available here.
     """
     names = {each.value.lower(): each for each in CacheType}
     found = CacheType.DBCache if value is None else names.get(str(value).lower())
@@ -42,10 +42,10 @@ def caching_type(value: CacheType | str | None) -> CacheType:
 
 
 def check_names(owner: str, names: Iterable[object], known: Collection[str], what: str = "field") -> None:
-    """Refuse names that are not known.
+    """Refuse unknown names.
 
     Raises:
-        TypeError: naming the first such, and the known name that comes nearest.
+        TypeError: a name is unknown; the message has the nearest known name.
     """
     for name in names:
         if name not in known:
@@ -58,12 +58,12 @@ def check_fields(cls: type, names: Iterable[object]) -> None:
     """Refuse names that are not fields of a dataclass.
 
     Raises:
-        TypeError: naming the first such, and the field that comes nearest.
+        TypeError: a name is not a field; the message has the nearest field.
 
     Example:
         >>> check_fields(DBCacheConfig, ["Fn_compute_block"])
         Traceback (most recent call last):
-        TypeError: DBCacheConfig has no field 'Fn_compute_block': did you mean 'Fn_compute_blocks'?
+        dithooks.errors.WrongType: DBCacheConfig has no field 'Fn_compute_block': did you mean 'Fn_compute_blocks'?
     """
     check_names(cls.__name__, names, [each.name for each in dataclasses.fields(cls)])
 
@@ -72,9 +72,9 @@ C = TypeVar("C", bound="Fields")
 
 
 class Fields:
-    """What the configurations have in common: no field but the known ones is ever set, and ``None`` means not given."""
+    """Base of the configurations: only known fields can be set, and ``None`` means not given."""
 
-    _STAYS: ClassVar[tuple[str, ...]] = ()  # when a configuration is emptied
+    _STAYS: ClassVar[tuple[str, ...]] = ()  # fields that keep their values when a configuration is emptied
 
     def __new__(cls: type[C], *args: Any, **values: Any) -> C:
         check_fields(cls, values)
@@ -88,54 +88,54 @@ class Fields:
         """Set the fields whose values are not ``None``.
 
         Raises:
-            TypeError: there is no such field; none is set then.
+            TypeError: there is no such field; no field is set then.
         """
         check_fields(type(self), values)
         vars(self).update({name: value for name, value in values.items() if value is not None})
         return self
 
     def empty(self: C, **values: Any) -> C:
-        """Set all fields to ``None``, which stands for "as it was" in a refresh or modifier, then :meth:`update`."""
+        """Set all fields to ``None``, which means "unchanged" in a refresh or modifier, then :meth:`update`."""
         check_fields(type(self), values)
         vars(self).update({name: None for name in vars(self) if name not in self._STAYS})
         return self.update(**values)
 
     def reset(self: C, **values: Any) -> C:
-        """The same as :meth:`empty`."""
+        """Do the same as :meth:`empty`."""
         return self.empty(**values)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields and their values, copied."""
+        """Return a copy of all fields and their values."""
         return copy.deepcopy(vars(self))
 
 
 def filled(config: Fields) -> dict[str, Any]:
-    """All fields and their values, the default in place of ``None``."""
+    """Return all fields and their values, with defaults in place of ``None``."""
     return vars(type(config)().update(**vars(config)))
 
 
 @dataclass
 class BasicCacheConfig(Fields):
-    """When and where to cache, in the words of cache-dit 1.5.3; :func:`translate` says what each field becomes here.
+    """When and where to cache, in the fields of cache-dit 1.5.3; :func:`translate` lists their counterparts here.
 
     Args:
-        cache_type: ``DBCache``; or ``NONE``, nothing.
-        Fn_compute_blocks: the first so many blocks always run, and decide, ≥ 1.
-        Bn_compute_blocks: the last so many blocks always run.
-        residual_diff_threshold: reuse below this change of what the first blocks do; ≥ 1: always, ≤ 0: never.
-        max_accumulated_residual_diff_threshold: the changes may add up to this much; ``None``: as they like.
-        max_warmup_steps: steps before this one are computed,
-        warmup_interval: or only every so many of them.
-        max_cached_steps: reused steps, at most; below 0: as many as they like.
-        max_continuous_cached_steps: the same, in a row.
+        cache_type: ``DBCache``, or ``NONE`` for no cache.
+        Fn_compute_blocks: number of first blocks that always run, and by whose change reuse is decided, ≥ 1.
+        Bn_compute_blocks: number of last blocks that always run.
+        residual_diff_threshold: reuse below this change of the first blocks' effect; ≥ 1: always, ≤ 0: never.
+        max_accumulated_residual_diff_threshold: limit of the changes' sum since a computed step; ``None``: no limit.
+        max_warmup_steps: number of first steps that are warm-up.
+        warmup_interval: compute one of so many warm-up steps; 1: every one.
+        max_cached_steps: limit of the reused steps; below 0: no limit.
+        max_continuous_cached_steps: limit of the reused steps in a row; below 0: no limit.
         enable_separate_cfg: whether conditional and unconditional are two calls of the model.
         cfg_compute_first: whether the unconditional call is the first of the two.
         cfg_diff_compute_separate: whether each of the two decides by its own change.
-        num_inference_steps: of the run.
-        steps_computation_mask: 1 for each step that is computed, else 0; or a policy of :func:`steps_mask` by its name.
-        steps_computation_policy: at the mask's 0, ``"static"``: reuse, ``"dynamic"``: decide by the change.
-        force_refresh_step_hint: this step is computed, and, with
-        force_refresh_step_policy: ``"repeat"``, every so many steps; ``"once"``: only this one.
+        num_inference_steps: number of steps of the run.
+        steps_computation_mask: 1 for each computed step, else 0; or the name of a policy of :func:`steps_mask`.
+        steps_computation_policy: what to do at the mask's 0, ``"static"``: reuse, ``"dynamic"``: decide by the change.
+        force_refresh_step_hint: a step that is always computed.
+        force_refresh_step_policy: ``"once"``: compute that step only; ``"repeat"``: every multiple of it as well.
 
     Raises:
         TypeError: there is no such field.
@@ -164,7 +164,7 @@ class BasicCacheConfig(Fields):
     force_refresh_step_policy: str | None = "once"
 
     def strify(self) -> str:
-        """In short, for logs and names of files."""
+        """Write the settings as a short text, for logs and file names."""
         most, row = (max(0, count or 0) for count in (self.max_cached_steps, self.max_continuous_cached_steps))
         parts = [
             f"{self.cache_type}_F{self.Fn_compute_blocks}B{self.Bn_compute_blocks}",
@@ -189,14 +189,14 @@ class DBCacheConfig(BasicCacheConfig):
 
 @dataclass
 class CalibratorConfig(Fields):
-    """What is added on a reused step: a forecast from the residuals kept, where enabled, else the last of them.
+    """What a reused step adds: a forecast from the residuals kept, if enabled, else the last residual.
 
     Args:
-        enable_calibrator: whether to forecast. Here that holds for all streams of the model, or for none.
-        enable_encoder_calibrator: whether to forecast the stream of the prompt, too; see above.
+        enable_calibrator: whether to forecast; here, for all streams of the model.
+        enable_encoder_calibrator: whether to forecast the prompt's stream; here, ``enable_calibrator`` decides.
         calibrator_type: ``"taylorseer"``.
         calibrator_cache_type: ``"residual"``.
-        calibrator_kwargs: ``{"n_derivatives": n}``, where no ``taylorseer_order`` says so.
+        calibrator_kwargs: ``{"n_derivatives": n}``, if there is no ``taylorseer_order``.
 
     Raises:
         TypeError: there is no such field.
@@ -211,7 +211,7 @@ class CalibratorConfig(Fields):
     calibrator_kwargs: dict[str, Any] | None = field(default_factory=dict)
 
     def strify(self, *, details: bool = False) -> str:
-        """In short, for logs and names of files."""
+        """Write the settings as a short text, for logs and file names."""
         return "CalibratorBase"
 
 
@@ -220,7 +220,7 @@ class TaylorSeerCalibratorConfig(CalibratorConfig):
     """The forecast of TaylorSeer: a Taylor polynomial in steps.
 
     Args:
-        taylorseer_order: of the polynomial; 0: none, the last residual is added.
+        taylorseer_order: order of the polynomial; 0: the last residual is added.
 
     The other fields are those of :class:`CalibratorConfig`, enabled.
 
@@ -234,7 +234,7 @@ class TaylorSeerCalibratorConfig(CalibratorConfig):
     taylorseer_order: int | None = 1
 
     def strify(self, *, details: bool = False) -> str:
-        """In short, for logs and names of files; ``details``: in full."""
+        """Write the settings as a short text, for logs and file names; with ``details``, a longer one."""
         if not self.taylorseer_order:
             return "NONE"
         return f"TaylorSeer_O({self.taylorseer_order})" if details else f"T1O{self.taylorseer_order}"

@@ -1,4 +1,4 @@
-"""cache-dit's ``enable_cache``, ``disable_cache`` and ``refresh_context``: a handle as ever, found by its hooks."""
+"""cache-dit's ``enable_cache``, ``disable_cache`` and ``refresh_context``: a cache handle, found by its hooks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ KNOWN = ("cache_config", "calibrator_config", "params_modifiers", *FLAT)
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for: as a whole, and what differs for each list of blocks."""
+    """The settings of one :func:`enable_cache`: for all lists of blocks, with modifiers for single lists."""
 
     cache_config: BasicCacheConfig
     calibrator_config: CalibratorConfig | None = None
     modifiers: tuple[ParamsModifier | None, ...] = ()
 
     def changed(self, given: ParamsModifier, lists: Collection[int] | None = None) -> Settings:
-        """With what is given in place of what was: for all lists of blocks, or for some of them."""
+        """Return settings changed by a modifier, for all lists of blocks or for some of them."""
         if lists is None:
             modifiers = (each if each is None else _over(each, given) for each in self.modifiers)
             return Settings(*applied(given, self.cache_config, self.calibrator_config), tuple(modifiers))
@@ -48,7 +48,7 @@ class Settings:
         )
 
     def of(self, number: int) -> tuple[BasicCacheConfig, CalibratorConfig | None]:
-        """For one list."""
+        """Return the configurations of one list."""
         modifier = self.modifiers[number] if number < len(self.modifiers) else None
         if modifier is None:
             return self.cache_config, self.calibrator_config
@@ -56,7 +56,7 @@ class Settings:
 
 
 class Enabled(CacheHandle):
-    """What :func:`enable_cache` attaches: each list of blocks is a range of its own, with settings of its own."""
+    """The handle of :func:`enable_cache`: each list of blocks is a range with its own settings."""
 
     def __init__(self, target: object, settings: Settings) -> None:
         self.adapter, self.settings = adapter_of(target), settings
@@ -64,7 +64,7 @@ class Enabled(CacheHandle):
         self._restore: Callable[[], None] = lambda: None
 
     def attach(self) -> None:
-        """Apply the functor, if there is one, and attach; an error leaves nothing behind."""
+        """Apply the functor, if there is one, and attach the cache; an error leaves nothing behind."""
         functor = self.adapter.patch_functor
         try:
             if isinstance(functor, PatchFunctor):
@@ -75,7 +75,7 @@ class Enabled(CacheHandle):
             raise
 
     def refresh(self, adapter: BlockAdapter, settings: Settings) -> None:
-        """Go on with other settings; an error leaves those before in force."""
+        """Change adapter and settings; an error leaves the former ones in force."""
         ranges = ranges_of(adapter, settings)
         if ranges is None:  # CacheType.NONE
             self.remove()
@@ -89,27 +89,27 @@ class Enabled(CacheHandle):
         self.adapter, self.settings = adapter, settings
 
     def owners(self) -> dict[int, nn.Module]:
-        """The modules that call the blocks, by id."""
+        """Return the modules that call the blocks, by id."""
         return {id(each.chain.owner): each.chain.owner for each in self._attached}
 
     def lists(self, target: object = None) -> dict[str, int]:
-        """Numbers of the lists of blocks by their paths: of all, or of those that are part of a transformer."""
-        lanes = [lane for chain, _ in chains_of(self.adapter.plain(), None) for lane in chain.lanes]
+        """Return the numbers of the lists of blocks by path: all, or only those inside a transformer."""
+        listed = [each for chain, _ in chains_of(self.adapter.plain(), None) for each in chain.lanes]
         parts = {id(module) for module in target.modules()} if isinstance(target, nn.Module) else None
-        return {lane.path: number for number, lane in enumerate(lanes) if parts is None or id(lane.blocks) in parts}
+        return {each.path: number for number, each in enumerate(listed) if parts is None or id(each.blocks) in parts}
 
     def some(self, target: object) -> list[int] | None:
-        """Numbers of the lists that are part of a transformer; ``None``: all are."""
+        """Return the numbers of the lists inside a transformer; ``None`` if all lists are."""
         found = list(self.lists(target).values())
         return None if len(found) == len(self.lists()) else found
 
     def remove(self) -> None:
-        self._restore()  # first: interrupted, this is found again by its hooks
+        self._restore()  # first: if this is interrupted, the handle can still be found by its hooks
         super().remove()
         self._restore = lambda: None
 
     def patches_as(self, adapter: BlockAdapter) -> bool:
-        """Whether an adapter's functor would rewrite what was rewritten, in the same way."""
+        """Whether another adapter's functor would make the same changes to the same transformers."""
         ours, theirs = self.adapter.patch_functor, adapter.patch_functor
         if not any(isinstance(functor, PatchFunctor) for functor in (ours, theirs)):
             return True
@@ -124,24 +124,24 @@ def enable_cache(
     params_modifiers: Any = None,
     **keywords: Any,
 ) -> Target:
-    """Cache the blocks of a pipeline or transformer; called again, with other settings.
+    """Cache the blocks of a pipeline or transformer; a second call changes the settings.
 
-    Each list of blocks is a range of its own, as there. Where lists are found, those too short for
-    ``Fn_compute_blocks`` and ``Bn_compute_blocks`` stay as they are.
+    Each list of blocks is a range of its own, as in cache-dit. Of lists that are found rather than named, those too
+    short for ``Fn_compute_blocks`` and ``Bn_compute_blocks`` are not cached.
 
     Args:
-        pipe_or_adapter: a pipeline, a transformer, or a :class:`BlockAdapter` that says more about it.
-        cache_config: when and where; left out, ``DBCacheConfig()``.
-        calibrator_config: what is added on a reused step.
-        params_modifiers: what differs for each list of blocks; those of an adapter that is given go first.
-        **keywords: single fields of a :class:`DBCacheConfig`, and ``enable_taylorseer`` and the like.
+        pipe_or_adapter: a pipeline, a transformer, or a :class:`BlockAdapter`.
+        cache_config: when and where to cache; left out, ``DBCacheConfig()``.
+        calibrator_config: what a reused step adds.
+        params_modifiers: settings that differ, per list of blocks; an adapter's own modifiers take precedence.
+        **keywords: single fields of a :class:`DBCacheConfig`, and the flat keywords such as ``enable_taylorseer``.
 
     Returns:
-        What was given.
+        ``pipe_or_adapter``.
 
     Raises:
-        TypeError, ValueError: as :func:`dithooks.dit_cache`, or there is no such keyword or field, or what is asked
-            for is not available. Nothing has changed then.
+        TypeError, ValueError: as :func:`dithooks.dit_cache`, or a keyword is not known, or a setting is not available
+            here. Nothing has changed then.
 
     Example:
         >>> import torch
@@ -178,9 +178,10 @@ def enable_cache(
 
 
 def disable_cache(pipe_or_adapter: object) -> None:
-    """Take off what :func:`enable_cache` has attached, in whatever order; the model is as it was before.
+    """Remove what :func:`enable_cache` attached, in any order; the model is as it was before.
 
-    Of several transformers that were enabled together, one can be given. Where nothing is attached, this does nothing.
+    Given one of several transformers that were enabled together, this disables that one. Without a cache, it does
+    nothing.
     """
     for handle in enabled(pipe_or_adapter):
         lists = handle.some(pipe_or_adapter)
@@ -192,18 +193,19 @@ def disable_cache(pipe_or_adapter: object) -> None:
 
 
 def refresh_context(transformer: object, *, verbose: bool = False, **changes: Any) -> None:
-    """Drop what is cached, and go on with other settings.
+    """Drop what is cached, and change settings.
 
-    The end of a run and the number of its steps are seen without this.
+    The end of a run and the number of its steps are observed; they do not need this call.
 
     Args:
-        transformer: that was enabled, by itself or with others, which then go on as they are; a pipeline; an adapter.
-        verbose: taken, and changes nothing.
-        **changes: ``cache_config`` and ``calibrator_config``, whose fields that are not ``None`` count, or single
-            fields; for all lists of blocks, whatever was said of single ones.
+        transformer: a transformer that was enabled, alone or with others (which keep their settings); or a pipeline,
+            or an adapter.
+        verbose: accepted, without effect.
+        **changes: ``cache_config`` and ``calibrator_config``, whose fields that are not ``None`` replace the present
+            ones, or single fields. They hold for all lists of blocks and override modifiers of single lists.
 
     Raises:
-        ValueError: nothing is enabled there; or as :func:`enable_cache`, and then nothing has changed.
+        ValueError: no cache is enabled; or as :func:`enable_cache`. Nothing has changed then.
         TypeError: as :func:`enable_cache`.
     """
     handles = enabled(transformer)
@@ -216,68 +218,70 @@ def refresh_context(transformer: object, *, verbose: bool = False, **changes: An
 
 
 def enabled(target: object) -> list[Enabled]:
-    """What :func:`enable_cache` has attached to a pipeline, a transformer or what an adapter names."""
+    """Return the handles that :func:`enable_cache` attached to a pipeline, a transformer or an adapter's modules."""
     where = target.plain() if isinstance(target, BlockAdapter) else target
     return [handle for handle in handles_of(where) if isinstance(handle, Enabled)]
 
 
 def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter | None:
-    """An adapter by which each list of blocks is a range of its own, with a configuration of its own.
+    """Make this library's adapter, in which each list of blocks is a range with its own configuration.
 
-    ``None``: no list is to be cached.
+    Returns:
+        The adapter; ``None`` if no list is to be cached.
 
     Raises:
-        TypeError, ValueError: as :func:`translate`, there are no blocks, or fewer lists than modifiers.
+        TypeError, ValueError: as :func:`translate`, or there are no blocks, or fewer lists than modifiers.
     """
     plain = adapter.plain()
     chains = [chain for chain, _ in chains_of(plain, None)]
-    lanes = [lane for chain in chains for lane in chain.lanes]
-    if len(settings.modifiers) > len(lanes):
+    block_lists = [each for chain in chains for each in chain.lanes]
+    if len(settings.modifiers) > len(block_lists):
         raise InvalidSetting(
-            f"there are {len(settings.modifiers)} params_modifiers for {len(lanes)} lists of blocks: "
-            f"{[lane.path for lane in lanes]}"
+            f"there are {len(settings.modifiers)} params_modifiers for {len(block_lists)} lists of blocks: "
+            f"{[each.path for each in block_lists]}"
         )
-    each = [settings.of(number) for number in range(len(lanes))]
-    texts = [repr(one) for one in each]
-    known = {text: translate(*one) for text, one in dict(zip(texts, each, strict=True)).items()}  # what is said, once
-    configs = [known[text] for text in texts]
+    pairs = [settings.of(number) for number in range(len(block_lists))]
+    texts = [repr(pair) for pair in pairs]
+    distinct = dict(zip(texts, pairs, strict=True))  # each is translated once, so that it warns once
+    translated = {text: translate(*pair) for text, pair in distinct.items()}
+    configs = [translated[text] for text in texts]
     kept = _long_enough(chains, configs)
     if not kept:
         return None
-    beliefs = {}
+    expected = {}
     for chain in chains:
-        first = lanes.index(chain.lanes[0])
-        if any(lanes.index(lane) in kept for lane in chain.lanes):
-            beliefs[chain.path] = _expected(adapter, each[first][0])
+        numbers = [block_lists.index(each) for each in chain.lanes]
+        if set(numbers) & set(kept):
+            expected[chain.path] = _expected(adapter, pairs[numbers[0]][0])
     return replace(
         plain,
-        blocks=[lanes[number].blocks for number in kept],
-        forward_pattern=[lanes[number].pattern for number in kept],
-        patch_functor=[lanes[number].functor for number in kept],
+        blocks=[block_lists[number].blocks for number in kept],
+        forward_pattern=[block_lists[number].pattern for number in kept],
+        patch_functor=[block_lists[number].functor for number in kept],
         params=[configs[number] for number in kept],
-        expected=list(beliefs.values()),
+        expected=list(expected.values()),
     )
 
 
 def _long_enough(chains: Sequence[Chain], configs: Sequence[DitCacheConfig | None]) -> list[int]:
-    """The lists with blocks between the first and last that always run: all that were named, some that were found.
+    """Return the numbers of the lists with blocks between the first and last ones that always run.
 
-    Those without a configuration are left out.
+    Lists without a configuration are left out, and found lists that are too short.
 
     Raises:
-        ValueError: one that was named has none, or all that were found.
+        ValueError: a named list is too short, or all found ones are.
     """
-    lanes = [(lane, chain.found) for chain in chains for lane in chain.lanes]
+    candidates = [(each, chain.found) for chain in chains for each in chain.lanes]
     always = {
         number: (config.cache_block_start, config.compute_last)
         for number, config in enumerate(configs)
         if config is not None
     }
-    kept = [number for number, ends in always.items() if len(lanes[number][0].blocks) > sum(ends)]
+    kept = [number for number, ends in always.items() if len(candidates[number][0].blocks) > sum(ends)]
     for number, (first, last) in always.items():
-        lane, found = lanes[number]
+        block_list, found = candidates[number]
         if number not in kept and not (found and kept):
-            has = f"{lane.path} has {len(lane.blocks)} blocks"
+            has = f"{block_list.path} has {len(block_list.blocks)} blocks"
             raise InvalidSetting(
                 f"Fn_compute_blocks={first} and Bn_compute_blocks={last} leave none to be cached: {has}"
             )
@@ -285,6 +289,7 @@ def _long_enough(chains: Sequence[Chain], configs: Sequence[DitCacheConfig | Non
 
 
 def _expected(adapter: BlockAdapter, cache_config: BasicCacheConfig) -> Expected:
+    """Return the settings that have no effect here, but are compared with the runs."""
     separate = cache_config.enable_separate_cfg
     return Expected(adapter.has_separate_cfg if separate is None else separate, cache_config.num_inference_steps)
 
@@ -295,7 +300,7 @@ def _given(
     keywords: dict[str, Any],
     owner: str,
 ) -> ParamsModifier:
-    """What is given, as changes; single fields go first."""
+    """Collect arguments as changes; single fields override the configurations."""
     check_names(owner, keywords, KNOWN, "keyword")
     values, forecast = from_keywords(keywords, owner)
     given = ParamsModifier(cache_config, calibrator_config)
@@ -304,6 +309,7 @@ def _given(
 
 
 def _over(modifier: ParamsModifier, given: ParamsModifier) -> ParamsModifier:
+    """Return a modifier, changed by another."""
     return ParamsModifier(
         merged(modifier.cache_config, given.cache_config), merged(modifier.calibrator_config, given.calibrator_config)
     )

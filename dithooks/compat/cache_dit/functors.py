@@ -1,4 +1,4 @@
-"""Functors of cache-dit, which rewrite a model before its blocks are cached: applied, and taken back again."""
+"""cache-dit's functors, which rewrite a model before its blocks are cached, and undoing what they did."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import nn
 
 
 class PatchFunctor:
-    """Rewrites a transformer's ``forward`` or its blocks', where these fit no pattern; subclasses have ``_apply``.
+    """A rewrite of ``forward``, for blocks that fit no pattern; subclasses define ``_apply``.
 
-    Here blocks are followed as they are, so that hardly a model needs one. (:class:`dithooks.PatchFunctor`, which
-    says how to read a block's streams and rewrites nothing, is taken as well.)
+    Blocks are observed as they are, so hardly any model needs a functor here. (:class:`dithooks.PatchFunctor`, which
+    declares how to read a block's streams and rewrites nothing, is accepted as well.)
     """
 
     def apply(self, transformer: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        """Rewrite a transformer, in place."""
+        """Rewrite a transformer in place."""
         return self._apply(transformer, *args, **kwargs)
 
     def _apply(self, transformer: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
@@ -24,7 +24,7 @@ class PatchFunctor:
 
 
 class Unneeded(PatchFunctor):
-    """In place of those that come with cache-dit: these models' blocks are followed as they are."""
+    """A functor that does nothing, in place of cache-dit's own: these models' blocks are observed as they are."""
 
     def _apply(self, transformer: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         return transformer
@@ -36,10 +36,13 @@ Cosmos3OmniPatchFunctor = QwenImageControlNetPatchFunctor = ZImageControlNetPatc
 
 
 def patched(functor: PatchFunctor, transformers: Sequence[nn.Module]) -> Callable[[], None]:
-    """Apply a functor; returns what takes back all that it has set on a module, but for what others changed since.
+    """Apply a functor.
+
+    Returns:
+        A function that undoes every change, except where others have changed the same attribute since.
 
     Raises:
-        Exception: whatever the functor raises; then everything is as it was.
+        Exception: whatever the functor raises; every change is undone first.
     """
     modules = {id(module): module for transformer in transformers for module in transformer.modules()}
     places = [place for module in modules.values() for place in _places(module)]
@@ -54,20 +57,20 @@ def patched(functor: PatchFunctor, transformers: Sequence[nn.Module]) -> Callabl
     return lambda: _take_back(changes, before)
 
 
-Place = dict[str, Any]  # what a module keeps by name
+Place = dict[str, Any]  # attributes, submodules, hooks …: what a module keeps by name
 
 
 class _Nothing:
-    """In place of what is not there."""
+    """Stands for a missing entry."""
 
 
 def _places(module: nn.Module) -> list[Place]:
-    """Its attributes; and its parts, hooks and the like, which are in mappings of their own."""
+    """Return all mappings of a module: its attributes, and those of its parameters, submodules and hooks."""
     return [vars(module), *(value for value in vars(module).values() if isinstance(value, dict))]
 
 
 def _changes(before: Sequence[tuple[Place, Place]]) -> list[tuple[Place, str, Any, Any]]:
-    """Where something is another than before: where, under which name, what was there, and what is."""
+    """List what differs from before: place, name, former value, present value."""
     return [
         (place, name, former, made)
         for place, values in before
@@ -77,14 +80,15 @@ def _changes(before: Sequence[tuple[Place, Place]]) -> list[tuple[Place, str, An
 
 
 def _take_back(changes: Sequence[tuple[Place, str, Any, Any]], before: Sequence[tuple[Place, Place]]) -> None:
+    """Undo changes, except where the value is not the functor's any more."""
     for place, name, former, made in changes:
         if place.get(name, _Nothing) is not made:
-            continue  # not the functor's any more
+            continue
         if former is _Nothing:
             del place[name]
         else:
             place[name] = former
-    for place, values in before:  # in the order in which it was: that of a state dict, too
+    for place, values in before:  # restore the order as well: that of the state dict depends on it
         if list(place) != list(values) and place.keys() == values.keys():
             here = {name: place[name] for name in values}
             place.clear()

@@ -1,4 +1,4 @@
-"""Configurations of cache-dit from a file or a mapping."""
+"""cache-dit's configurations, read from a file or a mapping."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def load_configs(
 def load_configs(
     path_or_dict: Source, return_dict: bool = True, reset: bool = False
 ) -> dict[str, Any] | tuple[DBCacheConfig, CalibratorConfig | None]:
-    """Keywords for ``enable_cache(pipe, **load_configs("cache.yaml"))``: ``cache_config`` and ``calibrator_config``.
+    """Read keywords for :func:`enable_cache`: ``enable_cache(pipe, **load_configs("cache.yaml"))``.
 
     Args:
         path_or_dict: as for :func:`load_cache_config`.
-        return_dict: ``False``: the pair of both instead.
+        return_dict: whether to return a dict with ``cache_config`` and ``calibrator_config``, rather than a pair.
         reset: as for :func:`load_cache_config`.
 
     Raises:
@@ -52,21 +52,21 @@ def load_configs(
 
 
 def load_cache_config(path_or_dict: Source, reset: bool = False) -> tuple[DBCacheConfig, CalibratorConfig | None]:
-    """Read both configurations.
+    """Read a cache config and a calibrator config.
 
     Args:
         path_or_dict: a YAML file, a JSON file (``.json``), or a mapping, with the section ``cache_config`` or with its
             entries themselves: fields of :class:`DBCacheConfig`, and ``enable_taylorseer``,
             ``enable_encoder_taylorseer``, ``taylorseer_cache_type`` and ``taylorseer_order``. A policy's name as
             ``steps_computation_mask`` goes with ``num_inference_steps``.
-        reset: what is not in it is ``None``, which changes nothing where it is applied to another configuration;
-            else it is as by default.
+        reset: whether missing fields are ``None``, which changes nothing when applied to another configuration; else
+            they have their defaults.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: a YAML file, without PyYAML.
-        TypeError: an entry that is not known, or not a mapping.
-        ValueError: the file cannot be read, or it asks for what is not available.
+        TypeError: an entry is not known, or the content is not a mapping.
+        ValueError: the file cannot be parsed, or a setting is not available here.
 
     Example:
         >>> config, _ = load_cache_config({"max_warmup_steps": 4, "residual_diff_threshold": 0.12})
@@ -97,7 +97,7 @@ def _read(path: Path, text: str) -> Any:
         data = yaml.safe_load(text)
         bounded(data)
         return data
-    # The latter are what PyYAML makes of values that do not fit their tags.
+    # PyYAML raises the built-in errors for values that do not fit their tags.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise InvalidSetting(f"this is not YAML: {error}") from None
     except RecursionError:

@@ -10,7 +10,7 @@ from ...validation import check_choice, check_count
 
 POLICIES = ("slow", "medium", "fast", "ultra")
 
-# For so many steps, and each policy: how many steps in a row are computed, and how many are reused after each row.
+# By number of steps, then by policy: lengths of the computed rows, and of the reused row after each.
 Bins = tuple[tuple[int, ...], tuple[int, ...]]
 BINS: dict[int, tuple[Bins, ...]] = {
     28: (
@@ -38,18 +38,21 @@ def steps_mask(
     total_steps: int | None = None,
     mask_policy: str | None = "medium",
 ) -> list[int]:
-    """A 1 for each step that is computed and a 0 for each that is reused: by bins, or by a policy (bins as in
-    cache-dit 1.5.3, made for 4, 6, 8, 9, 15 and 28 steps, and cut or stretched for others from 8 on).
+    """Make a mask with a 1 for each computed step and a 0 for each reused step, by bins or by a policy.
+
+    Policies have the bins of cache-dit 1.5.3, made for 4, 6, 8, 9, 15 and 28 steps; for other numbers from 8 on, they
+    are cut or stretched.
 
     Args:
-        compute_bins: compute so many steps, and, after those of the cache bin that belongs to it, so many, and so on.
-        cache_bins: reuse so many after each. Without both, the policy counts.
-        total_steps: of the mask; left out, as many as the bins have. A policy needs it: 4, 6, or 8 and more.
-        mask_policy: ``"slow"``, ``"medium"``, ``"fast"`` or ``"ultra"``; its last step is computed.
+        compute_bins: lengths of the computed rows of steps.
+        cache_bins: lengths of the reused rows, one after each computed row. Unless both bins are given, the policy
+            holds.
+        total_steps: length of the mask; left out, that of the bins. A policy needs it: 4, 6, or 8 and more.
+        mask_policy: ``"slow"``, ``"medium"``, ``"fast"`` or ``"ultra"``; the last step of its mask is computed.
 
     Raises:
-        TypeError: not a whole number.
-        ValueError: a bin or the number of steps is out of its range, the bins have too few steps, or there is no such
+        TypeError: a number is not an integer.
+        ValueError: a bin or the number of steps is out of range, the bins have too few steps, or there is no such
             policy.
 
     Example:
@@ -81,11 +84,11 @@ def steps_mask(
 
 
 def named_mask(mask: object, steps: int | None) -> list[int]:
-    """The mask of a policy that is given by its name, or a mask as it is.
+    """Return the mask of a policy given by name, or a given mask as a list.
 
     Raises:
-        TypeError: it is neither.
-        ValueError: it is empty, there is no such policy, or nothing says for how many steps.
+        TypeError: ``mask`` is neither a name nor a mask.
+        ValueError: the mask is empty, there is no such policy, or a policy is given without a number of steps.
     """
     if not isinstance(mask, str):
         if not isinstance(mask, Iterable):
@@ -99,16 +102,16 @@ def named_mask(mask: object, steps: int | None) -> list[int]:
 
 
 def _written(compute: Sequence[int], cache: Sequence[int]) -> list[int]:
-    """Bins in turn, as 1 and 0."""
+    """Write the bins out, alternating, as 1 and 0."""
     return [bit for pair in zip_longest(compute, cache, fillvalue=0) for bit in [1] * pair[0] + [0] * pair[1]]
 
 
 def _stretch(compute: list[int], cache: list[int], steps: int) -> None:
-    """Lengthen one bin after the other, each by its own share, until there are enough steps."""
+    """Lengthen one bin after the other, each by its own share, until the bins have enough steps."""
     turns: list[tuple[list[int], int, int]] = []
     for k in range(min(len(compute), len(cache))):
         for bins in (compute, cache):
-            turns.append((bins, k, max(int(bins[k] * ((steps / 28) * 0.5)), 1)))  # rounded as it is there
+            turns.append((bins, k, max(int(bins[k] * ((steps / 28) * 0.5)), 1)))  # rounded as cache-dit does
     for bins, k, more in cycle([*turns, (compute, -1, 1)]):
         if sum(compute) + sum(cache) >= steps:
             break
@@ -116,7 +119,7 @@ def _stretch(compute: list[int], cache: list[int], steps: int) -> None:
 
 
 def _cut(bins: Sequence[int], over: int) -> list[int]:
-    """Bins with so many steps taken off their end."""
+    """Shorten bins by ``over`` steps, from the end."""
     left, kept = sum(bins) - over, []
     for count in bins:
         kept.append(min(count, left))

@@ -1,4 +1,4 @@
-"""What differs for some blocks, and the older flat keywords, as changes of a configuration."""
+"""Changes of a configuration: for some lists of blocks, and by cache-dit's older flat keywords."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ from .configs import (
     check_names,
 )
 
-# Flat keywords of the forecast, and its fields that they set.
+# Flat keywords of the forecast, and the fields that they set.
 FORECAST = {
     "enable_taylorseer": "enable_calibrator",
     "enable_encoder_taylorseer": "enable_encoder_calibrator",
     "taylorseer_cache_type": "calibrator_cache_type",
     "taylorseer_order": "taylorseer_order",
 }
-ELSEWHERE = ("parallelism_config", "attention_backend", "quantize_config")  # what cache-dit sets up besides
+ELSEWHERE = (
+    "parallelism_config",
+    "attention_backend",
+    "quantize_config",
+)  # cache-dit sets these up as well; this library does not
 ABSENT = ("enable_dmd", "enable_encoder_dmd", "enable_foca", "enable_encoder_foca")
 FLAT = (*(each.name for each in dataclasses.fields(BasicCacheConfig)), *FORECAST)
 
 
 def without_others(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is left of keywords when those that are not about caching are taken away.
+    """Return the keywords without those that are not about caching.
 
     Raises:
-        ValueError: one of these is given.
+        ValueError: a keyword that is not about caching has a value.
     """
     if others := [name for name in ELSEWHERE if given.get(name) is not None]:
         raise InvalidSetting(
@@ -46,15 +50,15 @@ def without_others(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_keywords(keywords: Mapping[str, Any], owner: str) -> tuple[dict[str, Any], TaylorSeerCalibratorConfig | None]:
-    """Split flat keywords into fields of :class:`BasicCacheConfig` and a forecast, if one is switched on or off.
+    """Split flat keywords into fields of :class:`BasicCacheConfig` and a forecast, if one is enabled or disabled.
 
     Args:
-        keywords: by name; one that is ``None`` counts as not given.
-        owner: who takes them, for the messages.
+        keywords: by name; ``None`` counts as not given.
+        owner: the function or class that accepts the keywords, for messages.
 
     Raises:
-        TypeError: there is no such keyword.
-        ValueError: what is asked for is not available.
+        TypeError: a keyword is not known.
+        ValueError: a setting is not available here.
 
     Example:
         >>> from_keywords({"max_warmup_steps": 4, "taylorseer_order": None}, "enable_cache")
@@ -65,7 +69,7 @@ def from_keywords(keywords: Mapping[str, Any], owner: str) -> tuple[dict[str, An
             raise InvalidSetting(
                 f"{name}={keywords[name]!r}: this forecast is not available; take enable_taylorseer=True, or none"
             )
-    if keywords.get("cache_type") is not None:  # before the fields of another type are taken for slips
+    if keywords.get("cache_type") is not None:  # first, or the fields of another type would count as misspelt
         keywords = {**keywords, "cache_type": caching_type(keywords["cache_type"])}
     check_names(owner, (name for name in keywords if name not in ABSENT), FLAT)
     given = {name: value for name, value in keywords.items() if value is not None and name not in ABSENT}
@@ -81,17 +85,17 @@ def from_keywords(keywords: Mapping[str, Any], owner: str) -> tuple[dict[str, An
 
 
 class ParamsModifier:
-    """What differs for one transformer or one of its lists of blocks.
+    """Settings that differ for one transformer or one of its lists of blocks.
 
     Args:
-        cache_config: its fields that are not ``None`` count: give what differs by ``DBCacheConfig().reset(...)``.
-        calibrator_config: likewise.
+        cache_config: changes every field that is not ``None``; make one by ``DBCacheConfig().reset(...)``.
+        calibrator_config: changes every field that is not ``None``.
         **keywords: single fields, and the flat keywords ``enable_taylorseer``, ``enable_encoder_taylorseer``,
-            ``taylorseer_cache_type`` and ``taylorseer_order``; they go before the configurations.
+            ``taylorseer_cache_type`` and ``taylorseer_order``; they override the configurations.
 
     Raises:
-        TypeError: there is no such keyword, or one of the configurations is something else.
-        ValueError: what is asked for is not available.
+        TypeError: a keyword is not known, or a configuration is of another type.
+        ValueError: a setting is not available here.
 
     Example:
         >>> modifier = ParamsModifier(residual_diff_threshold=0.2)
@@ -124,17 +128,17 @@ class ParamsModifier:
 def applied(
     modifier: ParamsModifier, cache_config: BasicCacheConfig, calibrator_config: CalibratorConfig | None = None
 ) -> tuple[BasicCacheConfig, CalibratorConfig | None]:
-    """New configurations in which the modifier's fields that are not ``None`` count."""
+    """Return new configurations, changed by the modifier's fields that are not ``None``."""
     cache = merged(cache_config, modifier.cache_config)
     assert cache is not None
     return cache, merged(calibrator_config, modifier.calibrator_config)
 
 
 def merged(base: C | None, changes: C | None) -> C | None:
-    """A new configuration: the base's fields, and over them those of the changes that are not ``None``.
+    """Return a new configuration: the base, changed by the fields of ``changes`` that are not ``None``.
 
     Raises:
-        TypeError: the changes are of another kind, with fields that the base has not.
+        TypeError: ``changes`` is of another class, with fields that the base does not have.
     """
     if base is None or changes is None:
         return copy.deepcopy(changes if base is None else base)

@@ -1,4 +1,4 @@
-"""Which steps of the last run were reused, and by which differences it was decided, as figures and as a table."""
+"""The reused steps of the last run and the differences that decided, as figures and as a table."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PERCENTILES = (0, 25, 50, 75, 95, 100)
 
 @dataclass(frozen=True)
 class Steps:
-    """One branch of one range, in its last run.
+    """One branch of one range in the range's last run.
 
     Args:
-        range: the path of its transformer, or of a list that is a range of its own.
-        branch: its number.
-        called: steps at which it was called.
-        reused: those at which it was reused.
-        diffs: the difference that decided, by step, where one did.
+        range: path of the transformer, or of a list that is a range of its own.
+        branch: number of the branch.
+        called: steps at which the branch was called.
+        reused: steps at which it was reused.
+        diffs: the difference that decided, by step; steps without one are left out.
     """
 
     range: str
@@ -33,37 +33,37 @@ class Steps:
 
 
 def steps_of(decisions: Iterable[CallRecord]) -> list[Steps]:
-    """The last run of each range, branch by branch, of what :attr:`CacheHandle.decisions` tells.
+    """Extract the last run of each range, branch by branch, from :attr:`CacheHandle.decisions`.
 
     Example:
-        >>> settled = [CallRecord("blocks", 0, step, 0, step > 1, "reuse", step / 10) for step in range(4)]
-        >>> steps_of(settled)
+        >>> records = [CallRecord("blocks", 0, step, 0, step > 1, "reuse", step / 10) for step in range(4)]
+        >>> steps_of(records)
         [Steps(range='blocks', branch=0, called=(0, 1, 2, 3), reused=(2, 3), diffs={0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3})]
     """
     latest: dict[str, int] = {}
-    ordered = list(decisions)
-    for each in ordered:
-        latest[each.range] = max(each.run, latest.get(each.range, 0))
-    found: dict[tuple[str, int], list[CallRecord]] = {}
-    for each in ordered:
-        if each.run == latest[each.range]:
-            found.setdefault((each.range, each.branch), []).append(each)
+    records = list(decisions)
+    for record in records:
+        latest[record.range] = max(record.run, latest.get(record.range, 0))
+    branches: dict[tuple[str, int], list[CallRecord]] = {}
+    for record in records:
+        if record.run == latest[record.range]:
+            branches.setdefault((record.range, record.branch), []).append(record)
     return [
         Steps(
             path,
             branch,
-            tuple(each.step for each in settled),
-            tuple(each.step for each in settled if each.reuse),
-            {each.step: each.value for each in settled if each.value is not None},
+            tuple(call.step for call in calls),
+            tuple(call.step for call in calls if call.reuse),
+            {call.step: call.value for call in calls if call.value is not None},
         )
-        for (path, branch), settled in found.items()
+        for (path, branch), calls in branches.items()
     ]
 
 
 def steps_table(found: Sequence[Steps], details: bool = False) -> str:
-    """Markdown: one row for all, or, with ``details``, one for each branch of each range.
+    """Format a table in Markdown: one row for all, or, with ``details``, one for each branch of each range.
 
-    In the row for all, a step counts as reused where no call of it was computed.
+    In the row for all, a step counts as reused if no call of it was computed.
 
     Example:
         >>> print(steps_table([Steps("blocks", 0, (0, 1), (1,), {1: 0.05})]))

@@ -1,4 +1,4 @@
-"""cache-dit's ``summary``: which steps were reused, and by which differences."""
+"""cache-dit's ``summary``: the reused steps of the last run, and the differences that decided."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .step_table import Steps, steps_of, steps_table
 
 @dataclass(frozen=True)
 class CacheStats:
-    """One list of blocks in the last run; those that are called ``cfg_…`` are of a step's second call.
+    """One list of blocks in the last run; fields called ``cfg_…`` belong to the second call of each step.
 
     Args:
         blocks: the list's path.
-        cached_steps: steps at which it was reused, and
+        cached_steps: steps at which the list was reused.
         residual_diffs: the difference that decided, by step as a string.
-        cfg_cached_steps: see above.
-        cfg_residual_diffs: see above.
-        accumulated_cached_steps: number of the first, and
-        cfg_accumulated_cached_steps: of the second.
-        accumulated_executed_steps: steps of the run.
-        accumulated_transformer_executed_steps: calls in it.
-        cache_options: ``cache_config`` and ``calibrator_config``, as they hold for the list.
-        branches: the same for each call of a step, however many there are.
+        cfg_cached_steps: as ``cached_steps``, for the second call.
+        cfg_residual_diffs: as ``residual_diffs``, for the second call.
+        accumulated_cached_steps: number of ``cached_steps``.
+        cfg_accumulated_cached_steps: number of ``cfg_cached_steps``.
+        accumulated_executed_steps: number of steps of the run.
+        accumulated_transformer_executed_steps: number of calls of the run.
+        cache_options: the list's ``cache_config`` and ``calibrator_config``.
+        branches: the same figures for every call of a step, however many there are.
     """
 
     blocks: str = ""
@@ -44,15 +44,16 @@ class CacheStats:
 
 
 def summary(pipe_or_adapter: object, details: bool = False, logging: bool = True) -> list[CacheStats]:
-    """What the last run reused, list by list; printed as a table in Markdown.
+    """Summarise what the last run reused, list by list, and print it as a table in Markdown.
 
     Args:
         pipe_or_adapter: a pipeline, a transformer or an adapter that was enabled.
-        details: a row for each list of blocks and each call of a step, and the figures by step; else one row for all.
-        logging: ``False``: print nothing.
+        details: whether the table has a row for each list of blocks and each call of a step, followed by the figures
+            by step; else it has one row for all.
+        logging: whether to print the table.
 
     Returns:
-        One entry for each list that was called; where nothing was, or nothing is enabled, one that is empty.
+        One entry for each list that was called; a single empty entry if none was, or nothing is enabled.
     """
     found: list[CacheStats] = []
     for handle in enabled(pipe_or_adapter):
@@ -67,13 +68,13 @@ def summary(pipe_or_adapter: object, details: bool = False, logging: bool = True
 
 
 def strify(stats_or_others: object) -> str:
-    """What was asked for, and how many steps it reused, in short, for logs and names of files.
+    """Write settings and the number of reused steps as a short text, for logs and file names.
 
     Args:
-        stats_or_others: what :func:`summary` takes or returns, or what :func:`load_configs` takes.
+        stats_or_others: an argument or a result of :func:`summary`, or a mapping for :func:`load_configs`.
 
     Returns:
-        Of several lists of blocks, the first; nothing, where nothing is enabled.
+        The text for the first list of blocks; empty if nothing is enabled.
 
     Example:
         >>> strify({"Fn_compute_blocks": 1, "max_warmup_steps": 4})

@@ -1,4 +1,4 @@
-"""cache-dit's configuration as one of this library's own."""
+"""cache-dit's configuration, translated into this library's own."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ...validation import check_choice, check_count, check_number
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, caching_type, filled
 from .masks import named_mask
 
-ALWAYS = 1e30  # there a threshold of 1 or more is met by every change; here it would be compared with it
+ALWAYS = 1e30  # every change is below it: in cache-dit, a threshold of 1 or more admits any change
 
 
 @dataclass(frozen=True)
 class Never(Policy):
-    """Compute every step.
+    """A policy that computes every step.
 
     Args:
-        because: of what setting.
+        because: the setting that causes it, such as ``"max_cached_steps=0"``.
     """
 
     because: str
@@ -46,7 +46,7 @@ class Never(Policy):
 def translate(
     cache_config: BasicCacheConfig, calibrator_config: CalibratorConfig | None = None
 ) -> DitCacheConfig | None:
-    """What a configuration of cache-dit asks for, in this library's terms; a field that is ``None`` is as by default.
+    """Translate a configuration of cache-dit; a field that is ``None`` has its default.
 
     ============================================  ==================================================================
     ``Fn_compute_blocks``                         ``cache_block_start``
@@ -59,8 +59,8 @@ def translate(
     TaylorSeer of order n                         ``Taylor(n, axis="step")``; without, or of order 0: ``Reuse()``
     ============================================  ==================================================================
 
-    ``num_inference_steps``, ``enable_separate_cfg`` and ``cfg_compute_first`` become nothing: the number of steps and
-    the calls of a step are seen as the model runs.
+    ``num_inference_steps``, ``enable_separate_cfg`` and ``cfg_compute_first`` have no counterpart: the number of steps
+    and the calls of a step are observed as the model runs.
 
     Args:
         cache_config: when and where.
@@ -105,11 +105,11 @@ def _when(given: Mapping[str, Any]) -> Policy:
     bits = named_mask(given["steps_computation_mask"], given["num_inference_steps"])
     threshold = None
     if policy == "dynamic":
-        # Its leading ones limit the warm-up, so that all of it is in the mask already.
+        # The leading ones of the mask are the warm-up, so the threshold has none of its own.
         threshold = _threshold({**given, "max_warmup_steps": 0, "warmup_interval": 1})
         if isinstance(threshold, Never):
             return threshold
-        bits[0] = 1  # whatever it says: there is nothing to reuse yet
+        bits[0] = 1  # whatever the mask has there: nothing can be reused yet
     elif (forced := _forced(given)) is not None:
         last = forced + 1 if given["force_refresh_step_policy"] == "once" else len(bits)
         bits = [bit or int(step in range(forced, last, forced)) for step, bit in enumerate(bits)]
@@ -129,7 +129,7 @@ def _threshold(given: Mapping[str, Any]) -> Threshold | Never:
     limit = check_number("residual_diff_threshold", limit, -math.inf)
     if total is not None:
         total = check_number("max_accumulated_residual_diff_threshold", total, -math.inf)
-    # Where every change will do, none is measured there, and none adds up.
+    # If every change is admitted, cache-dit measures none, so that none adds up.
     total = total if total is not None and total > 0 and limit < 1 else None
     most, row = (_at_most(given, name) for name in ("max_cached_steps", "max_continuous_cached_steps"))
     separate = given["cfg_diff_compute_separate"]
@@ -157,7 +157,7 @@ def _threshold(given: Mapping[str, Any]) -> Threshold | Never:
 
 
 def _at_most(given: Mapping[str, Any], name: str) -> int | None:
-    """A limit, of which those below 0 are none."""
+    """Return a limit; ``None`` if it is below 0, which means no limit."""
     count = check_count(name, given[name], -(2**63))
     return None if count < 0 else count
 

@@ -1,4 +1,4 @@
-"""msmodelslim's ``DitCacheAdaptor``: a handle of ``dit_cache``, and ``search``, in its words."""
+"""msmodelslim's ``DitCacheAdaptor``: ``dit_cache`` and ``search`` under its interface."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .adaptor_configs import DitCacheConfig, DitCacheSearchConfig
 
 
 class DitCacheAdaptor:
-    """Caches one list of blocks of a pipeline, with four numbers that are given or searched for.
+    """A cache of one list of blocks of a pipeline, set by four numbers that are given or searched for.
 
-    Nothing is attached until there is a config: given to :meth:`update_cache_config`, found by :meth:`search`, or
-    assigned to ``dit_cache_config``.
+    Nothing is attached until there is a config: from :meth:`update_cache_config`, from :meth:`search`, or assigned to
+    ``dit_cache_config``.
 
     Args:
         pipeline: any object that the blocks are part of.
         config: for :meth:`search`; not needed otherwise.
-        dit_block_path: where the blocks are, from the pipeline.
+        dit_block_path: dotted path from the pipeline to the list of blocks.
 
     Raises:
-        ValueError: ``config`` is of another type, or counts other blocks than there are; ``dit_block_path`` is empty
-            or not a dotted path, or does not lead to an ``nn.ModuleList`` with blocks in it.
+        ValueError: ``config`` is of another type, or has another number of blocks than the list; or
+            ``dit_block_path`` is not a dotted path to an ``nn.ModuleList`` with blocks in it.
 
     Example:
         >>> class Pipeline:
@@ -76,19 +76,19 @@ class DitCacheAdaptor:
         if config is not None and config.dit_block_num not in (None, blocks):
             raise InvalidSetting(f"dit_block_num={config.dit_block_num}, but {dit_block_path} has {blocks} blocks")
         self.pipeline, self.search_config, self.dit_block_path = pipeline, config, dit_block_path
-        self.handle: CacheHandle | None = None  # what is attached
+        self.handle: CacheHandle | None = None  # of the cache that is attached
         self._config: DitCacheConfig | CachePlan | None = None
         self._enabled = True
 
     @classmethod
     def set_timestep_idx(cls, t_idx: int) -> None:
-        """Tell the sampling step that the calls which follow belong to, in this thread or task.
+        """Set the sampling step of the calls that follow in this thread or task.
 
-        Told at each step, it decides; told once, the pipeline's scheduler, or the timestep that the transformer is
-        given, goes on from there. Where these tell by themselves, it can be left out.
+        Set at each step, this index decides. Set once, it is where runs begin, and the pipeline's scheduler, or else
+        the transformer's timestep argument, counts on from there. With either of these, it can be left out.
 
         Raises:
-            ValueError: not a whole number, or negative.
+            ValueError: ``t_idx`` is not an integer, or is negative.
         """
         if t_idx is None:
             raise InvalidSetting("t_idx must be the index of a step, not None")
@@ -99,10 +99,10 @@ class DitCacheAdaptor:
 
     @property
     def dit_cache_config(self) -> DitCacheConfig | CachePlan | None:
-        """What is in force; assign a :class:`DitCacheConfig` or plan to change it, ``None`` to be without a cache.
+        """The config in force; assign a :class:`DitCacheConfig` or plan to change it, ``None`` to remove the cache.
 
         Raises:
-            ValueError: of another type, or the range goes past the end.
+            ValueError: the value is of another type, or its range goes past the end.
         """
         return self._config
 
@@ -115,7 +115,7 @@ class DitCacheAdaptor:
 
     @property
     def enable_cache(self) -> bool:
-        """Whether what is in force is attached; assign ``False`` to run without it for a while."""
+        """Whether the config in force is attached; assign ``False`` to run without a cache for a while."""
         return self._enabled
 
     @enable_cache.setter
@@ -126,10 +126,11 @@ class DitCacheAdaptor:
     def update_cache_config(
         self, cache_block_start: int, cache_num_blocks: int, cache_step_start: int, cache_step_interval: int
     ) -> None:
-        """Cache from now on as these four numbers say.
+        """Replace the config in force by these four numbers.
 
         Raises:
-            ValueError: one is no whole number, too small, or the range goes past the end; what was, stays in force.
+            ValueError: a number is not an integer or too small, or the range goes past the end; the former config
+                stays in force.
         """
         self.dit_cache_config = DitCacheConfig(
             cache_step_start, cache_step_interval, cache_block_start, cache_num_blocks
@@ -147,15 +148,16 @@ class DitCacheAdaptor:
         journal: str | os.PathLike[str] | None = None,
         verbose: bool = True,
     ) -> Any:
-        """Find what saves ``cache_ratio`` and changes the videos least, and cache like that from now on.
+        """Search for the config that saves ``cache_ratio`` and changes the videos least, and put it in force.
 
-        Under ``torch.distributed`` every rank calls this; rank 0 compares videos, and all return the same.
+        Under ``torch.distributed``, every rank calls this; rank 0 compares videos, and all ranks return the same.
 
         Args:
-            run_pipeline_and_save_videos: is given the pipeline, draws, and returns a list of videos, (frames, height,
-                width, channels) each, always the same ones; on ranks other than 0 whatever it likes.
-            prompts_num: videos that it returns;
-            num_videos: for each prompt, so many.
+            run_pipeline_and_save_videos: receives the pipeline, generates, and returns a list of videos, (frames,
+                height, width, channels) each, always of the same prompts and seeds; ranks other than 0 may return
+                anything.
+            prompts_num: number of prompts.
+            num_videos: number of videos for each prompt.
             plan: ``"interval"``: one interval and one range, the four numbers; ``"free"``: any steps, with forecasts.
             max_evals: as for :func:`dithooks.search`.
             journal: as for :func:`dithooks.search`.
@@ -166,9 +168,10 @@ class DitCacheAdaptor:
 
         Raises:
             ValueError: there is no search config; the function cannot be called, or returns another number of videos,
-                or videos of other shapes than without a cache; it takes other steps than ``num_sampling_steps``; or
-                the ratio cannot be reached. What was in force before is then in force again.
-            KeyboardInterrupt: likewise. With a journal, the next search goes on from there.
+                or videos of other shapes than without a cache; the run has another number of steps than
+                ``num_sampling_steps``; or the ratio cannot be reached. The former config is in force again then.
+            KeyboardInterrupt: the search was interrupted; the former config is in force again. With a journal, the
+                next search continues from there.
         """
         wanted = self.search_config
         if wanted is None:
@@ -228,12 +231,12 @@ class DitCacheAdaptor:
         return self._config
 
     def remove(self) -> None:
-        """Take the cache off the pipeline; nothing of it stays. A config can be given again later."""
+        """Remove the cache from the pipeline, without a trace. A config can be given again later."""
         self._attach(None)
         self._config = None
 
     def _attach(self, config: DitCacheConfig | CachePlan | None) -> None:
-        """Have this attached, and nothing else; an error leaves what was."""
+        """Attach a config in place of the present one; an error leaves the present one attached."""
         ours: Config | CachePlan | None = config if isinstance(config, CachePlan) else None
         if isinstance(config, DitCacheConfig):
             numbers: tuple[Any, ...] = tuple(config.to_dict().values())

@@ -1,4 +1,4 @@
-"""What msmodelslim's users set: which blocks at which steps, and what a search is to find."""
+"""msmodelslim's configurations: which blocks are skipped at which steps, and the goal of a search."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from ...validation import check_count
 
 @dataclass(frozen=True)
 class DitCacheConfig:
-    """Which blocks are passed over, and at which steps.
+    """The range of blocks that reused steps skip, and which steps these are; immutable.
 
     Args:
-        cache_step_start: compute at every step before this one, ≥ 0;
-        cache_step_interval: from there on at every so many steps, ≥ 1.
-        cache_block_start: first block that is passed over, ≥ 0.
-        cache_num_blocks: how many are; 0: none.
-
-    It does not change; another one is given to the adaptor.
+        cache_step_start: every step before this one is computed, ≥ 0.
+        cache_step_interval: from there on, one of so many steps is computed, ≥ 1.
+        cache_block_start: first block of the range, ≥ 0.
+        cache_num_blocks: number of blocks of the range; 0: no cache.
 
     Raises:
-        ValueError: one is no whole number, or too small.
+        ValueError: a number is not an integer, or too small.
 
     Example:
         >>> config = DitCacheConfig(10, 5, cache_block_start=2, cache_num_blocks=4)
@@ -34,7 +32,7 @@ class DitCacheConfig:
         5
     """
 
-    cache_step_start: int = -1  # to leave one out is an error as any other
+    cache_step_start: int = -1  # defaults out of range: a missing number raises the same error
     cache_step_interval: int = -1
     cache_block_start: int = -1
     cache_num_blocks: int = -1
@@ -47,7 +45,7 @@ class DitCacheConfig:
         return iter(self.to_dict().items())
 
     def to_dict(self) -> dict[str, int]:
-        """The four numbers by name, as JSON takes them."""
+        """Return the four numbers by name, for JSON."""
         return asdict(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -56,10 +54,10 @@ class DitCacheConfig:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DitCacheConfig:
-        """Read what :meth:`save`, or ``json.dump(dict(config), file)``, wrote.
+        """Read a file written by :meth:`save` or ``json.dump(dict(config), file)``.
 
         Raises:
-            ValueError: naming the file: these four numbers are not what is in it.
+            ValueError: the file does not hold these four numbers; the message names the file.
         """
         try:
             return cls(**parsed(Path(path).read_text(encoding="utf-8"), "DitCacheConfig"))
@@ -69,14 +67,14 @@ class DitCacheConfig:
 
 @dataclass
 class DitCacheSearchConfig:
-    """What is wanted of a search.
+    """The goal of a search.
 
     Args:
-        cache_ratio: times fewer block executions, > 1.
-        dit_block_num: number of blocks, to be compared with what is there; left out, as many as there are.
-        num_sampling_steps: of the run that is searched with.
-        cache_step_interval: from one computed step to the next, ≥ 2; a larger one is taken where the ratio asks for it.
-        num_hidden_states: that a block takes and returns. It is observed, so nothing depends on this.
+        cache_ratio: factor by which block executions decrease, > 1.
+        dit_block_num: number of blocks, checked against the list; left out, not checked.
+        num_sampling_steps: number of steps of the runs that the search makes.
+        cache_step_interval: steps from one computed step to the next, ≥ 2; larger if the ratio requires it.
+        num_hidden_states: number of streams of a block; observed, so this has no effect.
 
     Raises:
         ValueError: a value is missing, of the wrong type or out of range.
@@ -105,7 +103,7 @@ class DitCacheSearchConfig:
 
 
 def _counted(config: object, name: str, least: int) -> None:
-    """See that a field is a whole number, and not below ``least``."""
+    """Check that a field is an integer, and not below ``least``."""
     try:
         vars(config)[name] = check_count(name, getattr(config, name), least)
     except TypeError as error:
