@@ -15,24 +15,24 @@ from ..recording.recording import Recording, Trace
 Cost = Literal["time", "blocks"]
 
 
-def worth(trace: Trace, steps: int, late: float, measured: Sequence[float] | None = None) -> Floats:
+def worth(trace: Trace, steps: int, late_error_weight: float, measured: Sequence[float] | None = None) -> Floats:
     """(R, T): what an error of the residual counts at each step, for each range.
 
     u_t = (σ_t − σ_{t+1})·g_t/‖h_t‖: an error goes into the latents with the sampler's step, relative to the size of
     what it is added to. What follows it then makes up for some of it, or makes it worse: g_t is what is left of it.
-    Where that was not measured, it is taken to be late^(−level): ``late`` says how many times more an error at the very
-    end counts than one at the very beginning. 1 is for a sampler that forgets nothing.
+    Where that was not measured, it is taken to be w^(−level), w being ``late_error_weight``: how many times more an
+    error at the very end counts than one at the very beginning. 1 is for a sampler that forgets nothing.
 
     Args:
         trace: of the transformer.
         steps: of the whole schedule.
-        late: > 0.
+        late_error_weight: > 0.
         measured: of each step of the schedule, what is left of an error.
     """
     size = trace.norms[trace.ranges[:, 1]]  # (R, T), where the range ends
     relative = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
     if measured is None:
-        left = late ** -levels(falling(trace, steps), trace.axis, steps)
+        left = late_error_weight ** -levels(falling(trace, steps), trace.axis, steps)
     else:
         left = np.asarray(measured, dtype=np.float64)[trace.steps]
     found: Floats = spans(trace, steps) * left * relative

@@ -118,7 +118,7 @@ class IntervalPlanner(Planner):
 
     The interval is the one that was asked for, where a range and start reach the target with it, else the next larger
     one with which some do; :meth:`frontier` is of the former. Several transformers have it in common, with a range and
-    start each. Of a variant only ``late`` counts.
+    start each. Of a variant only ``late_error_weight`` counts.
 
     Args:
         recording: as for :class:`Planner`.
@@ -129,7 +129,7 @@ class IntervalPlanner(Planner):
     """
 
     # The only guesses: what is reused as it is depends little on it.
-    LATE: ClassVar[tuple[float, ...]] = (GUESS,)
+    LATE_ERROR_WEIGHTS: ClassVar[tuple[float, ...]] = (GUESS,)
     POWERS: ClassVar[tuple[float, ...]] = (1.0,)
 
     interval: int = field(default=2, kw_only=True)

@@ -24,7 +24,7 @@ def plan(
     *,
     cost: Cost = "time",
     anchors: int = 2,
-    late: float | None = None,
+    late_error_weight: float | None = None,
     interval: int | None = None,
 ) -> CachePlan:
     """The plan with the least predicted error of those that are so many times as fast, from a recording alone.
@@ -38,8 +38,8 @@ def plan(
             returned, and ``plan.provenance.reached`` is false.
         cost: ``"time"``: of the whole run, by the block times that were measured; ``"blocks"``: of block executions.
         anchors: residuals that a reused one is made of, 1 to 3.
-        late: how many times more an error at the end of a run is taken to count than one at its beginning; left out, as
-            it was measured, or else 10.
+        late_error_weight: how many times more an error at the end of a run counts than one at its beginning. Left out,
+            it is what the recording measured, or else 10.
         interval: ≥ 2; only plans that four numbers can say: from some step on refreshed every so many steps, the last
             residual reused as it is (``anchors`` has no effect). Where no range and start reach the target so, the next
             larger interval that does is taken. :func:`.intervals.numbers_of` reads the numbers off a piece. Of several
@@ -82,12 +82,12 @@ def plan(
     planner = planner_of(recording, cost, checked_interval(interval))
     if check_count("anchors", anchors, 1) > 3:
         raise InvalidSetting(f"anchors={anchors}: residuals are made of 1, 2 or 3")
-    candidate = planner.candidate(target, Variant(anchors, _checked_late(late)))
+    candidate = planner.candidate(target, Variant(anchors, _checked_weight(late_error_weight)))
     return assembled(planner, candidate, target, "by planning from a recording")
 
 
 def frontier(
-    recording: Recording, *, cost: Cost = "time", anchors: int = 2, late: float | None = None
+    recording: Recording, *, cost: Cost = "time", anchors: int = 2, late_error_weight: float | None = None
 ) -> list[tuple[float, float]]:
     """(speed-up, predicted error) of every plan that no other is both faster and better than, slowest first.
 
@@ -114,7 +114,7 @@ def frontier(
         >>> sorted(error for _, error in found) == [error for _, error in found]
         True
     """
-    return Planner(recording, cost).frontier(Variant(anchors, _checked_late(late)))
+    return Planner(recording, cost).frontier(Variant(anchors, _checked_weight(late_error_weight)))
 
 
 def planner_of(
@@ -156,8 +156,8 @@ def assembled(planner: Planner, candidate: Candidate, target: float, method: str
     return CachePlan(planner.pieces(candidate), recording.made, provenance)
 
 
-def _checked_late(value: float | None) -> float | None:
-    return None if value is None else check_number("late", value, 0, strictly=True)
+def _checked_weight(value: float | None) -> float | None:
+    return None if value is None else check_number("late_error_weight", value, 0, strictly=True)
 
 
 def checked_target(value: object) -> float:

@@ -30,11 +30,12 @@ GUESS = 10.0  # times, that a late error counts more than an early one: as was f
 class Variant(NamedTuple):
     """How schedules are priced: residuals that a forecast is made of, and how many times more a late error counts.
 
-    ``late=None``: as was measured, to this ``power``: 1 as it is, 0 all steps alike; if it was not, :data:`GUESS`.
+    ``late_error_weight=None``: as the recording measured, to this ``power`` (1: as it is; 0: all steps alike), or else
+    :data:`GUESS`.
     """
 
     anchors: int = 2
-    late: float | None = None
+    late_error_weight: float | None = None
     power: float = 1.0
 
 
@@ -86,7 +87,7 @@ class Planner:
         report: is told how many ranges are solved, of how many.
     """
 
-    LATE: ClassVar[tuple[float, ...]] = (GUESS, 3.0, 30.0)  # how many times more a late error may count, if unknown
+    LATE_ERROR_WEIGHTS: ClassVar[tuple[float, ...]] = (GUESS, 3.0, 30.0)  # tried where the recording measured none
 
     POWERS: ClassVar[tuple[float, ...]] = (1.0, 0.5)  # of what was measured with small errors: large ones count less
 
@@ -179,20 +180,20 @@ class Planner:
     def worth(self, trace: Trace, variant: Variant) -> Floats:
         """(R, T): what an error counts at each step."""
         measured = self.recording.sensitivity
-        if variant.late is not None or measured is None:
-            return worth(trace, self.recording.steps, variant.late or GUESS)
+        if variant.late_error_weight is not None or measured is None:
+            return worth(trace, self.recording.steps, variant.late_error_weight or GUESS)
         return worth(trace, self.recording.steps, GUESS, [value**variant.power for value in measured])
 
     @property
     def guesses(self) -> list[Variant]:
         """How errors may count, the best guess first."""
         if self.recording.sensitivity is None:
-            return [Variant(2, late) for late in self.LATE]
+            return [Variant(2, weight) for weight in self.LATE_ERROR_WEIGHTS]
         return [Variant(2, None, power) for power in self.POWERS]
 
     def _feasible(self, variant: Variant) -> Variant:
-        if variant.late is None and self.recording.sensitivity is None:
-            variant = variant._replace(late=GUESS)
+        if variant.late_error_weight is None and self.recording.sensitivity is None:
+            variant = variant._replace(late_error_weight=GUESS)
         longest = max(len(trace.steps) for trace in self.recording.traces)
         return variant._replace(anchors=2) if variant.anchors > 2 and longest > MANY else variant
 

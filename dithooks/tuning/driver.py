@@ -34,26 +34,26 @@ class Limits:
 
     Args:
         evals: plans that are run, and
-        climb: further ones that only move a refresh of the best.
-        generations: block executions of all, the recorded run included, over those of an uncached run.
+        local_moves: further ones that only move a refresh of the best.
+        runs: block executions of all, the recorded run included, over those of an uncached run.
         seconds: of all.
     """
 
     evals: int
-    climb: int
-    generations: float | None
+    local_moves: int
+    runs: float | None
     seconds: float | None
 
     def __post_init__(self) -> None:
         check_count("max_evals", self.evals, 1)
-        check_count("climb", self.climb, 0)
-        for name, value in (("max_generations", self.generations), ("max_seconds", self.seconds)):
+        check_count("local_moves", self.local_moves, 0)
+        for name, value in (("max_runs", self.runs), ("max_seconds", self.seconds)):
             if value is not None:
                 check_number(name, value, 0, strictly=True)
 
-    def allow(self, generations: float, seconds: float) -> bool:
+    def allow(self, runs: float, seconds: float) -> bool:
         """Whether that much may be spent."""
-        spent = ((generations, self.generations), (seconds, self.seconds))
+        spent = ((runs, self.runs), (seconds, self.seconds))
         return all(limit is None or value <= limit for value, limit in spent)
 
 
@@ -100,7 +100,7 @@ class Driver:
     journal: Journal
     report: ProgressReport
     begun: float
-    generations: float
+    run_equivalents: float
 
     def __post_init__(self) -> None:
         self.evaluations: list[Evaluation] = []
@@ -108,7 +108,7 @@ class Driver:
 
     def drive(self) -> SearchResult:
         """All of it."""
-        most = self.limits.evals, self.limits.climb
+        most = self.limits.evals, self.limits.local_moves
         proposed = proposals(self.planner, self.target, *most) if leads() else None
         score: float | None = None
         try:
@@ -138,7 +138,7 @@ class Driver:
 
     def _after(self, answers: Sequence[Answer]) -> CachePlan | None:
         """What is run when plans have done so well, one after another."""
-        proposed = proposals(self.planner, self.target, self.limits.evals, self.limits.climb)
+        proposed = proposals(self.planner, self.target, self.limits.evals, self.limits.local_moves)
         try:
             candidate = next(proposed)
             for answer in answers:
@@ -156,11 +156,11 @@ class Driver:
             return True
         whole = self.planner.recording.run_ms / 1e3 if self.runner.seconds is None else self.runner.seconds
         seconds = time.perf_counter() - self.begun + whole / plan.provenance.predicted_speedup
-        return self.limits.allow(self.generations + 1.0 / plan.speedup, seconds)
+        return self.limits.allow(self.run_equivalents + 1.0 / plan.speedup, seconds)
 
     def _evaluated(self, plan: CachePlan) -> Evaluation:
         """Run a plan, or look up how it did."""
-        most = self.limits.evals + self.limits.climb
+        most = self.limits.evals + self.limits.local_moves
         best = best_of(self.evaluations)
         note = "" if best is None else f"best so far {best.worth:.1f} dB at {best.speedup:.2f}×"
         self.report("run plans", len(self.evaluations), most, note)
@@ -168,7 +168,7 @@ class Driver:
         if known is not None:
             return known
         found = self.runner(plan, self._ahead)
-        self.generations += found.blocks
+        self.run_equivalents += found.blocks
         seen: dict[str, Any] = {name: getattr(found, name) for name in MEASURED}
         seen |= {} if found.score is None else asdict(found.score)
         seen = agree(seen)
@@ -211,7 +211,7 @@ class Driver:
             plan.provenance.reached,
             tuple(self.evaluations),
             self.planner.recording,
-            self.generations + self.runner.in_vain,
+            self.run_equivalents + self.runner.in_vain,
             time.perf_counter() - self.begun,
             self.interrupted,
         )

@@ -44,7 +44,7 @@ class _Tried:
             self.best, self.score = candidate, score
 
 
-def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Proposals:
+def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0) -> Proposals:
     """Plans to be run, best guesses first; each is answered by its score (higher is better), ``None`` where it failed.
 
     How much more a late error counts than an early one depends on the model: what was measured, or else a few guesses,
@@ -56,7 +56,7 @@ def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Pr
         planner: of the recording.
         target: times as fast.
         evals: plans at most, and
-        climb: further ones of the second kind.
+        local_moves: further ones of the second kind.
     """
     tried = _Tried(planner, evals)
     for guess in planner.guesses:
@@ -73,23 +73,24 @@ def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Pr
     others = planner.others(target, tried.best, tried.failed)
     while not tried.over and (another := next(others, None)) is not None:
         yield from tried.try_out(another)
-    tried.most, tried.gain = evals + climb, GAIN
-    yield from _climbed(planner, tried)
+    tried.most, tried.gain = evals + local_moves, GAIN
+    yield from _local_moves(planner, tried)
 
 
 def _near(best: Variant, planner: Planner) -> list[Variant]:
     """What to try beside the best of the guesses, if there were several."""
-    late = best.late
+    weight = best.late_error_weight
     if len(planner.guesses) < 2:
         return []
-    if late is None:
+    if weight is None:
         return [best._replace(power=sum(planner.POWERS) / len(planner.POWERS))]
-    further = [FURTHER[late]] if late in FURTHER else []
-    further += [(a * b) ** 0.5 for a, b in pairwise(sorted((*planner.LATE, *FURTHER.values()))) if late in (a, b)]
-    return [best._replace(late=each) for each in further]
+    further = [FURTHER[weight]] if weight in FURTHER else []
+    weights = sorted((*planner.LATE_ERROR_WEIGHTS, *FURTHER.values()))
+    further += [(a * b) ** 0.5 for a, b in pairwise(weights) if weight in (a, b)]
+    return [best._replace(late_error_weight=each) for each in further]
 
 
-def _climbed(planner: Planner, tried: _Tried) -> Proposals:
+def _local_moves(planner: Planner, tried: _Tried) -> Proposals:
     """Move single refreshes of the best."""
     start = None
     while start is not tried.best and not tried.over:

@@ -19,7 +19,7 @@ class SearchResult:
         reached: whether it is as fast as was asked for: predicted to be, and measured within 5% of it.
         evaluations: every plan that was run, in order.
         recording: of the uncached run: :func:`plan` makes plans for other targets of it.
-        generations: block executions that the search took, over those of one uncached run.
+        run_equivalents: block executions that the search took, over those of one uncached run.
         seconds: that it took.
         interrupted: whether it was broken off.
 
@@ -47,7 +47,7 @@ class SearchResult:
     reached: bool
     evaluations: tuple[Evaluation, ...]
     recording: Recording
-    generations: float
+    run_equivalents: float
     seconds: float
     interrupted: bool = False
 
@@ -57,7 +57,7 @@ class SearchResult:
         rows = [_row(each, each.plan.pieces == self.plan.pieces) for each in self.evaluations]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-        taken = f"{len(self.evaluations)} plans run, {self.generations:.1f} generations, {self.seconds:.0f} s"
+        taken = f"{len(self.evaluations)} plans run, {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
         flags = ["" if self.reached else f"{target:g}× was not reached", "interrupted" if self.interrupted else ""]
         return "\n".join([*(line.rstrip() for line in lines), "; ".join(filter(None, [taken, *flags]))])
 

@@ -40,10 +40,10 @@ def search(
     recording: Recording | None = None,
     cost: Cost = "time",
     max_evals: int = 4,
-    climb: int = 0,
+    local_moves: int = 0,
     interval: int | None = None,
     probe: bool = True,
-    max_generations: float | None = 6.0,
+    max_runs: float | None = 6.0,
     max_seconds: float | None = None,
     blocks: Blocks = None,
     scheduler: object = None,
@@ -71,13 +71,13 @@ def search(
         cost: ``"time"``: the target is of the whole run's time, by the block times that were measured; ``"blocks"``:
             of block executions.
         max_evals: plans that are run at most.
-        climb: further runs at most, each with one refresh of the best plan moved by a step.
-        interval: only plans with such an interval, as for :func:`plan`; to climb then moves the start by a step.
+        local_moves: further runs at most, each with one refresh of the best plan moved by a step.
+        interval: only plans with such an interval, as for :func:`plan`; a local move then shifts the start by a step.
         probe: make one further uncached run, in which single samples err, to measure what is left at the end of an
             error at each step (:mod:`.sensitivity`). It takes the results of four samples or more, and
-            ``max_generations`` for a run more; without it, plans are tried for several guesses. Plans with an
+            ``max_runs`` for a run more; without it, plans are tried for several guesses. Plans with an
             ``interval`` hardly depend on it, and are searched without.
-        max_generations: block executions at most, over those of one uncached run; ``None``: no limit.
+        max_runs: block executions at most, over those of one uncached run; ``None``: no limit.
         max_seconds: time at most; a run that has begun is not broken off.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
@@ -125,7 +125,7 @@ def search(
     """
     begun = time.perf_counter()
     wanted, interval = checked_target(target_speedup), checked_interval(interval)
-    limits = Limits(max_evals, climb, max_generations, max_seconds)
+    limits = Limits(max_evals, local_moves, max_runs, max_seconds)
     checked_cost(cost)
     elsewhere = executor_of(executor)
     if not callable(run):
@@ -207,7 +207,7 @@ def search(
                 runner = Here(replace(verifier, seconds=agree(seconds)))
             else:
                 report("start workers", 0, None)
-                team = elsewhere.start(verifier, results, limits.evals + limits.climb)
+                team = elsewhere.start(verifier, results, limits.evals + limits.local_moves)
                 stack.callback(team.close)
                 runner = SpreadRunner(team)
             return Driver(runner, planner, wanted, limits, kept, report, begun, spent).drive()

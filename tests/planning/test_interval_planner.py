@@ -289,7 +289,7 @@ class TestProposals:
         found = drive(planner, lambda candidate: 1.0)
         assert [planner.pieces(candidate)[0].saved > 0 for candidate, _ in found] == [True] * (kind == "no reuse")
 
-    def test_to_climb_is_to_move_the_start(self):
+    def test_a_local_move_moves_the_start(self):
         planner = IntervalPlanner(recording_of(Plain(3, 3, 12)), "blocks", interval=3)
         found = drive(planner, lambda candidate: 0.0, 1, ENOUGH, 1.3)
         assert [candidate for candidate, _ in found[1:]] == list(planner.changed(found[0][0]))

@@ -60,7 +60,7 @@ class TestPlans:
         model.times = np.array(sigmas)
         recording = recording_of(model, sigmas=sigmas)
         candidate = Planner(recording).candidate(1.5, Variant(anchors, 3.0))
-        found = plan(recording, 1.5, anchors=anchors, late=3.0)
+        found = plan(recording, 1.5, anchors=anchors, late_error_weight=3.0)
         (piece,), (choice,) = found.pieces, candidate.choices
         assert (piece.path, piece.first, piece.first + piece.blocks - 1) == ("transformer", choice.first, choice.last)
         assert (piece.total, piece.steps, piece.sigmas, piece.axis) == (3, choice.computed, sigmas, "sigma")
@@ -144,8 +144,8 @@ class TestPlans:
             ({"cost": "money"}, ValueError, "there are 'time', as it was measured, and 'blocks'"),
             ({"anchors": 0}, ValueError, "anchors=0"),
             ({"anchors": 4}, ValueError, "anchors=4"),
-            ({"late": 0}, ValueError, "late=0 is out of range"),
-            ({"late": "10"}, TypeError, "late must be a number"),
+            ({"late_error_weight": 0}, ValueError, "late_error_weight=0 is out of range"),
+            ({"late_error_weight": "10"}, TypeError, "late_error_weight must be a number"),
             ({"recording": "recording.npz"}, TypeError, "recording must be a Recording"),
         ],
     )

@@ -207,8 +207,8 @@ class TestPlans:
     def test_a_guess_can_still_be_asked_for(self, recording):
         unknown = dataclasses.replace(recording, sensitivity=None)
         guessed = plan(unknown, 1.5, cost="blocks")
-        assert guessed.pieces == plan(recording, 1.5, cost="blocks", late=GUESS).pieces
-        assert guessed.pieces == plan(unknown, 1.5, cost="blocks", late=GUESS).pieces
+        assert guessed.pieces == plan(recording, 1.5, cost="blocks", late_error_weight=GUESS).pieces
+        assert guessed.pieces == plan(unknown, 1.5, cost="blocks", late_error_weight=GUESS).pieces
 
     def test_what_is_measured_is_tried_first(self, recording):
         planner = Planner(recording, "blocks")
@@ -233,9 +233,9 @@ class TestPlans:
         found = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False)
         assert found.recording.sensitivity is not None
         assert sampler.made == 2 + len(found.evaluations)
-        assert found.generations == pytest.approx(2 + sum(each.blocks for each in found.evaluations))
+        assert found.run_equivalents == pytest.approx(2 + sum(each.blocks for each in found.evaluations))
 
-    @pytest.mark.parametrize("options", [{"probe": False}, {"max_generations": 2.0}, {"interval": 2}])
+    @pytest.mark.parametrize("options", [{"probe": False}, {"max_runs": 2.0}, {"interval": 2}])
     def test_a_search_that_makes_none(self, options):
         sampler = Sampler()
         found = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False, **options)

@@ -12,15 +12,22 @@ from dithooks import record, search
 from dithooks.tuning.executors.executor import key_of
 from dithooks.tuning.executors.lookahead import FAR, ahead
 
-TESTS = [{}, {"max_evals": 8}, {"max_evals": 2, "climb": 12}, {"max_evals": 1}, {"interval": 2}]
-TESTS += [{"max_evals": 9, "climb": 9, "max_generations": most} for most in (1.1, 3.0, 6.0)]
+TESTS = [{}, {"max_evals": 8}, {"max_evals": 2, "local_moves": 12}, {"max_evals": 1}, {"interval": 2}]
+TESTS += [{"max_evals": 9, "local_moves": 9, "max_runs": most} for most in (1.1, 3.0, 6.0)]
 
 
 class Crew:
     """Several workers, all of them this process."""
 
     def __init__(self, size, fail=()):
-        self.size, self.fail, self.seconds, self.generations, self.batches, self.closed = size, fail, None, 0.0, [], 0
+        self.size, self.fail, self.seconds, self.run_equivalents, self.batches, self.closed = (
+            size,
+            fail,
+            None,
+            0.0,
+            [],
+            0,
+        )
         self.ran = 0
 
     def check(self, models):
@@ -61,10 +68,10 @@ class TestSame:
         assert len(set(ran)) == len(ran)
         assert all(len(batch) <= size for batch in crew.batches)
         assert {key_of(each.plan) for each in one.evaluations} <= set(ran)
-        assert spread.generations >= one.generations
+        assert spread.run_equivalents >= one.run_equivalents
         vain = len(ran) - len(one.evaluations)
-        assert (spread.generations == pytest.approx(one.generations)) == (vain == 0)
-        assert (crew.closed, crew.most) == (1, given.get("max_evals", 4) + given.get("climb", 0))
+        assert (spread.run_equivalents == pytest.approx(one.run_equivalents)) == (vain == 0)
+        assert (crew.closed, crew.most) == (1, given.get("max_evals", 4) + given.get("local_moves", 0))
         assert toy.untouched()
 
     @pytest.mark.parametrize("size", [2, 3])
@@ -84,9 +91,9 @@ class TestSame:
     def test_with_a_journal(self, tmp_path):
         """What a search was answered is known to the next."""
         toy, crew = Toy(steps=12), Crew(3)
-        one = toy.search(1.6, climb=4)
-        kept = toy.search(1.6, climb=4, executor=Crew(2), journal=tmp_path / "journal")
-        again = toy.search(1.6, climb=4, executor=crew, journal=tmp_path / "journal")
+        one = toy.search(1.6, local_moves=4)
+        kept = toy.search(1.6, local_moves=4, executor=Crew(2), journal=tmp_path / "journal")
+        again = toy.search(1.6, local_moves=4, executor=crew, journal=tmp_path / "journal")
         assert told(kept) == told(one)
         assert [each.score for each in again.evaluations] == [each.score for each in one.evaluations]
         assert (crew.batches, crew.closed) == ([], 1)
@@ -95,9 +102,9 @@ class TestSame:
 class TestSaved:
     @pytest.mark.parametrize("size", [2, 4])
     def test_fewer_rounds(self, size):
-        """Of a climb, in which most moves are no better, nearly all that is run ahead is of use."""
+        """Of local moves, most of which are no better, nearly all that is run ahead is of use."""
         toy, crew = Toy(steps=14, depth=6), Crew(size)
-        given = {"max_evals": 4, "climb": 20, "max_generations": None}
+        given = {"max_evals": 4, "local_moves": 20, "max_runs": None}
         found = toy.search(1.6, executor=crew, **given)
         evaluations, rounds = len(found.evaluations), len(crew.batches)
         assert evaluations >= 8

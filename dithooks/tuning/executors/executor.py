@@ -31,7 +31,7 @@ class Team(Protocol):
         """Of an uncached run, as this process saw it; ``None``: speed is of block executions."""
 
     @property
-    def generations(self) -> float:
+    def run_equivalents(self) -> float:
         """Uncached runs that the workers made, to compare with."""
 
     def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
@@ -85,7 +85,7 @@ class SpreadRunner:
     def in_vain(self) -> float:
         """Block executions that no decision was made on, over those of an uncached run."""
         unused = [found for key, found in self._found.items() if key not in self._used]
-        return self.team.generations + sum(each.blocks for each in unused if isinstance(each, Evaluation))
+        return self.team.run_equivalents + sum(each.blocks for each in unused if isinstance(each, Evaluation))
 
     def __call__(self, plan: CachePlan, likely: Likely) -> Evaluation:
         """What came of a plan, run now or ahead of its time.

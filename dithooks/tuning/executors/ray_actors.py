@@ -106,7 +106,7 @@ class Actors:
 class _ActorTeam:
     def __init__(self, ray: Any, asked: Actors, verifier: Verifier, most: int, started: bool) -> None:
         self._ray, self._started, self._actors = ray, started, []
-        self.seconds, self.generations = verifier.seconds, 0.0
+        self.seconds, self.run_equivalents = verifier.seconds, 0.0
         here = [chain for chain, _ in chains_of(verifier.target, verifier.blocks)]
         options = asked.options(any(_is_elsewhere(chain.owner) for chain in here))
         fits = _room(ray.cluster_resources(), options)
@@ -130,7 +130,9 @@ class _ActorTeam:
         kind = ray.remote(Worker).options(**options)
         try:
             self._actors = [kind.remote() for _ in range(self.size)]
-            self.generations = float(sum(self._got([actor.ready.remote(self._box) for actor in self._actors], True)))
+            self.run_equivalents = float(
+                sum(self._got([actor.ready.remote(self._box) for actor in self._actors], True))
+            )
         except BaseException:
             self._dismiss()
             raise

@@ -61,7 +61,7 @@ class Ranks:
 class _RankTeam:
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
-        self.size, self.seconds, self.generations = dist.get_world_size(), verifier.seconds, 0.0
+        self.size, self.seconds, self.run_equivalents = dist.get_world_size(), verifier.seconds, 0.0
 
     def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
         """The first rank's plans, one each. What stops one stops all, so that none waits for it."""
