@@ -185,10 +185,10 @@ def main(arguments: list[str] | None = None) -> None:
     bench = Bench(pipe, STEPS, CAPTIONS[::4] if options.quick else CAPTIONS)
     about = (
         f"Searches for the same pipeline, {STEPS} steps, guidance {GUIDANCE:g}, with the same {len(CALIBRATION)} "
-        f"captions in one batch: runs of the pipeline, block\nexecutions over those of one uncached run (run "
-        f"equivalents), and seconds. Of what was found: how many times fewer blocks run, and\nPSNR in dB to the uncached "
-        f"run, mean / worst of {len(bench.test)} other pictures. msmodelslim {version('msmodelslim')} says which configurations to "
-        f"try,\ndithooks runs them.\n\n"
+        f"captions in one batch: runs of the pipeline, block\nexecutions over those of one uncached run "
+        f"(run equivalents), and seconds. Of what was found: how many times fewer blocks run, and\nPSNR in dB to the "
+        f"uncached run, mean / worst of {len(bench.test)} other pictures. msmodelslim {version('msmodelslim')} says "
+        f"which configurations to try,\ndithooks runs them.\n\n"
         f"{machine()}, diffusers {version('diffusers')}, dithooks {dithooks.__version__}"
     )
     rows: list[Row] = []

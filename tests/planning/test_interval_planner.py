@@ -12,8 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dithooks.cli.main.main import main
-from dithooks.config.cache_config.transformer_plan import Piece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_planner import Drawn, check, mixed, recording_of, total_of
@@ -23,6 +21,8 @@ from tuning.test_search import DEPTH, STEPS, Toy
 from tuning.test_search_runs import Experts, Late
 
 from dithooks import CachePlan, DitCacheConfig, Interval, dit_cache, plan, search
+from dithooks.cli.main import main
+from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.planning.interval_planner import IntervalPlanner, numbers_of, scheduled
 from dithooks.planning.planner import Variant
 
@@ -68,7 +68,7 @@ class TestNumbers:
         for start, interval in itertools.product(range(8), range(2, 12)):
             bits = bits_of(start, interval, range(9))
             assert scheduled(start, interval, range(9)) == bits
-            piece = Piece("", 1, 2, 4, bits, tuple(None if bit else (1.0,) for bit in bits), None)
+            piece = TransformerPlan("", 1, 2, 4, bits, tuple(None if bit else (1.0,) for bit in bits), None)
             for asked in range(2, interval + 1):
                 found = numbers_of(piece, asked)
                 alone = start + interval >= 9
@@ -79,11 +79,12 @@ class TestNumbers:
     def test_of_a_transformer_that_is_called_for_a_part(self):
         steps = (1, 1, 1, 1, 1, 0, 1, 0, 1, 1)  # called from the fourth to the eighth
         weights = tuple(None if bit else (1.0,) for bit in steps)
-        piece = Piece("", 0, 3, 4, steps, weights, None, called=(3, 8))
+        piece = TransformerPlan("", 0, 3, 4, steps, weights, None, called=(3, 8))
         assert numbers_of(piece) == DitCacheConfig(4, 2, 0, 3)
-        assert numbers_of(Piece("", 0, 3, 4, steps, weights, None, called=(3, 9))) == DitCacheConfig(4, 2, 0, 3)
+        piece = TransformerPlan("", 0, 3, 4, steps, weights, None, called=(3, 9))
+        assert numbers_of(piece) == DitCacheConfig(4, 2, 0, 3)
         with pytest.raises(ValueError, match="no four numbers say this"):
-            numbers_of(Piece("", 0, 3, 4, steps, weights, None, called=(3, 10)))
+            numbers_of(TransformerPlan("", 0, 3, 4, steps, weights, None, called=(3, 10)))
 
     @pytest.mark.parametrize(
         ("bits", "weight", "asked"),
@@ -96,7 +97,7 @@ class TestNumbers:
         ],
     )
     def test_what_they_cannot_say(self, bits, weight, asked):
-        piece = Piece("", 0, 1, 1, bits, tuple(None if bit else (weight,) for bit in bits), None)
+        piece = TransformerPlan("", 0, 1, 1, bits, tuple(None if bit else (weight,) for bit in bits), None)
         with pytest.raises(ValueError, match=f"with an interval of {asked} or more"):
             numbers_of(piece, asked)
 

@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 import pytest
-from dithooks.config.cache_config.provenance import Made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dithooks import frontier, plan
+from dithooks.config.provenance import PlanTarget
 from dithooks.planning.planner import Planner, Variant
 from dithooks.recording.recording import Recording, Trace
 
@@ -85,7 +85,7 @@ def recording_of(*models, steps=None, run_ms=None, sigmas=None, runs=1):
     traces = tuple(model.trace for model in models)
     steps = steps or 1 + max(max(model.at) for model in models)
     blocks = sum(len(trace.blocks) for trace in traces)
-    made = Made("Net", "0123456789abcdef", blocks, "float32", steps, "Counter", (6, 4))
+    made = PlanTarget("Net", "0123456789abcdef", blocks, "float32", steps, "Counter", (6, 4))
     spent = sum(trace.block_ms.sum() * trace.branches * len(trace.steps) * runs for trace in traces)
     return Recording(traces, made, sigmas, 2, runs, float(run_ms or 1.25 * spent), 2 * float(spent))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from config.test_overrides import Seen
-from test_search import DEPTH, STEPS, Drawing, Toy, block_range
 from toys import Net, Pipe, latents, prompt
+from tuning.test_search import DEPTH, STEPS, Drawing, Toy, block_range
 
 from dithooks import dit_cache, search
 from dithooks.demo import load_pipeline
