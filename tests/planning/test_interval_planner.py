@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_planner import Drawn, check, mixed, recording_of, total_of
-from test_planner_proposals import ENOUGH, drive
+from planning.test_planner import Drawn, check, mixed, recording_of, total_of
+from planning.test_planner_proposals import ENOUGH, drive
 from toys import Net, Pipe, latents, prompt
 from tuning.test_search import DEPTH, STEPS, Toy
 from tuning.test_search_runs import Experts, Late

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_planner import Drawn, recording_of
+from planning.test_planner import Drawn, recording_of
 
 from dithooks.planning.costs import Savings, worth
 from dithooks.recording.noise_levels import levels

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from test_planner import Drawn, recording_of
+from planning.test_planner import Drawn, recording_of
 
 from dithooks.planning.planner import GUESS, Planner, Variant
 from dithooks.tuning.proposals import GAIN, proposals

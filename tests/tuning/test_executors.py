@@ -5,8 +5,8 @@ from itertools import accumulate, pairwise
 
 import pytest
 import torch
-from test_search import Toy
-from test_search_failures import Noisy
+from tuning.test_search import Toy
+from tuning.test_search_failures import Noisy
 
 from dithooks import record, search
 from dithooks.tuning.executors.executor import key_of

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from test_search import STEPS, Toy, block_range
 from toys import Net, Pipe, Single, latents
+from tuning.test_search import STEPS, Toy, block_range
 
 from dithooks import record, search, timestep_scope
 from dithooks.engine.replay import replaying

@@ -4,8 +4,8 @@ import math
 import warnings
 
 import pytest
-from test_search import STEPS, Toy
-from test_search_failures import Noisy
+from tuning.test_search import STEPS, Toy
+from tuning.test_search_failures import Noisy
 
 from dithooks import DitCacheConfig, Recording, dit_cache, record, search
 from dithooks.planning.planner import Planner

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_executors import told
-from test_search import Toy
 from toys import Net, Pipe, latents
+from tuning.test_executors import told
+from tuning.test_search import Toy
 
 from dithooks import record, search
 from dithooks.cli.main import main
@@ -23,7 +23,7 @@ HERE, MAIN = Path(__file__).parents[1], os.getpid()
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """Four processors, and a GPU as far as Ray is told."""
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    paths = os.pathsep.join(map(str, (HERE, HERE.parent, Path(__file__).parent)))
     ray.init(
         address="local",
         num_cpus=4,

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 from toys import Net, Pipe, latents
-from test_executors import told
+from tuning.test_executors import told
 from dithooks import search
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
