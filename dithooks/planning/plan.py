@@ -8,7 +8,7 @@ from ..config.cache_plan import CachePlan
 from ..config.provenance import Provenance
 from ..environment.machine import machine, versions
 from ..errors import InvalidSetting, WrongType
-from ..recording.recorder import Progress
+from ..progress_bars import ProgressCallback
 from ..recording.recording import Recording
 from ..validation import check_count, check_number
 from .costs import Cost
@@ -118,7 +118,7 @@ def frontier(
 
 
 def planner_of(
-    recording: Recording, cost: Cost, interval: int | None, report: Progress = lambda stage, done, total: None
+    recording: Recording, cost: Cost, interval: int | None, report: ProgressCallback = lambda stage, done, total: None
 ) -> Planner:
     """The planner of all schedules, or of those with an interval."""
     if interval is None:

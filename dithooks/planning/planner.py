@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import ClassVar, NamedTuple
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..config.transformer_plan import TransformerPlan
 from ..predictors.predictor import Moment
+from ..progress_bars import ProgressCallback
 from ..recording.recording import Recording, Trace
 from .costs import Cost, Savings, worth
 from .schedule_solver import Schedules
@@ -93,7 +94,7 @@ class Planner:
 
     recording: Recording
     cost: Cost = "time"
-    report: Callable[[str, int, int | None], None] = lambda stage, done, total: None
+    report: ProgressCallback = lambda stage, done, total: None
     _solved: dict[tuple[int, Variant, int], Floats] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[int, Variant, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
 

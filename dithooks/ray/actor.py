@@ -90,10 +90,10 @@ class Drawer:
             underway.over()
             return self._told(painter, chunk, results)
         results, every = [], rows.to_pylist()
-        self._report(chunk, results, len(every))
+        self._report(chunk, results)
         for start in range(0, len(every), self._job.batch_size):
             results += painter.draw(every[start : start + self._job.batch_size], underway)
-            self._report(chunk, results, len(every))
+            self._report(chunk, results)
         results = [{**result, "actor": self._actor} for result in results]
         if underway.ended(_WRITING) >= ATTEMPTS:
             raise UnusableError(f"the process that wrote {self._folder.path(chunk)} ended {ATTEMPTS} times")
@@ -119,12 +119,12 @@ class Drawer:
         finally:
             underway.over()
 
-    def _report(self, chunk: str, results: list[dict[str, Any]], rows: int) -> None:
+    def _report(self, chunk: str, results: list[dict[str, Any]]) -> None:
         """Fire and forget: whoever does not hear it does not matter."""
         if self._reporter is not None:
             failed = sum(result["status"] == FAILED for result in results)
             with suppress(Exception):
-                self._reporter.tell.remote(chunk, self._actor, len(results), failed, rows)
+                self._reporter.report.remote(chunk, self._actor, len(results), failed)
 
 
 def packed(chunk: str, rows: pa.Table) -> pa.Table:

@@ -16,7 +16,7 @@ from . import attempts as underway
 from .actor import Told
 from .files import Folder, locked
 from .job import Job, Plan, plan_of, whole
-from .job_progress import shown
+from .job_progress import job_progress
 from .job_report import Counts, JobReport
 from .output import LOCK, check_same, chunk_name, drop, scan, settle
 from .pool import drawn, started, strategy
@@ -117,7 +117,10 @@ def generate(
         chunks = cut(table, set(there), rows_per_file or chosen)
         told: list[Told] = []
         if chunks:
-            with started(num_cpus, num_gpus), shown(sum(rows.num_rows for _, rows in chunks), verbose) as reporter:
+            with (
+                started(num_cpus, num_gpus),
+                job_progress(sum(rows.num_rows for _, rows in chunks), verbose) as reporter,
+            ):
                 arguments = {"job": job, "out": os.fspath(out) if folder.local is None else folder.root}
                 pool = {
                     "compute": strategy(*(min(each, len(chunks)) for each in (least, most))),

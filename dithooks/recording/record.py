@@ -18,9 +18,10 @@ from ..engine.attachment import check, compiled_of
 from ..engine.clock import scheduler_of
 from ..engine.replay import eagerly
 from ..errors import InvalidSetting, WrongType
+from ..progress_bars import ProgressCallback
 from ..validation import check_count, check_number
 from .input_check import same_inputs
-from .recorder import Progress, Recorder
+from .recorder import Recorder
 from .recording import Recording
 from .sensitivity import sensitivity
 
@@ -37,7 +38,7 @@ def record(
     memory: int = MEMORY,
     share: float = 1.0,
     probe: bool = False,
-    report: Progress | None = None,
+    report: ProgressCallback | None = None,
 ) -> Recording:
     """Call ``run(target)`` once, compute everything, and record what every range of blocks does at every step.
 
@@ -141,7 +142,7 @@ def record(
 
 
 def _recorded(
-    run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder], report: Progress | None
+    run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder], report: ProgressCallback | None
 ) -> tuple[Any, float]:
     """What a run returns, and the milliseconds that it takes."""
     with ExitStack() as stack:

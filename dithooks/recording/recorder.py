@@ -29,6 +29,7 @@ from ..engine.weights_version import WeightsVersion
 from ..errors import InvalidSetting
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
+from ..progress_bars import ProgressCallback
 from ..stats.log import Ledger
 from .gram_totals import Tally
 from .input_check import Watched
@@ -40,7 +41,6 @@ from .token_samples import Sampled
 from .token_selection import SamplePoint, points_of
 
 BRANCHES, STEPS = 2, 50  # that a run is thought to have while it does not show
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Recorder:
         runs = Runs(chain, config, StepClock(scheduler, chain.name), ledger)
         self._settler = Settler(runs, WeightsVersion(chain.owner))
         self._settler.runs.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to remark
-        self._report: Progress = lambda stage, done, total: None
+        self._report: ProgressCallback = lambda stage, done, total: None
         self._observation: Observation | None = None
         self._altered: set[int] = set()  # blocks whose outputs the model writes into, and, while it is looked at,
         self._returned: list[tuple[int, Tensor, Tensor]] = []  # what one has returned, and that by value
@@ -100,7 +100,7 @@ class Recorder:
         self._extra_ms = 0.0
 
     @contextmanager
-    def hooked(self, report: Progress | None) -> Iterator[None]:
+    def hooked(self, report: ProgressCallback | None) -> Iterator[None]:
         """With the hooks on; taken off again, whatever happens."""
         self._report = report or self._report
         handles: list[RemovableHandle] = []

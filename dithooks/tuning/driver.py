@@ -12,6 +12,7 @@ from ..config.cache_plan import CachePlan
 from ..errors import RunMismatch
 from ..planning.plan import assembled
 from ..planning.planner import Candidate, Planner
+from ..progress_bars import ProgressReport
 from ..recording.image_metrics import Score
 from ..recording.rank_agreement import agree, leads
 from ..validation import check_count, check_number
@@ -19,7 +20,6 @@ from .evaluation import Evaluation, Verifier
 from .executors.executor import Known, Likely, key_of
 from .executors.lookahead import Answer, ahead
 from .journal import Journal
-from .progress import ProgressReport
 from .proposals import Proposals, proposals
 from .result import SearchResult, best_of
 

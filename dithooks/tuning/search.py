@@ -17,6 +17,7 @@ from ..engine.attachment import compiled_of
 from ..errors import InvalidSetting, WrongType
 from ..planning.costs import Cost, Savings, checked_cost
 from ..planning.plan import checked_interval, checked_target, planner_of
+from ..progress_bars import progress
 from ..recording.image_metrics import samples_of
 from ..recording.rank_agreement import agree, leads
 from ..recording.record import MEMORY, record
@@ -26,7 +27,6 @@ from .evaluation import Verifier
 from .executors.executor import Executor, SpreadRunner
 from .executors.lookup import executor_of
 from .journal import Journal
-from .progress import progress
 from .repeat_run import Drawing, unlike
 from .result import SearchResult
 

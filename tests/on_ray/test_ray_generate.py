@@ -24,12 +24,13 @@ from ray_drawers import load_nothing, load_slides, one_too_many, resources  # no
 
 from dithooks import DitCacheConfig, dit_cache  # noqa: E402
 from dithooks.demo import PLANS, load_pipeline, load_plan  # noqa: E402
+from dithooks.progress_bars import _Lines, _Rich, _Tqdm  # noqa: E402
 from dithooks.ray import decoded, generate, read, read_prompts  # noqa: E402
 from dithooks.ray.actor import Drawer, packed, problem_of, unpacked  # noqa: E402
 from dithooks.ray.attempts import Underway  # noqa: E402
 from dithooks.ray.files import Folder, locked  # noqa: E402
 from dithooks.ray.job import Job, versions_here  # noqa: E402
-from dithooks.ray.job_progress import Reporter, _JobLines, _JobRich, _JobTqdm  # noqa: E402
+from dithooks.ray.job_progress import ProgressActor, bars_of  # noqa: E402
 from dithooks.ray.output import LOCK, chunks_in, scan  # noqa: E402
 from dithooks.ray.samples import encoded, samples_in  # noqa: E402
 
@@ -491,15 +492,14 @@ def test_samples_come_back():
         decoded(b"", "mp4")
 
 
-@pytest.mark.parametrize("kind", [_JobRich, _JobTqdm, _JobLines])
+@pytest.mark.parametrize("kind", [_Rich, _Tqdm, lambda: _Lines(10.0)])
 def test_progress_shows_each_actor_and_all(kind, capsys):
-    reporter = Reporter()
-    reporter.tell("chunk a", "1f2e", 2, 0, 4)
-    reporter.tell("chunk b", "9c8d", 3, 1, 4)
-    state = {"all": (5, 1), **reporter.state()}
-    display = kind(8)
-    display.show({"all": (0, 0)})
-    display.show(state)
+    reporter = ProgressActor()
+    reporter.report("chunk a", "1f2e", 2, 0)
+    reporter.report("chunk b", "9c8d", 3, 1)
+    display = kind()
+    display.show(*bars_of({}, 8))
+    display.show(*bars_of(reporter.progress(), 8))
     display.close()
     said = capsys.readouterr().err
     assert "1f2e" in said
