@@ -25,8 +25,8 @@ from bench.batch import table
 from dithooks import CachePlan, record, search
 from dithooks.demo import CALIBRATION, load_pipeline
 from dithooks.environment.machine import machine
-from dithooks.tuning.evaluation import Evaluation, Verifier
-from dithooks.tuning.executors.executor import key_of
+from dithooks.tuning.evaluation import Evaluation, Evaluator
+from dithooks.tuning.executors.executor import plan_key
 from dithooks.tuning.executors.ray_actors import Actors
 
 STEPS, SEED, TARGET = 28, 1000, 2.0
@@ -52,18 +52,18 @@ class Counted:
     def check(self, models: Sequence[nn.Module]) -> None:
         """Whatever they are."""
 
-    def start(self, verifier: Verifier, results: Any, most: int) -> Counted:
+    def start(self, evaluator: Evaluator, results: Any, most: int) -> Counted:
         """Ready."""
-        self.verifier = verifier
+        self.evaluator = evaluator
         return self
 
     def run(self, plans: Sequence[CachePlan]) -> dict[str, Any]:
         """Each once, in all searches."""
         self.rounds.append(len(plans))
         for plan in plans:
-            if key_of(plan) not in self.known:
-                self.known[key_of(plan)] = self.verifier(plan)
-        return {key_of(plan): self.known[key_of(plan)] for plan in plans}
+            if plan_key(plan) not in self.known:
+                self.known[plan_key(plan)] = self.evaluator(plan)
+        return {plan_key(plan): self.known[plan_key(plan)] for plan in plans}
 
     def close(self) -> None:
         """Nothing to let go."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import DitHooksError, TargetError
-from ..recording.rank_agreement import leads
+from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
 from ..tuning.evaluation import Evaluation
 from ..tuning.executors.executor import Executor
@@ -132,7 +132,7 @@ def run_search(options: SearchOptions) -> int:
         drawing = _demo(options, recording) if options.target == DEMO else _own(options, recording)
         results: list[SearchResult] = []
         with workers(options.executor, options.workers, options.target) as executor:
-            first = leads()  # of several ranks, the one that writes and prints
+            first = is_rank_0()  # of several ranks, the one that writes and prints
             for speedup in options.speedups:
                 known = results[-1].recording if results else recording
                 results.append(_search(options, drawing, speedup, known, executor))

@@ -100,7 +100,7 @@ def frontier(
 
 def _measured(result: SearchResult) -> list[Point]:
     """(speed-up, PSNR, evaluation) of each plan that could be run."""
-    return [(each.speedup, each.worth, each) for each in result.evaluations if each.worth is not None]
+    return [(each.speedup, each.psnr, each) for each in result.evaluations if each.psnr is not None]
 
 
 def _draw_measured(panel: Axes, results: Sequence[SearchResult], points: Sequence[Sequence[Point]]) -> None:

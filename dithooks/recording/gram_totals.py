@@ -13,7 +13,7 @@ from ..predictors.predictor import Moment
 from .token_samples import GramPair, Sampled, add_grams
 
 
-class Tally:
+class GramTotals:
     """The Gram matrices of all ranges, summed over branches and runs: a run's samples are dropped when it is over.
 
     Args:

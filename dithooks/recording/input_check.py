@@ -21,7 +21,7 @@ NUMBERS = 1024  # that are kept of each tensor
 ALIKE = 0.01  # relative distance: what is worked out anew may come out a little different, another prompt is far off
 
 
-class Watched:
+class InputSamples:
     """What a transformer is given at its first call, and as latents at the first call of its second step.
 
     Every plan computes the first step, so both are the same with and without a cache; the latter tells of other
@@ -52,14 +52,14 @@ def same_inputs(module: nn.Module, known: Mapping[str, NDArray[np.float32]], sec
 
     Args:
         module: the transformer.
-        known: as :class:`Watched` noted it.
+        known: as :class:`InputSamples` noted it.
         second: number of the first call of the second step; 0 where there is none.
         calls: in all.
 
     Raises:
         ValueError: it is given something else, in the call itself; or called more or less often.
     """
-    watched = Watched(module)
+    watched = InputSamples(module)
 
     def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_dynamo_compiling() or replaying.get():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..blocks.observation import Observation, ObservedBlock
 
 
-class Passes:
+class LoopPasses:
     """Where one pass ends and the next begins, told by the blocks alone.
 
     Args:

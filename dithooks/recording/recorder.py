@@ -31,11 +31,11 @@ from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
 from ..progress_bars import ProgressCallback
 from ..stats.log import Ledger
-from .gram_totals import Tally
-from .input_check import Watched
-from .loop_passes import Passes
+from .gram_totals import GramTotals
+from .input_check import InputSamples
+from .loop_passes import LoopPasses
 from .recording import Trace
-from .sensitivity import Called
+from .sensitivity import CallPosition
 from .stopwatch import OTHER, SAMPLING, Stopwatch
 from .token_samples import Sampled
 from .token_selection import SamplePoint, points_of
@@ -71,10 +71,10 @@ class Recorder:
         self, chain: Chain, scheduler: Callable[[], Any], expected: int | None, memory: int, share: float
     ) -> None:
         self.chain, self.expected, self.memory, self.share = chain, expected, memory, share
-        self.stopwatch, self.tally = Stopwatch(chain.owner), Tally(chain.name)
+        self.stopwatch, self.tally = Stopwatch(chain.owner), GramTotals(chain.name)
         self.schedule, self.size, self.rows, self.calls = Schedule(), tuple[int, ...](), 0, 0
-        self.sequence: list[Called] = []  # of all calls
-        self._watched = Watched(chain.owner)
+        self.sequence: list[CallPosition] = []  # of all calls
+        self._watched = InputSamples(chain.owner)
         self._spots, self._names = observed_blocks(chain), parameter_names(chain.owner)
         ledger = Ledger(chain.name, len(self._spots), len(self._spots))
         config = DitCacheConfig(policy=Computed())
@@ -92,7 +92,9 @@ class Recorder:
         self._run = -1
         self._first_step: int | None = None  # of all
         self._call: Call | None = None
-        self._passes = Passes(self._spots, len(chain.lanes) == 1)  # where blocks are called, and the transformer is not
+        self._passes = LoopPasses(
+            self._spots, len(chain.lanes) == 1
+        )  # where blocks are called, and the transformer is not
         self._ends: tuple[int, int] | None = None  # then the first and last of them are the ends of a call
         self._here: dict[tuple[int, str], list[int]] = {}  # points of the call under way, by block and side
         self._sampled = Sampled(())
@@ -197,7 +199,7 @@ class Recorder:
         self._first_step = call.moment.step if self._first_step is None else self._first_step
         second = not self._watched.second and call.moment.step != self._first_step
         self._watched.note(arguments, second)
-        self.sequence.append(Called(call.run.number, call.moment.step, number))
+        self.sequence.append(CallPosition(call.run.number, call.moment.step, number))
         if key not in self._points:
             self._observe(key, module, args, kwargs)
         former = self._branches.setdefault(number, (key, Sampled(self._points[key])))

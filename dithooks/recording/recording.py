@@ -19,6 +19,7 @@ from ..config.safe_json import parsed, shortened
 from ..errors import InvalidSetting
 from ..validation import check_count, check_number, check_text
 
+Floats = NDArray[np.float64]  # on the host: what counts are small differences of large products
 SCHEMA = 1
 # What NumPy, zipfile and the checks make of a file that is cut, changed, or another one.
 _GARBLED = (
@@ -56,7 +57,7 @@ class Trace:
         block_ms: (B,), milliseconds of each block in one call.
         call_ms: of one call of the transformer.
         share: of the tokens, that was sampled.
-        inputs: a sample of what it was given, to tell whether another run draws the same (:class:`.inputs.Watched`).
+        inputs: a sample of what it was given, to tell whether another run draws the same (:class:`.InputSamples`).
         second: number of the call that its second step began with; 0: none.
         calls: of all.
     """
@@ -64,20 +65,20 @@ class Trace:
     path: str
     blocks: tuple[str, ...]
     ranges: NDArray[np.int64]
-    grams: NDArray[np.float64]
-    norms: NDArray[np.float64]
+    grams: Floats
+    norms: Floats
     steps: NDArray[np.int64]
-    times: NDArray[np.float64]
+    times: Floats
     axis: str
     branches: float
-    block_ms: NDArray[np.float64]
+    block_ms: Floats
     call_ms: float
     share: float
     inputs: Mapping[str, NDArray[np.float32]]
     second: int = 0
     calls: int = 0
 
-    def gram(self, first: int, last: int) -> NDArray[np.float64]:
+    def gram(self, first: int, last: int) -> Floats:
         """(T, T) of one range.
 
         Raises:
@@ -86,7 +87,7 @@ class Trace:
         found = np.flatnonzero((self.ranges == (first, last)).all(axis=1))
         if not len(found):
             raise InvalidSetting(f"{self.path}: blocks {first} to {last} are no range that can be cached")
-        gram: NDArray[np.float64] = self.grams[found[0]]
+        gram: Floats = self.grams[found[0]]
         return gram
 
 

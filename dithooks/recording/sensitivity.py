@@ -16,24 +16,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..blocks.block_io import take_apart
 from ..engine.replay import replaying
 from .image_metrics import Samples, samples_of, sums
-from .noise_levels import spans
-from .rank_agreement import agree, leads
-from .recording import Recording
+from .noise_levels import noise_drops
+from .rank_broadcast import broadcast_from_rank_0, is_rank_0
+from .recording import Floats, Recording
 
-Floats = NDArray[np.float64]  # on the host, as all of planning
-FEWEST = 4  # samples that tell more than a guess does
+MIN_SAMPLES = 4  # samples that tell more than a guess does
 PARTS = 3  # of a batch with guidance, at most: without and with the prompt, and perturbed
 LENGTH, SPREAD, NOISE = 0.4, 1.5, 0.6  # of the curve: share of the run, and in e-folds, how far it goes and samples lie
 BY_ROUNDING = 1 / 6  # what two roundings add to a squared difference of values that are whole numbers
 
 
-class Called(NamedTuple):
+class CallPosition(NamedTuple):
     """Where one call of a transformer is: number of the pipeline's run, step, and branch."""
 
     run: int
@@ -42,7 +40,7 @@ class Called(NamedTuple):
 
 
 def sensitivity(
-    run: Callable[[], Any], lasts: Sequence[tuple[nn.Module, Sequence[Called]]], recording: Recording
+    run: Callable[[], Any], lasts: Sequence[tuple[nn.Module, Sequence[CallPosition]]], recording: Recording
 ) -> tuple[float, ...] | None:
     """Of each step of the schedule; ``None`` where a run does not tell: too few samples, or not one for each result.
 
@@ -52,20 +50,20 @@ def sensitivity(
         recording: of it, with its results.
     """
     # Other ranks may return nothing, and have to make the run all the same.
-    reference = samples_of(recording.results) if leads() and recording.results is not None else []
-    total = agree(len(reference))
+    reference = samples_of(recording.results) if is_rank_0() and recording.results is not None else []
+    total = broadcast_from_rank_0(len(reference))
     each = total // max(recording.runs, 1)
-    disturbed = disturbances([calls for _, calls in lasts], total)
-    if total < FEWEST or each * recording.runs != total or not disturbed:
+    disturbed = disturbed_steps([calls for _, calls in lasts], total)
+    if total < MIN_SAMPLES or each * recording.runs != total or not disturbed:
         return None
     with ExitStack() as stack:
-        errors = [stack.enter_context(disturbing(block, calls, each, disturbed)) for block, calls in lasts]
+        errors = [stack.enter_context(disturb(block, calls, each, disturbed)) for block, calls in lasts]
         found = run()
-    if not leads():
-        return agree(None)
+    if not is_rank_0():
+        return broadcast_from_rank_0(None)
     squares = {n: torch.stack(parts).double().sum(0) for each in errors for n, parts in each.items()}
     relative = {n: float((error / size).sqrt()) for n, (error, size) in squares.items()}
-    return agree(curve(relative, departures(samples_of(found), reference), disturbed, recording))
+    return broadcast_from_rank_0(curve(relative, final_errors(samples_of(found), reference), disturbed, recording))
 
 
 def curve(
@@ -81,24 +79,24 @@ def curve(
     """
     falls: dict[int, float] = {}
     for trace in recording.traces:
-        falls |= dict(zip(trace.steps.tolist(), spans(trace, recording.steps).tolist(), strict=True))
+        falls |= dict(zip(trace.steps.tolist(), noise_drops(trace, recording.steps).tolist(), strict=True))
     places, gains = [], []
     for number, error in errors.items():
         caused = falls.get(steps[number], 0.0) * error
         if 0 < caused < np.inf and 0 < left[number] < np.inf:
             places.append(steps[number] / max(recording.steps - 1, 1))
             gains.append(np.log(left[number] / caused))
-    if len(gains) < FEWEST:
+    if len(gains) < MIN_SAMPLES:
         return None
-    found = smooth(np.array(places), np.array(gains), np.linspace(0, 1, recording.steps))
+    found = smooth_curve(np.array(places), np.array(gains), np.linspace(0, 1, recording.steps))
     return tuple(np.exp(found - found.mean()).tolist())
 
 
-def disturbances(sequences: Sequence[Sequence[Called]], samples: int) -> dict[int, int]:
+def disturbed_steps(sequences: Sequence[Sequence[CallPosition]], samples: int) -> dict[int, int]:
     """The step at which each sample errs: spread evenly over all that have one before.
 
     Example: of four steps the first has none before; five samples.
-        >>> disturbances([[Called(0, step, 0) for step in range(4)]], 5)
+        >>> disturbed_steps([[CallPosition(0, step, 0) for step in range(4)]], 5)
         {0: 1, 1: 1, 2: 2, 3: 3, 4: 3}
     """
     steps = [sorted({call.step for call in calls}) for calls in sequences]
@@ -109,8 +107,8 @@ def disturbances(sequences: Sequence[Sequence[Called]], samples: int) -> dict[in
 
 
 @contextmanager
-def disturbing(
-    block: nn.Module, calls: Sequence[Called], each: int, steps: Mapping[int, int]
+def disturb(
+    block: nn.Module, calls: Sequence[CallPosition], each: int, steps: Mapping[int, int]
 ) -> Iterator[dict[int, list[Tensor]]]:
     """Hooked to err; yields the squared norms of each sample's error and of what it is in, call by call.
 
@@ -154,7 +152,7 @@ def disturbing(
         hook.remove()
 
 
-def departures(found: Samples, reference: Samples) -> list[float]:
+def final_errors(found: Samples, reference: Samples) -> list[float]:
     """How far each sample is from its reference, root mean square; of whole numbers, without what rounding adds.
 
     Where rounding hides most of it, values that differ at all are counted: of errors that are normally distributed and
@@ -170,7 +168,7 @@ def departures(found: Samples, reference: Samples) -> list[float]:
     return distances
 
 
-def smooth(places: Floats, values: Floats, at: Floats) -> Floats:
+def smooth_curve(places: Floats, values: Floats, at: Floats) -> Floats:
     """The likeliest curve through noisy values: the mean of a Gaussian process with an unknown level.
 
     See Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), section 2.2, with a squared exponential
@@ -182,7 +180,8 @@ def smooth(places: Floats, values: Floats, at: Floats) -> Floats:
         at: where the curve is wanted.
 
     Example: a few values that lie on a line are hardly bent; far from all of them is their level.
-        >>> smooth(np.array([0.2, 0.4, 0.6, 0.8]), np.array([-1.0, -0.5, 0.0, 0.5]), np.array([0.3, 0.7])).round(1)
+        >>> places, values = np.array([0.2, 0.4, 0.6, 0.8]), np.array([-1.0, -0.5, 0.0, 0.5])
+        >>> smooth_curve(places, values, np.array([0.3, 0.7])).round(1)
         array([-0.7,  0.2])
     """
 

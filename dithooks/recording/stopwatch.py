@@ -19,7 +19,7 @@ def caught_up() -> None:
     synchronize()
 
 
-def times_events(device: torch.device) -> bool:
+def has_timed_events(device: torch.device) -> bool:
     """Whether a device can tell the time between two events in its stream; not all backends can."""
     if device.type in ("cpu", "meta"):
         return False
@@ -46,7 +46,7 @@ class Stopwatch:
     def __init__(self, module: nn.Module) -> None:
         tensor = next(iter(module.parameters()), None)
         self._device = torch.device("cpu") if tensor is None else tensor.device
-        self._events = times_events(self._device)
+        self._events = has_timed_events(self._device)
         self._marks: list[tuple[Any, int | str | None]] = []
         self._spent: Counter[int | str] = Counter()
 

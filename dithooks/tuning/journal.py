@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidSetting, WrongType
-from ..recording.rank_agreement import leads
+from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
 
 SCHEMA = 1
@@ -34,7 +34,7 @@ class Journal:
     """The recording, the reference and the evaluations of one search; :meth:`open` makes one.
 
     Of several processes the first writes, and each reads what it finds; where they might not find the same, pass it
-    through :func:`agree`.
+    through :func:`broadcast_from_rank_0`.
     """
 
     def __init__(self, folder: Path | None, evaluations: dict[str, dict[str, Any]]) -> None:
@@ -90,7 +90,7 @@ class Journal:
     def keep_recording(self, recording: Recording, samples: Sequence[NDArray[Any]]) -> None:
         """Keep a recording, and in place of its results the samples that the run drew."""
         self._recording = replace(recording, results=list(samples))
-        if self.folder is None or not leads():
+        if self.folder is None or not is_rank_0():
             return
         # The reference first: a search that is killed in between starts anew, and does not go on without one
         with _replacing(self.folder / REFERENCE) as path, path.open("wb") as file:
@@ -119,7 +119,7 @@ class Journal:
             )
         line = _encode(key, {"key": key, **values})
         self._evaluations[key] = {name: value for name, value in _decode(line).items() if name != "key"}
-        if self.folder is not None and leads():
+        if self.folder is not None and is_rank_0():
             with (self.folder / EVALUATIONS).open("ab") as file:
                 file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
                 file.flush()
@@ -140,7 +140,7 @@ def _settle(folder: Path, ours: dict[str, Any]) -> None:
             raise InvalidSetting(f"{folder} has the journal of another search ({told}): give another folder")
     elif left := [name for name in (RECORDING, REFERENCE, EVALUATIONS) if (folder / name).exists()]:
         raise InvalidSetting(f"{folder} has {left[0]}, but no {PURPOSE} that tells what for: give another folder")
-    elif leads():
+    elif is_rank_0():
         folder.mkdir(parents=True, exist_ok=True)
         head = {"schema": SCHEMA, "kind": "Journal", "purpose": ours}
         with _replacing(path) as draft:
@@ -171,7 +171,7 @@ def _evaluations(path: Path) -> dict[str, dict[str, Any]]:
                 "another folder"
             ) from None
         found[key] = values
-    if torn and leads():
+    if torn and is_rank_0():
         os.truncate(path, path.stat().st_size - len(torn))
     return found
 

@@ -59,7 +59,7 @@ def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0)
         local_moves: further ones of the second kind.
     """
     tried = _Tried(planner, evals)
-    for guess in planner.guesses:
+    for guess in planner.variants:
         yield from tried.try_out(planner.candidate(target, guess, tried.failed))
     while tried.best is None and not tried.over and (other := planner.candidate(target, avoid=tried.failed)).choices:
         yield from tried.try_out(other)
@@ -70,7 +70,7 @@ def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0)
     for guess in () if tried.over else near:
         variant = guess._replace(anchors=tried.best.variant.anchors)
         yield from tried.try_out(planner.candidate(target, variant, tried.failed))
-    others = planner.others(target, tried.best, tried.failed)
+    others = planner.alternatives(target, tried.best, tried.failed)
     while not tried.over and (another := next(others, None)) is not None:
         yield from tried.try_out(another)
     tried.most, tried.gain = evals + local_moves, GAIN
@@ -80,7 +80,7 @@ def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0)
 def _near(best: Variant, planner: Planner) -> list[Variant]:
     """What to try beside the best of the guesses, if there were several."""
     weight = best.late_error_weight
-    if len(planner.guesses) < 2:
+    if len(planner.variants) < 2:
         return []
     if weight is None:
         return [best._replace(power=sum(planner.POWERS) / len(planner.POWERS))]
@@ -96,7 +96,7 @@ def _local_moves(planner: Planner, tried: _Tried) -> Proposals:
     while start is not tried.best and not tried.over:
         start = tried.best
         assert start is not None
-        for candidate in planner.changed(start):
+        for candidate in planner.neighbours(start):
             yield from tried.try_out(candidate)
             if tried.best is not start or tried.over:
                 break

@@ -75,7 +75,7 @@ def _row(evaluation: Evaluation, best: bool) -> list[str]:
     return [*row, *measured, f"{score.relative_l1:.2g}", ssim]
 
 
-def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+def best_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     """The evaluation with the highest PSNR of those that are as fast as was asked for, if one of them could be run.
 
     Where none is that fast, of the fastest.
@@ -83,7 +83,7 @@ def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
 
     def rank(evaluation: Evaluation) -> tuple[bool, float, float]:
         found = evaluation.plan.provenance
-        return found.reached, 0.0 if found.reached else found.predicted_speedup, evaluation.worth or 0.0
+        return found.reached, 0.0 if found.reached else found.predicted_speedup, evaluation.psnr or 0.0
 
-    run = [each for each in evaluations if each.worth is not None]
+    run = [each for each in evaluations if each.psnr is not None]
     return max(run, key=rank) if run else None

@@ -15,20 +15,20 @@ from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
 from ..engine.attachment import compiled_of
 from ..errors import InvalidSetting, WrongType
-from ..planning.costs import Cost, Savings, checked_cost
-from ..planning.plan import checked_interval, checked_target, planner_of
+from ..planning.costs import Cost, Savings, check_cost
+from ..planning.plan import check_interval, check_target_speedup, make_planner
 from ..progress_bars import progress
 from ..recording.image_metrics import samples_of
-from ..recording.rank_agreement import agree, leads
+from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
 from ..recording.record import MEMORY, record
 from ..recording.recording import Recording
-from .driver import Driver, Here, Limits, Runner
-from .evaluation import Verifier
-from .executors.executor import Executor, SpreadRunner
+from .evaluation import Evaluator
+from .executors.executor import Executor, ParallelRunner
 from .executors.lookup import executor_of
 from .journal import Journal
-from .repeat_run import Drawing, unlike
 from .result import SearchResult
+from .timed_run import TimedRun, picture_mismatch
+from .trial_driver import Limits, LocalRunner, PlanRunner, TrialDriver
 
 
 def search(
@@ -124,9 +124,9 @@ def search(
         (1.6666666666666667, True)
     """
     begun = time.perf_counter()
-    wanted, interval = checked_target(target_speedup), checked_interval(interval)
+    wanted, interval = check_target_speedup(target_speedup), check_interval(interval)
     limits = Limits(max_evals, local_moves, max_runs, max_seconds)
-    checked_cost(cost)
+    check_cost(cost)
     elsewhere = executor_of(executor)
     if not callable(run):
         raise WrongType(f"run must be a function that is given the target and draws, not {run!r}")
@@ -154,7 +154,7 @@ def search(
             stacklevel=2,
         )
     kept = Journal.open(journal, {"fingerprint": here, "num_inference_steps": num_inference_steps, "cost": cost})
-    with progress(verbose and leads()) as report:
+    with progress(verbose and is_rank_0()) as report:
         recorded = recording or kept.recording()
         known = recorded is not None
         resumed = known and recording is None
@@ -164,7 +164,7 @@ def search(
             made.append(1)
             return run(pipe)
 
-        if agree(recorded is None):  # on every rank, or on none
+        if broadcast_from_rank_0(recorded is None):  # on every rank, or on none
             recorded = record(
                 target,
                 counted,
@@ -176,21 +176,23 @@ def search(
                 probe=bool(probe) and interval is None and limits.allow(2.0 + 1.0 / wanted, 0.0),
                 report=report,
             )
-            kept.keep_recording(recorded, samples_of(recorded.results) if leads() else ())  # others may return nothing
+            kept.keep_recording(
+                recorded, samples_of(recorded.results) if is_rank_0() else ()
+            )  # others may return nothing
         assert recorded is not None
         if num_inference_steps not in (None, recorded.steps):
             raise InvalidSetting(
                 f"num_inference_steps={num_inference_steps}, but the recording is of {recorded.steps} steps"
             )
-        trace, watched = recorded.traces[0], leads() or elsewhere is not None
-        drawing = Drawing(run, blocks, trace.path, trace.inputs if watched else None, trace.second, trace.calls)
+        trace, watched = recorded.traces[0], is_rank_0() or elsewhere is not None
+        timed_run = TimedRun(run, blocks, trace.path, trace.inputs if watched else None, trace.second, trace.calls)
         spent, seconds, results = float(len(made)), None, recorded.results
         # A first run is slower than those that follow, and what a file or journal tells is of another time.
-        if agree(cost == "time" or resumed or results is None):
+        if broadcast_from_rank_0(cost == "time" or resumed or results is None):
             report("uncached run", 0, None)
-            results, seconds = drawing(target)
-            if recorded.results is not None and leads():
-                how = unlike(samples_of(results), samples_of(recorded.results))
+            results, seconds = timed_run(target)
+            if recorded.results is not None and is_rank_0():
+                how = picture_mismatch(samples_of(results), samples_of(recorded.results))
                 if how is not None:
                     raise InvalidSetting(
                         f"run does not draw what was recorded: {how}. It has to draw the same pictures whenever it is "
@@ -198,16 +200,16 @@ def search(
                     )
             recorded, spent = replace(recorded, results=results), spent + 1.0
         seconds, executions = seconds if cost == "time" else None, Savings.of(recorded, "blocks").total
-        reference = samples_of(recorded.results) if leads() else None
-        verifier = Verifier(target, drawing, reference, seconds, executions, blocks, scheduler)
-        planner = planner_of(recorded, cost, interval, report)
+        reference = samples_of(recorded.results) if is_rank_0() else None
+        evaluator = Evaluator(target, timed_run, reference, seconds, executions, blocks, scheduler)
+        planner = make_planner(recorded, cost, interval, report)
         with ExitStack() as stack:
-            runner: Runner
+            runner: PlanRunner
             if elsewhere is None:
-                runner = Here(replace(verifier, seconds=agree(seconds)))
+                runner = LocalRunner(replace(evaluator, seconds=broadcast_from_rank_0(seconds)))
             else:
                 report("start workers", 0, None)
-                team = elsewhere.start(verifier, results, limits.evals + limits.local_moves)
-                stack.callback(team.close)
-                runner = SpreadRunner(team)
-            return Driver(runner, planner, wanted, limits, kept, report, begun, spent).drive()
+                group = elsewhere.start(evaluator, results, limits.evals + limits.local_moves)
+                stack.callback(group.close)
+                runner = ParallelRunner(group)
+            return TrialDriver(runner, planner, wanted, limits, kept, report, begun, spent).drive()

@@ -30,7 +30,7 @@ class TestChanged:
             return math.sqrt(one.price(*pairs[0], variant, ends=False) + two.price(*pairs[1], variant))
 
         candidate = Candidate(choices, variant, 1.6, error(choices))
-        found = list(planner.changed(candidate))
+        found = list(planner.neighbours(candidate))
         wanted = set()
         for place, choice in enumerate(candidate.choices):
             for bits in itertools.product((0, 1), repeat=len(choice.computed)):
@@ -50,7 +50,7 @@ class TestChanged:
     def test_nothing_to_move(self):
         candidate = Planner(recording_of(Drawn(0, 1, 3)), "blocks").candidate(2.9)
         assert candidate.choices[0].computed == (1, 0, 0)
-        assert list(Planner(recording_of(Drawn(0, 1, 3)), "blocks").changed(candidate)) == []
+        assert list(Planner(recording_of(Drawn(0, 1, 3)), "blocks").neighbours(candidate)) == []
 
 
 class TestPlans:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planning.test_planner import Drawn, recording_of
 
-from dithooks.planning.planner import GUESS, Planner, Variant
+from dithooks.planning.planner import DEFAULT_LATE_ERROR_WEIGHT, Planner, Variant
 from dithooks.tuning.proposals import GAIN, proposals
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -61,7 +61,7 @@ def ranges(candidate):
     return tuple(choice[:3] for choice in candidate.choices)
 
 
-def guesses(planner):
+def variants(planner):
     """The first candidates, those of the same choices once."""
     found = {}
     for late in (10.0, 3.0, 30.0):
@@ -86,7 +86,7 @@ class TestOrder:
         """Each with the score of its number: the last of the guesses is best, and gone on from."""
         numbers = itertools.count()
         found = [candidate for candidate, _ in drive(planner, lambda candidate: next(numbers), 6)]
-        distinct = guesses(planner)
+        distinct = variants(planner)
         assert len(distinct) > 1
         assert found[: len(distinct)] == distinct
         late = distinct[-1].variant.late_error_weight
@@ -94,7 +94,7 @@ class TestOrder:
         assert {candidate.variant.anchors for candidate in found[len(distinct) :]} == {3}
 
     def test_it_goes_on_from_the_best(self, planner):
-        distinct = guesses(planner)
+        distinct = variants(planner)
         for best in distinct:
             found = drive(planner, lambda candidate, best=best: float(candidate == best), len(distinct) + 1)
             assert found[-1][0] == planner.candidate(1.6, Variant(3, best.variant.late_error_weight))
@@ -195,7 +195,7 @@ class TestClimbing:
 
     def test_those_first_that_cost_least(self, planner):
         found = [candidate for candidate, _ in drive(planner, lambda candidate: 0.0, 1, ENOUGH)]
-        assert found[1:] == list(planner.changed(found[0]))
+        assert found[1:] == list(planner.neighbours(found[0]))
 
     @pytest.mark.parametrize("late", [1.0, 100.0, 1000.0])
     def test_until_no_neighbour_is_better(self, planner, pair, late):
@@ -204,7 +204,7 @@ class TestClimbing:
             found = drive(each, score, 1, ENOUGH)
             best = best_so_far(found)[-1]
             known = [each.pieces(candidate) for candidate, _ in found]
-            for neighbour in each.changed(best[0]):
+            for neighbour in each.neighbours(best[0]):
                 assert score(neighbour) <= best[1] + GAIN
                 assert each.pieces(neighbour) in known
 
@@ -254,11 +254,13 @@ class TestMeasured:
     def test_a_power_of_nothing_is_flat(self, measured):
         flat = dataclasses.replace(measured.recording, sensitivity=(1.0,) * 20)
         (trace,) = measured.recording.traces
-        wanted = Planner(flat, "blocks").worth(trace, Variant(2))
-        np.testing.assert_allclose(measured.worth(trace, Variant(2, None, 0.0)), wanted, rtol=1e-12)
+        wanted = Planner(flat, "blocks").error_weights(trace, Variant(2))
+        np.testing.assert_allclose(measured.error_weights(trace, Variant(2, None, 0.0)), wanted, rtol=1e-12)
 
     def test_it_matters(self, measured):
         """Early errors count most here, and least by the guess: more of the early steps are computed."""
-        mine, guessed = (measured.candidate(1.6, Variant(2, late)).choices[0].computed for late in (None, GUESS))
+        mine, guessed = (
+            measured.candidate(1.6, Variant(2, late)).choices[0].computed for late in (None, DEFAULT_LATE_ERROR_WEIGHT)
+        )
         assert sum(mine) == sum(guessed)
         assert np.flatnonzero(mine).mean() < np.flatnonzero(guessed).mean() - 1

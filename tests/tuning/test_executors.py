@@ -9,7 +9,7 @@ from tuning.test_search import Toy
 from tuning.test_search_failures import Noisy
 
 from dithooks import record, search
-from dithooks.tuning.executors.executor import key_of
+from dithooks.tuning.executors.executor import plan_key
 from dithooks.tuning.executors.lookahead import FAR, ahead
 
 TESTS = [{}, {"max_evals": 8}, {"max_evals": 2, "local_moves": 12}, {"max_evals": 1}, {"interval": 2}]
@@ -33,16 +33,16 @@ class Crew:
     def check(self, models):
         assert all(isinstance(model, torch.nn.Module) for model in models)
 
-    def start(self, verifier, results, most):
-        self.verifier, self.seconds, self.most = verifier, verifier.seconds, most
+    def start(self, evaluator, results, most):
+        self.evaluator, self.seconds, self.most = evaluator, evaluator.seconds, most
         return self
 
     def run(self, plans):
-        self.batches.append([key_of(plan) for plan in plans])
+        self.batches.append([plan_key(plan) for plan in plans])
         found = {}
         for plan in plans:
             self.ran += 1
-            found[key_of(plan)] = ArithmeticError(f"{self.ran}") if self.ran in self.fail else self.verifier(plan)
+            found[plan_key(plan)] = ArithmeticError(f"{self.ran}") if self.ran in self.fail else self.evaluator(plan)
         return found
 
     def close(self):
@@ -67,7 +67,7 @@ class TestSame:
         ran = [key for batch in crew.batches for key in batch]
         assert len(set(ran)) == len(ran)
         assert all(len(batch) <= size for batch in crew.batches)
-        assert {key_of(each.plan) for each in one.evaluations} <= set(ran)
+        assert {plan_key(each.plan) for each in one.evaluations} <= set(ran)
         assert spread.run_equivalents >= one.run_equivalents
         vain = len(ran) - len(one.evaluations)
         assert (spread.run_equivalents == pytest.approx(one.run_equivalents)) == (vain == 0)
@@ -136,7 +136,7 @@ class TestErrors:
         found = toy.search(1.6, max_evals=8, executor=crew)
         assert found.interrupted
         assert len(found.evaluations) >= 1
-        assert (crew.closed, found.plan.provenance.psnr) == (1, max(each.worth for each in found.evaluations))
+        assert (crew.closed, found.plan.provenance.psnr) == (1, max(each.psnr for each in found.evaluations))
 
     @pytest.mark.parametrize(
         ("executor", "error", "message"),

@@ -72,7 +72,7 @@ class TestResult:
             assert each.seconds > 0 < each.speedup
             assert each.speedup == pytest.approx(1 / each.blocks)
             assert each.blocks == pytest.approx(1 / each.plan.speedup)
-            assert (each.failure, each.worth) == ("", each.score.psnr)
+            assert (each.failure, each.psnr) == ("", each.score.psnr)
             assert each.plan.provenance.predicted_speedup >= 1.6 * (1 - 1e-9)
         assert len({each.plan.pieces for each in found.evaluations}) == len(found.evaluations)
         best = max(found.evaluations, key=lambda each: each.score.psnr)

@@ -45,7 +45,7 @@ class TestFailures:
         failed = [each for each in found.evaluations if each.failure]
         assert [block_range(each) for each in failed] == [range(0, 1)]
         assert "WiringError" in failed[0].failure
-        assert (failed[0].score, failed[0].worth, failed[0].speedup) == (None, None, 0.0)
+        assert (failed[0].score, failed[0].psnr, failed[0].speedup) == (None, None, 0.0)
         assert len(found.evaluations) > 2
         assert all(1 in block_range(each) for each in found.evaluations if not each.failure)
         assert 1 in range(found.plan.pieces[0].first, 2)

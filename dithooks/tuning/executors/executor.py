@@ -11,15 +11,15 @@ from typing import Any, Protocol
 from torch import nn
 
 from ...config.cache_plan import CachePlan
-from ..evaluation import Evaluation, Verifier
-from .lookahead import Answer
+from ..evaluation import Evaluation, Evaluator
+from .lookahead import TrialScore
 
 ExecutorResult = Evaluation | Exception  # what came of a plan: where its run failed, how
-Known = Callable[[CachePlan], "tuple[Answer] | None"]
-Likely = Callable[[Known], Iterable[CachePlan]]
+KnownScore = Callable[[CachePlan], "tuple[TrialScore] | None"]
+LikelyPlans = Callable[[KnownScore], Iterable[CachePlan]]
 
 
-class Team(Protocol):
+class WorkerGroup(Protocol):
     """Workers that are ready."""
 
     @property
@@ -35,7 +35,7 @@ class Team(Protocol):
         """Uncached runs that the workers made, to compare with."""
 
     def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
-        """Run as many plans as there are workers at most, each once; what came of each, by :func:`key_of`."""
+        """Run as many plans as there are workers at most, each once; what came of each, by :func:`plan_key`."""
 
     def close(self) -> None:
         """Let them go."""
@@ -51,11 +51,11 @@ class Executor(Protocol):
             ValueError, TypeError, ModuleNotFoundError: it cannot.
         """
 
-    def start(self, verifier: Verifier, results: Any, most: int) -> Team:
+    def start(self, evaluator: Evaluator, results: Any, most: int) -> WorkerGroup:
         """Workers that can run plans.
 
         Args:
-            verifier: would run them here.
+            evaluator: would run them here.
             results: of this process's run without a cache; ``None``: it made none.
             most: plans that will be run.
 
@@ -64,56 +64,56 @@ class Executor(Protocol):
         """
 
 
-class SpreadRunner:
+class ParallelRunner:
     """Runs the plan that is asked for, and on workers that were idle else those that may be next.
 
     Args:
-        team: runs them.
+        group: runs them.
     """
 
-    def __init__(self, team: Team) -> None:
-        self.team = team
+    def __init__(self, group: WorkerGroup) -> None:
+        self.group = group
         self._found: dict[str, ExecutorResult] = {}
         self._used: set[str] = set()
 
     @property
     def seconds(self) -> float | None:
         """Of an uncached run."""
-        return self.team.seconds
+        return self.group.seconds
 
     @property
-    def in_vain(self) -> float:
+    def unused_run_equivalents(self) -> float:
         """Block executions that no decision was made on, over those of an uncached run."""
         unused = [found for key, found in self._found.items() if key not in self._used]
-        return self.team.run_equivalents + sum(each.blocks for each in unused if isinstance(each, Evaluation))
+        return self.group.run_equivalents + sum(each.blocks for each in unused if isinstance(each, Evaluation))
 
-    def __call__(self, plan: CachePlan, likely: Likely) -> Evaluation:
+    def __call__(self, plan: CachePlan, likely: LikelyPlans) -> Evaluation:
         """What came of a plan, run now or ahead of its time.
 
         Args:
             plan: that is asked for.
             likely: those that may be next, itself among them.
         """
-        key = key_of(plan)
+        key = plan_key(plan)
         if key not in self._found:
             plans = {key: plan}
             for each in likely(self._answer):
-                if len(plans) >= self.team.size:
+                if len(plans) >= self.group.size:
                     break
-                plans.setdefault(key_of(each), each)
-            self._found |= self.team.run(list(islice(plans.values(), self.team.size)))
+                plans.setdefault(plan_key(each), each)
+            self._found |= self.group.run(list(islice(plans.values(), self.group.size)))
         self._used.add(key)
         found = self._found[key]
         if isinstance(found, Exception):
             raise found
         return replace(found, plan=plan)
 
-    def _answer(self, plan: CachePlan) -> tuple[Answer] | None:
+    def _answer(self, plan: CachePlan) -> tuple[TrialScore] | None:
         """How a plan did that was run ahead, if it could be."""
-        found = self._found.get(key_of(plan))
-        return (found.worth,) if isinstance(found, Evaluation) else None
+        found = self._found.get(plan_key(plan))
+        return (found.psnr,) if isinstance(found, Evaluation) else None
 
 
-def key_of(plan: CachePlan) -> str:
+def plan_key(plan: CachePlan) -> str:
     """What a plan does, whoever made it."""
     return json.dumps([asdict(piece) for piece in plan.pieces])

@@ -12,14 +12,14 @@ from heapq import heappop, heappush
 from typing import TypeVar
 
 T = TypeVar("T")
-Answer = float | None
+TrialScore = float | None
 FAR = 64  # answers that are played through at most, for each plan that is asked for
 
 
-def ahead(
-    after: Callable[[Sequence[Answer]], T | None],
-    answers: Sequence[Answer],
-    known: Callable[[T], tuple[Answer] | None],
+def likely_next(
+    after: Callable[[Sequence[TrialScore]], T | None],
+    answers: Sequence[TrialScore],
+    known: Callable[[T], tuple[TrialScore] | None],
 ) -> Iterator[T]:
     """What may be asked for, the likeliest first; the first one is what is asked for now, unless it is known.
 
@@ -33,11 +33,11 @@ def ahead(
         >>> def after(answers):
         ...     best = [max(answers[:n]) for n in range(1, len(answers) + 1)]
         ...     return 1 + sum(1 if b > a else 10 for a, b in pairwise(best))
-        >>> list(islice(ahead(after, [40.0, 41.0, 40.5], lambda plan: None), 4))
+        >>> list(islice(likely_next(after, [40.0, 41.0, 40.5], lambda plan: None), 4))
         [12, 22, 13, 32]
     """
-    worse = unlikely(answers)
-    waiting: list[tuple[float, int, list[Answer]]] = [(-1.0, 0, list(answers))]
+    worse = chance_of_no_gain(answers)
+    waiting: list[tuple[float, int, list[TrialScore]]] = [(-1.0, 0, list(answers))]
     for number in range(1, FAR):
         if not waiting:
             return
@@ -54,11 +54,11 @@ def ahead(
         heappush(waiting, (likely * (1 - worse), 2 * number + 1, [*sofar, max(scores) + 1]))
 
 
-def unlikely(answers: Sequence[Answer]) -> float:
+def chance_of_no_gain(answers: Sequence[TrialScore]) -> float:
     """How likely the next is no better than the best so far, by how it went (Laplace's rule of succession).
 
     Example:
-        >>> unlikely([]), unlikely([40.0, 41.0]), unlikely([40.0, 39.0, None, 39.5])
+        >>> chance_of_no_gain([]), chance_of_no_gain([40.0, 41.0]), chance_of_no_gain([40.0, 39.0, None, 39.5])
         (0.5, 0.3333333333333333, 0.8)
     """
     best, worse = float("-inf"), 0

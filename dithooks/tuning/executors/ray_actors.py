@@ -17,11 +17,11 @@ from ...blocks.registry import chains_of
 from ...config.cache_plan import CachePlan
 from ...errors import InvalidSetting, WrongType
 from ...recording.image_metrics import samples_of
-from ...recording.rank_agreement import alone
+from ...recording.rank_broadcast import is_single_process
 from ...validation import check_count, check_number
-from ..evaluation import Evaluation, Verifier
-from ..repeat_run import unlike
-from .executor import ExecutorResult, key_of
+from ..evaluation import Evaluation, Evaluator
+from ..timed_run import picture_mismatch
+from .executor import ExecutorResult, plan_key
 
 RETRIES = 3  # of a plan whose actor died
 
@@ -77,20 +77,20 @@ class Actors:
             ValueError: there are several ranks of ``torch.distributed``.
         """
         ray_module()
-        if not alone():
+        if not is_single_process():
             raise InvalidSetting(
                 "executor='ray' is for one process that has the actors to itself, but torch.distributed has several "
                 "ranks: give executor='torchrun', or search in one of them before it is initialized"
             )
 
-    def start(self, verifier: Verifier, results: Any, most: int) -> _ActorTeam:
+    def start(self, evaluator: Evaluator, results: Any, most: int) -> _ActorGroup:
         """Actors with the target, which have drawn without a cache where time is to be saved."""
         ray = ray_module()
         started = not ray.is_initialized()
         if started:
             ray.init(include_dashboard=False, log_to_driver=False)
         try:
-            return _ActorTeam(ray, self, verifier, most, started)
+            return _ActorGroup(ray, self, evaluator, most, started)
         except BaseException:
             if started:
                 ray.shutdown()
@@ -103,11 +103,11 @@ class Actors:
         return {**asked, "max_restarts": RETRIES, "max_task_retries": RETRIES}
 
 
-class _ActorTeam:
-    def __init__(self, ray: Any, asked: Actors, verifier: Verifier, most: int, started: bool) -> None:
+class _ActorGroup:
+    def __init__(self, ray: Any, asked: Actors, evaluator: Evaluator, most: int, started: bool) -> None:
         self._ray, self._started, self._actors = ray, started, []
-        self.seconds, self.run_equivalents = verifier.seconds, 0.0
-        here = [chain for chain, _ in chains_of(verifier.target, verifier.blocks)]
+        self.seconds, self.run_equivalents = evaluator.seconds, 0.0
+        here = [chain for chain, _ in chains_of(evaluator.target, evaluator.blocks)]
         options = asked.options(any(_is_elsewhere(chain.owner) for chain in here))
         fits = _room(ray.cluster_resources(), options)
         self.size = asked.workers or max(1, min(fits, most))
@@ -117,7 +117,7 @@ class _ActorTeam:
                 f"{self.size} actors of {need} each were asked for, and the cluster has room for {fits}: "
                 "give Actors(workers=..., num_cpus=..., num_gpus=...) fewer or smaller ones"
             )
-        sent = verifier if asked.load is None else replace(verifier, target=None)
+        sent = evaluator if asked.load is None else replace(evaluator, target=None)
         made = _Made(torch.get_num_threads(), torch.is_grad_enabled(), torch.get_float32_matmul_precision())
         try:
             packed = ray.cloudpickle.dumps((sent, asked.load, made, fingerprint(here)))
@@ -140,7 +140,7 @@ class _ActorTeam:
     def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
         """One each. Where an actor dies, Ray starts it again, and it runs its plan once more."""
         tasks = [actor.run.remote(self._box, plan.to_json()) for actor, plan in zip(self._actors, plans, strict=False)]
-        return {key_of(plan): found for plan, found in zip(plans, self._got(tasks), strict=True)}
+        return {plan_key(plan): found for plan, found in zip(plans, self._got(tasks), strict=True)}
 
     def close(self) -> None:
         """End the actors, and Ray if it was started for them."""
@@ -185,7 +185,7 @@ class Worker:
     """One actor. It is set up by its first task, and so again where it was started again."""
 
     def __init__(self) -> None:
-        self._verifier: Verifier | None = None
+        self._verifier: Evaluator | None = None
 
     def ready(self, box: Sequence[Any]) -> int:
         """Uncached runs that it made.
@@ -197,21 +197,21 @@ class Worker:
             ValueError: it has another model, or does not draw what was recorded.
         """
         ray = ray_module()
-        verifier, load, made, expected = ray.cloudpickle.loads(ray.get(box[0]))
+        evaluator, load, made, expected = ray.cloudpickle.loads(ray.get(box[0]))
         made.take_on()
         if load is not None:
-            verifier = replace(verifier, target=load())
-            if (found := _fingerprint(verifier.target, verifier.blocks)) != expected:
+            evaluator = replace(evaluator, target=load())
+            if (found := _fingerprint(evaluator.target, evaluator.blocks)) != expected:
                 raise InvalidSetting(
                     f"load() makes another model than the one that was recorded (fingerprint {found}, not {expected})"
                 )
-        timed = verifier.seconds is not None
+        timed = evaluator.seconds is not None
         if timed:  # how fast it is here, beside the others
-            results, seconds = verifier.drawing(verifier.target)
-            if (how := unlike(samples_of(results), verifier.reference, "from it")) is not None:
+            results, seconds = evaluator.timed_run(evaluator.target)
+            if (how := picture_mismatch(samples_of(results), evaluator.reference, "from it")) is not None:
                 raise InvalidSetting(f"run does not draw in an actor what was recorded: {how}")
-            verifier = replace(verifier, seconds=seconds)
-        self._verifier = verifier
+            evaluator = replace(evaluator, seconds=seconds)
+        self._verifier = evaluator
         return int(timed)
 
     def run(self, box: Sequence[Any], plan: str) -> Evaluation:

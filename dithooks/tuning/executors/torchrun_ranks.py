@@ -13,10 +13,10 @@ from ...config.cache_plan import CachePlan
 from ...engine.rank_consensus import shared_by_ranks
 from ...errors import InvalidSetting
 from ...recording.image_metrics import samples_of
-from ...recording.rank_agreement import agree
-from ..evaluation import Verifier
-from ..repeat_run import unlike
-from .executor import ExecutorResult, key_of
+from ...recording.rank_broadcast import broadcast_from_rank_0
+from ..evaluation import Evaluator
+from ..timed_run import picture_mismatch
+from .executor import ExecutorResult, plan_key
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Ranks:
                     f"model of all ranks: {how}. Leave executor out: then all ranks run each plan together"
                 )
 
-    def start(self, verifier: Verifier, results: Any, most: int) -> _RankTeam:
+    def start(self, evaluator: Evaluator, results: Any, most: int) -> _RankGroup:
         """See whether all ranks draw the same, and give them the first one's pictures to compare with."""
-        reference = agree(verifier.reference)
+        reference = broadcast_from_rank_0(evaluator.reference)
         told = None
         if results is not None and reference is not None:
             try:
-                told = unlike(samples_of(results), reference, "from the first")
+                told = picture_mismatch(samples_of(results), reference, "from the first")
             except (TypeError, ValueError) as error:  # all have to hear of it
                 told = str(error)
         if problems := [f"rank {rank}: {each}" for rank, each in enumerate(_gathered(told)) if each]:
@@ -55,17 +55,17 @@ class Ranks:
                 f"run does not draw the same on all ranks: {'; '.join(problems)}. With executor='torchrun' each rank "
                 "runs plans for all, so prompts, seeds and weights have to be the same on every one"
             )
-        return _RankTeam(replace(verifier, reference=reference))
+        return _RankGroup(replace(evaluator, reference=reference))
 
 
-class _RankTeam:
-    def __init__(self, verifier: Verifier) -> None:
-        self._verifier = verifier
-        self.size, self.seconds, self.run_equivalents = dist.get_world_size(), verifier.seconds, 0.0
+class _RankGroup:
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._verifier = evaluator
+        self.size, self.seconds, self.run_equivalents = dist.get_world_size(), evaluator.seconds, 0.0
 
     def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
         """The first rank's plans, one each. What stops one stops all, so that none waits for it."""
-        texts = agree([plan.to_json() for plan in plans])
+        texts = broadcast_from_rank_0([plan.to_json() for plan in plans])
         chosen = [CachePlan.from_json(text) for text in texts]
         mine = chosen[dist.get_rank()] if dist.get_rank() < len(chosen) else None
         found: ExecutorResult | str | None = None
@@ -78,7 +78,7 @@ class _RankTeam:
         told = _gathered(_sendable(found))
         if "stopped" in told:
             raise KeyboardInterrupt
-        return {key_of(plan): each for plan, each in zip(chosen, told, strict=False)}
+        return {plan_key(plan): each for plan, each in zip(chosen, told, strict=False)}
 
     def close(self) -> None:
         """Nothing: the ranks are the caller's."""
