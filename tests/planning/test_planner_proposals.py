@@ -9,7 +9,7 @@ import pytest
 from planning.test_planner import Drawn, recording_of
 
 from dithooks.planning.planner import DEFAULT_LATE_ERROR_WEIGHT, Planner, Variant
-from dithooks.tuning.proposals import GAIN, proposals
+from dithooks.tuning.proposals import MIN_GAIN, proposals
 
 pytestmark = pytest.mark.filterwarnings("error")
 ENOUGH = 1000
@@ -178,7 +178,7 @@ def best_so_far(found):
     """After each of those found, the one that is gone on from: another has to be clearly better."""
     best = [found[0]]
     for each in found[1:]:
-        best.append(each if each[1] > best[-1][1] + GAIN else best[-1])
+        best.append(each if each[1] > best[-1][1] + MIN_GAIN else best[-1])
     return best
 
 
@@ -205,7 +205,7 @@ class TestClimbing:
             best = best_so_far(found)[-1]
             known = [each.pieces(candidate) for candidate, _ in found]
             for neighbour in each.neighbours(best[0]):
-                assert score(neighbour) <= best[1] + GAIN
+                assert score(neighbour) <= best[1] + MIN_GAIN
                 assert each.pieces(neighbour) in known
 
     def test_a_failure_on_the_way(self, planner):

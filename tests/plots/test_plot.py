@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dithooks.config.cache_config.transformer_plan import Piece
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
@@ -20,6 +19,7 @@ from toys import Net, Pipe, latents, prompt
 
 from dithooks import Budget, CachePlan, DitCacheConfig, Mask, Threshold, dit_cache, plan, plot, record, search
 from dithooks import frontier as predicted
+from dithooks.config.transformer_plan import TransformerPlan as Piece
 from dithooks.demo import load_plan
 from dithooks.plots.step_maps import Extent, maps_of
 from dithooks.plots.style import MISSING

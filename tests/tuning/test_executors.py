@@ -10,7 +10,7 @@ from tuning.test_search_failures import Noisy
 
 from dithooks import record, search
 from dithooks.tuning.executors.executor import plan_key
-from dithooks.tuning.executors.lookahead import FAR, ahead
+from dithooks.tuning.executors.lookahead import MAX_CONTINUATIONS, likely_next
 
 TESTS = [{}, {"max_evals": 8}, {"max_evals": 2, "local_moves": 12}, {"max_evals": 1}, {"interval": 2}]
 TESTS += [{"max_evals": 9, "local_moves": 9, "max_runs": most} for most in (1.1, 3.0, 6.0)]
@@ -172,29 +172,29 @@ class TestAhead:
 
     def test_the_likeliest_first(self):
         """By how it went: where plans were mostly no better, that is what is reckoned with."""
-        found = list(ahead(self.after, [3.0, 1.0], lambda plan: None))
+        found = list(likely_next(self.after, [3.0, 1.0], lambda plan: None))
         assert found[0] == self.after([3.0, 1.0])
         assert found[1:3] == [self.after([3.0, 1.0, -1.0]), self.after([3.0, 1.0, -1.0, -2.0])]
-        better = list(ahead(self.after, [1.0, 2.0, 3.0], lambda plan: None))
+        better = list(likely_next(self.after, [1.0, 2.0, 3.0], lambda plan: None))
         assert better[1:3] == [self.after([1.0, 2.0, 3.0, 4.0]), self.after([1.0, 2.0, 3.0, 4.0, 5.0])]
-        assert 12 < len(found) < FAR
+        assert 12 < len(found) < MAX_CONTINUATIONS
 
     def test_what_is_known_is_not_asked_for(self):
         """Nor is what would only come after another answer than the one known."""
         first = self.after([3.0])
-        found = list(ahead(self.after, [3.0], lambda plan: (4.0,) if plan == first else None))
+        found = list(likely_next(self.after, [3.0], lambda plan: (4.0,) if plan == first else None))
         assert first not in found
         assert found[0] == self.after([3.0, 4.0])
 
     def test_nothing_more(self):
-        assert list(ahead(lambda answers: None, [], lambda plan: None)) == []
-        assert list(ahead(lambda answers: 1 if not answers else None, [], lambda plan: None)) == [1]
+        assert list(likely_next(lambda answers: None, [], lambda plan: None)) == []
+        assert list(likely_next(lambda answers: 1 if not answers else None, [], lambda plan: None)) == [1]
 
     @pytest.mark.parametrize("seed", range(20))
     def test_what_comes_is_among_it(self, seed):
         """Whatever the answer, the next was foreseen."""
         rng = random.Random(seed)
         answers = [rng.random() for _ in range(rng.randint(1, 9))]
-        shown = list(ahead(self.after, answers, lambda plan: None))
+        shown = list(likely_next(self.after, answers, lambda plan: None))
         for answer in (min(answers) - 1, max(answers) + 1):
             assert self.after([*answers, answer]) in shown
