@@ -1,4 +1,4 @@
-"""Hooks on one transformer and its blocks that keep samples of the streams, and say what each block costs."""
+"""The recorder of one transformer: hooks that keep token samples of its streams, and time its blocks."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from .stopwatch import OTHER, SAMPLING, Stopwatch
 from .token_samples import Sampled
 from .token_selection import SamplePoint, points_of
 
-BRANCHES, STEPS = 2, 50  # that a run is thought to have while it does not show
+BRANCHES, STEPS = 2, 50  # assumed of a run while they are unknown
 
 
 @dataclass(frozen=True)
 class Computed(Policy):
-    """Compute every call."""
+    """The policy of a recorded run: every call is computed."""
 
     needs_sigmas: ClassVar[bool] = True
 
@@ -57,14 +57,14 @@ class Computed(Policy):
 
 
 class Recorder:
-    """What is recorded of one transformer.
+    """Records one transformer.
 
     Args:
-        chain: its blocks.
-        scheduler: returns the pipeline's scheduler as it is now, or ``None``.
-        expected: steps of a run, if that is known.
-        memory: bytes of samples of one run.
-        share: of the tokens, at most.
+        chain: the transformer's blocks.
+        scheduler: returns the pipeline's current scheduler, or ``None``.
+        expected: number of steps of a run; ``None``: unknown.
+        memory: largest size of one run's samples in bytes.
+        share: largest share of the tokens to keep.
     """
 
     def __init__(
@@ -92,10 +92,9 @@ class Recorder:
         self._run = -1
         self._first_step: int | None = None  # of all
         self._call: Call | None = None
-        self._passes = LoopPasses(
-            self._spots, len(chain.lanes) == 1
-        )  # where blocks are called, and the transformer is not
-        self._ends: tuple[int, int] | None = None  # then the first and last of them are the ends of a call
+        # Where a loop calls the blocks without the transformer: their passes, and the first and last block of a call
+        self._passes = LoopPasses(self._spots, len(chain.lanes) == 1)
+        self._ends: tuple[int, int] | None = None
         self._here: dict[tuple[int, str], list[int]] = {}  # points of the call under way, by block and side
         self._sampled = Sampled(())
         self._taken: list[list[Tensor]] = []
@@ -128,7 +127,7 @@ class Recorder:
                         parent._modules[name] = behind[id(child)]
 
     def driven(self) -> bool:
-        """Whether blocks were called and the transformer was not; in the next run their calls are what is recorded."""
+        """Whether a loop called the blocks without the transformer; the next run then records the blocks' calls."""
         seen = self._passes.cut()
         if seen is None or self.calls:
             return False
@@ -139,17 +138,17 @@ class Recorder:
 
     @property
     def last(self) -> nn.Module:
-        """The last of its blocks that a call runs."""
+        """The last block that a call runs."""
         assert self._trunk is not None
         return self.chain.sites[self._trunk.order[-1]].block
 
     @property
     def spent_ms(self) -> float:
-        """What recording cost, beyond the run itself."""
+        """Milliseconds that recording has added to the run."""
         return self._extra_ms + self.stopwatch.spent(SAMPLING)
 
     def trace(self) -> Trace:
-        """What was recorded, once the run is over."""
+        """Return what was recorded, once the run is over."""
         self._fold()
         if self._trunk is None or not self.tally.runs:
             raise InvalidSetting(f"{self.chain.name}: no call ran all the blocks that its first one did")
@@ -271,18 +270,17 @@ class Recorder:
             self._taken[place] = taken
 
     def _watching(self, entered: int | None) -> Observation | None:
-        """What observes the blocks: before a call is recorded, or as long as the transformer was not called at all."""
+        """Return the observation of the blocks: before a call is recorded, or while only blocks were called."""
         if self._observation is not None or self._call is not None or self.calls or self._ends or replaying.get():
             return self._observation
         return self._passes.now if entered is None else self._passes.entered(entered)
 
     def _observe(self, key: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Make a call once more, beforehand, to see how its streams run, and choose what to keep of it."""
+        """Make a call once more, beforehand, to observe its wiring, and choose the tokens to keep of it."""
         replay = Replay(module, args, kwargs)
         if replay.unsafe_argument:
             raise InvalidSetting(
-                f"{self.chain.name} is given {replay.unsafe_argument}, which may remember a call: its "
-                "first call cannot "
+                f"{self.chain.name} is given {replay.unsafe_argument}, which may remember a call: its first call cannot "
                 "be made twice, which recording has to do, to see how the streams run"
             )
         self._observation, self._altered = Observation(self._spots), set()
@@ -295,7 +293,7 @@ class Recorder:
         self._learn(key, observation)
 
     def _learn(self, key: Any, observation: Observation) -> None:
-        """See how the streams run, and choose what to keep of such a call."""
+        """Find the wiring of an observed call, and choose the tokens to keep of such calls."""
         trunk = find_trunk(observation, self.chain.weights() if self.chain.found else None)
         if trunk is None:
             raise InvalidSetting(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
@@ -313,30 +311,30 @@ class Recorder:
         )
 
     def _fold(self) -> None:
-        """Add what the run under way has left to what is known, and drop it."""
+        """Add the current run's samples to the Gram matrices, and drop them."""
         branches: list[tuple[Any, Sampled]] = []
         for key, sampled in self._branches.values():
             alike = [former for other, former in branches if other == key and not former.shares(sampled)]
-            if alike:  # one branch after all, that was not recognised at some step
+            if alike:  # one branch after all, which was not recognised at some step
                 alike[0].extend(sampled)
             elif sampled.calls:
                 branches.append((key, sampled))
         self._branches = {}
         if branches:
-            self.stopwatch.wait()  # samples may still be on their way to the host
+            self.stopwatch.wait()  # samples may still be in transfer to the host
             self.tally.add(
                 [sampled for _, sampled in branches], lambda done, total: self._report("Gram matrices", done, total)
             )
 
     def _count(self, arguments: Mapping[str, Any]) -> None:
-        """How many rows the latents of a run have, and of which size."""
+        """Count the rows of a run's latents, and note their size."""
         latents = arguments.get(self._settler.runs.primary or "")
         if isinstance(latents, Tensor) and latents.dim() > 1:
             self.rows, self.size = self.rows + len(latents), tuple(latents.shape[1:])
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """On the host, without waiting: it is read when the run is over."""
+    """Copy to the host without waiting: the copy is read when the run is over."""
     if tensor.device.type in ("cpu", "meta"):
         return tensor
     return tensor.to("cpu", non_blocking=True)
