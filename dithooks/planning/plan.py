@@ -142,7 +142,7 @@ def build_plan(planner: Planner, candidate: Candidate, target: float, method: st
         )
         raise InvalidSetting(
             f"nothing of this run can be reused ({recorded}): it takes two steps, and a range that the wiring "
-            "allows. If it had more, tell them with `with timestep_scope(step): ...`"
+            "allows. If it had more, name each with `with timestep_scope(step): ...`"
         )
     provenance = Provenance(
         date=datetime.date.today().isoformat(),

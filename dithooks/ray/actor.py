@@ -154,7 +154,7 @@ def error_of(result: ChunkResult) -> BaseException | None:
     with suppress(Exception):  # its class may exist in the actor only
         error = cloudpickle.loads(pickled)
     if not isinstance(error, BaseException) or isinstance(error, UnusableError):
-        error = RuntimeError(text["message"])
+        error = RunMismatch(text["message"])
     error.__cause__ = RuntimeError(f"in actor {result.actor}:\n{text['traceback']}")
     return error
 

@@ -76,7 +76,7 @@ def claim_folder(folder: Folder, job: Job, rows_per_file: int) -> int:
         return chosen
     if names := chunks_in(folder):
         raise InvalidSetting(
-            f"out={folder.place!r} holds {names[0]} but no {HEAD} that tells what of: give another folder"
+            f"out={folder.place!r} holds {names[0]} but no {HEAD} that names its job: give another folder"
         )
     head = {"schema": SCHEMA, "kind": KIND, "purpose": purpose, "rows_per_file": rows_per_file}
     text = json.dumps({**head, "versions": dict(job.versions)}, indent=2, ensure_ascii=False)

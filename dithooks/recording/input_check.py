@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..blocks.block_io import bind, parameter_names
 from ..engine.branches import tensors
 from ..engine.replay import replaying
+from ..errors import InvalidSetting
 
 Inputs = dict[str, NDArray[np.float32]]
 SECOND = " at its second step"
@@ -81,8 +82,8 @@ def same_inputs(module: nn.Module, known: Mapping[str, NDArray[np.float32]], sec
         raise _another(f"it calls {type(module).__name__} {samples.calls} times, and the recorded one {calls} times")
 
 
-def _another(what: str) -> ValueError:
-    return ValueError(
+def _another(what: str) -> InvalidSetting:
+    return InvalidSetting(
         f"run does not draw what was recorded: {what}. It has to draw the same pictures whenever it is called: seed "
         "its generators inside of it, and keep to the same prompts, steps, guidance and weights; a recording or "
         "journal of another run is of no use to it"

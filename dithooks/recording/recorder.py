@@ -280,8 +280,8 @@ class Recorder:
         replay = Replay(module, args, kwargs)
         if replay.unsafe_argument:
             raise InvalidSetting(
-                f"{self.chain.name} is given {replay.unsafe_argument}, which may remember a call: its first call cannot "
-                "be made twice, which recording has to do, to see how the streams run"
+                f"{self.chain.name} is given {replay.unsafe_argument}, which may remember a call: its first call "
+                "cannot be made twice, which recording has to do, to see how the streams run"
             )
         self._observation, self._altered = Observation(self._spots), set()
         observation = self._observation

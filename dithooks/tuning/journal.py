@@ -48,7 +48,7 @@ class Journal:
 
         Args:
             folder: the journal's folder, made if it does not exist; ``None``: the journal is kept in memory only.
-            purpose: what tells one search from another, in JSON's types: fingerprint, steps, size.
+            purpose: what distinguishes one search from another, in JSON's types: fingerprint, steps, size.
 
         Raises:
             TypeError, ValueError: ``purpose`` is not JSON; or the folder is a file, or holds a journal that is another
@@ -139,7 +139,7 @@ def _claim(folder: Path, ours: dict[str, Any]) -> None:
             difference = "; ".join(f"{n}: {_text(stored, n)} there, {_text(ours, n)} here" for n in differing)
             raise InvalidSetting(f"{folder} has the journal of another search ({difference}): give another folder")
     elif left := [name for name in (RECORDING, REFERENCE, EVALUATIONS) if (folder / name).exists()]:
-        raise InvalidSetting(f"{folder} has {left[0]}, but no {PURPOSE} that tells what for: give another folder")
+        raise InvalidSetting(f"{folder} has {left[0]}, but no {PURPOSE} that names its search: give another folder")
     elif is_rank_0():
         folder.mkdir(parents=True, exist_ok=True)
         head = {"schema": SCHEMA, "kind": "Journal", "purpose": ours}
@@ -197,7 +197,7 @@ def _readable(path: Path, read: Any) -> Any:
         return read(path)
     except UNREADABLE as error:
         raise InvalidSetting(
-            f"{path} cannot be read ({error}): delete its folder to search anew, or give another"
+            f"{path} cannot be read ({error}): delete its folder to search again, or give another"
         ) from None
 
 

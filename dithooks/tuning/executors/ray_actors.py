@@ -263,7 +263,8 @@ def _room(cluster: Mapping[str, float], options: Mapping[str, Any]) -> int:
 def _plain(error: Exception) -> Exception:
     """Return the error that an actor raised, without Ray's wrapping."""
     cause = getattr(error, "cause", None)
-    if isinstance(cause, (ValueError, TypeError)):
-        return type(cause)(str(cause)) if type(cause) in (ValueError, TypeError) else ValueError(str(cause))
+    for kind in (InvalidSetting, WrongType, ValueError, TypeError):
+        if isinstance(cause, kind):
+            return kind(str(cause))
     original = error if cause is None else cause
     return RuntimeError(f"an actor failed: {type(original).__name__}: {original}")

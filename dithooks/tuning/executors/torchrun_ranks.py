@@ -11,7 +11,7 @@ from torch import nn
 
 from ...config.cache_plan import CachePlan
 from ...engine.rank_consensus import shared_by_ranks
-from ...errors import InvalidSetting
+from ...errors import InvalidSetting, WrongType
 from ...recording.image_metrics import samples_of
 from ...recording.rank_broadcast import broadcast_from_rank_0
 from ..evaluation import Evaluator
@@ -95,6 +95,8 @@ def _sendable(result: Any) -> Any:
     """Return a result, or for an error, which may hold anything, a plain one with its text."""
     if not isinstance(result, Exception):
         return result
-    kind = next((kind for kind in (ValueError, TypeError) if isinstance(result, kind)), RuntimeError)
+    kind = next(
+        (kind for kind in (InvalidSetting, WrongType, ValueError, TypeError) if isinstance(result, kind)), RuntimeError
+    )
     text = str(result) if isinstance(result, kind) else f"{type(result).__name__}: {result}"
     return kind(f"rank {dist.get_rank()}: {text}")
