@@ -95,8 +95,8 @@ class Job:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise type(error)(
-                    f"options[{name!r}]={short(value)} cannot be kept beside what is drawn ({error}): give numbers, "
-                    "texts, lists and dicts, or make it in a function given as draw"
+                    f"options[{name!r}]={setting_text(value)} cannot be kept beside what is drawn ({error}): give "
+                    "numbers, texts, lists and dicts, or make it in a function given as draw"
                 ) from None
 
     def purpose(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def differences(stored: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
     """
     names = dict.fromkeys([*ours, *stored])
     return [
-        f"{name}: {short(stored.get(name))} there, {short(ours.get(name))} here"
+        f"{name}: {setting_text(stored.get(name))} there, {setting_text(ours.get(name))} here"
         for name in names
         if stored.get(name) != ours.get(name)
     ]
@@ -215,7 +215,7 @@ def check_whole(name: str, value: object, least: int | None = None) -> None:
         raise InvalidSetting(f"{name}={value} is too small: give {least} or more")
 
 
-def short(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """Return a setting's text for a message; of a plan, its model and schedule."""
     text = json.dumps(value, default=repr)
     if isinstance(value, dict) and value.get("kind") in KINDS:

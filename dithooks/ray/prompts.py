@@ -13,6 +13,7 @@ import pyarrow.csv as arrow_csv  # type: ignore[import-untyped]
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
 from ..errors import InvalidSetting, WrongType
+from ..recording.image_metrics import short_repr
 from .files import opened
 
 FORMATS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv")
@@ -127,7 +128,7 @@ def _objects(text: str, ending: str) -> list[dict[str, Any]]:
                     ) from None
     for where, each in found:
         if not isinstance(each, dict):
-            raise InvalidSetting(f"{where} is no object: {_short(each)}")
+            raise InvalidSetting(f"{where} is no object: {short_repr(each)}")
     return [each for _, each in found]
 
 
@@ -165,7 +166,7 @@ def _ids(table: pa.Table, name: str) -> Any:
     if twice:
         more = f" and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
         raise InvalidSetting(
-            f"prompts={name!r}: several rows have the id {', '.join(map(_short, twice[:SHOWN]))}{more}: "
+            f"prompts={name!r}: several rows have the id {', '.join(map(short_repr, twice[:SHOWN]))}{more}: "
             "no two may be alike"
         )
     return column.cast(pa.int64() if whole else pa.string())
@@ -183,8 +184,3 @@ def _seeds(table: pa.Table, ids: Any, seed: int, name: str) -> Any:
             raise InvalidSetting(f"prompts={name!r}: a seed is too large ({error}): give less than 2**63") from None
     drawn = [seed_of(seed, row_id) if own is None else own for row_id, own in zip(ids.to_pylist(), given, strict=True)]
     return pa.array(drawn, pa.int64())
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -152,7 +152,7 @@ def _array(value: Any) -> NDArray[np.float32]:
         value = value.convert("RGBA" if value.mode == "PA" or "transparency" in value.info else "RGB")
     elif isinstance(value, (str, bytes)) or not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
         raise WrongType(
-            f"run returned {_short(value)} ({type(value).__name__}): it has to return what it draws, a list of "
+            f"run returned {short_repr(value)} ({type(value).__name__}): it has to return what it draws, a list of "
             "pictures, arrays or tensors, one for each sample"
         )
     array = np.asarray(value)
@@ -166,7 +166,8 @@ def _array(value: Any) -> NDArray[np.float32]:
     return np.array(array, dtype=np.float32, order="C")
 
 
-def _short(value: object) -> str:
+def short_repr(value: object) -> str:
+    """Return a value's repr for a message, shortened to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
