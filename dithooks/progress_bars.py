@@ -28,11 +28,11 @@ class ProgressReport(Protocol):
 
 
 @dataclass(frozen=True)
-class Bar:
+class ProgressBar:
     """One bar: its title, its count, and a note behind it.
 
     Example:
-        >>> print(Bar("run plans", 1, 5, "best so far 45.2 dB"), Bar("plan", 0, None), sep="; ")
+        >>> print(ProgressBar("run plans", 1, 5, "best so far 45.2 dB"), ProgressBar("plan", 0, None), sep="; ")
         run plans: 1 of 5, best so far 45.2 dB; plan
     """
 
@@ -87,13 +87,15 @@ class ProgressDisplay:
         self._display: _Display | None = None
         self._open = True
 
-    def __call__(self, stage: str, done: int, total: int | None, note: str = "", parts: Sequence[Bar] = ()) -> None:
+    def __call__(
+        self, stage: str, done: int, total: int | None, note: str = "", parts: Sequence[ProgressBar] = ()
+    ) -> None:
         """Show a stage, and its parts below: who did how much of it."""
         if not self._open:
             return
         try:
             self._display = self._display or _new_display(self._line_every)
-            self._display.show(Bar(stage, done, total, note), parts)
+            self._display.show(ProgressBar(stage, done, total, note), parts)
         except Exception:
             self.close()
 
@@ -107,7 +109,7 @@ class ProgressDisplay:
 
 
 class _Display(Protocol):
-    def show(self, bar: Bar, parts: Sequence[Bar] = ()) -> None: ...
+    def show(self, bar: ProgressBar, parts: Sequence[ProgressBar] = ()) -> None: ...
 
     def close(self) -> None: ...
 
@@ -131,7 +133,7 @@ class _Lines:
         self._line = self._printed = ""
         self._printed_at = 0.0
 
-    def show(self, bar: Bar, parts: Sequence[Bar] = ()) -> None:
+    def show(self, bar: ProgressBar, parts: Sequence[ProgressBar] = ()) -> None:
         self._line = f"{bar} ({_joined(parts)})" if parts else str(bar)
         overdue = self._every is not None and time.monotonic() - self._printed_at >= self._every
         if bar.title != self._stage or overdue:
@@ -177,7 +179,7 @@ class _Rich:
         )
         self._tasks: dict[str, Any] = {}
 
-    def show(self, bar: Bar, parts: Sequence[Bar] = ()) -> None:
+    def show(self, bar: ProgressBar, parts: Sequence[ProgressBar] = ()) -> None:
         for title in self._tasks.keys() - {each.title for each in (bar, *parts)}:
             self._bars.remove_task(self._tasks.pop(title))
         for each in (bar, *parts):  # a part's bar shows its share of the stage
@@ -205,7 +207,7 @@ class _Tqdm:
         self._stage: str | None = None
         self._bar: Any = None
 
-    def show(self, bar: Bar, parts: Sequence[Bar] = ()) -> None:
+    def show(self, bar: ProgressBar, parts: Sequence[ProgressBar] = ()) -> None:
         if bar.title != self._stage:
             self.close()
             self._stage = bar.title
@@ -219,5 +221,5 @@ class _Tqdm:
             self._bar.close()
 
 
-def _joined(parts: Sequence[Bar]) -> str:
+def _joined(parts: Sequence[ProgressBar]) -> str:
     return "; ".join(map(str, parts))

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from ..progress_bars import Bar, ProgressDisplay
+from ..progress_bars import ProgressBar, ProgressDisplay
 
 POLL_SECONDS = 0.5  # between two questions to the progress actor
 TIMEOUT = 5.0  # seconds that an answer is waited for
@@ -88,7 +88,7 @@ def _watch(collector: Any, total: int, ended: threading.Event) -> None:
     display.close()
 
 
-def bars_of(progress: Progress, total: int) -> tuple[Bar, list[Bar]]:
+def bars_of(progress: Progress, total: int) -> tuple[ProgressBar, list[ProgressBar]]:
     """A bar for all rows, and one for each actor.
 
     Example:
@@ -97,8 +97,8 @@ def bars_of(progress: Progress, total: int) -> tuple[Bar, list[Bar]]:
         rows: 5 of 8, 1 failed; actor 1f2e: 2; actor 9c8d: 3, 1 failed
     """
     through, failed = (sum(counts[part] for counts in progress.values()) for part in (0, 1))
-    parts = [Bar(f"actor {name}", *_counted(*counts, None)) for name, counts in progress.items()]
-    return Bar("rows", *_counted(through, failed, total)), parts
+    parts = [ProgressBar(f"actor {name}", *_counted(*counts, None)) for name, counts in progress.items()]
+    return ProgressBar("rows", *_counted(through, failed, total)), parts
 
 
 def _counted(through: int, failed: int, total: int | None) -> tuple[int, int | None, str]:

@@ -12,6 +12,7 @@ import ray
 import ray.data
 
 from ..errors import InvalidSetting
+from ..integrations.ray_data_loggers import quiet_ray_data
 from .actor import ChunkResult, DrawingActor, error_of, pack_chunk, unpack_results
 
 
@@ -59,27 +60,12 @@ def draw_chunks(
     )
     data.context.enable_progress_bars = False
     data.context.print_on_execution_start = False
-    with _quiet():
+    with quiet_ray_data():
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for result in unpack_results(batch):
                 if (error := error_of(result)) is not None:
                     raise error
                 yield result
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Ray Data's warnings about settings that are intended."""
-    names = ("progress", "execution.streaming_executor", "execution.operators.map_operator")
-    loggers = [logging.getLogger(f"ray.data._internal.{name}") for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def pool_strategy(least: int, most: int) -> Any:
