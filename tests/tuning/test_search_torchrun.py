@@ -103,7 +103,7 @@ def test_a_journal_goes_on(ranks):
 def test_ranks_that_draw_something_else(ranks):
     """Both hear of it, before a plan is run."""
     for told in ranks:
-        assert "ValueError: run does not draw the same on all ranks: rank 1: " in told["others"]["raised"]
+        assert "InvalidSetting: run does not draw the same on all ranks: rank 1: " in told["others"]["raised"]
         assert told["others"]["calls"] == 1
 
 
