@@ -135,9 +135,9 @@ def search(
         raise WrongType(f"run must be a function that is given the target and draws, not {run!r}")
     if recording is not None and not isinstance(recording, Recording):
         raise WrongType(f"recording must be a Recording, as record() returns, not {recording!r}")
-    found = chains_of(target, blocks)
-    chains = [chain for chain, _ in found]
-    if any(own is not None for _, own in found):
+    chains_and_configs = chains_of(target, blocks)
+    chains = [chain for chain, _ in chains_and_configs]
+    if any(config is not None for _, config in chains_and_configs):
         raise InvalidSetting(
             "the adapter gives its blocks configurations of their own: leave params out to search for one"
         )
