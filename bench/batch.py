@@ -180,7 +180,7 @@ In one process, without Ray, a picture takes {bare["plain"]:.3f} s without a cac
 {bare["plain"] / bare["plan"]:.2f} times as fast. In the job: {plain["picture"] / cached["picture"]:.2f} times.
 
 A million pictures, by the calls of one actor: {hours["no cache"]:.0f} hours of a core without a cache,
-{hours["plan for 2×"]:.0f} with the plan. A search of six generations of four pictures is paid back by
+{hours["plan for 2×"]:.0f} with the plan. A search of six run equivalents, of four pictures each, is paid back by
 {24 * plain["picture"] / saved:.0f} pictures.
 
 ## Beside them

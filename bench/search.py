@@ -19,8 +19,8 @@ twin, in floats of 0…1; a difference is the mean over the pictures of the foun
   the last two residuals. Of each kind all are drawn for every fifth test picture, and the best few of them for all of
   them: the best there counts. So these are chosen on the very pictures they are measured on, which the plans are not.
 
-Block executions are counted where each block calls its attention; a search's cost is in generations, the executions of
-one uncached run of its calibration pictures.
+Block executions are counted where each block calls its attention; a search's cost is in run equivalents, the
+executions of one uncached run of its calibration pictures.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Row:
         tried: of so many.
         speedup: blocks of the uncached run over those that ran.
         psnr: in dB, by picture.
-        generations: what finding it cost, and
+        run_equivalents: what finding it cost, and
         seconds: how long it took; ``None``: no search.
     """
 
@@ -92,7 +92,7 @@ class Row:
     tried: int
     speedup: float
     psnr: tuple[float, ...]
-    generations: float | None = None
+    run_equivalents: float | None = None
     seconds: float | None = None
 
     @property
@@ -182,17 +182,17 @@ def searched(bench: Bench, target: float) -> Iterator[Row]:
     for method, share in ((FOUND, 1.0), (f"search, {SHARE:.0%} of the tokens", SHARE)):
         before = bench.executions.count
         result = search(bench.pipe, bench.calibrate, target, cost="blocks", share=share, probe=False, verbose=False)
-        generations = (bench.executions.count - before) / bench.uncached
+        run_equivalents = (bench.executions.count - before) / bench.uncached
         tried = len(result.evaluations)
-        yield planned(bench, target, method, result.plan, tried, generations, result.seconds)
+        yield planned(bench, target, method, result.plan, tried, run_equivalents, result.seconds)
         if share == 1.0:
-            recorded = generations - sum(each.blocks for each in result.evaluations)
+            recorded = run_equivalents - sum(each.blocks for each in result.evaluations)
             alone = plan(result.recording, target, cost="blocks")
             yield planned(bench, target, "plan, nothing run", alone, 1, recorded, result.recording.recorded_ms / 1e3)
 
 
 def planned(
-    bench: Bench, target: float, method: str, found: CachePlan, tried: int, generations: float, seconds: float
+    bench: Bench, target: float, method: str, found: CachePlan, tried: int, run_equivalents: float, seconds: float
 ) -> Row:
     """A plan, measured."""
     values, speedup = bench.measure(found)
@@ -201,7 +201,7 @@ def planned(
         f"{max(len(weights or ()) for weights in piece.coefficients)} residuals"
         for piece in found.pieces
     )
-    return Row(target, method, "own", shown, tried, speedup, values, generations, seconds)
+    return Row(target, method, "own", shown, tried, speedup, values, run_equivalents, seconds)
 
 
 # -- what needs no search ---------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def tables(rows: Sequence[Row], about: str, steps: int) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     for target in targets:
         here = [row for row in rows if row.target == target]
-        head = ("", "PSNR", "blocks", "search better by", "generations", "seconds", "tried")
+        head = ("", "PSNR", "blocks", "search better by", "run equivalents", "seconds", "tried")
         lines += ["", f"## {target:g}x fewer blocks", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         lines += [f"| {' | '.join(cells_of(row, here[0]))} |" for row in here]
         lines += ["", "```text", *(f"{row.method:<34}{row.shown}" for row in here), "```"]
@@ -316,7 +316,7 @@ def tables(rows: Sequence[Row], about: str, steps: int) -> str:
 
 def cells_of(row: Row, found: Row) -> list[str]:
     """Of a line of a target's table."""
-    spent = ["", ""] if row.generations is None else [f"{row.generations:.2f}", f"{row.seconds:.0f}"]
+    spent = ["", ""] if row.run_equivalents is None else [f"{row.run_equivalents:.2f}", f"{row.seconds:.0f}"]
     name, better = (f"**{row.method}**", "") if row is found else (row.method, difference(found, row))
     return [name, f"{row.mean:.1f} / {min(row.psnr):.1f}", f"{row.speedup:.2f}×", better, *spent, str(row.tried)]
 
@@ -343,8 +343,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"PSNR in dB to the uncached run, mean / worst of {len(bench.test)} pictures ({len(bench.captions)} captions, "
         f"{len(TEST_SEEDS)} seeds each), {bench.steps} steps,\nguidance {GUIDANCE:g}; how many times fewer blocks ran; "
         f"by how much the search is better, mean by picture with a 95 % interval;\nwhat finding it took, in block "
-        f"executions of one uncached run (generations) and seconds; how many were tried. The plans\nwere searched with "
-        f"{len(CALIBRATION)} other captions and seeds, and the static configurations chosen with them; the last "
+        f"executions of one uncached run (run equivalents) and seconds; how many were tried. The plans\nwere searched "
+        f"with {len(CALIBRATION)} other captions and seeds, and the static configurations chosen with them; the last "
         f"{FINALISTS} of these, and\nall that follow, were chosen on the test pictures themselves. Linear: the line "
         f"through the last two residuals,\n{line}.\n\n"
         f"{machine()}, diffusers {version('diffusers')}, dithooks {dithooks.__version__}"

@@ -11,7 +11,7 @@ has two. The configurations that it asks for are run by ``dit_cache`` instead, w
 Its interval is 2, or the next that it does not refuse. (Of N blocks it would run N − l ranges of the least length that
 it deems fast enough, l, and up to 45 longer ones.) ``search`` runs at its defaults, with the target in block
 executions, once among plans of its own kind, and once among those that the adaptor's four numbers can say. What all
-have found is then measured on the 32 test pictures of ``bench/search.py``; generations are block
+have found is then measured on the 32 test pictures of ``bench/search.py``; run equivalents are block
 executions over those of one uncached run of the four pictures.
 """
 
@@ -62,7 +62,7 @@ class Row:
         method: whose.
         found: the configuration or plan; or why there is none.
         runs: of the pipeline, the uncached one included.
-        generations: block executions over those of an uncached run.
+        run_equivalents: block executions over those of an uncached run.
         seconds: that it took.
         speedup: times fewer blocks that what was found runs, and
         psnr: its PSNR in dB, by test picture; empty: nothing was found.
@@ -72,7 +72,7 @@ class Row:
     method: str
     found: str
     runs: int
-    generations: float
+    run_equivalents: float
     seconds: float
     speedup: float | None = None
     psnr: tuple[float, ...] = ()
@@ -142,19 +142,19 @@ def ours(bench: Bench, target: float, name: str = "search", **options: Any) -> R
     """The search of this package; with an interval, among plans that the adaptor's four numbers can say."""
     before = bench.executions.count
     result = search(bench.pipe, lambda _: list(bench.calibrate()), target, cost="blocks", verbose=False, **options)
-    generations = (bench.executions.count - before) / bench.uncached
+    run_equivalents = (bench.executions.count - before) / bench.uncached
     values, speedup = bench.measure(result.plan)
     runs = 1 + (result.recording.sensitivity is not None) + len(result.evaluations)
-    return Row(target, name, shown(result.plan), runs, generations, result.seconds, speedup, values)
+    return Row(target, name, shown(result.plan), runs, run_equivalents, result.seconds, speedup, values)
 
 
 def planned(bench: Bench, target: float) -> Row:
     """A plan from one recorded run alone."""
     before, begun = bench.executions.count, time.perf_counter()
     found = plan(record(bench.pipe, bench.calibrate), target, cost="blocks")
-    generations, seconds = (bench.executions.count - before) / bench.uncached, time.perf_counter() - begun
+    run_equivalents, seconds = (bench.executions.count - before) / bench.uncached, time.perf_counter() - begun
     values, speedup = bench.measure(found)
-    return Row(target, "record and plan, nothing else run", shown(found), 1, generations, seconds, speedup, values)
+    return Row(target, "record and plan, nothing else run", shown(found), 1, run_equivalents, seconds, speedup, values)
 
 
 def shown(plan: CachePlan) -> str:
@@ -164,10 +164,10 @@ def shown(plan: CachePlan) -> str:
 
 def table(rows: Sequence[Row], about: str) -> str:
     """Markdown."""
-    head = ("target", "", "runs", "generations", "seconds", "blocks", "PSNR", "found")
+    head = ("target", "", "runs", "run equivalents", "seconds", "blocks", "PSNR", "found")
     lines = ["# What a search costs", "", about, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        cells = [f"{row.target:g}×", row.method, str(row.runs), f"{row.generations:.1f}", f"{row.seconds:.0f}"]
+        cells = [f"{row.target:g}×", row.method, str(row.runs), f"{row.run_equivalents:.1f}", f"{row.seconds:.0f}"]
         reached = "" if row.speedup is None else f"{row.speedup:.2f}×"
         quality = f"{fmean(row.psnr):.1f} / {min(row.psnr):.1f}" if row.psnr else ""
         lines.append(f"| {' | '.join([*cells, reached, quality, row.found])} |")
@@ -185,10 +185,10 @@ def main(arguments: list[str] | None = None) -> None:
     bench = Bench(pipe, STEPS, CAPTIONS[::4] if options.quick else CAPTIONS)
     about = (
         f"Searches for the same pipeline, {STEPS} steps, guidance {GUIDANCE:g}, with the same {len(CALIBRATION)} "
-        f"captions in one batch: runs of the pipeline, block\nexecutions over those of one uncached run (generations), "
-        f"and seconds. Of what was found: how many times fewer blocks run, and\nPSNR in dB to the uncached run, mean / "
-        f"worst of {len(bench.test)} other pictures. msmodelslim {version('msmodelslim')} says which configurations to "
-        f"try,\ndithooks runs them.\n\n"
+        f"captions in one batch: runs of the pipeline, block\nexecutions over those of one uncached run "
+        f"(run equivalents), and seconds. Of what was found: how many times fewer blocks run, and\nPSNR in dB to the "
+        f"uncached run, mean / worst of {len(bench.test)} other pictures. msmodelslim {version('msmodelslim')} says "
+        f"which configurations to try,\ndithooks runs them.\n\n"
         f"{machine()}, diffusers {version('diffusers')}, dithooks {dithooks.__version__}"
     )
     rows: list[Row] = []
@@ -202,7 +202,9 @@ def main(arguments: list[str] | None = None) -> None:
             planned(bench, target),
         ):
             rows.append(row)
-            print(f"{row.target:g}x {row.method}: {row.runs} runs, {row.generations:.2f} generations", flush=True)
+            print(
+                f"{row.target:g}x {row.method}: {row.runs} runs, {row.run_equivalents:.2f} run equivalents", flush=True
+            )
             text = json.dumps({"about": about, "steps": STEPS, "rows": [*map(asdict, rows)]}, indent=1)
             (options.out / "search_cost.json").write_text(text + "\n")
             (options.out / "search_cost.md").write_text(table(rows, about))

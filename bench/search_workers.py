@@ -25,12 +25,12 @@ from bench.batch import table
 from dithooks import CachePlan, record, search
 from dithooks.demo import CALIBRATION, load_pipeline
 from dithooks.environment.machine import machine
-from dithooks.tuning.evaluation import Evaluation, Verifier
-from dithooks.tuning.executors.executor import key_of
+from dithooks.tuning.evaluation import Evaluation, Evaluator
+from dithooks.tuning.executors.executor import plan_key
 from dithooks.tuning.executors.ray_actors import Actors
 
 STEPS, SEED, TARGET = 28, 1000, 2.0
-KINDS = {"four plans": {"max_evals": 4}, "and 16 climbed": {"max_evals": 4, "climb": 16}}
+KINDS = {"four plans": {"max_evals": 4}, "and 16 local moves": {"max_evals": 4, "local_moves": 16}}
 
 
 def draw(pipe: Any) -> Any:
@@ -46,24 +46,24 @@ class Counted:
     size: int
     known: dict[str, Evaluation]
     seconds: float | None = None
-    generations: float = 0.0
+    run_equivalents: float = 0.0
     rounds: list[int] = field(default_factory=list)
 
     def check(self, models: Sequence[nn.Module]) -> None:
         """Whatever they are."""
 
-    def start(self, verifier: Verifier, results: Any, most: int) -> Counted:
+    def start(self, evaluator: Evaluator, results: Any, most: int) -> Counted:
         """Ready."""
-        self.verifier = verifier
+        self.evaluator = evaluator
         return self
 
     def run(self, plans: Sequence[CachePlan]) -> dict[str, Any]:
         """Each once, in all searches."""
         self.rounds.append(len(plans))
         for plan in plans:
-            if key_of(plan) not in self.known:
-                self.known[key_of(plan)] = self.verifier(plan)
-        return {key_of(plan): self.known[key_of(plan)] for plan in plans}
+            if plan_key(plan) not in self.known:
+                self.known[plan_key(plan)] = self.evaluator(plan)
+        return {plan_key(plan): self.known[plan_key(plan)] for plan in plans}
 
     def close(self) -> None:
         """Nothing to let go."""
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     pipe, known, rows, cores = load_pipeline(), dict[str, Evaluation](), [], os.cpu_count() or 1
     pipe.set_progress_bar_config(disable=True)
     recording = record(pipe, draw, probe=True)
-    asked: dict[str, Any] = {"recording": recording, "cost": "blocks", "max_generations": None, "verbose": False}
+    asked: dict[str, Any] = {"recording": recording, "cost": "blocks", "max_runs": None, "verbose": False}
     plans: dict[str, set[str]] = {}
     for kind, given in KINDS.items():
         for size in (1, 2) if options.quick else (1, 2, 4, 8):
@@ -96,9 +96,9 @@ def main(arguments: list[str] | None = None) -> None:
             for name in names:
                 executor = None if name == "here" else Actors(workers=cores)
                 begin = time.perf_counter()
-                found = search(pipe, draw, TARGET, executor=executor, **KINDS["and 16 climbed"], **asked)
+                found = search(pipe, draw, TARGET, executor=executor, **KINDS["and 16 local moves"], **asked)
                 spent[name].append(time.perf_counter() - begin)
-                plans["and 16 climbed"].add(found.plan.to_json())
+                plans["and 16 local moves"].add(found.plan.to_json())
     finally:
         ray.shutdown()
     assert all(len(each) == 1 for each in plans.values()), "the plans differ"
@@ -113,7 +113,7 @@ row of a kind, bit by bit.
 
 {table(["search", "workers", "plans decided on", "one after another", "run in vain"], cells)}
 
-With 16 climbed, from the recording on, median of {len(spent["here"])} by turns: {seconds["here"]:.1f} s here,
+With 16 local moves, from the recording on, median of {len(spent["here"])} by turns: {seconds["here"]:.1f} s here,
 {seconds[f"{cores} actors"]:.1f} s with {cores} actors on as many cores, their start and the pipeline's way to them
 in it.
 """

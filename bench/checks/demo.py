@@ -26,7 +26,7 @@ from dithooks.demo.outcome import PROMPTS, psnr
 from dithooks.demo.pipeline import EmojiPipeline
 from dithooks.engine.change_metrics import RelativeChange
 from dithooks.environment.machine import memory_allocated, peak_memory, reset_peak_memory, synchronize
-from dithooks.recording.stopwatch import times_events
+from dithooks.recording.stopwatch import has_timed_events
 
 Figures = dict[str, Any]
 STEPS, PAIRS, MIDDLE = 28, 3, 20  # of a run; timed runs of each kind; the step at which memory is compared
@@ -248,7 +248,7 @@ def recorded(device: torch.device) -> Figures:
     trace = recording.traces[0]
     return {
         "ok": bool((trace.block_ms > 0).all()) and len(trace.block_ms) == 12,
-        "events can be timed": times_events(device),
+        "events can be timed": has_timed_events(device),
         "ms of a block, least and most": [float(trace.block_ms.min()), float(trace.block_ms.max())],
         "run, plain, ms": seconds * 1e3,
         "run, as recorded and without what that costs, ms": [recording.recorded_ms, recording.run_ms],

@@ -112,7 +112,7 @@ def strip(panel: Axes, height: int, row: Row) -> None:
 
 
 def costs(found: Mapping[str, Sequence[Row]]) -> Any:
-    """What each search took, in generations."""
+    """What each search took, in run equivalents."""
     bars = [
         (f"{name}, {row.library.rsplit(' ', 1)[0]}, {row.value:g}×", row)
         for name, rows in found.items()
@@ -122,9 +122,9 @@ def costs(found: Mapping[str, Sequence[Row]]) -> Any:
     figure, panel = plt.subplots(figsize=(8, 0.24 * len(bars) + 1))
     for height, (_, row) in enumerate(reversed(bars)):
         assert row.spent is not None
-        panel.barh(height, row.spent.generations, color=COLOURS[row.library.rsplit(" ", 1)[0]])
-        panel.text(row.spent.generations + 0.2, height, f"{row.spent.generations:.1f}", va="center", fontsize=8)
+        panel.barh(height, row.spent.run_equivalents, color=COLOURS[row.library.rsplit(" ", 1)[0]])
+        panel.text(row.spent.run_equivalents + 0.2, height, f"{row.spent.run_equivalents:.1f}", va="center", fontsize=8)
     panel.set_yticks(range(len(bars)), [text for text, _ in reversed(bars)])
-    panel.set_xlabel("what a search takes, in block executions of one uncached run (generations)")
+    panel.set_xlabel("what a search takes, in block executions of one uncached run (run equivalents)")
     panel.spines[["top", "right"]].set_visible(False)
     return figure

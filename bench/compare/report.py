@@ -132,10 +132,10 @@ def control(rows: Sequence[Row]) -> list[str]:
 
 def spent(rows: Sequence[Row]) -> list[str]:
     """What searches and calibrations took: block executions over those of one uncached run of the same cases."""
-    lines = ["| method | knob | runs | generations | seconds |", "|---" * 5 + "|"]
+    lines = ["| method | knob | runs | run equivalents | seconds |", "|---" * 5 + "|"]
     for row in rows:
         if row.spent is not None:
-            cells = [str(row.spent.runs), f"{row.spent.generations:.2f}", f"{row.spent.seconds:.0f}"]
+            cells = [str(row.spent.runs), f"{row.spent.run_equivalents:.2f}", f"{row.spent.seconds:.0f}"]
             lines.append(f"| {' | '.join([row.title, f'{row.knob} {row.value}', *cells])} |")
     return lines
 
@@ -176,7 +176,7 @@ def failures(rows: Sequence[Row]) -> list[str]:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Means and intervals of every row: what the plots are made of."""
     head = ["library", "method", "knob", "value", "block_fraction", "time_fraction", "psnr", "psnr_low", "psnr_high"]
-    head += ["psnr_min", "ssim", "latent_l1", "motion_psnr", "worst_frame", "generations", "shown", "failed"]
+    head += ["psnr_min", "ssim", "latent_l1", "motion_psnr", "worst_frame", "run_equivalents", "shown", "failed"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, head, lineterminator="\n")
         writer.writeheader()
@@ -192,7 +192,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
                 if quality.motion_psnr:
                     figures |= {"motion_psnr": fmean(quality.motion_psnr), "worst_frame": fmean(quality.worst_frame)}
                 if row.spent is not None:
-                    figures["generations"] = row.spent.generations
+                    figures["run_equivalents"] = row.spent.run_equivalents
                 cells |= {name: f"{value:.6g}" for name, value in figures.items() if value is not None}
             writer.writerow(cells)
 

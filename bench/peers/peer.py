@@ -19,12 +19,12 @@ class Spent:
     """What a search, or a calibration, took.
 
     Args:
-        generations: block executions over those of one uncached run of the same cases.
+        run_equivalents: block executions over those of one uncached run of the same cases.
         seconds: on this machine, with whatever else ran there.
         runs: of the pipeline.
     """
 
-    generations: float
+    run_equivalents: float
     seconds: float
     runs: int
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..environment.machine import machine
 from ..errors import TargetError
-from ..tuning.progress import progress
+from ..progress_bars import progress
 from .cache_settings import Setting, of_file, of_speedup
 from .compare_output import check_picture, draw, show
 from .comparison import measure

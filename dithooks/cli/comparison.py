@@ -12,11 +12,11 @@ from typing import Any
 from ..environment.machine import synchronize
 from ..errors import TargetError
 from ..handle import dit_cache
+from ..progress_bars import ProgressReport
 from ..recording.image_metrics import Samples, Score, samples_of
 from ..recording.image_metrics import compare as scored
 from ..stats.types import CacheStats
 from ..stats.warning_collector import collect_warnings
-from ..tuning.progress import ProgressReport
 from .cache_settings import Setting, cached, summary
 from .messages import one_line
 from .targets.runnable import Runnable

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--cost", choices=("time", "blocks"), default="time", help="what the speed-up is of (default: %(default)s)")
     add("--evals", type=int, default=4, metavar="N", help="plans that are run at most (default: %(default)s)")
-    add("--climb", type=int, default=0, metavar="N", help="further ones, with one step moved (default: %(default)s)")
+    add("--local-moves", type=int, default=0, metavar="N", help="further plans, with one step moved (default: 0)")
     add("--interval", type=int, metavar="K", help="only plans refreshed every K steps, residuals reused as they are")
     add(
         "--no-probe",
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="guess what is left of early and late errors, instead of measuring it in one run more",
     )
-    add("--generations", type=float, default=6.0, metavar="N", help="blocks run at most, in uncached runs (6; inf)")
+    add("--max-runs", type=float, default=6.0, metavar="N", help="blocks run at most, in uncached runs (6; inf)")
     add("--seconds", type=float, default=float("inf"), metavar="S", help="time at most (default: %(default)s)")
     add(
         "--executor",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import DitHooksError, TargetError
-from ..recording.rank_agreement import leads
+from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
 from ..tuning.evaluation import Evaluation
 from ..tuning.executors.executor import Executor
@@ -44,10 +44,10 @@ class SearchOptions:
     steps: int | None = None
     cost: Literal["time", "blocks"] = "time"
     evals: int = 4
-    climb: int = 0
+    local_moves: int = 0
     interval: int | None = None
     probe: bool = True
-    generations: float = 6.0
+    max_runs: float = 6.0
     seconds: float = math.inf
     executor: Literal["ray", "torchrun"] | None = None
     workers: int | None = None
@@ -61,12 +61,13 @@ class SearchOptions:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("evals", 1), ("climb", 0), ("interval", 2), ("seed", 0), ("workers", 1)):
+        least_of = {"steps": 1, "evals": 1, "local_moves": 0, "interval": 2, "seed": 0, "workers": 1}
+        for name, least in least_of.items():
             if (value := getattr(self, name)) is not None and value < least:
-                raise TargetError(f"--{name} is {value}: it must be {least} or more")
-        for name in ("generations", "seconds"):
+                raise TargetError(f"--{name.replace('_', '-')} is {value}: it must be {least} or more")
+        for name in ("max_runs", "seconds"):
             if not (value := getattr(self, name)) > 0:
-                raise TargetError(f"--{name} is {value:g}: it must be above 0")
+                raise TargetError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
         self._check_speedups()
         self._check_target()
         if self.workers is not None and self.executor != "ray":
@@ -131,7 +132,7 @@ def run_search(options: SearchOptions) -> int:
         drawing = _demo(options, recording) if options.target == DEMO else _own(options, recording)
         results: list[SearchResult] = []
         with workers(options.executor, options.workers, options.target) as executor:
-            first = leads()  # of several ranks, the one that writes and prints
+            first = is_rank_0()  # of several ranks, the one that writes and prints
             for speedup in options.speedups:
                 known = results[-1].recording if results else recording
                 results.append(_search(options, drawing, speedup, known, executor))
@@ -175,10 +176,10 @@ def _search(
             recording=recording,
             cost=options.cost,
             max_evals=options.evals,
-            climb=options.climb,
+            local_moves=options.local_moves,
             interval=options.interval,
             probe=options.probe,
-            max_generations=None if options.generations == math.inf else options.generations,
+            max_runs=None if options.max_runs == math.inf else options.max_runs,
             max_seconds=None if options.seconds == math.inf else options.seconds,
             journal=options.journal,
             executor=executor,
@@ -261,7 +262,7 @@ def _told(result: SearchResult) -> dict[str, Any]:
         "target": result.plan.provenance.target,
         "plan": json.loads(result.plan.to_json()),
         "evaluations": [_evaluation(each) for each in result.evaluations],
-        "generations": result.generations,
+        "run_equivalents": result.run_equivalents,
         "seconds": result.seconds,
         "reached": result.reached,
         "interrupted": result.interrupted,

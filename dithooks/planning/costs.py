@@ -1,4 +1,4 @@
-"""What an error of a reused step's residual is worth, and what leaving blocks out saves."""
+"""The price of a plan: the weight of an error at each step, and what skipping blocks saves."""
 
 from __future__ import annotations
 
@@ -9,41 +9,43 @@ from typing import Literal
 import numpy as np
 
 from ..errors import InvalidSetting
-from ..recording.noise_levels import Floats, falling, levels, spans
-from ..recording.recording import Recording, Trace
+from ..recording.noise_levels import falling_times, noise_drops, noise_levels
+from ..recording.recording import Floats, Recording, Trace
 
 Cost = Literal["time", "blocks"]
 
 
-def worth(trace: Trace, steps: int, late: float, measured: Sequence[float] | None = None) -> Floats:
-    """(R, T): what an error of the residual counts at each step, for each range.
+def error_weights(
+    trace: Trace, steps: int, late_error_weight: float, measured: Sequence[float] | None = None
+) -> Floats:
+    """Return (R, T): the weight of an error of the residual at each step, for each range.
 
-    u_t = (σ_t − σ_{t+1})·g_t/‖h_t‖: an error goes into the latents with the sampler's step, relative to the size of
-    what it is added to. What follows it then makes up for some of it, or makes it worse: g_t is what is left of it.
-    Where that was not measured, it is taken to be late^(−level): ``late`` says how many times more an error at the very
-    end counts than one at the very beginning. 1 is for a sampler that forgets nothing.
+    The weight is u_t = (σ_t − σ_{t+1})·g_t/‖h_t‖: an error enters the latents in proportion to the sampler's step,
+    relative to the norm of the hidden states that it is added to. The steps after it shrink the error or let it grow;
+    g_t is the factor that remains at the end. Where g was not measured, it is taken to be w^(−noise level), w being
+    ``late_error_weight``; w = 1 stands for a sampler that keeps all errors as they are.
 
     Args:
-        trace: of the transformer.
-        steps: of the whole schedule.
-        late: > 0.
-        measured: of each step of the schedule, what is left of an error.
+        trace: the recorded transformer.
+        steps: number of steps of the whole schedule.
+        late_error_weight: how many times more an error at the end counts than one at the beginning, > 0.
+        measured: g of each step of the schedule, if it was measured.
     """
-    size = trace.norms[trace.ranges[:, 1]]  # (R, T), where the range ends
+    size = trace.norms[trace.ranges[:, 1]]  # (R, T), at the end of each range
     relative = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
     if measured is None:
-        left = late ** -levels(falling(trace, steps), trace.axis, steps)
+        remaining = late_error_weight ** -noise_levels(falling_times(trace, steps), trace.axis, steps)
     else:
-        left = np.asarray(measured, dtype=np.float64)[trace.steps]
-    found: Floats = spans(trace, steps) * left * relative
-    return found
+        remaining = np.asarray(measured, dtype=np.float64)[trace.steps]
+    weights: Floats = noise_drops(trace, steps) * remaining * relative
+    return weights
 
 
-def checked_cost(cost: object) -> None:
-    """See that it is one.
+def check_cost(cost: object) -> None:
+    """Check that a cost is ``"time"`` or ``"blocks"``.
 
     Raises:
-        ValueError: another word.
+        ValueError: it is neither.
     """
     if cost not in ("time", "blocks"):
         raise InvalidSetting(f"cost={cost!r}: there are 'time', as it was measured, and 'blocks'")
@@ -51,11 +53,11 @@ def checked_cost(cost: object) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Savings:
-    """What a recorded run costs, and how much of it a reused step of each range saves.
+    """The cost of a recorded run, and how much of it a reused step of each range saves.
 
     Args:
-        total: of the run, in milliseconds, or in block executions.
-        step: (ranges) of each trace, what one reused step of all runs saves.
+        total: cost of the run, in milliseconds or in block executions.
+        step: for each trace an array (ranges,): what one reused step saves, in all runs together.
     """
 
     total: float
@@ -63,24 +65,25 @@ class Savings:
 
     @classmethod
     def of(cls, recording: Recording, cost: Cost) -> Savings:
-        """Measured (``"time"``), or with blocks that cost all the same and nothing else (``"blocks"``).
+        """Take block times as measured (``"time"``), or count every block as 1 and all else as 0 (``"blocks"``).
 
         Raises:
-            ValueError: another word.
+            ValueError: ``cost`` is neither.
         """
-        checked_cost(cost)
+        check_cost(cost)
         saved, total = [], 0.0
         for trace in recording.traces:
-            each = trace.block_ms if cost == "time" else np.ones(len(trace.blocks))
-            upto = np.concatenate([[0.0], np.cumsum(each)])
-            saved.append((upto[trace.ranges[:, 1] + 1] - upto[trace.ranges[:, 0]]) * trace.branches * recording.runs)
-            total += float(each.sum()) * trace.branches * len(trace.steps) * recording.runs
+            blocks = trace.block_ms if cost == "time" else np.ones(len(trace.blocks))
+            before = np.concatenate([[0.0], np.cumsum(blocks)])
+            calls = trace.branches * recording.runs  # of one step
+            saved.append((before[trace.ranges[:, 1] + 1] - before[trace.ranges[:, 0]]) * calls)
+            total += float(blocks.sum()) * len(trace.steps) * calls
         return cls(recording.run_ms if cost == "time" else total, tuple(saved))
 
     def needed(self, speedup: float) -> float:
-        """What has to be saved for a run to be so many times as fast."""
+        """Return what has to be saved for a run to be so many times as fast."""
         return self.total * (1.0 - 1.0 / speedup)
 
     def speedup(self, saved: float) -> float:
-        """How many times as fast a run is that saves so much."""
+        """Return how many times as fast a run is that saves so much."""
         return self.total / max(self.total - saved, 1e-9)

@@ -1,4 +1,4 @@
-"""A plan from a recording alone, for one target after another: the model is not run again."""
+"""Plans from a recording alone: the model is not run again, whatever the target."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..config.cache_plan import CachePlan
 from ..config.provenance import Provenance
 from ..environment.machine import machine, versions
 from ..errors import InvalidSetting, WrongType
-from ..recording.recorder import Progress
+from ..progress_bars import ProgressCallback
 from ..recording.recording import Recording
 from ..validation import check_count, check_number
 from .costs import Cost
@@ -24,26 +24,28 @@ def plan(
     *,
     cost: Cost = "time",
     anchors: int = 2,
-    late: float | None = None,
+    late_error_weight: float | None = None,
     interval: int | None = None,
 ) -> CachePlan:
-    """The plan with the least predicted error of those that are so many times as fast, from a recording alone.
+    """Return the plan with the least predicted error of all plans that reach a speed-up.
 
-    Of every range that the wiring allows, the exact best schedule is found (:mod:`.solve`); its error is predicted, not
-    measured: :func:`search` also runs the best few.
+    Of every range that the wiring allows, the exact best schedule is solved for (:mod:`.schedule_solver`). Errors are
+    predicted, not measured: :func:`search` also runs the best few plans.
 
     Args:
         recording: of :func:`record`.
         target_speedup: times as fast as the recorded run, > 1. Where that cannot be reached, the fastest plan is
             returned, and ``plan.provenance.reached`` is false.
-        cost: ``"time"``: of the whole run, by the block times that were measured; ``"blocks"``: of block executions.
-        anchors: residuals that a reused one is made of, 1 to 3.
-        late: how many times more an error at the end of a run is taken to count than one at its beginning; left out, as
-            it was measured, or else 10.
-        interval: ≥ 2; only plans that four numbers can say: from some step on refreshed every so many steps, the last
-            residual reused as it is (``anchors`` has no effect). Where no range and start reach the target so, the next
-            larger interval that does is taken. :func:`.intervals.numbers_of` reads the numbers off a piece. Of several
-            transformers, each has a range and start of its own. Left out, any schedule, with fitted weights.
+        cost: what the speed-up is of: ``"time"``, of the whole run, by the measured block times; or ``"blocks"``, of
+            block executions.
+        anchors: residuals that a reused step's residual is forecast from, 1 to 3.
+        late_error_weight: how many times more an error at the end of a run counts than one at its beginning. Left out,
+            it is what the recording measured, or else 10.
+        interval: ≥ 2: only plans of the form of a ``DitCacheConfig`` with four numbers, which refresh a range every so
+            many steps from a start on, and reuse the last residual as it is (``anchors`` has no effect). Where no range
+            and start reach the target with this interval, the next larger one that does is taken. Each of several
+            transformers has a range and start of its own. :func:`.interval_planner.interval_config` turns a piece of
+            the plan into the configuration. Left out, schedules are free, and weights are fitted.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -78,20 +80,20 @@ def plan(
         raise WrongType(
             f"recording must be a Recording, as record() returns and Recording.load reads, not {recording!r}"
         )
-    target = checked_target(target_speedup)
-    planner = planner_of(recording, cost, checked_interval(interval))
+    target = check_target_speedup(target_speedup)
+    planner = make_planner(recording, cost, check_interval(interval))
     if check_count("anchors", anchors, 1) > 3:
         raise InvalidSetting(f"anchors={anchors}: residuals are made of 1, 2 or 3")
-    candidate = planner.candidate(target, Variant(anchors, _checked_late(late)))
-    return assembled(planner, candidate, target, "by planning from a recording")
+    candidate = planner.candidate(target, Variant(anchors, _checked_weight(late_error_weight)))
+    return build_plan(planner, candidate, target, "by planning from a recording")
 
 
 def frontier(
-    recording: Recording, *, cost: Cost = "time", anchors: int = 2, late: float | None = None
+    recording: Recording, *, cost: Cost = "time", anchors: int = 2, late_error_weight: float | None = None
 ) -> list[tuple[float, float]]:
-    """(speed-up, predicted error) of every plan that no other is both faster and better than, slowest first.
+    """Return the Pareto front of all plans as (speed-up, predicted error), slowest first.
 
-    Args and errors as for :func:`plan`.
+    Arguments and errors are those of :func:`plan`.
 
     Example:
         >>> import torch
@@ -114,33 +116,33 @@ def frontier(
         >>> sorted(error for _, error in found) == [error for _, error in found]
         True
     """
-    return Planner(recording, cost).frontier(Variant(anchors, _checked_late(late)))
+    return Planner(recording, cost).frontier(Variant(anchors, _checked_weight(late_error_weight)))
 
 
-def planner_of(
-    recording: Recording, cost: Cost, interval: int | None, report: Progress = lambda stage, done, total: None
+def make_planner(
+    recording: Recording, cost: Cost, interval: int | None, report: ProgressCallback = lambda stage, done, total: None
 ) -> Planner:
-    """The planner of all schedules, or of those with an interval."""
+    """Return the planner of free schedules, or, with an interval, of those that refresh at it."""
     if interval is None:
         return Planner(recording, cost, report)
     return IntervalPlanner(recording, cost, report, interval=interval)
 
 
-def assembled(planner: Planner, candidate: Candidate, target: float, method: str) -> CachePlan:
-    """A candidate as a plan.
+def build_plan(planner: Planner, candidate: Candidate, target: float, method: str) -> CachePlan:
+    """Turn a candidate into a plan.
 
     Raises:
-        ValueError: it leaves nothing out.
+        ValueError: the candidate skips no block.
     """
     recording = planner.recording
     if not candidate.choices:
-        seen = "; ".join(
+        recorded = "; ".join(
             f"{trace.path or 'the model'}: {trace.calls} calls at {len(trace.steps)} steps, {len(trace.ranges)} ranges"
             for trace in recording.traces
         )
         raise InvalidSetting(
-            f"nothing of this run can be reused ({seen}): it takes two steps, and a range that the wiring allows. If "
-            "it had more, tell them with `with timestep_scope(step): ...`"
+            f"nothing of this run can be reused ({recorded}): it takes two steps, and a range that the wiring "
+            "allows. If it had more, name each with `with timestep_scope(step): ...`"
         )
     provenance = Provenance(
         date=datetime.date.today().isoformat(),
@@ -156,12 +158,12 @@ def assembled(planner: Planner, candidate: Candidate, target: float, method: str
     return CachePlan(planner.pieces(candidate), recording.made, provenance)
 
 
-def _checked_late(value: float | None) -> float | None:
-    return None if value is None else check_number("late", value, 0, strictly=True)
+def _checked_weight(value: float | None) -> float | None:
+    return None if value is None else check_number("late_error_weight", value, 0, strictly=True)
 
 
-def checked_target(value: object) -> float:
-    """A speed-up that is one.
+def check_target_speedup(value: object) -> float:
+    """Return a speed-up, checked.
 
     Raises:
         TypeError: not a number.
@@ -173,8 +175,8 @@ def checked_target(value: object) -> float:
     return target
 
 
-def checked_interval(value: object) -> int | None:
-    """Steps from one refresh to the next, or ``None``.
+def check_interval(value: object) -> int | None:
+    """Return the steps from one refresh to the next, checked; ``None`` stays ``None``.
 
     Raises:
         TypeError: neither a whole number nor ``None``.

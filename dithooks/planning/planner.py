@@ -1,8 +1,8 @@
-"""From a recording to plans: which range and which steps cost least, at the speed-up that is wanted."""
+"""The planner: of a recording, the range and the schedule that cost least at a target speed-up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import ClassVar, NamedTuple
@@ -12,34 +12,38 @@ from numpy.typing import NDArray
 
 from ..config.transformer_plan import TransformerPlan
 from ..predictors.predictor import Moment
-from ..recording.recording import Recording, Trace
-from .costs import Cost, Savings, worth
+from ..progress_bars import ProgressCallback
+from ..recording.recording import Floats, Recording, Trace
+from .costs import Cost, Savings, error_weights
 from .schedule_solver import Schedules
 from .weight_fit import fit
 
-Floats = NDArray[np.float64]  # on the host, as all of planning
 Coefficients = tuple[tuple[float, ...] | None, ...]
-STACK = 64  # ranges that are solved at once: as many as a processor's cache holds, …
-ROOM = 2**27  # … and as have this many bytes to be solved in
-MANY = 64  # steps, beyond which to solve with three anchors takes minutes: two are taken
-FEW = 8  # … and for which it is worth while to solve with three anchors
-SLACK = 1e-9
-GUESS = 10.0  # times, that a late error counts more than an early one: as was found on one model
+RANGES_AT_ONCE = 64  # solved in one stack: as many as fit into a processor's cache
+SOLVER_BYTES = 2**27  # memory of one stack
+LONG_RUN = 64  # steps, beyond which three anchors take minutes to solve: two are taken instead
+FEW_RANGES = 8  # solved with three anchors: the most promising with two
+SLACK = 1e-9  # relative, for comparisons of sums
+DEFAULT_LATE_ERROR_WEIGHT = 10.0  # the best on one model that it was measured on
 
 
 class Variant(NamedTuple):
-    """How schedules are priced: residuals that a forecast is made of, and how many times more a late error counts.
+    """How schedules are priced: the residuals that a forecast is made of, and the weights of errors by step.
 
-    ``late=None``: as was measured, to this ``power``: 1 as it is, 0 all steps alike; if it was not, :data:`GUESS`.
+    Args:
+        anchors: residuals that a forecast is made of.
+        late_error_weight: how many times more an error at the end counts than one at the beginning. ``None``: the
+            measured sensitivity counts, or else :data:`DEFAULT_LATE_ERROR_WEIGHT`.
+        power: of the measured sensitivity: 1 takes it as it is, 0 weighs all steps alike.
     """
 
     anchors: int = 2
-    late: float | None = None
+    late_error_weight: float | None = None
     power: float = 1.0
 
 
 class Choice(NamedTuple):
-    """A range of one transformer, with the steps it is computed at, of those at which the transformer is called."""
+    """A range of one transformer, and its schedule: a 1 for each of the transformer's steps that computes it."""
 
     trace: int
     first: int
@@ -49,14 +53,14 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan as it was found, before anything is known of it but what the recording tells.
+    """A plan that has not been run: its speed-up and error are predicted from the recording.
 
     Args:
-        choices: of each transformer that is cached, one.
-        variant: how it was priced.
-        speedup: as predicted, and
-        error: the price, of a run: √Σ over reused stretches of ‖error in the latents' direction‖² relative to ‖h‖.
-        reaches: whether the speed-up is the one that was wanted.
+        choices: one for each transformer that is cached.
+        variant: how the schedules were priced.
+        speedup: predicted speed-up.
+        error: predicted error: √Σ over reused stretches of ‖weighted error of the residual‖² relative to ‖h‖.
+        reaches: whether the speed-up is at least the target.
     """
 
     choices: tuple[Choice, ...]
@@ -67,32 +71,33 @@ class Candidate:
 
 
 class Option(NamedTuple):
-    """One way to save something, of one trace: ``refreshes`` of range number ``range``; by itself, to save nothing."""
+    """One schedule of one range of a trace: what it saves, and what it costs. ``Option()`` caches nothing."""
 
     saved: float = 0.0
     cost: float = 0.0
     range: int = 0
     refreshes: int = 0
-    computed: tuple[int, ...] = ()  # the schedule, where it need not be solved
+    computed: tuple[int, ...] = ()  # the schedule; empty: the best with so many refreshes, solved when it is chosen
 
 
 @dataclass(eq=False)
 class Planner:
-    """Plans for one recording. What was solved is kept for the next target.
+    """Finds the best plans of one recording; what it has solved for one target serves for the next.
 
     Args:
-        recording: of an uncached run.
+        recording: the recording of an uncached run.
         cost: what a block costs: ``"time"``, as measured, or ``"blocks"``, all the same.
-        report: is told how many ranges are solved, of how many.
+        report: called with the number of ranges that are solved, and of all.
     """
 
-    LATE: ClassVar[tuple[float, ...]] = (GUESS, 3.0, 30.0)  # how many times more a late error may count, if unknown
-
-    POWERS: ClassVar[tuple[float, ...]] = (1.0, 0.5)  # of what was measured with small errors: large ones count less
+    # The variants to try: without a measured sensitivity, weights of late errors; with one, powers of it, as it was
+    # measured with small errors, and large ones count less.
+    LATE_ERROR_WEIGHTS: ClassVar[tuple[float, ...]] = (DEFAULT_LATE_ERROR_WEIGHT, 3.0, 30.0)
+    POWERS: ClassVar[tuple[float, ...]] = (1.0, 0.5)
 
     recording: Recording
     cost: Cost = "time"
-    report: Callable[[str, int, int | None], None] = lambda stage, done, total: None
+    report: ProgressCallback = lambda stage, done, total: None
     _solved: dict[tuple[int, Variant, int], Floats] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[int, Variant, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
 
@@ -100,16 +105,16 @@ class Planner:
         self.savings = Savings.of(self.recording, self.cost)
 
     def candidate(self, target: float, variant: Variant | None = None, avoid: Sequence[Choice] = ()) -> Candidate:
-        """The plan with the least price of those that reach a target, else that which comes nearest.
+        """Return the candidate with the least error of those that reach a target, or else the fastest.
 
         Args:
-            target: times as fast, > 1.
+            target: times as fast as the recorded run, > 1.
             variant: how schedules are priced.
-            avoid: choices whose ranges, and those much like them, are left out.
+            avoid: choices whose ranges are left out, with ranges that are nearly the same.
         """
         variant, needed = self._feasible(variant or Variant()), self.savings.needed(target)
         options = [self._options(number, variant, needed, avoid) for number in range(len(self.recording.traces))]
-        saved, cost, picked = _mixed(options, needed)
+        saved, cost, picked = _cheapest_mix(options, needed)
         choices = tuple(
             self._choice(number, option, variant) for number, option in enumerate(picked) if option.refreshes
         )
@@ -117,14 +122,14 @@ class Planner:
         return Candidate(choices, variant, float(self.savings.speedup(saved)), float(np.sqrt(cost)), reaches)
 
     def frontier(self, variant: Variant | None = None) -> list[tuple[float, float]]:
-        """(speed-up, predicted error) of every plan that none is both faster and better than, slowest first."""
+        """Return the Pareto front of all plans as (speed-up, predicted error), slowest first."""
         chosen = self._feasible(variant or Variant())
         options = [self._options(number, chosen, 0.0, ()) for number in range(len(self.recording.traces))]
-        return [(float(self.savings.speedup(saved)), float(np.sqrt(cost))) for saved, cost, _ in _fronts(options)]
+        return [(float(self.savings.speedup(saved)), float(np.sqrt(cost))) for saved, cost, _ in _joint_front(options)]
 
-    def changed(self, candidate: Candidate) -> Iterator[Candidate]:
-        """The same plan with one refresh a step earlier or later, those that cost least first."""
-        found = []
+    def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
+        """Yield the same plan with one refresh a step earlier or later, those that cost least first."""
+        moves = []
         for place, choice in enumerate(candidate.choices):
             schedules = self._schedules(choice.trace, [self._range(choice)], candidate.variant)
             bits = choice.computed
@@ -136,15 +141,15 @@ class Planner:
                     others = list(candidate.choices)
                     others[place] = choice._replace(computed=tuple(moved))
                     error = float(np.sqrt(max(candidate.error**2 + cost, 0.0)))
-                    found.append(replace(candidate, choices=tuple(others), error=error))
-        yield from sorted(found, key=lambda each: each.error)
+                    moves.append(replace(candidate, choices=tuple(others), error=error))
+        yield from sorted(moves, key=lambda move: move.error)
 
-    def others(self, target: float, best: Candidate, avoid: Sequence[Choice]) -> Iterator[Candidate]:
-        """What to try beside the best: a plan of another range."""
+    def alternatives(self, target: float, best: Candidate, avoid: Sequence[Choice]) -> Iterator[Candidate]:
+        """Yield other plans to try beside the best: the best one of another range."""
         yield self.candidate(target, best.variant, [*best.choices, *avoid])
 
     def pieces(self, candidate: Candidate) -> tuple[TransformerPlan, ...]:
-        """What a plan says of each transformer: the schedule in the run's own steps, with its coefficients."""
+        """Return each transformer's part of the plan: its schedule over all steps of the run, with the weights."""
         return tuple(self._piece(choice, candidate.variant) for choice in candidate.choices)
 
     def _piece(self, choice: Choice, variant: Variant) -> TransformerPlan:
@@ -172,32 +177,32 @@ class Planner:
         )
 
     def _coefficients(self, choice: Choice, variant: Variant, moments: Sequence[Moment]) -> Coefficients:
-        """The weights of each reused step."""
+        """Return the fitted weights of each reused step."""
         gram = self.recording.traces[choice.trace].gram(choice.first, choice.last)
         return fit(gram, moments, choice.computed, variant.anchors).coefficients
 
-    def worth(self, trace: Trace, variant: Variant) -> Floats:
-        """(R, T): what an error counts at each step."""
-        measured = self.recording.sensitivity
-        if variant.late is not None or measured is None:
-            return worth(trace, self.recording.steps, variant.late or GUESS)
-        return worth(trace, self.recording.steps, GUESS, [value**variant.power for value in measured])
+    def error_weights(self, trace: Trace, variant: Variant) -> Floats:
+        """Return (R, T): the weight of an error at each step."""
+        steps, measured = self.recording.steps, self.recording.sensitivity
+        if variant.late_error_weight is not None or measured is None:
+            return error_weights(trace, steps, variant.late_error_weight or DEFAULT_LATE_ERROR_WEIGHT)
+        return error_weights(trace, steps, DEFAULT_LATE_ERROR_WEIGHT, [gain**variant.power for gain in measured])
 
     @property
-    def guesses(self) -> list[Variant]:
-        """How errors may count, the best guess first."""
+    def variants(self) -> list[Variant]:
+        """The variants to try, the likeliest to be best first."""
         if self.recording.sensitivity is None:
-            return [Variant(2, late) for late in self.LATE]
+            return [Variant(2, weight) for weight in self.LATE_ERROR_WEIGHTS]
         return [Variant(2, None, power) for power in self.POWERS]
 
     def _feasible(self, variant: Variant) -> Variant:
-        if variant.late is None and self.recording.sensitivity is None:
-            variant = variant._replace(late=GUESS)
+        if variant.late_error_weight is None and self.recording.sensitivity is None:
+            variant = variant._replace(late_error_weight=DEFAULT_LATE_ERROR_WEIGHT)
         longest = max(len(trace.steps) for trace in self.recording.traces)
-        return variant._replace(anchors=2) if variant.anchors > 2 and longest > MANY else variant
+        return variant._replace(anchors=2) if variant.anchors > 2 and longest > LONG_RUN else variant
 
     def _options(self, number: int, variant: Variant, needed: float, avoid: Sequence[Choice]) -> list[Option]:
-        """Ways to save something in one transformer, none of which another beats in both; nothing saved comes first."""
+        """Return the Pareto front of one transformer's options; the first one caches nothing."""
         trace, saving = self.recording.traces[number], self.savings.step[number]
         steps, alone = len(trace.steps), len(self.recording.traces) == 1
         allowed = self._allowed(number, avoid)
@@ -205,59 +210,59 @@ class Planner:
             return [Option()]
         most = dict.fromkeys(allowed, steps - 1)  # refreshes; a range that is computed at all steps saves nothing
         if alone and needed:
-            lacking = {r: int(np.ceil(needed / saving[r] - SLACK)) for r in allowed}
-            reaching = {r: steps - reused for r, reused in lacking.items() if reused < steps}
+            to_reuse = {r: int(np.ceil(needed / saving[r] - SLACK)) for r in allowed}
+            reaching = {r: steps - reused for r, reused in to_reuse.items() if reused < steps}
             most = reaching or dict.fromkeys(allowed, 1)
         enough = bool(alone and needed)  # of each range, the cheapest schedule that saves enough
-        if variant.anchors > 2 and len(most) > FEW:
+        if variant.anchors > 2 and len(most) > FEW_RANGES:
             most = self._promising(number, variant, most, enough)
-        return best_ways([Option(), *self._ways(number, variant, most, enough)])
+        return pareto_front([Option(), *self._all_options(number, variant, most, enough)])
 
     def _allowed(self, number: int, avoid: Sequence[Choice]) -> list[int]:
-        """Numbers of the ranges that save something, but for those to avoid; none where there is but one step."""
+        """Return the numbers of the ranges that save something, without those to avoid; none for a single step."""
         trace, saving = self.recording.traces[number], self.savings.step[number]
         if len(trace.steps) < 2:
             return []
-        return [r for r, pair in enumerate(trace.ranges) if saving[r] > 0 and not alike(pair, avoid, number, trace)]
+        return [r for r, pair in enumerate(trace.ranges) if saving[r] > 0 and not is_near(pair, avoid, number, trace)]
 
-    def _ways(self, number: int, variant: Variant, most: dict[int, int], enough: bool) -> list[Option]:
-        """Every range with each number of refreshes up to its most; or with the one of them that costs least."""
+    def _all_options(self, number: int, variant: Variant, most: dict[int, int], enough: bool) -> list[Option]:
+        """Return an option for each range and number of refreshes up to ``most``; ``enough``: each range's cheapest."""
         steps, saving = len(self.recording.traces[number].steps), self.savings.step[number]
         costs = self._costs(number, sorted(most), variant, max(most.values()))
-        found = []
+        options = []
         for r, row in zip(sorted(most), costs, strict=True):
-            each = (int(row[1 : most[r] + 1].argmin()) + 1,) if enough else range(1, most[r] + 1)
-            found += [Option((steps - k) * saving[r], float(row[k]), r, k) for k in each]
-        return found
+            counts = (int(row[1 : most[r] + 1].argmin()) + 1,) if enough else range(1, most[r] + 1)
+            options += [Option((steps - k) * saving[r], float(row[k]), r, k) for k in counts]
+        return options
 
     def _promising(self, number: int, variant: Variant, most: dict[int, int], enough: bool) -> dict[int, int]:
-        """Ranges that are best with two anchors; where there is no one amount to save, from all along the way."""
-        ways = self._ways(number, variant._replace(anchors=2), most, enough)
+        """Return the ranges that are best with two anchors; without a target, some from all along the Pareto front."""
+        options = self._all_options(number, variant._replace(anchors=2), most, enough)
         if enough:
-            ranges = [way.range for way in sorted(ways, key=lambda way: way.cost)]
-        else:
-            front = list(dict.fromkeys(way.range for way in reversed(best_ways(ways))))  # the one that saves most first
-            ranges = [front[round(place)] for place in np.linspace(0, len(front) - 1, min(FEW, len(front)))]
-        return {r: most[r] for r in ranges[:FEW]}
+            ranges = [option.range for option in sorted(options, key=lambda option: option.cost)]
+        else:  # the range that saves most comes first
+            front = list(dict.fromkeys(option.range for option in reversed(pareto_front(options))))
+            ranges = [front[round(place)] for place in np.linspace(0, len(front) - 1, min(FEW_RANGES, len(front)))]
+        return {r: most[r] for r in ranges[:FEW_RANGES]}
 
     def _costs(self, number: int, ranges: Sequence[int], variant: Variant, most: int) -> Floats:
-        """(ranges, most + 1): the least price of each number of refreshes."""
+        """Return (ranges, most + 1): the least cost for each number of refreshes."""
         steps = len(self.recording.traces[number].steps)
-        stack = max(1, min(STACK, ROOM // (8 * most * steps**2)))
+        stack = max(1, min(RANGES_AT_ONCE, SOLVER_BYTES // (8 * most * steps**2)))
         missing = [r for r in ranges if self._solved.get((number, variant, r), np.zeros(0)).size <= most]
         for start in range(0, len(missing), stack):
             some = missing[start : start + stack]
             rows = self._schedules(number, some, variant).costs(most)
             self._solved |= {(number, variant, r): row for r, row in zip(some, rows, strict=True)}
             self.report("plan", min(start + stack, len(missing)), len(missing))
-        found: Floats = np.stack([self._solved[number, variant, r][: most + 1] for r in ranges])
-        return found
+        costs: Floats = np.stack([self._solved[number, variant, r][: most + 1] for r in ranges])
+        return costs
 
     def _schedules(self, number: int, ranges: Sequence[int], variant: Variant) -> Schedules:
         trace = self.recording.traces[number]
         chosen = list(ranges)
-        counts = self.worth(trace, variant)[chosen]
-        return Schedules(trace.grams[chosen], trace.times, counts, variant.anchors, gamma=2.0)
+        weights = self.error_weights(trace, variant)[chosen]
+        return Schedules(trace.grams[chosen], trace.times, weights, variant.anchors, gamma=2.0)
 
     def _choice(self, number: int, option: Option, variant: Variant) -> Choice:
         first, last = (int(block) for block in self.recording.traces[number].ranges[option.range])
@@ -274,12 +279,12 @@ class Planner:
 
 
 def _filled(trace: Trace, steps: int) -> list[float]:
-    """A time for each step of the run; where the transformer is not called, that of its nearest call."""
+    """Return a time for each step of the run, interpolated where the transformer is not called."""
     return [float(time) for time in np.interp(np.arange(steps), trace.steps, trace.times)]
 
 
-def alike(pair: NDArray[np.int64], avoid: Sequence[Choice], number: int, trace: Trace) -> bool:
-    """Whether a range is one to avoid, or nearly."""
+def is_near(pair: NDArray[np.int64], avoid: Sequence[Choice], number: int, trace: Trace) -> bool:
+    """Whether a range is one to avoid, or nearly the same as one."""
     near = max(1, len(trace.blocks) // 10)
     return any(
         choice.trace == number and abs(choice.first - int(pair[0])) + abs(choice.last - int(pair[1])) < near
@@ -287,8 +292,8 @@ def alike(pair: NDArray[np.int64], avoid: Sequence[Choice], number: int, trace: 
     )
 
 
-def best_ways(options: Sequence[Option]) -> list[Option]:
-    """Those that no other beats in both, by what they save."""
+def pareto_front(options: Sequence[Option]) -> list[Option]:
+    """Return the options that no other beats in saving and cost, ascending by what they save."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda each: (-each.saved, each.cost)):
         if not kept or option.cost < kept[-1].cost:
@@ -296,22 +301,22 @@ def best_ways(options: Sequence[Option]) -> list[Option]:
     return kept[::-1]
 
 
-def _fronts(options: Sequence[Sequence[Option]]) -> list[tuple[float, float, tuple[Option, ...]]]:
-    """Ways to save in all transformers together, none of which another beats in both, by what they save."""
-    mixed: list[tuple[float, float, tuple[Option, ...]]] = [(0.0, 0.0, ())]
-    for each in options:
-        joined = [(s + option.saved, c + option.cost, (*p, option)) for (s, c, p), option in product(mixed, each)]
-        joined.sort(key=lambda way: (-way[0], way[1]))
-        mixed = []
-        for way in joined:
-            if not mixed or way[1] < mixed[-1][1]:
-                mixed.append(way)
-        mixed.reverse()
-    return mixed
+def _joint_front(options: Sequence[Sequence[Option]]) -> list[tuple[float, float, tuple[Option, ...]]]:
+    """Return the Pareto front (saved, cost, an option of each transformer), ascending by what is saved."""
+    front: list[tuple[float, float, tuple[Option, ...]]] = [(0.0, 0.0, ())]
+    for own in options:
+        joined = [(s + option.saved, c + option.cost, (*mix, option)) for (s, c, mix), option in product(front, own)]
+        joined.sort(key=lambda mix: (-mix[0], mix[1]))
+        front = []
+        for mix in joined:
+            if not front or mix[1] < front[-1][1]:
+                front.append(mix)
+        front.reverse()
+    return front
 
 
-def _mixed(options: Sequence[Sequence[Option]], needed: float) -> tuple[float, float, tuple[Option, ...]]:
-    """The cheapest way to save what is needed, else that which saves most."""
-    ways = _fronts(options)
-    reaching = [way for way in ways if way[0] >= needed * (1 - SLACK)]
-    return min(reaching, key=lambda way: way[1]) if reaching else ways[-1]
+def _cheapest_mix(options: Sequence[Sequence[Option]], needed: float) -> tuple[float, float, tuple[Option, ...]]:
+    """Return the cheapest mix (saved, cost, options) that saves what is needed, or else the one that saves most."""
+    front = _joint_front(options)
+    reaching = [mix for mix in front if mix[0] >= needed * (1 - SLACK)]
+    return min(reaching, key=lambda mix: mix[1]) if reaching else front[-1]

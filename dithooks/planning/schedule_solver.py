@@ -1,9 +1,9 @@
-"""Which steps to compute: the exact best of all schedules with so many refreshes, by dynamic programming.
+"""The exact best of all schedules with so many refreshes, by dynamic programming.
 
-A schedule's *segments* are its reused stretches: the steps between two refreshes b < c, told from the last refreshes
-b > a > …. A segment costs ‖Σ u_τ (Δ̂_τ − Δ_τ)‖^γ, the signed sum of the errors it makes, u_τ being what an error at step
-τ is worth (:mod:`.prices`); a schedule costs the sum of its segments. As what a segment costs depends on nothing but
-its own refreshes, the best way to arrive at (a, b) with k refreshes is part of the best schedule through them.
+A schedule's *segments* are its reused stretches: the steps between two refreshes b < c, forecast from the last
+refreshes b > a > …. A segment costs ‖Σ u_τ (Δ̂_τ − Δ_τ)‖^γ, the signed sum of its errors, u_τ being the weight of an
+error at step τ (:mod:`.costs`); a schedule costs the sum of its segments. Since the cost of a segment depends on its
+own refreshes only, the cheapest path to the refreshes (a, b) in k refreshes is part of the best schedule through them.
 
 All ranges are solved at once, stacked: arrays are (ranges, refreshes so far, earlier refreshes, next refresh).
 """
@@ -19,38 +19,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidSetting
+from ..recording.recording import Floats
 from .weight_fit import RIDGE
 
-GAMMA = 2.0  # the errors of different stretches add up as unrelated ones do; 4 gave all but the same schedules
-Floats = NDArray[np.float64]  # on the host: errors are small differences of large products
+GAMMA = 2.0  # errors of different segments add up as if unrelated; 4 gave almost the same schedules
 Earlier = tuple[int, ...]  # refreshes before the last, the newest first
 
 
 @dataclass(frozen=True, eq=False)
 class Schedules:
-    """All schedules of some ranges, and what they cost.
+    """All schedules of some ranges, with their costs.
 
     Args:
         grams: (R, T, T), G[s, t] = ⟨Δ_s, Δ_t⟩ of each range.
-        times: (T,), of each step: σ, or what stands for it; what the line through two residuals is drawn in.
-        worth: (R, T), what an error of each step's residual counts.
-        anchors: how many residuals a forecast is made of, 1 to 3.
-        ridge: how strongly forecasts are pulled to that line, as for :func:`dithooks.planning.weight_fit.fit`.
-        gamma: γ; the larger, the more the worst segment decides.
+        times: (T,), σ of each step, or what stands for it: the axis of the line through two residuals.
+        error_weights: (R, T), the weight of an error of the residual at each step.
+        anchors: residuals that a forecast is made of, 1 to 3.
+        ridge: how strongly forecasts are pulled to the line, as for :func:`dithooks.planning.weight_fit.fit`.
+        gamma: γ: the larger it is, the more the worst segment decides.
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: the sizes do not match, or ``anchors`` is out of range.
     """
 
     grams: Floats
     times: Floats
-    worth: Floats
+    error_weights: Floats
     anchors: int = 2
     ridge: float = RIDGE
     gamma: float = GAMMA
 
     def __post_init__(self) -> None:
-        ranges, steps = self.worth.shape
+        ranges, steps = self.error_weights.shape
         if self.grams.shape != (ranges, steps, steps) or self.times.shape != (steps,):
             raise InvalidSetting(
                 f"{ranges} ranges of {steps} steps need Gram matrices ({ranges}, {steps}, {steps}) and {steps} times: "
@@ -61,24 +61,24 @@ class Schedules:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """Number of steps, T."""
         return len(self.times)
 
     def costs(self, most: int | None = None) -> Floats:
-        """(R, most + 1): the least that a schedule with k refreshes costs, in column k; none has 0.
+        """Return (R, most + 1): in column k the least cost of a schedule with k refreshes; column 0 is infinite.
 
         Args:
-            most: refreshes; left out, T.
+            most: largest number of refreshes; left out, T.
         """
         most = self.steps if most is None else min(most, self.steps)
         ends, _ = self._solve(max(most, 1))
         return ends[:, : most + 1]
 
     def best(self, refreshes: int) -> tuple[int, ...]:
-        """The schedule with so many refreshes that costs least: a 1 for each step that is computed.
+        """Return the cheapest schedule with so many refreshes: a 1 for each step that is computed.
 
         Raises:
-            ValueError: there are several ranges, or not so many steps.
+            ValueError: there are several ranges, or fewer steps than refreshes.
         """
         if len(self.grams) != 1 or not 1 <= refreshes <= self.steps:
             raise InvalidSetting(f"best({refreshes}): one range, and 1 to {self.steps} refreshes")
@@ -87,10 +87,10 @@ class Schedules:
         return tuple(int(step in chosen) for step in range(self.steps))
 
     def cost(self, computed: Sequence[int]) -> Floats:
-        """(R,): what one schedule costs.
+        """Return (R,): the cost of one schedule.
 
         Raises:
-            ValueError: not a 0 or 1 for each step, the first of them 1.
+            ValueError: ``computed`` is not a 0 or 1 for each step, the first of them 1.
         """
         refreshes = [step for step, bit in enumerate(computed) if bit]
         if len(computed) != self.steps or refreshes[:1] != [0]:
@@ -102,7 +102,7 @@ class Schedules:
         return total
 
     def _solve(self, most: int) -> tuple[Floats, list[Floats]]:
-        """The least cost of each number of refreshes, and of each way to arrive at a last refresh."""
+        """Return the least cost of each number of refreshes, and of each path to a last refresh."""
         size, arrivals = len(self.grams), list[Floats]()
         for last in range(self.steps):
             arrivals.append(np.full((size, most + 1, len(self._earlier[last])), np.inf))
@@ -115,7 +115,7 @@ class Schedules:
             for number, way in enumerate(ways):
                 merged.setdefault(self._onward(last, way), []).append(number)
             for onward, numbers in merged.items():
-                first, final = numbers[0], numbers[-1] + 1  # alike ones stand side by side
+                first, final = numbers[0], numbers[-1] + 1  # they are neighbours in the sorted list
                 arrived = arrivals[last][:, :, first:final, None] + prices[:, None, first:final]
                 cheapest = arrived.min(axis=2)  # (R, most + 1, T − last)
                 ends = np.minimum(ends, cheapest[:, :, -1])
@@ -126,7 +126,7 @@ class Schedules:
         return ends, arrivals
 
     def _trace(self, arrivals: list[Floats], refreshes: int) -> set[int]:
-        """The refreshes of the cheapest schedule, from its last to its first."""
+        """Return the refreshes of the cheapest schedule, traced back from its last one."""
         best, state = np.inf, (0, 0)
         for last in range(self.steps):
             prices = self._prices(last, self._earlier[last])[0, :, -1]
@@ -136,38 +136,39 @@ class Schedules:
         chosen, (last, place) = {state[0]}, state
         for number in range(refreshes, 1, -1):
             way = self._earlier[last][place]
-            found = (np.inf, 0, 0)
+            cheapest = (np.inf, 0, 0)
             for before in way[:1] or range(last):
                 for other, earlier in enumerate(self._earlier[before]):
                     if self._onward(before, earlier) == way:
                         price = self._prices(before, [earlier])[0, 0, last - before - 1]
-                        found = min(found, (float(arrivals[before][0, number - 1, other] + price), before, other))
-            _, last, place = found
+                        total = float(arrivals[before][0, number - 1, other] + price)
+                        cheapest = min(cheapest, (total, before, other))
+            _, last, place = cheapest
             chosen.add(last)
         return chosen
 
     @cached_property
     def _earlier(self) -> list[list[Earlier]]:
-        """For each last refresh, what may have been computed before it, as far as forecasts reach; in order."""
-        reach, found = self.anchors - 1, []
+        """For each last refresh, the sorted tuples of refreshes before it that a forecast may use."""
+        reach, earlier = self.anchors - 1, []
         for last in range(self.steps):
             ways: list[Earlier] = [()] if last == 0 or reach == 0 else []
             for length in range(1, reach + 1):
                 tuples = combinations(range(last - 1, -1, -1), length)
                 ways += [way for way in tuples if length == reach or way[-1] == 0]
-            found.append(sorted(ways))
-        return found
+            earlier.append(sorted(ways))
+        return earlier
 
     @cached_property
     def _place(self) -> list[dict[Earlier, int]]:
         return [{way: place for place, way in enumerate(ways)} for ways in self._earlier]
 
     def _onward(self, last: int, way: Earlier) -> Earlier:
-        """What was computed before the refresh that follows ``last``, as far as forecasts reach."""
+        """Return the refreshes before the one that follows ``last``, as far as forecasts use them."""
         return (last, *way)[: self.anchors - 1]
 
     def _prices(self, last: int, ways: Sequence[Earlier]) -> Floats:
-        """(R, ways, T − last): what the segment from ``last`` to each next refresh last + 1 … T costs."""
+        """Return (R, ways, T − last): the cost of the segment from ``last`` to each next refresh last + 1 … T."""
         groups: dict[int, list[int]] = {}
         for number, way in enumerate(ways):
             groups.setdefault(len(way), []).append(number)
@@ -180,33 +181,33 @@ class Schedules:
         return prices
 
     def _segments(self, last: int, known: NDArray[np.int_]) -> Floats:
-        """(R, ways, T − 1 − last): segments that reuse last + 1; …; all up to T − 1. ``known``: (ways, anchors)."""
+        """Return (R, ways, T − 1 − last): costs of the segments to each end; ``known``: (ways, anchors)."""
         reused = slice(last + 1, self.steps)
-        weights = forecasts(self.grams, self.times, known, last + 1, self.ridge)  # (R, ways, anchors, reused)
-        worth = self.worth[:, reused]
-        leads = np.cumsum(weights * worth[:, None, None, :], axis=3)  # of each anchor, summed over the segment
+        weights = forecast_weights(self.grams, self.times, known, last + 1, self.ridge)  # (R, ways, anchors, reused)
+        errors = self.error_weights[:, reused]
+        leads = np.cumsum(weights * errors[:, None, None, :], axis=3)  # of each anchor, summed over the segment
         inner = self.grams[:, known[:, :, None], known[:, None, :]]  # (R, ways, anchors, anchors)
-        effects = np.cumsum(self.grams[:, :, reused] * worth[:, None, :], axis=2)  # (R, T, reused): ⟨Δ_s, Σ u Δ⟩
+        effects = np.cumsum(self.grams[:, :, reused] * errors[:, None, :], axis=2)  # (R, T, reused): ⟨Δ_s, Σ u Δ⟩
         cross = effects[:, known]  # (R, ways, anchors, reused)
-        own = np.cumsum(np.cumsum(self.grams[:, reused, reused] * worth[:, :, None] * worth[:, None, :], 1), 2)
+        own = np.cumsum(np.cumsum(self.grams[:, reused, reused] * errors[:, :, None] * errors[:, None, :], 1), 2)
         whole = np.diagonal(own, axis1=1, axis2=2)  # (R, reused): ‖Σ u Δ‖²
         squares = (np.matmul(inner, leads) * leads).sum(2) - 2 * (cross * leads).sum(2) + whole[:, None]
         prices: Floats = np.maximum(squares, 0.0) ** (self.gamma / 2)
         return prices
 
 
-def forecasts(grams: Floats, times: Floats, known: NDArray[np.int_], first: int, ridge: float) -> Floats:
-    """(R, ways, anchors, T − first): the weights of each way's residuals that come nearest to those of later steps.
+def forecast_weights(grams: Floats, times: Floats, known: NDArray[np.int_], first: int, ridge: float) -> Floats:
+    """Return (R, ways, anchors, T − first): the weights with which residuals best forecast those of later steps.
 
-    They minimise ‖Δ_t − Σ w_k Δ_k‖² + ridge·mean(G_kk)·‖w − w₀‖², as :func:`.weight_fit.fit` has it; w₀ is the
-    line through the first two.
+    The weights minimise ‖Δ_t − Σ w_k Δ_k‖² + ridge·mean(G_kk)·‖w − w₀‖², as in :func:`.weight_fit.fit`; w₀ is the line
+    through the two newest residuals.
 
     Args:
-        grams: (R, T, T).
-        times: (T,).
-        known: (ways, anchors), the refreshes of each way, the newest first.
-        first: of the later steps.
-        ridge: ≥ 0.
+        grams: (R, T, T), ⟨Δ_s, Δ_t⟩ of each range.
+        times: (T,), the axis of the line.
+        known: (ways, anchors): for each way the refreshes that forecasts use, the newest first.
+        first: first step that is forecast.
+        ridge: strength of the pull to the line, ≥ 0.
     """
     count = known.shape[1]
     line = np.zeros((*known.shape, len(times) - first))
@@ -214,8 +215,8 @@ def forecasts(grams: Floats, times: Floats, known: NDArray[np.int_], first: int,
     if count > 1:
         newest, before = times[known[:, 0]], times[known[:, 1]]
         gap = newest - before
-        ahead = times[None, first:] - newest[:, None]
-        slope = np.divide(ahead, gap[:, None], out=np.zeros_like(ahead), where=gap[:, None] != 0)
+        distance = times[None, first:] - newest[:, None]
+        slope = np.divide(distance, gap[:, None], out=np.zeros_like(distance), where=gap[:, None] != 0)
         line[:, 0], line[:, 1] = 1.0 + slope, -slope
     inner = grams[:, known[:, :, None], known[:, None, :]]
     pull = ridge * np.trace(inner, axis1=2, axis2=3) / count  # (R, ways)
@@ -225,22 +226,22 @@ def forecasts(grams: Floats, times: Floats, known: NDArray[np.int_], first: int,
 
 
 def _solved(matrix: Floats, aim: Floats, line: Floats) -> Floats:
-    """matrix⁻¹·aim for small symmetric matrices, of all solutions the smallest; the line where all is 0."""
+    """Return matrix⁻¹·aim for small symmetric matrices: the smallest solution, or the line where the matrix is 0."""
     count = matrix.shape[-1]
     mean = np.trace(matrix, axis1=-2, axis2=-1) / count
     singular = _determinant(matrix) <= 1e-12 * mean**count  # 0 where residuals are parallel
     regular = np.where(singular[..., None, None], np.eye(count), matrix)
-    found = np.asarray(np.linalg.solve(regular, aim), dtype=np.float64)
+    weights = np.asarray(np.linalg.solve(regular, aim), dtype=np.float64)
     if singular.any():
         inverse = np.linalg.pinv(matrix[singular], rcond=count * float(np.finfo(np.float64).eps), hermitian=True)
         nothing = ~matrix[singular].any(axis=(-2, -1))
         of_lines = np.broadcast_to(line, aim.shape)[singular]
-        found[singular] = np.where(nothing[:, None, None], of_lines, inverse @ aim[singular])
-    return found
+        weights[singular] = np.where(nothing[:, None, None], of_lines, inverse @ aim[singular])
+    return weights
 
 
 def _determinant(matrix: Floats) -> Floats:
-    """Of symmetric matrices of size 1, 2 or 3; NumPy's own takes as long as to solve them."""
+    """Return the determinants of symmetric matrices of size 1, 2 or 3; NumPy's takes as long as solving does."""
     if matrix.shape[-1] == 1:
         return matrix[..., 0, 0]
     (a, b), d = (matrix[..., 0, k] for k in (0, 1)), matrix[..., 1, 1]

@@ -1,4 +1,4 @@
-"""The best weights for residuals that are known: least squares on their inner products."""
+"""The weights that best forecast a residual from earlier ones: least squares on their inner products."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def fit(
     anchors: int = 2,
     ridge: float = RIDGE,
 ) -> Fitted:
-    """For each reused step, the weights of the last computed steps' residuals that come nearest to its own.
+    """Fit, for each reused step, the weights with which the residuals of the last computed steps forecast its own.
 
     With b the last computed steps before t, G their inner products and w₀ the line through the last two (in σ), the
-    weights w minimise ‖Δ_t − Σ w_k Δ_{b_k}‖² + ``ridge``·mean(G_bb)·‖w − w₀‖²: what the recorded run does not settle
-    is settled by the line.
+    weights w minimise ‖Δ_t − Σ w_k Δ_{b_k}‖² + ``ridge``·mean(G_bb)·‖w − w₀‖²: the line decides where the recorded run
+    leaves the weights open.
 
     Args:
         gram: (T, T), ⟨Δ_s, Δ_t⟩ of the T recorded steps, summed over branches and samples.
-        moments: of each step.
+        moments: step and time of each recorded step.
         computed: 1 for each step that is computed, 0 for each that is reused; the first is 1.
-        anchors: residuals used at most, ≥ 1.
-        ridge: ≥ 0.
+        anchors: largest number of residuals used, ≥ 1.
+        ridge: strength of the pull to the line, ≥ 0.
 
     Raises:
         ValueError: the sizes differ, or the first step is not computed.
@@ -48,7 +48,7 @@ def fit(
     size = len(moments)
     if np.shape(gram) != (size, size) or len(computed) != size:
         raise InvalidSetting(f"{size} steps need a ({size}, {size}) matrix and as many bits: got {np.shape(gram)}")
-    exact = np.asarray(gram, dtype=np.float64)  # neighbouring residuals are all but parallel; done on the host, once
+    exact = np.asarray(gram, dtype=np.float64)  # neighbouring residuals are almost parallel
     coefficients: list[tuple[float, ...] | None] = []
     for step in range(size):
         if computed[step]:
@@ -61,6 +61,6 @@ def fit(
         pull = ridge * float(np.trace(inner)) / max(len(last), 1)
         matrix = inner + pull * np.eye(len(last))
         aim = exact[last, step] + pull * line
-        found = np.linalg.lstsq(matrix, aim, rcond=None)[0] if np.any(matrix) else line
-        coefficients.append(tuple(float(w) for w in found))
+        weights = np.linalg.lstsq(matrix, aim, rcond=None)[0] if np.any(matrix) else line
+        coefficients.append(tuple(float(w) for w in weights))
     return Fitted(tuple(coefficients))

@@ -27,7 +27,7 @@ def frontier(
     *found: SearchResult | Recording,
     cost: Cost = "time",
     anchors: int = 2,
-    late: float | None = None,
+    late_error_weight: float | None = None,
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -41,9 +41,9 @@ def frontier(
 
     Args:
         found: results of searches, of one model for several targets, say; or recordings.
-        cost: of a recording's line; for this, ``anchors`` and ``late`` see :func:`dithooks.frontier`.
+        cost: of a recording's line; for this, ``anchors`` and ``late_error_weight`` see :func:`dithooks.frontier`.
         anchors: of a recording's line.
-        late: of a recording's line.
+        late_error_weight: of a recording's line.
         label: of a recording's line.
         ax: where to draw; left out, a new figure.
 
@@ -81,7 +81,8 @@ def frontier(
     if results and not any(points):
         why = next((each.failure for result in results for each in result.evaluations if each.failure), "no picture")
         raise InvalidSetting(f"there is nothing to show: none of the plans could be run ({why})")
-    lines = [[way for way in predicted(each, cost=cost, anchors=anchors, late=late) if way[1]] for each in recordings]
+    fronts = [predicted(each, cost=cost, anchors=anchors, late_error_weight=late_error_weight) for each in recordings]
+    lines = [[(speedup, error) for speedup, error in front if error] for front in fronts]
     if recordings and not any(lines):
         raise InvalidSetting(
             "there is nothing to show: nothing of these runs can be reused (plan(recording, 2.0) says why)"
@@ -99,7 +100,7 @@ def frontier(
 
 def _measured(result: SearchResult) -> list[Point]:
     """(speed-up, PSNR, evaluation) of each plan that could be run."""
-    return [(each.speedup, each.worth, each) for each in result.evaluations if each.worth is not None]
+    return [(each.speedup, each.psnr, each) for each in result.evaluations if each.psnr is not None]
 
 
 def _draw_measured(panel: Axes, results: Sequence[SearchResult], points: Sequence[Sequence[Point]]) -> None:

@@ -1,8 +1,8 @@
-"""On many machines, with Ray: prompts drawn by actors that each have the pipeline and the plan: ``dithooks[ray]``.
+"""Many machines, with Ray: prompts drawn by actors that each have the pipeline and the plan (``dithooks[ray]``).
 
 :func:`generate` draws a file of prompts to a folder of parquet files, and goes on where it was interrupted;
-:func:`read` reads them, and :func:`decoded` makes pictures of what they hold. :class:`Actors` says on what actors a
-search runs its plans.
+:func:`read` reads the folder, and :func:`decoded` makes pictures of its bytes. :class:`Actors` sets the actors on which
+a search runs its plans.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ for _package in ("ray", "pyarrow"):
         ) from _error
 
 from ..tuning.executors.ray_actors import Actors  # noqa: E402
-from .driver import generate  # noqa: E402
+from .job_driver import generate  # noqa: E402
 from .job_report import JobReport  # noqa: E402
 from .prompts import read_prompts  # noqa: E402
 from .results import read  # noqa: E402

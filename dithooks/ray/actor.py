@@ -1,4 +1,4 @@
-"""The actor: draws one chunk of rows a call, and writes it to a file of its own."""
+"""The actor that draws one chunk of rows a call, and writes it to a file of its own."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import torch
 from ray import cloudpickle
 
 from ..errors import RunMismatch
-from .attempts import ATTEMPTS, Underway
+from .attempts import ATTEMPTS, AttemptLog
 from .files import Folder
 from .job import Job
 from .output import FAILED, read_rows, write_rows
-from .painter import Painter, UnusableError
+from .pipeline_runner import PipelineRunner, UnusableError
 
-SHORT = 8  # characters of an actor's id that tell it from the others
+SHORT = 8  # characters of an actor's id that are kept
 
 
 @dataclass(frozen=True)
-class Told:
-    """What an actor returns of a chunk, in place of its pictures."""
+class ChunkResult:
+    """The result of a chunk: its counts; the pictures are in its file."""
 
     chunk: str
     actor: str
@@ -36,25 +36,25 @@ class Told:
     blocks_run: float = 0.0
     blocks_total: float = 0.0
     remarks: list[str] = field(default_factory=list)
-    problem: bytes | None = None  # an exception, which ends the job
+    problem: bytes | None = None  # a pickled exception, which ends the job
 
 
-class Drawer:
-    """Of an actor pool of Ray Data: has the pipeline, and is called with one chunk at a time.
+class DrawingActor:
+    """A callable of Ray Data's actor pool: it has the pipeline, and is called with one chunk at a time.
 
-    An error in loading is not raised but told with the first chunk, so that the driver can raise it as it is.
+    An error in loading is returned with the first chunk, so that the driver can raise it unchanged.
 
     Args:
         job: how rows are drawn.
-        out: the folder.
-        reporter: an actor that is told of each call; ``None``: nobody.
+        out: the output folder.
+        reporter: the progress actor that calls are reported to; ``None``: there is none.
     """
 
     def __init__(self, job: Job, out: str, reporter: Any = None) -> None:
         self._job, self._out, self._reporter = job, out, reporter
         context = ray.get_runtime_context()
         self._actor = str(context.get_actor_id() or "")[:SHORT]
-        self._painter: Painter | None = None
+        self._painter: PipelineRunner | None = None
         self._problem: bytes | None = None
         try:
             torch.set_num_threads(job.threads)
@@ -68,70 +68,70 @@ class Drawer:
         """Draw a chunk.
 
         Args:
-            batch: of one row: ``chunk``, its file's name, and ``rows``, a table in Arrow's stream format.
+            batch: a table of one row: ``chunk``, the name of its file, and ``rows``, a table in Arrow's stream format.
 
         Returns:
-            :class:`Told`, as a table of one row.
+            A :class:`ChunkResult`, as a table of one row.
         """
         chunk = batch["chunk"][0].as_py()
         try:
             if self._painter is None:
-                told = Told(chunk, self._actor, problem=self._problem)
+                result = ChunkResult(chunk, self._actor, problem=self._problem)
             else:
-                told = self._draw(self._painter, chunk, _table(batch["rows"][0].as_py()))
+                result = self._draw(self._painter, chunk, _table(batch["rows"][0].as_py()))
         except Exception as error:
-            told = Told(chunk, self._actor, problem=_pickled(error))
-        return pa.table({name: pa.array([value], _KINDS[name]) for name, value in asdict(told).items()})
+            result = ChunkResult(chunk, self._actor, problem=_pickled(error))
+        return pa.table({name: pa.array([value], _KINDS[name]) for name, value in asdict(result).items()})
 
-    def _draw(self, painter: Painter, chunk: str, rows: pa.Table) -> Told:
-        underway = Underway(self._folder, chunk, self._actor)
-        if self._folder.has(chunk):  # of an attempt whose process ended between the file and the answer
+    def _draw(self, runner: PipelineRunner, chunk: str, rows: pa.Table) -> ChunkResult:
+        attempts = AttemptLog(self._folder, chunk, self._actor)
+        if self._folder.has(chunk):  # written by an attempt whose process ended before it returned
             results = read_rows(self._folder, chunk, _COUNTED).to_pylist()
-            underway.over()
-            return self._told(painter, chunk, results)
-        results, every = [], rows.to_pylist()
-        self._report(chunk, results, len(every))
-        for start in range(0, len(every), self._job.batch_size):
-            results += painter.draw(every[start : start + self._job.batch_size], underway)
-            self._report(chunk, results, len(every))
+            attempts.delete()
+            return self._result(runner, chunk, results)
+        results, prompts = [], rows.to_pylist()
+        self._report(chunk, results)
+        for start in range(0, len(prompts), self._job.batch_size):
+            results += runner.draw(prompts[start : start + self._job.batch_size], attempts)
+            self._report(chunk, results)
         results = [{**result, "actor": self._actor} for result in results]
-        if underway.ended(_WRITING) >= ATTEMPTS:
+        if attempts.crashes(_WRITING) >= ATTEMPTS:
             raise UnusableError(f"the process that wrote {self._folder.path(chunk)} ended {ATTEMPTS} times")
-        underway.begin(_WRITING)
+        attempts.begin(_WRITING)
         write_rows(self._folder, chunk, rows, results, self._job)
-        underway.over()
-        return self._told(painter, chunk, results)
+        attempts.delete()
+        return self._result(runner, chunk, results)
 
-    def _told(self, painter: Painter, chunk: str, results: list[dict[str, Any]]) -> Told:
+    def _result(self, runner: PipelineRunner, chunk: str, results: list[dict[str, Any]]) -> ChunkResult:
         failed = sum(result["status"] == FAILED for result in results)
         seconds, run, total = (sum(result.get(name) or 0.0 for result in results) for name in _SUMMED)
-        remarks = dict.fromkeys([*painter.remarks, *(each for r in results for each in r.get("remarks") or ())])
-        return Told(chunk, self._actor, len(results) - failed, failed, seconds, run, total, list(remarks))
+        remarks = dict.fromkeys([*runner.remarks, *(each for r in results for each in r.get("remarks") or ())])
+        return ChunkResult(chunk, self._actor, len(results) - failed, failed, seconds, run, total, list(remarks))
 
-    def _loaded(self) -> Painter:
-        """A pipeline whose loading ends the process would be loaded for ever: noted as calls are."""
-        underway = Underway(self._folder, f"load-{self._actor}", self._actor)
-        if (ended := underway.ended(_LOADING)) >= ATTEMPTS:
+    def _loaded(self) -> PipelineRunner:
+        """Load the pipeline; attempts are noted, since Ray would otherwise retry for ever what ends the process."""
+        attempts = AttemptLog(self._folder, f"load-{self._actor}", self._actor)
+        if (ended := attempts.crashes(_LOADING)) >= ATTEMPTS:
             raise RunMismatch(f"the process that loaded the pipeline on {platform.node()} ended {ended} times")
-        underway.begin(_LOADING)
+        attempts.begin(_LOADING)
         try:
-            return Painter(self._job)
+            return PipelineRunner(self._job)
         finally:
-            underway.over()
+            attempts.delete()
 
-    def _report(self, chunk: str, results: list[dict[str, Any]], rows: int) -> None:
-        """Fire and forget: whoever does not hear it does not matter."""
+    def _report(self, chunk: str, results: list[dict[str, Any]]) -> None:
+        """Report progress, without waiting, and without an error if that fails."""
         if self._reporter is not None:
             failed = sum(result["status"] == FAILED for result in results)
             with suppress(Exception):
-                self._reporter.tell.remote(chunk, self._actor, len(results), failed, rows)
+                self._reporter.report.remote(chunk, self._actor, len(results), failed)
 
 
-def packed(chunk: str, rows: pa.Table) -> pa.Table:
-    """A chunk as one row, which Ray can neither split nor mix with others.
+def pack_chunk(chunk: str, rows: pa.Table) -> pa.Table:
+    """Pack a chunk into one row, which Ray can neither split nor mix with others.
 
     Example:
-        >>> packed("a.parquet", pa.table({"id": [1, 2]})).column_names
+        >>> pack_chunk("a.parquet", pa.table({"id": [1, 2]})).column_names
         ['chunk', 'rows']
     """
     sink = pa.BufferOutputStream()
@@ -140,27 +140,28 @@ def packed(chunk: str, rows: pa.Table) -> pa.Table:
     return pa.table({"chunk": [chunk], "rows": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
 
 
-def unpacked(batch: pa.Table) -> list[Told]:
-    """What actors have returned."""
-    return [Told(**row) for row in batch.to_pylist()]
+def unpack_results(batch: pa.Table) -> list[ChunkResult]:
+    """Unpack what an actor has returned."""
+    return [ChunkResult(**row) for row in batch.to_pylist()]
 
 
-def problem_of(told: Told) -> BaseException | None:
-    """The exception that an actor met, with its traceback as the cause; ``None``: none."""
-    if told.problem is None:
+def error_of(result: ChunkResult) -> BaseException | None:
+    """Return the exception that an actor met, with the actor's traceback as its cause; ``None``: there is none."""
+    if result.problem is None:
         return None
-    text, error = json.loads(told.problem.partition(b"\n")[0]), None
-    with suppress(Exception):  # of a class that only the actor has
-        error = cloudpickle.loads(told.problem.partition(b"\n")[2])
+    head, _, pickled = result.problem.partition(b"\n")
+    text, error = json.loads(head), None
+    with suppress(Exception):  # its class may exist in the actor only
+        error = cloudpickle.loads(pickled)
     if not isinstance(error, BaseException) or isinstance(error, UnusableError):
-        error = RuntimeError(text["said"])
-    error.__cause__ = RuntimeError(f"in actor {told.actor}:\n{text['traceback']}")
+        error = RunMismatch(text["message"])
+    error.__cause__ = RuntimeError(f"in actor {result.actor}:\n{text['traceback']}")
     return error
 
 
 def _pickled(error: BaseException) -> bytes:
-    said = str(error) if isinstance(error, UnusableError) else f"{type(error).__name__}: {error}"
-    text = json.dumps({"said": said, "traceback": "".join(traceback.format_exception(error))})
+    message = str(error) if isinstance(error, UnusableError) else f"{type(error).__name__}: {error}"
+    text = json.dumps({"message": message, "traceback": "".join(traceback.format_exception(error))})
     data = b""
     with suppress(Exception):
         data = cloudpickle.dumps(error.with_traceback(None))  # type: ignore[no-untyped-call]
@@ -172,7 +173,7 @@ def _table(data: bytes) -> pa.Table:
         return stream.read_all()
 
 
-_WRITING, _LOADING = ("write",), ("load",)  # steps that are noted as calls are
+_WRITING, _LOADING = ("write",), ("load",)  # noted like calls of rows
 _SUMMED = ("seconds", "blocks_run", "blocks_total")
 _COUNTED = ("status", "remarks", *_SUMMED)
 _KINDS = {

@@ -1,4 +1,4 @@
-"""Files on a local disk or anywhere that pyarrow reaches, written so that what has its name is whole."""
+"""Files on a disk or on another filesystem of pyarrow, written so that a file of the final name is whole."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Folder:
     """A folder on one of pyarrow's filesystems.
 
     Args:
-        place: its path, or a URI such as ``s3://bucket/folder``.
-        filesystem: of ``pyarrow.fs``, where ``place`` is a path in it.
+        place: path of the folder, or a URI such as ``s3://bucket/folder``.
+        filesystem: a filesystem of ``pyarrow.fs`` in which ``place`` is a path; left out, it follows from ``place``.
 
     Example:
         >>> import tempfile
@@ -40,35 +40,35 @@ class Folder:
 
     @property
     def local(self) -> Path | None:
-        """Its path on this machine's disks; ``None``: it is elsewhere."""
+        """The folder's path on this machine; ``None``: it is on another filesystem."""
         return Path(self.root) if isinstance(self.filesystem, arrow_fs.LocalFileSystem) else None
 
     def path(self, name: str) -> str:
-        """What the filesystem calls a file in it."""
+        """Return a file's path in the filesystem."""
         return f"{self.root}/{name}" if name else self.root
 
     def make(self, name: str = "") -> None:
-        """See that it, or a folder in it, is there.
+        """Make the folder, or one in it, if it does not exist.
 
         Raises:
-            ValueError: it is a file.
+            ValueError: the path is a file.
         """
         if self.filesystem.get_file_info(self.path(name)).type == arrow_fs.FileType.File:
             raise InvalidSetting(f"out={self.place!r} is a file: give a folder")
         self.filesystem.create_dir(self.path(name), recursive=True)
 
     def names(self, folder: str = "") -> list[str]:
-        """Of the files in it, or in a folder of it, sorted."""
+        """Return the sorted names of the files in the folder, or in one in it."""
         selector = arrow_fs.FileSelector(self.path(folder), allow_not_found=True)
         infos = self.filesystem.get_file_info(selector)
         return sorted(info.base_name for info in infos if info.type == arrow_fs.FileType.File)
 
     def has(self, name: str) -> bool:
-        """Whether a file of that name is there."""
+        """Whether a file exists."""
         return bool(self.filesystem.get_file_info(self.path(name)).type == arrow_fs.FileType.File)
 
     def read(self, name: str) -> bytes | None:
-        """A file's bytes; ``None``: there is none."""
+        """Return a file's bytes; ``None``: it does not exist."""
         try:
             with self.filesystem.open_input_file(self.path(name)) as file:
                 return bytes(file.read())
@@ -76,9 +76,9 @@ class Folder:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a file there, in place of one that has the name: at no time is there half of it.
+        """Write or replace a file; no half of it is ever seen.
 
-        On a disk it has another name until it is whole; object stores show a file when it is closed.
+        On a disk the file has another name until it is whole; object stores show a file when it is closed.
         """
         if "/" in name:
             self.make(name.rpartition("/")[0])
@@ -86,7 +86,7 @@ class Folder:
             with self.filesystem.open_output_stream(self.path(name)) as file:
                 file.write(data)
             return
-        # A name of its own: a process that Ray took for dead may be writing the same file
+        # A unique name: a process that Ray took for dead may be writing the same file
         path = Path(self.path(name))
         draft = path.with_name(f"_{uuid.uuid4().hex}{PART}")
         try:
@@ -99,12 +99,12 @@ class Folder:
             draft.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
-        """Take a file away, if it is there."""
+        """Delete a file, if it exists."""
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path(name))
 
     def tidy(self, folder: str = "") -> None:
-        """Take away what a process that was killed has left half written."""
+        """Delete the half-written files of killed processes."""
         for name in self.names(folder):
             if name.endswith(PART):
                 self.delete(f"{folder}/{name}" if folder else name)
@@ -112,12 +112,12 @@ class Folder:
 
 @contextmanager
 def locked(folder: Folder, name: str) -> Iterator[None]:
-    """Hold a folder on a disk for this process; the system lets it go when the process ends, however that is.
+    """Lock a folder on a disk for this process; the system releases the lock when the process ends.
 
-    On filesystems elsewhere, and on systems without such locks, nothing is held.
+    On other filesystems, and on systems without such locks, nothing is locked.
 
     Raises:
-        RuntimeError: another process holds it.
+        RuntimeError: another process holds the lock.
     """
     try:
         import fcntl
@@ -141,10 +141,10 @@ def locked(folder: Folder, name: str) -> Iterator[None]:
 
 @contextmanager
 def opened(place: str) -> Iterator[Any]:
-    """A file to read, by path or URI.
+    """Open a file to read, by path or URI.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
     """
     filesystem, path = _found(place)
     with filesystem.open_input_file(path) as file:

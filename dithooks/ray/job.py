@@ -1,4 +1,4 @@
-"""What makes a job this job: all that a row's picture depends on, checked on the driver and sent to every actor."""
+"""The settings of a job: all that its pictures depend on, checked on the driver and sent to every actor."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from ..errors import InvalidSetting, RunMismatch, WrongType
 
 SCHEMA = 1
 KINDS = ("CachePlan", "DitCacheConfig")
-OWN = ("prompt", "generator", "num_images_per_prompt")  # of the call, that the rows give
-SAME = ("dithooks", "torch")  # versions that actors have to have in common with the driver
+OWN = ("prompt", "generator", "num_images_per_prompt")  # arguments of the call that come from the rows
+SAME = ("dithooks", "torch")  # packages that need the same version in actors as on the driver
 LONGEST = 100  # characters of a setting in a message
 Plan = CachePlan | DitCacheConfig
 
 
 @dataclass(frozen=True)
 class Job:
-    """How rows are drawn.
+    """The settings of a job: how its rows are drawn.
 
     Args:
         load: a function without arguments that returns the pipeline, on its device; or where to find it,
             ``"package.module:function"`` or ``"path/to/file.py:function"``.
-        plan: to cache with; ``None``: without a cache.
+        plan: plan or configuration to cache with; ``None``: without a cache.
         options: keyword arguments of the pipeline's call, or of ``draw``, of JSON's types.
         draw: is called as ``draw(pipe, rows, **options)`` in place of the pipeline, and returns a sample for each row.
-        encode: makes bytes of a sample, and tells their format: ``encode(sample) -> (bytes, "jpeg")``.
-        batch_size: prompts that are drawn in one call.
-        seed: what the seeds of rows that have none are made from.
-        threads: of the processor that an actor computes with.
-        home: the folder that ``load`` is looked up from, where it is a text.
-        versions: of the driver.
+        encode: turns a sample into bytes and their format: ``encode(sample) -> (bytes, "jpeg")``.
+        batch_size: prompts in one call.
+        seed: the seeds of rows that have none are made from this seed and their ids.
+        threads: threads of the processor that an actor computes with.
+        home: the folder in which ``load`` is looked up, where it is a text.
+        versions: versions of packages on the driver.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -78,8 +78,8 @@ class Job:
         for name in ("draw", "encode"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise WrongType(f"{name}={getattr(self, name)!r} cannot be called: give a function, or None")
-        whole("batch_size", self.batch_size, 1)
-        whole("seed", self.seed)
+        check_whole("batch_size", self.batch_size, 1)
+        check_whole("seed", self.seed)
         self._check_options()
 
     def _check_options(self) -> None:
@@ -95,26 +95,26 @@ class Job:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise type(error)(
-                    f"options[{name!r}]={short(value)} cannot be kept beside what is drawn ({error}): give numbers, "
-                    "texts, lists and dicts, or make it in a function given as draw"
+                    f"options[{name!r}]={setting_text(value)} cannot be kept beside what is drawn ({error}): give "
+                    "numbers, texts, lists and dicts, or make it in a function given as draw"
                 ) from None
 
     def purpose(self) -> dict[str, Any]:
-        """What has to be the same where a job goes on, in JSON's types."""
-        told = {
+        """Return, in JSON's types, what has to be the same where a job goes on."""
+        settings = {
             "plan": None if self.plan is None else json.loads(self.plan.to_json()),
             "options": dict(self.options),
             "seed": self.seed,
             "batch_size": self.batch_size,
-            "load": spelled(self.load),
-            "draw": spelled(self.draw),
-            "encode": spelled(self.encode),
+            "load": function_name(self.load),
+            "draw": function_name(self.draw),
+            "encode": function_name(self.encode),
         }
-        found: dict[str, Any] = json.loads(json.dumps(told))
-        return found
+        purpose: dict[str, Any] = json.loads(json.dumps(settings))
+        return purpose
 
     def pipeline(self) -> Any:
-        """What ``load`` returns; for an actor.
+        """Call ``load``, in an actor.
 
         Raises:
             ValueError: there is no such function.
@@ -122,14 +122,14 @@ class Job:
         return (self.load if callable(self.load) else _function(self.load, self.home))()
 
     def check_versions(self) -> None:
-        """See that this process has the driver's versions, as far as pictures depend on them.
+        """Check that this process has the driver's versions of the packages that pictures depend on.
 
         Raises:
             RuntimeError: it has others.
         """
         here = versions_here()
         for name in SAME:
-            # Less what follows a plus: a driver without an accelerator has another build of PyTorch
+            # Without what follows a plus: a driver without an accelerator has another build of PyTorch
             ours, theirs = (each.get(name, "none").partition("+")[0] for each in (here, self.versions))
             if ours != theirs:
                 raise RunMismatch(
@@ -137,16 +137,16 @@ class Job:
                 )
 
 
-def plan_of(plan: Any) -> Plan | None:
-    """A plan, given as such or as the path of a file that ``save`` wrote.
+def read_plan(plan: Any) -> Plan | None:
+    """Return a plan; given a path, read it from a file that ``save`` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
-        TypeError, ValueError: it holds no plan.
+        TypeError, ValueError: the file holds no plan.
 
     Example:
         >>> from dithooks.demo import PLANS
-        >>> plan_of(PLANS / "2x.json").made.model
+        >>> read_plan(PLANS / "2x.json").made.model
         'FluxTransformer2DModel'
     """
     if not isinstance(plan, (str, os.PathLike)):
@@ -161,7 +161,7 @@ def plan_of(plan: Any) -> Plan | None:
 
 
 def versions_here() -> dict[str, str]:
-    """Of this process: dithooks, torch, diffusers and Python."""
+    """Return this process's versions of dithooks, torch, diffusers, Ray and Python."""
     from dithooks import __version__
 
     named = {"dithooks": __version__, "torch": str(torch.__version__), **versions("diffusers", "ray")}
@@ -169,7 +169,7 @@ def versions_here() -> dict[str, str]:
 
 
 def differences(stored: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """In what two settings differ, said in a few words each.
+    """Describe each setting in which two jobs differ.
 
     Example:
         >>> differences({"seed": 0, "plan": None}, {"seed": 1, "plan": None})
@@ -177,17 +177,17 @@ def differences(stored: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]
     """
     names = dict.fromkeys([*ours, *stored])
     return [
-        f"{name}: {short(stored.get(name))} there, {short(ours.get(name))} here"
+        f"{name}: {setting_text(stored.get(name))} there, {setting_text(ours.get(name))} here"
         for name in names
         if stored.get(name) != ours.get(name)
     ]
 
 
-def spelled(function: Any) -> str | None:
-    """What a function is called, the same in every process; ``None`` for ``None``.
+def function_name(function: Any) -> str | None:
+    """Return a function's name, the same in every process; ``None`` for ``None``.
 
     Example:
-        >>> spelled(functools.partial(os.path.join, "a"))
+        >>> function_name(functools.partial(os.path.join, "a"))
         "posixpath:join('a')"
     """
     if function is None or isinstance(function, str):
@@ -195,7 +195,7 @@ def spelled(function: Any) -> str | None:
     if isinstance(function, functools.partial):
         given = [repr(value) for value in function.args]
         given += [f"{name}={value!r}" for name, value in function.keywords.items()]
-        text = f"{spelled(function.func)}({', '.join(given)})"
+        text = f"{function_name(function.func)}({', '.join(given)})"
     elif hasattr(function, "__qualname__"):
         text = f"{function.__module__}:{function.__qualname__}"
     else:
@@ -203,11 +203,11 @@ def spelled(function: Any) -> str | None:
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
-def whole(name: str, value: object, least: int | None = None) -> None:
-    """See that an argument is a whole number.
+def check_whole(name: str, value: object, least: int | None = None) -> None:
+    """Check that an argument is a whole number.
 
     Raises:
-        TypeError, ValueError: it is not, or is less than ``least``.
+        TypeError, ValueError: it is none, or is less than ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise WrongType(f"{name}={value!r} must be a whole number")
@@ -215,8 +215,8 @@ def whole(name: str, value: object, least: int | None = None) -> None:
         raise InvalidSetting(f"{name}={value} is too small: give {least} or more")
 
 
-def short(value: Any) -> str:
-    """A setting in a message; of a plan, its beginning and what tells it from others."""
+def setting_text(value: Any) -> str:
+    """Return a setting's text for a message; of a plan, its model and schedule."""
     text = json.dumps(value, default=repr)
     if isinstance(value, dict) and value.get("kind") in KINDS:
         made = value.get("made") or {}

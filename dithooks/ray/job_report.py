@@ -1,4 +1,4 @@
-"""What a job came to, in numbers."""
+"""The report of a job, in numbers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Rows of one actor: drawn, failed, and the seconds its pipeline took for those that were drawn."""
+class ActorCounts:
+    """The counts of one actor: rows drawn, rows failed, and seconds of the pipeline for the rows drawn."""
 
     drawn: int = 0
     failed: int = 0
@@ -17,23 +17,23 @@ class Counts:
 
 @dataclass(frozen=True)
 class JobReport:
-    """What one call of :func:`~dithooks.ray.generate` did.
+    """The report of one call of :func:`~dithooks.ray.generate`.
 
     Args:
-        out: the folder.
-        rows: of the prompts; each is drawn, failed or skipped.
-        drawn: now.
-        failed: now; they are in the output with their error.
-        skipped: done before, of which
-        failed_before: so many hold an error; ``retry_failed=True`` draws them again.
-        seconds: from start to end, the loading of pipelines included.
-        blocks_run: block executions of the rows drawn now, of
-        blocks_total: as many without the cache; 0 without a plan.
-        actors: what each did, by the first characters of its id in Ray.
-        remarks: what the cache had to say, once each.
+        out: the output folder.
+        rows: rows of the prompts file; each was drawn, failed, or skipped.
+        drawn: rows that this call drew.
+        failed: rows that failed in this call; they are in the output with their error.
+        skipped: rows that were done before.
+        failed_before: skipped rows that hold an error; ``retry_failed=True`` draws them again.
+        seconds: time of the whole call, the loading of pipelines included.
+        blocks_run: block executions for the rows that this call drew.
+        blocks_total: block executions for the same rows without a cache; 0 without a plan.
+        actors: counts of each actor, by the first characters of its id in Ray.
+        remarks: warnings and remarks of the cache, without repetitions.
 
     Example:
-        >>> report = JobReport("out", 12, 7, 1, 4, 0, 10.0, 312.0, 672.0, {"1f2e3d4c": Counts(7, 1, 8.25)})
+        >>> report = JobReport("out", 12, 7, 1, 4, 0, 10.0, 312.0, 672.0, {"1f2e3d4c": ActorCounts(7, 1, 8.25)})
         >>> report.complete
         False
         >>> print(report)
@@ -52,7 +52,7 @@ class JobReport:
     seconds: float
     blocks_run: float = 0.0
     blocks_total: float = 0.0
-    actors: Mapping[str, Counts] = field(default_factory=dict)
+    actors: Mapping[str, ActorCounts] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
     @property

@@ -1,4 +1,4 @@
-"""The folder that a job writes to: which rows are done, and that they are this job's."""
+"""The output folder of a job: the rows that are done, and the check that they are this job's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RESULT = (
 
 @dataclass(frozen=True)
 class OutputRow:
-    """What is known of a row that is there: the file that it is in, and what of."""
+    """A row of the output: its file, the prompt and seed that it was drawn from, and whether it failed."""
 
     file: str
     prompt: str | None
@@ -46,14 +46,14 @@ class OutputRow:
     failed: bool
 
 
-def settle(folder: Folder, job: Job, rows_per_file: int) -> int:
-    """See that a folder is new or this job's, and say so in it.
+def claim_folder(folder: Folder, job: Job, rows_per_file: int) -> int:
+    """Check that a folder is new or this job's, and write the job's head to a new one.
 
     Returns:
-        The rows per file, as they were chosen when the job began.
+        The rows per file that were chosen when the job began.
 
     Raises:
-        ValueError: it is another job's, or holds other files.
+        ValueError: the folder is another job's, or holds other files.
 
     Warns:
         UserWarning: the job was begun with other versions.
@@ -76,21 +76,21 @@ def settle(folder: Folder, job: Job, rows_per_file: int) -> int:
         return chosen
     if names := chunks_in(folder):
         raise InvalidSetting(
-            f"out={folder.place!r} holds {names[0]} but no {HEAD} that tells what of: give another folder"
+            f"out={folder.place!r} holds {names[0]} but no {HEAD} that names its job: give another folder"
         )
-    told = {"schema": SCHEMA, "kind": KIND, "purpose": purpose, "rows_per_file": rows_per_file}
-    text = json.dumps({**told, "versions": dict(job.versions)}, indent=2, ensure_ascii=False)
+    head = {"schema": SCHEMA, "kind": KIND, "purpose": purpose, "rows_per_file": rows_per_file}
+    text = json.dumps({**head, "versions": dict(job.versions)}, indent=2, ensure_ascii=False)
     folder.write(HEAD, f"{text}\n".encode())
     return rows_per_file
 
 
 def chunks_in(folder: Folder) -> list[str]:
-    """The names of the files that hold rows, in the order of the prompts."""
+    """Return the names of the files that hold rows, in the order of the prompts."""
     return [name for name in folder.names() if name.endswith(".parquet") and not name.startswith("_")]
 
 
 def chunk_name(rows: pa.Table) -> str:
-    """What the file of some rows is called: by what rows they are, so that they replace themselves.
+    """Return the name of the file of some rows. It depends on the rows only, so that a new attempt replaces it.
 
     Example:
         >>> chunk_name(pa.table({"row": [16, 17], "id": ["a", "b"]}))
@@ -101,20 +101,20 @@ def chunk_name(rows: pa.Table) -> str:
 
 
 def write_rows(folder: Folder, name: str, rows: pa.Table, results: Sequence[Mapping[str, Any]], job: Job) -> None:
-    """Keep what came of a chunk's rows, all at once."""
+    """Write the results of a chunk's rows to a file, all at once."""
     table = rows
     for column, kind in RESULT:
         table = table.append_column(column, pa.array([result.get(column) for result in results], kind))
-    told = {"versions": job.versions, "purpose": job.purpose()}
-    table = table.replace_schema_metadata({METADATA: json.dumps(told, default=dict).encode()})
+    head = {"versions": job.versions, "purpose": job.purpose()}
+    table = table.replace_schema_metadata({METADATA: json.dumps(head, default=dict).encode()})
     _write(folder, name, table)
 
 
 def read_rows(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A file's rows.
+    """Read a file's rows.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file cannot be read.
     """
     try:
         with folder.filesystem.open_input_file(folder.path(name)) as file:
@@ -125,7 +125,7 @@ def read_rows(folder: Folder, name: str, columns: Sequence[str] | None = None) -
         ) from None
 
 
-def scan(folder: Folder) -> dict[Any, OutputRow]:
+def scan_rows(folder: Folder) -> dict[Any, OutputRow]:
     """All rows that are there, by their ids. Of one that is there twice, the later file loses it.
 
     That happens where two drivers were at one folder that could not be locked.
@@ -142,12 +142,12 @@ def scan(folder: Folder) -> dict[Any, OutputRow]:
             else:
                 found[row_id] = OutputRow(name, prompt, seed, status == FAILED)
         if twice:
-            drop(folder, name, twice)
+            drop_rows(folder, name, twice)
     return found
 
 
-def drop(folder: Folder, name: str, ids: Collection[Any]) -> None:
-    """Take rows out of a file; one that has no others goes."""
+def drop_rows(folder: Folder, name: str, ids: Collection[Any]) -> None:
+    """Remove rows from a file, or the whole file if it has no others."""
     table = read_rows(folder, name)
     table = table.filter(pa.array([row_id not in ids for row_id in table["id"].to_pylist()], pa.bool_()))
     if table.num_rows:
@@ -157,10 +157,10 @@ def drop(folder: Folder, name: str, ids: Collection[Any]) -> None:
 
 
 def check_same(folder: Folder, prompts: pa.Table, there: Mapping[Any, OutputRow], retry_failed: bool) -> None:
-    """See that rows that are done were drawn from what the prompts say now.
+    """Check that the rows that are done have the prompts and seeds of the prompts file.
 
     Raises:
-        ValueError: one was not.
+        ValueError: a row has others.
     """
     ids = prompts["id"].to_pylist()
     if there and type(next(iter(there))) is not type(ids[0]):
@@ -182,6 +182,6 @@ def check_same(folder: Folder, prompts: pa.Table, there: Mapping[Any, OutputRow]
 
 def _write(folder: Folder, name: str, table: pa.Table) -> None:
     buffer = io.BytesIO()
-    plain = [column for column in table.column_names if column != "picture"]  # each picture is another
+    plain = [column for column in table.column_names if column != "picture"]  # no two pictures are the same
     parquet.write_table(table, buffer, use_dictionary=plain, write_statistics=plain)
     folder.write(name, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Ray's part: a pool of actors, and every chunk to one of them. What is scheduled when is left to Ray Data."""
+"""The pool of actors of Ray Data, which hands every chunk to one of them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import ray
 import ray.data
 
 from ..errors import InvalidSetting
-from .actor import Drawer, Told, packed, problem_of, unpacked
+from ..integrations.ray_data_loggers import quiet_ray_data
+from .actor import ChunkResult, DrawingActor, error_of, pack_chunk, unpack_results
 
 
 @contextmanager
-def started(num_cpus: float, num_gpus: float) -> Iterator[None]:
-    """Ray, as it runs already, or for as long as this lasts.
+def ray_session(num_cpus: float, num_gpus: float) -> Iterator[None]:
+    """Use the running Ray, or start one, and stop it in the end.
 
     Raises:
-        ValueError: it was started here, and has no place for an actor.
+        ValueError: Ray was started here, and has no room for an actor.
     """
     if ray.is_initialized():
         yield
@@ -39,51 +40,36 @@ def started(num_cpus: float, num_gpus: float) -> Iterator[None]:
         ray.shutdown()
 
 
-def drawn(
+def draw_chunks(
     chunks: list[tuple[str, pa.Table]], arguments: dict[str, Any], pool: dict[str, Any]
-) -> Generator[Told, None, None]:
-    """Every chunk to an actor; what was told of each, as it comes.
+) -> Generator[ChunkResult, None, None]:
+    """Draw every chunk with an actor; yield the results as they come.
 
     Args:
         chunks: rows, by the names of their files.
-        arguments: of :class:`Drawer`.
-        pool: of ``map_batches``: the strategy, and what an actor takes.
+        arguments: arguments of :class:`DrawingActor`.
+        pool: arguments of ``map_batches``: the strategy, and the resources of an actor.
 
     Raises:
-        Exception: what an actor met that ends the job.
+        Exception: an actor met an error that ends the job.
     """
-    tables = [packed(name, rows) for name, rows in chunks]
-    # A batch is one chunk. (With GPUs Ray Data asks for a size of batches; with several rows a block it may mix them.)
+    tables = [pack_chunk(name, rows) for name, rows in chunks]
+    # A batch is one chunk. With GPUs Ray Data requires a batch size, and from blocks of several rows it may mix chunks.
     data = ray.data.from_arrow(tables).map_batches(
-        Drawer, batch_size=1, batch_format="pyarrow", fn_constructor_kwargs=arguments, **pool
+        DrawingActor, batch_size=1, batch_format="pyarrow", fn_constructor_kwargs=arguments, **pool
     )
     data.context.enable_progress_bars = False
     data.context.print_on_execution_start = False
-    with _quiet():
+    with quiet_ray_data():
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for told in unpacked(batch):
-                if (problem := problem_of(told)) is not None:
-                    raise problem
-                yield told
+            for result in unpack_results(batch):
+                if (error := error_of(result)) is not None:
+                    raise error
+                yield result
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what Ray Data says of settings that are meant so."""
-    names = ("progress", "execution.streaming_executor", "execution.operators.map_operator")
-    loggers = [logging.getLogger(f"ray.data._internal.{name}") for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def strategy(least: int, most: int) -> Any:
-    """Of a pool of so many actors."""
-    if least == most:  # one chunk at a time each, so that none waits behind another in the end
+def pool_strategy(least: int, most: int) -> Any:
+    """Return the strategy of a pool of so many actors."""
+    if least == most:  # one chunk at a time each: in the end none waits behind another
         return ray.data.ActorPoolStrategy(size=most, max_tasks_in_flight_per_actor=1)
-    return ray.data.ActorPoolStrategy(min_size=least, max_size=most)  # by those that wait it is decided how many
+    return ray.data.ActorPoolStrategy(min_size=least, max_size=most)  # Ray Data decides by the chunks that wait

@@ -1,4 +1,4 @@
-"""The prompts of a job, from a file: each with an id and a seed of its own."""
+"""The prompts of a job, read from a file: each has an id and a seed of its own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pyarrow.csv as arrow_csv  # type: ignore[import-untyped]
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
 from ..errors import InvalidSetting, WrongType
+from ..recording.image_metrics import short_repr
 from .files import opened
 
 FORMATS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv")
 GIVEN = ("id", "prompt", "seed")
-# What a row of the output holds besides: no column of the prompts can be called so.
+# Further columns of the output: no column of the prompts can have such a name.
 MADE = (
     *("row", "status", "error", "picture", "format", "seconds"),
     *("blocks_run", "blocks_total", "remarks", "actor"),
@@ -26,22 +27,23 @@ SHOWN = 3  # of many, in messages
 
 
 def read_prompts(path: str | os.PathLike[str], seed: int = 0) -> pa.Table:
-    """The rows of a prompts file, as they are drawn.
+    """Read a prompts file; return its rows as they will be drawn.
 
     Args:
-        path: or a URI that pyarrow knows (``s3://…``); parquet, JSON lines (``.jsonl``, ``.ndjson``; ``.json`` may
-            also be one list of objects) or CSV, in UTF-8, by its ending. The column ``prompt`` has to be there. ``id``,
-            texts or whole numbers, no two alike, may be; otherwise a row's number in the file, from 0 on, is its id.
-            CSV knows no types: there ids are texts. ``seed``, whole numbers, may be, in all rows or some.
-        seed: what the seeds of rows that have none are made from, together with their ids.
+        path: path of the file, or a URI that pyarrow knows (``s3://…``). Its ending sets the format: parquet, JSON
+            lines (``.jsonl``, ``.ndjson``; ``.json`` may also be one list of objects) or CSV, in UTF-8. The file needs
+            a column ``prompt``. An optional column ``id`` has unique texts or whole numbers, in CSV always texts;
+            without it, a row's number in the file, from 0 on, is its id. An optional column ``seed`` has whole numbers,
+            and may be empty in some rows.
+        seed: the seeds of rows that have none are made from this seed and their ids.
 
     Returns:
-        The columns ``row`` (its number in the file), ``id``, ``prompt``, ``seed``, and the others as they are. A prompt
-        that is null is left so: its row is kept as failed.
+        The columns ``row`` (the row's number in the file), ``id``, ``prompt``, ``seed``, and all others unchanged. A
+        prompt that is null stays null, and its row will be kept as failed.
 
     Raises:
-        FileNotFoundError: no such file.
-        TypeError, ValueError: it cannot be read, is empty, or a column is missing or not as it has to be.
+        FileNotFoundError: the file does not exist.
+        TypeError, ValueError: the file cannot be read or is empty; or a column is missing or invalid.
 
     Example: the same row has the same seed whatever else stands in the file.
         >>> import tempfile
@@ -83,7 +85,7 @@ def read_prompts(path: str | os.PathLike[str], seed: int = 0) -> pa.Table:
 
 
 def seed_of(seed: int, row_id: int | str) -> int:
-    """A row's seed, 0 … 2⁶³ − 1, from the job's and the row's id: the same in whatever file, order or batch.
+    """Return a row's seed, 0 … 2⁶³ − 1, from the job's seed and the row's id: the same in any file, order or batch.
 
     Example:
         >>> seed_of(0, 7) == seed_of(0, "7") != seed_of(1, 7)
@@ -111,7 +113,7 @@ def _parsed(data: bytes, ending: str) -> pa.Table:
 
 
 def _objects(text: str, ending: str) -> list[dict[str, Any]]:
-    """Not by pyarrow, which takes a text like a date for one, and does not tell the line that is wrong."""
+    """Parse JSON objects; pyarrow would turn texts like dates into dates, and not name the line that is wrong."""
     if ending == ".json" and text.lstrip().startswith("["):
         found = [(f"entry {number}", each) for number, each in enumerate(json.loads(text), 1)]
     else:
@@ -126,7 +128,7 @@ def _objects(text: str, ending: str) -> list[dict[str, Any]]:
                     ) from None
     for where, each in found:
         if not isinstance(each, dict):
-            raise InvalidSetting(f"{where} is no object: {_short(each)}")
+            raise InvalidSetting(f"{where} is no object: {short_repr(each)}")
     return [each for _, each in found]
 
 
@@ -164,7 +166,7 @@ def _ids(table: pa.Table, name: str) -> Any:
     if twice:
         more = f" and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
         raise InvalidSetting(
-            f"prompts={name!r}: several rows have the id {', '.join(map(_short, twice[:SHOWN]))}{more}: "
+            f"prompts={name!r}: several rows have the id {', '.join(map(short_repr, twice[:SHOWN]))}{more}: "
             "no two may be alike"
         )
     return column.cast(pa.int64() if whole else pa.string())
@@ -182,8 +184,3 @@ def _seeds(table: pa.Table, ids: Any, seed: int, name: str) -> Any:
             raise InvalidSetting(f"prompts={name!r}: a seed is too large ({error}): give less than 2**63") from None
     drawn = [seed_of(seed, row_id) if own is None else own for row_id, own in zip(ids.to_pylist(), given, strict=True)]
     return pa.array(drawn, pa.int64())
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

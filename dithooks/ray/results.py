@@ -1,4 +1,4 @@
-"""What a job has drawn, read again."""
+"""The results of a job, read from its folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from .output import chunks_in, read_rows
 
 
 def read(out: str | os.PathLike[str], columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows that are there, in the order of the prompts.
+    """Read the rows that are done, in the order of the prompts.
 
-    All at once in memory; for more than fits, ``pyarrow.dataset.dataset(out)`` and ``ray.data.read_parquet(out)`` read
-    the folder file by file. :func:`decoded` makes a picture or array of what ``picture`` and ``format`` hold.
+    All rows are read into memory. For more than fits, ``pyarrow.dataset.dataset(out)`` and
+    ``ray.data.read_parquet(out)`` read the folder file by file. :func:`decoded` turns the columns ``picture`` and
+    ``format`` into a picture or array.
 
     Args:
-        out: the folder.
-        columns: only these.
+        out: the output folder.
+        columns: columns to read; left out, all.
 
     Raises:
-        FileNotFoundError: there are no rows.
-        ValueError: a file cannot be read, or there is no such column.
+        FileNotFoundError: the folder holds no rows.
+        ValueError: a file cannot be read, or a column does not exist.
     """
     folder = Folder(os.fspath(out))
     names = chunks_in(folder)

@@ -1,4 +1,4 @@
-"""What a pipeline returned: a sample for each prompt, and each as bytes."""
+"""The samples of a pipeline's output, one for each prompt, and their bytes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import numpy as np
 import torch
 
 from ..errors import InvalidSetting, WrongType
-
-FIELDS = ("images", "frames")  # of the objects that pipelines return
+from ..recording.image_metrics import FIELDS
 
 
 def samples_in(output: Any) -> list[Any]:
-    """One sample for each prompt, from what a pipeline returned.
+    """Return one sample for each prompt from a pipeline's output.
 
     Args:
-        output: with ``images`` or ``frames``, a tuple whose first entry these are, or a list, array or tensor, whose
-            first dimension counts the samples.
+        output: an object with ``images`` or ``frames``; a tuple with these as its first entry; or a list, array or
+            tensor whose first dimension counts the samples.
 
     Raises:
-        TypeError: it is nothing of the kind.
+        TypeError: the output is none of these.
 
     Example:
         >>> [sample.shape for sample in samples_in((torch.zeros(2, 3, 8, 8),))]
@@ -41,14 +40,14 @@ def samples_in(output: Any) -> list[Any]:
 
 
 def encoded(sample: Any) -> tuple[bytes, str]:
-    """A sample as bytes, and what they are: ``"png"`` for pictures, ``"npy"`` for all else.
+    """Encode a sample; return its bytes and their format: ``"png"`` for pictures, ``"npy"`` for all else.
 
     Pictures are those of PIL, and arrays (height, width, 3) of uint8, or of floats in 0 … 1, which are rounded to
-    256 values. Others, such as a video's frames or latents, are arrays as ``numpy.save`` writes them, with all that
-    they hold; bfloat16, which NumPy has not, as float32.
+    256 values. Other samples, such as a video's frames or latents, are kept in full as ``numpy.save`` writes arrays;
+    bfloat16, which NumPy lacks, becomes float32.
 
     Raises:
-        TypeError: it is no picture, array, tensor or list of these.
+        TypeError: the sample is no picture, array, tensor or list of these.
         ValueError: its parts have different shapes.
 
     Example:
@@ -74,10 +73,10 @@ def encoded(sample: Any) -> tuple[bytes, str]:
 
 
 def decoded(data: bytes, kind: str) -> Any:
-    """What :func:`encoded` made bytes of: a picture of PIL, or an array.
+    """Decode the bytes of :func:`encoded` into a picture of PIL, or an array.
 
     Raises:
-        ValueError: another format.
+        ValueError: the format is another.
 
     Example:
         >>> decoded(*encoded(np.arange(6.0).reshape(2, 3))).shape

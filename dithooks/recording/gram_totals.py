@@ -1,4 +1,4 @@
-"""What one transformer's recorded runs add up to."""
+"""The Gram matrices of one transformer's ranges, summed over its recorded runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..predictors.predictor import Moment
 from .token_samples import GramPair, Sampled, add_grams
 
 
-class Tally:
-    """The Gram matrices of all ranges, summed over branches and runs: a run's samples are dropped when it is over.
+class GramTotals:
+    """The Gram matrices of all ranges, summed over branches and runs, so that a run's samples can be dropped.
 
     Args:
-        name: of the transformer, for messages.
+        name: name of the transformer, for messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -31,14 +31,14 @@ class Tally:
 
     @property
     def steps(self) -> list[int]:
-        """At which the transformer was called."""
+        """Steps at which the transformer was called."""
         return sorted(self.moments)
 
     def add(self, branches: Sequence[Sampled], report: Callable[[int, int], None]) -> None:
-        """A run is over.
+        """Add the samples of one run.
 
         Raises:
-            ValueError: its steps, or their noise levels, are not those of the one before.
+            ValueError: the run's steps or noise levels differ from the run before, or a sample is not finite.
         """
         moments = {moment.step: moment for branch in branches for moment in branch.moments}
         if not self.runs:
@@ -53,13 +53,12 @@ class Tally:
             )
         self.runs += 1
         for branch in branches:
-            odd = next(
-                (moment.step for moment, call in zip(branch.moments, branch.calls, strict=True) if _odd(call)), None
-            )
-            if odd is not None:
+            calls = zip(branch.moments, branch.calls, strict=True)
+            step = next((moment.step for moment, call in calls if not _is_finite(call)), None)
+            if step is not None:
                 raise InvalidSetting(
-                    f"{self.name}: at step {odd} what its blocks are given or return is not finite: mend that first, a "
-                    "dtype with a wider range may do it"
+                    f"{self.name}: at step {step} what its blocks are given or return is not finite: mend that first, "
+                    "a dtype with a wider range may do it"
                 )
         total = len(self.ranges) * len(branches)
         for number, branch in enumerate(branches):
@@ -75,5 +74,5 @@ class Tally:
             )
 
 
-def _odd(call: Sequence[Sequence[Tensor]]) -> bool:
-    return not all(bool(stream.isfinite().all()) for point in call for stream in point)
+def _is_finite(call: Sequence[Sequence[Tensor]]) -> bool:
+    return all(bool(stream.isfinite().all()) for point in call for stream in point)

@@ -1,4 +1,4 @@
-"""How close what a cached run draws is to what is drawn without the cache."""
+"""The distance of samples from those of a run without a cache: PSNR, relative L1 and SSIM."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidSetting, WrongType
 
-CEILING = 120.0  # dB; what a sample counts at most, so that one that is equal does not make the mean infinite
-TOLERANCE = 1e-4  # by which values may miss a range: 0…1 is what a decoder's rounding leaves of it
+CEILING = 120.0  # dB, of a sample, so that an equal one does not make the mean infinite
+TOLERANCE = 1e-4  # by which values may exceed a range: a decoder rounds
 WINDOW = 7  # pixels, of SSIM
 CHUNK = 1 << 22  # numbers in double precision at a time: a video as a whole may not fit
 FIELDS = ("images", "frames")  # of the objects that pipelines return
@@ -27,15 +27,15 @@ Samples = list[NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Score:
-    """How close samples are to their reference.
+    """The distance of samples from their reference.
 
     Args:
-        psnr: in dB, mean over the samples, each counted with 120 dB at most; infinite if all are equal to the
-            reference, −∞ if a sample is not finite: worse than any other score.
-        worst: the lowest of a sample; the same holds for it.
+        psnr: PSNR in dB, the mean over the samples, of which each counts with at most 120 dB. It is infinite if all
+            samples equal the reference, and −∞ if one is not finite.
+        worst: the lowest PSNR of a sample, with the same special values.
         relative_l1: Σ |difference| over Σ |reference|, of all samples together; infinite if one is not finite.
-        ssim: structural similarity, mean over samples, and over the frames of each; ``None`` where the samples do not
-            look like pictures, one is not finite, or scikit-image is not installed.
+        ssim: structural similarity, the mean over samples and over the frames of each; ``None`` where the samples do
+            not look like pictures, one is not finite, or scikit-image is not installed.
     """
 
     psnr: float
@@ -45,20 +45,20 @@ class Score:
 
 
 def samples_of(results: Any) -> Samples:
-    """What a run has returned, as arrays on the host, one for each sample; copies, in the scale that they had.
+    """Copy the results of a run into arrays on the host, one for each sample, in their own scale.
 
     A list or tuple has one sample an entry: an array, a tensor, a PIL image, or a list of these, such as a video's
-    frames, which become one array, (frames, …). Outputs of pipelines count with their ``images`` or ``frames``, alone
-    or in a list, and a tuple of one, as with ``return_dict=False``, for what is in it. An array or tensor by itself is
-    a batch if it has four dimensions or more; with fewer it is one sample: a picture, or latents (batch, tokens,
-    channels), which are then compared as a whole.
+    frames, which become one array (frames, …). Of a pipeline's output, alone or in a list, ``images`` or ``frames`` are
+    taken, and of a tuple of one, as with ``return_dict=False``, its entry. An array or tensor by itself is a batch if
+    it has four dimensions or more; with fewer it is one sample: a picture, or latents (batch, tokens, channels), which
+    are then compared as a whole.
 
     Args:
-        results: what the run has returned.
+        results: results of the run.
 
     Raises:
-        TypeError: it is, or holds, something that cannot be compared.
-        ValueError: it is ``None``, empty, or one sample has parts of different shapes.
+        TypeError: the results are, or hold, something that cannot be compared.
+        ValueError: the results are ``None`` or empty, or one sample has parts of different shapes.
 
     Example:
         >>> [sample.shape for sample in samples_of(torch.zeros(2, 3, 8, 8))]
@@ -84,17 +84,17 @@ def samples_of(results: Any) -> Samples:
 
 
 def compare(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) -> Score:
-    """Score samples against those of the run without the cache; in double precision.
+    """Compare samples with those of the run without a cache, in double precision.
 
     The peak of PSNR is 1 where all of the reference lies in 0…1, 255 where it is whole numbers in 0…255, and of
     anything else, latents, or pictures in −1…1, what lies between the least and the greatest value of each sample.
 
     Args:
-        found: samples.
-        reference: as many, of the same shapes.
+        found: samples of the cached run.
+        reference: samples of the uncached run, of the same number and shapes.
 
     Raises:
-        ValueError: they do not match, or the reference is empty or not finite.
+        ValueError: the samples do not match, or the reference is empty or not finite.
 
     Example:
         >>> reference = [np.full((2, 2), 0.5), np.zeros((2, 2))]
@@ -122,7 +122,7 @@ def compare(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) ->
 
 
 def _is_picture(value: object) -> bool:
-    """Of PIL, which has been imported if this is one."""
+    """Whether a value is a PIL image; PIL is imported if it is."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(value, pil.Image)
 
@@ -133,7 +133,7 @@ def _is_output(value: object) -> bool:
 
 
 def _array(value: Any) -> NDArray[np.float32]:
-    """One sample, or a batch, by value."""
+    """Copy one sample, or a batch, into an array."""
     if isinstance(value, (list, tuple)):
         parts = [_array(part) for part in value]
         if not parts:
@@ -145,14 +145,14 @@ def _array(value: Any) -> NDArray[np.float32]:
             )
         return np.stack(parts)
     if isinstance(value, torch.Tensor):
-        # NumPy has no bfloat16; and moved as they are, pictures in uint8 are a quarter of the way to the host
+        # NumPy has no bfloat16; converted after the transfer, since uint8 is a quarter of the bytes
         value = value.detach().cpu()
         value = (value if value.is_complex() else value.float()).numpy()
-    elif _is_picture(value) and value.mode in ("P", "PA"):  # numbers of colours say nothing
+    elif _is_picture(value) and value.mode in ("P", "PA"):  # indices of colours cannot be compared
         value = value.convert("RGBA" if value.mode == "PA" or "transparency" in value.info else "RGB")
     elif isinstance(value, (str, bytes)) or not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
         raise WrongType(
-            f"run returned {_short(value)} ({type(value).__name__}): it has to return what it draws, a list of "
+            f"run returned {short_repr(value)} ({type(value).__name__}): it has to return what it draws, a list of "
             "pictures, arrays or tensors, one for each sample"
         )
     array = np.asarray(value)
@@ -166,7 +166,8 @@ def _array(value: Any) -> NDArray[np.float32]:
     return np.array(array, dtype=np.float32, order="C")
 
 
-def _short(value: object) -> str:
+def short_repr(value: object) -> str:
+    """Return a value's repr for a message, shortened to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -195,14 +196,14 @@ def _check(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) -> 
 
 
 def _pieces(*arrays: NDArray[Any]) -> Iterator[tuple[NDArray[np.float64], ...]]:
-    """Parts of arrays of one shape, in double precision."""
+    """Yield parts of arrays of one shape, in double precision."""
     flat = [array.reshape(-1) for array in arrays]
     for start in range(0, flat[0].size, CHUNK):
         yield tuple(each[start : start + CHUNK].astype(np.float64) for each in flat)
 
 
 def sums(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[float, float, float]:
-    """Σ difference², Σ |difference|, Σ |reference|, in double precision, a part at a time."""
+    """Return Σ difference², Σ |difference| and Σ |reference|, summed part by part in double precision."""
     square = absolute = total = 0.0
     with np.errstate(invalid="ignore", over="ignore"):  # samples that are not finite are found in the sums
         for a, b in _pieces(ours, theirs):
@@ -214,7 +215,7 @@ def sums(ours: NDArray[Any], theirs: NDArray[Any]) -> tuple[float, float, float]
 
 
 def _peak(reference: Sequence[NDArray[Any]]) -> float | None:
-    """Of all samples, so that a dark one counts as the others; ``None``: each has its own."""
+    """Return the peak of all samples, so that a dark one counts as the others; ``None``: each has its own."""
     if _within(reference, 0, 1):
         return 1.0
     whole = _within(reference, 0, 255) and all((p == np.rint(p)).all() for each in reference for (p,) in _pieces(each))
@@ -226,7 +227,7 @@ def _within(samples: Sequence[NDArray[Any]], least: float, most: float) -> bool:
 
 
 def _spread(sample: NDArray[Any]) -> float:
-    """Of a sample with one value only: that."""
+    """Return the range of a sample's values, or the value if there is one only."""
     least, most = float(sample.min()), float(sample.max())
     return most - least or abs(most) or 1.0
 
@@ -262,7 +263,7 @@ def _similarity(metrics: Any, ours: NDArray[Any], theirs: NDArray[Any], window: 
 
 
 def _frames(sample: NDArray[Any]) -> NDArray[Any] | None:
-    """A picture or video as (frames, height, width, channels); ``None`` if it looks like neither, or is too small."""
+    """Reshape a picture or video to (frames, height, width, channels); ``None``: it is neither, or too small."""
     if sample.ndim == 2:
         sample = sample[..., None]
     if sample.ndim < 3:

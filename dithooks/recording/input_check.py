@@ -1,4 +1,4 @@
-"""Whether a run draws what was recorded: by what the transformer is given, and how often it is called."""
+"""The check that a run draws what was recorded: by the transformer's inputs and the number of its calls."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from ..blocks.block_io import bind, parameter_names
 from ..engine.arguments import CallArguments
 from ..engine.replay import replaying
+from ..errors import InvalidSetting
 
 Inputs = dict[str, NDArray[np.float32]]
 SECOND = " at its second step"
-NUMBERS = 1024  # that are kept of each tensor
-ALIKE = 0.01  # relative distance: what is worked out anew may come out a little different, another prompt is far off
+NUMBERS = 1024  # kept of each tensor
+ALIKE = 0.01  # relative distance: inputs that are recomputed differ a little, those of another prompt much more
 
 
-class Watched:
-    """What a transformer is given at its first call, and as latents at the first call of its second step.
+class InputSamples:
+    """A sample of a transformer's inputs: all at its first call, the latents at the first call of its second step.
 
-    Every plan computes the first step, so both are the same with and without a cache; the latter tells of other
-    weights, guidance, schedules, and of noise that a sampler adds.
+    Every plan computes the first step, so both are the same with and without a cache. The latents of the second step
+    show other weights, guidance or schedules, and noise that the sampler adds.
 
     Args:
         module: the transformer.
@@ -36,7 +37,7 @@ class Watched:
         self.inputs: Inputs = {}
 
     def note(self, arguments: Mapping[str, Any], second: bool) -> None:
-        """A call; whether it is the first of the second step."""
+        """Note a call's arguments, and whether it is the first of the second step."""
         if self.calls == 0 or second:
             given = CallArguments(arguments, next(iter(self.names), None))
             latents, conditioning = given.latents, given.conditioning
@@ -49,28 +50,28 @@ class Watched:
 
 @contextmanager
 def same_inputs(module: nn.Module, known: Mapping[str, NDArray[np.float32]], second: int, calls: int) -> Iterator[None]:
-    """See that a module is given what is known, and called as often.
+    """Check inside that a module is given the inputs that were recorded, and called as often.
 
     Args:
         module: the transformer.
-        known: as :class:`Watched` noted it.
-        second: number of the first call of the second step; 0 where there is none.
-        calls: in all.
+        known: inputs of the recorded run, as :class:`InputSamples` noted them.
+        second: number of the first call of the second step; 0: there is none.
+        calls: number of calls in the recorded run.
 
     Raises:
-        ValueError: it is given something else, in the call itself; or called more or less often.
+        ValueError: the module is given other inputs, which the call itself raises, or called more or less often.
     """
-    watched = Watched(module)
+    samples = InputSamples(module)
 
     def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_dynamo_compiling() or replaying.get():
             return
-        number = watched.calls
-        watched.note(bind(watched.names, args, kwargs), bool(second) and number == second)
+        number = samples.calls
+        samples.note(bind(samples.names, args, kwargs), bool(second) and number == second)
         if number in (0, second):
-            due = {name for name in known.keys() | watched.inputs.keys() if name.endswith(SECOND) == bool(number)}
+            due = {name for name in known.keys() | samples.inputs.keys() if name.endswith(SECOND) == bool(number)}
             for name in sorted(due):
-                if not _alike(known.get(name), watched.inputs.get(name)):
+                if not _alike(known.get(name), samples.inputs.get(name)):
                     raise _another(f"{type(module).__name__} is given another {name}")
 
     hook = module.register_forward_pre_hook(check, with_kwargs=True)
@@ -78,12 +79,12 @@ def same_inputs(module: nn.Module, known: Mapping[str, NDArray[np.float32]], sec
         yield
     finally:
         hook.remove()
-    if watched.calls not in (0, calls):  # 0: compiled as a whole, where nothing can be seen
-        raise _another(f"it calls {type(module).__name__} {watched.calls} times, and the recorded one {calls} times")
+    if samples.calls not in (0, calls):  # 0: the module is compiled as a whole, and runs no hooks
+        raise _another(f"it calls {type(module).__name__} {samples.calls} times, and the recorded one {calls} times")
 
 
-def _another(what: str) -> ValueError:
-    return ValueError(
+def _another(what: str) -> InvalidSetting:
+    return InvalidSetting(
         f"run does not draw what was recorded: {what}. It has to draw the same pictures whenever it is called: seed "
         "its generators inside of it, and keep to the same prompts, steps, guidance and weights; a recording or "
         "journal of another run is of no use to it"
@@ -91,7 +92,7 @@ def _another(what: str) -> ValueError:
 
 
 def _sampled(tensor: Tensor) -> NDArray[np.float32]:
-    flat = tensor.detach().flatten()  # waits for the device, at two calls of a run: not while a block is timed
+    flat = tensor.detach().flatten()  # waits for the device, but at two calls only, and not while a block is timed
     sample: NDArray[np.float32] = flat[:: -(-max(flat.numel(), 1) // NUMBERS)].float().cpu().numpy().copy()
     return sample
 

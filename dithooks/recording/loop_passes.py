@@ -1,4 +1,4 @@
-"""Blocks that a loop calls without calling their transformer: each pass through them, observed by itself."""
+"""The passes of a loop that calls blocks without their transformer, each observed by itself."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from ..blocks.observation import Observation, ObservedBlock
 
 
-class Passes:
-    """Where one pass ends and the next begins, told by the blocks alone.
+class LoopPasses:
+    """Splits the calls of blocks into passes: a new one begins where a block is called again.
 
     Args:
         spots: all blocks.
-        ordered: whether they are one list, which is gone through from its front.
+        ordered: whether the blocks are one list, so that a call of an earlier block also begins a pass.
     """
 
     def __init__(self, spots: Sequence[ObservedBlock], ordered: bool) -> None:
@@ -21,7 +21,7 @@ class Passes:
         self._most: Observation | None = None
 
     def entered(self, index: int) -> Observation:
-        """The pass to which the call of a block belongs that is about to run."""
+        """Return the pass of a block's call that is about to run."""
         seen = [] if self._now is None else [call.index for call in self._now.calls]
         if index in seen or (self._ordered and index < max(seen, default=0)):
             self.cut()
@@ -31,11 +31,11 @@ class Passes:
 
     @property
     def now(self) -> Observation | None:
-        """The pass under way."""
+        """The current pass."""
         return self._now
 
     def cut(self) -> Observation | None:
-        """The pass is over; of all so far, that through most blocks: some may be called by themselves."""
+        """End the pass; return the longest one so far, since blocks may also be called by themselves."""
         if self._now is not None:
             self._now.close()
             if self._most is None or len(self._now.calls) > len(self._most.calls):

@@ -1,23 +1,21 @@
-"""How far the noise falls from step to step of a schedule."""
+"""The noise level at each step of a schedule, and its drop to the next."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .recording import Trace
-
-Floats = NDArray[np.float64]  # on the host, as all of planning
+from .recording import Floats, Trace
 
 
-def levels(times: Floats, axis: str, steps: int) -> Floats:
-    """How much of the way is still to go at each time: about 1 at the first step of a schedule, 0 behind its last.
+def noise_levels(times: Floats, axis: str, steps: int) -> Floats:
+    """Return the noise level at each time, in the scale of flow matching: about 1 at the first step, 0 after the last.
 
-    σ of flow matching is just that; that of other samplers, which begins far above 1, is as σ/(1 + σ) (the same latents
-    in the scale of flow matching). Timesteps count in their own largest, or in 1000 where they seem to.
+    σ of flow matching is the level itself. σ of other samplers, which begins far above 1, becomes σ/(1 + σ): the same
+    latents in the scale of flow matching. Timesteps are divided by 1000, or by the largest of them where this is at
+    most 1 or above 1000.
 
     Example:
-        >>> levels(np.array([1.0, 0.5]), "sigma", 2), levels(np.array([0.0, 1.0, 2.0, 3.0]), "step", 4)
+        >>> noise_levels(np.array([1.0, 0.5]), "sigma", 2), noise_levels(np.array([0.0, 1.0, 2.0, 3.0]), "step", 4)
         (array([1. , 0.5]), array([1.  , 0.75, 0.5 , 0.25]))
     """
     if axis == "step":
@@ -28,26 +26,26 @@ def levels(times: Floats, axis: str, steps: int) -> Floats:
     return times if largest <= 1.0 else times / (1.0 + times)
 
 
-def spans(trace: Trace, steps: int) -> Floats:
-    """(T,): how far the noise falls with each step, in the scale of flow matching.
+def noise_drops(trace: Trace, steps: int) -> Floats:
+    """Return (T,): the drop of the noise level with each step.
 
     Args:
-        trace: of the transformer.
-        steps: of the whole schedule.
+        trace: the recorded transformer.
+        steps: number of steps of the whole schedule.
     """
-    times = falling(trace, steps)
+    times = falling_times(trace, steps)
     if trace.axis == "step":
         times = steps - times
-    ends = trace.steps[-1] == steps - 1 or len(times) < 2  # else another transformer goes on from there
+    ends = trace.steps[-1] == steps - 1 or len(times) < 2  # else another transformer makes the last steps
     following = np.append(times[1:], 0.0 if ends else 2 * times[-1] - times[-2])
-    found: Floats = np.abs(times - following)
-    if trace.axis == "sigma" and times.max() > 1:  # as its level
-        found = found / (1.0 + times)
-    return found
+    drops: Floats = np.abs(times - following)
+    if trace.axis == "sigma" and times.max() > 1:  # as for the level
+        drops = drops / (1.0 + times)
+    return drops
 
 
-def falling(trace: Trace, steps: int) -> Floats:
-    """Its times; those of a sampler that rises from noise to picture, mirrored. Numbers of steps stay what they are."""
+def falling_times(trace: Trace, steps: int) -> Floats:
+    """Return a trace's times, mirrored where they rise from noise to picture; numbers of steps stay as they are."""
     times: Floats = trace.times
     if trace.axis != "step" and len(times) > 1 and times[-1] > times[0]:
         times = times[0] + times[-1] + (times[-1] - times[0]) / (len(times) - 1) - times

@@ -1,4 +1,4 @@
-"""Record one run in which everything is computed: a sample of tokens at every boundary of the blocks, and the time."""
+"""The recording of one run in which everything is computed: token samples at the blocks' boundaries, and times."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from ..engine.attachment import check, is_compiled
 from ..engine.clock import scheduler_of
 from ..engine.replay import eagerly
 from ..errors import InvalidSetting, WrongType
+from ..progress_bars import ProgressCallback
 from ..validation import check_count, check_number
 from .input_check import same_inputs
-from .recorder import Progress, Recorder
+from .recorder import Recorder
 from .recording import Recording
 from .sensitivity import sensitivity
 
@@ -37,28 +38,28 @@ def record(
     memory: int = MEMORY,
     share: float = 1.0,
     probe: bool = False,
-    report: Progress | None = None,
+    report: ProgressCallback | None = None,
 ) -> Recording:
-    """Call ``run(target)`` once, compute everything, and record what every range of blocks does at every step.
+    """Call ``run(target)`` with everything computed, and record the residuals of all ranges of blocks at every step.
 
-    Where a loop calls the blocks without the transformer, the run is made twice, first to see how.
-
-    At each boundary of the blocks the same few tokens are kept, as many as ``memory`` allows, all of them in small
-    models; from these come the Gram matrices of all ranges. The first call of each transformer is made twice, to see
-    how its streams run. Compiled models run uncompiled meanwhile.
+    At each boundary of the blocks the same few tokens are kept, as many as ``memory`` allows, or all in small models.
+    The Gram matrices of all ranges are computed from these. The first call of each transformer is made twice, to
+    observe its wiring. Where a loop calls the blocks without the transformer, the whole run is made twice. Compiled
+    models run uncompiled meanwhile.
 
     Args:
         target: as for :func:`dit_cache`; nothing may be cached in it.
-        run: draws the calibration pictures: ``lambda pipe: pipe(prompts, num_inference_steps=28)``; in one batch, or
-            in several runs of as many steps. What it returns, a list of pictures, videos or latents, is kept.
-        num_inference_steps: what the run is expected to take; another number is an error.
+        run: function that is given the pipeline and draws the calibration pictures, in one batch or in several runs of
+            as many steps: ``lambda pipe: pipe(prompts, num_inference_steps=28)``. Its results, a list of pictures,
+            videos or latents, are kept.
+        num_inference_steps: number of steps that the run is expected to make; another number is an error.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
-        memory: bytes of samples at most, on the host, of a run with up to two calls per step.
-        share: of the tokens, that is kept at most.
-        probe: make the run once more, to measure what is left at the end of an error at each step: with the results of
-            four samples or more; of fewer, it is guessed in plans.
-        report: is told a stage, and how many of how many are done.
+        memory: largest size of the samples on the host, in bytes, for a run with up to two calls per step.
+        share: largest share of the tokens that is kept.
+        probe: make the run once more, to measure how much of an error at each step remains at the end. The probe needs
+            the results of at least four samples; with fewer, plans are made with a guess.
+        report: called with a stage, how much of it is done, and its total.
 
     Raises:
         TypeError, ValueError: as :func:`dit_cache`; or ``run`` makes no step of the target, calls it with gradients,
@@ -92,19 +93,19 @@ def record(
     for chain in chains:
         check(chain, DitCacheConfig(0, 2), [])
     pipe = target.target if isinstance(target, BlockAdapter) else target
-    told = scheduler_of(pipe, scheduler)
-    recorders = [Recorder(chain, told, num_inference_steps, memory, share) for chain in chains]
+    scheduler_now = scheduler_of(pipe, scheduler)
+    recorders = [Recorder(chain, scheduler_now, num_inference_steps, memory, share) for chain in chains]
     results, taken = _recorded(run, pipe, recorders, report)
     driven = [recorder.driven() for recorder in recorders]
-    if any(driven):  # now that it is known how, once more
-        afresh = [Recorder(chain, told, num_inference_steps, memory, share) for chain in chains]
-        recorders = [old if by_hand else new for old, new, by_hand in zip(recorders, afresh, driven, strict=True)]
+    if any(driven):  # once more, now that the loop's blocks are known
+        fresh = [Recorder(chain, scheduler_now, num_inference_steps, memory, share) for chain in chains]
+        recorders = [old if by_hand else new for old, new, by_hand in zip(recorders, fresh, driven, strict=True)]
         results, taken = _recorded(run, pipe, recorders, report)
     called = [recorder for recorder in recorders if recorder.calls]
     if not called:
         raise InvalidSetting("run made no step of the target: it is given the pipeline, and has to call it")
     traces = tuple(recorder.trace() for recorder in called)
-    first, scheduling = called[0], told()
+    first, scheduling = called[0], scheduler_now()
     steps = first.schedule.steps or 1 + max(int(trace.steps[-1]) for trace in traces)
     if num_inference_steps not in (None, steps, getattr(scheduling, "num_inference_steps", None)):
         raise InvalidSetting(
@@ -141,9 +142,9 @@ def record(
 
 
 def _recorded(
-    run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder], report: Progress | None
+    run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder], report: ProgressCallback | None
 ) -> tuple[Any, float]:
-    """What a run returns, and the milliseconds that it takes."""
+    """Make a run with the recorders' hooks; return its results, and the milliseconds that it took."""
     with ExitStack() as stack:
         if any(is_compiled(recorder.chain) for recorder in recorders):
             stack.enter_context(eagerly())

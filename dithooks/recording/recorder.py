@@ -1,4 +1,4 @@
-"""Hooks on one transformer and its blocks that keep samples of the streams, and say what each block costs."""
+"""The recorder of one transformer: hooks that keep token samples of its streams, and time its blocks."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from ..errors import InvalidSetting
 from ..integrations.dispatch import BlockIntegrations
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
+from ..progress_bars import ProgressCallback
 from ..stats.log import DecisionLog
-from .gram_totals import Tally
-from .input_check import Watched
-from .loop_passes import Passes
+from .gram_totals import GramTotals
+from .input_check import InputSamples
+from .loop_passes import LoopPasses
 from .recording import Trace
-from .sensitivity import Called
+from .sensitivity import CallPosition
 from .stopwatch import OTHER, SAMPLING, Stopwatch
 from .token_samples import Sampled
 from .token_selection import SamplePoint, points_of
 
-BRANCHES, STEPS = 2, 50  # that a run is thought to have while it does not show
-Progress = Callable[[str, int, int | None], None]
+BRANCHES, STEPS = 2, 50  # assumed of a run while they are unknown
 
 
 @dataclass(frozen=True)
 class Computed(Policy):
-    """Compute every call."""
+    """The policy of a recorded run: every call is computed."""
 
     needs_sigmas: ClassVar[bool] = True
 
@@ -56,31 +56,31 @@ class Computed(Policy):
 
 
 class Recorder:
-    """What is recorded of one transformer.
+    """Records one transformer.
 
     Args:
-        chain: its blocks.
-        scheduler: returns the pipeline's scheduler as it is now, or ``None``.
-        expected: steps of a run, if that is known.
-        memory: bytes of samples of one run.
-        share: of the tokens, at most.
+        chain: the transformer's blocks.
+        scheduler: returns the pipeline's current scheduler, or ``None``.
+        expected: number of steps of a run; ``None``: unknown.
+        memory: largest size of one run's samples in bytes.
+        share: largest share of the tokens to keep.
     """
 
     def __init__(
         self, chain: Chain, scheduler: Callable[[], Any], expected: int | None, memory: int, share: float
     ) -> None:
         self.chain, self.expected, self.memory, self.share = chain, expected, memory, share
-        self.stopwatch, self.tally = Stopwatch(chain.owner), Tally(chain.name)
+        self.stopwatch, self.tally = Stopwatch(chain.owner), GramTotals(chain.name)
         self.schedule, self.size, self.rows, self.calls = Schedule(), tuple[int, ...](), 0, 0
-        self.sequence: list[Called] = []  # of all calls
-        self._watched = Watched(chain.owner)
+        self.sequence: list[CallPosition] = []  # of all calls
+        self._watched = InputSamples(chain.owner)
         self._spots, self._names = observed_blocks(chain), parameter_names(chain.owner)
         log = DecisionLog(chain.name, len(self._spots), len(self._spots))
         config = DitCacheConfig(policy=Computed())
         clock = StepClock(scheduler, chain.name)
         self._decider = CallDecider(chain, config, clock, log, BlockIntegrations())
         self._decider.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to warn of
-        self._report: Progress = lambda stage, done, total: None
+        self._report: ProgressCallback = lambda stage, done, total: None
         self._observation: Observation | None = None
         self._altered: set[int] = set()  # blocks whose outputs the model writes into, and, while it is looked at,
         self._returned: list[tuple[int, Tensor, Tensor]] = []  # what one has returned, and that by value
@@ -91,15 +91,16 @@ class Recorder:
         self._run = -1
         self._first_step: int | None = None  # of all
         self._call: Call | None = None
-        self._passes = Passes(self._spots, len(chain.lanes) == 1)  # where blocks are called, and the transformer is not
-        self._ends: tuple[int, int] | None = None  # then the first and last of them are the ends of a call
+        # Where a loop calls the blocks without the transformer: their passes, and the first and last block of a call
+        self._passes = LoopPasses(self._spots, len(chain.lanes) == 1)
+        self._ends: tuple[int, int] | None = None
         self._here: dict[tuple[int, str], list[int]] = {}  # points of the call under way, by block and side
         self._sampled = Sampled(())
         self._taken: list[list[Tensor]] = []
         self._extra_ms = 0.0
 
     @contextmanager
-    def hooked(self, report: Progress | None) -> Iterator[None]:
+    def hooked(self, report: ProgressCallback | None) -> Iterator[None]:
         """With the hooks on; taken off again, whatever happens."""
         self._report = report or self._report
         refs = [(ref, ref.block) for ref in self.chain.sites]
@@ -119,7 +120,7 @@ class Recorder:
                             parent._modules[name] = behind[id(child)]
 
     def driven(self) -> bool:
-        """Whether blocks were called and the transformer was not; in the next run their calls are what is recorded."""
+        """Whether a loop called the blocks without the transformer; the next run then records the blocks' calls."""
         seen = self._passes.cut()
         if seen is None or self.calls:
             return False
@@ -130,17 +131,17 @@ class Recorder:
 
     @property
     def last(self) -> nn.Module:
-        """The last of its blocks that a call runs."""
+        """The last block that a call runs."""
         assert self._trunk is not None
         return self.chain.sites[self._trunk.order[-1]].block
 
     @property
     def spent_ms(self) -> float:
-        """What recording cost, beyond the run itself."""
+        """Milliseconds that recording has added to the run."""
         return self._extra_ms + self.stopwatch.spent(SAMPLING)
 
     def trace(self) -> Trace:
-        """What was recorded, once the run is over."""
+        """Return what was recorded, once the run is over."""
         self._fold()
         if self._trunk is None or not self.tally.runs:
             raise InvalidSetting(f"{self.chain.name}: no call ran all the blocks that its first one did")
@@ -190,7 +191,7 @@ class Recorder:
         self._first_step = call.moment.step if self._first_step is None else self._first_step
         second = not self._watched.second and call.moment.step != self._first_step
         self._watched.note(arguments, second)
-        self.sequence.append(Called(call.run.number, call.moment.step, number))
+        self.sequence.append(CallPosition(call.run.number, call.moment.step, number))
         if key not in self._points:
             self._observe(key, args, kwargs)
         former = self._branches.setdefault(number, (key, Sampled(self._points[key])))
@@ -262,19 +263,18 @@ class Recorder:
             self._taken[place] = taken
 
     def _watching(self, entered: int | None) -> Observation | None:
-        """What observes the blocks: before a call is recorded, or as long as the transformer was not called at all."""
+        """Return the observation of the blocks: before a call is recorded, or while only blocks were called."""
         if self._observation is not None or self._call is not None or self.calls or self._ends or replaying.get():
             return self._observation
         return self._passes.now if entered is None else self._passes.entered(entered)
 
     def _observe(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Make a call once more, beforehand, to see how its streams run, and choose what to keep of it."""
+        """Make a call once more, beforehand, to observe its wiring, and choose the tokens to keep of it."""
         replay = Replay(self.chain.owner, args, kwargs)
         if replay.unsafe_argument:
             raise InvalidSetting(
-                f"{self.chain.name} is given {replay.unsafe_argument}, which may remember a call: its "
-                "first call cannot "
-                "be made twice, which recording has to do, to see how the streams run"
+                f"{self.chain.name} is given {replay.unsafe_argument}, which may remember a call: its first call "
+                "cannot be made twice, which recording has to do, to see how the streams run"
             )
         self._observation, self._altered = Observation(self._spots), set()
         observation = self._observation
@@ -286,7 +286,7 @@ class Recorder:
         self._learn(key, observation)
 
     def _learn(self, key: Any, observation: Observation) -> None:
-        """See how the streams run, and choose what to keep of such a call."""
+        """Find the wiring of an observed call, and choose the tokens to keep of such calls."""
         trunk = find_trunk(observation, self.chain.weights() if self.chain.found else None)
         if trunk is None:
             raise InvalidSetting(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
@@ -304,30 +304,30 @@ class Recorder:
         )
 
     def _fold(self) -> None:
-        """Add what the run under way has left to what is known, and drop it."""
+        """Add the current run's samples to the Gram matrices, and drop them."""
         branches: list[tuple[Any, Sampled]] = []
         for key, sampled in self._branches.values():
             alike = [former for other, former in branches if other == key and not former.shares(sampled)]
-            if alike:  # one branch after all, that was not recognised at some step
+            if alike:  # one branch after all, which was not recognised at some step
                 alike[0].extend(sampled)
             elif sampled.calls:
                 branches.append((key, sampled))
         self._branches = {}
         if branches:
-            self.stopwatch.wait()  # samples may still be on their way to the host
+            self.stopwatch.wait()  # samples may still be in transfer to the host
             self.tally.add(
                 [sampled for _, sampled in branches], lambda done, total: self._report("Gram matrices", done, total)
             )
 
     def _count(self, arguments: Mapping[str, Any]) -> None:
-        """How many rows the latents of a run have, and of which size."""
+        """Count the rows of a run's latents, and note their size."""
         latents = arguments.get(self._decider.primary or "")
         if isinstance(latents, Tensor) and latents.dim() > 1:
             self.rows, self.size = self.rows + len(latents), tuple(latents.shape[1:])
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """On the host, without waiting: it is read when the run is over."""
+    """Copy to the host without waiting: the copy is read when the run is over."""
     if tensor.device.type in ("cpu", "meta"):
         return tensor
     return tensor.to("cpu", non_blocking=True)

@@ -1,4 +1,4 @@
-"""What a recorded run leaves behind: of every range, how alike its residuals are; and what each block costs."""
+"""The recording of a run: inner products of every range's residuals, and the time of each block."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from ..config.safe_json import parsed, shortened
 from ..errors import InvalidSetting
 from ..validation import check_count, check_number, check_text
 
+Floats = NDArray[np.float64]  # on the host: what counts are small differences of large products
 SCHEMA = 1
-# What NumPy, zipfile and the checks make of a file that is cut, changed, or another one.
+# Errors of NumPy, zipfile and the checks for a file that is truncated, altered, or no recording.
 _GARBLED = (
     ValueError,
     KeyError,
@@ -39,72 +40,70 @@ _ARRAYS = ("ranges", "grams", "norms", "steps", "times", "block_ms")
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One transformer of a recorded run. T steps at which it was called, B blocks, R ranges that its wiring allows.
-
-    It lies on the host, in float64, as what counts are small differences of its products.
+    """One transformer of a recorded run, with T steps, B blocks, and R ranges that its wiring allows.
 
     Args:
-        path: of the transformer, from the target.
-        blocks: paths of its blocks, as they count.
-        ranges: (R, 2), first and last block of each.
-        grams: (R, T, T), ⟨Δ_s, Δ_t⟩ of the tokens sampled, summed over branches, samples and runs.
-        norms: (B, T), ‖h‖ of these tokens where they leave each block.
-        steps: (T,), which of the run's steps.
-        times: (T,), σ, or what stands for it, and
-        axis: what that is.
-        branches: calls of a step, on average.
+        path: path of the transformer, from the target.
+        blocks: paths of the blocks, in the order of their calls.
+        ranges: (R, 2), first and last block of each range.
+        grams: (R, T, T), ⟨Δ_s, Δ_t⟩ of the sampled tokens, summed over branches, samples and runs.
+        norms: (B, T), ‖h‖ of the sampled tokens that leave each block.
+        steps: (T,), the steps of the run at which the transformer was called.
+        times: (T,), σ at these steps, or what stands for it.
+        axis: what ``times`` are: ``"sigma"``, ``"timestep"`` or ``"step"``.
+        branches: mean number of calls of a step.
         block_ms: (B,), milliseconds of each block in one call.
-        call_ms: of one call of the transformer.
-        share: of the tokens, that was sampled.
-        inputs: a sample of what it was given, to tell whether another run draws the same (:class:`.inputs.Watched`).
-        second: number of the call that its second step began with; 0: none.
-        calls: of all.
+        call_ms: milliseconds of one call of the transformer.
+        share: share of the tokens that was sampled.
+        inputs: a sample of the inputs, to check that another run draws the same (:class:`.InputSamples`).
+        second: number of the first call of the second step; 0: there is none.
+        calls: number of calls.
     """
 
     path: str
     blocks: tuple[str, ...]
     ranges: NDArray[np.int64]
-    grams: NDArray[np.float64]
-    norms: NDArray[np.float64]
+    grams: Floats
+    norms: Floats
     steps: NDArray[np.int64]
-    times: NDArray[np.float64]
+    times: Floats
     axis: str
     branches: float
-    block_ms: NDArray[np.float64]
+    block_ms: Floats
     call_ms: float
     share: float
     inputs: Mapping[str, NDArray[np.float32]]
     second: int = 0
     calls: int = 0
 
-    def gram(self, first: int, last: int) -> NDArray[np.float64]:
-        """(T, T) of one range.
+    def gram(self, first: int, last: int) -> Floats:
+        """Return the Gram matrix (T, T) of one range.
 
         Raises:
-            ValueError: the wiring does not allow it.
+            ValueError: the wiring does not allow the range.
         """
         found = np.flatnonzero((self.ranges == (first, last)).all(axis=1))
         if not len(found):
             raise InvalidSetting(f"{self.path}: blocks {first} to {last} are no range that can be cached")
-        gram: NDArray[np.float64] = self.grams[found[0]]
+        gram: Floats = self.grams[found[0]]
         return gram
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One recorded run in which everything was computed: all that :func:`plan` needs, without the model.
+    """A run in which everything was computed, recorded: all that :func:`plan` needs, without the model.
 
     Args:
-        traces: of each transformer.
-        made: what it was recorded on.
-        sigmas: of all steps of the schedule, or what stands for them, as far as they are known.
-        samples: pictures or videos that were drawn; twice as many with guidance in one batch.
-        runs: in so many runs.
-        run_ms: milliseconds that the whole took, without what recording cost.
-        recorded_ms: with it.
-        results: what the user's callable returned; not saved.
-        sensitivity: of each step of the schedule, what is left at the end of an error made there, relative to the other
-            steps (:mod:`.sensitivity`); ``None``: not measured.
+        traces: one for each transformer.
+        made: model, fingerprint, scheduler and size that were recorded.
+        sigmas: σ of all steps of the schedule, or what stands for it; ``None``: unknown.
+        samples: number of pictures or videos that were drawn, doubled by guidance in one batch.
+        runs: number of runs of the pipeline.
+        run_ms: milliseconds of the whole run, without the cost of recording.
+        recorded_ms: milliseconds of the whole run, with the cost of recording.
+        results: results of the user's callable; they are not saved.
+        sensitivity: for each step of the schedule, how much of an error made there remains at the end, relative to the
+            other steps (:mod:`.sensitivity`); ``None``: not measured.
 
     Example:
         >>> import torch
@@ -137,11 +136,11 @@ class Recording:
 
     @property
     def steps(self) -> int:
-        """Steps of the schedule."""
+        """Number of steps of the schedule."""
         return self.made.steps
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file, ``.npz``: Gram matrices, not activations."""
+        """Write the recording to a file, ``.npz``, without its results."""
         head = {"schema": SCHEMA, "kind": "Recording", "made": asdict(self.made), "sigmas": self.sigmas}
         head |= {name: getattr(self, name) for name in (*_NUMBERS, "sensitivity")}
         head["traces"] = [{name: getattr(trace, name) for name in _PLAIN} for trace in self.traces]
@@ -155,7 +154,7 @@ class Recording:
         """Read a file that :meth:`save` wrote.
 
         Raises:
-            ValueError: it is no such file, or of another version.
+            ValueError: the file is none of these, or of another version.
         """
         try:
             _see_size(path)
@@ -200,7 +199,7 @@ class Recording:
 
 
 def _see_size(path: str | os.PathLike[str]) -> None:
-    """Refuse an archive that is small, and unpacks to what no memory holds."""
+    """Refuse a small archive that unpacks to more than memory holds."""
     with zipfile.ZipFile(path) as file:
         unpacked = sum(each.file_size for each in file.infolist())
     if unpacked > max(BOMB * Path(path).stat().st_size, 2**26):
@@ -208,10 +207,10 @@ def _see_size(path: str | os.PathLike[str]) -> None:
 
 
 def _check(trace: Trace, where: str) -> None:
-    """See that the parts of a trace that was read are of its types, and fit each other.
+    """Check the types and shapes of a trace that was read.
 
     Raises:
-        TypeError, ValueError: one is not, or does not.
+        TypeError, ValueError: a type is wrong, or shapes do not match.
     """
     for name, text in (
         ("path", trace.path),

@@ -1,4 +1,4 @@
-"""What each block of a transformer costs, measured without waiting for the device in between, where it can do so."""
+"""The time of each block of a transformer, measured without waiting for the device where it has timed events."""
 
 from __future__ import annotations
 
@@ -14,13 +14,8 @@ from ..environment.machine import synchronize
 OTHER, SAMPLING = "other", "sampling"
 
 
-def caught_up() -> None:
-    """Wait until the accelerator, if there is one, has done what it was given."""
-    synchronize()
-
-
-def times_events(device: torch.device) -> bool:
-    """Whether a device can tell the time between two events in its stream; not all backends can."""
+def has_timed_events(device: torch.device) -> bool:
+    """Whether a device measures the time between two events in its stream; not all backends do."""
     if device.type in ("cpu", "meta"):
         return False
     try:
@@ -34,24 +29,24 @@ def times_events(device: torch.device) -> bool:
 
 
 class Stopwatch:
-    """Attributes the time from each mark to the next to what was said at the former.
+    """A stopwatch that adds the time from each mark to the next to the label of the first of the two.
 
-    On the host it is the clock that is read; on an accelerator, events are put into its stream, and read at the end.
-    One without such events is waited for at every mark, and the clock is read then.
+    On the host, marks read the clock. On an accelerator they are events in its stream, which are read at the end. An
+    accelerator without timed events is synchronized at every mark.
 
     Args:
-        module: whose device counts.
+        module: its device is timed.
     """
 
     def __init__(self, module: nn.Module) -> None:
         tensor = next(iter(module.parameters()), None)
         self._device = torch.device("cpu") if tensor is None else tensor.device
-        self._events = times_events(self._device)
+        self._events = has_timed_events(self._device)
         self._marks: list[tuple[Any, int | str | None]] = []
         self._spent: Counter[int | str] = Counter()
 
     def mark(self, what: int | str | None) -> None:
-        """From here on, time counts for a block, by its number, for ``OTHER``, ``SAMPLING``, or, ``None``, nothing."""
+        """Set the label of the time from here on: a block's number, ``OTHER``, ``SAMPLING``; ``None``: not counted."""
         if self._events:
             event = torch.Event(device=self._device, enable_timing=True)
             event.record()
@@ -66,7 +61,7 @@ class Stopwatch:
         self._marks.append((now, what))
 
     def wait(self) -> None:
-        """Let the device catch up, and read what it was marked with."""
+        """Wait for the device, and read its events."""
         if not self._events:
             return
         if self._marks:
@@ -77,5 +72,5 @@ class Stopwatch:
         self._marks = self._marks[-1:]
 
     def spent(self, what: int | str) -> float:
-        """Milliseconds that count for it."""
+        """Return the milliseconds of a label."""
         return float(self._spent[what])

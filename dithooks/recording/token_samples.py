@@ -1,4 +1,4 @@
-"""The samples of one run, and the Gram matrices of every range that are made of them."""
+"""The token samples of one run, and the Gram matrices of all ranges that are computed from them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Room = dict[tuple[int, ...], NDArray[np.float64]]
 
 
 class States(NamedTuple):
-    """A sample at one point over T calls, as its mean (n,) and how each lies from it (T, n).
+    """A sample at one point over T calls: its mean (n,), and the deviation of each call from it (T, n).
 
-    ``columns`` (n,) says which token and channel is where, ascending; ``squares`` (T,) are ‖h‖².
+    ``columns`` (n,) holds the token and channel of each value, ascending; ``squares`` (T,) are ‖h‖².
     """
 
     apart: NDArray[np.float32]
@@ -33,12 +33,12 @@ class States(NamedTuple):
 
 @dataclass(eq=False)
 class Sampled:
-    """One branch of one run: what the tokens kept were at every point and step.
+    """The samples of one branch of one run, at every point and step.
 
     Args:
-        points: where, in the order in which they are passed.
-        moments: of its calls.
-        calls: of each, for every point, (rows, channels) of each stream.
+        points: the points at which tokens are kept, in the order in which a call passes them.
+        moments: step and time of each call.
+        calls: for each call and point, the kept rows (rows, channels) of each stream.
     """
 
     points: Sequence[SamplePoint]
@@ -46,17 +46,17 @@ class Sampled:
     calls: list[list[list[Tensor]]] = field(default_factory=list)
 
     def shares(self, other: Sampled) -> bool:
-        """Whether both were called at one and the same step."""
+        """Whether both branches were called at one step."""
         return not {moment.step for moment in self.moments}.isdisjoint(moment.step for moment in other.moments)
 
     def extend(self, other: Sampled) -> None:
-        """Take another's calls in, each at its step."""
+        """Merge another branch's calls, sorted by step."""
         both = [*zip(self.moments, self.calls, strict=True), *zip(other.moments, other.calls, strict=True)]
         both.sort(key=lambda call: call[0].step)
         self.moments, self.calls = [moment for moment, _ in both], [call for _, call in both]
 
     def states(self, number: int) -> States:
-        """The sample at a point over all calls."""
+        """Return the sample at a point over all calls."""
         rows = [torch.cat([stream.float().flatten() for stream in call[number]]) for call in self.calls]
         widths = [stream.shape[-1] for stream in self.calls[0][number] for _ in range(len(stream))]
         ids = self.points[number].ids.tolist()
@@ -78,21 +78,21 @@ def add_grams(
     norms: NDArray[np.float64],
     report: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Add a branch's inner products to those of all.
+    """Add a branch's inner products to the Gram matrices of all ranges, in place.
 
-    A range's residual is what its tokens are where they leave its last block, less what they are where they enter its
-    first. Neighbouring residuals are all but parallel, and what counts is how they are not: products are of differences
-    from their mean, in float64. At a step at which the branch was not called, as guidance was off, it counts as at
-    the nearest at which it was: so it speaks for no weights there.
+    A range's residual is the hidden states that leave its last block minus those that enter its first. Neighbouring
+    residuals are almost parallel, and only their differences count: products are computed from deviations from the
+    mean, in float64. At a step at which the branch was not called, because guidance was off, its nearest call counts,
+    so that the branch favours no weights there.
 
     Args:
-        sampled: of one branch.
-        order: the blocks, as they are called.
-        ranges: (R, 2), first and last block of each.
-        steps: those that Gram matrices have rows for.
-        grams: (R, T, T), to be added to.
-        norms: (B, T), squares of ‖h‖ where tokens leave each block, to be added to.
-        report: is told how many ranges are done.
+        sampled: samples of one branch.
+        order: numbers of the blocks in the order of their calls.
+        ranges: (R, 2), first and last block of each range.
+        steps: the T steps of the Gram matrices.
+        grams: (R, T, T), added to.
+        norms: (B, T), ‖h‖² of the tokens that leave each block, added to.
+        report: called with the number of ranges that are done.
     """
     called = np.array([moment.step for moment in sampled.moments])
     nearest = np.abs(np.subtract.outer(np.array(steps), called)).argmin(axis=1)
@@ -115,7 +115,7 @@ def add_grams(
 
 
 def gram(apart: NDArray[np.float64], mean: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(T, T) inner products of residuals, given as their mean (n,) and how each lies from it (T, n).
+    """Return the inner products (T, T) of residuals, given as their mean (n,) and deviations from it (T, n).
 
     Example:
         >>> gram(np.array([[0.0, -1.0], [0.0, 1.0]]), np.array([1.0, 3.0], dtype=np.float32))
@@ -129,9 +129,9 @@ def gram(apart: NDArray[np.float64], mean: NDArray[np.float32]) -> NDArray[np.fl
 
 
 def _effect(before: States, after: States, room: Room) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """After less before, of the tokens that are in both: how it lies from its mean, and this.
+    """Return the deviations and the mean of ``after`` − ``before``, of the tokens that both have.
 
-    ``room`` is written over at every call: fresh memory of that size costs more than what is done in it.
+    ``room`` is reused by every call, since allocating memory of that size costs more than the subtraction.
     """
     if np.array_equal(before.columns, after.columns):
         shape = before.apart.shape

@@ -1,8 +1,8 @@
-"""Which tokens to keep at each boundary of the blocks: the same ones wherever the model has put them.
+"""The selection of tokens to keep at each boundary of the blocks: everywhere the same tokens.
 
-Every token of a stream gets a number where it first shows. Where a stream is handed on, joined to another, cut or
-turned, its numbers go with it, by the transforms of the wiring. So a token's state can be compared at any
-two boundaries that it reaches, and what a range did to it is the difference.
+Every token of a stream gets a number where it first appears. Where a stream is passed on, concatenated, sliced or
+transposed, its numbers follow, by the stream transforms of the wiring. So a token's hidden states can be compared at
+any two boundaries that it reaches, and their difference is a range's residual.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Side = Literal["in", "out"]
 
 @dataclass(eq=False)
 class SamplePoint:
-    """One side of a block, and which rows of its streams are kept; a row is a token of one sample of a batch.
+    """One side of a block, and the rows of its streams that are kept; a row is a token of one sample of a batch.
 
     Args:
-        block: its number among the observed.
-        side: what enters it, or what leaves it.
-        streams: by name of argument (in) or position of output (out): form, and number of each row; 0: none.
-        rows: the rows kept of each stream, by their place, and
-        ids: their numbers, as they stand in a sample.
+        block: number of the block among the observed ones.
+        side: ``"in"`` for the block's inputs, ``"out"`` for its outputs.
+        streams: form of each stream, and number of each row (0: none), by argument name (in) or output position (out).
+        rows: indices of the rows that are kept, by stream.
+        ids: numbers of the kept rows, in the order of a sample.
     """
 
     block: int
@@ -45,12 +45,12 @@ class SamplePoint:
 
     @property
     def tokens(self) -> int:
-        """Rows of all its streams."""
+        """Number of rows of all streams."""
         return sum(prod(form[0][:-1]) for form, _ in self.streams.values())
 
     @property
     def nbytes(self) -> int:
-        """Memory of all its streams in full."""
+        """Size of all streams in bytes."""
         return sum(prod(form[0]) * form[1].itemsize for form, _ in self.streams.values())
 
     def choose(self, kept: Tensor) -> None:
@@ -62,16 +62,16 @@ class SamplePoint:
         self.streams = {name: (form, numbers[:0]) for name, (form, numbers) in self.streams.items()}
 
     def take(self, read: Callable[[str | int], Any]) -> list[Tensor] | None:
-        """The rows kept, of one call's streams, by value; ``None`` where a stream is not what it was."""
-        found = []
+        """Copy the kept rows of one call's streams; ``None``: a stream has another shape than when it was observed."""
+        kept = []
         for name, rows in self.rows.items():
             value = read(name)
             if not isinstance(value, Tensor) or value.shape != self.streams[name][0][0]:
                 return None
             if rows.device != value.device:
                 rows = self.rows[name] = rows.to(value.device)
-            found.append(value.detach().reshape(-1, value.shape[-1]).index_select(0, rows))
-        return found
+            kept.append(value.detach().reshape(-1, value.shape[-1]).index_select(0, rows))
+        return kept
 
 
 def points_of(
@@ -81,16 +81,16 @@ def points_of(
     share: float = 1.0,
     memory: float = float("inf"),
 ) -> list[SamplePoint]:
-    """The boundaries of the blocks in ``order``, and which tokens to keep there.
+    """Return the boundaries of the blocks in ``order``, with the tokens to keep there.
 
-    What leaves a block is looked at where the next one is not given all of it, and as it was.
+    A block's outputs get a point of their own where the next block is not given all of them unchanged.
 
     Args:
-        observation: of one call.
-        order: the blocks, as they are called.
-        altered: blocks whose outputs the model writes into before it hands them on.
-        share: of the tokens, at most.
-        memory: bytes of one call's sample, at most; a token of each stream is kept, though.
+        observation: observation of one call.
+        order: numbers of the blocks in the order of their calls.
+        altered: blocks whose outputs the model writes into before it passes them on.
+        share: largest share of the tokens to keep.
+        memory: largest size of one call's sample in bytes; at least one token of each stream is kept.
     """
     numbering = _Numbering()
     calls = {call.index: call for call in reversed(observation.calls)}
@@ -135,13 +135,13 @@ class _Numbering:
         self.next = 1
 
     def more(self, count: int) -> Tensor:
-        """Numbers for so many rows that were not seen before."""
+        """Return numbers for so many new rows."""
         self.groups.append((self.next, count))
         self.next += count
         return torch.arange(self.next - count, self.next)
 
     def chosen(self, share: float) -> Tensor:
-        """(numbers + 1,): which are kept: of each stream its share, at least one, the same ones at every call."""
+        """Return a mask (numbers + 1,) of those to keep: a share of each stream, at least one, always the same."""
         kept = torch.zeros(self.next, dtype=torch.bool)
         generator = torch.Generator().manual_seed(0)
         for first, count in self.groups:
@@ -151,7 +151,7 @@ class _Numbering:
 
 
 def _entering(call: BlockCall, ports: BlockIO, ids: Mapping[str, Tensor], numbering: _Numbering) -> dict[str, Tensor]:
-    """The numbers of each stream that a block is given: those that it brings along, no token twice; else new ones."""
+    """Return the row numbers of a block's input streams: known ones, no token twice, or else new ones."""
     found: dict[str, Tensor] = {}
     names = [name for name in ports.carries if name is not None]
     known = torch.zeros(1, dtype=torch.int64)
@@ -167,7 +167,7 @@ def _entering(call: BlockCall, ports: BlockIO, ids: Mapping[str, Tensor], number
 def _leaving(
     call: BlockCall, ports: BlockIO, entering: Mapping[str, Tensor], numbering: _Numbering
 ) -> dict[int, Tensor]:
-    """The numbers of each output: those of the argument that it carries on, if it has its form."""
+    """Return the row numbers of each output: those of the argument that it carries on, if their forms agree."""
     found = {}
     for position, (name, form) in enumerate(zip(ports.carries, call.outputs, strict=True)):
         if form is not None:
@@ -184,7 +184,7 @@ def _handed(
     entering: Mapping[str, Tensor],
     after: BlockCall,
 ) -> tuple[dict[str, Tensor], bool]:
-    """The numbers of what the next block is given; and whether its streams are all that this one returned."""
+    """Return the row numbers of the next block's inputs, and whether these are all outputs of this block, unchanged."""
     try:
         taker = block_io_of(observation, after)
     except WiringError:

@@ -1,4 +1,4 @@
-"""Run a plan for real, and see what it did: how fast, and how near to the pictures without it."""
+"""One plan, run for real: how fast it is, and how close its pictures are to those without a cache."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..config.cache_plan import CachePlan
 from ..errors import InvalidSetting, WiringError
 from ..handle import dit_cache
 from ..recording.image_metrics import Score, compare, samples_of
-from .repeat_run import Drawing
+from .timed_run import TimedRun
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One plan, and what was seen of it.
+    """What one run of a plan measured.
 
     Args:
-        plan: what was run.
-        seconds: that the run took.
-        speedup: over the uncached run, in time; or in block executions, where these are what is to be saved.
-        score: of its pictures against those of the uncached run; ``None``: it could not be run.
-        blocks: share of the uncached run's block executions that took place.
-        failure: why it could not be run; empty if it could.
+        plan: the plan that was run.
+        seconds: the time that the run took.
+        speedup: times as fast as the uncached run: in time, or in block executions where the target is of these.
+        score: distance of the pictures from those of the uncached run; ``None``: the plan could not be run.
+        blocks: block executions of the run, over those of the uncached run.
+        failure: why the plan could not be run; empty if it could.
     """
 
     plan: CachePlan
@@ -40,27 +40,27 @@ class Evaluation:
     failure: str = ""
 
     @property
-    def worth(self) -> float | None:
-        """What plans are chosen by: PSNR in dB; ``None`` where its pictures are not finite."""
+    def psnr(self) -> float | None:
+        """PSNR in dB, by which plans are chosen; ``None``: the plan failed, or its pictures are not finite."""
         return None if self.score is None or self.score.psnr == -math.inf else self.score.psnr
 
 
 @dataclass(frozen=True, eq=False)
-class Verifier:
-    """Runs plans.
+class Evaluator:
+    """Runs plans, and compares what they draw with the uncached run.
 
     Args:
-        target: what is cached.
-        drawing: draws, and says how many seconds it took.
-        reference: what it drew without the cache; ``None``: another rank compares.
-        seconds: that this took; ``None``: speed is of block executions.
-        executions: of blocks in it.
+        target: what is cached, as for :func:`dit_cache`.
+        timed_run: makes the recorded run again, and times it.
+        reference: samples of the uncached run; ``None``: another rank compares.
+        seconds: time of the uncached run; ``None``: speed is counted in block executions.
+        executions: block executions of the uncached run.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
     """
 
     target: object
-    drawing: Drawing
+    timed_run: TimedRun
     reference: Sequence[NDArray[np.float32]] | None
     seconds: float | None
     executions: float
@@ -72,13 +72,13 @@ class Verifier:
 
         Raises:
             ValueError: the run makes no step of the target.
-            Exception: whatever ``run`` raises, but for a range whose streams turn out not to be followed.
+            Exception: what ``run`` raises, but for a wiring error or lack of memory: then the evaluation has failed.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what there is to say of a plan is said when it is used
+            warnings.simplefilter("ignore", UserWarning)  # whoever uses the plan gets its warnings
             handle = dit_cache(self.target, plan, blocks=self.blocks, scheduler=self.scheduler)
             try:
-                results, seconds = self.drawing(self.target)
+                results, seconds = self.timed_run(self.target)
                 stats = handle.stats
             except (WiringError, torch.OutOfMemoryError) as error:
                 return Evaluation(plan, 0.0, 0.0, None, 0.0, f"{type(error).__name__}: {error}")
@@ -89,6 +89,7 @@ class Verifier:
                 "run made no step of the target: it has to draw with the one that it is given, and refer to no other"
             )
         score = None if self.reference is None else compare(samples_of(results), self.reference)
-        left_out = stats.blocks_total - stats.blocks_run  # nothing is counted of a transformer that stays uncached
-        share = 1.0 - left_out / self.executions
-        return Evaluation(plan, seconds, 1.0 / share if self.seconds is None else self.seconds / seconds, score, share)
+        skipped = stats.blocks_total - stats.blocks_run  # of a transformer that stays uncached, nothing is counted
+        share = 1.0 - skipped / self.executions
+        speedup = 1.0 / share if self.seconds is None else self.seconds / seconds
+        return Evaluation(plan, seconds, speedup, score, share)

@@ -1,4 +1,4 @@
-"""What a search has found so far, in a folder: one that was interrupted goes on from there."""
+"""The journal of a search: a folder from which an interrupted search goes on."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidSetting, WrongType
-from ..recording.rank_agreement import leads
+from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
 
 SCHEMA = 1
 PURPOSE, RECORDING, REFERENCE, EVALUATIONS = "purpose.json", "recording.npz", "reference.npz", "evaluations.jsonl"
-FLOAT = "float"  # {"float": "inf"}: a number that JSON has not
+FLOAT = "float"  # {"float": "inf"}: a number that JSON lacks
 UNREADABLE = (
     *(ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError, EOFError, OSError, RuntimeError),
     *(BadZipFile, ZlibError),
@@ -31,10 +31,10 @@ UNREADABLE = (
 
 
 class Journal:
-    """The recording, the reference and the evaluations of one search; :meth:`open` makes one.
+    """The recording, the reference samples and the evaluations of one search; :meth:`open` makes a journal.
 
-    Of several processes the first writes, and each reads what it finds; where they might not find the same, pass it
-    through :func:`agree`.
+    Of several processes only rank 0 writes, and each reads the folder that it sees. Where these may differ, pass what
+    was read through :func:`broadcast_from_rank_0`.
     """
 
     def __init__(self, folder: Path | None, evaluations: dict[str, dict[str, Any]]) -> None:
@@ -44,15 +44,15 @@ class Journal:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str] | None, purpose: Mapping[str, Any]) -> Journal:
-        """A new one, or one that was left by a search for the same.
+        """Open the journal of an earlier search with the same purpose, or a new one.
 
         Args:
-            folder: made if it is not there; ``None``: nothing is written, and all is forgotten in the end.
-            purpose: what makes a search another one, in JSON's types: fingerprint, steps, size.
+            folder: the journal's folder, made if it does not exist; ``None``: the journal is kept in memory only.
+            purpose: what distinguishes one search from another, in JSON's types: fingerprint, steps, size.
 
         Raises:
-            TypeError, ValueError: ``purpose`` is not JSON; the folder is a file, has another search's journal, or one
-                that cannot be read.
+            TypeError, ValueError: ``purpose`` is not JSON; or the folder is a file, or holds a journal that is another
+                search's or cannot be read.
 
         Example:
             >>> journal = Journal.open(None, {"fingerprint": "0123456789abcdef", "steps": 28})
@@ -71,11 +71,11 @@ class Journal:
         path = Path(folder)
         if path.exists() and not path.is_dir():
             raise InvalidSetting(f"{path} is a file: give a folder for the journal")
-        _settle(path, ours)
+        _claim(path, ours)
         return cls(path, _evaluations(path / EVALUATIONS))
 
     def recording(self) -> Recording | None:
-        """What :meth:`keep_recording` kept, with the samples as its results; ``None``: nothing yet.
+        """Return what :meth:`keep_recording` kept, with the samples as results; ``None``: nothing yet.
 
         Raises:
             ValueError: the files cannot be read.
@@ -88,29 +88,29 @@ class Journal:
         return self._recording
 
     def keep_recording(self, recording: Recording, samples: Sequence[NDArray[Any]]) -> None:
-        """Keep a recording, and in place of its results the samples that the run drew."""
+        """Keep a recording, with the samples that the run drew in place of its results."""
         self._recording = replace(recording, results=list(samples))
-        if self.folder is None or not leads():
+        if self.folder is None or not is_rank_0():
             return
-        # The reference first: a search that is killed in between starts anew, and does not go on without one
+        # The reference first: a search that is killed in between records again, rather than go on without it
         with _replacing(self.folder / REFERENCE) as path, path.open("wb") as file:
             np.savez(file, *samples)
         with _replacing(self.folder / RECORDING) as path:
             recording.save(path)
 
     def evaluation(self, key: str) -> dict[str, Any] | None:
-        """What was kept under a key last; ``None``: nothing. Tuples have become lists."""
+        """Return what was last kept under a key, tuples as lists; ``None``: nothing."""
         return deepcopy(self._evaluations.get(key))
 
     def keep_evaluation(self, key: str, values: Mapping[str, Any]) -> None:
-        """Keep what an evaluation gave, on the disk when this returns.
+        """Keep an evaluation; it is on the disk when this returns.
 
         Args:
-            key: of what was evaluated: a plan's fingerprint.
-            values: by name, numbers, infinite ones too, texts, ``None``, or lists and mappings of these.
+            key: the plan's key.
+            values: numbers, also infinite ones, texts, ``None``, or lists and mappings of these, by name.
 
         Raises:
-            TypeError: another kind of value, or a name that is no text.
+            TypeError: a value is of another kind, or a name is no text.
             ValueError: a value is called "key".
         """
         if "key" in values:
@@ -119,7 +119,7 @@ class Journal:
             )
         line = _encode(key, {"key": key, **values})
         self._evaluations[key] = {name: value for name, value in _decode(line).items() if name != "key"}
-        if self.folder is not None and leads():
+        if self.folder is not None and is_rank_0():
             with (self.folder / EVALUATIONS).open("ab") as file:
                 file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
                 file.flush()
@@ -129,34 +129,34 @@ class Journal:
 # -- files ------------------------------------------------------------------------------------------------------
 
 
-def _settle(folder: Path, ours: dict[str, Any]) -> None:
-    """See that the folder is for this search."""
+def _claim(folder: Path, ours: dict[str, Any]) -> None:
+    """Check that a folder is this search's, or make it so."""
     path = folder / PURPOSE
     if path.is_file():
         stored = _readable(path, _read_purpose)
         differing = [n for n in {**stored, **ours} if n not in stored or n not in ours or stored[n] != ours[n]]
         if differing:
-            told = "; ".join(f"{n}: {_said(stored, n)} there, {_said(ours, n)} here" for n in differing)
-            raise InvalidSetting(f"{folder} has the journal of another search ({told}): give another folder")
+            difference = "; ".join(f"{n}: {_text(stored, n)} there, {_text(ours, n)} here" for n in differing)
+            raise InvalidSetting(f"{folder} has the journal of another search ({difference}): give another folder")
     elif left := [name for name in (RECORDING, REFERENCE, EVALUATIONS) if (folder / name).exists()]:
-        raise InvalidSetting(f"{folder} has {left[0]}, but no {PURPOSE} that tells what for: give another folder")
-    elif leads():
+        raise InvalidSetting(f"{folder} has {left[0]}, but no {PURPOSE} that names its search: give another folder")
+    elif is_rank_0():
         folder.mkdir(parents=True, exist_ok=True)
         head = {"schema": SCHEMA, "kind": "Journal", "purpose": ours}
         with _replacing(path) as draft:
             draft.write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
 
 
-def _said(purpose: Mapping[str, Any], name: str) -> str:
+def _text(purpose: Mapping[str, Any], name: str) -> str:
     return json.dumps(purpose[name]) if name in purpose else "nothing"
 
 
 def _evaluations(path: Path) -> dict[str, dict[str, Any]]:
-    """All whole lines. What follows the last of them, a process that was killed has left: it is cut off."""
+    """Read all whole lines, and cut off an unfinished last one, which a killed process has left."""
     if not path.is_file():
         return {}
     *lines, torn = path.read_bytes().split(b"\n")
-    found = {}
+    evaluations = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -170,10 +170,10 @@ def _evaluations(path: Path) -> dict[str, dict[str, Any]]:
                 f"{path}, line {number} is no evaluation ({error!r}): delete the line, and it is made again, or give "
                 "another folder"
             ) from None
-        found[key] = values
-    if torn and leads():
+        evaluations[key] = values
+    if torn and is_rank_0():
         os.truncate(path, path.stat().st_size - len(torn))
-    return found
+    return evaluations
 
 
 def _read_purpose(path: Path) -> dict[str, Any]:
@@ -197,13 +197,13 @@ def _readable(path: Path, read: Any) -> Any:
         return read(path)
     except UNREADABLE as error:
         raise InvalidSetting(
-            f"{path} cannot be read ({error}): delete its folder to search anew, or give another"
+            f"{path} cannot be read ({error}): delete its folder to search again, or give another"
         ) from None
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Another name to write to: what has the right one is whole, always."""
+    """Yield a draft's path, and rename the draft when it is written: a file of the given name is always whole."""
     draft = path.with_name(f"{path.name}.part")
     try:
         yield draft

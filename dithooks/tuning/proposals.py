@@ -1,4 +1,4 @@
-"""Which plans to try, one after another, in the light of how those before did."""
+"""The plans that a search tries, one after another, each chosen by the scores of those before."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from itertools import pairwise
 from ..config.transformer_plan import TransformerPlan
 from ..planning.planner import Candidate, Choice, Planner, Variant
 
-GAIN = 0.25  # dB: of many that are much the same, the best on a few pictures is mostly the luckiest
-FURTHER = {3.0: 1.0, 30.0: 100.0}
+MIN_GAIN = 0.25  # dB, of a local move: of many plans that are nearly the same, the best on few pictures is mostly luck
+WIDER = {3.0: 1.0, 30.0: 100.0}  # the late error weight beyond an extreme one
 Proposals = Generator[Candidate, "float | None", None]
 
 
 @dataclass(eq=False)
-class _Tried:
-    """What was tried, and how it did; ``None``: it could not be run. No more than ``most`` are tried."""
+class _Trials:
+    """The trials of a search: scores by plan (``None``: it failed), and the best. At most ``most`` plans are tried."""
 
     planner: Planner
     most: int
@@ -24,18 +24,18 @@ class _Tried:
     best: Candidate | None = None
     score: float = float("-inf")
     gain: float = 0.0  # by which the next has to be better
-    failed: list[Choice] = field(default_factory=list)  # with their ranges: as a rule no other schedule mends these
+    failed: list[Choice] = field(default_factory=list)  # to avoid: other schedules of their ranges mostly fail, too
 
     @property
-    def over(self) -> bool:
+    def is_full(self) -> bool:
         return len(self.scores) >= self.most
 
-    def try_out(self, candidate: Candidate) -> Proposals:
-        """Have it run, unless it was before, and take note."""
-        best = self.best  # one that falls short is of no use beside one that does not, or that falls less short
+    def propose(self, candidate: Candidate) -> Proposals:
+        """Propose a candidate, unless it was tried before or is slower than needed, and note its score."""
+        best = self.best
         if best is not None and not candidate.reaches and (best.reaches or candidate.speedup < best.speedup):
             return
-        if self.over or not candidate.choices or (key := self.planner.pieces(candidate)) in self.scores:
+        if self.is_full or not candidate.choices or (key := self.planner.pieces(candidate)) in self.scores:
             return
         self.scores[key] = score = yield candidate
         if score is None:
@@ -44,58 +44,59 @@ class _Tried:
             self.best, self.score = candidate, score
 
 
-def proposals(planner: Planner, target: float, evals: int, climb: int = 0) -> Proposals:
-    """Plans to be run, best guesses first; each is answered by its score (higher is better), ``None`` where it failed.
+def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0) -> Proposals:
+    """Propose plans to run, the most promising first; send each one's score, higher is better, ``None`` if it failed.
 
-    How much more a late error counts than an early one depends on the model: what was measured, or else a few guesses,
-    are tried with forecasts from two residuals; the best of them with three; with what lies next to it, or a guess; and
-    on another range, or whatever others the planner has. Then single refreshes of the best are moved, those first that
-    cost least, and as soon as one is better, on from there.
+    How much more a late error counts than an early one depends on the model. So the measured sensitivity, or else a few
+    late error weights, are tried with forecasts from two residuals; then the best of these with three residuals, with
+    neighbouring weights, and on other ranges. Local moves follow: single refreshes of the best plan are moved by a
+    step, those first that cost least, and as soon as one is better, the moves go on from there.
 
     Args:
-        planner: of the recording.
-        target: times as fast.
-        evals: plans at most, and
-        climb: further ones of the second kind.
+        planner: the planner of the recording.
+        target: times as fast as the uncached run.
+        evals: largest number of plans before the local moves.
+        local_moves: largest number of plans beyond, which are local moves.
     """
-    tried = _Tried(planner, evals)
-    for guess in planner.guesses:
-        yield from tried.try_out(planner.candidate(target, guess, tried.failed))
-    while tried.best is None and not tried.over and (other := planner.candidate(target, avoid=tried.failed)).choices:
-        yield from tried.try_out(other)
+    tried = _Trials(planner, evals)
+    for variant in planner.variants:
+        yield from tried.propose(planner.candidate(target, variant, tried.failed))
+    while tried.best is None and not tried.is_full and (other := planner.candidate(target, avoid=tried.failed)).choices:
+        yield from tried.propose(other)
     if tried.best is None:
         return
-    near = _near(tried.best.variant, planner)
-    yield from tried.try_out(planner.candidate(target, tried.best.variant._replace(anchors=3), tried.failed))
-    for guess in () if tried.over else near:
-        variant = guess._replace(anchors=tried.best.variant.anchors)
-        yield from tried.try_out(planner.candidate(target, variant, tried.failed))
-    others = planner.others(target, tried.best, tried.failed)
-    while not tried.over and (another := next(others, None)) is not None:
-        yield from tried.try_out(another)
-    tried.most, tried.gain = evals + climb, GAIN
-    yield from _climbed(planner, tried)
+    nearby = _nearby(tried.best.variant, planner)
+    yield from tried.propose(planner.candidate(target, tried.best.variant._replace(anchors=3), tried.failed))
+    for variant in () if tried.is_full else nearby:
+        variant = variant._replace(anchors=tried.best.variant.anchors)
+        yield from tried.propose(planner.candidate(target, variant, tried.failed))
+    others = planner.alternatives(target, tried.best, tried.failed)
+    while not tried.is_full and (another := next(others, None)) is not None:
+        yield from tried.propose(another)
+    tried.most, tried.gain = evals + local_moves, MIN_GAIN
+    yield from _local_moves(planner, tried)
 
 
-def _near(best: Variant, planner: Planner) -> list[Variant]:
-    """What to try beside the best of the guesses, if there were several."""
-    late = best.late
-    if len(planner.guesses) < 2:
+def _nearby(best: Variant, planner: Planner) -> list[Variant]:
+    """Return the variants to try beside the best one, if there were several."""
+    weight = best.late_error_weight
+    if len(planner.variants) < 2:
         return []
-    if late is None:
+    if weight is None:
         return [best._replace(power=sum(planner.POWERS) / len(planner.POWERS))]
-    further = [FURTHER[late]] if late in FURTHER else []
-    further += [(a * b) ** 0.5 for a, b in pairwise(sorted((*planner.LATE, *FURTHER.values()))) if late in (a, b)]
-    return [best._replace(late=each) for each in further]
+    further = [WIDER[weight]] if weight in WIDER else []
+    weights = sorted((*planner.LATE_ERROR_WEIGHTS, *WIDER.values()))
+    further += [(a * b) ** 0.5 for a, b in pairwise(weights) if weight in (a, b)]
+    return [best._replace(late_error_weight=each) for each in further]
 
 
-def _climbed(planner: Planner, tried: _Tried) -> Proposals:
-    """Move single refreshes of the best."""
+def _local_moves(planner: Planner, tried: _Trials) -> Proposals:
+    """Propose neighbours of the best plan, until none is better."""
     start = None
-    while start is not tried.best and not tried.over:
+    while start is not tried.best and not tried.is_full:
         start = tried.best
         assert start is not None
-        for candidate in planner.changed(start):
-            yield from tried.try_out(candidate)
-            if tried.best is not start or tried.over:
+        for candidate in planner.neighbours(start):
+            yield from tried.propose(candidate)
+            if tried.best is not start or tried.is_full:
                 break

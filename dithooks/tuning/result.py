@@ -1,4 +1,4 @@
-"""What a search has found, and how it got there."""
+"""The result of a search: the best plan, and all that were tried."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .evaluation import Evaluation
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """What :func:`search` returns; printed, it is a table of what was tried.
+    """The result of :func:`search`; printed, it is a table of the plans that were tried.
 
     Args:
-        plan: the best that was found: attach it with ``dit_cache(pipe, result.plan)``, keep it with ``plan.save``.
-        reached: whether it is as fast as was asked for: predicted to be, and measured within 5% of it.
+        plan: the best plan: attach it with ``dit_cache(pipe, result.plan)``, keep it with ``result.plan.save(path)``.
+        reached: whether the plan reaches the target: by prediction, and by measurement within 5%.
         evaluations: every plan that was run, in order.
-        recording: of the uncached run: :func:`plan` makes plans for other targets of it.
-        generations: block executions that the search took, over those of one uncached run.
-        seconds: that it took.
-        interrupted: whether it was broken off.
+        recording: the recording of the uncached run; :func:`plan` makes plans for other targets from it.
+        run_equivalents: block executions of the whole search, over those of one uncached run.
+        seconds: time of the whole search.
+        interrupted: whether Ctrl-C ended the search.
 
     Example:
         >>> import torch
@@ -47,7 +47,7 @@ class SearchResult:
     reached: bool
     evaluations: tuple[Evaluation, ...]
     recording: Recording
-    generations: float
+    run_equivalents: float
     seconds: float
     interrupted: bool = False
 
@@ -57,7 +57,7 @@ class SearchResult:
         rows = [_row(each, each.plan.pieces == self.plan.pieces) for each in self.evaluations]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-        taken = f"{len(self.evaluations)} plans run, {self.generations:.1f} generations, {self.seconds:.0f} s"
+        taken = f"{len(self.evaluations)} plans run, {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
         flags = ["" if self.reached else f"{target:g}× was not reached", "interrupted" if self.interrupted else ""]
         return "\n".join([*(line.rstrip() for line in lines), "; ".join(filter(None, [taken, *flags]))])
 
@@ -75,15 +75,15 @@ def _row(evaluation: Evaluation, best: bool) -> list[str]:
     return [*row, *measured, f"{score.relative_l1:.2g}", ssim]
 
 
-def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """The evaluation with the highest PSNR of those that are as fast as was asked for, if one of them could be run.
+def best_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation | None:
+    """Return the evaluation with the highest PSNR of those predicted to reach the target, or else the fastest one.
 
-    Where none is that fast, of the fastest.
+    ``None``: no plan could be run.
     """
 
     def rank(evaluation: Evaluation) -> tuple[bool, float, float]:
-        found = evaluation.plan.provenance
-        return found.reached, 0.0 if found.reached else found.predicted_speedup, evaluation.worth or 0.0
+        made = evaluation.plan.provenance
+        return made.reached, 0.0 if made.reached else made.predicted_speedup, evaluation.psnr or 0.0
 
-    run = [each for each in evaluations if each.worth is not None]
-    return max(run, key=rank) if run else None
+    scored = [evaluation for evaluation in evaluations if evaluation.psnr is not None]
+    return max(scored, key=rank) if scored else None

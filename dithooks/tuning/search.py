@@ -1,4 +1,4 @@
-"""The search: record once, plan exactly, run the best few, keep the best."""
+"""The search: record one run, plan exactly, run the best few plans, return the best."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
 from ..engine.attachment import is_compiled
 from ..errors import InvalidSetting, WrongType
-from ..planning.costs import Cost, Savings, checked_cost
-from ..planning.plan import checked_interval, checked_target, planner_of
+from ..planning.costs import Cost, Savings, check_cost
+from ..planning.plan import check_interval, check_target_speedup, make_planner
+from ..progress_bars import progress
 from ..recording.image_metrics import samples_of
-from ..recording.rank_agreement import agree, leads
+from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
 from ..recording.record import MEMORY, record
 from ..recording.recording import Recording
-from .driver import Driver, Here, Limits, Runner
-from .evaluation import Verifier
-from .executors.executor import Executor, SpreadRunner
+from .evaluation import Evaluator
+from .executors.executor import Executor, ParallelRunner
 from .executors.lookup import executor_of
 from .journal import Journal
-from .progress import progress
-from .repeat_run import Drawing, unlike
 from .result import SearchResult
+from .timed_run import TimedRun, picture_mismatch
+from .trial_driver import Limits, LocalRunner, PlanRunner, TrialDriver
 
 
 def search(
@@ -40,10 +40,10 @@ def search(
     recording: Recording | None = None,
     cost: Cost = "time",
     max_evals: int = 4,
-    climb: int = 0,
+    local_moves: int = 0,
     interval: int | None = None,
     probe: bool = True,
-    max_generations: float | None = 6.0,
+    max_runs: float | None = 6.0,
     max_seconds: float | None = None,
     blocks: Blocks = None,
     scheduler: object = None,
@@ -53,53 +53,56 @@ def search(
     executor: str | Executor | None = None,
     verbose: bool = True,
 ) -> SearchResult:
-    """Find the plan that is so many times as fast, and nearest to the pictures without a cache.
+    """Find the plan that reaches a speed-up and whose pictures are closest to those without a cache.
 
-    One run is recorded, in which everything is computed; of every range of blocks the exact best schedules are worked
-    out from it; the best few are run, and the one with the highest PSNR to the recorded run is returned, with what was
-    measured: speed in one run each, against one more uncached run where the target is of time. Ctrl-C ends it with the
-    best so far. The target is as it was before when this returns or raises. Search
-    before compiling: a recorded run is not, and compiling would be counted as time.
+    One run is recorded, in which everything is computed. From the recording, the exact best schedules of every range of
+    blocks are solved for. The best few plans are run, and the one with the highest PSNR to the uncached run is
+    returned, with its measured speed: of one run, relative to one more uncached run where the target is of time. Ctrl-C
+    ends the search with the best plan so far. When this returns or raises, nothing is cached in the target. Search
+    before compiling: the recorded run is not compiled, and compilation would count as time.
 
     Args:
         target: as for :func:`dit_cache`; nothing may be cached in it.
-        run: draws the calibration pictures, always the same ones, given the pipeline, and returns them: a list of
-            pictures, videos or latents, as arrays, tensors or PIL images. One batch of a few prompts is enough.
+        run: function that is given the pipeline, draws the calibration pictures, always the same ones, and returns
+            them: a list of pictures, videos or latents, as arrays, tensors or PIL images. One batch of a few prompts is
+            enough.
         target_speedup: times as fast as the uncached ``run``, > 1.
-        num_inference_steps: what ``run`` is expected to take; another number is an error.
-        recording: of an earlier :func:`record` of the same ``run``; left out, it is made.
-        cost: ``"time"``: the target is of the whole run's time, by the block times that were measured; ``"blocks"``:
-            of block executions.
-        max_evals: plans that are run at most.
-        climb: further runs at most, each with one refresh of the best plan moved by a step.
-        interval: only plans with such an interval, as for :func:`plan`; to climb then moves the start by a step.
-        probe: make one further uncached run, in which single samples err, to measure what is left at the end of an
-            error at each step (:mod:`.sensitivity`). It takes the results of four samples or more, and
-            ``max_generations`` for a run more; without it, plans are tried for several guesses. Plans with an
-            ``interval`` hardly depend on it, and are searched without.
-        max_generations: block executions at most, over those of one uncached run; ``None``: no limit.
-        max_seconds: time at most; a run that has begun is not broken off.
+        num_inference_steps: number of steps that ``run`` is expected to make; another number is an error.
+        recording: an earlier :func:`record` of the same ``run``; left out, the run is recorded.
+        cost: what the target is of: ``"time"``, of the whole run, by the measured block times; or ``"blocks"``, of
+            block executions.
+        max_evals: largest number of plans that are run, without local moves.
+        local_moves: largest number of further runs, each with one refresh of the best plan moved by a step.
+        interval: only plans with such an interval, as for :func:`plan`; a local move then shifts the start by a step.
+        probe: make one more uncached run, in which single samples are disturbed, to measure how much of an error at
+            each step remains at the end (:mod:`.sensitivity`). The probe needs the results of at least four samples,
+            and ``max_runs`` has to allow one run more. Without it, plans are tried for several guesses. With an
+            ``interval`` no probe is made, since such plans hardly depend on it.
+        max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit.
+        max_seconds: time of the whole search at most; a run that has begun is completed.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
         memory: as for :func:`record`.
         share: as for :func:`record`.
-        journal: a folder that keeps what was found; a search that was broken off goes on from there, after one uncached
-            run to compare with.
-        executor: where plans are run. ``None``: here, one after another. ``"ray"``: on actors of Ray, one plan each;
-            :class:`dithooks.ray.Actors` says how many, and what each takes. ``"torchrun"``: on the ranks of
-            ``torch.distributed``, each of which calls this with a whole model of its own. Workers that would be idle
-            run what is likely to be asked for next, so with ``cost="blocks"`` the plan found is the same, bit by bit,
-            as of a search here, on machines that compute alike; times are another every time. Recorded is here. Of
-            time, a plan's is compared with that of an uncached run of the same worker, made while others run, too.
-        verbose: show progress, on stderr.
+        journal: a folder that keeps the recording and all evaluations: an interrupted search goes on from there, after
+            one uncached run to compare with.
+        executor: where plans are run; the recording is made in this process. ``None``: in this process, one plan after
+            another. ``"ray"``: on actors of Ray, one plan each; :class:`dithooks.ray.Actors` sets their number and
+            resources. ``"torchrun"``: on the ranks of ``torch.distributed``, each of which calls this with a whole
+            model of its own. Workers that would be idle run the plans that are likely to come next. So with
+            ``cost="blocks"``, on machines that compute alike, the plan is the same, bit by bit, as without an
+            executor. With ``cost="time"``, a plan's time is compared with that of an uncached run of the same worker,
+            made while the other workers run, too.
+        verbose: show progress on stderr.
 
     Returns:
-        The plan, flagged where the target was not reached, and all that was tried. Under ``torch.distributed`` every
-        rank calls this, rank 0 decides, and all return the same plan; without ``executor`` all of them run each plan.
+        The plan, with ``reached`` false where it misses the target, and all plans that were tried. Under
+        ``torch.distributed`` every rank calls this, rank 0 decides, and all return the same plan; without ``executor``
+        all ranks run each plan together.
 
     Raises:
         TypeError, ValueError: as :func:`dit_cache` and :func:`record`; or an argument is of the wrong type or range;
-            or ``run`` does not draw the same pictures each time, or on each worker; or the executor is not there.
+            or ``run`` does not draw the same pictures each time, or on each worker; or the executor cannot be used.
         ModuleNotFoundError: the executor's package is not installed.
         RuntimeError: none of the plans could be run.
 
@@ -123,24 +126,24 @@ def search(
         >>> found.plan.speedup, found.reached
         (1.6666666666666667, True)
     """
-    begun = time.perf_counter()
-    wanted, interval = checked_target(target_speedup), checked_interval(interval)
-    limits = Limits(max_evals, climb, max_generations, max_seconds)
-    checked_cost(cost)
-    elsewhere = executor_of(executor)
+    started_at = time.perf_counter()
+    wanted, interval = check_target_speedup(target_speedup), check_interval(interval)
+    limits = Limits(max_evals, local_moves, max_runs, max_seconds)
+    check_cost(cost)
+    workers = executor_of(executor)
     if not callable(run):
         raise WrongType(f"run must be a function that is given the target and draws, not {run!r}")
     if recording is not None and not isinstance(recording, Recording):
         raise WrongType(f"recording must be a Recording, as record() returns, not {recording!r}")
-    found = chains_of(target, blocks)
-    chains = [chain for chain, _ in found]
-    if any(own is not None for _, own in found):
+    chains_and_configs = chains_of(target, blocks)
+    chains = [chain for chain, _ in chains_and_configs]
+    if any(config is not None for _, config in chains_and_configs):
         raise InvalidSetting(
             "the adapter gives its blocks configurations of their own: leave params out to search for one"
         )
     here = fingerprint(chains)
-    if elsewhere is not None:
-        elsewhere.check([chain.owner for chain in chains])
+    if workers is not None:
+        workers.check([chain.owner for chain in chains])
     if recording is not None and recording.made.fingerprint != here:
         raise InvalidSetting(
             f"the recording is of another model, {recording.made.model} (fingerprint {recording.made.fingerprint}, "
@@ -154,17 +157,17 @@ def search(
             stacklevel=2,
         )
     kept = Journal.open(journal, {"fingerprint": here, "num_inference_steps": num_inference_steps, "cost": cost})
-    with progress(verbose and leads()) as report:
+    with progress(verbose and is_rank_0()) as report:
         recorded = recording or kept.recording()
-        known = recorded is not None
-        resumed = known and recording is None
-        made: list[int] = []
+        resumed = recorded is not None and recording is None
+        calls = 0
 
         def counted(pipe: Any) -> Any:
-            made.append(1)
+            nonlocal calls
+            calls += 1
             return run(pipe)
 
-        if agree(recorded is None):  # on every rank, or on none
+        if broadcast_from_rank_0(recorded is None):  # on every rank, or on none
             recorded = record(
                 target,
                 counted,
@@ -176,38 +179,39 @@ def search(
                 probe=bool(probe) and interval is None and limits.allow(2.0 + 1.0 / wanted, 0.0),
                 report=report,
             )
-            kept.keep_recording(recorded, samples_of(recorded.results) if leads() else ())  # others may return nothing
+            samples = samples_of(recorded.results) if is_rank_0() else []  # other ranks may return nothing
+            kept.keep_recording(recorded, samples)
         assert recorded is not None
         if num_inference_steps not in (None, recorded.steps):
             raise InvalidSetting(
                 f"num_inference_steps={num_inference_steps}, but the recording is of {recorded.steps} steps"
             )
-        trace, watched = recorded.traces[0], leads() or elsewhere is not None
-        drawing = Drawing(run, blocks, trace.path, trace.inputs if watched else None, trace.second, trace.calls)
-        spent, seconds, results = float(len(made)), None, recorded.results
-        # A first run is slower than those that follow, and what a file or journal tells is of another time.
-        if agree(cost == "time" or resumed or results is None):
+        trace, checked = recorded.traces[0], is_rank_0() or workers is not None
+        timed_run = TimedRun(run, blocks, trace.path, trace.inputs if checked else None, trace.second, trace.calls)
+        spent, seconds, results = float(calls), None, recorded.results
+        # A first run is slower than those that follow, and times in a file or journal were measured another day.
+        if broadcast_from_rank_0(cost == "time" or resumed or results is None):
             report("uncached run", 0, None)
-            results, seconds = drawing(target)
-            if recorded.results is not None and leads():
-                how = unlike(samples_of(results), samples_of(recorded.results))
-                if how is not None:
+            results, seconds = timed_run(target)
+            if recorded.results is not None and is_rank_0():
+                mismatch = picture_mismatch(samples_of(results), samples_of(recorded.results))
+                if mismatch is not None:
                     raise InvalidSetting(
-                        f"run does not draw what was recorded: {how}. It has to draw the same pictures whenever it is "
-                        "called; a journal of another run is of no use to it"
+                        f"run does not draw what was recorded: {mismatch}. It has to draw the same pictures whenever "
+                        "it is called; a journal of another run is of no use to it"
                     )
             recorded, spent = replace(recorded, results=results), spent + 1.0
         seconds, executions = seconds if cost == "time" else None, Savings.of(recorded, "blocks").total
-        reference = samples_of(recorded.results) if leads() else None
-        verifier = Verifier(target, drawing, reference, seconds, executions, blocks, scheduler)
-        planner = planner_of(recorded, cost, interval, report)
+        reference = samples_of(recorded.results) if is_rank_0() else None
+        evaluator = Evaluator(target, timed_run, reference, seconds, executions, blocks, scheduler)
+        planner = make_planner(recorded, cost, interval, report)
         with ExitStack() as stack:
-            runner: Runner
-            if elsewhere is None:
-                runner = Here(replace(verifier, seconds=agree(seconds)))
+            runner: PlanRunner
+            if workers is None:
+                runner = LocalRunner(replace(evaluator, seconds=broadcast_from_rank_0(seconds)))
             else:
                 report("start workers", 0, None)
-                team = elsewhere.start(verifier, results, limits.evals + limits.climb)
-                stack.callback(team.close)
-                runner = SpreadRunner(team)
-            return Driver(runner, planner, wanted, limits, kept, report, begun, spent).drive()
+                group = workers.start(evaluator, results, limits.plans)
+                stack.callback(group.close)
+                runner = ParallelRunner(group)
+            return TrialDriver(runner, planner, wanted, limits, kept, report, started_at, spent).drive()

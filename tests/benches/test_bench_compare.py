@@ -207,7 +207,7 @@ def test_rows_of_the_real_thing(sweep):
     assert max(found.quality.psnr) < quality.EQUAL
     assert found.shown.split()[0].count("●") == 2
     assert found.spent.runs >= 2
-    assert found.spent.generations == pytest.approx(1 + (found.spent.runs - 1) / 2, abs=0.4)
+    assert found.spent.run_equivalents == pytest.approx(1 + (found.spent.runs - 1) / 2, abs=0.4)
     (steps,) = fewer_steps.methods()
     fewer = sweep.measure(steps, 2.0)
     assert (fewer.fraction, fewer.shown) == (0.5, "2 steps")

@@ -193,7 +193,7 @@ class TestRunsThatDoMore:
         assert found.reached
         assert [trace.calls for trace in found.recording.traces] == [4 * (way == "called") or 4 for way in ways]
         assert len(calls) == 2 + len(found.evaluations)
-        assert found.generations == pytest.approx(2 + sum(each.blocks for each in found.evaluations))
+        assert found.run_equivalents == pytest.approx(2 + sum(each.blocks for each in found.evaluations))
 
     def test_streams_that_cannot_be_followed_are_the_reason(self):
         pipeline = Pipeline("loop")

@@ -185,7 +185,7 @@ class TestDemo:
         assert evaluation["steps"] == [plan.pieces[0].picture]
         assert evaluation["score"]["psnr"] == pytest.approx(plan.provenance.psnr)
         assert evaluation["blocks"] == pytest.approx(1 / plan.speedup)
-        assert told["generations"] == pytest.approx(1 + evaluation["blocks"])
+        assert told["run_equivalents"] == pytest.approx(1 + evaluation["blocks"])
         assert told["seconds"] > 0
         recording = Recording.load(found / "run.npz")
         assert (recording.steps, recording.samples) == (6, 1)
@@ -229,8 +229,8 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
         assert 1.5 <= slow.speedup < 3 <= fast.speedup
         told = json.loads((folder / "all.json").read_text())
         assert [each["target"] for each in told] == [1.5, 3.0]
-        assert told[0]["generations"] > 1  # the recording has no pictures: they are drawn once
-        assert told[1]["generations"] < 1
+        assert told[0]["run_equivalents"] > 1  # the recording has no pictures: they are drawn once
+        assert told[1]["run_equivalents"] < 1
         shown = capsys.readouterr()
         assert shown.out.count("CachePlan for FluxTransformer2DModel, 12 blocks") == 2
         assert "record" not in shown.err
@@ -270,8 +270,8 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
             (["--target", "2", "--target", "2.0", "--out", "{target}.json"], "two results would go to one file"),
             (["--steps", "0"], "--steps is 0: it must be 1 or more"),
             (["--evals", "0"], "--evals is 0"),
-            (["--climb", "-1"], "--climb is -1"),
-            (["--generations", "0"], "--generations is 0: it must be above 0"),
+            (["--local-moves", "-1"], "--local-moves is -1"),
+            (["--max-runs", "0"], "--max-runs is 0: it must be above 0"),
             (["--seconds", "nan"], "--seconds is nan"),
             (["--seed", "-1"], "--seed is -1"),
             (["--seed", str(2**62)], "below 2**62"),
@@ -369,13 +369,13 @@ class TestOwn:
         assert made[0] == made[1] + 4  # pictures, one after another
 
     def test_limits(self, folder):
-        assert main(["search", "mine.py:toy", "--cost", "blocks", "--generations", "1.1", "--quiet"]) == 0
+        assert main(["search", "mine.py:toy", "--cost", "blocks", "--max-runs", "1.1", "--quiet"]) == 0
         assert len(starts()) == 1  # no plan can be run
-        assert main(["search", "mine.py:toy", *TOY, "--generations", "inf", "--climb", "2", "--quiet"]) == 0
+        assert main(["search", "mine.py:toy", *TOY, "--max-runs", "inf", "--local-moves", "2", "--quiet"]) == 0
 
     def test_interrupted_when_a_plan_was_run(self, folder, capsys):
         targets = ["--target", "1.8", "--target", "3", "--out", "{target}.json", "--json", "n.json"]
-        assert main(["search", "mine.py:interrupted_3", *TOY, "--climb", "9", *targets, "--quiet"]) == 130
+        assert main(["search", "mine.py:interrupted_3", *TOY, "--local-moves", "9", *targets, "--quiet"]) == 130
         shown = capsys.readouterr()
         assert shown.err == "dithooks: interrupted: the best so far is in 1.8.json; not searched: 3x\n"
         assert CachePlan.load("1.8.json").provenance.psnr is not None

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from test_codec import again
+from config.test_codec import again
 from toys import Net, Pipe, latents, prompt
 
 from dithooks import DitCacheConfig, Interval, Linear, Mask, Reuse, Taylor, Threshold, dit_cache

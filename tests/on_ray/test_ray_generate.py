@@ -24,13 +24,14 @@ from ray_drawers import load_nothing, load_slides, one_too_many, resources  # no
 
 from dithooks import DitCacheConfig, dit_cache  # noqa: E402
 from dithooks.demo import PLANS, load_pipeline, load_plan  # noqa: E402
+from dithooks.progress_bars import _Lines, _Rich, _Tqdm  # noqa: E402
 from dithooks.ray import decoded, generate, read, read_prompts  # noqa: E402
-from dithooks.ray.actor import Drawer, packed, problem_of, unpacked  # noqa: E402
-from dithooks.ray.attempts import Underway  # noqa: E402
+from dithooks.ray.actor import DrawingActor, error_of, pack_chunk, unpack_results  # noqa: E402
+from dithooks.ray.attempts import AttemptLog  # noqa: E402
 from dithooks.ray.files import Folder, locked  # noqa: E402
 from dithooks.ray.job import Job, versions_here  # noqa: E402
-from dithooks.ray.job_progress import Reporter, _JobLines, _JobRich, _JobTqdm  # noqa: E402
-from dithooks.ray.output import LOCK, chunks_in, scan  # noqa: E402
+from dithooks.ray.job_progress import ProgressActor, bars_of  # noqa: E402
+from dithooks.ray.output import LOCK, chunks_in, scan_rows  # noqa: E402
 from dithooks.ray.samples import encoded, samples_in  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -285,16 +286,16 @@ def test_an_actor_whose_process_ended_before_it_could_answer(tmp_path):
     folder, job = Folder(str(tmp_path)), Job(load_slides, HALF, {"folder": str(tmp_path)}, batch_size=3)
     (tmp_path / "wrong").touch()
     rows = read_prompts(prompts(tmp_path, "a", "wrong", "b"))
-    batch = packed("00000000-a.parquet", rows)
-    first, second = (unpacked(Drawer(job, str(tmp_path))(batch))[0] for _ in range(2))
+    batch = pack_chunk("00000000-a.parquet", rows)
+    first, second = (unpack_results(DrawingActor(job, str(tmp_path))(batch))[0] for _ in range(2))
     assert (first.ok, first.failed, first.blocks_run, first.blocks_total) == (2, 1, 30, 40)
     assert first == second
     assert len((tmp_path / "log").read_text().splitlines()) == 4  # all three, then each, once
     for _ in range(3):
-        Underway(folder, "load-", "").begin(["load"])
-    told = unpacked(Drawer(job, str(tmp_path))(batch))[0]
+        AttemptLog(folder, "load-", "").begin(["load"])
+    told = unpack_results(DrawingActor(job, str(tmp_path))(batch))[0]
     with pytest.raises(RuntimeError, match=r"the process that loaded the pipeline on .* ended 3 times"):
-        raise problem_of(told)
+        raise error_of(told)
 
 
 def test_a_node_with_other_versions_is_refused(tmp_path):
@@ -429,13 +430,13 @@ def test_rows_that_are_there_twice_are_kept_once(tmp_path):
     parquet.write_table(pa.table({"id": ["b", "c"], **columns}), tmp_path / "00000001-a.parquet")
     parquet.write_table(pa.table({"id": ["a", "b"], **columns}), tmp_path / "00000002-a.parquet")
     folder = Folder(str(tmp_path))
-    found = scan(folder)
+    found = scan_rows(folder)
     assert {row_id: row.file[:8] for row_id, row in found.items()} == {"a": "0" * 8, "b": "0" * 8, "c": "00000001"}
     assert [parquet.read_table(tmp_path / name)["id"].to_pylist() for name in chunks_in(folder)] == [["a", "b"], ["c"]]
-    assert scan(folder) == found
+    assert scan_rows(folder) == found
     (tmp_path / "00000001-a.parquet").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"cannot be read .* delete it, and its rows are drawn again"):
-        scan(folder)
+        scan_rows(folder)
 
 
 def test_a_filesystem_that_is_no_disk():
@@ -444,9 +445,9 @@ def test_a_filesystem_that_is_no_disk():
     folder = Folder("/job", memory)
     assert folder.local is None
     folder.make()
-    Underway(folder, "chunk", "a").begin(["x"])
-    assert Underway(folder, "chunk", "a").ended(["x"]) == 1
-    Underway(folder, "chunk", "a").over()
+    AttemptLog(folder, "chunk", "a").begin(["x"])
+    assert AttemptLog(folder, "chunk", "a").crashes(["x"]) == 1
+    AttemptLog(folder, "chunk", "a").delete()
     folder.write("a.parquet", b"1")
     folder.write("a.parquet", b"2")
     assert (folder.names(), folder.names("_underway"), folder.read("a.parquet")) == (["a.parquet"], [], b"2")
@@ -457,14 +458,14 @@ def test_a_filesystem_that_is_no_disk():
 
 def test_calls_that_did_not_return_are_told_apart(tmp_path):
     folder = Folder(str(tmp_path))
-    first = Underway(folder, "chunk", "a")
+    first = AttemptLog(folder, "chunk", "a")
     first.begin([1])
     first.returned([1])
     first.begin([2])
-    first.say([2], "the device has failed")
-    again = Underway(folder, "chunk", "a")
-    assert [again.ended([n]) for n in (1, 2)] == [0, 1]
-    assert again.last_words([2]) == " (the device has failed)"
+    first.note_error([2], "the device has failed")
+    again = AttemptLog(folder, "chunk", "a")
+    assert [again.crashes([n]) for n in (1, 2)] == [0, 1]
+    assert again.last_error([2]) == " (the device has failed)"
     assert json.loads((tmp_path / "_underway" / "chunk.json").read_text())["pid"] == os.getpid()
 
 
@@ -491,15 +492,14 @@ def test_samples_come_back():
         decoded(b"", "mp4")
 
 
-@pytest.mark.parametrize("kind", [_JobRich, _JobTqdm, _JobLines])
+@pytest.mark.parametrize("kind", [_Rich, _Tqdm, lambda: _Lines(10.0)])
 def test_progress_shows_each_actor_and_all(kind, capsys):
-    reporter = Reporter()
-    reporter.tell("chunk a", "1f2e", 2, 0, 4)
-    reporter.tell("chunk b", "9c8d", 3, 1, 4)
-    state = {"all": (5, 1), **reporter.state()}
-    display = kind(8)
-    display.show({"all": (0, 0)})
-    display.show(state)
+    reporter = ProgressActor()
+    reporter.report("chunk a", "1f2e", 2, 0)
+    reporter.report("chunk b", "9c8d", 3, 1)
+    display = kind()
+    display.show(*bars_of({}, 8))
+    display.show(*bars_of(reporter.progress(), 8))
     display.close()
     said = capsys.readouterr().err
     assert "1f2e" in said

@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_planner import Drawn, check, mixed, recording_of, total_of
-from test_planner_proposals import ENOUGH, drive
+from planning.test_planner import Drawn, check, mixed, recording_of, total_of
+from planning.test_planner_proposals import ENOUGH, drive
 from toys import Net, Pipe, latents, prompt
 from tuning.test_search import DEPTH, STEPS, Toy
 from tuning.test_search_runs import Experts, Late
@@ -23,7 +23,7 @@ from tuning.test_search_runs import Experts, Late
 from dithooks import CachePlan, DitCacheConfig, Interval, dit_cache, plan, search
 from dithooks.cli.main import main
 from dithooks.config.transformer_plan import TransformerPlan
-from dithooks.planning.interval_planner import IntervalPlanner, numbers_of, scheduled
+from dithooks.planning.interval_planner import IntervalPlanner, interval_config, interval_schedule
 from dithooks.planning.planner import Variant
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -67,10 +67,10 @@ class TestNumbers:
         """The interval is told by the mask, or, with one refresh, the least that is asked for and gives it."""
         for start, interval in itertools.product(range(8), range(2, 12)):
             bits = bits_of(start, interval, range(9))
-            assert scheduled(start, interval, range(9)) == bits
+            assert interval_schedule(start, interval, range(9)) == bits
             piece = TransformerPlan("", 1, 2, 4, bits, tuple(None if bit else (1.0,) for bit in bits), None)
             for asked in range(2, interval + 1):
-                found = numbers_of(piece, asked)
+                found = interval_config(piece, asked)
                 alone = start + interval >= 9
                 wanted = max(asked, 9 - start) if alone else interval
                 assert found == DitCacheConfig(start, wanted, 1, 2)
@@ -80,12 +80,11 @@ class TestNumbers:
         steps = (1, 1, 1, 1, 1, 0, 1, 0, 1, 1)  # called from the fourth to the eighth
         weights = tuple(None if bit else (1.0,) for bit in steps)
         piece = TransformerPlan("", 0, 3, 4, steps, weights, None, called=(3, 8))
-        assert numbers_of(piece) == DitCacheConfig(4, 2, 0, 3)
-        assert numbers_of(TransformerPlan("", 0, 3, 4, steps, weights, None, called=(3, 9))) == DitCacheConfig(
-            4, 2, 0, 3
-        )
+        assert interval_config(piece) == DitCacheConfig(4, 2, 0, 3)
+        piece = TransformerPlan("", 0, 3, 4, steps, weights, None, called=(3, 9))
+        assert interval_config(piece) == DitCacheConfig(4, 2, 0, 3)
         with pytest.raises(ValueError, match="no four numbers say this"):
-            numbers_of(TransformerPlan("", 0, 3, 4, steps, weights, None, called=(3, 10)))
+            interval_config(TransformerPlan("", 0, 3, 4, steps, weights, None, called=(3, 10)))
 
     @pytest.mark.parametrize(
         ("bits", "weight", "asked"),
@@ -100,7 +99,7 @@ class TestNumbers:
     def test_what_they_cannot_say(self, bits, weight, asked):
         piece = TransformerPlan("", 0, 1, 1, bits, tuple(None if bit else (weight,) for bit in bits), None)
         with pytest.raises(ValueError, match=f"with an interval of {asked} or more"):
-            numbers_of(piece, asked)
+            interval_config(piece, asked)
 
 
 class TestOneTransformer:
@@ -127,7 +126,7 @@ class TestOneTransformer:
             start = choice.computed.index(0) - 1
             assert choice.computed == bits_of(start, each, range(steps))
             (piece,) = planner.pieces(candidate)
-            found = numbers_of(piece, interval)
+            found = interval_config(piece, interval)
             assert bits_of(found.cache_step_start, found.cache_step_interval, range(steps)) == choice.computed
 
     def test_the_interval_that_was_asked_for_if_it_will_do(self):
@@ -135,7 +134,7 @@ class TestOneTransformer:
         for asked, target, wanted in ((2, 1.5, 2), (2, 2.0, 2), (3, 1.5, 3), (2, 2.5, 3), (2, 4.0, 4), (5, 1.2, 5)):
             candidate = IntervalPlanner(recording, "blocks", interval=asked).candidate(target)
             (piece,) = IntervalPlanner(recording, "blocks", interval=asked).pieces(candidate)
-            assert (candidate.reaches, numbers_of(piece, asked).cache_step_interval) == (True, wanted)
+            assert (candidate.reaches, interval_config(piece, asked).cache_step_interval) == (True, wanted)
 
     @pytest.mark.parametrize("interval", [2, 3, 100])
     def test_a_target_that_cannot_be_reached(self, interval):
@@ -143,7 +142,7 @@ class TestOneTransformer:
         found = plan(recording_of(Plain(0, 2, 4)), 50.0, cost="blocks", interval=interval)
         assert (found.provenance.reached, found.pieces[0].picture) == (False, "●○○○")
         assert found.speedup == pytest.approx(4.0)
-        assert numbers_of(found.pieces[0], interval) == DitCacheConfig(0, max(interval, 4), 0, 2)
+        assert interval_config(found.pieces[0], interval) == DitCacheConfig(0, max(interval, 4), 0, 2)
 
     def test_a_run_that_begins_late(self):
         model = Plain(0, 2, 6, at=[3, 4, 5, 6, 7, 8])
@@ -152,7 +151,7 @@ class TestOneTransformer:
         check(candidate, model.spaced(2, 10.0, "blocks"), recording, "blocks", 1.4)
         (piece,) = plan(recording, 1.4, cost="blocks", interval=2).pieces
         assert (piece.called, piece.steps[:4]) == ((3, 9), (1, 1, 1, 1))
-        start = numbers_of(piece).cache_step_start
+        start = interval_config(piece).cache_step_start
         assert piece.steps[3:] == bits_of(start, 2, range(3, 9))
 
     def test_the_frontier_is_of_the_interval(self):
@@ -189,7 +188,7 @@ class TestOneTransformer:
             start = bits.index(0) - 1
             near = [ways[pair, bits_of(each, 3, range(9))] for each in (start - 1, start + 1) if 0 <= each < 8]
             wanted = [way for way in near if way[0] >= ways[pair, bits][0]]
-            found = list(planner.changed(candidate))
+            found = list(planner.neighbours(candidate))
             met += len(found)
             assert {each.choices[0].computed for each in found} == {way[3] for way in wanted}
             for each in found:
@@ -228,7 +227,7 @@ class TestSeveralTransformers:
                 check(candidate, ways, recording, cost, target)
                 for piece in planner.pieces(candidate):
                     begin, end = piece.called
-                    start = numbers_of(piece, interval).cache_step_start
+                    start = interval_config(piece, interval).cache_step_start
                     assert piece.steps[begin:end] == bits_of(start, each, range(begin, end))
 
     def test_what_else_is_proposed(self):
@@ -251,7 +250,7 @@ class TestProposals:
         _, ways = smallest(interval, 14, lambda k: model.spaced(k, 10.0, "blocks"), needed)
         assert len(found) == min(4, sum(way[0] >= needed - 1e-9 for way in ways))
         pieces = [planner.pieces(candidate)[0] for candidate, _ in found]
-        assert len({numbers_of(piece, interval).cache_step_interval for piece in pieces}) == 1
+        assert len({interval_config(piece, interval).cache_step_interval for piece in pieces}) == 1
         for candidate, _ in found:
             assert candidate.speedup >= target * (1 - 1e-9)
 
@@ -291,10 +290,10 @@ class TestProposals:
         found = drive(planner, lambda candidate: 1.0)
         assert [planner.pieces(candidate)[0].saved > 0 for candidate, _ in found] == [True] * (kind == "no reuse")
 
-    def test_to_climb_is_to_move_the_start(self):
+    def test_a_local_move_moves_the_start(self):
         planner = IntervalPlanner(recording_of(Plain(3, 3, 12)), "blocks", interval=3)
         found = drive(planner, lambda candidate: 0.0, 1, ENOUGH, 1.3)
-        assert [candidate for candidate, _ in found[1:]] == list(planner.changed(found[0][0]))
+        assert [candidate for candidate, _ in found[1:]] == list(planner.neighbours(found[0][0]))
 
 
 class TestPlans:
@@ -341,7 +340,7 @@ class TestRuns:
         for each in found.evaluations:
             (piece,) = each.plan.pieces
             drawn, settled = did(toy.pipe, each.plan, toy.run)
-            again, as_settled = did(toy.pipe, numbers_of(piece), toy.run)
+            again, as_settled = did(toy.pipe, interval_config(piece), toy.run)
             assert torch.equal(drawn, again)
             assert settled == as_settled
             assert sum(reuse for *_, reuse in settled) == piece.steps.count(0) * guidance
@@ -351,25 +350,25 @@ class TestRuns:
         toy = Toy()
         found = toy.search(2.5, interval=2)
         (piece,) = found.plan.pieces
-        assert (found.reached, numbers_of(piece).cache_step_interval) == (True, 3)
-        assert all(numbers_of(each.plan.pieces[0]).cache_step_interval == 3 for each in found.evaluations)
+        assert (found.reached, interval_config(piece).cache_step_interval) == (True, 3)
+        assert all(interval_config(each.plan.pieces[0]).cache_step_interval == 3 for each in found.evaluations)
 
     def test_a_target_that_cannot_be_reached(self):
         found = Toy().search(50.0, interval=2)
         (piece,) = found.plan.pieces
         assert (found.reached, piece.picture, len(found.evaluations)) == (False, "●" + "○" * (STEPS - 1), 1)
-        assert numbers_of(piece, 2) == DitCacheConfig(0, STEPS, 0, DEPTH)
+        assert interval_config(piece, 2) == DitCacheConfig(0, STEPS, 0, DEPTH)
 
     def test_by_time(self):
         found = Toy().search(1.05, interval=3, cost="time", max_evals=2)
-        assert all(numbers_of(each.plan.pieces[0], 3).cache_step_interval >= 3 for each in found.evaluations)
+        assert all(interval_config(each.plan.pieces[0], 3).cache_step_interval >= 3 for each in found.evaluations)
 
     def test_two_experts(self):
         pipe, x = Experts(), latents()
         run = lambda pipe: pipe(x, 10)  # noqa: E731
         found = search(pipe, run, 1.6, cost="blocks", interval=2, verbose=False)
         assert len(found.evaluations) == 4
-        one, two = (numbers_of(piece) for piece in found.plan.pieces)
+        one, two = (interval_config(piece) for piece in found.plan.pieces)
         names = "cache_block_start", "cache_num_blocks"
         second = {name: getattr(two, name) for name in names} | {"policy": two.when}
         both = DitCacheConfig(
@@ -389,7 +388,7 @@ class TestRuns:
         (piece,) = found.plan.pieces
         assert (piece.called, found.reached) == ((3, 8), True)
         drawn, settled = did(pipe, found.plan, run)
-        again, as_settled = did(pipe, numbers_of(piece), run)
+        again, as_settled = did(pipe, interval_config(piece), run)
         assert torch.equal(drawn, again)
         assert settled == as_settled
 
@@ -429,7 +428,7 @@ class TestRuns:
         found = search(pipe, run, 1.4, cost="blocks", interval=2, max_evals=2, verbose=False)
         (piece,) = found.plan.pieces
         drawn, settled = did(pipe, found.plan, run)
-        again, as_settled = did(pipe, numbers_of(piece), run)
+        again, as_settled = did(pipe, interval_config(piece), run)
         assert torch.equal(torch.as_tensor(drawn), torch.as_tensor(again))
         assert (settled == as_settled, found.reached, len(found.evaluations)) == (True, True, 2)
 
@@ -449,7 +448,7 @@ def make():
         command = ["search", "mine.py:make", "--target", options.target, "--evals", options.evals, "--quiet"]
         assert main([*command, "--cost", "blocks", "--interval", "2"]) == 0
         (piece,) = CachePlan.load("plan.json").pieces
-        assert numbers_of(piece).cache_step_interval == 2
+        assert interval_config(piece).cache_step_interval == 2
         assert main([*command, "--interval", "1"]) == 2
         assert "--interval is 1: it must be 2 or more" in capsys.readouterr().err
 
@@ -463,7 +462,7 @@ import torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 from toys import Net, Pipe, latents
 from dithooks import search
-from dithooks.planning.interval_planner import numbers_of
+from dithooks.planning.interval_planner import interval_config
 
 folder, rank = sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
@@ -481,7 +480,7 @@ for name, nothing in (("none", None), ("empty", []), ("array", torch.zeros(0))):
         again = search(pipe, run, 1.3, cost=cost, interval=interval, max_evals=2, journal=f"{folder}/{name}-{cost}")
         told[f"{name} {cost}"] = [
             found.plan.to_json(), found.reached, [each.score.psnr for each in found.evaluations],
-            again.plan.to_json(), interval and str(numbers_of(found.plan.pieces[0], interval)),
+            again.plan.to_json(), interval and str(interval_config(found.plan.pieces[0], interval)),
         ]
 with open(f"{folder}/{rank}.json", "w") as file:
     json.dump(told, file)

@@ -66,7 +66,7 @@ class Drawn:
                 total, error = total + error @ error, 0 * error
                 continue
             off = self.forecast(residuals, bits, step, variant.anchors) - residuals[step]
-            counts = abs(self.times[step] - after[step]) / (variant.late or 10.0) ** self.times[step]
+            counts = abs(self.times[step] - after[step]) / (variant.late_error_weight or 10.0) ** self.times[step]
             error = error + counts * off / np.linalg.norm(self.h[pair[1], step])
         return total + error @ error
 

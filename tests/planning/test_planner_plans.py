@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from test_planner import Drawn, recording_of
+from planning.test_planner import Drawn, recording_of
 
 from dithooks import CachePlan, frontier, plan
 from dithooks.planning.planner import Candidate, Choice, Planner, Variant
@@ -30,7 +30,7 @@ class TestChanged:
             return math.sqrt(one.price(*pairs[0], variant, ends=False) + two.price(*pairs[1], variant))
 
         candidate = Candidate(choices, variant, 1.6, error(choices))
-        found = list(planner.changed(candidate))
+        found = list(planner.neighbours(candidate))
         wanted = set()
         for place, choice in enumerate(candidate.choices):
             for bits in itertools.product((0, 1), repeat=len(choice.computed)):
@@ -50,7 +50,7 @@ class TestChanged:
     def test_nothing_to_move(self):
         candidate = Planner(recording_of(Drawn(0, 1, 3)), "blocks").candidate(2.9)
         assert candidate.choices[0].computed == (1, 0, 0)
-        assert list(Planner(recording_of(Drawn(0, 1, 3)), "blocks").changed(candidate)) == []
+        assert list(Planner(recording_of(Drawn(0, 1, 3)), "blocks").neighbours(candidate)) == []
 
 
 class TestPlans:
@@ -60,7 +60,7 @@ class TestPlans:
         model.times = np.array(sigmas)
         recording = recording_of(model, sigmas=sigmas)
         candidate = Planner(recording).candidate(1.5, Variant(anchors, 3.0))
-        found = plan(recording, 1.5, anchors=anchors, late=3.0)
+        found = plan(recording, 1.5, anchors=anchors, late_error_weight=3.0)
         (piece,), (choice,) = found.pieces, candidate.choices
         assert (piece.path, piece.first, piece.first + piece.blocks - 1) == ("transformer", choice.first, choice.last)
         assert (piece.total, piece.steps, piece.sigmas, piece.axis) == (3, choice.computed, sigmas, "sigma")
@@ -144,8 +144,8 @@ class TestPlans:
             ({"cost": "money"}, ValueError, "there are 'time', as it was measured, and 'blocks'"),
             ({"anchors": 0}, ValueError, "anchors=0"),
             ({"anchors": 4}, ValueError, "anchors=4"),
-            ({"late": 0}, ValueError, "late=0 is out of range"),
-            ({"late": "10"}, TypeError, "late must be a number"),
+            ({"late_error_weight": 0}, ValueError, "late_error_weight=0 is out of range"),
+            ({"late_error_weight": "10"}, TypeError, "late_error_weight must be a number"),
             ({"recording": "recording.npz"}, TypeError, "recording must be a Recording"),
         ],
     )

@@ -1,13 +1,13 @@
-"""What an error is worth at each step, and what leaving blocks out saves, by hand."""
+"""The weight of an error at each step, and what skipping blocks saves, by hand."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-from test_planner import Drawn, recording_of
+from planning.test_planner import Drawn, recording_of
 
-from dithooks.planning.costs import Savings, worth
-from dithooks.recording.noise_levels import levels
+from dithooks.planning.costs import Savings, error_weights
+from dithooks.recording.noise_levels import noise_levels
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -26,7 +26,7 @@ class TestPrices:
         ],
     )
     def test_levels(self, axis, times, steps, wanted):
-        np.testing.assert_allclose(levels(np.array(times), axis, steps), wanted, rtol=1e-12)
+        np.testing.assert_allclose(noise_levels(np.array(times), axis, steps), wanted, rtol=1e-12)
 
     @staticmethod
     def trace(**fields):
@@ -37,31 +37,33 @@ class TestPrices:
     def test_of_a_whole_run(self):
         """σ falls by 0.4, 0.3 and, behind the last step, 0.3; the first range ends where ‖h‖ is 2, 4, 5."""
         wanted = np.array([0.4 / 10, 0.3 / 10**0.6, 0.3 / 10**0.3])
-        np.testing.assert_allclose(worth(self.trace(), 3, 10.0), [wanted / [2, 4, 5], wanted / 10], rtol=1e-12)
-        np.testing.assert_allclose(worth(self.trace(), 3, 1.0)[1], [0.04, 0.03, 0.03], rtol=1e-12)
+        np.testing.assert_allclose(error_weights(self.trace(), 3, 10.0), [wanted / [2, 4, 5], wanted / 10], rtol=1e-12)
+        np.testing.assert_allclose(error_weights(self.trace(), 3, 1.0)[1], [0.04, 0.03, 0.03], rtol=1e-12)
 
     def test_where_another_transformer_goes_on(self):
         """Behind its last step the noise falls on as before, not to nothing: by 0.2, not by 0.5."""
         trace = self.trace(times=np.array([1.0, 0.7, 0.5]))
-        np.testing.assert_allclose(worth(trace, 5, 1.0)[1], [0.03, 0.02, 0.02], rtol=1e-12)
-        np.testing.assert_allclose(worth(trace, 3, 1.0)[1], [0.03, 0.02, 0.05], rtol=1e-12)
+        np.testing.assert_allclose(error_weights(trace, 5, 1.0)[1], [0.03, 0.02, 0.02], rtol=1e-12)
+        np.testing.assert_allclose(error_weights(trace, 3, 1.0)[1], [0.03, 0.02, 0.05], rtol=1e-12)
 
     def test_the_one_that_goes_on(self):
         trace = self.trace(steps=np.array([2, 3, 4]))
-        np.testing.assert_allclose(worth(trace, 5, 1.0)[1], [0.04, 0.03, 0.03], rtol=1e-12)
+        np.testing.assert_allclose(error_weights(trace, 5, 1.0)[1], [0.04, 0.03, 0.03], rtol=1e-12)
 
     def test_of_steps(self):
         trace = self.trace(axis="step", times=np.array([0.0, 1.0, 2.0]))
         wanted = [0.1 / 8, 0.1 / 8 ** (2 / 3), 0.1 / 8 ** (1 / 3)]
-        np.testing.assert_allclose(worth(trace, 3, 8.0)[1], wanted, rtol=1e-12)
+        np.testing.assert_allclose(error_weights(trace, 3, 8.0)[1], wanted, rtol=1e-12)
 
     def test_of_timesteps(self):
         trace = self.trace(axis="timestep", times=np.array([1000.0, 600.0, 300.0]))
-        np.testing.assert_allclose(worth(trace, 3, 10.0), 1000 * worth(self.trace(), 3, 10.0), rtol=1e-12)
+        np.testing.assert_allclose(
+            error_weights(trace, 3, 10.0), 1000 * error_weights(self.trace(), 3, 10.0), rtol=1e-12
+        )
 
     def test_nothing_there_is_worth_nothing(self):
         norms = np.array([[1.0, 1, 1], [2, 0, 5], [0, 0, 0]])
-        found = worth(self.trace(norms=norms), 3, 1.0)
+        found = error_weights(self.trace(norms=norms), 3, 1.0)
         np.testing.assert_allclose(found, [[0.2, 0, 0.06], [0, 0, 0]], rtol=1e-12)
 
     def test_savings(self):

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from test_planner import Drawn, recording_of
+from planning.test_planner import Drawn, recording_of
 
-from dithooks.planning.planner import GUESS, Planner, Variant
-from dithooks.tuning.proposals import GAIN, proposals
+from dithooks.planning.planner import DEFAULT_LATE_ERROR_WEIGHT, Planner, Variant
+from dithooks.tuning.proposals import MIN_GAIN, proposals
 
 pytestmark = pytest.mark.filterwarnings("error")
 ENOUGH = 1000
@@ -25,9 +25,9 @@ def pair():
     return Planner(recording_of(Drawn(3, 2, 5), Drawn(4, 2, 5, path="transformer_2", at=[5, 6, 7, 8, 9])), "blocks")
 
 
-def drive(planner, score, evals=ENOUGH, climb=0, target=1.6):
+def drive(planner, score, evals=ENOUGH, local_moves=0, target=1.6):
     """Everything that is proposed, with its score."""
-    proposed, found, answer = proposals(planner, target, evals, climb), [], None
+    proposed, found, answer = proposals(planner, target, evals, local_moves), [], None
     while True:
         try:
             candidate = proposed.send(answer)
@@ -35,7 +35,7 @@ def drive(planner, score, evals=ENOUGH, climb=0, target=1.6):
             break
         answer = score(candidate)
         found.append((candidate, answer))
-        assert len(found) <= evals + climb
+        assert len(found) <= evals + local_moves
     plans = [planner.pieces(candidate) for candidate, _ in found]
     assert len(set(plans)) == len(plans)
     if found and found[0][1] is not None:
@@ -61,7 +61,7 @@ def ranges(candidate):
     return tuple(choice[:3] for choice in candidate.choices)
 
 
-def guesses(planner):
+def variants(planner):
     """The first candidates, those of the same choices once."""
     found = {}
     for late in (10.0, 3.0, 30.0):
@@ -86,18 +86,18 @@ class TestOrder:
         """Each with the score of its number: the last of the guesses is best, and gone on from."""
         numbers = itertools.count()
         found = [candidate for candidate, _ in drive(planner, lambda candidate: next(numbers), 6)]
-        distinct = guesses(planner)
+        distinct = variants(planner)
         assert len(distinct) > 1
         assert found[: len(distinct)] == distinct
-        late = distinct[-1].variant.late
+        late = distinct[-1].variant.late_error_weight
         assert found[len(distinct)] == planner.candidate(1.6, Variant(3, late))
         assert {candidate.variant.anchors for candidate in found[len(distinct) :]} == {3}
 
     def test_it_goes_on_from_the_best(self, planner):
-        distinct = guesses(planner)
+        distinct = variants(planner)
         for best in distinct:
             found = drive(planner, lambda candidate, best=best: float(candidate == best), len(distinct) + 1)
-            assert found[-1][0] == planner.candidate(1.6, Variant(3, best.variant.late))
+            assert found[-1][0] == planner.candidate(1.6, Variant(3, best.variant.late_error_weight))
 
     def test_another_range_is_tried(self, planner):
         found = drive(planner, lambda candidate: 0.0, ENOUGH)
@@ -105,20 +105,20 @@ class TestOrder:
 
     @pytest.mark.parametrize("evals", [1, 2, 3, 5])
     def test_no_more_than_were_asked_for(self, planner, pair, evals):
-        for each, climb in itertools.product((planner, pair), (0, 1, 5)):
-            assert len(drive(each, by_price(each), evals, climb)) <= evals + climb
+        for each, local_moves in itertools.product((planner, pair), (0, 1, 5)):
+            assert len(drive(each, by_price(each), evals, local_moves)) <= evals + local_moves
 
     def test_as_many_as_were_asked_for_if_there_are(self, planner):
-        for evals, climb in ((1, 0), (2, 0), (4, 3)):
-            assert len(drive(planner, by_price(planner, 3.0), evals, climb)) == evals + climb
+        for evals, local_moves in ((1, 0), (2, 0), (4, 3)):
+            assert len(drive(planner, by_price(planner, 3.0), evals, local_moves)) == evals + local_moves
 
     def test_whatever_the_scores(self, planner, pair):
         """No plan twice (``drive`` sees to it), and it ends, though there is no limit."""
         for seed, each in itertools.product(range(6), (planner, pair)):
             rng = np.random.default_rng(seed)
-            evals, climb = int(rng.integers(1, 12)), int(rng.integers(0, 12))
+            evals, local_moves = int(rng.integers(1, 12)), int(rng.integers(0, 12))
             some = lambda candidate, rng=rng: None if rng.random() < 0.3 else float(rng.normal())  # noqa: E731
-            drive(each, some, *((evals, climb) if seed % 3 else (ENOUGH, ENOUGH)))
+            drive(each, some, *((evals, local_moves) if seed % 3 else (ENOUGH, ENOUGH)))
 
     def test_two_residuals_at_most_are_no_other_plan_with_three(self):
         """Three refreshes of which the last is the last step: a third anchor is nowhere to be had."""
@@ -174,11 +174,11 @@ class TestFailures:
         assert len(drive(planner, lambda candidate: None)) == 1
 
 
-def climbed(found):
+def best_so_far(found):
     """After each of those found, the one that is gone on from: another has to be clearly better."""
     best = [found[0]]
     for each in found[1:]:
-        best.append(each if each[1] > best[-1][1] + GAIN else best[-1])
+        best.append(each if each[1] > best[-1][1] + MIN_GAIN else best[-1])
     return best
 
 
@@ -188,24 +188,24 @@ class TestClimbing:
         found = drive(planner, lambda candidate: float(np.flatnonzero(candidate.choices[0].computed).sum()), 1, ENOUGH)
         refreshes = sum(found[0][0].choices[0].computed)
         packed = (1, *[0] * (14 - refreshes), *[1] * (refreshes - 1))
-        assert climbed(found)[-1][0].choices[0].computed == packed != found[0][0].choices[0].computed
-        for each, best in zip(found[1:], climbed(found), strict=False):
+        assert best_so_far(found)[-1][0].choices[0].computed == packed != found[0][0].choices[0].computed
+        for each, best in zip(found[1:], best_so_far(found), strict=False):
             assert apart(best[0], each[0]) == [1]
             assert each[0].variant == best[0].variant
 
     def test_those_first_that_cost_least(self, planner):
         found = [candidate for candidate, _ in drive(planner, lambda candidate: 0.0, 1, ENOUGH)]
-        assert found[1:] == list(planner.changed(found[0]))
+        assert found[1:] == list(planner.neighbours(found[0]))
 
     @pytest.mark.parametrize("late", [1.0, 100.0, 1000.0])
     def test_until_no_neighbour_is_better(self, planner, pair, late):
         for each in (planner, pair):
             score = by_price(each, late)
             found = drive(each, score, 1, ENOUGH)
-            best = climbed(found)[-1]
+            best = best_so_far(found)[-1]
             known = [each.pieces(candidate) for candidate, _ in found]
-            for neighbour in each.changed(best[0]):
-                assert score(neighbour) <= best[1] + GAIN
+            for neighbour in each.neighbours(best[0]):
+                assert score(neighbour) <= best[1] + MIN_GAIN
                 assert each.pieces(neighbour) in known
 
     def test_a_failure_on_the_way(self, planner):
@@ -229,7 +229,7 @@ def test_what_it_says_of_a_plan_is_of_that_plan(planner):
         bits = candidate.choices[0].computed
         assert (bits[0], len(bits)) == (1, 14)
         assert candidate.speedup >= 1.6
-        mine = by_price(planner, candidate.variant.late)
+        mine = by_price(planner, candidate.variant.late_error_weight)
         if candidate.variant.anchors == 2:
             assert candidate.error**2 == pytest.approx(10 ** (-mine(candidate) / 10), rel=1e-6)
 
@@ -254,11 +254,13 @@ class TestMeasured:
     def test_a_power_of_nothing_is_flat(self, measured):
         flat = dataclasses.replace(measured.recording, sensitivity=(1.0,) * 20)
         (trace,) = measured.recording.traces
-        wanted = Planner(flat, "blocks").worth(trace, Variant(2))
-        np.testing.assert_allclose(measured.worth(trace, Variant(2, None, 0.0)), wanted, rtol=1e-12)
+        wanted = Planner(flat, "blocks").error_weights(trace, Variant(2))
+        np.testing.assert_allclose(measured.error_weights(trace, Variant(2, None, 0.0)), wanted, rtol=1e-12)
 
     def test_it_matters(self, measured):
         """Early errors count most here, and least by the guess: more of the early steps are computed."""
-        mine, guessed = (measured.candidate(1.6, Variant(2, late)).choices[0].computed for late in (None, GUESS))
+        mine, guessed = (
+            measured.candidate(1.6, Variant(2, late)).choices[0].computed for late in (None, DEFAULT_LATE_ERROR_WEIGHT)
+        )
         assert sum(mine) == sum(guessed)
         assert np.flatnonzero(mine).mean() < np.flatnonzero(guessed).mean() - 1

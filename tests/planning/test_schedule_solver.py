@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dithooks.planning.schedule_solver import Schedules, forecasts
+from dithooks.planning.schedule_solver import Schedules, forecast_weights
 from dithooks.planning.weight_fit import fit
 from dithooks.predictors.predictor import Moment
 
@@ -109,7 +109,7 @@ class TestForecasts:
         residuals, times, _ = drawn(anchors, 3, 10)
         grams, moments = grams_of(residuals), [Moment(step, float(t)) for step, t in enumerate(times)]
         ways = list(itertools.combinations(range(5, -1, -1), anchors))
-        got = forecasts(grams, times, np.array(ways), 6, ridge)
+        got = forecast_weights(grams, times, np.array(ways), 6, ridge)
         for (number, gram), (place, way) in itertools.product(enumerate(grams), enumerate(ways)):
             bits = [int(step in (0, *way)) for step in range(10)]
             wanted = fit(gram, moments, bits, anchors, ridge).coefficients[6:]
@@ -120,7 +120,7 @@ class TestForecasts:
         """Of all weights that are as good, the smallest, as least squares has it. Whole numbers: exactly parallel."""
         sizes = np.array([3.0, 1.0, 2.0, 5.0, 4.0, 7.0])
         gram, times = 13.0 * np.outer(sizes, sizes), np.linspace(1, 0.1, 6)
-        got = forecasts(gram[None], times, np.array([range(anchors - 1, -1, -1)]), anchors, 0.0)[0, 0]
+        got = forecast_weights(gram[None], times, np.array([range(anchors - 1, -1, -1)]), anchors, 0.0)[0, 0]
         own = sizes[anchors - 1 :: -1] if anchors > 1 else sizes[:1]
         np.testing.assert_allclose(got, np.outer(own, sizes[anchors:]) / (own @ own), rtol=1e-9)
         moments = [Moment(step, float(t)) for step, t in enumerate(times)]
@@ -131,7 +131,9 @@ class TestForecasts:
         """Δ₂ = 2·Δ₁, and Δ₀ apart: what they span is reached."""
         residuals = np.array([[1.0, 0, 2], [0, 3, 1], [0, 6, 2], [2, 9, 7], [5, 5, 5]])
         gram = residuals @ residuals.T
-        (weights,) = forecasts(gram[None], np.linspace(1, 0.2, 5), np.array([[2, 1, 0]]), 3, 0.0)[0].transpose(0, 2, 1)
+        (weights,) = forecast_weights(gram[None], np.linspace(1, 0.2, 5), np.array([[2, 1, 0]]), 3, 0.0)[0].transpose(
+            0, 2, 1
+        )
         np.testing.assert_allclose(weights[0] @ residuals[[2, 1, 0]], residuals[3], rtol=1e-9)
         reached = np.linalg.lstsq(residuals[[1, 0]].T, residuals[4], rcond=None)[0] @ residuals[[1, 0]]
         np.testing.assert_allclose(weights[1] @ residuals[[2, 1, 0]], reached, rtol=1e-9)
@@ -142,12 +144,12 @@ class TestForecasts:
     )
     def test_where_nothing_happens_it_is_the_line(self, anchors, wanted, ridge):
         times = np.array([1.0, 0.8, 0.6, 0.5, 0.4])
-        got = forecasts(np.zeros((1, 5, 5)), times, np.array([[2, 1, 0][:anchors]]), 3, ridge)
+        got = forecast_weights(np.zeros((1, 5, 5)), times, np.array([[2, 1, 0][:anchors]]), 3, ridge)
         np.testing.assert_allclose(got[0, 0], wanted, atol=1e-12)
 
     def test_a_strong_ridge_is_the_line(self):
         residuals, times, _ = drawn(0, 1, 5)
-        got = forecasts(grams_of(residuals), times, np.array([[2, 0]]), 3, 1e9)[0, 0]
+        got = forecast_weights(grams_of(residuals), times, np.array([[2, 0]]), 3, 1e9)[0, 0]
         r = (times[3:] - times[2]) / (times[2] - times[0])
         np.testing.assert_allclose(got, [1 + r, -r], rtol=1e-6)
 
@@ -202,7 +204,9 @@ class TestDegenerate:
     )  # fmt: skip
     def test_what_does_not_fit(self, change):
         with pytest.raises(ValueError, match=r"need Gram matrices|anchors=\d"):
-            Schedules(**{"grams": np.zeros((1, 4, 4)), "times": np.zeros(4), "worth": np.ones((1, 4)), **change})
+            Schedules(
+                **{"grams": np.zeros((1, 4, 4)), "times": np.zeros(4), "error_weights": np.ones((1, 4)), **change}
+            )
 
     @pytest.mark.parametrize("bits", [(0, 1, 1, 1), (1, 0, 1), (), (1, 0, 1, 0, 1)])
     def test_what_is_no_schedule(self, bits):

@@ -281,10 +281,10 @@ def marks(panel):
 def test_marks_are_what_was_measured(small):
     _, found = small
     (panel,) = plot.frontier(found).axes
-    assert marks(panel) == {(each.speedup, each.worth) for each in found.evaluations}
+    assert marks(panel) == {(each.speedup, each.psnr) for each in found.evaluations}
     chosen = lines_of(panel)["chosen"]
     best = [each for each in found.evaluations if each.plan.pieces == found.plan.pieces]
-    assert (list(chosen.get_xdata()), list(chosen.get_ydata())) == ([best[0].speedup], [best[0].worth])
+    assert (list(chosen.get_xdata()), list(chosen.get_ydata())) == ([best[0].speedup], [best[0].psnr])
     assert list(lines_of(panel)["target"].get_xdata()) == [1.6]
     lowest = sorted(min(line.get_ydata()) for line in panel.lines if line.get_label() == "_worst")
     assert lowest == sorted(each.score.worst for each in found.evaluations)

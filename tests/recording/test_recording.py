@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from test_token_selection import captured
+from recording.test_token_selection import captured
 from torch import nn
 from toys import Ladder, Net, Pipe, Single, latents, loop, prompt
 

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_recording import KINDS, STEPS, pipe_of
+from recording.test_recording import KINDS, STEPS, pipe_of
 from toys import Net, latents, loop, prompt
 
 from dithooks import DitCacheConfig, dit_cache

@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dithooks import plan, record, search
-from dithooks.planning.planner import GUESS, Planner, Variant
+from dithooks.planning.planner import DEFAULT_LATE_ERROR_WEIGHT, Planner, Variant
 from dithooks.recording.recording import Recording
-from dithooks.recording.sensitivity import FEWEST, Called, departures, disturbances, disturbing, smooth
+from dithooks.recording.sensitivity import (
+    MIN_SAMPLES,
+    CallPosition,
+    disturb,
+    disturbed_steps,
+    final_errors,
+    smooth_curve,
+)
 from dithooks.tuning.proposals import proposals
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -75,8 +82,8 @@ def test_the_curve_of_a_sampler_that_is_known(made):
     assert len(curve) == 8
     assert abs(curve.mean()) < 1e-9
     size = np.log(found.traces[0].norms[-1])  # an error that is as large a part of more does more
-    steps = np.array(list(disturbances([[Called(0, step, 0) for step in range(8)]], 16).values()))
-    wanted = smooth(steps / 7, (np.log(sampler.factors) + size)[steps], np.linspace(0, 1, 8))
+    steps = np.array(list(disturbed_steps([[CallPosition(0, step, 0) for step in range(8)]], 16).values()))
+    wanted = smooth_curve(steps / 7, (np.log(sampler.factors) + size)[steps], np.linspace(0, 1, 8))
     np.testing.assert_allclose(curve, wanted - wanted.mean(), atol=0.15)
     assert not sampler.net._forward_hooks
     assert not sampler.net._forward_pre_hooks
@@ -84,11 +91,11 @@ def test_the_curve_of_a_sampler_that_is_known(made):
 
 def test_single_samples_err_at_one_step_each():
     """By hand: three samples, of which two err at the second step and one at the third."""
-    net, calls = Net(), [Called(0, step, 0) for step in range(3)]
+    net, calls = Net(), [CallPosition(0, step, 0) for step in range(3)]
     inputs = [torch.full((3, 4), float(step)) for step in range(3)]
     with torch.no_grad():
         plain = [net(x, 1.0) for x in inputs]
-        with disturbing(net, calls, 3, {0: 1, 1: 2, 2: 1}) as squares:
+        with disturb(net, calls, 3, {0: 1, 1: 2, 2: 1}) as squares:
             found = [net(x, 1.0) for x in inputs]
     assert torch.equal(found[0], plain[0])
     assert torch.equal(found[1], torch.stack([plain[0][0], plain[1][1], plain[0][2]]))
@@ -102,14 +109,14 @@ def test_single_samples_err_at_one_step_each():
 @pytest.mark.parametrize("rows", [3, 6, 16])
 def test_a_batch_of_something_else_does_not_err(rows):
     """Four samples in three rows, in six, or in sixteen, which may be frames."""
-    net, calls = Net(), [Called(0, step, 0) for step in range(2)]
-    with torch.no_grad(), disturbing(net, calls, 4, dict.fromkeys(range(4), 1)) as squares:
+    net, calls = Net(), [CallPosition(0, step, 0) for step in range(2)]
+    with torch.no_grad(), disturb(net, calls, 4, dict.fromkeys(range(4), 1)) as squares:
         first, second = (net(torch.full((rows, 4), float(step)), 1.0) for step in range(2))
     assert not torch.equal(first, second)
     assert squares == {}
 
 
-@pytest.mark.parametrize("samples", [1, FEWEST - 1])
+@pytest.mark.parametrize("samples", [1, MIN_SAMPLES - 1])
 def test_few_samples_tell_nothing_and_cost_nothing(samples):
     sampler = Sampler()
     assert record(sampler, drawn(samples), probe=True).sensitivity is None
@@ -127,7 +134,7 @@ def test_results_that_are_not_one_for_each_sample():
 @given(calls=st.lists(st.integers(0, 12), min_size=1, max_size=13, unique=True), samples=st.integers(1, 40))
 def test_disturbances_have_a_step_before_them(calls, samples):
     steps = sorted(calls)
-    found = disturbances([[Called(0, step, 0) for step in steps]], samples)
+    found = disturbed_steps([[CallPosition(0, step, 0) for step in steps]], samples)
     if len(steps) == 1:
         assert found == {}
         return
@@ -141,13 +148,13 @@ def test_disturbances_have_a_step_before_them(calls, samples):
 
 
 def test_of_two_transformers_the_second_has_its_own_first_step():
-    one, two = ([Called(0, step, 0) for step in steps] for steps in (range(3), range(3, 6)))
-    assert set(disturbances([one, two], 20).values()) == {1, 2, 4, 5}
+    one, two = ([CallPosition(0, step, 0) for step in steps] for steps in (range(3), range(3, 6)))
+    assert set(disturbed_steps([one, two], 20).values()) == {1, 2, 4, 5}
 
 
 class TestDepartures:
     def test_of_fractions(self):
-        assert departures([np.array([0.5, 0.1])], [np.array([0.1, 0.4])]) == pytest.approx([math.sqrt(0.125)])
+        assert final_errors([np.array([0.5, 0.1])], [np.array([0.1, 0.4])]) == pytest.approx([math.sqrt(0.125)])
 
     @pytest.mark.parametrize("size", [0.01, 0.05, 0.2, 0.4, 0.6, 1.0, 3.0, 20.0])
     def test_of_whole_numbers(self, size):
@@ -155,17 +162,17 @@ class TestDepartures:
         draw = np.random.default_rng(0)
         exact = draw.uniform(10, 240, 100_000)
         rounded = np.rint(exact), np.rint(exact + draw.normal(0, size, exact.shape))
-        assert departures([rounded[1]], [rounded[0]]) == pytest.approx([size], rel=0.06)
+        assert final_errors([rounded[1]], [rounded[0]]) == pytest.approx([size], rel=0.06)
 
     def test_of_bytes(self):
         ours, theirs = np.array([0, 255], np.uint8), np.array([255, 255], np.uint8)
-        assert departures([ours], [theirs]) == pytest.approx([math.sqrt(255**2 / 2 - 1 / 6)])
+        assert final_errors([ours], [theirs]) == pytest.approx([math.sqrt(255**2 / 2 - 1 / 6)])
 
 
 class TestSmooth:
     def test_a_constant_is_kept(self):
         at = np.linspace(0, 1, 5)
-        np.testing.assert_allclose(smooth(at[1:3], np.full(2, -3.0), at), -3.0, rtol=1e-9)
+        np.testing.assert_allclose(smooth_curve(at[1:3], np.full(2, -3.0), at), -3.0, rtol=1e-9)
 
     def test_against_the_textbook(self):
         """With an unknown level as a prior of huge variance, in one go."""
@@ -176,7 +183,7 @@ class TestSmooth:
             return 1.5**2 * np.exp(-((a[:, None] - b) ** 2) / (2 * 0.4**2)) + 1e7
 
         wanted = kernel(at, places) @ np.linalg.inv(kernel(places, places) + 0.36 * np.eye(9)) @ values
-        np.testing.assert_allclose(smooth(places, values, at), wanted, atol=1e-4)
+        np.testing.assert_allclose(smooth_curve(places, values, at), wanted, atol=1e-4)
 
     @pytest.mark.parametrize("samples", [4, 8, 32])
     def test_noise_is_taken_out(self, samples):
@@ -186,7 +193,7 @@ class TestSmooth:
         for _ in range(50):
             places = np.linspace(0.05, 1, samples)
             values = 6 * (places - 0.7) ** 2 + draw.normal(0, 0.5, samples)
-            error = smooth(places, values, at) - 6 * (at - 0.7) ** 2
+            error = smooth_curve(places, values, at) - 6 * (at - 0.7) ** 2
             misses.append(np.std(error))
         assert np.mean(misses) < {4: 0.65, 8: 0.5, 32: 0.3}[samples]
 
@@ -201,21 +208,21 @@ class TestPlans:
         planner = Planner(recording, "blocks")
         (trace,) = recording.traces
         flat = dataclasses.replace(recording, sensitivity=(1.0,) * 8)
-        found = planner.worth(trace, Variant(2)) / Planner(flat, "blocks").worth(trace, Variant(2))
+        found = planner.error_weights(trace, Variant(2)) / Planner(flat, "blocks").error_weights(trace, Variant(2))
         np.testing.assert_allclose(found, np.broadcast_to(recording.sensitivity, found.shape), rtol=1e-12)
 
     def test_a_guess_can_still_be_asked_for(self, recording):
         unknown = dataclasses.replace(recording, sensitivity=None)
         guessed = plan(unknown, 1.5, cost="blocks")
-        assert guessed.pieces == plan(recording, 1.5, cost="blocks", late=GUESS).pieces
-        assert guessed.pieces == plan(unknown, 1.5, cost="blocks", late=GUESS).pieces
+        assert guessed.pieces == plan(recording, 1.5, cost="blocks", late_error_weight=DEFAULT_LATE_ERROR_WEIGHT).pieces
+        assert guessed.pieces == plan(unknown, 1.5, cost="blocks", late_error_weight=DEFAULT_LATE_ERROR_WEIGHT).pieces
 
     def test_what_is_measured_is_tried_first(self, recording):
         planner = Planner(recording, "blocks")
         first = next(proposals(planner, 1.5, 4))
         assert first.variant == Variant(2, None)
         guessed = next(proposals(Planner(dataclasses.replace(recording, sensitivity=None), "blocks"), 1.5, 4))
-        assert guessed.variant == Variant(2, GUESS)
+        assert guessed.variant == Variant(2, DEFAULT_LATE_ERROR_WEIGHT)
 
     def test_it_is_saved(self, recording, tmp_path):
         recording.save(tmp_path / "run.npz")
@@ -233,9 +240,9 @@ class TestPlans:
         found = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False)
         assert found.recording.sensitivity is not None
         assert sampler.made == 2 + len(found.evaluations)
-        assert found.generations == pytest.approx(2 + sum(each.blocks for each in found.evaluations))
+        assert found.run_equivalents == pytest.approx(2 + sum(each.blocks for each in found.evaluations))
 
-    @pytest.mark.parametrize("options", [{"probe": False}, {"max_generations": 2.0}, {"interval": 2}])
+    @pytest.mark.parametrize("options", [{"probe": False}, {"max_runs": 2.0}, {"interval": 2}])
     def test_a_search_that_makes_none(self, options):
         sampler = Sampler()
         found = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False, **options)

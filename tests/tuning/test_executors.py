@@ -5,37 +5,44 @@ from itertools import accumulate, pairwise
 
 import pytest
 import torch
-from test_search import Toy
-from test_search_failures import Noisy
+from tuning.test_search import Toy
+from tuning.test_search_failures import Noisy
 
 from dithooks import record, search
-from dithooks.tuning.executors.executor import key_of
-from dithooks.tuning.executors.lookahead import FAR, ahead
+from dithooks.tuning.executors.executor import plan_key
+from dithooks.tuning.executors.lookahead import MAX_CONTINUATIONS, likely_next
 
-TESTS = [{}, {"max_evals": 8}, {"max_evals": 2, "climb": 12}, {"max_evals": 1}, {"interval": 2}]
-TESTS += [{"max_evals": 9, "climb": 9, "max_generations": most} for most in (1.1, 3.0, 6.0)]
+TESTS = [{}, {"max_evals": 8}, {"max_evals": 2, "local_moves": 12}, {"max_evals": 1}, {"interval": 2}]
+TESTS += [{"max_evals": 9, "local_moves": 9, "max_runs": most} for most in (1.1, 3.0, 6.0)]
 
 
 class Crew:
     """Several workers, all of them this process."""
 
     def __init__(self, size, fail=()):
-        self.size, self.fail, self.seconds, self.generations, self.batches, self.closed = size, fail, None, 0.0, [], 0
+        self.size, self.fail, self.seconds, self.run_equivalents, self.batches, self.closed = (
+            size,
+            fail,
+            None,
+            0.0,
+            [],
+            0,
+        )
         self.ran = 0
 
     def check(self, models):
         assert all(isinstance(model, torch.nn.Module) for model in models)
 
-    def start(self, verifier, results, most):
-        self.verifier, self.seconds, self.most = verifier, verifier.seconds, most
+    def start(self, evaluator, results, most):
+        self.evaluator, self.seconds, self.most = evaluator, evaluator.seconds, most
         return self
 
     def run(self, plans):
-        self.batches.append([key_of(plan) for plan in plans])
+        self.batches.append([plan_key(plan) for plan in plans])
         found = {}
         for plan in plans:
             self.ran += 1
-            found[key_of(plan)] = ArithmeticError(f"{self.ran}") if self.ran in self.fail else self.verifier(plan)
+            found[plan_key(plan)] = ArithmeticError(f"{self.ran}") if self.ran in self.fail else self.evaluator(plan)
         return found
 
     def close(self):
@@ -60,11 +67,11 @@ class TestSame:
         ran = [key for batch in crew.batches for key in batch]
         assert len(set(ran)) == len(ran)
         assert all(len(batch) <= size for batch in crew.batches)
-        assert {key_of(each.plan) for each in one.evaluations} <= set(ran)
-        assert spread.generations >= one.generations
+        assert {plan_key(each.plan) for each in one.evaluations} <= set(ran)
+        assert spread.run_equivalents >= one.run_equivalents
         vain = len(ran) - len(one.evaluations)
-        assert (spread.generations == pytest.approx(one.generations)) == (vain == 0)
-        assert (crew.closed, crew.most) == (1, given.get("max_evals", 4) + given.get("climb", 0))
+        assert (spread.run_equivalents == pytest.approx(one.run_equivalents)) == (vain == 0)
+        assert (crew.closed, crew.most) == (1, given.get("max_evals", 4) + given.get("local_moves", 0))
         assert toy.untouched()
 
     @pytest.mark.parametrize("size", [2, 3])
@@ -84,9 +91,9 @@ class TestSame:
     def test_with_a_journal(self, tmp_path):
         """What a search was answered is known to the next."""
         toy, crew = Toy(steps=12), Crew(3)
-        one = toy.search(1.6, climb=4)
-        kept = toy.search(1.6, climb=4, executor=Crew(2), journal=tmp_path / "journal")
-        again = toy.search(1.6, climb=4, executor=crew, journal=tmp_path / "journal")
+        one = toy.search(1.6, local_moves=4)
+        kept = toy.search(1.6, local_moves=4, executor=Crew(2), journal=tmp_path / "journal")
+        again = toy.search(1.6, local_moves=4, executor=crew, journal=tmp_path / "journal")
         assert told(kept) == told(one)
         assert [each.score for each in again.evaluations] == [each.score for each in one.evaluations]
         assert (crew.batches, crew.closed) == ([], 1)
@@ -95,9 +102,9 @@ class TestSame:
 class TestSaved:
     @pytest.mark.parametrize("size", [2, 4])
     def test_fewer_rounds(self, size):
-        """Of a climb, in which most moves are no better, nearly all that is run ahead is of use."""
+        """Of local moves, most of which are no better, nearly all that is run ahead is of use."""
         toy, crew = Toy(steps=14, depth=6), Crew(size)
-        given = {"max_evals": 4, "climb": 20, "max_generations": None}
+        given = {"max_evals": 4, "local_moves": 20, "max_runs": None}
         found = toy.search(1.6, executor=crew, **given)
         evaluations, rounds = len(found.evaluations), len(crew.batches)
         assert evaluations >= 8
@@ -129,7 +136,7 @@ class TestErrors:
         found = toy.search(1.6, max_evals=8, executor=crew)
         assert found.interrupted
         assert len(found.evaluations) >= 1
-        assert (crew.closed, found.plan.provenance.psnr) == (1, max(each.worth for each in found.evaluations))
+        assert (crew.closed, found.plan.provenance.psnr) == (1, max(each.psnr for each in found.evaluations))
 
     @pytest.mark.parametrize(
         ("executor", "error", "message"),
@@ -165,29 +172,29 @@ class TestAhead:
 
     def test_the_likeliest_first(self):
         """By how it went: where plans were mostly no better, that is what is reckoned with."""
-        found = list(ahead(self.after, [3.0, 1.0], lambda plan: None))
+        found = list(likely_next(self.after, [3.0, 1.0], lambda plan: None))
         assert found[0] == self.after([3.0, 1.0])
         assert found[1:3] == [self.after([3.0, 1.0, -1.0]), self.after([3.0, 1.0, -1.0, -2.0])]
-        better = list(ahead(self.after, [1.0, 2.0, 3.0], lambda plan: None))
+        better = list(likely_next(self.after, [1.0, 2.0, 3.0], lambda plan: None))
         assert better[1:3] == [self.after([1.0, 2.0, 3.0, 4.0]), self.after([1.0, 2.0, 3.0, 4.0, 5.0])]
-        assert 12 < len(found) < FAR
+        assert 12 < len(found) < MAX_CONTINUATIONS
 
     def test_what_is_known_is_not_asked_for(self):
         """Nor is what would only come after another answer than the one known."""
         first = self.after([3.0])
-        found = list(ahead(self.after, [3.0], lambda plan: (4.0,) if plan == first else None))
+        found = list(likely_next(self.after, [3.0], lambda plan: (4.0,) if plan == first else None))
         assert first not in found
         assert found[0] == self.after([3.0, 4.0])
 
     def test_nothing_more(self):
-        assert list(ahead(lambda answers: None, [], lambda plan: None)) == []
-        assert list(ahead(lambda answers: 1 if not answers else None, [], lambda plan: None)) == [1]
+        assert list(likely_next(lambda answers: None, [], lambda plan: None)) == []
+        assert list(likely_next(lambda answers: 1 if not answers else None, [], lambda plan: None)) == [1]
 
     @pytest.mark.parametrize("seed", range(20))
     def test_what_comes_is_among_it(self, seed):
         """Whatever the answer, the next was foreseen."""
         rng = random.Random(seed)
         answers = [rng.random() for _ in range(rng.randint(1, 9))]
-        shown = list(ahead(self.after, answers, lambda plan: None))
+        shown = list(likely_next(self.after, answers, lambda plan: None))
         for answer in (min(answers) - 1, max(answers) + 1):
             assert self.after([*answers, answer]) in shown

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import Net, Pipe, latents
 
-from dithooks.recording.rank_agreement import agree, leads
+from dithooks.recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
 from dithooks.recording.record import record
 from dithooks.recording.recording import Recording
 from dithooks.tuning import journal as journal_module
@@ -282,8 +282,8 @@ os._exit(9)
 
 def test_one_process_agrees_with_itself_and_leads():
     value = object()
-    assert agree(value) is value
-    assert leads()
+    assert broadcast_from_rank_0(value) is value
+    assert is_rank_0()
 
 
 def test_only_the_first_process_writes(folder, recording, monkeypatch):
@@ -291,7 +291,7 @@ def test_only_the_first_process_writes(folder, recording, monkeypatch):
     with (folder / "evaluations.jsonl").open("a") as file:
         file.write("torn")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(journal_module, "leads", lambda: False)
+    monkeypatch.setattr(journal_module, "is_rank_0", lambda: False)
     other = Journal.open(folder, PURPOSE)
     assert other.evaluation("a")["psnr"] == 40.0
     other.keep_evaluation("b", {"psnr": 41.0})
@@ -308,18 +308,19 @@ import json, os, sys
 import numpy as np
 import torch.distributed as dist
 from dithooks.tuning.journal import Journal
-from dithooks.recording.rank_agreement import agree, leads
+from dithooks.recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
 
 rank, meet, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-assert leads() and agree(rank) == rank  # before there is a group
+assert is_rank_0() and broadcast_from_rank_0(rank) == rank  # before there is a group
 dist.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=2)
 journal = Journal.open(folder, {"steps": 4})
 dist.barrier()
 journal.keep_evaluation(f"by {rank}", {"psnr": 40.0 + rank})
 dist.barrier()
-large = agree(np.full(100_000, rank))
-found = [agree(rank), agree(None if rank else "text"), agree({"s": [rank + 0.5]}), int(large.sum())]
-print(json.dumps([leads(), found, Journal.open(folder, {"steps": 4}).evaluation("by 1")]))
+large = broadcast_from_rank_0(np.full(100_000, rank))
+values = rank, None if rank else "text", {"s": [rank + 0.5]}
+found = [*map(broadcast_from_rank_0, values), int(large.sum())]
+print(json.dumps([is_rank_0(), found, Journal.open(folder, {"steps": 4}).evaluation("by 1")]))
 dist.barrier()
 sys.stdout.flush()
 os._exit(0)  # gloo now and then aborts while it is taken down

@@ -72,7 +72,7 @@ class TestResult:
             assert each.seconds > 0 < each.speedup
             assert each.speedup == pytest.approx(1 / each.blocks)
             assert each.blocks == pytest.approx(1 / each.plan.speedup)
-            assert (each.failure, each.worth) == ("", each.score.psnr)
+            assert (each.failure, each.psnr) == ("", each.score.psnr)
             assert each.plan.provenance.predicted_speedup >= 1.6 * (1 - 1e-9)
         assert len({each.plan.pieces for each in found.evaluations}) == len(found.evaluations)
         best = max(found.evaluations, key=lambda each: each.score.psnr)
@@ -89,7 +89,7 @@ class TestResult:
         assert told.date == time.strftime("%Y-%m-%d")
         assert {"torch", "numpy"} <= set(told.versions)
         assert found.plan.made == found.recording.made
-        assert found.generations == pytest.approx(1 + sum(1 / each.plan.speedup for each in found.evaluations))
+        assert found.run_equivalents == pytest.approx(1 + sum(1 / each.plan.speedup for each in found.evaluations))
         assert CachePlan.from_json(found.plan.to_json()) == found.plan
 
     def test_what_was_measured_is_what_the_plan_does(self):
@@ -111,7 +111,7 @@ class TestResult:
         found = toy.search(1.6)
         blocks = len(toy.seen.blocks["net"])
         beyond = blocks + sum(blocks - len(block_range(each)) for each in found.evaluations)
-        assert toy.net.executions == pytest.approx(found.generations * blocks * STEPS * guidance + beyond)
+        assert toy.net.executions == pytest.approx(found.run_equivalents * blocks * STEPS * guidance + beyond)
         assert len(found.evaluations) > 1
 
     def test_guidance_in_two_calls(self):
@@ -143,7 +143,7 @@ class TestResult:
             assert cells[:4] == [f"{piece.first}–{piece.first + piece.blocks - 1}", piece.picture, predicted, measured]
             assert cells[5:7] == [f"{each.score.psnr:.2f}", "dB"]
             assert len(row) <= 120
-        assert last.startswith(f"{len(rows)} plans run, {found.generations:.1f} generations, ")
+        assert last.startswith(f"{len(rows)} plans run, {found.run_equivalents:.1f} run equivalents, ")
 
     def test_by_time(self, clock):
         """Blocks of 1 ms, and one of 8: the target is of the time, and is kept.
@@ -194,9 +194,9 @@ class TestResult:
         assert found.reached == found.plan.provenance.reached == reached
         assert found.plan.provenance.measured_speedup == only.speedup
 
-    def test_climbing(self):
+    def test_local_moves(self):
         toy = Toy(steps=12)
-        plain, further = toy.search(1.7, max_evals=1), toy.search(1.7, max_evals=1, climb=8, max_generations=None)
+        plain, further = toy.search(1.7, max_evals=1), toy.search(1.7, max_evals=1, local_moves=8, max_runs=None)
         assert len(plain.evaluations) == 1
         assert 1 < len(further.evaluations) <= 9
         assert further.evaluations[0].plan.pieces == plain.evaluations[0].plan.pieces
@@ -232,7 +232,7 @@ class TestRecordings:
             found = toy.search(target, recording=recording)
             assert toy.run.calls == len(found.evaluations)
             assert found.recording.traces is recording.traces
-            assert found.generations == pytest.approx(sum(each.blocks for each in found.evaluations))
+            assert found.run_equivalents == pytest.approx(sum(each.blocks for each in found.evaluations))
         toy.run.calls = 0
         assert toy.search(2.2).plan.pieces == found.plan.pieces
 
@@ -244,7 +244,7 @@ class TestRecordings:
         assert recording.results is None
         found, executions = toy.search(recording=recording), toy.net.executions
         assert toy.run.calls == 1 + len(found.evaluations)
-        assert found.generations == pytest.approx(1 + sum(each.blocks for each in found.evaluations))
+        assert found.run_equivalents == pytest.approx(1 + sum(each.blocks for each in found.evaluations))
         assert found.plan.pieces == toy.search().plan.pieces
         assert executions < toy.net.executions
         assert toy.untouched()

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from test_search import STEPS, Toy, block_range
 from toys import Net, Pipe, Single, latents
+from tuning.test_search import STEPS, Toy, block_range
 
 from dithooks import record, search, timestep_scope
 from dithooks.engine.replay import replaying
@@ -45,7 +45,7 @@ class TestFailures:
         failed = [each for each in found.evaluations if each.failure]
         assert [block_range(each) for each in failed] == [range(0, 1)]
         assert "WiringError" in failed[0].failure
-        assert (failed[0].score, failed[0].worth, failed[0].speedup) == (None, None, 0.0)
+        assert (failed[0].score, failed[0].psnr, failed[0].speedup) == (None, None, 0.0)
         assert len(found.evaluations) > 2
         assert all(1 in block_range(each) for each in found.evaluations if not each.failure)
         assert 1 in range(found.plan.pieces[0].first, 2)

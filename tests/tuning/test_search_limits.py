@@ -4,8 +4,8 @@ import math
 import warnings
 
 import pytest
-from test_search import STEPS, Toy
-from test_search_failures import Noisy
+from tuning.test_search import STEPS, Toy
+from tuning.test_search_failures import Noisy
 
 from dithooks import DitCacheConfig, Recording, dit_cache, record, search
 from dithooks.planning.planner import Planner
@@ -19,12 +19,12 @@ class TestLimits:
         assert (len(found.evaluations), toy.run.calls) == (evals, 1 + evals)
 
     @pytest.mark.parametrize("most", [1.1, 2.3, 3.0, 4.5])
-    def test_generations(self, most):
+    def test_max_runs(self, most):
         """Another plan is run only if it stays below."""
         toy = Toy(steps=12)
-        given = {"max_evals": 20, "climb": 20}
-        found = toy.search(1.6, max_generations=most, **given)
-        everything = toy.search(1.6, max_generations=None, **given)
+        given = {"max_evals": 20, "local_moves": 20}
+        found = toy.search(1.6, max_runs=most, **given)
+        everything = toy.search(1.6, max_runs=None, **given)
         wanted, spent = 0, 1.0
         for each in everything.evaluations:
             if spent + each.blocks > most:
@@ -32,15 +32,15 @@ class TestLimits:
             wanted, spent = wanted + 1, spent + each.blocks
         assert wanted < len(everything.evaluations)
         assert len(found.evaluations) == wanted
-        assert found.generations == pytest.approx(spent)
+        assert found.run_equivalents == pytest.approx(spent)
 
-    def test_generations_of_a_loaded_recording(self, tmp_path):
+    def test_max_runs_of_a_loaded_recording(self, tmp_path):
         """The run that draws its pictures again counts too."""
         toy = Toy(steps=12)
         recording = record(toy.pipe, toy.run)
         recording.save(tmp_path / "recording.npz")
         counts = [
-            len(toy.search(1.6, recording=each, max_generations=3.0).evaluations)
+            len(toy.search(1.6, recording=each, max_runs=3.0).evaluations)
             for each in (recording, Recording.load(tmp_path / "recording.npz"))
         ]
         assert counts == [4, 3]
@@ -61,9 +61,9 @@ class TestLimits:
             ({"target_speedup": None}, TypeError, "target_speedup must be a number"),
             ({"max_evals": 0}, ValueError, "max_evals=0 is out of range"),
             ({"max_evals": 1.5}, TypeError, "max_evals must be an int"),
-            ({"climb": -1}, ValueError, "climb=-1 is out of range"),
-            ({"max_generations": 0}, ValueError, "max_generations=0 is out of range"),
-            ({"max_generations": "6"}, TypeError, "max_generations must be a number"),
+            ({"local_moves": -1}, ValueError, "local_moves=-1 is out of range"),
+            ({"max_runs": 0}, ValueError, "max_runs=0 is out of range"),
+            ({"max_runs": "6"}, TypeError, "max_runs must be a number"),
             ({"max_seconds": 0.0}, ValueError, "max_seconds=0 is out of range"),
             ({"max_seconds": math.nan}, ValueError, "max_seconds"),
             ({"cost": "x"}, ValueError, "cost='x': there are 'time'"),
@@ -215,11 +215,11 @@ class TestTakenUp:
         assert len(second.evaluations) == len(whole.evaluations) == 5
         assert second.plan.pieces == whole.plan.pieces
         assert second.plan.provenance.psnr == whole.plan.provenance.psnr
-        assert second.generations == pytest.approx(1 + sum(each.blocks for each in second.evaluations[call - 2 :]))
+        assert second.run_equivalents == pytest.approx(1 + sum(each.blocks for each in second.evaluations[call - 2 :]))
         assert [each.seconds for each in first.evaluations] == [each.seconds for each in second.evaluations[: call - 2]]
         toy.run.calls = 0
         third = toy.search(1.6, **given)
-        assert (toy.run.calls, third.generations) == (1, 1.0)
+        assert (toy.run.calls, third.run_equivalents) == (1, 1.0)
         assert third.plan.to_json() == second.plan.to_json()
         assert [each.score for each in third.evaluations] == [each.score for each in second.evaluations]
 

@@ -35,9 +35,10 @@ def searched(cost, stop=None, **given):
             if (len(calls), step) == (stop, 2):
                 raise KeyboardInterrupt
         return pipe(x, 8, at=at)
-    found = search(pipe, run, 1.5, cost=cost, **{"max_evals": 3, "climb": 2, **given})
+    found = search(pipe, run, 1.5, cost=cost, **{"max_evals": 3, "local_moves": 2, **given})
     return {
-        "plan": found.plan.to_json(), "calls": len(calls), "reached": found.reached, "generations": found.generations,
+        "plan": found.plan.to_json(), "calls": len(calls), "reached": found.reached,
+        "run_equivalents": found.run_equivalents,
         "scores": [each.score.psnr for each in found.evaluations], "interrupted": found.interrupted,
         "speedups": [each.speedup for each in found.evaluations],
         "alone": Planner(found.recording, cost).candidate(1.5).error,
@@ -46,7 +47,7 @@ def searched(cost, stop=None, **given):
 told = {
     "blocks": searched("blocks", journal=f"{folder}/journal"),
     "again": searched("blocks", journal=f"{folder}/journal"),
-    "more": searched("blocks", journal=f"{folder}/journal", max_evals=6, climb=6, max_generations=None),
+    "more": searched("blocks", journal=f"{folder}/journal", max_evals=6, local_moves=6, max_runs=None),
     "time": searched("time"),
     "broken off": searched("blocks", stop=3),
 }

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_executors import told
-from test_search import Toy
 from toys import Net, Pipe, latents
+from tuning.test_executors import told
+from tuning.test_search import Toy
 
 from dithooks import record, search
 from dithooks.cli.main import main
@@ -23,7 +23,7 @@ HERE, MAIN = Path(__file__).parents[1], os.getpid()
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """Four processors, and a GPU as far as Ray is told."""
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    paths = os.pathsep.join(map(str, (HERE, HERE.parent, Path(__file__).parent)))
     ray.init(
         address="local",
         num_cpus=4,
@@ -100,7 +100,7 @@ class Stuck(Toy):
 
 def test_the_same_plan_as_here():
     toy = Toy(steps=12)
-    given = {"max_evals": 6, "climb": 3}
+    given = {"max_evals": 6, "local_moves": 3}
     assert told(toy.search(1.6, executor=Actors(workers=2), **given)) == told(toy.search(1.6, **given))
     assert toy.untouched()
 
@@ -122,7 +122,7 @@ def test_of_time_each_has_its_own_uncached_run():
     found = toy.search(1.3, cost="time", recording=recording, max_evals=2, executor=Actors(workers=2, num_gpus=0.5))
     assert toy.run.calls == before + 1  # here, one: what is recorded is slower
     assert len(found.evaluations) == 2
-    assert found.generations >= 1 + 2 + sum(each.blocks for each in found.evaluations) - 1e-9
+    assert found.run_equivalents >= 1 + 2 + sum(each.blocks for each in found.evaluations) - 1e-9
     assert all(each.speedup > 0 for each in found.evaluations)
 
 

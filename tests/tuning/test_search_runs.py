@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from config.test_overrides import Seen
-from test_search import DEPTH, STEPS, Drawing, Toy, block_range
 from toys import Net, Pipe, latents, prompt
+from tuning.test_search import DEPTH, STEPS, Drawing, Toy, block_range
 
 from dithooks import dit_cache, search
 from dithooks.demo import load_pipeline
@@ -65,7 +65,7 @@ class TestShapesOfRuns:
         for each in found.evaluations:
             for piece in each.plan.pieces:
                 beyond += piece.total - piece.blocks
-        assert executions == pytest.approx(found.generations * (3 * 4 + 4 * 6) + beyond)
+        assert executions == pytest.approx(found.run_equivalents * (3 * 4 + 4 * 6) + beyond)
         assert found.plan.provenance.predicted_speedup >= 1.6
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -114,7 +114,7 @@ class TestShapesOfRuns:
         assert (found.recording.runs, found.plan.provenance.samples) == (3, 6)
         assert all(each.blocks == pytest.approx(1 / each.plan.speedup) for each in found.evaluations)
         beyond = DEPTH + sum(DEPTH - len(block_range(each)) for each in found.evaluations)
-        assert toy.net.executions == pytest.approx(found.generations * DEPTH * STEPS * 3 + beyond)
+        assert toy.net.executions == pytest.approx(found.run_equivalents * DEPTH * STEPS * 3 + beyond)
 
     @pytest.mark.parametrize("whole", [True, False])
     def test_compiled(self, whole):

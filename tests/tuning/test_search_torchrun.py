@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 from toys import Net, Pipe, latents
-from test_executors import told
+from tuning.test_executors import told
 from dithooks import search
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
@@ -32,18 +32,19 @@ def searched(stop=None, error=None, seed=0, **given):
                 raise error
         return pipe(x + 0.1 * seed * rank, 12, at=at)
     try:
-        found = search(pipe, run, 1.6, **{"cost": "blocks", "max_evals": 6, "climb": 3, "verbose": False, **given})
+        limits = {"max_evals": 6, "local_moves": 3}
+        found = search(pipe, run, 1.6, **{"cost": "blocks", "verbose": False, **limits, **given})
     except Exception as raised:
         return {"raised": f"{type(raised).__name__}: {raised}", "calls": len(calls)}
     said = repr(told(found))
     return {"told": said, "calls": len(calls), "interrupted": found.interrupted, "plan": found.plan.to_json(),
-            "generations": found.generations, "evaluations": len(found.evaluations)}
+            "run_equivalents": found.run_equivalents, "evaluations": len(found.evaluations)}
 
-kept = {"executor": "torchrun", "journal": sys.argv[2] + "/journal", "max_generations": None}
+kept = {"executor": "torchrun", "journal": sys.argv[2] + "/journal", "max_runs": None}
 both = {
     "here": searched(),
     "spread": searched(executor="torchrun"),
-    "time": searched(executor="torchrun", cost="time", max_evals=3, climb=0),
+    "time": searched(executor="torchrun", cost="time", max_evals=3, local_moves=0),
     "journal": searched(**kept),
     "again": searched(**kept),
     "others": searched(executor="torchrun", seed=1),
@@ -80,7 +81,7 @@ def test_one_plan_for_both(ranks, name):
     first, second = (told[name] for told in ranks)
     assert first["plan"] == second["plan"]
     assert first["told"] == second["told"]
-    assert first["generations"] == second["generations"]
+    assert first["run_equivalents"] == second["run_equivalents"]
 
 
 def test_the_same_plan_as_one_after_another(ranks):
@@ -102,7 +103,7 @@ def test_a_journal_goes_on(ranks):
 def test_ranks_that_draw_something_else(ranks):
     """Both hear of it, before a plan is run."""
     for told in ranks:
-        assert "ValueError: run does not draw the same on all ranks: rank 1: " in told["others"]["raised"]
+        assert "InvalidSetting: run does not draw the same on all ranks: rank 1: " in told["others"]["raised"]
         assert told["others"]["calls"] == 1
 
 

@@ -14,8 +14,8 @@ from ...config.cache_plan import CachePlan
 from ...engine.sessions import tell_step
 from ...errors import InvalidSetting
 from ...handle import CacheHandle, dit_cache
-from ...planning.interval_planner import numbers_of
-from ...recording.rank_agreement import leads
+from ...planning.interval_planner import interval_config
+from ...recording.rank_broadcast import is_rank_0
 from ...tuning.search import search
 from ...validation import check_count
 from .adaptor_configs import DitCacheConfig, DitCacheSearchConfig
@@ -191,7 +191,7 @@ class DitCacheAdaptor:
 
         def run(pipeline: Any) -> Any:
             videos = run_pipeline_and_save_videos(pipeline)
-            if leads() and not (isinstance(videos, list) and len(videos) == expected):
+            if is_rank_0() and not (isinstance(videos, list) and len(videos) == expected):
                 got = f"{len(videos)} of them" if isinstance(videos, list) else type(videos).__name__
                 raise InvalidSetting(f"run_pipeline_and_save_videos must return a list of {expected} videos, not {got}")
             return videos
@@ -225,7 +225,7 @@ class DitCacheAdaptor:
         if plan == "free":
             self.dit_cache_config = found.plan
             return found.plan
-        best = numbers_of(found.plan.pieces[0], wanted.cache_step_interval)
+        best = interval_config(found.plan.pieces[0], wanted.cache_step_interval)
         self.update_cache_config(**{name: getattr(best, name) for name in DitCacheConfig.__dataclass_fields__})
         assert isinstance(self._config, DitCacheConfig)
         return self._config

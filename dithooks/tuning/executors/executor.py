@@ -1,4 +1,4 @@
-"""Plans run by several workers at once, for a search that asks for one after the other."""
+"""Executors: several workers run plans at once, for a search that decides on one after the other."""
 
 from __future__ import annotations
 
@@ -11,109 +11,109 @@ from typing import Any, Protocol
 from torch import nn
 
 from ...config.cache_plan import CachePlan
-from ..evaluation import Evaluation, Verifier
-from .lookahead import Answer
+from ..evaluation import Evaluation, Evaluator
+from .lookahead import TrialScore
 
-ExecutorResult = Evaluation | Exception  # what came of a plan: where its run failed, how
-Known = Callable[[CachePlan], "tuple[Answer] | None"]
-Likely = Callable[[Known], Iterable[CachePlan]]
+ExecutorResult = Evaluation | Exception  # a plan's evaluation, or the error that its run raised
+KnownScore = Callable[[CachePlan], "tuple[TrialScore] | None"]  # a plan's score, if there is one already
+LikelyPlans = Callable[[KnownScore], Iterable[CachePlan]]  # plans that may be run next, the likeliest first
 
 
-class Team(Protocol):
-    """Workers that are ready."""
+class WorkerGroup(Protocol):
+    """Workers that are ready to run plans."""
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of workers."""
 
     @property
     def seconds(self) -> float | None:
-        """Of an uncached run, as this process saw it; ``None``: speed is of block executions."""
+        """Time of an uncached run in this process; ``None``: speed is counted in block executions."""
 
     @property
-    def generations(self) -> float:
-        """Uncached runs that the workers made, to compare with."""
+    def run_equivalents(self) -> float:
+        """Uncached runs that the workers made to compare with."""
 
     def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
-        """Run as many plans as there are workers at most, each once; what came of each, by :func:`key_of`."""
+        """Run plans, one on each worker at most; return their results by :func:`plan_key`."""
 
     def close(self) -> None:
-        """Let them go."""
+        """End the workers."""
 
 
 class Executor(Protocol):
-    """What ``search(executor=)`` takes: where plans are run."""
+    """A place to run plans, as ``search(executor=)`` takes it."""
 
     def check(self, models: Sequence[nn.Module]) -> None:
-        """See whether it can be used, before anything is run.
+        """Check that the executor can be used, before anything is run.
 
         Raises:
             ValueError, TypeError, ModuleNotFoundError: it cannot.
         """
 
-    def start(self, verifier: Verifier, results: Any, most: int) -> Team:
-        """Workers that can run plans.
+    def start(self, evaluator: Evaluator, results: Any, most: int) -> WorkerGroup:
+        """Start workers that can run plans.
 
         Args:
-            verifier: would run them here.
-            results: of this process's run without a cache; ``None``: it made none.
-            most: plans that will be run.
+            evaluator: the evaluator that would run plans in this process.
+            results: results of this process's uncached run; ``None``: it made none.
+            most: largest number of plans that will be run.
 
         Raises:
             ValueError: a worker does not draw what was recorded.
         """
 
 
-class SpreadRunner:
-    """Runs the plan that is asked for, and on workers that were idle else those that may be next.
+class ParallelRunner:
+    """A plan runner with several workers: those that would be idle run the plans that are likely to come next.
 
     Args:
-        team: runs them.
+        group: the workers.
     """
 
-    def __init__(self, team: Team) -> None:
-        self.team = team
-        self._found: dict[str, ExecutorResult] = {}
+    def __init__(self, group: WorkerGroup) -> None:
+        self.group = group
+        self._results: dict[str, ExecutorResult] = {}
         self._used: set[str] = set()
 
     @property
     def seconds(self) -> float | None:
-        """Of an uncached run."""
-        return self.team.seconds
+        """Time of an uncached run."""
+        return self.group.seconds
 
     @property
-    def in_vain(self) -> float:
-        """Block executions that no decision was made on, over those of an uncached run."""
-        unused = [found for key, found in self._found.items() if key not in self._used]
-        return self.team.generations + sum(each.blocks for each in unused if isinstance(each, Evaluation))
+    def unused_run_equivalents(self) -> float:
+        """Block executions that no decision was based on, over those of an uncached run."""
+        unused = [result for key, result in self._results.items() if key not in self._used]
+        return self.group.run_equivalents + sum(each.blocks for each in unused if isinstance(each, Evaluation))
 
-    def __call__(self, plan: CachePlan, likely: Likely) -> Evaluation:
-        """What came of a plan, run now or ahead of its time.
+    def __call__(self, plan: CachePlan, likely: LikelyPlans) -> Evaluation:
+        """Evaluate a plan, unless it was run ahead: then return its evaluation.
 
         Args:
-            plan: that is asked for.
-            likely: those that may be next, itself among them.
+            plan: the plan to run now.
+            likely: yields this plan, and then those that may be next.
         """
-        key = key_of(plan)
-        if key not in self._found:
+        key = plan_key(plan)
+        if key not in self._results:
             plans = {key: plan}
-            for each in likely(self._answer):
-                if len(plans) >= self.team.size:
+            for other in likely(self._known_score):
+                if len(plans) >= self.group.size:
                     break
-                plans.setdefault(key_of(each), each)
-            self._found |= self.team.run(list(islice(plans.values(), self.team.size)))
+                plans.setdefault(plan_key(other), other)
+            self._results |= self.group.run(list(islice(plans.values(), self.group.size)))
         self._used.add(key)
-        found = self._found[key]
-        if isinstance(found, Exception):
-            raise found
-        return replace(found, plan=plan)
+        result = self._results[key]
+        if isinstance(result, Exception):
+            raise result
+        return replace(result, plan=plan)
 
-    def _answer(self, plan: CachePlan) -> tuple[Answer] | None:
-        """How a plan did that was run ahead, if it could be."""
-        found = self._found.get(key_of(plan))
-        return (found.worth,) if isinstance(found, Evaluation) else None
+    def _known_score(self, plan: CachePlan) -> tuple[TrialScore] | None:
+        """Return the score of a plan that was run ahead, if its run raised nothing."""
+        result = self._results.get(plan_key(plan))
+        return (result.psnr,) if isinstance(result, Evaluation) else None
 
 
-def key_of(plan: CachePlan) -> str:
-    """What a plan does, whoever made it."""
+def plan_key(plan: CachePlan) -> str:
+    """Return a text that is the same for all plans that cache the same, whatever their provenance."""
     return json.dumps([asdict(piece) for piece in plan.pieces])

@@ -1,4 +1,4 @@
-"""Where the plans of a search are run, by name."""
+"""Executors by name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .torchrun_ranks import Ranks
 
 
 def executor_of(executor: str | Executor | None) -> Executor | None:
-    """An executor, by its name or as it is; ``None``: none.
+    """Return an executor by its name; an executor, or ``None``, is returned as it is.
 
     Raises:
-        TypeError, ValueError: there is none of that name, or it is something else.
+        TypeError, ValueError: no executor has that name, or the argument is something else.
 
     Example:
         >>> executor_of("ray")

@@ -17,28 +17,29 @@ from ...blocks.registry import chains_of
 from ...config.cache_plan import CachePlan
 from ...errors import InvalidSetting, WrongType
 from ...recording.image_metrics import samples_of
-from ...recording.rank_agreement import alone
+from ...recording.rank_broadcast import is_single_process
 from ...validation import check_count, check_number
-from ..evaluation import Evaluation, Verifier
-from ..repeat_run import unlike
-from .executor import ExecutorResult, key_of
+from ..evaluation import Evaluation, Evaluator
+from ..timed_run import picture_mismatch
+from .executor import ExecutorResult, plan_key
 
-RETRIES = 3  # of a plan whose actor died
+RETRIES = 3  # of a plan whose actor ended
 
 
 @dataclass(frozen=True)
 class Actors:
-    """What ``search(executor=)`` takes to run plans on actors of Ray; ``"ray"`` is one as it is made without arguments.
+    """An executor that runs plans on actors of Ray; ``search(executor="ray")`` is short for ``Actors()``.
 
-    A running Ray is used, or one is started for the search. Actors get the target by pickle, or load one of their own.
+    A running Ray is used, or one is started for the search.
 
     Args:
-        workers: how many actors; ``None``: as many as there is room for, and work.
-        num_cpus: that each takes.
-        num_gpus: that each takes, also a part of one; ``None``: one if the target is on an accelerator, else none.
-        resources: of other names, that each takes: ``{"NPU": 1}``.
-        load: makes the target, in each actor; ``run`` has to draw with what it is given then, and refer to no other.
-            ``None``: it is sent to them with all its weights, to devices of the same names.
+        workers: number of actors; ``None``: as many as the cluster has room for, and the search has plans for.
+        num_cpus: CPUs of each actor.
+        num_gpus: GPUs of each actor, which may be a part of one; ``None``: one if the target is on an accelerator.
+        resources: other resources of each actor, by Ray's names: ``{"NPU": 1}``.
+        load: function without arguments that makes the target in each actor; ``run`` has to draw with the target that
+            it is given, and refer to no other. ``None``: the target is pickled with all its weights, and sent to
+            devices of the same names.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or range.
@@ -70,44 +71,44 @@ class Actors:
             raise WrongType(f"load must be a function without arguments that makes the target, not {self.load!r}")
 
     def check(self, models: Sequence[nn.Module]) -> None:
-        """See whether Ray is installed, and this is the only process.
+        """Check that Ray is installed, and that this is the only process.
 
         Raises:
-            ModuleNotFoundError: it is not.
-            ValueError: there are several ranks of ``torch.distributed``.
+            ModuleNotFoundError: Ray is not installed.
+            ValueError: ``torch.distributed`` has several ranks.
         """
         ray_module()
-        if not alone():
+        if not is_single_process():
             raise InvalidSetting(
                 "executor='ray' is for one process that has the actors to itself, but torch.distributed has several "
                 "ranks: give executor='torchrun', or search in one of them before it is initialized"
             )
 
-    def start(self, verifier: Verifier, results: Any, most: int) -> _ActorTeam:
-        """Actors with the target, which have drawn without a cache where time is to be saved."""
+    def start(self, evaluator: Evaluator, results: Any, most: int) -> _ActorGroup:
+        """Start actors with the target; where the target speed-up is of time, each makes an uncached run."""
         ray = ray_module()
         started = not ray.is_initialized()
         if started:
             ray.init(include_dashboard=False, log_to_driver=False)
         try:
-            return _ActorTeam(ray, self, verifier, most, started)
+            return _ActorGroup(ray, self, evaluator, most, started)
         except BaseException:
             if started:
                 ray.shutdown()
             raise
 
     def options(self, on_accelerator: bool) -> dict[str, Any]:
-        """Of each actor, as Ray names them."""
+        """Return the options of each actor, by Ray's names."""
         gpus = float(on_accelerator and not self.resources) if self.num_gpus is None else self.num_gpus
-        asked = {"num_cpus": self.num_cpus, "num_gpus": gpus, "resources": dict(self.resources)}
-        return {**asked, "max_restarts": RETRIES, "max_task_retries": RETRIES}
+        needs = {"num_cpus": self.num_cpus, "num_gpus": gpus, "resources": dict(self.resources)}
+        return {**needs, "max_restarts": RETRIES, "max_task_retries": RETRIES}
 
 
-class _ActorTeam:
-    def __init__(self, ray: Any, asked: Actors, verifier: Verifier, most: int, started: bool) -> None:
+class _ActorGroup:
+    def __init__(self, ray: Any, asked: Actors, evaluator: Evaluator, most: int, started: bool) -> None:
         self._ray, self._started, self._actors = ray, started, []
-        self.seconds, self.generations = verifier.seconds, 0.0
-        here = [chain for chain, _ in chains_of(verifier.target, verifier.blocks)]
+        self.seconds, self.run_equivalents = evaluator.seconds, 0.0
+        here = [chain for chain, _ in chains_of(evaluator.target, evaluator.blocks)]
         options = asked.options(any(_is_elsewhere(chain.owner) for chain in here))
         fits = _room(ray.cluster_resources(), options)
         self.size = asked.workers or max(1, min(fits, most))
@@ -117,28 +118,30 @@ class _ActorTeam:
                 f"{self.size} actors of {need} each were asked for, and the cluster has room for {fits}: "
                 "give Actors(workers=..., num_cpus=..., num_gpus=...) fewer or smaller ones"
             )
-        sent = verifier if asked.load is None else replace(verifier, target=None)
-        made = _Made(torch.get_num_threads(), torch.is_grad_enabled(), torch.get_float32_matmul_precision())
+        sent = evaluator if asked.load is None else replace(evaluator, target=None)
+        state = _TorchState(torch.get_num_threads(), torch.is_grad_enabled(), torch.get_float32_matmul_precision())
         try:
-            packed = ray.cloudpickle.dumps((sent, asked.load, made, fingerprint(here)))
-        except Exception as error:  # whatever it holds may fail in its own way
+            packed = ray.cloudpickle.dumps((sent, asked.load, state, fingerprint(here)))
+        except Exception as error:  # anything that the target holds may fail in its own way
             raise InvalidSetting(
                 f"what is searched cannot be sent to other processes ({error}): give executor=Actors(load=...), a "
                 "function that makes the target, and a run that draws with what it is given and refers to nothing else"
             ) from error
-        self._box = [ray.put(packed)]  # with each task, as an actor that is started again needs it again
+        self._box = [ray.put(packed)]  # sent with each task: an actor that was restarted needs it again
         kind = ray.remote(Worker).options(**options)
         try:
             self._actors = [kind.remote() for _ in range(self.size)]
-            self.generations = float(sum(self._got([actor.ready.remote(self._box) for actor in self._actors], True)))
+            self.run_equivalents = float(
+                sum(self._results([actor.ready.remote(self._box) for actor in self._actors], True))
+            )
         except BaseException:
             self._dismiss()
             raise
 
     def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
-        """One each. Where an actor dies, Ray starts it again, and it runs its plan once more."""
+        """Run one plan on each actor. Ray restarts an actor that ends, which then runs its plan once more."""
         tasks = [actor.run.remote(self._box, plan.to_json()) for actor, plan in zip(self._actors, plans, strict=False)]
-        return {key_of(plan): found for plan, found in zip(plans, self._got(tasks), strict=True)}
+        return {plan_key(plan): result for plan, result in zip(plans, self._results(tasks), strict=True)}
 
     def close(self) -> None:
         """End the actors, and Ray if it was started for them."""
@@ -151,80 +154,81 @@ class _ActorTeam:
             self._ray.kill(actor)
         self._actors = []
 
-    def _got(self, tasks: Sequence[Any], at_once: bool = False) -> list[Any]:
-        """What came of each, an error included."""
-        got: list[Any] = []
+    def _results(self, tasks: Sequence[Any], raise_errors: bool = False) -> list[Any]:
+        """Return each task's result, or, unless it is to be raised, its error."""
+        results: list[Any] = []
         for task in tasks:
             try:
-                got.append(self._ray.get(task))
+                results.append(self._ray.get(task))
             except Exception as error:
-                found = _plain(error)
-                if at_once:
-                    raise found from error
-                got.append(found)
-        return got
+                plain = _plain(error)
+                if raise_errors:
+                    raise plain from error
+                results.append(plain)
+        return results
 
 
 @dataclass(frozen=True)
-class _Made:
-    """What of the process's state changes what is drawn."""
+class _TorchState:
+    """Settings of PyTorch in this process that change what is drawn."""
 
     threads: int
     gradients: bool
     precision: str
 
-    def take_on(self) -> None:
+    def apply(self) -> None:
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(self.gradients)
         torch.set_float32_matmul_precision(self.precision)
 
 
 class Worker:
-    """One actor. It is set up by its first task, and so again where it was started again."""
+    """One actor. Its first task sets it up, also after a restart."""
 
     def __init__(self) -> None:
-        self._verifier: Verifier | None = None
+        self._evaluator: Evaluator | None = None
 
     def ready(self, box: Sequence[Any]) -> int:
-        """Uncached runs that it made.
+        """Set the actor up; return the number of uncached runs that it made.
 
         Args:
-            box: holds a reference to what it needs, pickled.
+            box: a list with a reference to what the actor needs, pickled: in a list, Ray does not resolve it.
 
         Raises:
-            ValueError: it has another model, or does not draw what was recorded.
+            ValueError: the actor has another model, or does not draw what was recorded.
         """
         ray = ray_module()
-        verifier, load, made, expected = ray.cloudpickle.loads(ray.get(box[0]))
-        made.take_on()
+        evaluator, load, state, expected = ray.cloudpickle.loads(ray.get(box[0]))
+        state.apply()
         if load is not None:
-            verifier = replace(verifier, target=load())
-            if (found := _fingerprint(verifier.target, verifier.blocks)) != expected:
+            evaluator = replace(evaluator, target=load())
+            if (own := _fingerprint(evaluator.target, evaluator.blocks)) != expected:
                 raise InvalidSetting(
-                    f"load() makes another model than the one that was recorded (fingerprint {found}, not {expected})"
+                    f"load() makes another model than the one that was recorded (fingerprint {own}, not {expected})"
                 )
-        timed = verifier.seconds is not None
-        if timed:  # how fast it is here, beside the others
-            results, seconds = verifier.drawing(verifier.target)
-            if (how := unlike(samples_of(results), verifier.reference, "from it")) is not None:
-                raise InvalidSetting(f"run does not draw in an actor what was recorded: {how}")
-            verifier = replace(verifier, seconds=seconds)
-        self._verifier = verifier
+        timed = evaluator.seconds is not None
+        if timed:  # its speed, while the other actors run, too
+            results, seconds = evaluator.timed_run(evaluator.target)
+            mismatch = picture_mismatch(samples_of(results), evaluator.reference, "from it")
+            if mismatch is not None:
+                raise InvalidSetting(f"run does not draw in an actor what was recorded: {mismatch}")
+            evaluator = replace(evaluator, seconds=seconds)
+        self._evaluator = evaluator
         return int(timed)
 
     def run(self, box: Sequence[Any], plan: str) -> Evaluation:
-        """What came of a plan."""
-        if self._verifier is None:
+        """Evaluate a plan."""
+        if self._evaluator is None:
             self.ready(box)
-        assert self._verifier is not None
-        return self._verifier(CachePlan.from_json(plan))
+        assert self._evaluator is not None
+        return self._evaluator(CachePlan.from_json(plan))
 
 
 def ray_module() -> Any:
-    """Ray.
+    """Import Ray.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: Ray is not installed.
     """
     try:
         return import_module("ray")
@@ -246,20 +250,21 @@ def _needed(options: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _room(cluster: Mapping[str, float], options: Mapping[str, Any]) -> int:
-    """How many actors fit into a cluster, if it were one machine.
+    """Return how many actors fit into a cluster, as if it were one machine.
 
     Example:
         >>> _room({"CPU": 8.0, "GPU": 2.0}, {"num_cpus": 1, "num_gpus": 0.5, "resources": {}})
         4
     """
-    each = [cluster.get(name, 0.0) / amount for name, amount in _needed(options).items()]
-    return math.floor(min(each, default=64.0) + 1e-9)
+    fitting = [cluster.get(name, 0.0) / amount for name, amount in _needed(options).items()]
+    return math.floor(min(fitting, default=64.0) + 1e-9)
 
 
 def _plain(error: Exception) -> Exception:
-    """What was raised in an actor, without Ray's wrapping."""
+    """Return the error that an actor raised, without Ray's wrapping."""
     cause = getattr(error, "cause", None)
-    if isinstance(cause, (ValueError, TypeError)):
-        return type(cause)(str(cause)) if type(cause) in (ValueError, TypeError) else ValueError(str(cause))
-    told = error if cause is None else cause
-    return RuntimeError(f"an actor failed: {type(told).__name__}: {told}")
+    for kind in (InvalidSetting, WrongType, ValueError, TypeError):
+        if isinstance(cause, kind):
+            return kind(str(cause))
+    original = error if cause is None else cause
+    return RuntimeError(f"an actor failed: {type(original).__name__}: {original}")

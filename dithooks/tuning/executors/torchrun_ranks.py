@@ -10,24 +10,24 @@ import torch.distributed as dist
 from torch import nn
 
 from ...config.cache_plan import CachePlan
-from ...errors import InvalidSetting
+from ...errors import InvalidSetting, WrongType
 from ...integrations.shared_model import shared_by_ranks
 from ...recording.image_metrics import samples_of
-from ...recording.rank_agreement import agree
-from ..evaluation import Verifier
-from ..repeat_run import unlike
-from .executor import ExecutorResult, key_of
+from ...recording.rank_broadcast import broadcast_from_rank_0
+from ..evaluation import Evaluator
+from ..timed_run import picture_mismatch
+from .executor import ExecutorResult, plan_key
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """All ranks call :func:`search`, record, and run plans of their own; the first one decides."""
+    """An executor whose ranks all call :func:`search`, record, and run plans of their own; rank 0 decides."""
 
     def check(self, models: Sequence[nn.Module]) -> None:
-        """See whether there are ranks, and each has a whole model.
+        """Check that ``torch.distributed`` is initialized, and that each rank has a whole model.
 
         Raises:
-            ValueError: there are none, or they share the model.
+            ValueError: it is not, or the ranks share the model.
         """
         if not dist.is_available() or not dist.is_initialized():
             raise InvalidSetting(
@@ -41,60 +41,62 @@ class Ranks:
                     f"model of all ranks: {how}. Leave executor out: then all ranks run each plan together"
                 )
 
-    def start(self, verifier: Verifier, results: Any, most: int) -> _RankTeam:
-        """See whether all ranks draw the same, and give them the first one's pictures to compare with."""
-        reference = agree(verifier.reference)
-        told = None
+    def start(self, evaluator: Evaluator, results: Any, most: int) -> _RankGroup:
+        """Check that all ranks draw the same, and give them rank 0's pictures to compare with."""
+        reference = broadcast_from_rank_0(evaluator.reference)
+        mismatch = None
         if results is not None and reference is not None:
             try:
-                told = unlike(samples_of(results), reference, "from the first")
-            except (TypeError, ValueError) as error:  # all have to hear of it
-                told = str(error)
-        if problems := [f"rank {rank}: {each}" for rank, each in enumerate(_gathered(told)) if each]:
+                mismatch = picture_mismatch(samples_of(results), reference, "from the first")
+            except (TypeError, ValueError) as error:  # raised on every rank, below
+                mismatch = str(error)
+        if problems := [f"rank {rank}: {each}" for rank, each in enumerate(_gathered(mismatch)) if each]:
             raise InvalidSetting(
                 f"run does not draw the same on all ranks: {'; '.join(problems)}. With executor='torchrun' each rank "
                 "runs plans for all, so prompts, seeds and weights have to be the same on every one"
             )
-        return _RankTeam(replace(verifier, reference=reference))
+        return _RankGroup(replace(evaluator, reference=reference))
 
 
-class _RankTeam:
-    def __init__(self, verifier: Verifier) -> None:
-        self._verifier = verifier
-        self.size, self.seconds, self.generations = dist.get_world_size(), verifier.seconds, 0.0
+class _RankGroup:
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self.size, self.seconds, self.run_equivalents = dist.get_world_size(), evaluator.seconds, 0.0
 
     def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
-        """The first rank's plans, one each. What stops one stops all, so that none waits for it."""
-        texts = agree([plan.to_json() for plan in plans])
+        """Run rank 0's plans, one on each rank. An interrupt on one rank stops all, so that none waits for it."""
+        texts = broadcast_from_rank_0([plan.to_json() for plan in plans])
         chosen = [CachePlan.from_json(text) for text in texts]
         mine = chosen[dist.get_rank()] if dist.get_rank() < len(chosen) else None
-        found: ExecutorResult | str | None = None
+        result: ExecutorResult | str | None = None
         try:
-            found = None if mine is None else self._verifier(mine)
+            result = None if mine is None else self._evaluator(mine)
         except KeyboardInterrupt:
-            found = "stopped"
+            result = "stopped"
         except Exception as error:
-            found = error
-        told = _gathered(_sendable(found))
-        if "stopped" in told:
+            result = error
+        results = _gathered(_sendable(result))
+        if "stopped" in results:
             raise KeyboardInterrupt
-        return {key_of(plan): each for plan, each in zip(chosen, told, strict=False)}
+        return {plan_key(plan): result for plan, result in zip(chosen, results, strict=False)}
 
     def close(self) -> None:
-        """Nothing: the ranks are the caller's."""
+        """Do nothing: the ranks are the caller's."""
 
 
 def _gathered(value: Any) -> list[Any]:
-    """Each rank's, on all of them."""
+    """Return the values of all ranks, on each of them."""
     box: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(box, value)
     return box
 
 
-def _sendable(found: Any) -> Any:
-    """An error may hold anything: others get its text."""
-    if not isinstance(found, Exception):
-        return found
-    kind = next((each for each in (ValueError, TypeError) if isinstance(found, each)), RuntimeError)
-    said = str(found) if isinstance(found, kind) else f"{type(found).__name__}: {found}"
-    return kind(f"rank {dist.get_rank()}: {said}")
+def _sendable(result: Any) -> Any:
+    """Return a result, or for an error, which may hold anything, a plain one with its text."""
+    if not isinstance(result, Exception):
+        return result
+    kind = next(
+        (kind for kind in (InvalidSetting, WrongType, ValueError, TypeError) if isinstance(result, kind)), RuntimeError
+    )
+    text = str(result) if isinstance(result, kind) else f"{type(result).__name__}: {result}"
+    return kind(f"rank {dist.get_rank()}: {text}")

@@ -1,4 +1,4 @@
-"""One pipeline with one plan attached: rows in, a result for each out, whatever fails."""
+"""A pipeline with a plan attached, which draws rows and returns a result for each, whatever fails."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from ..environment.machine import synchronize
 from ..errors import WrongType
 from ..handle import CacheHandle, dit_cache
 from ..stats.warning_collector import collect_warnings
-from .attempts import ATTEMPTS, Underway
+from .attempts import ATTEMPTS, AttemptLog
 from .job import Job
 from .output import FAILED, OK
 from .samples import encoded, samples_in
 
 Rows = Sequence[dict[str, Any]]
 CUT_OFF = 2000  # characters of an error that are kept
-POISONED = 17  # exit code of a process whose device has failed
+DEVICE_FAILED = 17  # exit code of a process
 
 
 class UnusableError(Exception):
-    """What no row can be drawn with: it ends the job, and is not kept row by row."""
+    """An error that no row can be drawn with: it ends the job, and is not kept row by row."""
 
 
-class Painter:
-    """Loads the pipeline and attaches the plan, once; then draws rows.
+class PipelineRunner:
+    """A pipeline that is loaded once, with the plan attached, and draws rows.
 
     Args:
-        job: how.
+        job: settings of the job.
 
     Raises:
-        TypeError, ValueError: the plan is of another model, or the pipeline does not take what it would be given.
+        TypeError, ValueError: the plan is of another model, or the pipeline takes other arguments.
     """
 
     def __init__(self, job: Job) -> None:
@@ -53,51 +53,51 @@ class Painter:
             with collect_warnings(self.remarks):
                 self.handle = dit_cache(self.pipe, job.plan)
 
-    def draw(self, rows: Rows, underway: Underway) -> list[dict[str, Any]]:
+    def draw(self, rows: Rows, attempts: AttemptLog) -> list[dict[str, Any]]:
         """Draw rows in one call, and where that fails or ends the process, one by one.
 
         Args:
-            rows: with ``id``, ``prompt``, ``seed`` and the columns carried along.
-            underway: where calls are noted.
+            rows: rows with ``id``, ``prompt``, ``seed`` and the columns carried along.
+            attempts: the log in which calls are noted.
 
         Returns:
-            What the output keeps of each: its status, and the picture or the error.
+            What the output keeps of each row: its status, and the picture or the error.
 
         Raises:
-            UnusableError: other rows will not fare better.
+            UnusableError: other rows would fail, too.
         """
         missing = [row for row in rows if row["prompt"] is None]
         if missing:
-            rest = iter(self.draw([row for row in rows if row["prompt"] is not None], underway))
+            rest = iter(self.draw([row for row in rows if row["prompt"] is not None], attempts))
             return [_failed("ValueError: the prompt is null") if row["prompt"] is None else next(rest) for row in rows]
         if not rows:
             return []
         ids = [row["id"] for row in rows]
-        ended = underway.ended(ids)
+        ended = attempts.crashes(ids)
         if ended and len(rows) > 1:
-            return self._singly(rows, underway)
+            return self._singly(rows, attempts)
         if ended >= ATTEMPTS:
-            return [_failed(f"the process that drew it ended {ended} times{underway.last_words(ids)}")]
-        underway.begin(ids)
+            return [_failed(f"the process that drew it ended {ended} times{attempts.last_error(ids)}")]
+        attempts.begin(ids)
         results: list[dict[str, Any]] | str
         try:
             results = self._call(rows)
         except UnusableError:
-            underway.returned(ids)
+            attempts.returned(ids)
             raise
         except Exception as error:  # as a text: an exception holds on to all that the call had in memory
             results = _text(error)
-            if _poisons(error):
-                underway.say(ids, results)
-                os._exit(POISONED)  # nothing can be drawn on the device any more: Ray starts another process
-        underway.returned(ids)
+            if _is_device_error(error):
+                attempts.note_error(ids, results)
+                os._exit(DEVICE_FAILED)  # nothing can be drawn on the device any more: Ray starts another process
+        attempts.returned(ids)
         if not isinstance(results, str):
             return results
         self._clean()
-        return self._singly(rows, underway) if len(rows) > 1 else [_failed(results)]
+        return self._singly(rows, attempts) if len(rows) > 1 else [_failed(results)]
 
-    def _singly(self, rows: Rows, underway: Underway) -> list[dict[str, Any]]:
-        return [result for row in rows for result in self.draw([row], underway)]
+    def _singly(self, rows: Rows, attempts: AttemptLog) -> list[dict[str, Any]]:
+        return [result for row in rows for result in self.draw([row], attempts)]
 
     def _call(self, rows: Rows) -> list[dict[str, Any]]:
         job, remarks, before = self._job, list[str](), self._counts()
@@ -126,7 +126,7 @@ class Painter:
         return stats.blocks_run, stats.blocks_total
 
     def _clean(self) -> None:
-        """Nothing of a call that failed is met by the next, nor stays in memory."""
+        """Drop all that a failed call has left, in the cache and in memory."""
         if self.handle is not None:
             self.handle.reset()
         gc.collect()
@@ -135,7 +135,7 @@ class Painter:
 
 
 def generators_of(rows: Rows) -> list[torch.Generator]:
-    """A generator for each row, from its seed; on the host, so that the noise is the same on every device.
+    """Return a generator for each row, from its seed; on the host, so that the noise is the same on every device.
 
     Example:
         >>> generators_of([{"id": 0, "prompt": "taxi", "seed": 7}])[0].initial_seed()
@@ -145,12 +145,12 @@ def generators_of(rows: Rows) -> list[torch.Generator]:
 
 
 def _by_call(pipe: Callable[..., Any], rows: Rows, **options: Any) -> list[Any]:
-    """The pipeline's own call, which pipelines of diffusers have."""
+    """Call the pipeline as those of diffusers are called."""
     return samples_in(pipe([row["prompt"] for row in rows], generator=generators_of(rows), **options))
 
 
 def _check_call(pipe: Any, job: Job) -> None:
-    """See that the call takes what it is given: else every row would fail."""
+    """Check that the pipeline takes the arguments of the call: else every row would fail."""
     if not callable(pipe):
         raise WrongType(f"load returned {type(pipe).__name__}, which cannot be called: give a function as draw")
     takes = inspect.signature(pipe).parameters
@@ -168,8 +168,8 @@ def _listed(samples: Any) -> list[Any]:
         raise UnusableError(f"draw returned {type(samples).__name__}: a list of samples is expected") from None
 
 
-def _poisons(error: BaseException) -> bool:
-    """Whether an error is the device's own, after which nothing can be drawn in this process. Not its memory's."""
+def _is_device_error(error: BaseException) -> bool:
+    """Whether an error is the device's own, after which this process can draw nothing more; lack of memory is not."""
     kind = getattr(torch, "AcceleratorError", None)  # since PyTorch 2.8
     return kind is not None and isinstance(error, kind) and not isinstance(error, torch.OutOfMemoryError)
 

@@ -13,8 +13,8 @@ from contextlib import suppress
 import pytest
 from toys import Net, Pipe, latents
 
+from dithooks.progress_bars import ProgressReport, progress
 from dithooks.recording.record import record
-from dithooks.tuning.progress import ProgressReport, progress
 
 BEST = "best so far 45.2 dB at 2.01× [of 5]"
 END = b"<the end>"
@@ -210,7 +210,7 @@ def test_what_recording_tells(stderr):
 
 INTERRUPTED = """
 import sys, time
-from dithooks.tuning.progress import progress
+from dithooks.progress_bars import progress
 with progress() as report:
     for done in range(1000):
         report("verify", done, 1000, "best so far")

@@ -1,0 +1,228 @@
+"""Runs proposed plans one after another, until no more are proposed or a limit is reached."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Protocol
+
+from ..config.cache_plan import CachePlan
+from ..errors import RunMismatch
+from ..planning.plan import build_plan
+from ..planning.planner import Candidate, Planner
+from ..progress_bars import ProgressReport
+from ..recording.image_metrics import Score
+from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
+from ..validation import check_count, check_number
+from .evaluation import Evaluation, Evaluator
+from .executors.executor import KnownScore, LikelyPlans, plan_key
+from .executors.lookahead import TrialScore, likely_next
+from .journal import Journal
+from .proposals import Proposals, proposals
+from .result import SearchResult, best_evaluation
+
+MEASURED = ("seconds", "speedup", "blocks", "failure")
+METHODS = {"time": "by search", "blocks": "by search, in block executions,"}
+TIMING_TOLERANCE = 0.95  # of the target: two runs of one plan differ by as much
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a search.
+
+    Args:
+        evals: plans that are run, without local moves.
+        local_moves: further plans that only move a refresh of the best.
+        runs: block executions of all runs, the recorded one included, over those of one uncached run.
+        seconds: time of the whole search.
+    """
+
+    evals: int
+    local_moves: int
+    runs: float | None
+    seconds: float | None
+
+    def __post_init__(self) -> None:
+        check_count("max_evals", self.evals, 1)
+        check_count("local_moves", self.local_moves, 0)
+        for name, value in (("max_runs", self.runs), ("max_seconds", self.seconds)):
+            if value is not None:
+                check_number(name, value, 0, strictly=True)
+
+    @property
+    def plans(self) -> int:
+        """Plans that are run at most, local moves included."""
+        return self.evals + self.local_moves
+
+    def allow(self, runs: float, seconds: float) -> bool:
+        """Whether so much may be spent in all."""
+        spent = ((runs, self.runs), (seconds, self.seconds))
+        return all(limit is None or value <= limit for value, limit in spent)
+
+
+class PlanRunner(Protocol):
+    """Runs plans, in this process or with workers."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of an uncached run; ``None``: speed is counted in block executions."""
+
+    @property
+    def unused_run_equivalents(self) -> float:
+        """Block executions that no decision was based on, over those of an uncached run."""
+
+    def __call__(self, plan: CachePlan, likely: LikelyPlans) -> Evaluation:
+        """Evaluate a plan; idle workers may run plans that are likely to be proposed next."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalRunner:
+    """A plan runner that runs one plan after another in this process."""
+
+    evaluator: Evaluator
+    unused_run_equivalents: float = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of an uncached run."""
+        return self.evaluator.seconds
+
+    def __call__(self, plan: CachePlan, likely: LikelyPlans) -> Evaluation:
+        """Evaluate a plan."""
+        return self.evaluator(plan)
+
+
+@dataclass(eq=False)
+class TrialDriver:
+    """Runs proposed plans until a limit is reached; of several ranks, rank 0 decides."""
+
+    runner: PlanRunner
+    planner: Planner
+    target: float
+    limits: Limits
+    journal: Journal
+    report: ProgressReport
+    started_at: float
+    run_equivalents: float
+
+    def __post_init__(self) -> None:
+        self.evaluations: list[Evaluation] = []
+        self.interrupted = False
+
+    def drive(self) -> SearchResult:
+        """Run the whole search; Ctrl-C ends it with the best plan so far."""
+        proposed = self._proposals() if is_rank_0() else None
+        score: TrialScore = None
+        try:
+            while (plan := self._next_plan(proposed, score)) is not None:
+                evaluation = self._evaluate(plan)
+                self.evaluations.append(evaluation)
+                score = evaluation.psnr
+        except KeyboardInterrupt:
+            self.interrupted = True
+        return self._result()
+
+    def _proposals(self) -> Proposals:
+        return proposals(self.planner, self.target, self.limits.evals, self.limits.local_moves)
+
+    def _next_plan(self, proposed: Proposals | None, score: TrialScore) -> CachePlan | None:
+        """Return the plan to run next, on every rank."""
+        text = None
+        if proposed is not None:
+            try:
+                plan = self._built(proposed.send(score) if self.evaluations else next(proposed))
+                text = plan.to_json() if self._is_affordable(plan) else None
+            except StopIteration:
+                pass
+        text = broadcast_from_rank_0(text)
+        return None if text is None else CachePlan.from_json(text)
+
+    def _likely_plans(self, known: KnownScore) -> Iterator[CachePlan]:
+        """Yield the plan that is to be run now, then those that may be next."""
+        scores = [evaluation.psnr for evaluation in self.evaluations]
+        return likely_next(self._plan_after, scores, known) if is_rank_0() else iter(())
+
+    def _plan_after(self, scores: Sequence[TrialScore]) -> CachePlan | None:
+        """Return the plan that is run after plans with these scores."""
+        proposed = self._proposals()
+        try:
+            candidate = next(proposed)
+            for score in scores:
+                candidate = proposed.send(score)
+        except StopIteration:
+            return None
+        plan = self._built(candidate)
+        return plan if self._is_affordable(plan) else None
+
+    def _built(self, candidate: Candidate) -> CachePlan:
+        return build_plan(self.planner, candidate, self.target, METHODS[self.planner.cost])
+
+    def _is_affordable(self, plan: CachePlan) -> bool:
+        if self._from_journal(plan) is not None:
+            return True
+        uncached = self.planner.recording.run_ms / 1e3 if self.runner.seconds is None else self.runner.seconds
+        seconds = time.perf_counter() - self.started_at + uncached / plan.provenance.predicted_speedup
+        return self.limits.allow(self.run_equivalents + 1.0 / plan.speedup, seconds)
+
+    def _evaluate(self, plan: CachePlan) -> Evaluation:
+        """Run a plan, or take its evaluation from the journal."""
+        best = best_evaluation(self.evaluations)
+        note = "" if best is None else f"best so far {best.psnr:.1f} dB at {best.speedup:.2f}×"
+        self.report("run plans", len(self.evaluations), self.limits.plans, note)
+        known: Evaluation | None = broadcast_from_rank_0(self._from_journal(plan))
+        if known is not None:
+            return known
+        evaluation = self.runner(plan, self._likely_plans)
+        self.run_equivalents += evaluation.blocks
+        values: dict[str, Any] = {name: getattr(evaluation, name) for name in MEASURED}
+        values |= {} if evaluation.score is None else asdict(evaluation.score)
+        values = broadcast_from_rank_0(values)
+        self.journal.keep_evaluation(plan_key(plan), values)
+        return _evaluation_of(plan, values)
+
+    def _from_journal(self, plan: CachePlan) -> Evaluation | None:
+        values = self.journal.evaluation(plan_key(plan))
+        try:
+            return None if values is None else _evaluation_of(plan, values)
+        except (KeyError, TypeError):  # a line written by hand, or by another version: the plan is run again
+            return None
+
+    def _result(self) -> SearchResult:
+        best = best_evaluation(self.evaluations)
+        failures = [evaluation.failure or "its pictures are not finite" for evaluation in self.evaluations]
+        if best is None and failures and not self.interrupted:
+            raise RunMismatch(f"none of {len(failures)} plans could be run: {'; '.join(dict.fromkeys(failures))}")
+        if best is not None:
+            plan, score = best.plan, best.score
+            assert score is not None
+            tolerance = TIMING_TOLERANCE if self.planner.cost == "time" else 1 - 1e-6
+            measured = replace(
+                plan.provenance,
+                measured_speedup=best.speedup,
+                psnr=score.psnr,
+                relative_l1=score.relative_l1 if math.isfinite(score.relative_l1) else None,
+                ssim=score.ssim,
+                reached=plan.provenance.reached and best.speedup >= self.target * tolerance,
+            )
+            plan = replace(plan, provenance=measured)
+        else:  # interrupted, or no run was allowed: the plan that the recording predicts to be best
+            candidate = self.planner.candidate(self.target)
+            plan = build_plan(self.planner, candidate, self.target, "by planning from a recording")
+            plan = CachePlan.from_json(broadcast_from_rank_0(plan.to_json()))
+        return SearchResult(
+            plan,
+            plan.provenance.reached,
+            tuple(self.evaluations),
+            self.planner.recording,
+            self.run_equivalents + self.runner.unused_run_equivalents,
+            time.perf_counter() - self.started_at,
+            self.interrupted,
+        )
+
+
+def _evaluation_of(plan: CachePlan, values: dict[str, Any]) -> Evaluation:
+    """Make an evaluation from a journal's values."""
+    score = None if values["failure"] else Score(**{field.name: values[field.name] for field in fields(Score)})
+    return Evaluation(plan, score=score, **{name: values[name] for name in MEASURED})
