@@ -20,7 +20,7 @@ def main() -> int:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"dithooks: error: PyTorch cannot be imported ({reason}): see `dithooks env`", file=sys.stderr)
         return 1
-    from dithooks.cli.main.main import main as run
+    from dithooks.cli.main import main as run
 
     return run()
 

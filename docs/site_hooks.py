@@ -48,7 +48,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 def commands() -> str:
     """The help of every command, from the parser itself."""
-    from dithooks.cli.main.main import build_parser
+    from dithooks.cli.main import build_parser
 
     former = {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR")}
     os.environ |= {"COLUMNS": WIDTH, "NO_COLOR": "1"}

@@ -18,10 +18,10 @@ import diffusers
 import pipelines
 import pytest
 import torch
-from dithooks.cli.main.main import UsageError, build_parser
 from models import VideoTransformer
 
 from dithooks import CacheHandle
+from dithooks.cli.main import UsageError, build_parser
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\S*)[^\n]*\n(?P<body>.*?)^(?P=indent)``` *$", re.M | re.S)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from dithooks.cli.main.main import build_parser
 from docs_pages import BUILDERS, INERT, ROOT, blocks, check_command, commands, inputs, run_page, stand_ins
 
 import dithooks
+from dithooks.cli.main import build_parser
 from dithooks.handle import CacheHandle
 
 DOCS = ROOT / "docs"

@@ -9,16 +9,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from dithooks.cli.main.comparison import Comparison, Outcome
-from dithooks.cli.main.main import cache_settings as settings
-from dithooks.cli.main.main import compare_output as compare_show
-from dithooks.cli.main.main import comparison as comparing
-from dithooks.cli.main.main import main
-from dithooks.stats.types.types import CacheStats
 
 from dithooks import Budget, CachePlan, DitCacheConfig, Linear, Threshold, dit_cache, plan, record
+from dithooks.cli import cache_settings as settings
+from dithooks.cli import compare_output as compare_show
+from dithooks.cli import comparison as comparing
+from dithooks.cli.comparison import Comparison, Outcome
+from dithooks.cli.main import main
 from dithooks.errors import TargetError
 from dithooks.recording.image_metrics import Score, compare, samples_of
+from dithooks.stats.types import CacheStats
 
 pytest.importorskip("diffusers")
 
@@ -327,7 +327,7 @@ def test_spread():
 
 
 def test_measuring_leaves_nothing_behind(toy_plan, here):
-    from dithooks.cli.main.targets.runnable import Asked, runnable
+    from dithooks.cli.targets.runnable import Asked, runnable
 
     subject = runnable(Asked("mine.py:toy"))
     before = list(subject.target.transformer.blocks)

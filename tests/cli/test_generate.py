@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dithooks.cli.main.main import generation as generating
-from dithooks.cli.main.main import main
-from dithooks.cli.main.main import media as pictures
-from dithooks.cli.main.targets import pipeline_loading as loading
-from dithooks.stats.types.warnings import heard
 
 from dithooks import Budget, CachePlan, DitCacheConfig, Linear, Mask, Threshold, dit_cache, search
+from dithooks.cli import generation as generating
+from dithooks.cli import media as pictures
+from dithooks.cli.main import main
+from dithooks.cli.targets import pipeline_loading as loading
 from dithooks.errors import TargetError
+from dithooks.stats.warnings import heard
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from dithooks.cli.main.main import main
 
 from dithooks import DitCacheConfig, Threshold, profile
+from dithooks.cli.main import main
 from dithooks.profiling.profile import THRESHOLDS
 
 pytest.importorskip("diffusers")

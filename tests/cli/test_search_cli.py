@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from dithooks.cli.main.main import main
-from dithooks.cli.main.targets.user_factory import of_factory
 
 from dithooks import CachePlan, dit_cache
+from dithooks.cli.main import main
+from dithooks.cli.targets.user_factory import of_factory
 from dithooks.recording.recording import Recording
 
 pytest.importorskip("diffusers")

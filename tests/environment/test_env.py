@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dithooks.cli.main.main import main
 
 from dithooks import __version__
+from dithooks.cli.main import main
 from dithooks.environment import ascend
 from dithooks.environment import env_command as env
 from dithooks.environment import torch_subprocess as torch_probe

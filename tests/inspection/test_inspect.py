@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from dithooks.cli.main.main import main
-from dithooks.cli.main.targets.resolver import find_subject
 
 from dithooks import timestep_scope
+from dithooks.cli.main import main
+from dithooks.cli.targets.resolver import find_subject
 from dithooks.errors import TargetError
 from dithooks.inspection import model_table as models
 from dithooks.inspection.model_report import inspect, paste, show

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from dithooks.cli.main.main import main
 from dithooks.config.cache_config.transformer_plan import Piece
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from tuning.test_search import DEPTH, STEPS, Toy
 from tuning.test_search_runs import Experts, Late
 
 from dithooks import CachePlan, DitCacheConfig, Interval, dit_cache, plan, search
+from dithooks.cli.main import main
 from dithooks.planning.interval_planner import IntervalPlanner, numbers_of, scheduled
 from dithooks.planning.planner import Variant
 

@@ -13,7 +13,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from dithooks.cli.main.main import main
 from dithooks.config.cache_config.safe_json import LARGEST
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +20,7 @@ from toys import Ladder, Pipe
 from traces import attributes
 
 from dithooks import CachePlan, DitCacheConfig, Fitted, Mask, Threshold, dit_cache
+from dithooks.cli.main import main
 from dithooks.compat.cache_dit import enable_cache, load_configs
 from dithooks.compat.msmodelslim.adaptor_configs import DitCacheConfig as SlimConfig
 from dithooks.demo import PLANS

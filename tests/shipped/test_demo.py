@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-from dithooks.cli.main.main import main
 from PIL import Image
 from safetensors.torch import load_file
 
 import dithooks
+from dithooks.cli.main import main
 from dithooks.demo import CALIBRATION, PLANS, draw, load_pipeline, load_plan, train
 from dithooks.demo.demonstration import PROMPTS, DemoOptions, DemoResult, psnr
 from dithooks.demo.emoji import INDEX, PITCH, SHEET, SIZE, Emoji, clean, load_emoji

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from dithooks.cli.main.main import main
 from test_executors import told
 from test_search import Toy
 from toys import Net, Pipe, latents
 
 from dithooks import record, search
+from dithooks.cli.main import main
 from dithooks.tuning.executors.ray_actors import Actors
 
 ray = pytest.importorskip("ray")
