@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
-from ..errors import TargetError
+from ..errors import DitHooksError, NothingSeen, TargetError
 from .diffusers_class import Subject
-from .survey import NothingSeen, Survey, survey
+from .survey import Survey, survey
 from .wording import allowed_of, places, ranges_of, reasons, said
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def inspect(subject: Subject, blocks: tuple[str, ...] = (), tests: int = TESTS) 
     named: Blocks = list(blocks) or None
     try:
         chains_of(subject.target, named)
-    except (TypeError, ValueError) as error:
+    except DitHooksError as error:
         raise TargetError(f"{subject.title}: {' '.join(str(error).split())}") from error
     try:
         found = survey(subject.target, subject.run, named, tests)

@@ -22,7 +22,7 @@ from ..blocks.trunk import Trunk, find_trunk, followed
 from ..blocks.wiring import gap
 from ..config.cache_config import DitCacheConfig
 from ..engine.sessions import timestep_scope
-from ..errors import WiringError
+from ..errors import NothingSeen, WiringError
 from ..handle import dit_cache
 from .observation_hooks import watched
 from .range_trials import BlockPair, try_out, within
@@ -84,10 +84,6 @@ class Survey:
     def largest(self) -> BlockPair | None:
         """The longest range that can be cached."""
         return max((*self.ranges, *self.wholes), key=lambda pair: pair[1] - pair[0], default=None)
-
-
-class NothingSeen(ValueError):
-    """The run that was to show the blocks did not call them."""
 
 
 def survey(target: object, run: Callable[[], object], blocks: Blocks = None, test: int = 64) -> list[Survey]:
