@@ -65,9 +65,11 @@ def run(args: argparse.Namespace) -> int:
         TargetError: there is no such pipeline.
         DitHooksError: as :func:`dithooks.dit_cache`.
     """
+    from dataclasses import fields
+
     from .generate_options import GenerateOptions
     from .generation import generate
 
-    options = {name: value for name, value in vars(args).items() if name != "command"}
+    options = {field.name: getattr(args, field.name) for field in fields(GenerateOptions)}
     options |= {"prompts": tuple(args.prompts), "others": tuple(args.others)}
     return generate(GenerateOptions(**options))

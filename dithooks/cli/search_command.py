@@ -81,8 +81,10 @@ def run(args: argparse.Namespace) -> int:
         TargetError: there is no such target.
         DitHooksError: as :func:`dithooks.search`.
     """
+    from dataclasses import fields
+
     from .search_job import SearchOptions, run_search
 
-    options = {name: value for name, value in vars(args).items() if name != "command"}
+    options = {field.name: getattr(args, field.name) for field in fields(SearchOptions)}
     options |= {"speedups": tuple(args.speedups or [2.0]), "prompts": tuple(args.prompts)}
     return run_search(SearchOptions(**options))
