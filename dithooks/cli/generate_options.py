@@ -129,7 +129,7 @@ def call_of(
             raise UsageError(f"--set {name} is given already, by another option")
         call[name] = value
     if "prompt" in takes and not options.prompts:
-        raise UsageError(f"{source.kind.__name__} draws what a text says: give a --prompt")
+        raise UsageError(f"{source.kind.__name__} draws from a text: give a --prompt")
     needed = [name for name, default in takes.items() if default is inspect.Parameter.empty]
     if lacking := [name for name in needed if name not in call and name not in OURS]:
         raise UsageError(f"{source.kind.__name__} needs {lacking[0]}, too: give it with --set {lacking[0]}=…")

@@ -18,7 +18,7 @@ EPILOG = """what TARGET can be:
   path/to/file.py:factory     your own: a function without arguments that returns a pair of the model, the pipeline
   package.module:factory      or a BlockAdapter, and how to call it: a dict of keyword arguments, a tuple of
                               positional ones, or a function that does, without arguments or given the pipeline. A
-                              pipeline has to take two sampling steps or more. A small one of its kind tells as
+                              pipeline has to take two sampling steps or more. A small one of its kind shows as
                               much as a large one.
 
 Classes are inspected as tiny models with random weights. A file for `dithooks inspect my_model.py:make`:

@@ -341,4 +341,4 @@ def test_help(capsys):
         main(["compare", "--help"])
     shown = capsys.readouterr().out
     assert "dithooks compare demo --plan 2x --plan 3x --target 2" in shown
-    assert "exit codes: 0 done; 2 asked wrongly; 130 interrupted" in shown
+    assert "exit codes: 0 done; 2 cannot be done as asked; 130 interrupted" in shown
