@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dithooks.config.cache_config.transformer_plan import Piece
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
@@ -20,6 +19,7 @@ from toys import Net, Pipe, latents, prompt
 
 from dithooks import Budget, CachePlan, DitCacheConfig, Mask, Threshold, dit_cache, plan, plot, record, search
 from dithooks import frontier as predicted
+from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.demo import load_plan
 from dithooks.plots.step_maps import Extent, maps_of
 from dithooks.plots.style import MISSING
@@ -179,10 +179,21 @@ def test_a_removed_handle_tells_its_only_range(config, extent):
 def test_a_plan_is_shown_as_planned():
     """Of two experts, each at its own steps; the first has a range in the middle."""
     pieces = (
-        Piece("transformer", 1, 2, 4, (1, 1, 0, 1, 1, 1), (None, None, (1.5, -0.5), None, None, None), None, "step",
-              (0, 3)),
-        Piece("transformer_2", 0, 3, 3, (1, 1, 1, 1, 0, 0), (*[None] * 4, (1.0,), (1.0,)), None, "step", (3, 6)),
-    )  # fmt: skip
+        TransformerPlan(
+            "transformer",
+            1,
+            2,
+            4,
+            (1, 1, 0, 1, 1, 1),
+            (None, None, (1.5, -0.5), None, None, None),
+            None,
+            "step",
+            (0, 3),
+        ),
+        TransformerPlan(
+            "transformer_2", 0, 3, 3, (1, 1, 1, 1, 0, 0), (*[None] * 4, (1.0,), (1.0,)), None, "step", (3, 6)
+        ),
+    )
     shipped = load_plan("2x")
     figure = plot.steps(CachePlan(pieces, replace(shipped.made, steps=6, blocks=7), shipped.provenance))
     one, two = maps_in(figure)
@@ -205,7 +216,7 @@ def test_differences_that_are_not_finite_have_no_colour():
 def test_what_steps_refuses():
     with pytest.raises(TypeError, match="handle that dit_cache returns, or a CachePlan"):
         plot.steps(DitCacheConfig(1, 2))
-    with pytest.raises(ValueError, match="no call has been settled"):
+    with pytest.raises(ValueError, match="no call has been decided"):
         plot.steps(dit_cache(Net(), DitCacheConfig(1, 2)))
     with pytest.raises(ValueError, match="a plan has no runs"):
         plot.steps(load_plan("2x"), run=0)
