@@ -405,7 +405,7 @@ def test_a_plan_of_another_model(plans, here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "draws what a text says: give a --prompt"),
+        ([], "draws from a text: give a --prompt"),
         (["--prompt", "piza"], "never seen 'piza'; close to 'piza': pizza"),
         (["--prompt", "rocket", "--plan", "4x"], "there is no plan '4x'"),
         (["--prompt", "rocket", "--plan", "2x", "--target", "2"], "--plan goes without --target"),
