@@ -58,14 +58,14 @@ def frames_of(result: Any) -> list[Frames]:
         TargetError: the output holds no pictures.
     """
     image = _pillow()
-    found = next((value for name in FIELDS if (value := getattr(result, name, None)) is not None), result)
-    found = found[0] if isinstance(found, tuple) and len(found) == 1 else found
-    if isinstance(found, list) and found:
-        parts = [each if isinstance(each, list) else [each] for each in found]
+    output = next((value for name in FIELDS if (value := getattr(result, name, None)) is not None), result)
+    output = output[0] if isinstance(output, tuple) and len(output) == 1 else output
+    if isinstance(output, list) and output:
+        parts = [each if isinstance(each, list) else [each] for each in output]
         if all(isinstance(frame, image.Image) for part in parts for frame in part):
             return parts
     try:
-        samples = samples_of(found)
+        samples = samples_of(output)
     except (ValueError, TypeError) as error:
         raise TargetError(f"neither pictures nor videos came of it: {error}") from error
     span = span_of(samples)

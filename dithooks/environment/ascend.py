@@ -102,21 +102,21 @@ def remedy_of(report: EnvReport) -> str:
 
 def release(version: str) -> str:
     """The three numbers at the beginning of a version; empty if there are none."""
-    found = re.match(r"\d+\.\d+\.\d+", version)
-    return found[0] if found else ""
+    match = re.match(r"\d+\.\d+\.\d+", version)
+    return match[0] if match else ""
 
 
 def cann() -> EnvReport:
     """The folder of CANN, by the environment's variables, and its version."""
     by, home = next(((name, os.environ[name]) for name in HOMES if os.environ.get(name)), (None, None))
     places = [Path(place) for place in ([home] if home else INSTALLED)]
-    found = next(((file, version) for place in places for file, version in cann_versions(place)), (None, None))
+    file, version = next((entry for place in places for entry in cann_versions(place)), (None, None))
     scripts = [place.parent / "set_env.sh" for place in places] + [place / "set_env.sh" for place in places]
     return {
         "home": home,
         "set_by": by,
-        "version": found[1],
-        "file": None if found[0] is None else str(found[0]),
+        "version": version,
+        "file": None if file is None else str(file),
         "scripts": [str(script) for script in scripts if script.is_file()],
         "libraries": {},
     }

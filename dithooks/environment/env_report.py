@@ -61,8 +61,8 @@ def look() -> EnvReport:
 def own_version() -> str:
     """The version of this package, without importing it."""
     source = (Path(__file__).parent.parent / "__init__.py").read_text(encoding="utf-8")
-    found = re.search(r'__version__ = "([^"]+)"', source)
-    return found[1] if found else "unknown"
+    match = re.search(r'__version__ = "([^"]+)"', source)
+    return match[1] if match else "unknown"
 
 
 def compiler() -> dict[str, str] | None:

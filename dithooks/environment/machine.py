@@ -27,11 +27,11 @@ def machine(device: torch.device | None = None) -> str:
 
 def versions(*packages: str) -> dict[str, str]:
     """The versions of packages, without those that are not installed."""
-    found = {}
+    installed = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            installed[package] = importlib.metadata.version(package)
+    return installed
 
 
 def accelerator() -> torch.device | None:
@@ -85,6 +85,6 @@ def _memory(device: torch.device, name: str) -> int | None:
     for place in (torch.accelerator, torch.get_device_module(device)):
         # ValueError: it is not the accelerator that this build of PyTorch is for.
         with contextlib.suppress(AttributeError, RuntimeError, ValueError):
-            found = getattr(place, name)(device)
-            return None if found is None else int(found)
+            value = getattr(place, name)(device)
+            return None if value is None else int(value)
     return None

@@ -192,11 +192,11 @@ def default_counts(model: nn.Module) -> dict[str, int]:
     here = _counts(model)
     for given in ({}, bare):
         try:
-            found = counts_of(type(model), given)
+            counts = counts_of(type(model), given)
         except Exception:  # a constructor may raise anything for an incomplete configuration
             continue
-        if sum(found.values()) > sum(here.values()) or (found == here and not given):
-            return found
+        if sum(counts.values()) > sum(here.values()) or (counts == here and not given):
+            return counts
     return {}
 
 

@@ -85,11 +85,11 @@ def paste(inspection: Inspection) -> str:
 def to_json(inspection: Inspection) -> str:
     """The inspection as JSON: paths from the target, ranges in the blocks of the real model where these are known."""
     subject = inspection.subject
-    found: dict[str, Any] = {"target": subject.title, "notes": list(subject.notes), "transformers": []}
+    report: dict[str, Any] = {"target": subject.title, "notes": list(subject.notes), "transformers": []}
     for each in inspection.surveys:
         ranges = ranges_of(each, subject.counts)
         listed = [asdict(one) | {"real_number": subject.counts.get(one.path, one.number)} for one in each.lists]
-        found["transformers"].append(
+        report["transformers"].append(
             {
                 "name": each.name,
                 "lists": listed,
@@ -104,7 +104,7 @@ def to_json(inspection: Inspection) -> str:
                 "tested": each.tested,
             }
         )
-    return json.dumps(found | {"paste": paste(inspection)}, indent=2, ensure_ascii=False)
+    return json.dumps(report | {"paste": paste(inspection)}, indent=2, ensure_ascii=False)
 
 
 def show(inspection: Inspection, console: Console) -> None:

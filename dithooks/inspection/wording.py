@@ -103,13 +103,13 @@ def reasons(survey: Survey) -> list[tuple[str, str]]:
     Reasons that differ in their numbers only count as one. A range that was not tried has the reason of a range inside
     it that failed.
     """
-    found: dict[str, tuple[str, str]] = {}
+    by_kind: dict[str, tuple[str, str]] = {}
     for first, last, why in survey.refused:
         line = brief(why)
         alike = re.sub(r"\d+(\.\d+)*", "#", re.sub(r"[\w.]*\.\d+\b", "#", line))
         ends = survey.blocks[first], survey.blocks[last]
-        found.setdefault(alike, (ends[0] if first == last else " … ".join(ends), line))
-    return list(found.values())
+        by_kind.setdefault(alike, (ends[0] if first == last else " … ".join(ends), line))
+    return list(by_kind.values())
 
 
 def brief(why: str) -> str:
@@ -153,14 +153,14 @@ def places(survey: Survey, numbers: Sequence[int]) -> str:
 
 def _runs(blocks: Sequence[str]) -> tuple[BlockPair, ...]:
     """First and last block of each run of blocks of one list."""
-    found: list[BlockPair] = []
+    runs: list[BlockPair] = []
     for number, path in enumerate(blocks):
         name = path.rpartition(".")[0]
-        if found and blocks[found[-1][1]].rpartition(".")[0] == name:
-            found[-1] = (found[-1][0], number)
+        if runs and blocks[runs[-1][1]].rpartition(".")[0] == name:
+            runs[-1] = (runs[-1][0], number)
         else:
-            found.append((number, number))
-    return tuple(found)
+            runs.append((number, number))
+    return tuple(runs)
 
 
 def _pair(pair: BlockPair) -> str:

@@ -43,7 +43,7 @@ def figure_of(ax: Axes) -> Figure:
     """The figure of axes, also if these are in a subfigure."""
     part: Any = ax.figure
     if part is None:
-        raise InvalidSetting("ax has been removed from its figure: give axes of a figure")
+        raise InvalidSetting("ax is in no figure any more: give axes of a figure")
     whole: Figure = part.figure
     return whole
 
