@@ -4,7 +4,9 @@
 
     DitHooksError
     ├── InvalidSetting (ValueError)   a value that cannot be used, or does not fit the model
+    │   └── NothingSeen               ... a run that does not call the blocks
     ├── WrongType (TypeError)         a value of the wrong type
+    ├── UsageError                    a command line that asks for what cannot be done
     ├── TargetError                   a target or file of a command that is not there
     ├── WiringError (ValueError)      streams that cannot be followed through the blocks
     │   └── BlockError                streams that cannot be followed through one block
@@ -32,8 +34,16 @@ class InvalidSetting(DitHooksError, ValueError):
     """A value that is out of range, contradicts another, or does not fit the model."""
 
 
+class NothingSeen(InvalidSetting):
+    """A run that does not call the blocks it was to show."""
+
+
 class WrongType(DitHooksError, TypeError):
     """A value of the wrong type."""
+
+
+class UsageError(DitHooksError):
+    """A command line that asks for what cannot be done: options, files to write, packages that are missing."""
 
 
 class TargetError(DitHooksError):

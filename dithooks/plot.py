@@ -1,7 +1,8 @@
-"""Pictures of what the cache does; they need the extra ``dithooks[plot]``, which is matplotlib.
+"""Plots of plans, decisions and samples; they need the extra ``dithooks[plot]``, which is matplotlib.
 
 Each function returns a ``matplotlib.figure.Figure``, which a notebook shows, and which ``figure.savefig`` or
-:func:`save` write: 450 pixels wide on a page, with type of 9 points, and colours that all can tell apart.
+:func:`save` writes. A figure is 450 pixels wide on a page, with type of 9 points, and colours that colour-blind readers
+can distinguish.
 
 Example:
     >>> from dithooks import plot

@@ -21,7 +21,8 @@ import torch
 from models import VideoTransformer
 
 from dithooks import CacheHandle
-from dithooks.cli.main import UsageError, build_parser
+from dithooks.cli.main import build_parser
+from dithooks.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\S*)[^\n]*\n(?P<body>.*?)^(?P=indent)``` *$", re.M | re.S)

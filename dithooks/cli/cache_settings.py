@@ -1,4 +1,4 @@
-"""What a run is made faster with: a plan or configuration from a file, or a speed-up that is steered to as it runs."""
+"""The ways to cache that ``dithooks compare`` and ``dithooks generate`` run: a plan from a file, or a speed-up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
 from ..config.safe_json import parsed, read_file
 from ..demo import load_plan
-from ..errors import TargetError
+from ..errors import UsageError
 from ..handle import CacheHandle, dit_cache
 from ..policies.budget import Budget
 from ..policies.mask import Mask
@@ -22,47 +22,49 @@ from ..predictors.polynomial import Linear
 from ..stats.types import CallRecord
 from ..stats.warning_collector import collect_warnings
 from .messages import one_line
+from .option_checks import check_speedup
 
 KINDS = {"CachePlan": CachePlan, "DitCacheConfig": DitCacheConfig}
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One way to cache.
+class CacheSetting:
+    """One way to cache, such as ``for_speedup(2.0)``, which is named "live 2x".
 
     Args:
-        name: what it is called in tables.
+        name: its name in tables.
         config: as :func:`~dithooks.dit_cache` takes it.
-        asked: the speed-up that is aimed at, if one is.
+        speedup: the speed-up that it aims at; None if it aims at none.
     """
 
     name: str
     config: DitCacheConfig | CachePlan
-    asked: float | None = None
+    speedup: float | None = None
 
     @property
     def steps(self) -> int | None:
-        """That it was made for; ``None``: any number."""
+        """The number of steps that it was made for; None if it runs with any number."""
         return self.config.made.steps if isinstance(self.config, CachePlan) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """What it is, fit for JSON."""
-        told: dict[str, Any] = {"name": self.name, "target": self.asked}
+        """The setting, fit for JSON."""
+        numbers: dict[str, Any] = {"name": self.name, "target": self.speedup}
         if not isinstance(self.config, CachePlan):
-            return told | {"policy": str(self.config.when), "predictor": str(self.config.predictor)}
-        found = self.config.provenance
-        seen = {"steps": "+".join(each.picture for each in self.config.pieces), "date": found.date}
-        return told | {"plan": seen | {"predicted_speedup": found.predicted_speedup, "found": found.method}}
+            return numbers | {"policy": str(self.config.when), "predictor": str(self.config.predictor)}
+        origin = self.config.provenance
+        plan = {"steps": "+".join(piece.picture for piece in self.config.pieces), "date": origin.date}
+        return numbers | {"plan": plan | {"predicted_speedup": origin.predicted_speedup, "found": origin.method}}
 
 
-def of_file(name: str, shipped: bool = False) -> Setting:
+def from_file(name: str, shipped: bool = False) -> CacheSetting:
     """A plan or a configuration from a file.
 
     Args:
-        name: its path; with ``shipped``, or the name of a plan that ships for the demo.
+        name: the file's path; with ``shipped``, or the name of a plan that ships for the demo.
+        shipped: whether it is for the demo's pipeline.
 
     Raises:
-        TargetError: there is none.
+        UsageError: the file does not exist, cannot be read, or holds neither a plan nor a configuration.
     """
     try:
         if shipped and not Path(name).is_file():
@@ -70,82 +72,84 @@ def of_file(name: str, shipped: bool = False) -> Setting:
         else:
             config = read_file(name, _read)
     except FileNotFoundError as error:
-        raise TargetError(
+        raise UsageError(
             str(error) if shipped else f"there is no file {name}: give a plan that a search wrote"
         ) from None
     except (ValueError, TypeError, OSError) as error:
-        raise TargetError(str(error)) from error
-    target = config.provenance.target if isinstance(config, CachePlan) else None
-    return Setting(f"plan {Path(name).name.removesuffix('.json')}", config, target)
+        raise UsageError(str(error)) from error
+    speedup = config.provenance.target if isinstance(config, CachePlan) else None
+    return CacheSetting(f"plan {Path(name).name.removesuffix('.json')}", config, speedup)
 
 
-def of_speedup(target: float) -> Setting:
-    """Steered as it runs, by what changes from step to step.
+def for_speedup(speedup: float) -> CacheSetting:
+    """A policy that steers to a speed-up during the run, by the change from step to step.
 
     Raises:
-        TargetError: no speed-up.
+        UsageError: the number is no speed-up.
     """
-    check_speedup(target)
-    return Setting(f"live {target:g}x", DitCacheConfig(policy=Budget(target), predictor=Linear()), target)
+    check_speedup(speedup)
+    return CacheSetting(f"live {speedup:g}x", DitCacheConfig(policy=Budget(speedup), predictor=Linear()), speedup)
 
 
-def spread(target: float, steps: int) -> Setting:
-    """Steps that are computed evenly spread, settled before the run: nothing is looked at.
+def evenly_spread(speedup: float, steps: int) -> CacheSetting:
+    """A fixed mask for a speed-up, whose computed steps are evenly spread over the run.
 
     Raises:
-        TargetError: no speed-up.
+        UsageError: the number is no speed-up.
 
     Example:
-        >>> spread(2.5, 10).config.when.steps
+        >>> evenly_spread(2.5, 10).config.when.steps
         (1, 0, 0, 1, 0, 1, 0, 0, 1, 0)
     """
-    check_speedup(target)
-    computed = min(steps, max(1, math.floor(steps / target + 0.5)))
-    taken = {math.floor(k * steps / computed + 0.5) for k in range(computed)}
-    mask = Mask(tuple(int(step in taken) for step in range(steps)))
-    return Setting(f"spread {target:g}x", DitCacheConfig(policy=mask, predictor=Linear()), target)
+    check_speedup(speedup)
+    computed = min(steps, max(1, math.floor(steps / speedup + 0.5)))
+    chosen = {math.floor(k * steps / computed + 0.5) for k in range(computed)}
+    mask = Mask(tuple(int(step in chosen) for step in range(steps)))
+    return CacheSetting(f"spread {speedup:g}x", DitCacheConfig(policy=mask, predictor=Linear()), speedup)
 
 
-def check_speedup(target: float) -> None:
-    """See that a speed-up is one.
-
-    Raises:
-        TargetError: it is not.
-    """
-    if not 1 < target < math.inf:
-        raise TargetError(f"--target is {target:g}: give a number above 1, such as 2 for twice as fast")
+def numbered(settings: Sequence[CacheSetting]) -> list[CacheSetting]:
+    """The settings, with a number added to each name that occurs more than once: "plan a #1", "plan a #2"."""
+    names = [setting.name for setting in settings]
+    return [
+        replace(setting, name=f"{setting.name} #{names[: n + 1].count(setting.name)}")
+        if names.count(setting.name) > 1
+        else setting
+        for n, setting in enumerate(settings)
+    ]
 
 
 @contextmanager
-def cached(target: object, setting: Setting, remarks: list[str], verify: bool = True) -> Iterator[CacheHandle]:
-    """Attach for as long as the block lasts; what is said meanwhile is kept in ``remarks``.
+def cached(target: object, setting: CacheSetting, remarks: list[str], verify: bool = True) -> Iterator[CacheHandle]:
+    """Attach a setting for as long as the block lasts, and append the cache's warnings to ``remarks``.
 
     Raises:
-        TargetError: it is made for another model, or cannot be attached or used for another reason.
+        DitHooksError: as :func:`~dithooks.dit_cache`, such as for a plan that was made for another model.
+        UsageError: as :func:`~dithooks.cli.messages.one_line`.
     """
     with collect_warnings(remarks), one_line(), dit_cache(target, setting.config, verify=verify) as handle:
         yield handle
 
 
 def summary(decisions: Sequence[CallRecord], run: int | None = None) -> dict[str, Any]:
-    """What was decided, fit for JSON: how often for which reason, and for each range its steps, ● computed, ○ reused.
+    """Decisions, fit for JSON: how often for which reason, and the steps of each range, ● computed, ○ reused.
 
     A step of which one branch was computed and another reused is ◐.
 
     Args:
         decisions: of a handle.
-        run: only of this one of its runs.
+        run: the number of the run to summarise; None for all.
     """
-    taken = [each for each in decisions if run is None or each.run == run]
+    chosen = [record for record in decisions if run is None or record.run == run]
     ranges: dict[str, dict[int, set[bool]]] = {}
-    for each in taken:
-        ranges.setdefault(each.range, {}).setdefault(each.step, set()).add(each.reuse)
+    for record in chosen:
+        ranges.setdefault(record.range, {}).setdefault(record.step, set()).add(record.reuse)
     marks = {(False,): "●", (True,): "○", (False, True): "◐"}
-    shown = {
+    pictures = {
         name: "".join(marks[tuple(sorted(steps[step]))] if step in steps else "·" for step in range(max(steps) + 1))
         for name, steps in ranges.items()
     }
-    return {"reasons": dict(Counter(each.reason for each in taken)), "steps": shown}
+    return {"reasons": dict(Counter(record.reason for record in chosen)), "steps": pictures}
 
 
 def _read(text: str) -> DitCacheConfig | CachePlan:

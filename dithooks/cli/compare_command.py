@@ -1,11 +1,15 @@
-"""``dithooks compare``: its arguments. What they do is in ``compare_run``."""
+"""``dithooks compare``: the same runs without a cache and with each of several settings, by time and by pictures."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from pathlib import Path
 
-from .run_arguments import TARGET, add_target, asked
+from .run_arguments import TARGET, add_target, run_request
+
+SUMMARY = "run the same without a cache and with each of several, and compare time and pictures"
 
 DESCRIPTION = """Run TARGET without a cache, with each plan, and with each speed-up that is steered to as it runs, in
 turns, and compare: time, blocks that ran, memory, and how near what is drawn comes to what is drawn without a cache."""
@@ -16,15 +20,15 @@ examples:
   dithooks compare my_model.py:make --plan plan.json --target 1.5 --target 2 --pairs 5 --json numbers.json
   dithooks compare my_model.py:make --plan plan.json --json - > numbers.json
 
-Of each, the first run is not timed: it gives the pictures, and the cache tests itself in it. The speed-up is the median
-over the pairs. PSNR, SSIM and relative L1 are of the pictures against those without a cache; of a video, the picture
-shows the frame in the middle. Files that are there are overwritten.
-exit codes: 0 done; 2 asked wrongly; 130 interrupted.
+The first run with each is not timed: it gives the pictures, and the cache tests itself in it. The speed-up is the
+median over the pairs. PSNR, SSIM and relative L1 are of the pictures against those without a cache; of a video, the
+picture shows the frame in the middle. Files that exist are overwritten.
+exit codes: 0 done; 2 cannot be done as asked; 130 interrupted.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``dithooks compare`` takes."""
+    """Add the arguments of ``dithooks compare``."""
     add = parser.add_argument
     add_target(parser)
     add("--plan", action="append", default=[], dest="plans", metavar="FILE", help="with this plan; repeatable")
@@ -44,25 +48,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare what was asked for.
-
-    Returns:
-        The exit code.
+    """Run each setting, print the table (or JSON, for ``--json -``) and write the picture.
 
     Raises:
-        TargetError: it cannot be done as asked.
+        UsageError: an option cannot be followed, or a file cannot be read or written.
+        TargetError: there is no such target.
+        DitHooksError: as :func:`dithooks.dit_cache`.
     """
-    from .compare_run import CompareOptions, compare
-    from .targets.runnable import Asked
+    from datetime import date
 
-    return compare(
-        CompareOptions(
-            Asked(**asked(args), fresh=True),
-            plans=tuple(args.plans),
-            speedups=tuple(args.speedups),
-            pairs=args.pairs,
-            out=args.out,
-            json=args.json,
-            quiet=args.quiet,
-        )
-    )
+    from ..environment.machine import machine
+    from ..errors import UsageError
+    from ..progress_bars import progress
+    from .cache_settings import for_speedup, from_file, numbered
+    from .compare_output import draw, show
+    from .comparison import measure
+    from .media import check_suffix
+    from .option_checks import check_least
+    from .output_files import as_json, check_results, json_file, stdout_kept_for_json, write_json, written
+    from .targets.pipeline_loading import DEMO
+    from .targets.runnable import RunRequest, runnable
+
+    request = RunRequest(**run_request(args), fresh=True)
+    check_least(args, pairs=1)
+    if not args.plans and not args.speedups:
+        raise UsageError("there is nothing to compare with: give a --plan, or a --target such as 2")
+    file = json_file(args.json)
+    with stdout_kept_for_json(args.json):
+        check_suffix(args.out, video=False)
+        check_results([args.out, *([] if file is None else [file])], [Path(plan) for plan in args.plans])
+        shipped = request.target == DEMO
+        settings = numbered([from_file(plan, shipped) for plan in args.plans] + [*map(for_speedup, args.speedups)])
+        subject = runnable(request)
+        with progress(not args.quiet) as report:
+            comparison = measure(subject, settings, args.pairs, report)
+    sheet = draw(comparison, subject.captions)
+    if sheet is not None:
+        written(args.out, sheet.save)
+    for outcome in comparison.outcomes:
+        for remark in outcome.remarks:
+            print(f"dithooks: {outcome.setting.name}: {remark}", file=sys.stderr)
+    if comparison.again < math.inf:
+        print(f"dithooks: two runs without a cache are {comparison.again:.1f} dB apart: TARGET does not draw the same "
+              "each time, and nothing can come nearer than that", file=sys.stderr)  # fmt: skip
+    numbers = {**subject.description, "pairs": args.pairs, **comparison.to_dict()}
+    numbers |= {"machine": machine(subject.device), "date": date.today().isoformat()}
+    if args.json == "-":
+        print(as_json(numbers))
+    else:
+        show(comparison)
+        if file is not None:
+            write_json(file, numbers)
+    if sheet is None:
+        print("dithooks: no picture: what TARGET returns does not look like pictures", file=sys.stderr)
+    elif args.json != "-":
+        print(f"without a cache above, the others below: {args.out}")
+    return 0

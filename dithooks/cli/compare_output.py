@@ -1,45 +1,35 @@
-"""What ``dithooks compare`` shows: a table, and a picture with a row for each setting."""
+"""The output of ``dithooks compare``: a table, and a picture with a row for each setting."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from .comparison import Comparison, Outcome
-from .media import as_frames, check_suffix, span_of
+from .media import as_frames, span_of
 
 HEADS = ("", "seconds", "speed-up", "blocks run", "PSNR mean", "PSNR min", "SSIM", "relative L1", "bytes kept")
 SMALLEST, LARGEST = 160, 360  # pixels, of a picture's longer side
 
 
-def check_picture(path: Path) -> None:
-    """See before the runs that the picture can be written.
-
-    Raises:
-        TargetError: it cannot.
-    """
-    check_suffix(path, video=False)
+def rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """The rows of the table: the run without a cache, then one for each setting."""
+    blocks = comparison.outcomes[0].stats.blocks_total
+    first = ("uncached", f"{median(comparison.seconds):.2f}", "1.00x", f"{blocks} of {blocks}", "", "", "", "", "0")
+    return [first, *map(_row, comparison.outcomes)]
 
 
-def rows(found: Comparison) -> list[tuple[str, ...]]:
-    """The table's, without a cache and with each."""
-    blocks = found.outcomes[0].stats.blocks_total
-    first = ("uncached", f"{median(found.seconds):.2f}", "1.00x", f"{blocks} of {blocks}", "", "", "", "", "0")
-    return [first, *map(_row, found.outcomes)]
-
-
-def show(found: Comparison) -> None:
+def show(comparison: Comparison) -> None:
     """Print the table, with ``rich`` where that is installed, and the steps of each setting below it."""
     try:
         from rich import box
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        table = [HEADS, *rows(found)]
+        table = [HEADS, *rows(comparison)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for first, *others in table:
             cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
@@ -48,7 +38,7 @@ def show(found: Comparison) -> None:
         grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for head in HEADS:
             grid.add_column(head, justify="right" if head else "left", no_wrap=True)
-        for row in rows(found):
+        for row in rows(comparison):
             grid.add_row(*row)
         needed = Console(width=1000).measure(grid).maximum
         console = Console()
@@ -56,30 +46,31 @@ def show(found: Comparison) -> None:
             console = Console(width=needed)
         console.print(grid, highlight=False)
     print()
-    for each in found.outcomes:
+    for each in comparison.outcomes:
         for name, steps in each.decisions["steps"].items():
             print(f"{each.setting.name}, {name}: {steps}" if name else f"{each.setting.name}: {steps}")
 
 
-def draw(found: Comparison, captions: Sequence[str]) -> Any:
-    """A picture of PIL: samples side by side, a row for each setting below that without a cache; ``None``: no pictures.
+def draw(comparison: Comparison, captions: Sequence[str]) -> Any:
+    """Draw samples side by side, a row without a cache above a row for each setting; of a video, its middle frame.
 
-    Of a video, the frame in the middle.
+    Returns:
+        A picture of PIL; None if the samples are no pictures.
     """
-    span = span_of(found.samples)
+    span = span_of(comparison.samples)
     if span is None:
         return None
-    lines = [[(f"{median(found.seconds):.2f} s")], *map(_lines, found.outcomes)]
-    titles = ["uncached", *(each.setting.name for each in found.outcomes)]
+    lines = [[(f"{median(comparison.seconds):.2f} s")], *map(_lines, comparison.outcomes)]
+    titles = ["uncached", *(each.setting.name for each in comparison.outcomes)]
     pictures = []
-    for samples in (found.samples, *(each.samples for each in found.outcomes)):
+    for samples in (comparison.samples, *(each.samples for each in comparison.outcomes)):
         frames = [as_frames(sample, span) for sample in samples]
         if any(each is None for each in frames):
             return None
         pictures.append(
             [import_module("PIL.Image").fromarray(each[len(each) // 2]) for each in frames if each is not None]
         )
-    return _sheet(pictures, titles, lines, captions or [f"sample {n + 1}" for n in range(len(found.samples))])
+    return _sheet(pictures, titles, lines, captions or [f"sample {n + 1}" for n in range(len(comparison.samples))])
 
 
 def _row(each: Outcome) -> tuple[str, ...]:
@@ -106,7 +97,7 @@ def _lines(each: Outcome) -> list[str]:
 def _sheet(
     pictures: Sequence[Sequence[Any]], titles: Sequence[str], lines: Sequence[Sequence[str]], captions: Sequence[str]
 ) -> Any:
-    """Rows of pictures, a title and lines at the left of each, captions below the last."""
+    """Draw rows of pictures, with a title and lines of text at the left of each row and captions below the last."""
     image, drawing, fonts = (import_module(f"PIL.{name}") for name in ("Image", "ImageDraw", "ImageFont"))
     look = import_module("dithooks.demo.draw")  # colours and measures of the demo's sheets
     title_font, font = fonts.load_default(look.TITLE_SIZE), fonts.load_default(look.TEXT_SIZE)
@@ -140,7 +131,7 @@ def _sheet(
 
 
 def _scaled(picture: Any) -> Any:
-    """Small ones are enlarged by whole numbers, which keep every pixel square; large ones shrink."""
+    """Enlarge a small picture by a whole number, which keeps every pixel square; shrink a large one."""
     image = import_module("PIL.Image")
     longer = max(picture.size)
     picture = picture.convert("RGB")
@@ -152,7 +143,7 @@ def _scaled(picture: Any) -> Any:
 
 
 def _wrap(text: str, width: int, font: Any) -> list[str]:
-    """Lines that fit the width in pixels; a word too long for one stands alone."""
+    """Split a text into lines that fit a width in pixels; a word that is too long has a line of its own."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

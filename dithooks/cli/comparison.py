@@ -1,4 +1,4 @@
-"""Runs without a cache and with each of several, in turns, and how they differ."""
+"""Runs without a cache and with each of several settings, in turns, and how they differ."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from statistics import median
 from typing import Any
 
 from ..environment.machine import synchronize
-from ..errors import TargetError
+from ..errors import DitHooksError, TargetError, UsageError
 from ..handle import dit_cache
 from ..progress_bars import ProgressReport
 from ..recording.image_metrics import Samples, Score, samples_of
 from ..recording.image_metrics import compare as scored
 from ..stats.types import CacheStats
 from ..stats.warning_collector import collect_warnings
-from .cache_settings import Setting, cached, summary
+from .cache_settings import CacheSetting, cached, summary
 from .messages import one_line
 from .targets.runnable import Runnable
 
-MOST = 8  # samples in the picture
+PICTURED = 8  # samples in the picture
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was seen of one setting.
+    """The measurements of one setting.
 
     Args:
-        setting: which.
-        stats: of its first run.
-        decisions: of that, as :func:`~dithooks.cli.cache_settings.summary` has them.
-        score: of what it drew.
-        samples: the first of these.
-        remarks: what the cache had to say.
-        seconds: of the timed runs.
-        speedups: over the uncached run of the same round.
+        setting: the setting.
+        stats: the statistics of its first run.
+        decisions: the decisions of its first run, by :func:`~dithooks.cli.cache_settings.summary`.
+        score: the distance of its samples from those without a cache.
+        samples: the first of its samples, for the picture.
+        remarks: the warnings of the cache.
+        seconds: the time of each timed run.
+        speedups: the speed-up of each timed run over the uncached run of the same pair.
     """
 
-    setting: Setting
+    setting: CacheSetting
     stats: CacheStats
     decisions: dict[str, Any]
     score: Score
@@ -50,26 +50,26 @@ class Outcome:
 
     @property
     def speedup(self) -> float:
-        """Median: the two runs of a pair met the same weather on the machine."""
+        """The median over the pairs: the two runs of a pair found the machine in the same state."""
         return median(self.speedups)
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, fit for JSON: infinity is written as a word, as in plans."""
-        told = self.setting.to_dict() | {"seconds": [round(each, 4) for each in self.seconds]}
-        told |= {"speedup": round(self.speedup, 4), "blocks_run": self.stats.blocks_run}
-        told |= {"blocks_total": self.stats.blocks_total, "bytes_peak": self.stats.bytes_peak}
+        numbers = self.setting.to_dict() | {"seconds": [round(seconds, 4) for seconds in self.seconds]}
+        numbers |= {"speedup": round(self.speedup, 4), "blocks_run": self.stats.blocks_run}
+        numbers |= {"blocks_total": self.stats.blocks_total, "bytes_peak": self.stats.bytes_peak}
         scores = {name: value if value is None else _finite(value) for name, value in asdict(self.score).items()}
-        return told | scores | {"decisions": self.decisions, "remarks": list(self.remarks)}
+        return numbers | scores | {"decisions": self.decisions, "remarks": list(self.remarks)}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was seen.
+    """The measurements of all settings, and of the runs without a cache.
 
     Args:
-        seconds: of the timed runs without a cache.
-        samples: the first that these drew.
-        outcomes: of the settings, in the order asked for.
+        seconds: the time of each timed run without a cache.
+        samples: the first samples without a cache, for the picture.
+        outcomes: the measurements of each setting, in the order given.
         again: PSNR in dB of a second run without a cache against the first; infinite if it draws the same.
     """
 
@@ -80,15 +80,21 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, fit for JSON."""
-        plain = {"seconds": [round(each, 4) for each in self.seconds], "psnr_of_another_run": _finite(self.again)}
-        return {"uncached": plain, "settings": [each.to_dict() for each in self.outcomes]}
+        plain = {"seconds": [round(seconds, 4) for seconds in self.seconds], "psnr_of_another_run": _finite(self.again)}
+        return {"uncached": plain, "settings": [outcome.to_dict() for outcome in self.outcomes]}
 
 
-def measure(subject: Runnable, settings: Sequence[Setting], pairs: int, report: ProgressReport) -> Comparison:
-    """Run without a cache and with each, once for the pictures and ``pairs`` times for the time.
+def measure(subject: Runnable, settings: Sequence[CacheSetting], pairs: int, report: ProgressReport) -> Comparison:
+    """Run without a cache and with each setting, once for the pictures and ``pairs`` times for the time.
+
+    Args:
+        subject: what is run.
+        settings: the ways to cache.
+        pairs: timed runs of each.
+        report: called before each run with its name, the number of runs done and of all.
 
     Raises:
-        TargetError: a setting is for another model, or cannot be used here.
+        UsageError: a setting is for another model, or cannot be used here; the message begins with its name.
     """
     for setting in settings:  # before the first run: it may take minutes
         with _named(setting), collect_warnings([]), one_line():
@@ -116,7 +122,7 @@ def measure(subject: Runnable, settings: Sequence[Setting], pairs: int, report: 
             if not stats.calls:
                 raise TargetError("TARGET's run made no step with the cache: what is run has to be what is returned")
             score = scored(samples, reference)
-        outcomes.append(Outcome(setting, stats, decisions, score, samples[:MOST], tuple(remarks)))
+        outcomes.append(Outcome(setting, stats, decisions, score, samples[:PICTURED], tuple(remarks)))
     seconds, again = [list[float]() for _ in range(1 + len(settings))], math.inf
     for number in range(pairs):
         order = range(1 + len(settings))
@@ -134,21 +140,21 @@ def measure(subject: Runnable, settings: Sequence[Setting], pairs: int, report: 
         replace(each, seconds=tuple(own), speedups=tuple(p / c for p, c in zip(seconds[0], own, strict=True)))
         for each, own in zip(outcomes, seconds[1:], strict=True)
     ]
-    return Comparison(tuple(seconds[0]), reference[:MOST], tuple(timed), again)
+    return Comparison(tuple(seconds[0]), reference[:PICTURED], tuple(timed), again)
 
 
 class _named:
-    """Errors say of which setting they are."""
+    """Begin the message of an error in the block with the name of the setting."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: CacheSetting) -> None:
         self._name = setting.name
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, TargetError):
-            raise TargetError(f"{self._name}: {error}") from error
+        if isinstance(error, DitHooksError):
+            raise UsageError(f"{self._name}: {error}") from error
 
 
 def _finite(value: float) -> float | str:

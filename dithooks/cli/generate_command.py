@@ -1,12 +1,14 @@
-"""``dithooks generate``: its arguments. What they do is in ``generating``."""
+"""``dithooks generate``: pictures or a video by any pipeline, with or without a cache."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+SUMMARY = "draw pictures or a video with any pipeline, as it is or made faster"
+
 DESCRIPTION = """Draw pictures or a video with any pipeline of diffusers: as it is, with a plan, or with a speed-up that
-is steered to as it runs. One run for each prompt, one after another. What was done is written beside them."""
+is steered to as it runs. One run for each prompt, one after another. Statistics are written beside the results."""
 
 EPILOG = """what MODEL can be:
   demo                        the small pipeline that ships with dithooks
@@ -26,20 +28,20 @@ examples:
   dithooks generate Qwen/Qwen-Image --prompt "a street" --negative-prompt " " --set true_cfg_scale=4 --count 2
 
 The first result is drawn with the seed, the next with the seed and one; of several, the names get numbers: out-1.png,
-out-2.png. Files that are there are overwritten.
-exit codes: 0 written; 2 asked wrongly; 130 interrupted, what was done by then is written.
+out-2.png. Files that exist are overwritten.
+exit codes: 0 written; 2 cannot be done as asked; 130 interrupted, what was done by then is written.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``dithooks generate`` takes."""
+    """Add the arguments of ``dithooks generate``."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="what draws, see below")
     add("--prompt", action="append", default=[], dest="prompts", metavar="TEXT", help="what to draw; repeatable")
     add("--negative-prompt", metavar="TEXT", help="what not to draw")
     add("--plan", metavar="FILE", help="what to reuse, as found by a search")
     add("--target", type=float, metavar="X", help="or a speed-up, in blocks that run")
-    add("--policy-free", action="store_true", help="with --target: settled before the run, by an even spread")
+    add("--policy-free", action="store_true", help="with --target: steps chosen before the run, evenly spread")
     add("--steps", type=int, metavar="N", help="sampling steps (those of the plan, else the pipeline's own)")
     add("--guidance", type=float, metavar="G", help="guidance scale (the pipeline's own)")
     add("--seed", type=int, default=0, help="where the noise comes from (default: %(default)s)")
@@ -56,17 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw what was asked for.
-
-    Returns:
-        The exit code.
+    """Draw each result and write it, with its statistics.
 
     Raises:
-        TargetError: it cannot be drawn as asked.
+        UsageError: an option cannot be followed, or a file cannot be read or written.
+        TargetError: there is no such pipeline.
+        DitHooksError: as :func:`dithooks.dit_cache`.
     """
+    from dataclasses import fields
+
     from .generate_options import GenerateOptions
     from .generation import generate
 
-    given = {name: value for name, value in vars(args).items() if name not in ("command", "run")}
-    given |= {"prompts": tuple(args.prompts), "others": tuple(args.others)}
-    return generate(GenerateOptions(**given))
+    options = {field.name: getattr(args, field.name) for field in fields(GenerateOptions)}
+    options |= {"prompts": tuple(args.prompts), "others": tuple(args.others)}
+    return generate(GenerateOptions(**options))

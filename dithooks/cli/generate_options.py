@@ -1,29 +1,29 @@
-"""What ``dithooks generate`` is asked for, and the calls of a pipeline that it comes to."""
+"""The options of ``dithooks generate``, and the calls of a pipeline that follow from them."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config.safe_json import strict
-from ..errors import TargetError
-from .cache_settings import Setting, check_speedup, of_file, of_speedup, spread
-from .targets.pipeline_loading import DEMO, Named
+from ..errors import UsageError
+from .cache_settings import CacheSetting, evenly_spread, for_speedup, from_file
+from .option_checks import check_guidance, check_least, check_seed, check_speedup
+from .targets.pipeline_loading import DEMO, PipelineSource
 
 OURS = ("prompt", "generator", "output_type", "return_dict")  # arguments that --set has to leave alone
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What ``dithooks generate`` is asked for, each field the argument of that name.
+    """The options of ``dithooks generate``, each field the argument of that name.
 
     Raises:
-        TargetError: a number out of its range, or arguments that exclude each other.
+        UsageError: a number out of its range, or arguments that exclude each other.
     """
 
     model: str
@@ -47,21 +47,17 @@ class GenerateOptions:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("seed", 0), ("frames", 1), ("count", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise TargetError(f"--{name} is {value}: it must be {least} or more")
-        if self.seed >= 2**62:
-            raise TargetError(f"--seed is {self.seed}: it must be below 2**62")
-        if not math.isfinite(self.guidance or 0):
-            raise TargetError(f"--guidance is {self.guidance}: give a number such as 3.5")
+        check_least(self, steps=1, frames=1, count=1)
+        check_seed(self.seed)
+        check_guidance(self.guidance)
         if not 1 <= self.fps <= 100:
-            raise TargetError(f"--fps is {self.fps:g}: it must be from 1 to 100")
+            raise UsageError(f"--fps is {self.fps:g}: it must be from 1 to 100")
         if self.size is not None and not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", self.size):
-            raise TargetError(f"--size is {self.size}: give width and height in pixels, such as 1024x768")
+            raise UsageError(f"--size is {self.size}: give width and height in pixels, such as 1024x768")
         if self.plan is not None and self.target is not None:
-            raise TargetError("--plan goes without --target: a plan says itself which steps are computed")
+            raise UsageError("--plan goes without --target: a plan fixes which steps are computed")
         if self.policy_free and self.target is None:
-            raise TargetError("--policy-free goes with --target: a plan is free of policies by itself")
+            raise UsageError("--policy-free goes with --target: a plan is free of policies by itself")
         if self.target is not None:
             check_speedup(self.target)
 
@@ -73,32 +69,43 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One run that is to be made, and where its result goes."""
+class DrawTask:
+    """One run to be made, and the file for its result."""
 
     prompt: str | None
     seed: int
     file: Path
 
 
-def setting_of(options: GenerateOptions, named: Named) -> Setting | None:
+def setting_of(options: GenerateOptions, source: PipelineSource) -> CacheSetting | None:
+    """The way to cache; None for none.
+
+    Raises:
+        UsageError: the plan cannot be read, or the number of steps is not known.
+    """
     if options.plan is not None:
-        return of_file(options.plan, named.title == DEMO)
+        return from_file(options.plan, source.title == DEMO)
     if options.target is None:
         return None
     if not options.policy_free:
-        return of_speedup(options.target)
-    steps = options.steps or named.takes.get("num_inference_steps")
+        return for_speedup(options.target)
+    steps = options.steps or source.takes.get("num_inference_steps")
     if not isinstance(steps, int):
-        raise TargetError(
-            f"--policy-free has to know the number of steps, which {options.model} does not tell: --steps"
+        raise UsageError(
+            f"--policy-free has to know the number of steps, for which {options.model} has no default: give --steps"
         )
-    return spread(options.target, steps)
+    return evenly_spread(options.target, steps)
 
 
-def call_of(options: GenerateOptions, named: Named, setting: Setting | None) -> tuple[dict[str, Any], list[str]]:
-    """The arguments of every run, and those asked for that the pipeline does not take."""
-    takes = named.takes
+def call_of(
+    options: GenerateOptions, source: PipelineSource, setting: CacheSetting | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of every run, and the options that the pipeline does not take.
+
+    Raises:
+        UsageError: the pipeline does not take an argument of ``--set``, or needs one that is not given.
+    """
+    takes = source.takes
     width, height = options.pixels or (None, None)
     steps = options.steps or (None if setting is None else setting.steps)
     wanted = [
@@ -117,35 +124,38 @@ def call_of(options: GenerateOptions, named: Named, setting: Setting | None) -> 
     if "output_type" in takes:
         call["output_type"] = "pil"
     for text in options.others:
-        name, value = _other(text, named)
+        name, value = _other(text, source)
         if name in call or name in OURS:
-            raise TargetError(f"--set {name} is said already, by another option")
+            raise UsageError(f"--set {name} is given already, by another option")
         call[name] = value
     if "prompt" in takes and not options.prompts:
-        raise TargetError(f"{named.kind.__name__} draws what a text says: give a --prompt")
+        raise UsageError(f"{source.kind.__name__} draws from a text: give a --prompt")
     needed = [name for name, default in takes.items() if default is inspect.Parameter.empty]
     if lacking := [name for name in needed if name not in call and name not in OURS]:
-        raise TargetError(f"{named.kind.__name__} needs {lacking[0]}, too: give it with --set {lacking[0]}=…")
+        raise UsageError(f"{source.kind.__name__} needs {lacking[0]}, too: give it with --set {lacking[0]}=…")
     return call, list(dict.fromkeys(ignored))
 
 
-def _other(text: str, named: Named) -> tuple[str, Any]:
-    """What ``--set`` says."""
+def _other(text: str, source: PipelineSource) -> tuple[str, Any]:
+    """Name and value of one ``--set``."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise TargetError(f"--set is {text}: give NAME=VALUE, such as true_cfg_scale=4.0")
-    if name not in named.takes:
-        close = difflib.get_close_matches(name, named.takes, n=3)
-        hint = f": do you mean {' or '.join(close)}?" if close else f": it takes {', '.join(named.takes)}"
-        raise TargetError(f"{named.kind.__name__} takes no {name}{hint}")
+        raise UsageError(f"--set is {text}: give NAME=VALUE, such as true_cfg_scale=4.0")
+    if name not in source.takes:
+        close = difflib.get_close_matches(name, source.takes, n=3)
+        hint = f": do you mean {' or '.join(close)}?" if close else f": it takes {', '.join(source.takes)}"
+        raise UsageError(f"{source.kind.__name__} takes no {name}{hint}")
     try:
         return name, strict(value)
     except ValueError:
         return name, value
 
 
-def tasks_of(options: GenerateOptions, named: Named, out: Path) -> list[Task]:
-    prompts: list[str | None] = list(options.prompts) if "prompt" in named.takes else []
-    each = [prompt for prompt in prompts or [None] for _ in range(options.count)]
-    names = [out.with_stem(f"{out.stem}-{n}") for n in range(1, len(each) + 1)] if len(each) > 1 else [out]
-    return [Task(prompt, options.seed + n, file) for n, (prompt, file) in enumerate(zip(each, names, strict=True))]
+def tasks_of(options: GenerateOptions, source: PipelineSource, out: Path) -> list[DrawTask]:
+    """The runs to be made, with a file and a seed for each."""
+    prompts: list[str | None] = list(options.prompts) if "prompt" in source.takes else []
+    repeated = [prompt for prompt in prompts or [None] for _ in range(options.count)]
+    names = [out.with_stem(f"{out.stem}-{n}") for n in range(1, len(repeated) + 1)] if len(repeated) > 1 else [out]
+    return [
+        DrawTask(prompt, options.seed + n, file) for n, (prompt, file) in enumerate(zip(repeated, names, strict=True))
+    ]

@@ -1,57 +1,113 @@
-"""``dithooks inspect``: from its arguments to what it prints and writes."""
+"""``dithooks inspect``: a model's lists of blocks and the ranges that can be cached."""
 
 from __future__ import annotations
 
-import importlib
+import argparse
 from pathlib import Path
 
-from ..errors import TargetError
+SUMMARY = "show a model's lists of blocks and the ranges that can be cached"
+
+DESCRIPTION = """Show a model's lists of blocks, what it does between them, which ranges can be cached and which
+cannot, and the lines that cache the largest."""
+
+EPILOG = """what TARGET can be:
+  WanPipeline                 a pipeline class of diffusers
+  WanTransformer3DModel       a transformer class of diffusers; CLASS#VARIANT for one of its variants
+  path/to/folder, owner/name  a saved pipeline or transformer, or one in the local cache of the Hugging Face Hub:
+                              only its configuration is read, and nothing is downloaded
+  path/to/file.py:factory     your own: a function without arguments that returns a pair of the model, the pipeline
+  package.module:factory      or a BlockAdapter, and how to call it: a dict of keyword arguments, a tuple of
+                              positional ones, or a function that does, without arguments or given the pipeline. A
+                              pipeline has to take two sampling steps or more. A small one of its kind shows as
+                              much as a large one.
+
+Classes are inspected as tiny models with random weights. A file for `dithooks inspect my_model.py:make`:
+
+  def make():
+      model = MyTransformer(depth=4)
+      return model, {"x": torch.randn(1, 16, 64), "timestep": torch.tensor(0.5)}
+"""
 
 
-def show_one(target: str, blocks: tuple[str, ...], tests: int, json_to: str | None) -> None:
-    """Print the tables of a target to stdout (or JSON, for ``json_to="-"``).
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``dithooks inspect``."""
+    parser.add_argument("target", nargs="?", metavar="TARGET", help="what to look at, see below")
+    parser.add_argument(
+        "--blocks", action="append", default=[], metavar="PATH", help="a list to look at, not those found; repeatable"
+    )
+    parser.add_argument(
+        "--tests",
+        type=int,
+        default=64,
+        metavar="N",
+        help="the most ranges to try out, each by three calls (default: %(default)s)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the tables")
+    parser.add_argument("--all", action="store_true", help="a table of all transformer classes; takes minutes")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="with --all: write the table to a file instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables of one target, or of all classes.
 
     Raises:
-        TargetError: there is no such target, a package is missing, or the file cannot be written.
+        UsageError: options exclude each other, a package is missing, or a file cannot be written.
+        TargetError: there is no such target, or it shows no blocks.
     """
+    from ..errors import UsageError
+
+    if args.all == (args.target is not None):
+        raise UsageError("inspect takes either a TARGET or --all (see dithooks inspect --help)")
+    if args.tests < 0:
+        raise UsageError(f"--tests is {args.tests}: it must be 0 or more")
+    if args.all and (args.blocks or args.json):
+        raise UsageError("--all takes no --blocks and no --json")
+    if args.markdown is not None and not args.all:
+        raise UsageError("--markdown goes with --all only")
+    if args.all:
+        _show_all(args.markdown)
+    else:
+        _show_one(args.target, tuple(args.blocks), args.tests, args.json)
+    return 0
+
+
+def _show_one(target: str, blocks: tuple[str, ...], tests: int, json_to: str | None) -> None:
+    """Print the tables of a target to stdout (or JSON, for ``json_to="-"``)."""
     if json_to != "-":
-        need("rich", "rich")
+        _need_rich()
+    if ":" not in target:
+        _need_diffusers()
     from ..inspection.model_report import inspect, show, to_json
+    from .output_files import check_results, written
     from .targets.resolver import find_subject
 
-    if ":" not in target:
-        need("diffusers", '"dithooks[diffusers]"')
-    if json_to not in (None, "-"):
-        _check(Path(json_to or ""))
-    found = inspect(find_subject(target), blocks, tests)
+    file = None if json_to in (None, "-") else Path(json_to or "")
+    check_results([] if file is None else [file])
+    inspection = inspect(find_subject(target), blocks, tests)
     if json_to == "-":
-        print(to_json(found))
+        print(to_json(inspection))
         return
     from rich.console import Console
 
-    show(found, Console())
-    if json_to is not None:
-        _write(Path(json_to), to_json(found) + "\n")
+    show(inspection, Console())
+    if file is not None:
+        written(file, lambda path: path.write_text(to_json(inspection) + "\n", encoding="utf-8"))
 
 
-def show_all(markdown_to: Path | None) -> None:
-    """Print the table of all classes, or write it to a file.
+def _show_all(markdown_to: Path | None) -> None:
+    """Print the table of all classes, or write it to a file."""
+    _need_rich()
+    _need_diffusers()
+    from .output_files import check_results, written
 
-    Raises:
-        TargetError: a package is missing, or the file cannot be written.
-    """
-    need("rich", "rich")
-    need("diffusers", '"dithooks[diffusers]"')
-    if markdown_to is not None:
-        _check(markdown_to)
+    check_results([] if markdown_to is None else [markdown_to])
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from ..inspection.model_table import all_rows, markdown, summary, table
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    # On stderr, so that stdout holds the result alone.
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:  # stdout holds the table alone
         task = progress.add_task("", total=None)
         rows, missing = all_rows(
             lambda cls, done, total: progress.update(task, description=cls, completed=done, total=total)
@@ -60,35 +116,19 @@ def show_all(markdown_to: Path | None) -> None:
     if markdown_to is None:
         console.print(table(rows))
     else:
-        _write(markdown_to, markdown(rows, missing))
+        written(markdown_to, lambda path: path.write_text(markdown(rows, missing), encoding="utf-8"))
         console.print(f"{summary(rows)}: {markdown_to}", highlight=False, soft_wrap=True)
 
 
-def need(package: str, install: str) -> None:
-    """See that an optional package is there.
+def _need_rich() -> None:
+    from .extras import extra_needed
 
-    Raises:
-        TargetError: it is not; the message says how to get it.
-    """
-    try:
-        importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != package:
-            raise
-        raise TargetError(f"inspect needs {package}: pip install {install}") from error
+    with extra_needed("inspect needs", "rich"):
+        import rich  # noqa: F401
 
 
-def _check(path: Path) -> None:
-    """Find out before the work whether a file can be written there."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise TargetError(
-            f"{path} cannot be written: {path if path.is_dir() else path.parent} is not a "
-            f"{'file' if path.is_dir() else 'folder'}"
-        )
+def _need_diffusers() -> None:
+    from .extras import extra_needed
 
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise TargetError(f"{path} cannot be written: {error}") from error
+    with extra_needed("inspect needs", '"dithooks[diffusers]"'):
+        import diffusers  # noqa: F401

@@ -1,14 +1,21 @@
-"""The ``dithooks`` command. Each subcommand is a function pair: one adds its arguments, one runs it."""
+"""The ``dithooks`` command: its parser, and the call of the subcommand that was chosen."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
-from .. import __version__
+from ..errors import DitHooksError, UsageError
+from . import (
+    compare_command,
+    demo_command,
+    env_command,
+    generate_command,
+    inspect_command,
+    profile_command,
+    search_command,
+)
 
 EXAMPLES = """examples:
   dithooks demo
@@ -27,24 +34,57 @@ EXAMPLES = """examples:
   dithooks profile demo --threshold 0.1 --threshold 0.2
   dithooks env
 """
+INTERRUPTED = 130  # exit code, as shells have it
 
 
-class UsageError(Exception):
-    """What was asked for cannot be done; the text is the one line that the user sees."""
+class Command(Protocol):
+    """A module with one subcommand. It imports no more than argparse at its top, and all else in ``run``."""
+
+    SUMMARY: str  # a line of ``dithooks --help``
+    DESCRIPTION: str
+    EPILOG: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the subcommand's arguments to its parser."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Run the subcommand and return the exit code; a ``DitHooksError`` is shown as one line."""
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": demo_command,
+    "inspect": inspect_command,
+    "search": search_command,
+    "generate": generate_command,
+    "compare": compare_command,
+    "profile": profile_command,
+    "env": env_command,
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line."""
+    """An argument parser that reports a wrong command line in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
+class Version(argparse.Action):
+    """The option ``--version``: only here is the version needed, which a package without PyTorch cannot give."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from .. import __version__
+
+        print(f"dithooks {__version__}")
+        sys.exit(0)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0 done, or written; 1 the environment is broken (``env``); 2 asked wrongly, and said in a line; 3 target not reached
-    (``search``); 130 interrupted: ``search`` and ``generate`` have then written what they had.
+    0: done, all files written. 1: the environment is broken (``env``). 2: the command cannot be done as asked; one line
+    on stderr gives the reason. 3: a target was not reached (``search``). 130: interrupted; ``search`` and ``generate``
+    have written their results so far.
 
     Args:
         argv: the arguments after the command's name; those of the process if None.
@@ -58,223 +98,31 @@ def main(argv: list[str] | None = None) -> int:
         if args.command is None:
             parser.print_help(sys.stderr)
             return 2
-        code: int = args.run(args)
-        return code
-    except UsageError as error:
-        print(f"dithooks: error: {error}", file=sys.stderr)
+        return COMMANDS[args.command].run(args)
+    except DitHooksError as error:  # raised on purpose; all other errors are faults and keep their traceback
+        print(f"dithooks: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("dithooks: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; importing nothing heavier than argparse."""
+    """Build the parser of the whole command line."""
+    raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         prog="dithooks",
         description="Make diffusion transformers faster by reusing block residuals between sampling steps.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"dithooks {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    _add_demo(commands)
-    _add_inspect(commands)
-    _add_search(commands)
-    _add_generate(commands)
-    _add_compare(commands)
-    _add_profile(commands)
-    _add_env(commands)
-    return parser
-
-
-def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
-    parser = commands.add_parser(
-        "demo",
-        help="draw emoji without and with the cache and compare them",
-        description="Draw the same emoji without and with the cache, with the small pipeline that ships with "
-        "dithooks: no network, no accelerator, under two minutes on two CPU cores.",
+        formatter_class=raw,
     )
     parser.add_argument(
-        "--prompt", action="append", metavar="CAPTION", help="what to draw; repeat it for more pictures"
+        "--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="show program's version number and exit"
     )
-    parser.add_argument("--steps", type=int, default=28, help="sampling steps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="where the noise comes from (default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: %(default)s)")
-    parser.add_argument(
-        "--plan", metavar="PLAN", help="a file that a search wrote, or one that ships: 1.5x, 2x, 3x (default: 2x)"
-    )
-    parser.add_argument("--start", type=int, help="no plan, but cache_step_start: first steps, all computed (6)")
-    parser.add_argument("--interval", type=int, help="no plan, but cache_step_interval: then every n-th (2)")
-    parser.add_argument("--pairs", type=int, default=3, help="timed runs of each kind (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers too; - writes them instead of the table")
-    parser.set_defaults(run=_demo)
-
-
-def _demo(args: argparse.Namespace) -> int:
-    try:
-        from ..demo import PLAN, load_plan
-        from ..demo import demonstration as demo
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package == "dithooks":
-            raise  # a fault of ours, not a package that is missing
-        raise UsageError(f'the demo needs {package}: pip install "dithooks[demo]"') from error
-    static = {name: value for name in ("start", "interval") if (value := getattr(args, name)) is not None}
-    if static and args.plan is not None:
-        raise UsageError(f"--plan goes without --{next(iter(static))}: a plan says itself which steps are computed")
-    try:
-        name = args.plan or PLAN
-        options = demo.DemoOptions(
-            prompts=tuple(args.prompt or demo.PROMPTS),
-            steps=args.steps,
-            seed=args.seed,
-            guidance=args.guidance,
-            pairs=args.pairs,
-            plan=None if static else load_plan(name),
-            plan_name=name,
-            **static,
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, help=command.SUMMARY, description=command.DESCRIPTION, epilog=command.EPILOG, formatter_class=raw
         )
-        demo.check_outputs(args.out, args.json)
-        pipe = demo.load_checked(options)
-    except (ValueError, TypeError, OSError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
-    try:
-        demo.run_demo(pipe, options, out=args.out, json_to=args.json)
-    except OSError as error:  # a ValueError is no longer the user's here, so it keeps its traceback
-        raise UsageError(f"the results cannot be written: {error}") from error
-    return 0
-
-
-def _add_inspect(commands: argparse._SubParsersAction[Parser]) -> None:
-    from . import inspect_arguments
-
-    about = "show a model's lists of blocks and the ranges that can be cached"
-    _add(commands, "inspect", about, inspect_arguments).set_defaults(run=_inspect)
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from ..errors import TargetError
-    from . import inspect_command as command
-
-    if args.all == (args.target is not None):
-        raise UsageError("inspect takes either a TARGET or --all (see dithooks inspect --help)")
-    if args.tests < 0:
-        raise UsageError(f"--tests is {args.tests}: it must be 0 or more")
-    if args.all and (args.blocks or args.json):
-        raise UsageError("--all takes no --blocks and no --json")
-    if args.markdown is not None and not args.all:
-        raise UsageError("--markdown goes with --all only")
-    try:
-        if args.all:
-            command.show_all(args.markdown)
-        else:
-            command.show_one(args.target, tuple(args.blocks), args.tests, args.json)
-    except TargetError as error:  # all others are of the user's own factory, or ours, and keep their traceback
-        raise UsageError(" ".join(str(error).split())) from error
-    return 0
-
-
-def _add_search(commands: argparse._SubParsersAction[Parser]) -> None:
-    from . import search_arguments
-
-    about = "find the plan for a speed-up that keeps nearest to the pictures without the cache"
-    _add(commands, "search", about, search_arguments).set_defaults(run=_search)
-
-
-def _search(args: argparse.Namespace) -> int:
-    from ..errors import TargetError
-    from . import search_command
-
-    given = {name: value for name, value in vars(args).items() if name not in ("command", "run")}
-    given |= {"speedups": tuple(args.speedups or [2.0]), "prompts": tuple(args.prompts)}
-    try:
-        return search_command.run_search(search_command.SearchOptions(**given))
-    except TargetError as error:
-        raise UsageError(" ".join(str(error).split())) from error
-
-
-def _add_generate(commands: argparse._SubParsersAction[Parser]) -> None:
-    from . import generate_command
-
-    about = "draw pictures or a video with any pipeline, as it is or made faster"
-    _add(commands, "generate", about, generate_command).set_defaults(run=_generate)
-
-
-def _generate(args: argparse.Namespace) -> int:
-    from . import generate_command
-
-    return _told(generate_command.run, args)
-
-
-def _add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
-    from . import compare_command
-
-    about = "run the same without a cache and with each of several, and compare time and pictures"
-    _add(commands, "compare", about, compare_command).set_defaults(run=_compare)
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from . import compare_command
-
-    return _told(compare_command.run, args)
-
-
-def _add_profile(commands: argparse._SubParsersAction[Parser]) -> None:
-    from . import profile_command
-
-    about = "show how much changes from step to step, and what thresholds would reuse"
-    _add(commands, "profile", about, profile_command).set_defaults(run=_profile)
-
-
-def _profile(args: argparse.Namespace) -> int:
-    from . import profile_command
-
-    return _told(profile_command.run, args)
-
-
-def _add(commands: argparse._SubParsersAction[Parser], name: str, about: str, module: Any) -> Parser:
-    """A subcommand whose arguments are in a module of its own."""
-    parser = commands.add_parser(
-        name,
-        help=about,
-        description=module.DESCRIPTION,
-        epilog=module.EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
+        command.add_arguments(subparser)
     return parser
-
-
-def _told(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run a command; what it has to say of its asking is a line."""
-    from ..errors import TargetError
-
-    try:
-        return run(args)
-    except TargetError as error:
-        raise UsageError(" ".join(str(error).split())) from error
-
-
-def _add_env(commands: argparse._SubParsersAction[Parser]) -> None:
-    from ..environment import env_command as env
-
-    parser = commands.add_parser(
-        "env", help="show what is installed and what is wrong with it", description=env.DESCRIPTION
-    )
-    env.add_arguments(parser)
-    parser.set_defaults(run=_env)
-
-
-def _env(args: argparse.Namespace) -> int:
-    from ..environment import env_command as env
-
-    try:
-        return env.run(args.json)
-    except env.EnvError as error:
-        raise UsageError(str(error)) from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Pictures and videos: out of what a pipeline returns, and into files."""
+"""Pictures and videos: from the output of a pipeline to files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import TargetError
+from ..errors import TargetError, UsageError
 from ..recording.image_metrics import FIELDS, samples_of
+from .extras import extra_needed
 
 ENCODED = (".mp4", ".mov", ".mkv", ".webm")  # by ffmpeg
 ANIMATED = (".gif", ".webp", ".apng")  # by Pillow
@@ -20,51 +21,51 @@ Frames = list[Any]  # pictures of PIL; one of them is a picture, more are a vide
 
 
 def check_suffix(path: Path, video: bool) -> None:
-    """See before the run that a file with this ending can be written.
+    """Check before the run that a file with this ending can be written.
 
     Args:
         path: the file.
         video: whether it has to hold more than one frame.
 
     Raises:
-        TargetError: it cannot; the message says what can.
+        UsageError: it cannot; the message names an ending that can.
     """
     suffix = path.suffix.lower()
     image = _pillow()
     if video and suffix in ENCODED:
         if lack := _lacking():
-            raise TargetError(f"{path} needs {lack} (pip install imageio imageio-ffmpeg); .gif needs nothing more")
+            raise UsageError(f"{path} needs {lack} (pip install imageio imageio-ffmpeg); .gif needs nothing more")
         return
     known = image.registered_extensions().get(suffix)
     if video and suffix not in ANIMATED:
         kinds = ", ".join((*ENCODED, *ANIMATED))
-        raise TargetError(f"{path} cannot hold a video: give a file that ends in {kinds}, or --frames 1")
+        raise UsageError(f"{path} cannot hold a video: give a file that ends in {kinds}, or --frames 1")
     if suffix in ENCODED:
-        raise TargetError(f"{path} is of a video, but pictures will be drawn: use .png")
+        raise UsageError(f"{path} is of a video, but pictures will be drawn: use .png")
     if known not in image.SAVE:
-        raise TargetError(f"{path} has an ending that no picture format knows: use .png")
+        raise UsageError(f"{path} has an ending that no picture format knows: use .png")
 
 
 def default_path(video: bool) -> Path:
-    """Where results go if nothing is said."""
+    """The file for a result where ``--out`` is left out."""
     return Path("generated.png" if not video else "generated.gif" if _lacking() else "generated.mp4")
 
 
 def frames_of(result: Any) -> list[Frames]:
-    """What a pipeline returned as pictures of PIL: one list for each sample, of one frame or more.
+    """The output of a pipeline as pictures of PIL: one list for each sample, of one frame or more.
 
     Raises:
-        TargetError: it returned something else.
+        TargetError: the output holds no pictures.
     """
     image = _pillow()
-    found = next((value for name in FIELDS if (value := getattr(result, name, None)) is not None), result)
-    found = found[0] if isinstance(found, tuple) and len(found) == 1 else found
-    if isinstance(found, list) and found:
-        parts = [each if isinstance(each, list) else [each] for each in found]
+    output = next((value for name in FIELDS if (value := getattr(result, name, None)) is not None), result)
+    output = output[0] if isinstance(output, tuple) and len(output) == 1 else output
+    if isinstance(output, list) and output:
+        parts = [each if isinstance(each, list) else [each] for each in output]
         if all(isinstance(frame, image.Image) for part in parts for frame in part):
             return parts
     try:
-        samples = samples_of(found)
+        samples = samples_of(output)
     except (ValueError, TypeError) as error:
         raise TargetError(f"neither pictures nor videos came of it: {error}") from error
     span = span_of(samples)
@@ -75,7 +76,7 @@ def frames_of(result: Any) -> list[Frames]:
 
 
 def span_of(samples: Sequence[NDArray[np.float32]]) -> tuple[float, float] | None:
-    """The numbers that are black and white in samples: 0 and 1, −1 and 1, or 0 and 255; ``None``: no pictures."""
+    """The values of black and white in samples: 0 and 1, −1 and 1, or 0 and 255; None if these are no pictures."""
     least, most = min(float(each.min()) for each in samples), max(float(each.max()) for each in samples)
     near = 1e-3  # a decoder's rounding
     for low, high in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
@@ -85,11 +86,11 @@ def span_of(samples: Sequence[NDArray[np.float32]]) -> tuple[float, float] | Non
 
 
 def as_frames(sample: NDArray[np.float32], span: tuple[float, float]) -> NDArray[np.uint8] | None:
-    """A sample, as the score takes it, in frames (frames, height, width, 3 or 4) of 8 bits; ``None``: no picture.
+    """A sample as frames of 8 bits, (frames, height, width, 3 or 4); None if it is no picture.
 
     Args:
-        sample: with channels first or last.
-        span: what is black in it, and what is white.
+        sample: an array with channels first or last.
+        span: its values of black and of white.
 
     Example:
         >>> as_frames(np.ones((3, 4, 8), np.float32), (0.0, 1.0)).shape
@@ -111,10 +112,10 @@ def as_frames(sample: NDArray[np.float32], span: tuple[float, float]) -> NDArray
 
 
 def write_frames(path: Path, frames: Frames, fps: float) -> None:
-    """A picture, or a video of several frames.
+    """Write a picture, or a video of several frames.
 
     Raises:
-        OSError: that fails.
+        OSError: the file cannot be written.
     """
     suffix = path.suffix.lower()
     if suffix in ENCODED:
@@ -127,7 +128,7 @@ def write_frames(path: Path, frames: Frames, fps: float) -> None:
 
 
 def _durations(count: int, fps: float) -> list[int]:
-    """Milliseconds for each frame, whole hundredths as GIF has them, which add up to the length of the video."""
+    """Milliseconds of each frame, in whole hundredths of a second, as in a GIF; their sum is the video's length."""
     ends = [round(100 * (number + 1) / fps) for number in range(count)]
     return [10 * max(end - begin, 2) for begin, end in zip([0, *ends], ends, strict=False)]
 
@@ -146,7 +147,7 @@ def _encode(path: Path, frames: Frames, fps: float) -> None:
 
 
 def _lacking() -> str:
-    """What is missing to encode a video; empty: nothing."""
+    """The name of what is missing to encode a video; empty if nothing is."""
     lacking: Sequence[str] = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
     if lacking:
         return " and ".join(lacking).replace("_", "-")
@@ -158,9 +159,7 @@ def _lacking() -> str:
 
 
 def _pillow() -> Any:
-    try:
+    with extra_needed("pictures need", '"dithooks[demo]"'):
         image: Any = importlib.import_module("PIL.Image")
-    except ModuleNotFoundError as error:
-        raise TargetError('pictures need PIL: pip install "dithooks[demo]"') from error
     image.init()
     return image

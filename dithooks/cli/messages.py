@@ -1,4 +1,4 @@
-"""Errors as one line for the user: by their class. All others keep their traceback."""
+"""Errors of other libraries that are the user's to read: shown as one line, as this package's own are."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import DitHooksError, TargetError
+from ..errors import DitHooksError, UsageError
 
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn errors that are the user's to read into one line: the library's, a pipeline's own check, too little memory.
+    """Turn two errors of a run into one line: too little memory, and a pipeline's own check of its arguments.
 
     Raises:
-        TargetError: in place of such an error. All others pass.
+        UsageError: in place of such an error. All others pass.
     """
     try:
         yield
+    except DitHooksError:
+        raise
     except torch.OutOfMemoryError as error:
-        raise TargetError(f"{_first_line(error)} (smaller pictures, fewer frames or --dtype take less)") from error
-    except DitHooksError as error:
-        raise TargetError(str(error)) from error
+        raise UsageError(f"{first_line(error)} (smaller pictures, fewer frames or --dtype take less)") from error
     except (ValueError, TypeError, RuntimeError) as error:
         if not _is_of_a_pipeline(error):
             raise
-        raise TargetError(str(error)) from error
+        raise UsageError(str(error)) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not empty; the name of its class if there is none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _is_of_a_pipeline(error: Exception) -> bool:
-    """Whether a pipeline of diffusers has refused its arguments: these do so in ``check_inputs``."""
+    """Whether a pipeline of diffusers has refused its arguments: they do so in ``check_inputs``."""
     return any(frame.name == "check_inputs" for frame in traceback.extract_tb(error.__traceback__))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

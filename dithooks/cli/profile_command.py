@@ -1,18 +1,18 @@
-"""``dithooks profile``: what one run without a cache says of every threshold."""
+"""``dithooks profile``: how much changes in one run without a cache, and what each threshold would reuse."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
-from contextlib import nullcontext, redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .run_arguments import TARGET, add_target, asked
+from .run_arguments import TARGET, add_target, run_request
 
 if TYPE_CHECKING:
     from ..profiling.profile import Profile
+
+SUMMARY = "show how much changes from step to step, and what thresholds would reuse"
 
 DESCRIPTION = """Run TARGET once, reusing nothing, and show how much changes from step to step, in each range and branch
 of guidance, and what share of the calls a Threshold policy would reuse."""
@@ -23,74 +23,73 @@ examples:
   dithooks profile demo --threshold 0.1 --threshold 0.2 --steps 50 --prompt rocket
   dithooks profile my_model.py:make --first 1 --json profile.json
 
-Without --first, each list of blocks is watched by itself, its first block deciding on the others; with it, all of a
-transformer's blocks from there on are one range, as in DitCacheConfig(cache_block_start=1, policy=Threshold(0.1)).
-exit codes: 0 done; 2 asked wrongly; 130 interrupted.
+Without --first, each list of blocks is one range, and its first block decides on the others; with it, a transformer's
+blocks from there on are one range, as in DitCacheConfig(cache_block_start=1, policy=Threshold(0.1)).
+exit codes: 0 done; 2 cannot be done as asked; 130 interrupted.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``dithooks profile`` takes."""
+    """Add the arguments of ``dithooks profile``."""
     add = parser.add_argument
     add_target(parser)
     add("--threshold", action="append", type=float, dest="thresholds", metavar="X", help="predict this; repeatable")
-    add("--first", type=int, metavar="N", help="first block of the range, those before it decide")
+    add("--first", type=int, metavar="N", help="first block of the range; those before it decide")
     add("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch one run, and print what was seen.
-
-    Returns:
-        The exit code.
+    """Profile one run and print the tables (or JSON, for ``--json -``).
 
     Raises:
-        TargetError: it cannot be done as asked.
+        UsageError: an option cannot be followed, or a file cannot be written.
+        TargetError: there is no such target.
+        DitHooksError: as :func:`dithooks.profile`.
     """
     from ..config.cache_config import DitCacheConfig
-    from ..errors import TargetError
+    from ..errors import UsageError
     from ..policies.threshold import Threshold
     from ..profiling.profile import THRESHOLDS, profile
     from ..stats.warning_collector import collect_warnings
     from .messages import one_line
-    from .output_files import as_json, check_results, write_json
-    from .targets.runnable import Asked, runnable
+    from .option_checks import check_least
+    from .output_files import as_json, check_results, json_file, stdout_kept_for_json, write_json
+    from .targets.runnable import RunRequest, runnable
 
     thresholds = tuple(args.thresholds or THRESHOLDS)
     if wrong := [value for value in thresholds if not 0 < value < math.inf]:
-        raise TargetError(f"--threshold is {wrong[0]:g}: it must be above 0")
-    if args.first is not None and args.first < 0:
-        raise TargetError(f"--first is {args.first}: it must be 0 or more")
-    what = Asked(**asked(args))
-    file = None if args.json in (None, "-") else Path(args.json)
+        raise UsageError(f"--threshold is {wrong[0]:g}: it must be above 0")
+    check_least(args, first=0)
+    request = RunRequest(**run_request(args))
+    file = json_file(args.json)
     check_results([] if file is None else [file])
     remarks: list[str] = []
-    with redirect_stdout(sys.stderr) if args.json == "-" else nullcontext():  # what a factory prints is no JSON
-        subject = runnable(what)
+    with stdout_kept_for_json(args.json):
+        subject = runnable(request)
         config = None if args.first is None else DitCacheConfig(cache_block_start=args.first, policy=Threshold(0.1))
         with collect_warnings(remarks), one_line():
-            found = profile(subject.target, subject.run, config, thresholds=thresholds)
+            seen = profile(subject.target, subject.run, config, thresholds=thresholds)
     for remark in remarks:
         print(f"dithooks: {remark}", file=sys.stderr)
-    told = subject.told | numbers(found)
+    description = subject.description | numbers(seen)
     if args.json == "-":
-        print(as_json(told))
+        print(as_json(description))
         return 0
-    print(found)
+    print(seen)
     if file is not None:
-        write_json(file, told)
+        write_json(file, description)
     return 0
 
 
-def numbers(found: Profile) -> dict[str, Any]:
-    """A profile, fit for JSON: what is not finite is None."""
+def numbers(profiled: Profile) -> dict[str, Any]:
+    """A profile, fit for JSON: a number that is not finite is None."""
 
     def finite(values: Any) -> list[float | None]:
         return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]
 
     branches = []
-    for each in found.branches:
-        shares = [found.reuse(threshold, each) for threshold in found.thresholds]
+    for each in profiled.branches:
+        shares = [profiled.reuse(threshold, each) for threshold in profiled.thresholds]
         total, skipped = each.schedule.blocks, each.schedule.skipped
         left = [total - share * skipped for share in shares]
         branches.append(
@@ -106,4 +105,4 @@ def numbers(found: Profile) -> dict[str, Any]:
                 "blocks_fewer": finite(total / rest if rest else math.inf for rest in left),
             }
         )
-    return {"thresholds": list(found.thresholds), "policy": str(found.policy), "branches": branches}
+    return {"thresholds": list(profiled.thresholds), "policy": str(profiled.policy), "branches": branches}

@@ -1,4 +1,4 @@
-"""``dithooks search --executor``: where its plans are run."""
+"""The executors of ``dithooks search --executor``, which run its plans."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ..errors import TargetError
+from ..errors import UsageError
 from ..tuning.executors.executor import Executor
 from ..tuning.executors.ray_actors import Actors, ray_module
 from ..tuning.executors.torchrun_ranks import Ranks
@@ -18,24 +18,24 @@ from ..tuning.executors.torchrun_ranks import Ranks
 
 @contextmanager
 def workers(executor: str | None, count: int | None, target: str) -> Iterator[Executor | None]:
-    """What ``search`` is to be given, with the ranks of torchrun as one group meanwhile.
+    """The executor for :func:`dithooks.search`; within the block, the ranks of torchrun are one process group.
 
     Args:
-        executor: ``"ray"``, ``"torchrun"`` or ``None``.
-        count: of actors.
-        target: that is searched; what a factory's module defines is sent along.
+        executor: ``"ray"``, ``"torchrun"`` or None.
+        count: the number of actors.
+        target: the target to search; the definitions of a factory's module are sent to the actors.
 
     Raises:
-        TargetError: Ray is not installed, or this was not started by torchrun.
+        UsageError: Ray is not installed, or this was not started by torchrun.
     """
     if executor == "ray":
         try:
             ray = ray_module()
         except ModuleNotFoundError as error:
-            raise TargetError(str(error)) from error
+            raise UsageError(str(error)) from error
         where = target.rpartition(":")[0]
         module = sys.modules.get(Path(where).stem if where.endswith(".py") else where)
-        if module is not None:  # others may not find it, on another machine least of all
+        if module is not None:  # actors may not find the module, on another machine least of all
             ray.cloudpickle.register_pickle_by_value(module)
         try:
             yield Actors(count)
@@ -49,7 +49,7 @@ def workers(executor: str | None, count: int | None, target: str) -> Iterator[Ex
     started = not dist.is_initialized()
     if started:
         if "RANK" not in os.environ:
-            raise TargetError(
+            raise UsageError(
                 "--executor torchrun is for a search on several ranks: start it as torchrun --nproc-per-node=N "
                 "--no-python dithooks search ..."
             )

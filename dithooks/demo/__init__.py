@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 Pipeline = TypeVar("Pipeline")
 WEIGHTS = Path(__file__).parent / "weights" / "pipeline"
 PLANS = Path(__file__).parent / "plans"
-PLAN = "2x"  # that the demo uses, of those
-CALIBRATION = ("cat face", "watermelon", "taxi", "grinning face")  # what its plans are searched on
+PLAN = "2x"  # the plan that the demo uses by default
+CALIBRATION = ("cat face", "watermelon", "taxi", "grinning face")  # the captions on which its plans were searched
 
 
 def load_pipeline(folder: str | Path = WEIGHTS) -> EmojiPipeline:
@@ -34,10 +34,16 @@ def load_pipeline(folder: str | Path = WEIGHTS) -> EmojiPipeline:
 
 
 def load_quietly(kind: type[Pipeline], folder: str | Path, otherwise: str, **options: bool) -> Pipeline:
-    """A pipeline from a folder, in float32 on the CPU, without a progress bar: it takes a quarter of a second.
+    """Load a pipeline from a folder, in float32 on the CPU, without a progress bar.
+
+    Args:
+        kind: the pipeline's class.
+        folder: its folder.
+        otherwise: the remedy to name if there is no pipeline in the folder.
+        options: options of ``from_pretrained``.
 
     Raises:
-        FileNotFoundError: there is none; ``otherwise`` says what to do. ``options`` are diffusers' own.
+        FileNotFoundError: there is no pipeline in the folder.
     """
     from diffusers.utils import logging
 
@@ -54,7 +60,7 @@ def load_quietly(kind: type[Pipeline], folder: str | Path, otherwise: str, **opt
 
 
 def load_plan(name_or_path: str | Path = PLAN) -> CachePlan:
-    """A plan for the shipped pipeline, or one from a file.
+    """Load a plan that ships for the demo's pipeline, or one from a file.
 
     Args:
         name_or_path: ``"1.5x"``, ``"2x"`` or ``"3x"``, which ship with the package, or a file that ``plan.save`` wrote.

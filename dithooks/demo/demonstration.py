@@ -15,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dithooks import DitCacheConfig, dit_cache
-from dithooks.environment.machine import machine
-
+from ..config.cache_config import DitCacheConfig
+from ..environment.machine import machine
 from ..errors import InvalidSetting
+from ..handle import dit_cache
 from . import load_pipeline
 from .outcome import PROMPTS, DemoOptions, DemoResult, psnr
 from .pipeline import EmojiPipeline
@@ -27,8 +27,8 @@ from .show import draw_comparison, table
 __all__ = ["PROMPTS", "DemoOptions", "DemoResult", "psnr", "run_demo"]
 
 
-class Drawn(NamedTuple):
-    """One run: pictures (prompts, 3, height, width), seconds, and the cache if there was one."""
+class DemoRun(NamedTuple):
+    """One run: its pictures (prompts, 3, height, width), its seconds, and the cache if there was one."""
 
     pictures: torch.Tensor
     seconds: float
@@ -36,10 +36,10 @@ class Drawn(NamedTuple):
 
 
 def check_outputs(picture: Path, json_to: str | None = None) -> None:
-    """Find out before the work whether its results can be written.
+    """Check before the work that its results can be written.
 
     Raises:
-        ValueError: no picture format has this ending, or a folder is not there.
+        InvalidSetting: no picture format has this ending, or a folder does not exist.
     """
     if Image.registered_extensions().get(picture.suffix.lower()) not in Image.SAVE:
         raise InvalidSetting(f"{picture} has an ending that no picture format knows: use .png")
@@ -51,16 +51,16 @@ def check_outputs(picture: Path, json_to: str | None = None) -> None:
 
 
 def load_checked(options: DemoOptions) -> EmojiPipeline:
-    """The shipped pipeline, once it is certain that it knows every word of the prompts, and that the plan is for it.
+    """Load the shipped pipeline, and check that it knows every word of the prompts, and that the plan is for it.
 
     Raises:
-        ValueError: a word the pipeline has never seen; the message names close ones. Or a plan of another model.
+        InvalidSetting: the pipeline does not know a word of a prompt, or the plan is for another model.
     """
     pipe = load_pipeline()
     pipe.text_encoder.tokenize(list(options.prompts))
     if options.plan is not None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what there is to say is said of the run
+            warnings.simplefilter("ignore", UserWarning)  # the run itself will give the same warnings
             dit_cache(pipe, options.plan).remove()
     return pipe
 
@@ -68,7 +68,7 @@ def load_checked(options: DemoOptions) -> EmojiPipeline:
 def run_demo(pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: str | None = None) -> DemoResult:
     """Measure, print the table to stdout (or JSON, for ``json_to="-"``) and write the picture to ``out``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # On stderr, so that stdout holds the result alone; slow, because the demo needs every core.
+    # On stderr, so that stdout holds the result alone; at a low rate, because the demo needs every core.
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as progress:
         task = progress.add_task("warm-up", total=None)
 
@@ -97,7 +97,9 @@ def measure(
     """Draw without and with the cache, in pairs of alternating order, after a short warm-up.
 
     Args:
-        report: called after every sampling step with what is running, steps done and steps in all.
+        pipe: the demo's pipeline.
+        options: the prompts and the ways to draw them.
+        report: called after each sampling step with the name of the run, the number of steps done and of all.
     """
     transformer = pipe.transformer
     config = options.plan or DitCacheConfig(
@@ -110,7 +112,7 @@ def measure(
     total, done = warmup + 2 * options.pairs * options.steps, 0
     pipe.set_progress_bar_config(disable=True)
 
-    def draw(text: str, steps: int = options.steps) -> Drawn:
+    def draw(text: str, steps: int = options.steps) -> DemoRun:
         def on_step(*_: object) -> None:
             nonlocal done
             done += 1
@@ -126,21 +128,21 @@ def measure(
             return_dict=False,
             callback_on_step_end=on_step,
         )
-        pictures = pictures.cpu()  # waits, where they are drawn on an accelerator
-        return Drawn(pictures, time.perf_counter() - begin)
+        pictures = pictures.cpu()  # waits for the accelerator, if they are drawn on one
+        return DemoRun(pictures, time.perf_counter() - begin)
 
     remarks: list[str] = []
 
-    def draw_cached() -> Drawn:
+    def draw_cached() -> DemoRun:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             with dit_cache(pipe, config) as cache:
                 drawn = draw("cached")
-        for each in caught:
-            if issubclass(each.category, UserWarning):
-                remarks.append(str(each.message))
+        for warning in caught:
+            if issubclass(warning.category, UserWarning):
+                remarks.append(str(warning.message))
             else:
-                warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return drawn._replace(cache=cache)
 
     draw("warm-up", warmup)
@@ -153,7 +155,7 @@ def measure(
             cached.append(draw_cached())
             plain.append(draw("plain"))
     stats = cached[0].cache.stats
-    reused = {each.step for each in cached[0].cache.decisions if each.reuse}
+    reused = {record.step for record in cached[0].cache.decisions if record.reuse}
     return DemoResult(
         plain=plain[0].pictures,
         cached=cached[0].pictures,

@@ -1,4 +1,4 @@
-"""Pictures of pictures: the demo's two rows, and the contact sheet, ``python -m dithooks.demo.draw``."""
+"""Sheets of pictures: the demo's two rows, and the contact sheet, ``python -m dithooks.demo.draw``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CAPTIONS = (
     "snowman",
 )
 
-# Pixels. A README shows such a picture at about half its width, so everything is twice as large as it will look.
+# Pixels. A README shows such a sheet at about half its width, so everything is drawn at twice its size.
 CELL = 160
 GAP = 14
 MARGIN = 28
@@ -43,7 +43,7 @@ PAGE, CARD, EDGE, INK, MUTED, ACCENT = "#f3f4f6", "#ffffff", "#d8dbe0", "#1f2328
 
 
 def to_images(pictures: torch.Tensor) -> list[Image.Image]:
-    """(batch, 3, height, width) floats in 0…1 to 8-bit pictures."""
+    """Convert (batch, 3, height, width) floats in 0…1 to 8-bit pictures."""
     pixels = pictures.detach().float().cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
     return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).numpy()]
 
@@ -57,15 +57,18 @@ def comparison(
     cached_label: Sequence[str],
     columns: int = 8,
 ) -> Image.Image:
-    """Plain pictures above cached ones, captions under each column, labels at the left.
+    """Draw plain pictures above cached ones, with captions under each column and labels at the left.
 
     Args:
-        plain, cached: as many pictures of each as there are captions; square ones look best.
-        plain_label, cached_label: lines of text; the first is set as a title, further ones below it.
-        columns: pictures side by side; more than these go on below.
+        plain: the pictures without the cache, one for each caption; square ones look best.
+        cached: the pictures with the cache, one for each caption.
+        captions: the captions.
+        plain_label: lines of text at the left of the plain pictures; the first is the title.
+        cached_label: lines of text at the left of the cached pictures; the first is the title.
+        columns: the number of pictures side by side.
 
     Raises:
-        ValueError: the three lists are not of one length, or empty.
+        InvalidSetting: the three lists are not of one length, or empty.
     """
     _check(len(captions), plain=plain, cached=cached)
     across = min(columns, len(captions))
@@ -89,10 +92,10 @@ def comparison(
 
 
 def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 8) -> Image.Image:
-    """Pictures in rows, each with its caption below.
+    """Draw pictures in rows, each with its caption below.
 
     Raises:
-        ValueError: not as many pictures as captions, or none.
+        InvalidSetting: the two lists are not of one length, or empty.
     """
     _check(len(captions), pictures=pictures)
     wrapped = [_wrap(caption, CELL + GAP - 4) for caption in captions]
@@ -145,7 +148,7 @@ def _label(sheet: Image.Image, lines: Sequence[str], top: int, *, color: str) ->
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Lines that fit the width in pixels; a word too long for one stands alone."""
+    """Split a text into lines that fit a width in pixels; a word that is too long has a line of its own."""
     font = ImageFont.load_default(TEXT_SIZE)
     lines: list[str] = []
     for word in text.split():

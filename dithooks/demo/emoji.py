@@ -37,18 +37,18 @@ class Emoji:
 
 
 def clean(text: str) -> str:
-    """Lower-case words and digits only, single spaces: the form in which captions are tokenised."""
+    """Reduce a text to lower-case words and digits with single spaces, the form in which captions are tokenised."""
     return " ".join(re.findall(r"[a-z0-9]+", text.lower().replace("'", "").replace("\u2019", "")))
 
 
 def load_emoji(archive: str | Path = ARCHIVE) -> list[Emoji]:
-    """Read the pictures the demo is trained on.
+    """Read the pictures on which the demo is trained.
 
     Args:
         archive: the npm tarball, or a folder into which it was unpacked.
 
     Raises:
-        FileNotFoundError: the archive is not there; the message says how to fetch it.
+        FileNotFoundError: there is no archive; the message gives the command that fetches it.
     """
     archive = Path(archive)
     if archive.is_dir():

@@ -1,4 +1,4 @@
-"""What the demo is asked for, and what it measures."""
+"""The options of the demo and its results."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from dithooks import CachePlan
-
+from ..config.cache_plan import CachePlan
 from ..errors import InvalidSetting
 from .emoji import clean
 
@@ -28,12 +27,12 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo draws, with which cache, and how often it is timed.
+    """The pictures that the demo draws, the cache it draws them with, and the number of timed pairs.
 
-    A plan, called ``plan_name``, takes the place of the schedule of ``start`` and ``interval``.
+    If ``plan`` is given, ``start`` and ``interval`` are not used; ``plan_name`` is its name in the table.
 
     Raises:
-        ValueError: a number out of its range, no prompt, or a prompt without a word.
+        InvalidSetting: a number is out of its range, there is no prompt, or a prompt has no word.
     """
 
     prompts: tuple[str, ...] = PROMPTS
@@ -61,27 +60,38 @@ class DemoOptions:
                 raise InvalidSetting(f"prompt {prompt!r} holds no word: give a caption such as {PROMPTS[0]!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """What was asked for, fit for JSON; of ``start`` and ``interval`` and a plan, what is not used is None."""
+        """The options, fit for JSON; those that are not used are None."""
         plan, unused = self.plan, self.plan is not None
-        asked: dict[str, Any] = {"prompts": list(self.prompts), "steps": self.steps, "seed": self.seed}
-        asked |= {"start": None if unused else self.start, "interval": None if unused else self.interval, "plan": None}
+        options: dict[str, Any] = {"prompts": list(self.prompts), "steps": self.steps, "seed": self.seed}
+        options |= {
+            "start": None if unused else self.start,
+            "interval": None if unused else self.interval,
+            "plan": None,
+        }
         if plan is not None:
-            asked["plan"] = {
+            options["plan"] = {
                 "name": self.plan_name,
                 "target": plan.provenance.target,
                 "steps": "+".join(piece.picture for piece in plan.pieces),
                 "predicted_speedup": plan.provenance.predicted_speedup,
             }
-        return asked
+        return options
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo measured; pictures are (prompts, 3, height, width) floats in 0…1, before any rounding.
+    """The results of the demo.
 
-    ``seconds_plain`` and ``seconds_cached`` hold one run of all prompts each, in the order in which the pairs ran;
-    ``bytes_peak`` is the most that the cache kept at a time; ``schedule`` shows the steps of the cached run, ● computed
-    and ○ reused; ``remarks`` are what the cache had to say.
+    Args:
+        plain: the pictures without the cache, (prompts, 3, height, width), floats in 0…1 before any rounding.
+        cached: the pictures with the cache, of the same form.
+        seconds_plain: the time of each run of all prompts without the cache, in the order of the pairs.
+        seconds_cached: the time of each run with the cache.
+        blocks_run: the blocks that ran in one run with the cache.
+        blocks_total: the blocks that run without the cache.
+        bytes_peak: the most bytes that the cache held at a time.
+        schedule: the steps of the cached run, ● computed and ○ reused.
+        remarks: the warnings of the cache.
     """
 
     plain: torch.Tensor
@@ -96,22 +106,22 @@ class DemoResult:
 
     @property
     def speedup(self) -> float:
-        """Median over the pairs: the two runs of a pair met the same weather on the machine."""
+        """The median over the pairs: the two runs of a pair found the machine in the same state."""
         return median(p / c for p, c in zip(self.seconds_plain, self.seconds_cached, strict=True))
 
     @property
     def allowed(self) -> float:
-        """The speed-up if blocks cost everything and all else nothing."""
+        """The speed-up if the blocks took all of the time."""
         return self.blocks_total / self.blocks_run
 
     @property
     def share(self) -> float:
-        """How much of the allowed speed-up was measured; 1 is all of it."""
+        """The measured speed-up as a share of the allowed one."""
         return self.speedup / self.allowed
 
     @property
     def psnr(self) -> tuple[float, ...]:
-        """Decibel per picture; ``inf`` where the cached picture is the very same."""
+        """The PSNR of each picture in dB; ``inf`` if the cached picture is identical."""
         return psnr(self.cached, self.plain)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The pipeline that ships: a caption in, 32×32 pictures of emoji out."""
+"""The pipeline that ships: it draws pictures of emoji, 32×32 pixels, from captions."""
 
 from __future__ import annotations
 
@@ -59,18 +59,19 @@ class EmojiPipeline(DiffusionPipeline):
         Args:
             prompt: one caption or several, such as ``"slice of pizza"``.
             num_inference_steps: sampling steps.
-            guidance_scale: 1 or less asks the model once per step, without guidance.
+            guidance_scale: the guidance scale; with 1 or less, the model is called once per step, without guidance.
             num_images_per_prompt: pictures per caption.
-            generator: where the noise comes from; a list gives every picture its own.
+            generator: the generator of the noise; a list has one for each picture.
             latents: noise to start from instead, (pictures, 64, 48).
             output_type: ``"pil"``, ``"np"`` or ``"pt"`` (pictures in 0…1), ``"latent"`` (patches in −1…1).
             return_dict: ``False`` returns a tuple.
-            callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": …})`` after every step;
-                may return replacements.
-            callback_on_step_end_tensor_inputs: which tensors the callback gets; only ``latents`` is on offer.
+            callback_on_step_end: a function that is called as ``f(pipe, step, timestep, {"latents": …})`` after each
+                step; it may return replacements.
+            callback_on_step_end_tensor_inputs: the tensors that the callback gets; only ``latents`` is on offer.
 
         Raises:
-            ValueError: an empty prompt list, a word the demo has never seen, or a callback input not on offer.
+            InvalidSetting: the list of prompts is empty, the demo does not know a word, or a callback input is not on
+                offer.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:

@@ -16,12 +16,12 @@ from .outcome import DemoOptions, DemoResult
 
 
 def table(result: DemoResult, options: DemoOptions) -> Table:
-    """The result as a ``rich`` table, a row without and a row with the cache."""
+    """The result as a table of ``rich``: a row without the cache, and a row with it."""
     lines = [f"speed-up: {result.share:.0%} of the {result.allowed:.2f}x that the blocks left out allow"]
     if options.plan is not None:
         predicted = options.plan.provenance.predicted_speedup
-        said = f"predicted {predicted:.2f}x, " if options.steps == options.plan.made.steps else ""
-        lines += [f"plan {options.plan_name}: {said}measured {result.speedup:.2f}x", result.schedule]
+        prediction = f"predicted {predicted:.2f}x, " if options.steps == options.plan.made.steps else ""
+        lines += [f"plan {options.plan_name}: {prediction}measured {result.speedup:.2f}x", result.schedule]
     grid = Table(
         title=f"pictures: {len(options.prompts)}, steps: {options.steps}, runs of each kind: {options.pairs}",
         caption=Text("\n".join(lines)),

@@ -19,7 +19,7 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
     """Turn captions into token embeddings and one pooled vector, as FLUX takes them.
 
     Args:
-        vocabulary: known words; a word's token is its place in the list plus one, 0 pads.
+        vocabulary: the known words; the token of a word is its place in the list plus one, and 0 is padding.
         dim: width of the embeddings.
         max_length: tokens per caption; longer captions are cut.
     """
@@ -37,7 +37,7 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
         """Token ids, (batch, max_length) int64; the empty caption is all padding.
 
         Raises:
-            ValueError: a caption holds a word that is not in the vocabulary; close words are named.
+            InvalidSetting: a caption has a word that is not in the vocabulary; the message names close ones.
         """
         ids = torch.full((len(captions), self.config.max_length), PAD)
         for row, caption in enumerate(captions):

@@ -26,7 +26,7 @@ log = logging.getLogger("dithooks.demo.train")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run is made of; stored in every checkpoint."""
+    """The settings of a training run."""
 
     steps: int = 8000
     batch: int = 64
@@ -44,7 +44,7 @@ class TrainConfig:
 
 
 class Trainer:
-    """Model, average, optimiser and random state of one run; ``state_dict`` holds all that a resume needs."""
+    """The model, its average, the optimiser and the random state of one run, all of which ``state_dict`` holds."""
 
     def __init__(self, config: TrainConfig, data: list[Emoji], device: str = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
@@ -60,7 +60,7 @@ class Trainer:
 
         pixels = torch.stack([torch.from_numpy(emoji.pixels.copy()) for emoji in data])
         self.tokens = patchify(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(self.device)
-        # Half of the time the full name, else any of the names: both ways of asking must work.
+        # Half of the time the full name, else any of the names: prompts of both kinds must work.
         self.captions = [self.text.tokenize([emoji.captions[0], *emoji.captions]) for emoji in data]
         self.ids = [ids.to(self.device) for ids in position_ids(SIZE, SIZE, self.text.config.max_length)]
 
@@ -153,7 +153,7 @@ class Trainer:
 
 
 class TrainingRun(Protocol):
-    """What can be trained: it knows how many steps it has done, and its ``config`` how many there are."""
+    """A run of training, which has made ``step`` of the ``config.steps`` steps."""
 
     config: Any
     step: int

@@ -1,1 +1,1 @@
-"""The machine: packages, accelerators, what keeps them from working."""
+"""The machine: its packages, its accelerators, and what keeps these from working."""

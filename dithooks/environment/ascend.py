@@ -1,4 +1,4 @@
-"""Ascend NPUs: whether PyTorch, torch_npu, CANN and the driver are there, and belong together."""
+"""Ascend NPUs: whether PyTorch, torch_npu, CANN and the driver are installed, and fit each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 SWITCH = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 TABLE = "https://github.com/Ascend/pytorch/blob/master/COMPATIBILITY.en.md"
-# torch_npu and the CANN it was made for, by the table; it goes with the PyTorch whose version it has, less the post.
+# The CANN that each torch_npu was made for, by the table. A torch_npu goes with the PyTorch of its own version number,
+# without the post.
 CANN_OF = {
     "2.12.0": "9.1.0",
     "2.11.0": "9.1.0",
@@ -39,7 +40,7 @@ Finding = tuple[str, str, str]  # its level, what is wrong, and what to do
 
 
 def findings(report: EnvReport) -> Iterator[Finding]:
-    """What a report shows to be wrong, each with its level and remedy."""
+    """The faults that a report shows, each with its level and remedy."""
     torch, npu = report["torch"], report["torch_npu"]
     plugin = " and ".join(each["distribution"] for each in report["backends"]) or "none"
     if torch["installed"] is None and not torch["imports"]:
@@ -59,7 +60,7 @@ def findings(report: EnvReport) -> Iterator[Finding]:
 
 
 def versions_of(report: EnvReport) -> Iterator[Finding]:
-    """Of PyTorch, torch_npu and CANN: which do not belong together."""
+    """The versions of PyTorch, torch_npu and CANN that do not fit each other."""
     npu, torch, version = report["torch_npu"]["installed"], report["torch"]["installed"], report["cann"]["version"]
     if npu is None:
         return
@@ -77,7 +78,7 @@ def versions_of(report: EnvReport) -> Iterator[Finding]:
 
 
 def remedy_of(report: EnvReport) -> str:
-    """What to do where an accelerator's plug-in cannot be loaded."""
+    """The remedy for a plug-in of an accelerator that cannot be loaded."""
     npu, error = report["torch_npu"]["installed"], f"{report['torch']['error']} {report['torch_npu'].get('error')}"
     without = f"on a machine without the accelerator: export {SWITCH}=0, or uninstall the package"
     if npu is None:
@@ -100,29 +101,29 @@ def remedy_of(report: EnvReport) -> str:
 
 
 def release(version: str) -> str:
-    """The three numbers that a version begins with."""
-    found = re.match(r"\d+\.\d+\.\d+", version)
-    return found[0] if found else ""
+    """The three numbers at the beginning of a version; empty if there are none."""
+    match = re.match(r"\d+\.\d+\.\d+", version)
+    return match[0] if match else ""
 
 
 def cann() -> EnvReport:
-    """Where CANN is, as the environment says, and of which version."""
+    """The folder of CANN, by the environment's variables, and its version."""
     by, home = next(((name, os.environ[name]) for name in HOMES if os.environ.get(name)), (None, None))
     places = [Path(place) for place in ([home] if home else INSTALLED)]
-    found = next(((file, version) for place in places for file, version in cann_versions(place)), (None, None))
+    file, version = next((entry for place in places for entry in cann_versions(place)), (None, None))
     scripts = [place.parent / "set_env.sh" for place in places] + [place / "set_env.sh" for place in places]
     return {
         "home": home,
         "set_by": by,
-        "version": found[1],
-        "file": None if found[0] is None else str(found[0]),
+        "version": version,
+        "file": None if file is None else str(file),
         "scripts": [str(script) for script in scripts if script.is_file()],
         "libraries": {},
     }
 
 
 def cann_versions(home: Path) -> Iterator[tuple[Path, str]]:
-    """What the files say that CANN's installer leaves: for each architecture, and of its parts."""
+    """The versions in the files of CANN's installer: those of each architecture, then those of its parts."""
     patterns = ("*-linux/ascend_toolkit_install.info", "*-linux/ascend_*_install.info", "ascend_*_install.info")
     for pattern in (*patterns, "version.info", "runtime/version.info", "compiler/version.info"):
         for file in sorted(home.glob(pattern)) if home.is_dir() else []:

@@ -1,6 +1,6 @@
-"""What PyTorch says of itself and its accelerator, asked in another process: importing it may fail, or end the process.
+"""PyTorch and its accelerator, examined in another process: importing PyTorch may fail, or end the process.
 
-Imports nothing but Python's own library, and nothing of this package, as the other process runs this very file.
+This file imports Python's standard library only, and nothing of this package, as the other process runs this very file.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def installed(package: str) -> str | None:
 
 
 def backends() -> list[dict[str, str]]:
-    """The plug-ins that ``import torch`` loads of itself."""
-    found = importlib.metadata.entry_points(group="torch.backends")
+    """The plug-ins that ``import torch`` loads."""
+    plugins = importlib.metadata.entry_points(group="torch.backends")
     return [
         {"name": each.name, "distribution": each.dist.name, "version": each.dist.version}
-        for each in found
+        for each in plugins
         if each.dist is not None
     ]
 
 
 def ask_torch(environment: Mapping[str, str] | None = None) -> Answer:
-    """What :func:`probe` says in another process, or ``{"error": …}``."""
+    """Run :func:`probe` in another process and return its answer, or ``{"error": …}``."""
     code = "import runpy, sys; runpy.run_path(sys.argv[1])['probe'](sys.argv[2])"
     mark = f"dithooks-env-{os.getpid()}: "
     command = [sys.executable, "-c", code, __file__, mark]
@@ -55,16 +55,16 @@ def ask_torch(environment: Mapping[str, str] | None = None) -> Answer:
         )
     except subprocess.TimeoutExpired:
         return {"error": f"it takes more than {SECONDS} s"}
-    found = [line.removeprefix(mark) for line in done.stdout.splitlines() if line.startswith(mark)]
-    answer: Answer = json.loads(found[-1]) if found else {"error": ended(done.returncode)}
-    said = [line.strip() for line in done.stderr.splitlines() if re.match(r"\s*\w*(Error|Exception): ", line)]
-    if "error" in answer and said and said[-1] not in answer["error"]:
-        answer["error"] = f"{said[-1]}; {answer['error']}"
+    marked = [line.removeprefix(mark) for line in done.stdout.splitlines() if line.startswith(mark)]
+    answer: Answer = json.loads(marked[-1]) if marked else {"error": ended(done.returncode)}
+    errors = [line.strip() for line in done.stderr.splitlines() if re.match(r"\s*\w*(Error|Exception): ", line)]
+    if "error" in answer and errors and errors[-1] not in answer["error"]:
+        answer["error"] = f"{errors[-1]}; {answer['error']}"
     return answer
 
 
 def ended(code: int) -> str:
-    """How a process ended."""
+    """The end of a process in words, from its return code."""
     if code >= 0:
         return f"the process ends with exit code {code}"
     names = {each.value: each.name for each in signal.Signals}
@@ -72,7 +72,7 @@ def ended(code: int) -> str:
 
 
 def probe(mark: str) -> None:
-    """Import PyTorch and print what there is to say of it, behind a mark; nothing that happens there is let through."""
+    """Import PyTorch and print :func:`seen_by_torch`, or the error, in a line that begins with a mark."""
     try:
         answer = seen_by_torch()
     except BaseException as error:  # a plug-in may end the process, too
@@ -81,17 +81,17 @@ def probe(mark: str) -> None:
 
 
 def chain(error: BaseException | None) -> str:
-    """An exception and what it came from, the cause first."""
-    said: list[str] = []
+    """The texts of an exception and its causes, the first cause first."""
+    texts: list[str] = []
     while error is not None:
         text = " ".join(str(error).split())
-        said.append(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+        texts.append(f"{type(error).__name__}: {text}" if text else type(error).__name__)
         error = error.__cause__ or error.__context__
-    return "; ".join(reversed(said))
+    return "; ".join(reversed(texts))
 
 
 def seen_by_torch() -> Answer:
-    """What PyTorch says of itself and its accelerator."""
+    """The version, the build and the accelerator of PyTorch."""
     import torch
 
     distributed = torch.distributed
@@ -117,7 +117,7 @@ def seen_by_torch() -> Answer:
 
 
 def accelerator(torch: Any) -> Answer | None:
-    """The accelerator and its devices, as ``torch.accelerator`` says; names and memory as its own module does."""
+    """The accelerator and its devices, by ``torch.accelerator``; names and memory by the accelerator's own module."""
     if not torch.accelerator.is_available():
         return None
     kind = torch.accelerator.current_accelerator()
@@ -134,7 +134,7 @@ def accelerator(torch: Any) -> Answer | None:
 
 
 def loads(library: str) -> str | None:
-    """Why a library cannot be loaded, or ``None``; in another process, as loading may have effects."""
+    """The reason why a library cannot be loaded, None if it can; in another process, as loading may have effects."""
     code = "import ctypes, sys\ntry: ctypes.CDLL(sys.argv[1])\nexcept OSError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code, library], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""What is looked at where a class is named: tiny random models, with the numbers of blocks that real ones have."""
+"""A class of diffusers as a subject of inspection: a tiny random model, with the numbers of blocks of the real one."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from ..tiny import build, names, of_class
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to look at.
+    """A target to inspect, such as ``of_transformer("FluxTransformer2DModel")``.
 
     Args:
-        title: what it is.
+        title: the heading of its report.
         target: as for :func:`~dithooks.dit_cache`.
-        run: calls it once.
-        variable: what it is called in the lines to paste.
-        counts: real numbers of blocks by path of list, where the target is a tiny stand-in; empty where it is real.
-        source: where these numbers come from.
-        notes: what else is to be said.
-        explicit: whether the blocks have to be named to :func:`~dithooks.dit_cache`, as the real target has more.
+        run: calls the target once.
+        variable: the name of the target in the lines to paste.
+        counts: the real numbers of blocks by path of list, if the target is a tiny stand-in; empty if it is real.
+        source: the origin of these numbers.
+        notes: further lines for the report.
+        explicit: whether ``blocks`` has to be given to :func:`~dithooks.dit_cache`, as the real target has more lists.
     """
 
     title: str
@@ -49,12 +49,12 @@ class Subject:
 
 
 def of_transformer(name: str, counts: Mapping[str, int] | None = None, source: str = "") -> Subject:
-    """A transformer class, or ``Class#variant``.
+    """The subject for a transformer class, or for one of its variants (``Class#variant``).
 
     Args:
         name: one of :func:`dithooks.tiny.names`.
-        counts: real numbers of blocks; left out, those of the class's default configuration.
-        source: where these come from.
+        counts: the real numbers of blocks; by default, those of the class's default configuration.
+        source: the origin of these numbers.
 
     Raises:
         TargetError: the installed diffusers has no such class.
@@ -85,11 +85,14 @@ def of_pipeline(
     """A stand-in for a pipeline, with tiny models for those of its components that :func:`dit_cache` would take.
 
     Args:
-        title: the pipeline's class, and where it comes from.
-        components: names of components, with the transformer class of each.
-        counts: real numbers of blocks, by component and by path of list from there; left out, those of the classes'
-            default configurations.
-        source: where these come from.
+        title: the pipeline's class and its origin.
+        components: the transformer class of each component, by the component's name.
+        counts: the real numbers of blocks, by component and by path of list from there; by default, those of the
+            classes' default configurations.
+        source: the origin of these numbers.
+
+    Raises:
+        TargetError: no component is a transformer that denoises.
     """
     controlled = any(name.startswith("controlnet") for name in components)
     taken = denoisers_of(SimpleNamespace(**dict.fromkeys(components, nn.Identity())))
@@ -102,8 +105,8 @@ def of_pipeline(
     for part in taken:
         controlled_variant = f"{components[part]}#controlnet"
         models[part] = tiny(controlled_variant if controlled and controlled_variant in names() else components[part])
-        found = default_counts(models[part].model) if counts is None else counts[part]
-        numbers |= {f"{part}.{path}": number for path, number in found.items()}
+        by_path = default_counts(models[part].model) if counts is None else counts[part]
+        numbers |= {f"{part}.{path}": number for path, number in by_path.items()}
     notes = tuple(
         f"{part} ({cls}) is not cached along with it: dithooks inspect {cls} shows why"
         for part, cls in components.items()
@@ -124,28 +127,28 @@ def components_of(cls: type) -> dict[str, str]:
     """The components of a pipeline class that are among the known transformer classes, by its annotations.
 
     Raises:
-        TargetError: there is none; the message says what there is.
+        TargetError: there is none; the message lists the components.
     """
-    found, others = {}, {}
+    components, others = {}, {}
     for name, parameter in inspect.signature(cls).parameters.items():
         classes = list(dict.fromkeys(_classes(parameter.annotation)))
-        known = next((each for each in classes if of_class(each)), None)
+        known = next((cls for cls in classes if of_class(cls)), None)
         if known is not None:
-            found[name] = known
-        elif not name.startswith(OTHERS) and any(each.endswith(("Model", "UNet", "Prior")) for each in classes):
+            components[name] = known
+        elif not name.startswith(OTHERS) and any(cls.endswith(("Model", "UNet", "Prior")) for cls in classes):
             others[name] = " or ".join(classes)
-    if not found:
+    if not components:
         has = ", ".join(f"{name}: {classes}" for name, classes in others.items()) or "nothing of the kind"
         raise TargetError(
             f"{cls.__name__} names no transformer class that is known here ({has}): look at one of your own with "
             "dithooks inspect FILE.py:FACTORY"
         )
-    return found
+    return components
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """What diffusers and transformers have to say about themselves is not the matter here."""
+    """Silence the warnings and logs of diffusers and transformers in the block."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -157,7 +160,7 @@ def quiet() -> Iterator[None]:
 
 
 def tiny(name: str) -> Any:
-    """Model and inputs.
+    """Build the tiny model of a class, with inputs for it.
 
     Raises:
         TargetError: the installed diffusers has no such class.
@@ -173,7 +176,10 @@ def tiny(name: str) -> Any:
 
 
 def default_counts(model: nn.Module) -> dict[str, int]:
-    """Blocks per list as the class is by default; what has no default is as in the model. ``{}`` if that is no model.
+    """The number of blocks of each list in the default configuration of a model's class.
+
+    Arguments without a default are taken from the model. The result is ``{}`` if no model can be made in this way, or
+    if it is smaller than the tiny one.
 
     Example:
         >>> default_counts(build("LatteTransformer3DModel").model)  # by default, there is one block of each kind
@@ -186,16 +192,16 @@ def default_counts(model: nn.Module) -> dict[str, int]:
     here = _counts(model)
     for given in ({}, bare):
         try:
-            found = counts_of(type(model), given)
-        except Exception:  # whatever a constructor thinks of a configuration that leaves things out
+            counts = counts_of(type(model), given)
+        except Exception:  # a constructor may raise anything for an incomplete configuration
             continue
-        if sum(found.values()) > sum(here.values()) or (found == here and not given):
-            return found
+        if sum(counts.values()) > sum(here.values()) or (counts == here and not given):
+            return counts
     return {}
 
 
 def counts_of(cls: type[nn.Module], config: Mapping[str, Any]) -> dict[str, int]:
-    """Blocks per list of a class with a configuration; its weights are not made."""
+    """The number of blocks of each list of a class with a configuration; no weights are allocated."""
     with torch.device("meta"), quiet():
         return _counts(cls(**config))
 
@@ -209,7 +215,7 @@ def _has_default(parameter: inspect.Parameter) -> bool:
 
 
 def _classes(annotation: object) -> Iterable[str]:
-    """Names of the classes in an annotation: unions, lists, and what is written as a string."""
+    """The names of the classes in an annotation: a class, a string, a union or a list of them."""
     if isinstance(annotation, type):
         yield annotation.__name__
     elif isinstance(annotation, (str, typing.ForwardRef)):

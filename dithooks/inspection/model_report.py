@@ -1,4 +1,4 @@
-"""What ``dithooks inspect`` prints of a model: its lists of blocks, the ranges that can be cached, a line to paste."""
+"""The report of ``dithooks inspect``: a model's lists of blocks, the ranges that can be cached, and lines to paste."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
-from ..errors import TargetError
+from ..errors import DitHooksError, NothingSeen, TargetError
 from .diffusers_class import Subject
-from .survey import NothingSeen, Survey, survey
-from .wording import allowed_of, places, ranges_of, reasons, said
+from .survey import Survey, survey
+from .wording import allowed_of, describe, places, ranges_of, reasons
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ STEPS = "cache_step_start=8, cache_step_interval=2"
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found out about a subject."""
+    """A subject with the surveys of its transformers."""
 
     subject: Subject
     surveys: tuple[Survey, ...]
@@ -31,41 +31,41 @@ class Inspection:
 
 
 def inspect(subject: Subject, blocks: tuple[str, ...] = (), tests: int = TESTS) -> Inspection:
-    """Survey a subject. Errors of its run are its own and pass as they are.
+    """Survey a subject. Errors of its run pass unchanged.
 
     Args:
-        subject: what is looked at.
-        blocks: paths of the lists to look at, if not those that are found.
+        subject: the subject.
+        blocks: paths of the lists to survey; by default, the lists that are found.
         tests: the most ranges that are tried.
 
     Raises:
-        TargetError: no such list, no list at all, or the run does not call it.
+        TargetError: the subject has no such list, or none at all, or its run does not call the blocks.
     """
     named: Blocks = list(blocks) or None
     try:
         chains_of(subject.target, named)
-    except (TypeError, ValueError) as error:
+    except DitHooksError as error:
         raise TargetError(f"{subject.title}: {' '.join(str(error).split())}") from error
     try:
-        found = survey(subject.target, subject.run, named, tests)
+        surveys = survey(subject.target, subject.run, named, tests)
     except NothingSeen as error:
         raise TargetError(f"{subject.title}: {error}") from error
-    return Inspection(subject, tuple(found), blocks)
+    return Inspection(subject, tuple(surveys), blocks)
 
 
 def paste(inspection: Inspection) -> str:
-    """Python that caches the largest range; empty if there is none."""
+    """Lines of Python that cache the largest range; empty if no range can be cached."""
     subject = inspection.subject
     chosen: dict[tuple[int, int], list[str]] = {}
     named = subject.explicit or bool(inspection.blocks)
     for each in inspection.surveys:
         ranges = ranges_of(each, subject.counts)
         if ranges.largest is None:
-            named = True  # dit_cache would refuse it along with the others
+            named = True  # without blocks=..., dit_cache would take this list, too, and refuse
             continue
         first, last = ranges.largest
         paths = [one.path for one in each.lists if not one.apart]
-        if ranges.kind == "lists":  # counted in the list alone: the real model's others may be too light to count
+        if ranges.kind == "lists":  # count in this list alone: the real model's others may be too small
             paths, named = [paths[ranges.inside.index(ranges.largest)]], True
             first, last = 0, last - first
         chosen.setdefault((first, last), []).extend(paths)
@@ -83,13 +83,13 @@ def paste(inspection: Inspection) -> str:
 
 
 def to_json(inspection: Inspection) -> str:
-    """All of it for machines; paths as from the target, ranges as in the real model where that is known."""
+    """The inspection as JSON: paths from the target, ranges in the blocks of the real model where these are known."""
     subject = inspection.subject
-    found: dict[str, Any] = {"target": subject.title, "notes": list(subject.notes), "transformers": []}
+    report: dict[str, Any] = {"target": subject.title, "notes": list(subject.notes), "transformers": []}
     for each in inspection.surveys:
         ranges = ranges_of(each, subject.counts)
         listed = [asdict(one) | {"real_number": subject.counts.get(one.path, one.number)} for one in each.lists]
-        found["transformers"].append(
+        report["transformers"].append(
             {
                 "name": each.name,
                 "lists": listed,
@@ -104,11 +104,11 @@ def to_json(inspection: Inspection) -> str:
                 "tested": each.tested,
             }
         )
-    return json.dumps(found | {"paste": paste(inspection)}, indent=2, ensure_ascii=False)
+    return json.dumps(report | {"paste": paste(inspection)}, indent=2, ensure_ascii=False)
 
 
 def show(inspection: Inspection, console: Console) -> None:
-    """Print it."""
+    """Print the inspection."""
     from rich.text import Text
 
     subject = inspection.subject
@@ -155,7 +155,7 @@ def _facts(survey: Survey, subject: Subject) -> Table:
 
     ranges, blocks = ranges_of(survey, subject.counts), len(survey.blocks)
     possible, allowed = blocks * (blocks + 1) // 2, len(allowed_of(survey))
-    outcome = "all can be cached" if allowed == possible else f"{allowed} can be cached, {possible - allowed} cannot"
+    result = "all can be cached" if allowed == possible else f"{allowed} can be cached, {possible - allowed} cannot"
     rest = "" if survey.tested >= allowed else "; in the others, the streams were followed only"
     rows = [("in between", f"{places(survey, numbers)}: {line}") for numbers, line in survey.gaps]
     rows = rows or [("in between", "nothing is done to the streams")]
@@ -164,8 +164,8 @@ def _facts(survey: Survey, subject: Subject) -> Table:
         for each in survey.lists
         if each.apart
     ]
-    rows += [("ranges", said(ranges) + ("" if ranges.real else ", counted in the tiny model"))]
-    rows += [("tried", f"{survey.tested} of {possible} ranges{rest}; {outcome}")]
+    rows += [("ranges", describe(ranges) + ("" if ranges.real else ", counted in the tiny model"))]
+    rows += [("tried", f"{survey.tested} of {possible} ranges{rest}; {result}")]
     rows += [("refused", f"{where}: {why}") for where, why in reasons(survey)]
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)

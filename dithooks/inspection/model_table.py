@@ -1,4 +1,4 @@
-"""The table of all transformer classes: which lists of blocks each has, and which ranges of them can be cached."""
+"""The table of all transformer classes: the lists of blocks of each, and the ranges of them that can be cached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..tiny import names, of_class
 from .diffusers_class import of_transformer
 from .model_report import inspect
 from .survey import Survey
-from .wording import Kind, ranges_of, reasons, said
+from .wording import Kind, describe, ranges_of, reasons
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,16 +26,16 @@ HEAD = ("class", "blocks", "pattern", "ranges")
 
 @dataclass(frozen=True)
 class TableRow:
-    """A class, or those of its variants with which it comes out alike.
+    """A row of the table: a class with the variants whose results are the same.
 
     Args:
-        cls: the class, with the variant if it does not come out as the plain class does.
-        variants: others that come out alike.
-        lists: of the trunk, each with its number of blocks.
-        patterns: of these.
-        kind: which ranges can be cached, in a word.
-        ranges: in words.
-        reason: why not any; empty where any can, and one if there are several.
+        cls: the class, with the name of the variant if its results differ from those of the plain class.
+        variants: other variants with the same results.
+        lists: the lists of the trunk, each with its number of blocks.
+        patterns: the pattern of each list.
+        kind: the ranges that can be cached, in a word.
+        ranges: the ranges that can be cached, in a line.
+        reason: a reason why some range cannot be cached; empty if all can.
     """
 
     cls: str
@@ -48,12 +48,12 @@ class TableRow:
 
 
 def classes() -> tuple[str, ...]:
-    """The transformer classes that are known, sorted as people do."""
+    """The transformer classes that are known, sorted without regard to case."""
     return tuple(sorted({name.partition("#")[0] for name in names()}, key=str.lower))
 
 
 def rows_of(cls: str) -> list[TableRow]:
-    """The rows of a class: one, unless a variant comes out differently.
+    """The rows of a class: one, and one more for each variant with other results.
 
     Raises:
         TargetError: the installed diffusers has no such class.
@@ -82,7 +82,7 @@ def all_rows(
     """The rows of all classes, and the classes that the installed diffusers does not have.
 
     Args:
-        report: called before every class with its name, the number done and the number of all.
+        report: called before each class with its name, the number of classes done and of all.
     """
     rows, missing = [], []
     for done, cls in enumerate(classes()):
@@ -95,7 +95,7 @@ def all_rows(
 
 
 def summary(rows: Iterable[TableRow]) -> str:
-    """How many classes come out how, by their plain variants."""
+    """The number of classes for each kind of result, by their plain variants."""
     count = Counter(row.kind for row in rows if "#" not in row.cls)
     some = count["lists"] + count["some"]
     return (
@@ -113,7 +113,7 @@ def markdown(rows: Iterable[TableRow], missing: Iterable[str] = ()) -> str:
         f"{summary(rows)}.",
         f"Made by `{COMMAND}` with {versions()}.",
         "",
-        "Each class was built small, with random weights, and run; what is said here was seen then, not declared. All",
+        "Each class was built small, with random weights, and run; the table holds what was observed in that run. All",
         "ranges whose streams can be followed were tried out on the tiny model: cached, and the call compared with the",
         "plain one. The numbers of blocks, and ranges counted in them, are those of the class's default configuration;",
         "with \\*, those of the tiny model, where the default is that of no real one. `Class#variant` is another way",
@@ -134,7 +134,7 @@ def markdown(rows: Iterable[TableRow], missing: Iterable[str] = ()) -> str:
 
 
 def markdown_row(row: TableRow) -> str:
-    """A line of the table."""
+    """A row of the table in Markdown."""
     variants = f"<br>also {', '.join(f'`#{name}`' for name in row.variants)}" if row.variants else ""
     blocks = "<br>".join(f"`{path}` {number}".replace("*", "\\*") for path, number in row.lists)
     patterns = "<br>".join(f"`{each}`" for each in row.patterns)
@@ -143,7 +143,7 @@ def markdown_row(row: TableRow) -> str:
 
 
 def table(rows: Iterable[TableRow]) -> Table:
-    """The table for a terminal."""
+    """The table for a terminal, by ``rich``."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -162,20 +162,20 @@ def table(rows: Iterable[TableRow]) -> Table:
 
 
 def versions() -> str:
-    """What the table was made with."""
+    """The versions of diffusers and torch."""
     diffusers = importlib.import_module("diffusers")
     return f"diffusers {diffusers.__version__}, torch {torch.__version__.partition('+')[0]}"
 
 
 def _row(name: str, surveys: tuple[Survey, ...], counts: Mapping[str, int]) -> TableRow:
-    trunk = [each for found in surveys for each in found.lists if not each.apart]
-    ranges = ranges_of(surveys[0], counts)  # where there are several, they are alike
+    trunk = [each for survey in surveys for each in survey.lists if not each.apart]
+    ranges = ranges_of(surveys[0], counts)  # of several transformers, all are of this class
     return TableRow(
         name,
         (),
         tuple((each.path, str(counts[each.path]) if each.path in counts else f"{each.number}*") for each in trunk),
         tuple(each.pattern or "not clear" for each in trunk),
         ranges.kind,
-        said(ranges) + ("" if ranges.real else f", of the {len(surveys[0].blocks)} blocks of the tiny model"),
+        describe(ranges) + ("" if ranges.real else f", of the {len(surveys[0].blocks)} blocks of the tiny model"),
         next((why for _, why in reasons(surveys[0])), ""),
     )

@@ -1,4 +1,4 @@
-"""Which ranges of blocks to try, where there are too many to try them all."""
+"""The ranges of blocks to try, if there are too many to try them all."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ BlockPair = tuple[int, int]  # first and last block of a range
 def try_out(
     allowed: set[BlockPair], number: int, test: int, attempt: Callable[[BlockPair], str | None]
 ) -> dict[BlockPair, str | None]:
-    """Ranges that were tried, with the reason of those that failed, ``None`` for the others.
+    """Try ranges, and return the reason of each that failed, None for each that did not.
 
-    All, if ``test`` allows it. Else the whole; if that fails, neighbours, as most faults lie between two of them, else
-    its halves, their halves and so on; then the longest that hold none that failed, so that what is found to be the
-    longest was tried if any way possible.
+    If ``test`` is large enough, all ranges are tried. If not, the whole is tried first. If the whole fails, pairs of
+    neighbours are next, as most faults lie between two neighbours; if it does not, its halves, their halves and so on.
+    Then come the longest ranges that hold none that failed, so that the longest range in the result has been tried if
+    ``test`` allows it.
 
     Args:
-        allowed: ranges to choose from.
-        number: of blocks.
-        test: the most that are tried.
-        attempt: returns why a range failed.
+        allowed: the ranges to choose from.
+        number: the number of blocks.
+        test: the most ranges that are tried.
+        attempt: returns the reason why a range failed, None if it did not.
     """
     longest = sorted(allowed, key=lambda pair: (pair[0] - pair[1], pair))
     if len(longest) <= test:

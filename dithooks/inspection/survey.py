@@ -1,4 +1,4 @@
-"""What a model's blocks look like to the cache: lists, patterns, streams, what stands between, ranges that work."""
+"""A survey of a model's blocks: lists, patterns and streams, the gaps between blocks, and the ranges to cache."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from ..blocks.trunk import Trunk, find_trunk, followed
 from ..blocks.wiring import gap
 from ..config.cache_config import DitCacheConfig
 from ..engine.sessions import timestep_scope
-from ..errors import WiringError
+from ..errors import NothingSeen, WiringError
 from ..handle import dit_cache
 from .range_trials import BlockPair, try_out, within
 
 
 @dataclass(frozen=True)
 class ListSurvey:
-    """One list of blocks.
+    """A list of blocks, such as ``transformer_blocks``.
 
     Args:
-        path: from the target.
-        number: of blocks.
-        classes: of the blocks.
-        apart: why it is no part of the trunk; empty if it is.
-        pattern: how its blocks take and return streams, in words; empty if that was not seen.
-        streams: names of the streams as its blocks are given them, with shape and dtype.
+        path: the path of the list from the target.
+        number: the number of its blocks.
+        classes: the classes of its blocks.
+        apart: the reason why the list is no part of the trunk; empty if it is one.
+        pattern: how its blocks take and return streams, in words; empty if that was not observed.
+        streams: the streams that its blocks take, each with its name, shape and dtype.
     """
 
     path: str
@@ -53,18 +53,18 @@ class ListSurvey:
 
 @dataclass(frozen=True)
 class Survey:
-    """One transformer of a target.
+    """The survey of one transformer of a target.
 
     Args:
-        name: path and class.
-        path: from the target.
-        lists: all that were found, those of the trunk first and in the order in which they are called.
-        blocks: paths of the trunk's blocks, as they count.
-        gaps: what the model does to the streams between two blocks, if anything, each with the blocks before it.
+        name: the path and the class of the transformer.
+        path: the path of the transformer from the target.
+        lists: all lists of blocks, those of the trunk first and in the order in which they are called.
+        blocks: the paths of the trunk's blocks, in the order in which they are called.
+        gaps: the numbers of blocks after which the model changes the streams, with the change in words.
         ranges: pairs of first and last block; any range within one of them can be cached.
         wholes: further ranges that can be cached, but not any part of them.
-        refused: further ranges that cannot be, each with the reason; not more than one for each reason.
-        tested: how many ranges were not only followed, but cached and compared with the plain output.
+        refused: ranges that cannot be cached, by first and last block, with the reason; a shortest one for each reason.
+        tested: the number of ranges that were cached and compared with the plain output.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Survey:
 
     @property
     def between(self) -> tuple[str, ...]:
-        """The gaps in words, one a line."""
+        """The gaps in words, a line for each."""
         return tuple(f"after {spelled(numbers)}: {line}" for numbers, line in self.gaps)
 
     @property
@@ -88,22 +88,18 @@ class Survey:
         return max((*self.ranges, *self.wholes), key=lambda pair: pair[1] - pair[0], default=None)
 
 
-class NothingSeen(ValueError):
-    """The run that was to show the blocks did not call them."""
-
-
 def survey(target: object, run: Callable[[], object], blocks: Blocks = None, test: int = 64) -> list[Survey]:
-    """Look at the blocks of a target while it runs once; then try ranges out.
+    """Observe the blocks of a target in one run; then try ranges of them.
 
     Args:
         target: a model, a pipeline or a :class:`~dithooks.BlockAdapter`, as for :func:`~dithooks.dit_cache`.
         run: calls it once, always with the same inputs; a pipeline with a scheduler, for two sampling steps or more.
         blocks: as for :func:`~dithooks.dit_cache`.
-        test: the most ranges to cache and compare with the plain output; each needs three calls. Of the others, those
-            that hold one that failed are refused as well.
+        test: the most ranges to cache and compare with the plain output; each needs three calls. A range that is not
+            tried is refused if it holds one that failed.
 
     Raises:
-        TypeError, ValueError: as :func:`~dithooks.dit_cache`.
+        DitHooksError: as :func:`~dithooks.dit_cache`.
         NothingSeen: ``run`` does not call the blocks.
 
     Example:
@@ -190,17 +186,17 @@ def _surveyed(
 
 
 def _tried(target: object, run: Callable[[], object], blocks: Blocks, pair: BlockPair) -> str | None:
-    """Why a range cannot be cached after all; ``None`` if it can."""
+    """Cache a range and compare; return the reason why it cannot be cached, or None."""
     pipe = target.pipe if isinstance(target, BlockAdapter) else target
-    by_itself = getattr(pipe, "scheduler", None) is not None and not isinstance(pipe, nn.Module)
+    has_scheduler = getattr(pipe, "scheduler", None) is not None and not isinstance(pipe, nn.Module)
     config = DitCacheConfig(0, 2, pair[0], pair[1] - pair[0] + 1)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with dit_cache(target, config, blocks=blocks) as cache:
-                if by_itself:  # its scheduler tells the steps
+                if has_scheduler:  # one run makes several steps
                     run()
-                for step in () if by_itself else (0, 1):
+                for step in () if has_scheduler else (0, 1):
                     with timestep_scope(step):
                         run()
                 return None if cache.stats.reused_calls else "nothing was reused"
@@ -242,11 +238,11 @@ def _lists(target: object, chain: Chain, observation: Observation, trunk: Trunk)
 
 
 def _gaps(observation: Observation, trunk: Trunk) -> tuple[tuple[tuple[int, ...], str], ...]:
-    """What is done to the streams, in words, and after which blocks."""
+    """The changes of the streams between blocks, in words, with the numbers of the blocks before them."""
     calls: dict[int, BlockCall] = {}
     for call in observation.calls:
         calls.setdefault(call.index, call)
-    said: dict[str, list[int]] = {}
+    changes: dict[str, list[int]] = {}
     for number, (first, second) in enumerate(zip(trunk.order, trunk.order[1:], strict=False)):
         if first not in calls or second not in calls:
             continue
@@ -267,12 +263,12 @@ def _gaps(observation: Observation, trunk: Trunk) -> tuple[tuple[tuple[int, ...]
                 lines.append(f"{name} = {words}")
         lines += [f"{name}: not followed" for name in here.lost]
         for line in lines:
-            said.setdefault(line, []).append(number)
-    return tuple((tuple(numbers), line) for line, numbers in said.items())
+            changes.setdefault(line, []).append(number)
+    return tuple((tuple(numbers), line) for line, numbers in changes.items())
 
 
 def spelled(numbers: Sequence[int]) -> str:
-    """0, 1, 2, 5 as "0–2, 5"."""
+    """Numbers with runs joined: 0, 1, 2, 5 is "0–2, 5"."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:
@@ -283,7 +279,7 @@ def spelled(numbers: Sequence[int]) -> str:
 
 
 def _merged(allowed: set[BlockPair], number: int) -> tuple[BlockPair, ...]:
-    """The largest ranges all of whose parts are allowed."""
+    """The largest ranges of which every part is allowed."""
     spans: list[BlockPair] = []
     for start in range(number):
         end = start - 1

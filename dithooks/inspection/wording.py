@@ -1,4 +1,4 @@
-"""A survey in words: which ranges, with the numbers of the real model, where something happens, and why not."""
+"""A survey in words: the ranges in the blocks of the real model, the places of gaps, and the reasons of refusals."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ Kind = Literal["any", "lists", "single", "some", "none"]
 class Ranges(NamedTuple):
     """The ranges of a survey, counted as in the real model where that follows from the tiny one.
 
-    ``number`` is that of the real model's blocks. ``real`` tells whether ``inside`` (ranges of which every part is
-    allowed, too) and ``wholes`` count among these, or as in the tiny model. ``largest`` is always real, ``None`` if
-    there is none, or none that is known.
+    Args:
+        kind: the ranges that can be cached, in a word.
+        number: the number of the real model's blocks.
+        inside: ranges of which every part can be cached, too.
+        wholes: ranges that can be cached, but not any part of them.
+        real: whether ``inside`` and ``wholes`` are counted in blocks of the real model, or of the tiny one.
+        largest: the largest range, in blocks of the real model; None if there is none, or none that is known.
     """
 
     kind: Kind
@@ -33,8 +37,8 @@ def ranges_of(survey: Survey, counts: Mapping[str, int]) -> Ranges:
     """The ranges of a survey in the numbers of the real model.
 
     Args:
-        survey: of a tiny model, or of the real one.
-        counts: real number of blocks by path of list; lists that are not in it have as many as were surveyed.
+        survey: a survey of a tiny model, or of the real one.
+        counts: the real number of blocks by path of list; a list that is left out has as many as were surveyed.
     """
     kind, tiny = kind_of(survey), len(survey.blocks)
     real = {each.path: counts.get(each.path, each.number) for each in survey.lists if not each.apart}
@@ -55,7 +59,7 @@ def ranges_of(survey: Survey, counts: Mapping[str, int]) -> Ranges:
 
 
 def kind_of(survey: Survey) -> Kind:
-    """Any range, any within one list, single blocks only, some, or none."""
+    """The kind of ranges that can be cached: any, any within one list, single blocks only, some, or none."""
     last = len(survey.blocks) - 1
     if survey.ranges == ((0, last),):
         return "any"
@@ -70,16 +74,16 @@ def kind_of(survey: Survey) -> Kind:
 
 
 def allowed_of(survey: Survey) -> set[BlockPair]:
-    """All ranges that can be cached, first and last block of each, as they were surveyed."""
+    """All ranges that can be cached, by first and last block of the surveyed model."""
     parts = {(a, b) for first, last in survey.ranges for a in range(first, last + 1) for b in range(a, last + 1)}
     return parts | set(survey.wholes)
 
 
-def said(ranges: Ranges) -> str:
-    """The ranges in a line.
+def describe(ranges: Ranges) -> str:
+    """The ranges that can be cached, in a line.
 
     Example:
-        >>> said(Ranges("some", 40, ((0, 0), (2, 5)), ((0, 5), (1, 4)), False, (0, 39)))
+        >>> describe(Ranges("some", 40, ((0, 0), (2, 5)), ((0, 5), (1, 4)), False, (0, 39)))
         'any range in 0 or 2–5; as a whole only: 0–5, 1–4'
     """
     if ranges.kind == "none":
@@ -94,33 +98,39 @@ def said(ranges: Ranges) -> str:
 
 
 def reasons(survey: Survey) -> list[tuple[str, str]]:
-    """Why ranges are refused: blocks of a shortest one, and the reason in a line. Reasons that are alike count as one.
+    """The reasons of refusals, each with the blocks of a shortest range that it holds for.
 
-    That a range was not tried out goes with the reason of the one inside it.
+    Reasons that differ in their numbers only count as one. A range that was not tried has the reason of a range inside
+    it that failed.
     """
-    found: dict[str, tuple[str, str]] = {}
+    by_kind: dict[str, tuple[str, str]] = {}
     for first, last, why in survey.refused:
         line = brief(why)
         alike = re.sub(r"\d+(\.\d+)*", "#", re.sub(r"[\w.]*\.\d+\b", "#", line))
         ends = survey.blocks[first], survey.blocks[last]
-        found.setdefault(alike, (ends[0] if first == last else " … ".join(ends), line))
-    return list(found.values())
+        by_kind.setdefault(alike, (ends[0] if first == last else " … ".join(ends), line))
+    return list(by_kind.values())
 
 
 def brief(why: str) -> str:
-    """A reason without the ranges it is about and without advice.
+    """A reason without the range that it names at its beginning, and without the advice at its end.
 
     Example:
         >>> brief("blocks.1 runs 2 times in one call of the transformer. Choose others")
         'blocks.1 runs 2 times in one call of the transformer'
     """
     sentence = re.split(r"\. (?=[A-Z])", why, maxsplit=1)[0]
-    sentence = re.sub(r"^.*?: between ", "between ", sentence)  # less the model's name
+    sentence = re.sub(r"^.*?: between ", "between ", sentence)  # without the model's name
     return re.sub(r" \(nor could it be.*\)$", "", sentence.rpartition("(relative L2): ")[2])
 
 
 def places(survey: Survey, numbers: Sequence[int]) -> str:
-    """After which blocks, in words that hold for any number of them where that is possible."""
+    """The places of gaps in words, which hold for any number of blocks if possible.
+
+    Args:
+        survey: the survey.
+        numbers: the blocks before each gap.
+    """
     runs = _runs(survey.blocks)
     if len(numbers) == len(survey.blocks) - 1:
         return "between all blocks"
@@ -143,14 +153,14 @@ def places(survey: Survey, numbers: Sequence[int]) -> str:
 
 def _runs(blocks: Sequence[str]) -> tuple[BlockPair, ...]:
     """First and last block of each run of blocks of one list."""
-    found: list[BlockPair] = []
+    runs: list[BlockPair] = []
     for number, path in enumerate(blocks):
         name = path.rpartition(".")[0]
-        if found and blocks[found[-1][1]].rpartition(".")[0] == name:
-            found[-1] = (found[-1][0], number)
+        if runs and blocks[runs[-1][1]].rpartition(".")[0] == name:
+            runs[-1] = (runs[-1][0], number)
         else:
-            found.append((number, number))
-    return tuple(found)
+            runs.append((number, number))
+    return tuple(runs)
 
 
 def _pair(pair: BlockPair) -> str:

@@ -1,4 +1,4 @@
-"""The weights of a plan: how much of each anchor makes the residual of each reused step."""
+"""The weights of a plan: the share of each anchor in the residual of each reused step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HEIGHT = 2.1  # inches of a panel
 ORDINALS = ("newest anchor", "the one before", "third last")
 AXES = {"sigma": "noise level σ", "timestep": "timestep", "step": "sampling step"}
-WIDE = 50.0  # largest over smallest σ, from which on their ratios count
+WIDE = 50.0  # the ratio of largest to smallest σ from which on the axis is logarithmic
 
 
 def coefficients(
@@ -32,19 +32,20 @@ def coefficients(
     cost: Cost = "time",
     anchors: int = 2,
 ) -> Figure:
-    """Draw the weights that make each reused residual of the anchors, those of the last computed steps, over σ.
+    """Draw the weights by which each reused residual is made from the anchors, over σ.
 
-    A transformer is a panel, and its steps go from left to right. Grey lines are computed steps; between two of them,
-    each reused step has a mark for every anchor.
+    Each transformer is a panel, whose steps go from left to right. Grey lines are computed steps; between two of them,
+    each reused step has a mark for every anchor. Anchors are the residuals of the last computed steps.
 
     Args:
-        found: a plan, or a search's result, for its plan; or a recording, of which a plan is made.
-        target_speedup: of a recording's plan; for this, ``cost`` and ``anchors`` see :func:`dithooks.plan`.
-        cost: of a recording's plan.
-        anchors: of a recording's plan.
+        found: a plan, the result of a search, whose plan is drawn, or a recording, from which a plan is made.
+        target_speedup: as for :func:`dithooks.plan`, for a recording only.
+        cost: as for :func:`dithooks.plan`, for a recording only.
+        anchors: as for :func:`dithooks.plan`, for a recording only.
 
     Raises:
-        TypeError, ValueError: ``found`` is none of these; or as :func:`dithooks.plan`.
+        WrongType: ``found`` is none of these.
+        DitHooksError: as :func:`dithooks.plan`.
         ModuleNotFoundError: matplotlib is not installed.
 
     Example:
@@ -73,7 +74,7 @@ def coefficients(
 
 
 def draw_weights(panel: Axes, piece: TransformerPlan) -> None:
-    """One transformer's: a line for each anchor, broken where a step is computed."""
+    """Draw the weights of one transformer: a line for each anchor, broken where a step is computed."""
     times, axis = (range(len(piece.steps)), "step") if piece.sigmas is None else (piece.sigmas, piece.axis)
     first, end = piece.called or (0, len(piece.steps))
     called = range(first, end)

@@ -1,4 +1,4 @@
-"""What speed costs: of plans that were run, the PSNR over the speed-up; of a recording, the predicted error."""
+"""Quality over speed-up: the PSNR of plans that were run, or the predicted error of a recording's Pareto front."""
 
 from __future__ import annotations
 
@@ -31,28 +31,29 @@ def frontier(
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draw what quality each speed-up costs.
+    """Draw quality over speed-up.
 
-    Of searches: every plan that was run, its PSNR to the uncached run over its speed-up, as they were measured; a thin
-    line goes down to the sample with the lowest. The colour and shape of a mark say which blocks, and how many anchors;
-    the plan that each search has chosen has a ring, and the rings of several are joined. Marks on the axis are targets.
+    For results of searches, each plan that was run is a mark: its measured PSNR to the uncached run over its measured
+    speed-up, with a thin line down to the lowest PSNR of a sample. Colour and shape of a mark stand for the blocks and
+    the number of anchors. The plan that a search chose has a ring, and the rings of several searches are joined. Marks
+    on the axis are the targets.
 
-    Of recordings: the predicted error, as a line through all plans that none other is both faster and better than.
+    For recordings, the Pareto front of predicted error and predicted speed-up is a line.
 
     Args:
-        found: results of searches, of one model for several targets, say; or recordings.
-        cost: of a recording's line; for this, ``anchors`` and ``late_error_weight`` see :func:`dithooks.frontier`.
-        anchors: of a recording's line.
-        late_error_weight: of a recording's line.
-        label: of a recording's line.
-        ax: where to draw; left out, a new figure.
+        found: results of searches, such as those of one model for several targets; or recordings.
+        cost: as for :func:`dithooks.frontier`, for recordings only.
+        anchors: as for :func:`dithooks.frontier`, for recordings only.
+        late_error_weight: as for :func:`dithooks.frontier`, for recordings only.
+        label: the label of the line, for recordings only.
+        ax: axes to draw on; by default, a new figure is made.
 
     Returns:
         The figure.
 
     Raises:
-        TypeError: nothing is given, or something else, or some of each.
-        ValueError: there is nothing to show: no plan could be run, or nothing reused.
+        WrongType: nothing is given, or something else, or results and recordings together.
+        InvalidSetting: there is nothing to draw: no plan could be run, or nothing can be reused.
         ModuleNotFoundError: matplotlib is not installed.
 
     Example:
@@ -85,7 +86,7 @@ def frontier(
     lines = [[(speedup, error) for speedup, error in front if error] for front in fronts]
     if recordings and not any(lines):
         raise InvalidSetting(
-            "there is nothing to show: nothing of these runs can be reused (plan(recording, 2.0) says why)"
+            "there is nothing to show: nothing of these runs can be reused (plan(recording, 2.0) gives the reason)"
         )
     figure = new_figure(HEIGHT) if ax is None else figure_of(ax)
     panel = figure.subplots() if ax is None else ax
@@ -106,7 +107,7 @@ def _measured(result: SearchResult) -> list[Point]:
 def _draw_measured(panel: Axes, results: Sequence[SearchResult], points: Sequence[Sequence[Point]]) -> None:
     every = [point for each in points for point in each]
     finite = [psnr for _, psnr, _ in every if math.isfinite(psnr)]
-    top = max(finite, default=100.0) + 5.0  # where those stand that are the same to the last bit
+    top = max(finite, default=100.0) + 5.0  # the place of plans that are identical to the last bit
     kinds = list(dict.fromkeys(kind_of(each) for *_, each in every))
     for number, kind in enumerate(kinds):
         own = [(speed, min(psnr, top), each) for speed, psnr, each in every if kind_of(each) == kind]
@@ -140,7 +141,7 @@ def _draw_measured(panel: Axes, results: Sequence[SearchResult], points: Sequenc
 
 
 def kind_of(evaluation: Evaluation) -> str:
-    """Which blocks a plan caches, and with how many anchors.
+    """The blocks that a plan caches, and its number of anchors, as a label.
 
     Example:
         >>> from dithooks import CachePlan

@@ -1,4 +1,4 @@
-"""Pictures without the cache and with it, and what is different between them."""
+"""Pictures without the cache and with it, and the difference between them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FACTORS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 ROWS = ("uncached", "cached", "difference")
 SIDE, LINE, LETTER = 0.82, 0.155, 0.082  # inches: of the labels at the side; of a line of type; of a letter
 GAP, LARGEST = 0.06, 1.6  # inches: between two; the width of one picture
-WITHIN = 99.0  # per cent of the pixels that the scale holds
+WITHIN = 99.0  # per cent of the pixels that lie within the colour scale
 
 
 class Column(NamedTuple):
@@ -34,13 +34,13 @@ class Column(NamedTuple):
 
     @property
     def difference(self) -> NDArray[np.float32]:
-        """(height, width), the mean |difference| of the three channels."""
+        """The mean |difference| of the three channels, (height, width)."""
         found: NDArray[np.float32] = np.abs(self.plain - self.cached).mean(axis=-1)
         return found
 
     @property
     def psnr(self) -> float:
-        """In dB; infinite where they are the same."""
+        """The PSNR in dB; infinite if the two are the same."""
         error = float(np.square(self.plain.astype(np.float64) - self.cached).mean())
         return math.inf if error == 0 else -10 * math.log10(error)
 
@@ -61,23 +61,24 @@ def pictures(
     columns: int = 4,
     frames: int = 4,
 ) -> Figure:
-    """Draw pictures without the cache above those with it, and below the difference, times a factor that is said.
+    """Draw pictures without the cache, those with it below them, and their difference below that.
 
-    The difference is the mean of the channels' |difference|; the PSNR to the uncached picture is below each.
+    The difference is the mean of the channels' |difference|, times a factor that stands beside it. The PSNR to the
+    uncached picture stands below each.
 
     Args:
-        reference: drawn without the cache: a tensor (N, 3, H, W) or an array (N, H, W, 3) in 0…1, or a list of PIL
-            pictures. Videos: (N, F, 3, H, W), (N, F, H, W, 3), or a list of lists.
-        cached: as many, of the same sizes.
-        captions: of each picture or video.
-        factor: by which differences are multiplied; left out, the largest of 1, 2, 5, 10, … with which 99 % of all
-            pixels stay within the scale, whose bright end is 1/factor.
-        columns: pictures side by side; more go on below.
-        frames: of a video, so many are shown, evenly spaced, in a band of its own.
+        reference: pictures drawn without the cache: a tensor (N, 3, H, W) or an array (N, H, W, 3) in 0…1, or a list of
+            PIL pictures. Videos are (N, F, 3, H, W), (N, F, H, W, 3), or a list of lists.
+        cached: as many pictures of the same sizes, drawn with the cache.
+        captions: a caption for each picture or video.
+        factor: the factor by which differences are multiplied; by default, the largest of 1, 2, 5, 10, … with which
+            99 % of all pixels stay within the colour scale, whose bright end is 1/factor.
+        columns: the number of pictures side by side.
+        frames: the number of frames shown of a video, evenly spaced, in a row of its own.
 
     Raises:
-        TypeError: no pictures, captions or numbers.
-        ValueError: shapes or numbers of them do not match, or values are not in 0…1.
+        WrongType: an argument is of a wrong type.
+        InvalidSetting: shapes or numbers of pictures do not match, or values are not in 0…1.
         ModuleNotFoundError: matplotlib is not installed.
 
     Example:
@@ -107,7 +108,7 @@ def pictures(
 
 
 def factor_for(largest: float) -> float:
-    """The largest of 1, 2, 5, 10, … by which a difference may be multiplied and stays within 1.
+    """The largest of 1, 2, 5, 10, … by which a difference can be multiplied without exceeding 1.
 
     Example:
         >>> factor_for(0.15), factor_for(0.0)
@@ -131,7 +132,7 @@ def _film(name: str, plain: Sample, cached: Sample) -> Band:
 
 
 class GridPlace(NamedTuple):
-    """Where something goes, in inches from the left and from the top."""
+    """A place on the figure, in inches from the left and from the top."""
 
     left: float
     top: float
@@ -139,13 +140,13 @@ class GridPlace(NamedTuple):
     height: float
 
     def of(self, figure: Figure) -> tuple[float, float, float, float]:
-        """As matplotlib counts, from below and in parts of the figure."""
+        """The place in the units of matplotlib: from below, in parts of the figure."""
         width, height = figure.get_size_inches()
         return self.left / width, 1 - (self.top + self.height) / height, self.width / width, self.height / height
 
 
 def _draw(bands: Sequence[Band], factor: float) -> Figure:
-    """Each at its own place: pictures have the same size then, whatever is written beside them."""
+    """Draw each picture at a computed place, so that all have the same size, whatever text stands beside them."""
     width = min((WIDTH - SIDE - GAP) / max(len(band.columns) for band in bands), LARGEST)
     laid, top = [], GAP
     for band in bands:
@@ -174,8 +175,8 @@ def _draw(bands: Sequence[Band], factor: float) -> Figure:
             for panel in panels:
                 panel.spines[:].set(color=RULE, linewidth=0.5)
             panels[0].set_title(caption, fontsize=FONT, pad=3)
-            said = "identical" if math.isinf(each.psnr) else f"{each.psnr:.1f} dB"
-            panels[2].set_xlabel(said, fontsize=FONT, labelpad=3)
+            psnr = "identical" if math.isinf(each.psnr) else f"{each.psnr:.1f} dB"
+            panels[2].set_xlabel(psnr, fontsize=FONT, labelpad=3)
     scale = figure.add_axes(GridPlace(SIDE, top, WIDTH - SIDE - 2 * GAP, 0.08).of(figure))
     beyond = any(float(each.difference.max()) * factor > 1 for band in bands for each in band.columns)
     ends: Literal["max", "neither"] = "max" if beyond else "neither"

@@ -1,4 +1,4 @@
-"""What is to be compared, in whatever form it comes, as pictures and videos of floats in 0…1."""
+"""Pictures and videos to compare, converted from any of the usual forms to floats in 0…1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidSetting, WrongType
 
 SampleFrames = NDArray[np.float32]  # (frames, height, width, 3)
-ROUNDED = 5e-3  # by which floats may miss 0…1: what a decoder, or bfloat16, rounds
+ROUNDED = 5e-3  # by which floats may exceed 0…1: the rounding of a decoder, or of bfloat16
 WANTED = (
     "a batch of pictures is (N, 3, H, W) or (N, H, W, 3), one of videos (N, F, 3, H, W) or (N, F, H, W, 3); a single "
     "one goes into a list"
@@ -21,7 +21,7 @@ WANTED = (
 
 
 class Sample(NamedTuple):
-    """A picture, which is one frame, or some frames of a video: ``numbers`` of ``total``."""
+    """A picture, which is one frame, or the frames ``numbers`` of the ``total`` frames of a video."""
 
     frames: SampleFrames
     numbers: tuple[int, ...] = (0,)
@@ -29,18 +29,18 @@ class Sample(NamedTuple):
 
 
 def samples_of(given: Any, name: str, shown: int) -> list[Sample]:
-    """The samples, of videos with so many frames each, evenly spaced from the first to the last.
+    """Convert pictures or videos to samples; of a video, take frames that are evenly spaced from first to last.
 
     Args:
-        given: a tensor (N, 3, H, W) or (N, F, 3, H, W); an array (N, H, W, 3) or (N, F, H, W, 3), or as a tensor is;
-            or a list of PIL pictures, of such tensors or arrays of one sample, or of lists of frames. Bytes count in
+        given: a tensor (N, 3, H, W) or (N, F, 3, H, W); an array of these shapes, (N, H, W, 3) or (N, F, H, W, 3); or a
+            list of PIL pictures, of such tensors or arrays of one sample, or of lists of frames. Bytes are divided by
             255.
-        name: for messages.
-        shown: frames of a video.
+        name: the name of the argument, for messages.
+        shown: the number of frames to take of a video.
 
     Raises:
-        TypeError: something else.
-        ValueError: other shapes, nothing at all, or numbers that are not of 0…1.
+        WrongType: ``given`` is none of these.
+        InvalidSetting: ``given`` is empty, or has other shapes, or values that are not in 0…1.
 
     Example:
         >>> [each.frames.shape for each in samples_of(torch.rand(2, 3, 8, 6), "reference", 4)]
@@ -66,10 +66,10 @@ def samples_of(given: Any, name: str, shown: int) -> list[Sample]:
 
 
 def check_alike(reference: Sequence[Sample], cached: Sequence[Sample]) -> None:
-    """See that each sample has one to be compared with, of the same size.
+    """Check that the samples of both are of the same number and sizes.
 
     Raises:
-        ValueError: one has not.
+        InvalidSetting: they are not.
     """
     if len(reference) != len(cached):
         raise InvalidSetting(f"reference has {len(reference)} samples and cached {len(cached)}: give one of each")
@@ -81,7 +81,7 @@ def check_alike(reference: Sequence[Sample], cached: Sequence[Sample]) -> None:
 
 
 def _sample(given: Any, name: str, shown: int) -> Sample:
-    """One; of a video no more than what is shown becomes floats."""
+    """Convert one sample; of a video, only the frames to be shown."""
     if (isinstance(given, (torch.Tensor, np.ndarray)) and given.ndim != 4) or _is_picture(given):
         return Sample(_frame(given, name)[None])
     if not isinstance(given, (list, tuple, torch.Tensor, np.ndarray)):
@@ -91,18 +91,18 @@ def _sample(given: Any, name: str, shown: int) -> Sample:
     numbers = tuple(np.unique(np.linspace(0, len(given) - 1, shown).round().astype(int)).tolist())
     frames = [_frame(given[number], f"{name}, frame {number},") for number in numbers]
     if len({frame.shape for frame in frames}) > 1:
-        raise InvalidSetting(f"{name} has frames of several sizes: a video's are all alike")
+        raise InvalidSetting(f"{name} has frames of several sizes: all frames of a video have one size")
     return Sample(np.stack(frames), numbers, len(given))
 
 
 def _is_picture(given: object) -> bool:
-    pil = sys.modules.get("PIL.Image")  # imported, if this is one of its pictures
+    pil = sys.modules.get("PIL.Image")  # a picture of PIL can be here only if PIL has been imported
     return pil is not None and isinstance(given, pil.Image)
 
 
 def _frame(given: Any, name: str) -> NDArray[np.float32]:
-    """(height, width, 3) in 0…1."""
-    places = (0, 2) if isinstance(given, torch.Tensor) else (2, 0)  # where channels are looked for
+    """Convert one frame to floats in 0…1, (height, width, 3)."""
+    places = (0, 2) if isinstance(given, torch.Tensor) else (2, 0)  # dimensions that may be the channels
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu()
         given = (given.float() if given.is_floating_point() else given).numpy()  # NumPy has no bfloat16

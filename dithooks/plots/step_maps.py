@@ -1,4 +1,4 @@
-"""What a map of steps and blocks shows, before it is drawn: of a handle's decisions, or of a plan."""
+"""The data of a map of steps and blocks, from the decisions of a handle or from a plan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..validation import check_count
 
 
 class Bar(NamedTuple):
-    """Blocks ``first`` to ``last`` at a step, and the difference that decided about them, where one did."""
+    """The blocks ``first`` to ``last`` at a step, with the difference that decided about them, None if none did."""
 
     step: int
     first: int
@@ -25,7 +25,7 @@ class Bar(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """The blocks of a range: ``first`` and ``number`` of ``total``."""
+    """The blocks of a range: ``number`` of the ``total`` blocks, from block ``first`` on."""
 
     first: int = 0
     number: int = 1
@@ -38,10 +38,10 @@ class StepMap:
 
     Args:
         name: the path of the transformer or list; "" for the target itself.
-        branch: its number; ``None`` where it is the only one.
-        extent: the blocks.
-        reused: for each step at which it was called, whether it was reused.
-        values: the difference that decided, by step, where there was a finite one.
+        branch: the number of the branch; None if there is only one.
+        extent: the blocks of the range.
+        reused: whether the range was reused, by step; steps without a call are left out.
+        values: the difference that decided, by step; steps without a finite difference are left out.
     """
 
     name: str
@@ -51,8 +51,11 @@ class StepMap:
     values: Mapping[int, float]
 
     def bars(self, reused: bool, joined: bool) -> list[Bar]:
-        """All block executions that were reused, or all that were computed; one by one, or those of a step that are
-        alike together.
+        """The bars of all blocks that were reused, or of all that were computed.
+
+        Args:
+            reused: whether to return the reused blocks, or the computed ones.
+            joined: whether blocks of a step that are alike are one bar.
 
         Example:
             >>> drawn = StepMap("", None, Extent(1, 2, 3), {0: False, 1: True}, {1: 0.5})
@@ -76,7 +79,7 @@ class StepMap:
         return found
 
     def title(self, length: int) -> str:
-        """What it is, in so many letters; a path that is too long begins further down.
+        """The title of the map; a path that is too long for ``length`` letters loses its first parts.
 
         Example:
             >>> StepMap("transformer.blocks", 1, Extent(), {0: False, 1: True}, {}).title(40)
@@ -91,11 +94,15 @@ class StepMap:
 
 
 def maps_of(source: CacheHandle | CachePlan, run: int | None) -> list[StepMap]:
-    """The maps of a handle's run, the last one of each range if ``run`` is left out; or those of a plan.
+    """The maps of a handle's run, or of a plan.
+
+    Args:
+        source: a handle or a plan.
+        run: the number of the run; None for the last run of each range.
 
     Raises:
-        TypeError: it is neither.
-        ValueError: there is nothing to show, or no such run.
+        WrongType: ``source`` is neither.
+        InvalidSetting: there is nothing to show, or no such run.
     """
     if isinstance(source, CachePlan):
         if run is not None:
@@ -106,7 +113,7 @@ def maps_of(source: CacheHandle | CachePlan, run: int | None) -> list[StepMap]:
     decisions = source.decisions
     if not decisions:
         raise InvalidSetting(
-            "no call has been settled yet, so there is no step to show: draw something while the cache is attached "
+            "no call has been decided yet, so there is no step to show: draw something while the cache is attached "
             "(update() and reset() forget what was before)"
         )
     chosen = _of_run(decisions, run)
@@ -120,10 +127,10 @@ def maps_of(source: CacheHandle | CachePlan, run: int | None) -> list[StepMap]:
             path,
             branch if several else None,
             extents[path],
-            {step: each.reuse for step, each in settled.items()},
-            {s: each.value for s, each in settled.items() if each.value is not None and math.isfinite(each.value)},
+            {step: each.reuse for step, each in records.items()},
+            {s: each.value for s, each in records.items() if each.value is not None and math.isfinite(each.value)},
         )
-        for (path, branch), settled in branches.items()
+        for (path, branch), records in branches.items()
     ]
 
 
@@ -134,7 +141,7 @@ def _of_piece(piece: TransformerPlan) -> StepMap:
 
 
 def _of_run(decisions: Iterable[CallRecord], run: int | None) -> list[CallRecord]:
-    """Of each range, those of the run, or of its last."""
+    """The decisions of one run, or those of the last run of each range."""
     found: dict[str, dict[int, list[CallRecord]]] = {}
     for each in decisions:
         found.setdefault(each.range, {}).setdefault(each.run, []).append(each)

@@ -1,4 +1,4 @@
-"""A map of one run: which blocks were computed at which steps, and which reused."""
+"""A map of one run: the blocks that were computed at each step, and those that were reused."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 FULL, SMALL = 0.9, 0.42  # of a cell: computed and reused differ by size, whatever their colours
 ROW, LOWEST, HIGHEST = 0.115, 0.45, 2.4  # inches: of a block; of a panel
 LINE = 58  # letters of a title
-ROWS, MANY = 30, 1500  # blocks, and cells, beyond which those of a step that are alike are one bar
+ROWS, MANY = 30, 1500  # blocks and cells, beyond which blocks of a step that are alike are one bar
 
 
 def steps(cache: CacheHandle | CachePlan, *, run: int | None = None) -> Figure:
     """Draw a map of sampling steps (x) and blocks (y): large squares were computed, small ones reused.
 
-    Of many blocks, those of a step that are alike become one bar, wide or narrow.
+    If there are many blocks, those of a step that are alike are one bar, wide or narrow.
 
-    Each branch of each range is a panel. Where calls were decided by a difference, it is the colour of the range's
-    blocks at that step, and a bar says how much it is.
+    Each branch of each range is a panel. Where a difference decided a call, it is the colour of the range's blocks at
+    that step, with a colour bar for its size.
 
     Args:
-        cache: a handle, attached or removed; or a plan, whose steps are shown as planned.
-        run: number of the sampling run, from 0 on; left out, the last of each range.
+        cache: a handle, attached or removed; or a plan.
+        run: the number of the sampling run, from 0 on; by default, the last run of each range.
 
     Raises:
-        TypeError: ``cache`` is neither.
-        ValueError: nothing was drawn yet, or there is no such run.
+        WrongType: ``cache`` is neither.
+        InvalidSetting: the handle has no decisions yet, or there is no such run.
         ModuleNotFoundError: matplotlib is not installed.
 
     Example:
@@ -83,7 +83,7 @@ def steps(cache: CacheHandle | CachePlan, *, run: int | None = None) -> Figure:
 
 
 def draw_map(panel: Axes, drawn: StepMap, shades: ScalarMappable | None) -> None:
-    """One map: collections labelled ``computed`` and ``reused``, of what has a difference, and of what has none."""
+    """Draw one map: collections labelled ``computed`` and ``reused``, for blocks with a difference and without one."""
     from matplotlib.collections import PolyCollection
     from matplotlib.ticker import MaxNLocator
 
@@ -114,14 +114,14 @@ def _corners(bar: Bar, width: float, height: float) -> list[tuple[float, float]]
 
 
 def _plain(reused: bool, shaded: bool) -> str:
-    """The colour where there is no difference to show."""
+    """The colour of blocks without a difference."""
     if shaded:
         return LIGHT if reused else GREY
     return PALE if reused else COLOURS[0]
 
 
 def _shades(maps: Sequence[StepMap]) -> ScalarMappable | None:
-    """The scale of all differences, ``None`` where there are none."""
+    """The colour scale of all differences, None if there are none."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

@@ -1,4 +1,4 @@
-"""What all plots have in common: their size, type and colours, and how they become files."""
+"""The common style of all plots: their size, type and colours, and how they are saved."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 WIDTH = 4.7  # inches: 450 pixels of a page, where type of 9 points is as large as that of the page
 FONT = 9.0  # points; nothing is smaller
-# Okabe and Ito's, which all can tell apart, in the order in which they are used.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, in the order in which they are used.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # with each of them, for those who see no colour
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one for each colour, for print without colours
 PALE, GREY, LIGHT, RULE = "#F0B990", "#777777", "#BBBBBB", "#D0D0D0"
 SCALE = "viridis"  # even to the eye, also of the colour-blind, in print, and without a grey of its own
 MISSING = 'plots need matplotlib: pip install "dithooks[plot]"'
 
 
 def new_figure(height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """An empty figure, of a height in inches. pyplot knows nothing of it: it is gone with its last reference.
+    """An empty figure of a height in inches. pyplot does not hold it, so that it is freed with its last reference.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -35,21 +35,21 @@ def new_figure(height: float, layout: Literal["constrained"] | None = "constrain
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(MISSING, name=error.name) from error
     figure = Figure(figsize=(WIDTH, height), layout=layout, facecolor="white")
-    vars(figure)["_repr_png_"] = partial(_png, figure)  # notebooks ask for it, also those that never import pyplot
+    vars(figure)["_repr_png_"] = partial(_png, figure)  # notebooks call it, also if pyplot was never imported
     return figure
 
 
 def figure_of(ax: Axes) -> Figure:
-    """The figure that axes are in, also where they are in a part of it."""
+    """The figure of axes, also if these are in a subfigure."""
     part: Any = ax.figure
     if part is None:
-        raise InvalidSetting("ax is in no figure any more: give axes of one")
+        raise InvalidSetting("ax is in no figure any more: give axes of a figure")
     whole: Figure = part.figure
     return whole
 
 
 def plain_axes(ax: Axes) -> None:
-    """Ticks and labels in the common size, and no frame but where the scales are."""
+    """Set ticks and labels to the common size, and remove the frame at the top and at the right."""
     ax.tick_params(labelsize=FONT)
     ax.xaxis.label.set_fontsize(FONT)
     ax.yaxis.label.set_fontsize(FONT)
@@ -57,17 +57,17 @@ def plain_axes(ax: Axes) -> None:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure to a file, the same bytes for the same figure: without date and version, with ids that stay.
+    """Write a figure to a file: the same bytes for the same figure, without date and version, with constant ids.
 
-    Type becomes outlines in SVG, so that it looks the same on every page.
+    In SVG, text is written as outlines, so that it looks the same on every page.
 
     Args:
-        figure: of one of the functions here, or any other.
-        path: ``.svg``, ``.png``, ``.pdf``, or what else matplotlib writes.
+        figure: a figure of this module, or any other.
+        path: the file, whose ending is ``.svg``, ``.png``, ``.pdf`` or another one that matplotlib can write.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        ValueError: a format that it does not know.
+        ValueError: matplotlib does not know the ending.
 
     Example:
         >>> import tempfile

@@ -1,1 +1,1 @@
-"""What a policy would see in a run."""
+"""The changes from step to step that a policy decides by, in a run without reuse."""

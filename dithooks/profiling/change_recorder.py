@@ -1,4 +1,4 @@
-"""Record one run in which everything is computed: what policies would see, and samples of what the ranges do."""
+"""One run in which everything is computed, recorded: the tensors that policies decide by, and samples of residuals."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..policies.policy import Policy
 from ..policies.reason import Reason
 from ..predictors.predictor import Moment
 
-SAMPLE = 2**16  # numbers of a tensor that are kept
+SAMPLE = 2**16  # elements of a tensor that are kept
 
 
 @dataclass(frozen=True)
 class ChangeWatch(Policy):
-    """Compute every call, and look."""
+    """A policy that computes every call and measures the change."""
 
     metric: ClassVar[Literal["change", "rate"] | None] = "change"
 
@@ -37,16 +37,16 @@ class ChangeWatch(Policy):
 
 @dataclass(frozen=True, eq=False)
 class RecordedChanges:
-    """One branch of one range in a recorded run.
+    """One branch of one range in a recorded run of T calls.
 
     Args:
-        range: path of the transformer, or of the list that was watched.
-        branch: number of the branch.
-        schedule: of the run.
-        moments: step and σ of its calls.
-        probes: for each stream that a threshold looks at, (T, batch, n), a sample of it in float32.
-        deltas: (T, n'), a sample of the range's residual, of all its streams.
-        norms: (T,), the L2 norm of the picture's residual.
+        range: the path of the transformer, or of the list of blocks.
+        branch: the number of the branch.
+        schedule: the schedule of the run.
+        moments: the step and the noise level of each call.
+        probes: for each stream that a threshold compares, a sample of it in float32, (T, batch, n).
+        deltas: a sample of the range's residual, of all its streams, (T, n').
+        norms: the L2 norm of the residual of hidden_states, (T,).
     """
 
     range: str
@@ -59,32 +59,32 @@ class RecordedChanges:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole schedule, of which the run may have left the first out."""
+        """The number of steps of the schedule, of which the run may have left out the first."""
         return self.schedule.steps or self.moments[-1].step + 1
 
     def change(self, call: int, since: int, reduce: str = "mean") -> float:
-        """mean|r_t − r_s| / mean|r_s| of two calls; of the batch, or of the sample that changed most."""
+        """mean|r_t − r_s| / mean|r_s| of two calls, t and s: over the batch, or for the sample that changed most."""
         axis = None if reduce == "mean" else 1
         pairs = [(probe[call], probe[since]) for probe in self.probes]
         with np.errstate(divide="ignore", invalid="ignore"):
-            each = [np.max(np.abs(now - then).mean(axis) / np.abs(then).mean(axis)) for now, then in pairs]
-        return float(np.max(each))
+            streams = [np.max(np.abs(now - then).mean(axis) / np.abs(then).mean(axis)) for now, then in pairs]
+        return float(np.max(streams))
 
     @property
     def changes(self) -> NDArray[np.float32]:
-        """(T − 1,), from each call to the next."""
+        """The change from each call to the next, (T − 1,)."""
         return np.array([self.change(t, t - 1) for t in range(1, len(self.moments))], dtype=np.float32)
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """γ of each step of the schedule: ‖Δ_t‖/‖Δ_{t−1}‖; 1 for the first call, and where none was made."""
-        found = [1.0] * self.steps
+        """γ of each step of the schedule: ‖Δ_t‖/‖Δ_{t−1}‖; 1 for the first call, and for a step without a call."""
+        ratios = [1.0] * self.steps
         for moment, ratio in zip(self.moments[1:], self.norms[1:] / self.norms[:-1], strict=True):
-            found[moment.step] = float(ratio)
-        return tuple(found)
+            ratios[moment.step] = float(ratio)
+        return tuple(ratios)
 
     def decisions(self, policy: Policy) -> list[Decision]:
-        """What a policy that looks at changes would have decided, had reuse changed nothing in what it looks at."""
+        """The decisions of a policy on this run, on the assumption that reuse leaves the compared tensors unchanged."""
         policy, track, made = policy.for_run(self.schedule), BranchHistory(self.branch), list[Decision]()
         refreshed = 0
         for call, moment in enumerate(self.moments):
@@ -102,7 +102,7 @@ class RecordedChanges:
 
 
 class ChangeRecorder:
-    """Keeps samples of what one range does, call by call."""
+    """A recorder of one range, which keeps samples of each call."""
 
     def __init__(self, attached: Attachment) -> None:
         self.attached = attached
@@ -123,10 +123,10 @@ class ChangeRecorder:
         self.calls.setdefault((call.run.number, call.branch.history.number), []).append(kept)
 
     def branches(self) -> list[RecordedChanges]:
-        """What was recorded.
+        """The recorded branches.
 
         Raises:
-            ValueError: several runs were.
+            InvalidSetting: there was more than one run.
         """
         log = self.attached.log
         if len(runs := {run for run, _ in self.calls}) > 1:
@@ -143,7 +143,7 @@ class ChangeRecorder:
 
 @contextmanager
 def recording(attached: Sequence[Attachment]) -> Iterator[list[ChangeRecorder]]:
-    """Attached, with a recorder each; and taken off again, whatever happens."""
+    """Attach a recorder to each attachment, and detach all of them at the end, also after an error."""
     recorders = [ChangeRecorder(each) for each in attached]
     try:
         for each, recorder in zip(attached, recorders, strict=True):
@@ -157,10 +157,10 @@ def recording(attached: Sequence[Attachment]) -> Iterator[list[ChangeRecorder]]:
 
 
 def _sampled(tensor: Tensor, stride: int | None = None) -> Tensor:
-    """(batch, n): every ``stride``-th number of each sample of a batch, the same ones at every call; a copy."""
+    """Copy every ``stride``-th element of each sample of a batch, the same ones at every call, (batch, n)."""
     flat = tensor.flatten(1) if tensor.dim() > 1 else tensor.reshape(1, -1)
     stride = stride or -(-flat.numel() // SAMPLE)
-    while math.gcd(stride, tensor.shape[-1]) > 1:  # or it would be the same channels of every token
+    while math.gcd(stride, tensor.shape[-1]) > 1:  # a common divisor would pick the same channels of every token
         stride += 1
     return flat[:, ::stride].clone()
 

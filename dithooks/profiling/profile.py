@@ -1,4 +1,4 @@
-"""One run without the cache, and what it says of every threshold: how much changes from step to step, and where."""
+"""The profile of a run without reuse: the changes from step to step, and the reuse that each threshold would give."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ QUANTILES = (0, 25, 50, 75, 95, 100)
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What :func:`profile` recorded; printed, it is two tables.
+    """The result of :func:`profile`; printed, it is two tables.
 
     Args:
-        branches: of every range that was watched.
-        thresholds: for which reuse is predicted.
-        policy: with which, but for the threshold.
+        branches: the branches of every range.
+        thresholds: the thresholds for which reuse is predicted.
+        policy: the policy of the prediction, apart from its threshold.
 
-    Example: :func:`profile` has one; of the same run, a policy and a predictor.
+    Example: the ratios of a run.
         >>> import torch
         >>> class Model(torch.nn.Module):
         ...     def __init__(self):
@@ -60,10 +60,13 @@ class Profile:
     policy: Threshold
 
     def of(self, range: str | None = None) -> tuple[RecordedChanges, ...]:
-        """The branches of one range, by its path or the end of that; of the only one there is.
+        """The branches of one range.
+
+        Args:
+            range: the range's path, or the end of it; None if there is only one range.
 
         Raises:
-            ValueError: there is no such range, or several.
+            InvalidSetting: there is no such range, or more than one.
         """
         paths = list(dict.fromkeys(each.range for each in self.branches))
         found = [path for path in paths if range is None or path == range or path.endswith(f".{range}")]
@@ -72,10 +75,10 @@ class Profile:
         return tuple(each for each in self.branches if each.range == found[0])
 
     def ratios(self, range: str | None = None) -> tuple[tuple[float, ...], ...]:
-        """γ for :class:`MagnitudeRatio`, a list for each branch.
+        """The ratios γ for :class:`MagnitudeRatio`, one tuple for each branch.
 
         Raises:
-            ValueError: as :meth:`of`.
+            InvalidSetting: as :meth:`of`.
         """
         branches = self.of(range)
         steps = max(each.steps for each in branches)
@@ -84,10 +87,16 @@ class Profile:
     def fitted(
         self, computed: Sequence[int], range: str | None = None, anchors: int = 2, ridge: float = RIDGE
     ) -> Fitted:
-        """The predictor for a mask that fits this run best, over all branches (:func:`~.weight_fit.fit`).
+        """Fit the predictor for a mask to all branches of this run (:func:`~.weight_fit.fit`).
+
+        Args:
+            computed: the mask, 1 for each computed step.
+            range: as for :meth:`of`.
+            anchors: the number of anchors.
+            ridge: the weight of the penalty on large weights.
 
         Raises:
-            ValueError: as :meth:`of`, or the mask is of another length than the run.
+            InvalidSetting: as :meth:`of`, or the length of the mask is not that of the run.
         """
         branches = self.of(range)
         if len(computed) != (steps := max(each.steps for each in branches)):
@@ -103,7 +112,7 @@ class Profile:
         return fit(gram, times, [int(bit) for bit in bits], anchors, ridge)
 
     def reuse(self, threshold: float, branch: RecordedChanges) -> float:
-        """Predicted share of a branch's calls that are reused."""
+        """The share of a branch's calls that a threshold is predicted to reuse."""
         made = branch.decisions(replace(self.policy, residual_diff_threshold=threshold))
         return sum(decision.reuse for decision in made) / max(len(made), 1)
 
@@ -137,22 +146,22 @@ def profile(
     blocks: Blocks = None,
     scheduler: object = None,
 ) -> Profile:
-    """Watch one run without reusing anything, and say how much changes from step to step.
+    """Measure how much changes from step to step in one run without reuse.
 
-    Differences are those that :class:`Threshold` decides by, of a sample of 65,536 numbers of each tensor, the same at
-    every step. The reuse that is predicted for a threshold takes what later steps show for unchanged by it.
+    The changes are those that :class:`Threshold` decides by, of a sample of 65,536 elements of each tensor, the same at
+    every step. The prediction for a threshold assumes that reuse does not affect the changes at later steps.
 
     Args:
         target: as for :func:`dit_cache`; nothing may be cached in it.
-        call: makes the run: ``lambda: pipe("a forest", num_inference_steps=28)``. Without gradients.
-        config: whose ranges are watched; its policy, if a :class:`Threshold`, says what else holds for the predicted
-            reuse. Left out, each list is watched by itself, the first block deciding on the others.
-        thresholds: for which reuse is predicted.
+        call: a function that makes the run without gradients: ``lambda: pipe("a forest", num_inference_steps=28)``.
+        config: the configuration whose ranges are measured; if its policy is a :class:`Threshold`, its other settings
+            hold for the prediction. By default, each list of blocks is a range, and its first block decides.
+        thresholds: the thresholds for which reuse is predicted.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
 
     Raises:
-        TypeError, ValueError: as :func:`dit_cache`; or ``call`` ran no step of the target, or several runs.
+        DitHooksError: as :func:`dit_cache`; or ``call`` ran no step of the target, or more than one run.
 
     Example:
         >>> import torch

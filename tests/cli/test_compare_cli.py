@@ -16,7 +16,7 @@ from dithooks.cli import compare_output as compare_show
 from dithooks.cli import comparison as comparing
 from dithooks.cli.comparison import Comparison, Outcome
 from dithooks.cli.main import main
-from dithooks.errors import TargetError
+from dithooks.errors import UsageError
 from dithooks.recording.image_metrics import Score, compare, samples_of
 from dithooks.stats.types import CacheStats
 
@@ -166,7 +166,7 @@ def test_runs_go_in_turns(toy_plan, here, monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr("dithooks.cli.compare_run.progress", lambda verbose: Told())
+    monkeypatch.setattr("dithooks.progress_bars.progress", lambda verbose: Told())
     command = ["compare", "mine.py:toy", "--plan", "plan.json", "--plan", "other.json", "--pairs", "2", "--quiet"]
     assert main(command) == 0
     a, b, c = "without a cache", "plan plan", "plan other"
@@ -215,7 +215,7 @@ def test_pictures_of_the_demo_are_none_that_were_searched_on(here, capsys):
 
 def outcome(name="plan x", samples=(), score=None, seconds=(1.0, 2.0, 4.0), speedups=(2.0, 3.0, 1.0)):
     stats = CacheStats(4, 2, 2, 30, 60, 0, 1234, {"mask": 2, "reuse": 2})
-    setting = settings.Setting(name, DitCacheConfig(policy=Budget(2.0)), 2.0)
+    setting = settings.CacheSetting(name, DitCacheConfig(policy=Budget(2.0)), 2.0)
     decisions = {"reasons": {}, "steps": {"": "●○"}}
     return Outcome(setting, stats, decisions, score or Score(40.0, 30.0, 0.01), list(samples), (), seconds, speedups)
 
@@ -315,23 +315,23 @@ def test_faults_of_the_users_own_are_shown_as_they_are(here):
 
 
 def test_spread():
-    assert settings.spread(2, 6).config.when.steps == (1, 0, 1, 0, 1, 0)
-    assert settings.spread(9, 4).config.when.steps == (1, 0, 0, 0)
+    assert settings.evenly_spread(2, 6).config.when.steps == (1, 0, 1, 0, 1, 0)
+    assert settings.evenly_spread(9, 4).config.when.steps == (1, 0, 0, 0)
     for steps in range(1, 40):
         for target in (1.1, 1.5, 2, 2.7, 4):
-            mask = settings.spread(target, steps).config.when.steps
+            mask = settings.evenly_spread(target, steps).config.when.steps
             assert len(mask) == steps
             assert sum(mask) == max(1, math.floor(steps / target + 0.5))
-    with pytest.raises(TargetError, match="--target is 1"):
-        settings.spread(1, 4)
+    with pytest.raises(UsageError, match="--target is 1"):
+        settings.evenly_spread(1, 4)
 
 
 def test_measuring_leaves_nothing_behind(toy_plan, here):
-    from dithooks.cli.targets.runnable import Asked, runnable
+    from dithooks.cli.targets.runnable import RunRequest, runnable
 
-    subject = runnable(Asked("mine.py:toy"))
+    subject = runnable(RunRequest("mine.py:toy"))
     before = list(subject.target.transformer.blocks)
-    comparing.measure(subject, [settings.of_file("plan.json")], 1, lambda *_: None)
+    comparing.measure(subject, [settings.from_file("plan.json")], 1, lambda *_: None)
     assert all(a is b for a, b in zip(before, subject.target.transformer.blocks, strict=True))
     assert subject.device == torch.device("cpu")
 
@@ -341,4 +341,4 @@ def test_help(capsys):
         main(["compare", "--help"])
     shown = capsys.readouterr().out
     assert "dithooks compare demo --plan 2x --plan 3x --target 2" in shown
-    assert "exit codes: 0 done; 2 asked wrongly; 130 interrupted" in shown
+    assert "exit codes: 0 done; 2 cannot be done as asked; 130 interrupted" in shown

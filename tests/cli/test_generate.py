@@ -15,7 +15,7 @@ from dithooks.cli import generation as generating
 from dithooks.cli import media as pictures
 from dithooks.cli.main import main
 from dithooks.cli.targets import pipeline_loading as loading
-from dithooks.errors import TargetError
+from dithooks.errors import TargetError, UsageError
 from dithooks.stats.warning_collector import collect_warnings
 
 pytest.importorskip("diffusers")
@@ -408,7 +408,7 @@ def test_a_plan_of_another_model(plans, here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "draws what a text says: give a --prompt"),
+        ([], "draws from a text: give a --prompt"),
         (["--prompt", "piza"], "never seen 'piza'; close to 'piza': pizza"),
         (["--prompt", "rocket", "--plan", "4x"], "there is no plan '4x'"),
         (["--prompt", "rocket", "--plan", "2x", "--target", "2"], "--plan goes without --target"),
@@ -431,8 +431,8 @@ def test_a_plan_of_another_model(plans, here, capsys):
         ),
         (["--prompt", "rocket", "--set", "latents"], "--set is latents: give NAME=VALUE"),
         (["--prompt", "rocket", "--set", "latent=1"], "takes no latent: do you mean latents?"),
-        (["--prompt", "rocket", "--steps", "4", "--set", "num_inference_steps=5"], "is said already, by another"),
-        (["--prompt", "rocket", "--set", "generator=1"], "--set generator is said already"),
+        (["--prompt", "rocket", "--steps", "4", "--set", "num_inference_steps=5"], "is given already, by another"),
+        (["--prompt", "rocket", "--set", "generator=1"], "--set generator is given already"),
         (["--prompt", "rocket", "--out", "a.xyz"], "a.xyz has an ending that no picture format knows"),
         (["--prompt", "rocket", "--out", "a.mp4"], "a.mp4 is of a video, but pictures will be drawn"),
         (["--prompt", "rocket", "--out", "no/a.png"], "no is not a folder"),
@@ -556,16 +556,16 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(loading, "accelerator", lambda: None)
     assert loading.device_of("auto") == torch.device("cpu")
     with pytest.raises(
-        TargetError, match=r"--device is npu, (but PyTorch sees no accelerator|which PyTorch does not know) here"
+        UsageError, match=r"--device is npu, (but PyTorch sees no accelerator|which PyTorch does not know) here"
     ):
         loading.device_of("npu")
     monkeypatch.setattr(loading, "accelerator", lambda: torch.device("xpu"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     assert loading.device_of("auto") == torch.device("xpu")
     assert loading.device_of("xpu:1") == torch.device("xpu", 1)
-    with pytest.raises(TargetError, match="--device is xpu:2, but there are 2, from xpu:0 on"):
+    with pytest.raises(UsageError, match="--device is xpu:2, but there are 2, from xpu:0 on"):
         loading.device_of("xpu:2")
-    with pytest.raises(TargetError, match="--device is cuda, but PyTorch sees xpu here"):
+    with pytest.raises(UsageError, match="--device is cuda, but PyTorch sees xpu here"):
         loading.device_of("cuda")
     assert loading.dtype_of(None, torch.device("xpu")) == torch.bfloat16
     assert loading.dtype_of("float16", torch.device("cpu")) == torch.float16
@@ -607,7 +607,7 @@ def test_help(capsys):
         main(["generate", "--help"])
     shown = capsys.readouterr().out
     assert "dithooks generate demo --prompt" in shown
-    assert "exit codes: 0 written; 2 asked wrongly; 130 interrupted" in shown
+    assert "exit codes: 0 written; 2 cannot be done as asked; 130 interrupted" in shown
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "dithooks generate path/to/pipeline" in capsys.readouterr().out

@@ -249,7 +249,7 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
 
     def test_another_process(self, tmp_path):
         """As a user calls it: the tables on stdout, progress on stderr."""
-        command = [sys.executable, "-m", "dithooks.cli.main", *DEMO, "--target", "2.5"]
+        command = [sys.executable, "-m", "dithooks.cli", *DEMO, "--target", "2.5"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
         assert re.search(r"best +\d+–\d+ +●[○●]{5} ", done.stdout)
         assert done.stdout.endswith("written to plan.json\n")
@@ -267,7 +267,7 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
             (["--target", "nan"], "--target is nan"),
             (["--target", "fast"], "invalid float value: 'fast'"),
             (["--target", "2", "--target", "3"], "several targets need one with {target}"),
-            (["--target", "2", "--target", "2.0", "--out", "{target}.json"], "two results would go to one file"),
+            (["--target", "2", "--target", "2.0", "--out", "{target}.json"], "two results would go to 2.json"),
             (["--steps", "0"], "--steps is 0: it must be 1 or more"),
             (["--evals", "0"], "--evals is 0"),
             (["--local-moves", "-1"], "--local-moves is -1"),
@@ -281,7 +281,7 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
             (["--out", "."], ". is a folder"),
             (["--record", "no/run.npz"], "no is not a folder"),
             (["--json", "no/n.json"], "no is not a folder"),
-            (["--json", "plan.json"], "two results would go to one file"),
+            (["--json", "plan.json"], "two results would go to plan.json"),
             (["--journal", "mine.py"], "mine.py is a file: --journal takes a folder"),
             (["--recording", "no.npz"], "no.npz"),
             (["--recording", "mine.py"], "mine.py is no file that Recording.save wrote"),

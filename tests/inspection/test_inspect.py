@@ -18,7 +18,7 @@ from dithooks.inspection import model_table as models
 from dithooks.inspection.model_report import inspect, paste, show
 from dithooks.inspection.range_trials import try_out
 from dithooks.inspection.survey import survey
-from dithooks.inspection.wording import kind_of, places, ranges_of, reasons, said
+from dithooks.inspection.wording import describe, kind_of, places, ranges_of, reasons
 from dithooks.tiny import build, names
 
 diffusers = pytest.importorskip("diffusers")
@@ -128,7 +128,7 @@ class TestClasses:
             ("transformer.transformer_blocks", 19),
             ("transformer.single_transformer_blocks", 38),
         ]
-        assert said(ranges_of(survey, found.subject.counts)) == "any range in 0–56"
+        assert describe(ranges_of(survey, found.subject.counts)) == "any range in 0–56"
         assert "cache_block_start=0, cache_num_blocks=57\n" in paste(found)
         assert "with dit_cache(pipe, config) as cache:" in paste(found)
         text = printed(found)
@@ -168,7 +168,7 @@ class TestClasses:
 
     def test_blocks_option(self):
         found = looked_at("FluxPipeline", blocks=("transformer.single_transformer_blocks",), tests=1)
-        assert said(ranges_of(found.surveys[0], found.subject.counts)) == "any range in 0–37"
+        assert describe(ranges_of(found.surveys[0], found.subject.counts)) == "any range in 0–37"
         assert 'config, blocks="transformer.single_transformer_blocks")' in paste(found)
 
     def test_skips_past_a_range(self):
@@ -235,24 +235,24 @@ class TestStored:
     def test_pipeline(self, tmp_path):
         self.pipeline(tmp_path / "saved", num_layers=7, num_single_layers=9)
         found = looked_at(str(tmp_path / "saved"), tests=1)
-        assert said(ranges_of(found.surveys[0], found.subject.counts)) == "any range in 0–15"
+        assert describe(ranges_of(found.surveys[0], found.subject.counts)) == "any range in 0–15"
         assert "with dit_cache(pipe, config)" in paste(found)
 
     def test_transformer(self, tmp_path):
         self.saved(tmp_path / "saved", "WanTransformer3DModel", num_layers=30)
         found = looked_at(str(tmp_path / "saved"), tests=1)
-        assert said(ranges_of(found.surveys[0], found.subject.counts)) == "any range in 0–29"
+        assert describe(ranges_of(found.surveys[0], found.subject.counts)) == "any range in 0–29"
         assert "with dit_cache(transformer, config)" in paste(found)
 
     def test_cache_of_the_hub(self, tmp_path, monkeypatch):
         self.pipeline(self.cached(tmp_path, monkeypatch), num_layers=7)
         found = looked_at("someone/some-model", tests=1)
-        assert said(ranges_of(found.surveys[0], found.subject.counts)) == "any range in 0–10"
+        assert describe(ranges_of(found.surveys[0], found.subject.counts)) == "any range in 0–10"
 
     def test_cache_that_holds_the_transformer_only(self, tmp_path, monkeypatch):
         self.saved(self.cached(tmp_path, monkeypatch) / "transformer", num_layers=8)
         found = looked_at("someone/some-model", tests=1)
-        assert said(ranges_of(found.surveys[0], found.subject.counts)) == "any range in 0–11"
+        assert describe(ranges_of(found.surveys[0], found.subject.counts)) == "any range in 0–11"
 
     def test_what_is_not_there(self, tmp_path, monkeypatch):
         self.cached(tmp_path, monkeypatch)
@@ -292,7 +292,7 @@ class TestOwn:
         found = looked_at("mine.py:pipeline", tests=2)
         assert found.surveys[0].tested == 2
         assert sys.modules["mine"].runs == [2, 2, 2]  # one to see the blocks, one for each range
-        assert said(ranges_of(found.surveys[0], {})) == "any range in 0–11"
+        assert describe(ranges_of(found.surveys[0], {})) == "any range in 0–11"
 
     def test_errors_of_the_factory_are_shown_as_they_are(self, folder):
         for name, error, match in (

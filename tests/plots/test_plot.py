@@ -205,7 +205,7 @@ def test_differences_that_are_not_finite_have_no_colour():
 def test_what_steps_refuses():
     with pytest.raises(TypeError, match="handle that dit_cache returns, or a CachePlan"):
         plot.steps(DitCacheConfig(1, 2))
-    with pytest.raises(ValueError, match="no call has been settled"):
+    with pytest.raises(ValueError, match="no call has been decided"):
         plot.steps(dit_cache(Net(), DitCacheConfig(1, 2)))
     with pytest.raises(ValueError, match="a plan has no runs"):
         plot.steps(load_plan("2x"), run=0)

@@ -1,1 +1,1 @@
-"""What a user names on the command line, as objects."""
+"""The targets that a command line names, as objects."""

@@ -1,4 +1,4 @@
-"""A pipeline of diffusers by its folder or id: looked at first, loaded when all else is known to be right."""
+"""A pipeline of diffusers by its folder or id: found first, and loaded once all options have been checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from ...environment.machine import accelerator
-from ...errors import TargetError
+from ...errors import TargetError, UsageError
+from ..extras import extra_needed
+from ..messages import first_line
 
 DEMO = "demo"
 SHIPPED = "EmojiPipeline"  # of dithooks.demo
@@ -25,13 +27,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Named:
-    """A pipeline that is there to be loaded.
+class PipelineSource:
+    """A pipeline that can be loaded, such as that of the folder ``path/to/flux``.
 
     Args:
-        title: what was asked for.
-        kind: its class.
-        source: folder or id; ``None``: the pipeline that ships.
+        title: the name on the command line.
+        kind: the class of the pipeline.
+        source: its folder or id; None for the pipeline that ships.
     """
 
     title: str
@@ -40,18 +42,18 @@ class Named:
 
     @property
     def takes(self) -> Mapping[str, Any]:
-        """What its call takes, with the defaults; the empty parameter where one has none."""
+        """The parameters of its call, with their defaults (``inspect.Parameter.empty`` for none)."""
         parameters = inspect.signature(self.kind.__call__).parameters.values()
         plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         return {each.name: each.default for each in parameters if each.kind in plain and each.name != "self"}
 
     @property
     def video(self) -> bool:
-        """Whether it draws more than one frame, by what its call takes."""
+        """Whether it draws videos, judged by the parameters of its call."""
         return bool({"num_frames", "video_length", "num_videos_per_prompt"} & set(self.takes))
 
     def load(self, device: torch.device, dtype: torch.dtype, quiet: bool = False) -> Any:
-        """Its weights, on a device.
+        """Load the pipeline to a device.
 
         Raises:
             TargetError: a component is missing or cannot be loaded, or the device's memory does not hold it.
@@ -61,9 +63,9 @@ class Named:
             pipe.set_progress_bar_config(disable=quiet)
             return pipe if device.type == "cpu" else pipe.to(device)
         except torch.OutOfMemoryError as error:
-            raise TargetError(f"{self.title} does not fit into the memory of {device}: {_line(error)}") from error
-        except (OSError, ValueError, ImportError) as error:  # diffusers' own words for what is missing
-            raise TargetError(f"{self.title} cannot be loaded: {_line(error)}") from error
+            raise TargetError(f"{self.title} does not fit into the memory of {device}: {first_line(error)}") from error
+        except (OSError, ValueError, ImportError) as error:  # diffusers' errors for a missing component
+            raise TargetError(f"{self.title} cannot be loaded: {first_line(error)}") from error
 
     def _load(self, dtype: torch.dtype, quiet: bool) -> Any:
         if self.kind.__name__ == SHIPPED:
@@ -71,22 +73,23 @@ class Named:
 
             pipe = load_pipeline(self.source or WEIGHTS)
             return pipe if dtype == torch.float32 else pipe.to(dtype)
-        newer = not _diffusers().__version__.startswith("0.")  # before, it has the longer name, and says otherwise
+        newer = not _diffusers().__version__.startswith("0.")  # older releases know the longer name only
         with _bars(not quiet), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)
             return self.kind.from_pretrained(self.source, **{"dtype" if newer else "torch_dtype": dtype})
 
 
-def find_pipeline(name: str) -> Named:
-    """What a name means: ``demo``, the folder of a saved pipeline, or an id of the Hugging Face Hub.
+def find_pipeline(name: str) -> PipelineSource:
+    """Find a pipeline: ``demo``, the folder of a saved pipeline, or an id of the Hugging Face Hub.
 
-    No weights are loaded; of an id, its ``model_index.json`` is fetched.
+    No weights are loaded; for an id, its ``model_index.json`` is fetched.
 
     Raises:
-        TargetError: no pipeline, one that lacks a component, or one whose class is not known here.
+        TargetError: there is no such pipeline, it lacks a component, or its class is not known here.
+        UsageError: a package that it needs is missing.
     """
     if name == DEMO:
-        return Named(name, _shipped(), None)
+        return PipelineSource(name, _shipped(), None)
     folder = Path(name)
     if folder.is_dir():
         index = _index(folder)
@@ -97,14 +100,14 @@ def find_pipeline(name: str) -> Named:
         raise TargetError(
             f"there is no folder {name}: give {DEMO}, the folder of a pipeline, or an id such as owner/name"
         )
-    return Named(name, _class(name, index.get("_class_name")), name)
+    return PipelineSource(name, _class(name, index.get("_class_name")), name)
 
 
 def load_shipped() -> Any:
-    """The demo's pipeline, in float32 on the CPU.
+    """Load the demo's pipeline, in float32 on the CPU.
 
     Raises:
-        TargetError: a package that it needs is missing.
+        UsageError: a package that it needs is missing.
     """
     _shipped()
     from ...demo import load_pipeline
@@ -113,10 +116,10 @@ def load_shipped() -> Any:
 
 
 def device_of(name: str) -> torch.device:
-    """A device by its name, or, for ``"auto"``, the accelerator that is there, else the CPU.
+    """The device of a name; for ``"auto"``, the accelerator of this machine, or the CPU if there is none.
 
     Raises:
-        TargetError: it is not there.
+        UsageError: there is no such device.
     """
     there = accelerator()
     if name == "auto":
@@ -124,29 +127,29 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise TargetError(  # without its plug-in, PyTorch has no npu, not even by name
+        raise UsageError(  # without its plug-in, PyTorch has no npu, not even by name
             f"--device is {name}, which PyTorch does not know here: give auto, cpu, or an accelerator by its name "
-            "(cuda, cuda:1, npu, xpu, mps); dithooks env says more"
+            "(cuda, cuda:1, npu, xpu, mps); dithooks env shows more"
         ) from error
     if device.type == "cpu":
         return device
     if there is None or device.type != there.type:
-        raise TargetError(
-            f"--device is {name}, but PyTorch sees {there or 'no accelerator'} here: dithooks env says more"
+        raise UsageError(
+            f"--device is {name}, but PyTorch sees {there or 'no accelerator'} here: dithooks env shows more"
         )
     if (device.index or 0) >= (count := torch.accelerator.device_count()):
-        raise TargetError(f"--device is {name}, but there are {count}, from {device.type}:0 on")
+        raise UsageError(f"--device is {name}, but there are {count}, from {device.type}:0 on")
     return device
 
 
 def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
-    """A dtype by its name; left out, float32 on the CPU and bfloat16 elsewhere."""
+    """The dtype of a name; for None, float32 on the CPU and bfloat16 elsewhere."""
     return DTYPES[name or ("float32" if device.type == "cpu" else "bfloat16")]
 
 
 @contextmanager
 def _bars(shown: bool) -> Iterator[None]:
-    """Whether diffusers and transformers show how far the loading is."""
+    """Hide the progress bars of diffusers and transformers in the block, unless they are to be shown."""
     loggings = [importlib.import_module("diffusers.utils.logging")]
     if importlib.util.find_spec("transformers") is not None:
         loggings.append(importlib.import_module("transformers.utils.logging"))
@@ -164,10 +167,10 @@ def _index(folder: Path) -> Mapping[str, Any]:
     path = folder / "model_index.json"
     if not path.is_file():
         single = (folder / "config.json").is_file()
-        said = (
+        reason = (
             "it holds a single model (config.json): give the folder of its pipeline" if single else "it is no pipeline"
         )
-        raise TargetError(f"{folder} has no model_index.json: {said}")
+        raise TargetError(f"{folder} has no model_index.json: {reason}")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -189,11 +192,11 @@ def _fetched(name: str) -> Mapping[str, Any]:
     diffusers = _diffusers()
     try:
         index: Mapping[str, Any] = diffusers.DiffusionPipeline.load_config(name)
-    except Exception as error:  # whatever the network, the hub and its client have to say
+    except Exception as error:  # any error of the network, the hub or its client
         root: BaseException = error
-        while root.__context__ is not None:  # what the client says first is that there is no such file
+        while root.__context__ is not None:  # the client's own message is that there is no such file
             root = root.__context__
-        because = f"{_line(error)} ({_line(root)})" if root is not error else _line(error)
+        because = f"{first_line(error)} ({first_line(root)})" if root is not error else first_line(error)
         raise TargetError(f"{name} is no folder here, and could not be fetched from the hub: {because}") from error
     return index
 
@@ -214,25 +217,11 @@ def _class(title: str, name: object) -> Any:
 
 
 def _shipped() -> Any:
-    try:
-        return importlib.import_module("dithooks.demo.pipeline").EmojiPipeline
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package == "dithooks":
-            raise  # a fault of ours, not a package that is missing
-        raise TargetError(f'the demo needs {package}: pip install "dithooks[demo]"') from error
+    with extra_needed("the demo needs", '"dithooks[demo]"'):
+        from ...demo.pipeline import EmojiPipeline
+    return EmojiPipeline
 
 
 def _diffusers() -> Any:
-    try:
+    with extra_needed("pipelines need", '"dithooks[diffusers]"'):
         return importlib.import_module("diffusers")
-    except ModuleNotFoundError as error:
-        if error.name != "diffusers":
-            raise
-        raise TargetError('pipelines need diffusers: pip install "dithooks[diffusers]"') from error
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error's text that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

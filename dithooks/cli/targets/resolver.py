@@ -1,4 +1,4 @@
-"""From what is written after ``dithooks inspect`` to what is looked at."""
+"""The subject of ``dithooks inspect``, from its name on the command line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .user_factory import of_factory
 
 
 def find_subject(name: str) -> Subject:
-    """What a name means: a factory of the user's, a folder, a class of transformers or pipelines, or a model's id.
+    """Find the factory, the folder, the class of transformers or pipelines, or the model's id that a name stands for.
 
     Raises:
-        TargetError: none of these.
+        TargetError: it stands for none of these.
     """
     if ":" in name:
         return of_factory(name)

@@ -1,9 +1,8 @@
-"""What ``dithooks compare`` and ``dithooks profile`` run: the pipeline that ships, or a factory of the user's."""
+"""The subject of ``dithooks compare`` and ``dithooks profile``: the pipeline that ships, or a user's factory."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +11,28 @@ from torch import nn
 
 from ...blocks.adapter import BlockAdapter
 from ...blocks.module_paths import denoisers_of
-from ...errors import TargetError
+from ...errors import TargetError, UsageError
+from ..option_checks import check_guidance, check_least, check_seed
 from .pipeline_loading import DEMO, load_shipped
 
-STEPS, GUIDANCE, SEED = 28, 3.0, 0  # of the demo, where nothing else is asked for
+STEPS, GUIDANCE, SEED = 28, 3.0, 0  # of the demo, where the options are left out
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is to be run, each field the argument of that name; all but the first are of the demo only.
+class RunRequest:
+    """A target on the command line with its options, which are for the demo only.
 
     Args:
-        fresh: where no prompts are given, take those that no plan was searched on, as ``dithooks demo`` does.
+        target: ``"demo"``, or a factory.
+        prompts: captions to draw; empty for the default ones.
+        steps: sampling steps.
+        seed: the seed of the first caption.
+        guidance: the guidance scale.
+        fresh: whether the default captions are those that no plan was searched on, as in ``dithooks demo``.
 
     Raises:
-        TargetError: there can be no such target, a number is out of its range, or goes with the demo only.
+        TargetError: the target is neither.
+        UsageError: an option is out of its range, or given along with a factory.
     """
 
     target: str
@@ -37,77 +43,85 @@ class Asked:
     fresh: bool = False
 
     def __post_init__(self) -> None:
-        own = {"prompt": self.prompts or None, "steps": self.steps, "seed": self.seed, "guidance": self.guidance}
-        given = [name for name, value in own.items() if value is not None]
-        if self.target != DEMO and ":" not in self.target:
-            raise TargetError(f"there is no target {self.target!r}: give {DEMO}, FILE.py:FACTORY or MODULE:FACTORY")
-        if self.target != DEMO and given:
-            raise TargetError(f"--{given[0]} goes with the target {DEMO} only: a factory says itself what it draws")
-        for name, least in (("steps", 1), ("seed", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise TargetError(f"--{name} is {value}: it must be {least} or more")
-        if (self.seed or 0) >= 2**62:
-            raise TargetError(f"--seed is {self.seed}: it must be below 2**62")
-        if not math.isfinite(self.guidance or 0):
-            raise TargetError(f"--guidance is {self.guidance}: give a number such as 3.0, or 1 for none")
+        options = {"prompt": self.prompts or None, "steps": self.steps, "seed": self.seed, "guidance": self.guidance}
+        check_target(self.target, options)
+        check_least(self, steps=1)
+        check_seed(self.seed)
+        check_guidance(self.guidance)
 
 
 @dataclass(frozen=True)
 class Runnable:
-    """Something that can be run as often as one likes.
+    """A target with a function that runs it, as often as needed.
 
     Args:
         target: as for :func:`~dithooks.dit_cache`.
         run: draws the same each time, without gradients.
-        told: what it is, fit for JSON.
-        captions: of what it draws; empty where these are not known.
+        description: the target and its options, fit for JSON.
+        captions: the captions of its pictures; empty if they are not known.
     """
 
     target: Any
     run: Callable[[], Any]
-    told: dict[str, Any]
+    description: dict[str, Any]
     captions: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
-        """Where the target's weights are."""
+        """The device of the target's weights."""
         target = self.target.target if isinstance(self.target, BlockAdapter) else self.target
         modules = [target] if isinstance(target, nn.Module) else denoisers_of(target).values()
         places = [parameter.device for module in modules for parameter in module.parameters()]
         return next(iter(places), torch.device("cpu"))
 
 
-def runnable(asked: Asked) -> Runnable:
-    """What was asked for, loaded.
+def check_target(target: str, demo_options: Mapping[str, object]) -> None:
+    """Check that a target is the demo or a factory, and that options of the demo are not given along with a factory.
 
     Raises:
-        TargetError: there is no such factory, or it returns something else; a word that the demo has never seen.
+        TargetError: the target is neither.
+        UsageError: an option of the demo is given along with a factory.
     """
-    if asked.target == DEMO:
-        return _demo(asked)
+    if target != DEMO and ":" not in target:
+        raise TargetError(f"there is no target {target!r}: give {DEMO}, FILE.py:FACTORY or MODULE:FACTORY")
+    given = [name for name, value in demo_options.items() if value is not None]
+    if target != DEMO and given:
+        raise UsageError(f"--{given[0]} goes with the target {DEMO} only: a factory chooses what it draws")
+
+
+def runnable(request: RunRequest) -> Runnable:
+    """Load the target of a request.
+
+    Raises:
+        TargetError: there is no such factory, or it returns something else.
+        UsageError, InvalidSetting: the demo's pipeline cannot draw a caption, or a package is missing.
+    """
+    if request.target == DEMO:
+        return _demo(request)
     from .user_factory import of_factory
 
-    subject = of_factory(asked.target)
-    return Runnable(subject.target, _repeated(subject.run), {"target": asked.target})
+    subject = of_factory(request.target)
+    return Runnable(subject.target, _repeated(subject.run), {"target": request.target})
 
 
-def _demo(asked: Asked) -> Runnable:
-    pipe, prompts = shipped(asked.prompts, asked.fresh)
-    steps, seed = asked.steps or STEPS, SEED if asked.seed is None else asked.seed
-    guidance = GUIDANCE if asked.guidance is None else asked.guidance
-    told = {"target": DEMO, "prompts": list(prompts), "steps": steps, "seed": seed, "guidance": guidance}
-    return Runnable(pipe, _repeated(drawing_of(pipe, prompts, steps, seed, guidance)), told, prompts)
+def _demo(request: RunRequest) -> Runnable:
+    pipe, prompts = shipped(request.prompts, request.fresh)
+    steps, seed = request.steps or STEPS, SEED if request.seed is None else request.seed
+    guidance = GUIDANCE if request.guidance is None else request.guidance
+    description = {"target": DEMO, "prompts": list(prompts), "steps": steps, "seed": seed, "guidance": guidance}
+    return Runnable(pipe, _repeated(drawing_of(pipe, prompts, steps, seed, guidance)), description, prompts)
 
 
 def shipped(prompts: tuple[str, ...], fresh: bool) -> tuple[Any, tuple[str, ...]]:
-    """The pipeline that ships, and what it is to draw.
+    """Load the pipeline that ships, and choose its captions.
 
     Args:
-        prompts: to be checked; none: those that searches are made on, or,
-        fresh: those that no plan was searched on.
+        prompts: captions, which are checked; empty for the default ones.
+        fresh: whether the default captions are those that no plan was searched on, or those of the calibration.
 
     Raises:
-        TargetError: a package is missing, or a prompt has a word that the pipeline has never seen, or none.
+        UsageError: a package is missing, or a caption has no word.
+        InvalidSetting: a caption has a word that the pipeline does not know.
     """
     pipe = load_shipped()
     from ...demo import CALIBRATION
@@ -115,17 +129,14 @@ def shipped(prompts: tuple[str, ...], fresh: bool) -> tuple[Any, tuple[str, ...]
 
     pipe.set_progress_bar_config(disable=True)
     prompts = prompts or (PROMPTS if fresh else CALIBRATION)
-    try:
-        words = pipe.text_encoder.tokenize(list(prompts))
-    except ValueError as error:
-        raise TargetError(str(error)) from error
+    words = pipe.text_encoder.tokenize(list(prompts))
     if not words.any(1).all():
-        raise TargetError(f"a --prompt holds no word: give a caption such as {PROMPTS[0]!r}")
+        raise UsageError(f"a --prompt holds no word: give a caption such as {PROMPTS[0]!r}")
     return pipe, prompts
 
 
 def drawing_of(pipe: Any, prompts: tuple[str, ...], steps: int, seed: int, guidance: float) -> Callable[[], object]:
-    """A run of the pipeline that ships, each caption with a seed of its own, from ``seed`` on."""
+    """A run of the pipeline that ships; each caption has a seed of its own, counted up from ``seed``."""
 
     def run() -> object:
         return pipe(
@@ -140,7 +151,7 @@ def drawing_of(pipe: Any, prompts: tuple[str, ...], steps: int, seed: int, guida
 
 
 def _repeated(draw: Callable[[], object]) -> Callable[[], object]:
-    """Every run has to draw the same, whichever generator it takes its noise from."""
+    """A run that draws the same each time, though it may take its noise from torch's own generator."""
     seed = torch.initial_seed()
 
     def run() -> object:

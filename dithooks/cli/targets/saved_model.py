@@ -1,4 +1,4 @@
-"""What is looked at where a model on disk is named: its folder, or its id in the local cache of the Hugging Face Hub.
+"""A saved model as a subject of ``dithooks inspect``: its folder, or its id in the local cache of the Hugging Face Hub.
 
 Only the configurations are read. Weights are neither downloaded nor loaded.
 """
@@ -17,10 +17,10 @@ from ...tiny import build, of_class
 
 
 def of_folder(folder: Path, title: str = "") -> Subject:
-    """A pipeline that was saved to a folder, or a single transformer.
+    """The pipeline or the transformer that was saved to a folder.
 
     Raises:
-        TargetError: it holds neither, or of no class that is known.
+        TargetError: the folder holds neither, or one of a class that is not known.
     """
     title = title or str(folder)
     single = _json(folder / "config.json").get("_class_name")
@@ -31,7 +31,7 @@ def of_folder(folder: Path, title: str = "") -> Subject:
     index = _json(folder / "model_index.json")
     if index:
         listed = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
-    else:  # of a snapshot, only some folders may be there
+    else:  # a snapshot may hold only some of the folders
         configs = {path.parent.name: _json(path) for path in sorted(folder.glob("*/config.json"))}
         listed = {name: config.get("_class_name") for name, config in configs.items()}
     parts = {name: cls for name, cls in listed.items() if isinstance(cls, str) and of_class(cls)}
@@ -48,10 +48,10 @@ def of_folder(folder: Path, title: str = "") -> Subject:
 
 
 def of_id(name: str) -> Subject:
-    """A model that is in the local cache of the Hugging Face Hub.
+    """The model of an id, from the local cache of the Hugging Face Hub.
 
     Raises:
-        TargetError: it is not there.
+        TargetError: the cache does not hold it.
     """
     hub = importlib.import_module("huggingface_hub")
     errors = importlib.import_module("huggingface_hub.errors")
@@ -71,12 +71,12 @@ def _counts(name: str, folder: Path) -> dict[str, int]:
     known = cls.extract_init_dict(_json(folder / "config.json"))[0]
     try:
         return counts_of(cls, known)
-    except Exception as error:  # whatever a constructor thinks of a configuration that is not its own
+    except Exception as error:  # a constructor may raise anything for a configuration that is not its own
         raise TargetError(f"{folder / 'config.json'} makes no {name}: {' '.join(str(error).split())}") from error
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    """A JSON object, ``{}`` where there is no such file.
+    """The JSON object of a file, ``{}`` if there is no such file.
 
     Raises:
         TargetError: the file cannot be read as one.

@@ -1,8 +1,8 @@
-"""What is looked at where a user's own factory is named: ``package.module:factory`` or ``path/to/file.py:factory``.
+"""A user's own factory as a target: ``package.module:factory`` or ``path/to/file.py:factory``.
 
-The factory takes no arguments and returns a pair: a model, a pipeline or a ``BlockAdapter``, and what it is called
-with, which is a dict of keyword arguments, a tuple of positional ones, or a function that calls it, of no arguments or
-of one, the pipeline.
+The factory takes no arguments and returns a pair. Its first part is a model, a pipeline or a ``BlockAdapter``. Its
+second part is how to call it: a dict of keyword arguments, a tuple of positional ones, or a function without arguments
+or of one, the pipeline.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ RETURNS = "a pair: the target, and a dict of keyword arguments, a tuple of posit
 
 
 def of_factory(spelled: str) -> Subject:
-    """What a factory makes. Errors inside it are its own and pass as they are.
+    """Call a factory and return its target with a function that runs it. Errors inside the factory pass unchanged.
 
-    Every run of the subject begins with the random generators among its arguments as the factory has left them.
+    Before each run, the random generators among its arguments are set back to the state that the factory left.
 
     Raises:
         TargetError: there is no such factory, or it returns something else.
@@ -38,8 +38,8 @@ def of_factory(spelled: str) -> Subject:
     module = _file(Path(where)) if where.endswith(".py") else _module(where)
     factory = getattr(module, name, None)
     if not callable(factory):
-        said = "has no" if factory is None else f"has a {type(factory).__name__}, not a function,"
-        raise TargetError(f"{where} {said} {name!r}: give FILE.py:FACTORY or MODULE:FACTORY")
+        has = "has no" if factory is None else f"has a {type(factory).__name__}, not a function,"
+        raise TargetError(f"{where} {has} {name!r}: give FILE.py:FACTORY or MODULE:FACTORY")
     made = factory()
     if not isinstance(made, tuple) or len(made) != 2 or not (isinstance(made[1], (dict, tuple)) or callable(made[1])):
         got = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
@@ -56,7 +56,7 @@ def _run(spelled: str, target: Any, given: Any) -> Callable[[], object]:
     states = [(generator, generator.get_state()) for generator in _generators(given)]
 
     def run() -> object:
-        for generator, state in states:  # the run before has used them up
+        for generator, state in states:  # the run before has advanced them
             generator.set_state(state)
         return called(*args, **kwargs)
 
@@ -66,7 +66,7 @@ def _run(spelled: str, target: Any, given: Any) -> Callable[[], object]:
 def _function(spelled: str, called: Any, function: Callable[..., object]) -> Callable[[], object]:
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # one that is not written in Python may not tell
+    except (TypeError, ValueError):  # a function that is not written in Python may have no signature
         return function
     if _takes(signature):
         return function
@@ -84,7 +84,7 @@ def _takes(signature: inspect.Signature, *args: object) -> bool:
 
 
 def _generators(value: object) -> Iterator[torch.Generator]:
-    """All in an argument, however deep."""
+    """All generators in an argument, at any depth of lists and mappings."""
     if isinstance(value, torch.Generator):
         yield value
     elif isinstance(value, (list, tuple, Mapping)):
@@ -108,7 +108,7 @@ def _module(name: str) -> ModuleType:
 def _file(path: Path) -> ModuleType:
     if not path.is_file():
         raise TargetError(f"there is no file {path}: give FILE.py:FACTORY or MODULE:FACTORY")
-    if str(path.parent.resolve()) not in sys.path:  # as for a script: its neighbours can be imported
+    if str(path.parent.resolve()) not in sys.path:  # as for a script, so that it can import its neighbours
         sys.path.insert(0, str(path.parent.resolve()))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None

@@ -1,14 +1,12 @@
-"""``dithooks env``: what is installed here, which accelerator PyTorch sees, and what keeps it from working.
+"""The report of ``dithooks env``: the packages, the accelerator that PyTorch sees, and what keeps it from working.
 
-It has to work where ``import torch`` fails, and with it ``import dithooks``: an accelerator's plug-in that is installed
-without its driver or toolkit does that. So nothing here imports more than Python's own library, and PyTorch is asked in
-another process. The command gets here without running the package's own ``__init__`` (``dithooks_cli.py``).
+The report has to work where ``import torch`` fails, and with it ``import dithooks``: an accelerator's plug-in that is
+installed without its driver or toolkit has that effect. So this room imports Python's standard library only, and
+another process imports PyTorch. ``dithooks_cli.py`` runs the command without the package's own ``__init__``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import re
@@ -24,65 +22,16 @@ from .torch_subprocess import ask_torch, backends, installed, loads
 
 PACKAGES = ("diffusers", "accelerate", "peft", "torchao", "transformers", "numpy", "safetensors")
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ASCEND_RT_VISIBLE_DEVICES", SWITCH)
-DESCRIPTION = """Show what is installed, which accelerator PyTorch sees, and what keeps it from working. Works where
-PyTorch cannot be imported, too. Exit codes: 0 the environment is sound; 1 something is broken, and said; 2 asked
-wrongly."""
 EnvReport = dict[str, Any]
 
 
-class EnvError(Exception):
-    """What was asked for cannot be done; the text is the one line that the user sees."""
-
-
-def main(argv: list[str] | None = None) -> int:
-    """``dithooks env`` by itself.
-
-    Returns:
-        0 the environment is sound; 1 something is broken, and said; 2 asked wrongly.
-    """
-    parser = argparse.ArgumentParser(prog="dithooks env", description=DESCRIPTION)
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(argv).json)
-    except EnvError as error:
-        print(f"dithooks: error: {error}", file=sys.stderr)
-        return 2
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``dithooks env`` takes."""
-    parser.add_argument("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the text")
-
-
-def run(json_to: str | None) -> int:
-    """Look, and print the text to stdout (or JSON, for ``json_to="-"``).
-
-    Raises:
-        EnvError: the file cannot be written.
-    """
-    if json_to not in (None, "-") and not Path(json_to or "").resolve().parent.is_dir():
-        raise EnvError(f"{json_to} cannot be written: its folder does not exist")
-    report = look()
-    text = json.dumps(report, indent=2)
-    if json_to == "-":
-        print(text)
-    else:
-        show(report)
-    if json_to not in (None, "-"):
-        try:
-            Path(json_to or "").write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise EnvError(f"{json_to} cannot be written: {error}") from error
-    return 0 if report["sound"] else 1
-
-
 def look() -> EnvReport:
-    """All that is reported, fit for JSON."""
+    """Examine the environment and return the report, fit for JSON."""
     plugins = backends()
     asked = ask_torch()
     alone = None
     if "error" in asked and plugins and os.environ.get(SWITCH, "1") == "1":
-        alone = ask_torch({SWITCH: "0"})  # is it a plug-in that breaks it?
+        alone = ask_torch({SWITCH: "0"})  # if this works, a plug-in breaks it
     seen = asked if "error" not in asked else alone if alone is not None and "error" not in alone else {}
     report: EnvReport = {
         "dithooks": own_version(),
@@ -110,14 +59,14 @@ def look() -> EnvReport:
 
 
 def own_version() -> str:
-    """Of the package that this file is in, without importing it."""
+    """The version of this package, without importing it."""
     source = (Path(__file__).parent.parent / "__init__.py").read_text(encoding="utf-8")
-    found = re.search(r'__version__ = "([^"]+)"', source)
-    return found[1] if found else "unknown"
+    match = re.search(r'__version__ = "([^"]+)"', source)
+    return match[1] if match else "unknown"
 
 
 def compiler() -> dict[str, str] | None:
-    """The C++ compiler that ``torch.compile`` would find."""
+    """The C++ compiler that ``torch.compile`` would find; None if there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
     path = next((path for name in names if (path := shutil.which(name))), None)
     if path is None:
@@ -127,7 +76,7 @@ def compiler() -> dict[str, str] | None:
 
 
 def show(report: EnvReport) -> None:
-    """Print it, in colours where rich is installed."""
+    """Print a report, in colours where rich is installed."""
     try:
         from rich.console import Console
         from rich.table import Table
@@ -149,7 +98,7 @@ def show(report: EnvReport) -> None:
 
 
 def rows(report: EnvReport) -> Iterator[tuple[str, str]]:
-    """A report in words, a line or several for each of its parts."""
+    """The lines of a report, each with its heading; an empty heading continues the line before."""
     python, torch, npu, home = (report[name] for name in ("python", "torch", "torch_npu", "cann"))
     yield "dithooks", report["dithooks"]
     yield "Python", f"{python['version']}, {python['executable']}"
@@ -181,7 +130,3 @@ def rows(report: EnvReport) -> Iterator[tuple[str, str]]:
         yield "", f"{name}={value}"
     yield "packages", ", ".join(f"{name} {version}" for name, version in report["packages"].items()) or "none"
     yield "compiler", "none" if report["compiler"] is None else report["compiler"]["version"]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,245 @@
+"""The work of ``dithooks search``: its options checked, its searches run, its plans printed and written."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..errors import UsageError
+from ..recording.rank_broadcast import is_rank_0
+from ..recording.recording import Recording
+from ..tuning.evaluation import Evaluation
+from ..tuning.executors.executor import Executor
+from ..tuning.result import SearchResult
+from ..tuning.search import search
+from .messages import one_line
+from .option_checks import check_guidance, check_least, check_seed, check_speedup
+from .output_files import as_json, check_results, stdout_kept_for_json, written
+from .search_workers import workers
+from .targets.pipeline_loading import DEMO
+from .targets.runnable import GUIDANCE, STEPS, check_target, drawing_of, shipped
+
+SEED = 1000  # the demo's default: with it, the plans that ship were searched
+DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes
+Drawing = tuple[Any, Callable[[], object], "int | None"]  # the target, what draws with it, in how many steps, if known
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """The options of ``dithooks search``, each field the argument of that name.
+
+    Raises:
+        TargetError: the target is neither the demo nor a factory.
+        UsageError: a number is out of its range, options exclude each other, or a file cannot be written.
+    """
+
+    target: str
+    speedups: tuple[float, ...] = (2.0,)
+    out: str = "plan.json"
+    steps: int | None = None
+    cost: Literal["time", "blocks"] = "time"
+    evals: int = 4
+    local_moves: int = 0
+    interval: int | None = None
+    probe: bool = True
+    max_runs: float = 6.0
+    seconds: float = math.inf
+    executor: Literal["ray", "torchrun"] | None = None
+    workers: int | None = None
+    journal: Path | None = None
+    record: Path | None = None
+    recording: Path | None = None
+    json: str | None = None
+    quiet: bool = False
+    prompts: tuple[str, ...] = ()
+    seed: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        check_least(self, steps=1, evals=1, local_moves=0, interval=2, workers=1)
+        for name in ("max_runs", "seconds"):
+            if not (value := getattr(self, name)) > 0:
+                raise UsageError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
+        for speedup in self.speedups:
+            check_speedup(speedup)
+        if len(self.speedups) > 1 and "{target}" not in self.out:
+            raise UsageError(
+                f"--out is {self.out}: several targets need one with {{target}}, as in plan-{{target}}x.json"
+            )
+        check_target(self.target, {"prompt": self.prompts or None, "seed": self.seed, "guidance": self.guidance})
+        check_seed(self.seed)
+        check_guidance(self.guidance)
+        if self.workers is not None and self.executor != "ray":
+            raise UsageError("--workers goes with --executor ray: torchrun sets the number of its ranks itself")
+        if self.record is not None and self.recording is not None:
+            raise UsageError("--record goes without --recording: that one is saved already")
+        if self.journal is not None and self.journal.exists() and not self.journal.is_dir():
+            raise UsageError(f"{self.journal} is a file: --journal takes a folder")
+        others = [Path(file) for file in (self.record, self.json) if file is not None and file != "-"]
+        check_results([*map(self.path, self.speedups), *others])
+
+    def path(self, speedup: float) -> Path:
+        """The file of the plan for a speed-up."""
+        return Path(self.out.replace("{target}", f"{speedup:g}"))
+
+
+def run_search(options: SearchOptions) -> int:
+    """Search a plan for each speed-up and write it.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: an option cannot be followed, or a file cannot be read or written.
+        TargetError: there is no such factory.
+        DitHooksError: as :func:`dithooks.search`.
+    """
+    with stdout_kept_for_json(options.json):
+        recording = None if options.recording is None else _load(options.recording)
+        drawing = _of_demo(options, recording) if options.target == DEMO else _of_factory(options, recording)
+        results: list[SearchResult] = []
+        with workers(options.executor, options.workers, options.target) as executor:
+            first = is_rank_0()  # rank 0 alone writes and prints
+            for speedup in options.speedups:
+                known = results[-1].recording if results else recording
+                results.append(_search(options, drawing, speedup, known, executor))
+                if first:
+                    _deliver(options, speedup, results)
+                if results[-1].interrupted:
+                    if first:
+                        _report_interruption(options, results)
+                    break
+    numbers = [_numbers(result) for result in results]
+    text = as_json(numbers if len(options.speedups) > 1 else numbers[0])
+    if first and options.json == "-":
+        print(text)
+    elif first and options.json is not None:
+        written(Path(options.json), lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    reached = all(result.reached for result in results)
+    return INTERRUPTED if results[-1].interrupted else DONE if reached else MISSED
+
+
+def _search(
+    options: SearchOptions,
+    drawing: Drawing,
+    speedup: float,
+    recording: Recording | None,
+    executor: Executor | None,
+) -> SearchResult:
+    target, draw, steps = drawing
+    seed = torch.initial_seed()
+
+    def run(_: object) -> object:
+        torch.manual_seed(seed)  # every run has to draw the same, whichever generator it takes its noise from
+        with torch.no_grad():
+            return draw()
+
+    with one_line():
+        return search(
+            target,
+            run,
+            speedup,
+            num_inference_steps=steps,
+            recording=recording,
+            cost=options.cost,
+            max_evals=options.evals,
+            local_moves=options.local_moves,
+            interval=options.interval,
+            probe=options.probe,
+            max_runs=None if options.max_runs == math.inf else options.max_runs,
+            max_seconds=None if options.seconds == math.inf else options.seconds,
+            journal=options.journal,
+            executor=executor,
+            verbose=not options.quiet,
+        )
+
+
+def _of_demo(options: SearchOptions, recording: Recording | None) -> Drawing:
+    pipe, prompts = shipped(options.prompts, fresh=False)
+    steps = options.steps or (STEPS if recording is None else recording.steps)
+    _check_steps(steps, recording)
+    seed = SEED if options.seed is None else options.seed
+    guidance = GUIDANCE if options.guidance is None else options.guidance
+    return pipe, drawing_of(pipe, prompts, steps, seed, guidance), steps
+
+
+def _of_factory(options: SearchOptions, recording: Recording | None) -> Drawing:
+    from .targets.user_factory import of_factory
+
+    _check_steps(options.steps, recording)
+    subject = of_factory(options.target)
+    return subject.target, subject.run, options.steps
+
+
+def _check_steps(steps: int | None, recording: Recording | None) -> None:
+    if recording is not None and steps not in (None, recording.steps):
+        raise UsageError(f"--steps is {steps}, but the recording is of {recording.steps}: leave it out")
+
+
+def _load(path: Path) -> Recording:
+    try:
+        return Recording.load(path)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _deliver(options: SearchOptions, speedup: float, results: Sequence[SearchResult]) -> None:
+    """Write the plan of the last search, and print it."""
+    result, path = results[-1], options.path(speedup)
+    written(path, result.plan.save)
+    if options.record is not None and len(results) == 1:
+        written(options.record, result.recording.save)
+    if options.json != "-":
+        print(f"{result}\n\n{result.plan}\n\nwritten to {path}" + "\n" * (speedup != options.speedups[-1]))
+    if not result.reached and not result.interrupted:
+        origin = result.plan.provenance
+        measured = "" if origin.measured_speedup is None else f", measured {origin.measured_speedup:.2f}x"
+        print(
+            f"dithooks: target {speedup:g}x was not reached: predicted {origin.predicted_speedup:.2f}x{measured}; "
+            f"what comes nearest is in {path}",
+            file=sys.stderr,
+        )
+
+
+def _report_interruption(options: SearchOptions, results: Sequence[SearchResult]) -> None:
+    path, left = options.path(options.speedups[len(results) - 1]), options.speedups[len(results) :]
+    how = "the best so far" if results[-1].evaluations else "a plan from the recording, which was not run,"
+    rest = f"; not searched: {', '.join(f'{value:g}x' for value in left)}" if left else ""
+    print(f"dithooks: interrupted: {how} is in {path}{rest}", file=sys.stderr)
+
+
+def _numbers(result: SearchResult) -> dict[str, Any]:
+    """A result, fit for JSON."""
+    return {
+        "target": result.plan.provenance.target,
+        "plan": json.loads(result.plan.to_json()),
+        "evaluations": [_evaluation(evaluation) for evaluation in result.evaluations],
+        "run_equivalents": result.run_equivalents,
+        "seconds": result.seconds,
+        "reached": result.reached,
+        "interrupted": result.interrupted,
+    }
+
+
+def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    origin, score = evaluation.plan.provenance, evaluation.score
+    numbers = {} if score is None else asdict(score)
+    finite = {name: value if value is None or math.isfinite(value) else str(value) for name, value in numbers.items()}
+    return {
+        "ranges": [[piece.path, piece.first, piece.blocks] for piece in evaluation.plan.pieces],
+        "steps": [piece.picture for piece in evaluation.plan.pieces],
+        "predicted_speedup": origin.predicted_speedup,
+        "predicted_error": origin.predicted_error,
+        "seconds": evaluation.seconds,
+        "speedup": evaluation.speedup,
+        "blocks": evaluation.blocks,
+        "score": finite or None,  # infinity is written as text, as in a plan: JSON has none
+        "failure": evaluation.failure,
+    }
