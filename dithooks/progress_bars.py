@@ -29,7 +29,7 @@ class ProgressReport(Protocol):
 
 @dataclass(frozen=True)
 class ProgressBar:
-    """One bar: its title, its count, and a note behind it.
+    """One bar: its title, its count, a note behind it, and the unit of the count.
 
     Example:
         >>> print(ProgressBar("run plans", 1, 5, "best so far 45.2 dB"), ProgressBar("plan", 0, None), sep="; ")
@@ -40,11 +40,13 @@ class ProgressBar:
     done: int
     total: int | None
     note: str = ""
+    unit: str = ""
 
     @property
     def count(self) -> str:
         """How much is done, of how much where that is known."""
-        return str(self.done) if self.total is None else f"{self.done} of {self.total}"
+        count = str(self.done) if self.total is None else f"{self.done} of {self.total}"
+        return f"{count} {self.unit}".rstrip()
 
     def __str__(self) -> str:
         count = f": {self.count}" if self.done or self.total is not None else ""
@@ -87,15 +89,17 @@ class ProgressDisplay:
         self._display: _Display | None = None
         self._open = True
 
-    def __call__(
-        self, stage: str, done: int, total: int | None, note: str = "", parts: Sequence[ProgressBar] = ()
-    ) -> None:
-        """Show a stage, and its parts below: who did how much of it."""
+    def __call__(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+        """Show how far a stage is."""
+        self.show(ProgressBar(stage, done, total, note))
+
+    def show(self, bar: ProgressBar, parts: Sequence[ProgressBar] = ()) -> None:
+        """Show a bar, and its parts below: who did how much of it."""
         if not self._open:
             return
         try:
             self._display = self._display or _new_display(self._line_every)
-            self._display.show(ProgressBar(stage, done, total, note), parts)
+            self._display.show(bar, parts)
         except Exception:
             self.close()
 

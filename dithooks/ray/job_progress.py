@@ -83,8 +83,7 @@ def _watch(collector: Any, total: int, ended: threading.Event) -> None:
         while not over:
             over = ended.wait(POLL_SECONDS)
             with suppress(ray.exceptions.GetTimeoutError):
-                whole, parts = bars_of(ray.get(collector.progress.remote(), timeout=TIMEOUT), total)
-                display(whole.title, whole.done, whole.total, whole.note, parts)
+                display.show(*bars_of(ray.get(collector.progress.remote(), timeout=TIMEOUT), total))
     display.close()
 
 
@@ -94,11 +93,11 @@ def bars_of(progress: Progress, total: int) -> tuple[ProgressBar, list[ProgressB
     Example:
         >>> whole, parts = bars_of({"1f2e": (2, 0), "9c8d": (3, 1)}, 8)
         >>> print(whole, *parts, sep="; ")
-        rows: 5 of 8, 1 failed; actor 1f2e: 2; actor 9c8d: 3, 1 failed
+        all: 5 of 8 rows, 1 failed; actor 1f2e: 2; actor 9c8d: 3, 1 failed
     """
     through, failed = (sum(counts[part] for counts in progress.values()) for part in (0, 1))
     parts = [ProgressBar(f"actor {name}", *_counted(*counts, None)) for name, counts in progress.items()]
-    return ProgressBar("rows", *_counted(through, failed, total)), parts
+    return ProgressBar("all", *_counted(through, failed, total), unit="rows"), parts
 
 
 def _counted(through: int, failed: int, total: int | None) -> tuple[int, int | None, str]:

@@ -116,7 +116,7 @@ def test_a_job_on_two_actors_of_which_one_is_killed(tmp_path):
     assert [row["prompt"] for row in rows] == CAPTIONS
     bad = rows.pop(BAD)
     assert (bad["status"], bad["picture"]) == ("failed", None)
-    assert bad["error"].startswith("ValueError: caption 'zyzzyva': the demo has never seen")
+    assert bad["error"].startswith("InvalidSetting: caption 'zyzzyva': the demo has never seen")
     assert len(list(out.glob("*.parquet"))) == 4
     assert list((out / "_underway").iterdir()) == []
 

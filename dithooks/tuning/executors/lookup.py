@@ -20,7 +20,7 @@ def executor_of(executor: str | Executor | None) -> Executor | None:
         >>> executor_of("slurm")
         Traceback (most recent call last):
         ...
-        ValueError: executor='slurm' is not known: give 'ray' or 'torchrun', or leave it out to run plans here
+        dithooks.errors.InvalidSetting: executor='slurm' is not known: give 'ray' or 'torchrun', or leave ...
     """
     if isinstance(executor, str):
         if executor not in ("ray", "torchrun"):

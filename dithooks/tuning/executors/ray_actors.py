@@ -50,7 +50,7 @@ class Actors:
         >>> Actors(workers=0)
         Traceback (most recent call last):
         ...
-        ValueError: workers=0 is out of range: it must be at least 1
+        dithooks.errors.InvalidSetting: workers=0 is out of range: it must be at least 1
     """
 
     workers: int | None = None
