@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -141,6 +142,11 @@ class OutputBuilder:
             return self.kind(values)
         named = dict(zip(self.keys, values, strict=True))
         return self.kind(named) if self.kind in (dict, OrderedDict) else self.kind(**named)
+
+    @cached_property
+    def is_tuple(self) -> bool:
+        """Whether the output is a plain tuple."""
+        return self.kind is tuple and self.functor is None and not self.keys
 
     @property
     def simple(self) -> bool:

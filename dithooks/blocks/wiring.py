@@ -41,6 +41,7 @@ class Wiring:
     carriers: tuple[int, ...] = field(init=False)  # positions of the outputs that hold these
     outputs: tuple[Bridge, ...] = field(init=False)  # of the outputs that are tensors
     hands_on: tuple[str, ...] = field(init=False)  # streams of the outputs, where the first block hands on no others
+    is_plainly_read: bool = field(init=False)  # every stream is an argument of the first block by itself
     plain: bool = field(init=False)  # every output is one stream that entered, and no other output is the same one
 
     def __post_init__(self) -> None:
@@ -53,6 +54,8 @@ class Wiring:
         names = tuple(entry[bridge.number] for bridge in outputs if isinstance(bridge, Stream)) if plain else ()
         hands_on = names if all(name in names for name in self.ports[0].carries if name is not None) else ()
         object.__setattr__(self, "hands_on", hands_on)
+        names = self.ports[0].face.names
+        object.__setattr__(self, "is_plainly_read", all(name in names for name in entry))
         for name, value in (("looked", looked), ("carriers", carriers), ("outputs", outputs), ("plain", plain)):
             object.__setattr__(self, name, value)
 

@@ -17,14 +17,14 @@ class ActiveCalls:
     def __init__(self) -> None:
         self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
         self._lock = threading.Lock()
-        self._closed = True  # until all hooks and stand-ins are in: a call that met some of them would see half
+        self.is_closed = True  # until all hooks and stand-ins are in: a call that met some of them would see half
 
     def add(self, call: Call) -> None:
         """A call begins; as a plain one, where the range is being taken off."""
         with self._lock:
             self._calls.add(call)
             call.thread = threading.get_ident()
-            call.stale = call.stale or self._closed
+            call.stale = call.stale or self.is_closed
 
     def expire(self, but: Call | None = None) -> None:
         """What has begun is no longer followed, other than to the end of a range that it is passing over.
@@ -38,12 +38,7 @@ class ActiveCalls:
     def open(self) -> None:
         """Calls are followed again."""
         with self._lock:
-            self._closed = False
-
-    @property
-    def closed(self) -> bool:
-        """Whether calls that begin now are plain ones."""
-        return self._closed
+            self.is_closed = False
 
     def close(self) -> bool:
         """Calls that begin from now on are plain; wait for those that are passing over the range in other threads.
@@ -51,7 +46,7 @@ class ActiveCalls:
         Returns whether all were through in time: one that an exception has ended in there never will be.
         """
         with self._lock:
-            self._closed = True
+            self.is_closed = True
         self.expire()
         patience = time.monotonic() + PATIENCE
         while self._passing():

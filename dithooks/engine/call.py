@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -35,6 +35,21 @@ class Mode(Enum):
     MISMATCH = "were to be skipped; run and captured, as the residual did not fit"
 
 
+BEFORE, INSIDE, AFTER = Stage
+PLAIN, CAPTURE, UNDECIDED, REUSE, MISMATCH = Mode
+
+
+class Shortcut(Enum):
+    """What stand-ins between the two ends of the range may do at once in a thread, without asking."""
+
+    NONE = "ask"
+    SKIP = "pass on the streams"
+    RUN = "run the block"
+
+
+ASK, SKIP, RUN = Shortcut
+
+
 @dataclass(eq=False)
 class Capture:
     """What some blocks were given and returned in one call; −h_in and h_out by value."""
@@ -55,8 +70,8 @@ class Call:
     every step would recompile it.
     """
 
-    mode: Mode = Mode.PLAIN
-    stage: Stage = Stage.BEFORE
+    mode: Mode = PLAIN
+    stage: Stage = BEFORE
     stale: bool = False  # set by ActiveCalls: the range changed since the call began, which is followed no longer
     keeps: bool = False  # its residual would be of use, if it is computed
     compiled: bool = False  # compiled code ran it, and may write its next outputs where those of this call lie
@@ -64,7 +79,7 @@ class Call:
     streams: tuple[Tensor, ...] = ()  # reused: h_in, while the range is passed over
     results: list[Tensor] | None = None  # reused: h_in + Δ̂
     versions: list[int] | None = None  # of the results, where these themselves are handed on from block to block
-    range: Capture = field(default_factory=Capture)
+    range: Capture | None = None  # of the range, where its residual is taken
     lead: Capture | None = None  # of the blocks before the range, where they decide
     metric_inputs: tuple[Tensor, ...] | None = None  # what the change metric looks at
     probe: Any = None  # reused, but only to see how the streams are handed on
@@ -83,4 +98,4 @@ class Call:
 
 def is_passing(call: Call) -> bool:
     """Whether a call is between the first block of a skipped range and the last."""
-    return call.stage is Stage.INSIDE and (call.mode is Mode.REUSE or call.mode is Mode.UNDECIDED)
+    return call.stage is INSIDE and (call.mode is REUSE or call.mode is UNDECIDED)

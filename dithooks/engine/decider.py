@@ -25,7 +25,7 @@ from ..stats.log import DecisionLog
 from .anchor import Anchor, weighted_sum
 from .arguments import CallArguments, Signature
 from .branches import choose_branch
-from .call import Call, Capture, Mode
+from .call import CAPTURE, MISMATCH, PLAIN, REUSE, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
 from .clock import StepClock, Tick
 from .protocols import Integrations
@@ -65,6 +65,7 @@ class CallDecider:
     ) -> None:
         self.name, self.config, self.clock, self.log = chain.name, config, clock, log
         self.policy, self.predictor, self.consensus = config.when, config.predictor, consensus
+        self._anchors = config.predictor.anchors
         self.primary = next(iter(parameter_names(chain.owner)), None)  # the argument that holds the latents: the first
         # Whether a step's calls are branches by their order, or all alike; None: told apart by what they are given.
         self.separate_cfg, self.expected = chain.separate_cfg, chain.expected
@@ -144,7 +145,7 @@ class CallDecider:
         step = tick.step
         keeps = capture or self.on_kept is not None
         if not keeps and not run.is_last_step:
-            keeps = policy.keeps(step, self.predictor.anchors)
+            keeps = policy.keeps(step, self._anchors)
         signature: Signature = ()
         if keeps or branch.anchors:
             version, run.watched = self._weights.version(walk=not run.watched), True
@@ -171,7 +172,7 @@ class CallDecider:
             reason = self._misfit(run, branch, signature)
             decision = decision if reason is None else COMPUTE[reason]
             if decision is None or asks:  # whatever it is here, the other ranks may be of another opinion
-                call.decision, call.mode = decision, Mode.UNDECIDED
+                call.decision, call.mode = decision, UNDECIDED
                 return call
         self._record(call, run, branch, decision)
         return call
@@ -208,12 +209,14 @@ class CallDecider:
         call.decision = decision
         self.log.record(run.number, call.moment.step, branch.history.number, decision)
         if decision.reuse:
-            call.mode, call.deltas = Mode.REUSE, self._predicted(branch, call.moment)
+            call.mode, call.deltas = REUSE, self._predicted(branch, call.moment)
             return
-        call.mode = Mode.CAPTURE if call.keeps else Mode.PLAIN
+        call.mode = PLAIN
+        if call.keeps:
+            call.mode, call.range = CAPTURE, Capture()
         branch.interrupted = True
         fitting = [anchor for anchor in branch.anchors if anchor.signature == call.signature]
-        branch.anchors = fitting[: self.predictor.anchors - 1]  # freed before the new one is made
+        branch.anchors = fitting[: self._anchors - 1]  # freed before the new one is made
 
     def _predicted(self, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
         """Return the residual of a reused step."""
@@ -224,8 +227,10 @@ class CallDecider:
         moments = [anchor.moment for anchor in fitting]
         weights = self.predictor.weights(moments, now)
         if weights is None:
-            steps, anchors = [moment.step for moment in moments], self.predictor.anchors
-            self.warn("unfitted", wording.coefficients_are_missing(self.name, now.step, steps, self.predictor, anchors))
+            steps = [moment.step for moment in moments]
+            self.warn(
+                "unfitted", wording.coefficients_are_missing(self.name, now.step, steps, self.predictor, self._anchors)
+            )
             weights = lagrange_weights(moments[:2], now, "sigma")
         return weighted_sum(fitting[: len(weights)], weights)
 
@@ -290,12 +295,12 @@ class CallDecider:
         if branch is None or run is None:
             return
         step = call.moment.step
-        if call.mode is Mode.UNDECIDED:
+        if call.mode is UNDECIDED:
             call.decision = COMPUTE[Reason.NOT_REACHED]
             consensus = self.consensus
             decision = call.decision if consensus is None else self._agreed(call, run, branch, consensus)
             self._record(call, run, branch, decision)
-        elif call.mode is Mode.MISMATCH:
+        elif call.mode is MISMATCH:
             call.decision, branch.anchors = COMPUTE[Reason.SHAPE], []
             self.log.correct(run.number, step, branch.history.number, call.decision)
         decided = call.decision
@@ -303,10 +308,15 @@ class CallDecider:
             branch.history.record(step, decided)
         branch.interrupted = False
         computed: Sequence[Tensor] | None = None
-        reused = call.mode is Mode.REUSE
+        reused = call.mode is REUSE
         if not reused:
             captured = call.range
-            if captured.complete and captured.deltas and not (decided and decided.reason is Reason.NON_FINITE):
+            if (
+                captured is not None
+                and captured.complete
+                and captured.deltas
+                and not (decided and decided.reason is Reason.NON_FINITE)
+            ):
                 computed = self._keep(call, branch, captured)
             else:  # older ones are not to be used as if they were this one
                 branch.clear()
@@ -322,7 +332,7 @@ class CallDecider:
     def time(self, call: Call, mark: Callable[[], Any]) -> None:
         """Note how long a call took, in which the transformer was seen called."""
         if call.run is not None and call.marks:
-            self.log.time_call(call.run.number, call.mode is Mode.REUSE, [*call.marks, mark()])
+            self.log.time_call(call.run.number, call.mode is REUSE, [*call.marks, mark()])
             call.marks = None
 
     def _keep(self, call: Call, branch: Branch, captured: Capture) -> Sequence[Tensor]:
@@ -382,12 +392,13 @@ class CallDecider:
         assert run.policy is not None
         run.before = (len(run.used), run.before[0])
         run.step, run.used, run.shared = step, [], None
+        run.is_last_step = run.schedule.steps is not None and step >= run.schedule.steps - 1
         run.steps += 1
         if run.schedule.blocks != self.log.blocks:  # the first call of all has shown that some do not count
             run.schedule = replace(run.schedule, blocks=self.log.blocks, skipped=self.log.skippable)
         for branch in run.branches.values():
             idle = step - branch.called
-            if idle > 1 and run.policy.outdated(step, branch.history, idle, self.predictor.anchors):
+            if idle > 1 and run.policy.outdated(step, branch.history, idle, self._anchors):
                 branch.free()
         while len(run.branches) > MAX_BRANCHES:
             del run.branches[min(run.branches)]

@@ -19,24 +19,37 @@ from ..stats.timing import marker_for
 from .active_calls import ActiveCalls
 from .anchor import weighted_sum
 from .block_range import BlockRange
-from .call import Call, Capture, Mode, Stage
-from .compile_state import any_compiled, is_tracing_or_exporting, mark_compiled, mark_time
+from .call import (
+    AFTER,
+    ASK,
+    BEFORE,
+    CAPTURE,
+    INSIDE,
+    MISMATCH,
+    PLAIN,
+    REUSE,
+    RUN,
+    SKIP,
+    UNDECIDED,
+    Call,
+    Capture,
+    Shortcut,
+)
+from .compile_state import is_tracing_or_exporting, mark_compiled, mark_time
 from .decider import CallDecider
 from .protocols import Integrations
 from .replay import Replay, replaying
 from .residual import apply_residual, capture_input, capture_output, copied, effect, finish_capture, metric_inputs
 from .verification import Verification, filled
 
-_VERSION = attrgetter("_version")
-BEFORE, INSIDE, AFTER = Stage.BEFORE, Stage.INSIDE, Stage.AFTER
-PLAIN, CAPTURE, UNDECIDED, REUSE, MISMATCH = Mode
+_COMPILED_CALL, _VERSION = attrgetter("_compiled_call_impl"), attrgetter("_version")
 
 
 class CallState(threading.local):
     """The call under way in a thread: it never leaves its thread, and two threads never see each other's."""
 
     call: Call | None = None
-    passing: bool = False  # the call is inside a skipped range: stand-ins that can pass on without asking
+    shortcut: Shortcut = ASK  # of stand-ins between the two ends of the range
     latest: Call | None = None  # the last one that is over, until the next begins, where others may repeat it
     arguments: Mapping[str, Any] | None = None  # of the transformer
     replay: Replay | None = None  # makes the call again, where it may have to be made again
@@ -94,7 +107,7 @@ class RangeCache:
 
     def _open(self, arguments: Mapping[str, Any] | None, replay: Replay | None, seen: bool) -> None:
         state, decider, layout = self.state, self.decider, self.layout
-        state.passing = False
+        state.shortcut = ASK
         if is_tracing_or_exporting():
             state.call = None
             return
@@ -111,16 +124,16 @@ class RangeCache:
             with self._learning:  # in another thread, which is waited for; or it was interrupted, and is done once more
                 if self._moving:
                     self._arrive()
-        active, compiled = self.active_calls, self.is_compiled
-        if compiled and seen and layout.wiring is None and replay is not None and not active.closed:
+        active, compiled = self.active_calls, not self._compilable or any(map(_COMPILED_CALL, self._compilable))
+        if compiled and seen and layout.wiring is None and replay is not None and not active.is_closed:
             self._rehearse(replay)
-        if active.closed:  # not all hooks are in yet, or not all off: a plain call, of which nothing is learnt
+        if active.is_closed:  # not all hooks are in yet, or not all off: a plain call, of which nothing is learnt
             call = Call()
         elif torch.is_grad_enabled():
             call = decider.inert()
         else:  # compiled code captures always: one graph less. Else warm-up steps are spared it
             call = decider.decide(arguments, seen, compiled)
-        if layout.wiring is None and not active.closed:
+        if layout.wiring is None and not active.is_closed:
             call.observation = Observation(layout.spots, whole=seen)
         if replay is not None and (layout.wiring is None or (self.unverified and call.mode is not PLAIN)):
             replay.keep()  # it may have to be made again, to learn from it
@@ -139,7 +152,7 @@ class RangeCache:
         state = self.state
         call, replay = state.call, state.replay
         state.call = state.arguments = state.replay = None
-        state.passing = False
+        state.shortcut = ASK
         if call is None:
             return
         if not call.stale:
@@ -165,7 +178,7 @@ class RangeCache:
     @property
     def is_compiled(self) -> bool:
         """Whether the transformer or a block of it is known to be compiled, as it is now."""
-        return not self._compilable or any_compiled(self._compilable)
+        return not self._compilable or any(map(_COMPILED_CALL, self._compilable))
 
     def forget(self) -> list[str]:
         """Drop all that was cached, and any call under way; return the warnings that are due."""
@@ -176,7 +189,7 @@ class RangeCache:
             call.run = call.branch = None
             if not (call.stage is INSIDE and call.mode in (REUSE, UNDECIDED)):
                 call.deltas, call.results, call.streams, call.metric_inputs = (), None, (), None
-                call.range, call.lead, call.observation, state.arguments = Capture(), None, None, None
+                call.range = call.lead = call.observation = state.arguments = None
         return self.decider.forget()
 
     # -- blocks of a skipped range -----------------------------------------------------------------------------
@@ -196,7 +209,7 @@ class RangeCache:
             return NotImplemented
         if call.stage is not INSIDE:
             if call.stage is BEFORE and not call.stale:  # the model has left out the range's first block
-                call.mode, call.deltas = MISMATCH, ()
+                self._mismatch(call)
             return NotImplemented
         wiring = self.layout.wiring
         assert wiring is not None
@@ -212,13 +225,12 @@ class RangeCache:
         io = wiring.ports[offset]
         values = self._handed_on(call, wiring) if offset == 0 else None
         if values is None:
-            read = io.face.read
-            values = [None if name is None else read(name, args, kwargs) for name in io.carries]
+            values = [None if name is None else io.read(name, args, kwargs) for name in io.carries]
             if offset == 0:  # by value: a parent that adds in place must not reach what the range was given
                 values = [value.clone() if isinstance(value, Tensor) else value for value in values]
         if any(io.born):
             values = filled(io, values, wiring.shapes(call.deltas))
-        return io.maker(values, args, kwargs)
+        return tuple(values) if io.maker.is_tuple else io.maker(values, args, kwargs)
 
     def _reach(self, call: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Note that the range's first block is called, and decide if that is still to be done; return the call."""
@@ -244,22 +256,30 @@ class RangeCache:
                 call.metric_inputs = self._metric_inputs(call, self.layout.wiring, args, kwargs)
             if call.mode is UNDECIDED:
                 self._judge(call)
+        if not compiling and call.mode is not REUSE:  # not in compiled code, which would be made anew for each value
+            self.state.shortcut = RUN
         return call
 
     def _apply(self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Make h_in + Δ̂ of what enters the range; return whether the residual fits."""
         if self.integrations.alters_arguments:
             args, kwargs = self.integrations.range_arguments(args, kwargs)
-        read = wiring.ports[0].face.read
-        streams = [read(name, args, kwargs) for name in wiring.entry]
+        if args or not wiring.is_plainly_read:
+            streams = [wiring.ports[0].read(name, args, kwargs) for name in wiring.entry]
+        else:
+            streams = list(map(kwargs.get, wiring.entry))
         call.results = apply_residual(wiring, streams, call.deltas)
         if call.results is None:
-            call.mode, call.deltas = MISMATCH, ()
+            self._mismatch(call)
             return False
         call.streams = tuple(streams)
-        # Not in compiled code, nor where some of the blocks may be: it would be compiled anew for each value.
-        self.state.passing = not call.compiled
+        if not call.compiled:
+            self.state.shortcut = SKIP
         return True
+
+    def _mismatch(self, call: Call) -> None:
+        """Run the blocks after all, and take a residual that fits."""
+        call.mode, call.deltas, call.range = MISMATCH, (), Capture()
 
     def _handed_on(self, call: Call, wiring: Wiring) -> list[Any] | None:
         """Return what the first stand-in hands on: h_in + Δ̂ itself, where each output is a stream that entered.
@@ -281,7 +301,7 @@ class RangeCache:
         self.integrations.after_skip()
         call.stage = AFTER
         if not call.compiled:
-            self.state.passing = False
+            self.state.shortcut = ASK
         results, streams, versions = call.results, call.streams, call.versions
         # Dropped here, not at the end of the call: compiled code then stores nothing of a stream that nobody reads.
         call.results, call.streams, call.versions = None, (), None
@@ -297,7 +317,7 @@ class RangeCache:
             assert results is not None
         io = wiring.ports[-1]
         if len(results) == len(wiring.leave):
-            return io.maker(results, args, kwargs)
+            return tuple(results) if io.maker.is_tuple else io.maker(results, args, kwargs)
         each = iter(results)
         return io.maker([None if bridge is None else next(each) for bridge in wiring.leave], args, kwargs)
 
@@ -306,17 +326,17 @@ class RangeCache:
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep −h_in, by value, as the range's first block is about to run."""
         call = self.state.call
-        if call is not None and not call.stale and (call.mode is CAPTURE or call.mode is MISMATCH):
+        if call is not None and not call.stale and call.range is not None:
             mark_compiled(call)
             layout = self.layout
             if not capture_input(call.range, layout.wiring, layout.spot(layout.start), args, kwargs):
-                call.mode = PLAIN
+                call.mode, call.range = PLAIN, None
             mark_time(call, self._marker[1])
 
     def leave(self, output: Any) -> None:
         """Take Δ = h_out − h_in as the range's last block has run."""
         call = self.state.call
-        if call is None or call.stale or call.stage is AFTER or not (call.mode is CAPTURE or call.mode is MISMATCH):
+        if call is None or call.stale or call.stage is AFTER or call.range is None:
             return
         call.stage = AFTER
         mark_compiled(call)
@@ -410,7 +430,7 @@ class RangeCache:
     def _conclude(self, call: Call, replay: Replay, output: Any) -> None:
         """Learn from a call that is over, keep its residual, and test the first."""
         unseen = call.observation is not None and call.observation.empty and call.stage is not BEFORE
-        wanted = call.mode is CAPTURE or call.mode is MISMATCH
+        wanted = call.range is not None
         moved = self._after_call(call)
         if moved and wanted and replay.safe:  # of the range as it now is, nothing was kept
             again = replace(call, mode=CAPTURE, stage=BEFORE, decision=None, range=Capture(), metric_inputs=None)
@@ -445,7 +465,9 @@ class RangeCache:
                 moved = layout.wiring is None and not call.stale and self._learn(observation, call)
         if call.stale:  # another thread's call has moved the range
             return False
-        if type(call.range.entry) is dict and layout.wiring is not None:  # it was captured before that was known
+        if (
+            call.range is not None and layout.wiring is not None and isinstance(call.range.entry, dict)
+        ):  # it was captured before that was known
             named = call.range.entry
             if self.is_measured and call.branch is not None and not layout.lead:
                 call.metric_inputs = metric_inputs(layout.wiring, lambda name: -named[name] if name in named else None)
@@ -454,8 +476,8 @@ class RangeCache:
             finish_capture(call.lead, layout.leading)
             call.metric_inputs = effect(call.lead, layout.leading)
         if call.compiled:  # with CUDA graphs the next call overwrites its outputs: what is kept must not be these
-            captured = call.range
-            captured.deltas, captured.output = copied(captured.deltas) or (), copied(captured.output)
+            if (captured := call.range) is not None:
+                captured.deltas, captured.output = copied(captured.deltas) or (), copied(captured.output)
             call.metric_inputs = copied(call.metric_inputs)
             if self.on_compiled is not None:
                 self.on_compiled()
@@ -475,7 +497,7 @@ class RangeCache:
             return False
         if shown.moved:  # other blocks than those that were thought to be the range: what was captured is not theirs
             call.mode = PLAIN if call.mode is CAPTURE else call.mode
-            call.range, call.lead = Capture(), None if call.lead is None else Capture()
+            call.range, call.lead = None, None if call.lead is None else Capture()
             self._moving = True
             self.active_calls.expire(but=call)
         for remark in dict.fromkeys(io.remark for io in shown.wiring.ports if io.remark):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..blocks.block_io import BlockIO
 from ..errors import WrongType
+from .call import RUN, SKIP
 from .range_cache import CallState, RangeCache
 
 
@@ -38,7 +39,7 @@ class _Forward:
         return block._dithooks.override or types.MethodType(self.function, block)
 
     def __set__(self, block: SkipBlock, value: Callable[..., Any]) -> None:
-        block._dithooks.shortcut(None)
+        block._dithooks.state = None  # what is put over it is to be called
         if "forward" in vars(block):
             vars(block)["forward"] = value
         elif isinstance(value, types.MethodType) and value.__self__ is block and value.__func__ is self.function:
@@ -66,7 +67,7 @@ class _Shell:
     def __init__(self, original: nn.Module, offset: int, hooked: bool) -> None:
         self.original, self.offset, self.hooked = original, offset, hooked
         self.cache: RangeCache | None = None  # None: inert, an ordinary way to call the original
-        self.state: CallState | None = None  # of the cache, by thread
+        self.state: CallState | None = None  # of the cache, by thread; None at the range's ends, which always ask it
         self.override: Callable[..., Any] | None = None
         # What a block inside the range passes on, out of its arguments by name or by place.
         self.by_name: Callable[[Any], Any] = _no_shortcut
@@ -75,7 +76,7 @@ class _Shell:
     def shortcut(self, io: BlockIO | None) -> None:
         """Let the block's streams be passed on in one step, in C, where an output is just some of the arguments."""
         self.by_name = self.by_place = _no_shortcut
-        if io is None or self.override is not None or not io.slots:
+        if io is None or not io.slots:
             return
         if io.maker.kind is (Tensor if len(io.slots) == 1 else tuple):
             names, places = zip(*io.slots, strict=True)
@@ -90,11 +91,15 @@ class SkipBlock:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shell = self._dithooks
-        if shell.state is not None and shell.state.passing:
-            try:
-                return shell.by_place(args) if args else shell.by_name(kwargs)
-            except LookupError:  # an argument is left out, or some come by place and some by name
-                pass
+        if shell.state is not None:
+            shortcut = shell.state.shortcut
+            if shortcut is SKIP:
+                try:
+                    return shell.by_place(args) if args else shell.by_name(kwargs)
+                except LookupError:  # an argument is left out, or some come by place and some by name
+                    pass
+            elif shortcut is RUN:
+                return shell.original(*args, **kwargs)
         return run(shell, args, kwargs) if shell.override is None else shell.override(*args, **kwargs)
 
     def __init_subclass__(cls, **_: Any) -> None:
@@ -223,7 +228,9 @@ def _drop(classes: dict[type, type]) -> None:
 def engage(module: nn.Module, cache: RangeCache) -> None:
     """Let a stand-in work for a range."""
     assert isinstance(module, SkipBlock)
-    module._dithooks.cache, module._dithooks.state = cache, cache.state
+    shell = module._dithooks
+    shell.cache = cache
+    shell.state = None if shell.hooked else cache.state
 
 
 def teach(module: nn.Module, io: BlockIO) -> None:

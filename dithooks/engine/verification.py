@@ -13,7 +13,7 @@ from ..blocks.wiring import Wiring
 from ..errors import WiringError
 from .active_calls import ActiveCalls
 from .block_range import BlockRange
-from .call import Call, Mode, Stage
+from .call import Call, Mode, Shortcut, Stage
 from .decider import CallDecider
 from .noise_probe import ALIKE, NoiseProbe, few, likeness
 from .protocols import Integrations
@@ -25,6 +25,7 @@ class CallHolder(Protocol):
 
     call: Call | None
     latest: Call | None
+    shortcut: Shortcut
 
 
 class RepeatableCache(Protocol):
@@ -59,7 +60,7 @@ class Verification:
         call.stale = False
         cache.active_calls.add(call)
         caches = [cache, *cache.others()]
-        formers = [each.state.call for each in caches]
+        formers, shortcut = [each.state.call for each in caches], cache.state.shortcut
         for other in caches[1:]:
             other.state.call = _again(other)
         cache.state.call = call
@@ -68,6 +69,7 @@ class Verification:
         finally:
             for each, former in zip(caches, formers, strict=True):
                 each.state.call = former
+            cache.state.shortcut = shortcut
 
     def test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
         """On the call it was taken from, the residual has to give that call's output.
