@@ -310,13 +310,8 @@ class CallDecider:
         computed: Sequence[Tensor] | None = None
         reused = call.mode is REUSE
         if not reused:
-            captured = call.range
-            if (
-                captured is not None
-                and captured.complete
-                and captured.deltas
-                and not (decided and decided.reason is Reason.NON_FINITE)
-            ):
+            captured, is_finite = call.range, decided is None or decided.reason is not Reason.NON_FINITE
+            if captured is not None and captured.complete and captured.deltas and is_finite:
                 computed = self._keep(call, branch, captured)
             else:  # older ones are not to be used as if they were this one
                 branch.clear()

@@ -18,11 +18,10 @@ class ProgressBar(Protocol):
 class AdapterWatch(Protocol):
     """Adapter layers (LoRA) whose strength may change between two calls."""
 
-    def find(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
-        """Look for adapters among the layers of a model, once a run."""
+    listing: str  # the attribute of a model by which it lists its adapters, by name
 
-    def is_listed_anew(self, model: nn.Module) -> bool:
-        """Return whether the model lists other adapters than when they were looked for."""
+    def find(self, layers: Sequence[nn.Module]) -> bool:
+        """Look for adapters among the layers of a model, once a run; return whether there are any."""
 
     def strengths(self) -> Any:
         """Return what compares equal as long as each adapter does what it did.

@@ -465,18 +465,17 @@ class RangeCache:
                 moved = layout.wiring is None and not call.stale and self._learn(observation, call)
         if call.stale:  # another thread's call has moved the range
             return False
-        if (
-            call.range is not None and layout.wiring is not None and isinstance(call.range.entry, dict)
-        ):  # it was captured before that was known
-            named = call.range.entry
+        captured = call.range
+        if captured is not None and isinstance(captured.entry, dict) and layout.wiring is not None:
+            named = captured.entry  # −h_in by name: it was taken before the wiring was known
             if self.is_measured and call.branch is not None and not layout.lead:
                 call.metric_inputs = metric_inputs(layout.wiring, lambda name: -named[name] if name in named else None)
-            finish_capture(call.range, layout.wiring, self.decider.policy.metric == "rate")
+            finish_capture(captured, layout.wiring, self.decider.policy.metric == "rate")
         if call.lead is not None and layout.leading is not None and isinstance(call.lead.entry, dict):
             finish_capture(call.lead, layout.leading)
             call.metric_inputs = effect(call.lead, layout.leading)
         if call.compiled:  # with CUDA graphs the next call overwrites its outputs: what is kept must not be these
-            if (captured := call.range) is not None:
+            if captured is not None:
                 captured.deltas, captured.output = copied(captured.deltas) or (), copied(captured.output)
             call.metric_inputs = copied(call.metric_inputs)
             if self.on_compiled is not None:

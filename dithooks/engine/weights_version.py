@@ -62,6 +62,7 @@ class WeightsVersion:
 
     def __init__(self, model: nn.Module, adapters: AdapterWatch) -> None:
         self._model, self._adapters = weakref.ref(model), adapters
+        self._has_adapters, self._listed = False, tuple[Any, ...]()
         self._lock = threading.Lock()
         self._state: tuple[_Watched, _Seen, int] | None = None  # at once: interrupted, it is the former
 
@@ -84,10 +85,12 @@ class WeightsVersion:
                 now = self._look(watched, former)
             except (AttributeError, LookupError):  # a layer or parameter is another one, or gone
                 now = None
-            if now is former and not walk and not self._adapters.is_listed_anew(model):
+            listed = model.__dict__.get(self._adapters.listing)
+            walk = walk or (_names(listed) if listed else ()) != self._listed
+            if now is former and not walk:
                 return count
             changed = now is not None and now is not former and _differ(former, now)
-            if now is None or walk or self._adapters.is_listed_anew(model):
+            if now is None or walk:
                 before = watched
                 watched, now = self._found(model)
                 places = before.identities != watched.identities or before.parameters != watched.parameters
@@ -99,7 +102,8 @@ class WeightsVersion:
     def _found(self, model: nn.Module, tries: int = 3) -> tuple[_Watched, _Seen]:
         """Walk and look; once more where another thread changes the model meanwhile."""
         watched, modules = _walk(model)
-        self._adapters.find(model, modules)
+        self._has_adapters = self._adapters.find(modules)
+        self._listed = _names(vars(model).get(self._adapters.listing))
         try:
             return watched, self._look(watched)
         except (AttributeError, LookupError):
@@ -118,12 +122,19 @@ class WeightsVersion:
         if list(map(id, map(_OWN, layers))) != watched.identities:
             raise LookupError("another layer")
         parameters: list[Any] = list(map(dict.get, map(_PARAMETERS, layers), watched.parameters))
-        ids, versions, adapters = list(map(id, parameters)), _versions(parameters), self._adapters.strengths()
+        ids, versions, adapters = list(map(id, parameters)), _versions(parameters), []
+        if self._has_adapters:
+            adapters = self._adapters.strengths()
         now = _Seen(ids, versions, former.forms if former is not None else [], adapters)
         # The others are moved along with the first.
         if now == former and (not parameters or _form(parameters[0]) == former.forms[0]):
             return former
         return _Seen(ids, versions, [_form(parameter) for parameter in parameters], adapters)
+
+
+def _names(adapters: Any) -> tuple[Any, ...]:
+    """Return what changes where a model lists other adapters."""
+    return (*adapters, *map(id, adapters.values())) if isinstance(adapters, dict) else ()
 
 
 def _walk(model: nn.Module) -> tuple[_Watched, list[nn.Module]]:

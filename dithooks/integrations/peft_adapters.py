@@ -20,23 +20,21 @@ class PeftAdapters:
     copies, and made out one by one only where these differ.
     """
 
+    listing = "peft_config"
+
     def __init__(self) -> None:
         self._layers: list[weakref.ref[nn.Module]] = []
-        self._configs: tuple[Any, ...] = ()
         self._tensors = False  # whether the strength of one is a tensor, which does not compare by value
         self._copied: list[list[Any]] = []
         self._strengths: list[Any] = []
 
-    def find(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
-        """Look for adapters among the layers of a model."""
+    def find(self, layers: Sequence[nn.Module]) -> bool:
+        """Look for adapters among the layers of a model; return whether there are any."""
         adapters = [layer for layer in layers if "_active_adapter" in vars(layer)]
         strengths = [each for layer in adapters for each in tuple((vars(layer).get("scaling") or {}).values())]
         self._tensors = any(isinstance(each, Tensor) for each in strengths)
-        self._layers, self._configs, self._copied = [weakref.ref(layer) for layer in adapters], _configs(model), []
-
-    def is_listed_anew(self, model: nn.Module) -> bool:
-        """Return whether the model lists other adapters than when they were looked for."""
-        return _configs(model) != self._configs
+        self._layers, self._copied = [weakref.ref(layer) for layer in adapters], []
+        return bool(adapters)
 
     def strengths(self) -> list[Any]:
         """Return what the adapters do, one after another, and ``None`` for each that does nothing.
@@ -44,8 +42,6 @@ class PeftAdapters:
         Raises:
             AttributeError: a layer is gone.
         """
-        if not self._layers:
-            return []
         owns = list(map(_OWN, map(weakref.ref.__call__, self._layers)))
         now = [
             list(map(dict.get, owns, repeat("_active_adapter"))),
@@ -59,11 +55,6 @@ class PeftAdapters:
         if not self._tensors:
             return self._strengths
         return [(id(each), each._version) if isinstance(each, Tensor) else each for each in self._strengths]
-
-
-def _configs(model: nn.Module) -> tuple[Any, ...]:
-    configs = vars(model).get("peft_config")
-    return tuple((name, id(config)) for name, config in tuple(configs.items())) if isinstance(configs, dict) else ()
 
 
 def _strength(active: Any, scaling: Any, merged: Any, disabled: Any) -> list[Any]:
