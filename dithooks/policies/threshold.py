@@ -67,7 +67,7 @@ class Threshold(Policy):
 
     def __post_init__(self) -> None:
         for name in ("residual_diff_threshold", "max_accumulated_diff"):
-            if (value := getattr(self, name)) is not None:
+            if (value := getattr(self, name)) is not None or name == "residual_diff_threshold":
                 set_field(self, name, check_number(name, value, 0, strictly=True))
         counts = {
             "max_warmup_steps": 0,
@@ -114,7 +114,7 @@ class Threshold(Policy):
         return unknown_end_warning(self.last_steps_computed, schedule)
 
     def why_nothing_reused(self, values: list[float], reasons: Mapping[str, int]) -> str | None:
-        if reasons.get("accumulated") and min(values) < self.residual_diff_threshold:
+        if reasons.get(Reason.ACCUMULATED) and min(values) < self.residual_diff_threshold:
             limit = f"max_accumulated_diff is {self.max_accumulated_diff:g}"
             return f"the smallest difference seen was {min(values):.3g}, {limit}"
         return (

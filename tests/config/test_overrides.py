@@ -9,7 +9,7 @@ import torch
 from config.test_codec import again
 from toys import Net, Pipe, latents, prompt
 
-from dithooks import DitCacheConfig, Interval, Linear, Mask, Reuse, Taylor, Threshold, dit_cache
+from dithooks import DitCacheConfig, Interval, Linear, Mask, Reuse, Taylor, Threshold, Uncached, dit_cache
 
 
 class TestOverridden:
@@ -341,14 +341,23 @@ class TestTransformers:
         assert pipe.seen.ran("transformer", "blocks") == [ALL, "00000"] * 4
         assert pipe.seen.ran("transformer_2", "blocks")[:7] == [ALL, *["00000"] * 3, ALL, *["00000"] * 2]
 
-    def test_an_interval_of_one_for_one_of_them(self):
+    @pytest.mark.parametrize("change", [{"cache_step_interval": 1}, {"policy": Uncached()}])
+    def test_one_of_them_that_never_reuses(self, change):
         """Nothing is attached to it."""
         pipe = Pair(both=True)
-        config = DitCacheConfig(0, 2, overrides={"transformer_2": {"cache_step_interval": 1}})
+        config = DitCacheConfig(0, 2, overrides={"transformer_2": change})
         with dit_cache(pipe, config, verify=False) as cache:
             pipe()
             assert {each.range for each in cache.decisions} == {"transformer"}
+            assert [each.range for each in cache.ranges] == ["transformer"]
         assert pipe.seen.ran("transformer_2", "blocks") == [ALL] * 8
+
+    def test_none_of_them_is_cached(self):
+        pipe = Pair(both=True)
+        with pytest.warns(UserWarning, match=r"every call is computed .*policy=Uncached\(\)\): nothing is attached"):
+            cache = dit_cache(pipe, DitCacheConfig(policy=Uncached()))
+        assert pipe.seen.untouched()
+        cache.remove()
 
 
 class TestRange:

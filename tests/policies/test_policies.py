@@ -385,6 +385,7 @@ class TestThreshold:
             ({"residual_diff_threshold": math.inf}, ValueError, "residual_diff_threshold=inf"),
             ({"residual_diff_threshold": "0.1"}, TypeError, "residual_diff_threshold must be a number"),
             ({"residual_diff_threshold": True}, TypeError, "residual_diff_threshold must be a number"),
+            ({"residual_diff_threshold": None}, TypeError, "residual_diff_threshold must be a number"),
             ({"max_accumulated_diff": 0}, ValueError, "max_accumulated_diff"),
             ({"max_warmup_steps": -1}, ValueError, "max_warmup_steps=-1"),
             ({"max_warmup_steps": None}, TypeError, "max_warmup_steps must be an int"),
