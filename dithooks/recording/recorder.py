@@ -276,7 +276,7 @@ class Recorder:
         return self._passes.now if entered is None else self._passes.entered(entered)
 
     def _observe(self, key: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Make a call once more, beforehand, to observe its wiring, and choose the tokens to keep of it."""
+        """Make a call once more, beforehand, to see how its streams run, and choose what to keep of it."""
         replay = Replay(module, args, kwargs)
         if replay.unsafe_argument:
             raise InvalidSetting(
