@@ -22,8 +22,8 @@ from dithooks.stats.types import CacheStats
 
 pytest.importorskip("diffusers")
 
+from cli.test_search_cli import FACTORIES
 from PIL import Image
-from test_search_cli import FACTORIES
 
 from dithooks.demo import load_pipeline
 from dithooks.demo.outcome import PROMPTS

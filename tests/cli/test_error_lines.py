@@ -17,7 +17,7 @@ from dithooks.errors import WiringError
 
 pytest.importorskip("diffusers")
 
-from test_search_cli import FACTORIES
+from cli.test_search_cli import FACTORIES
 
 CONFIG = DitCacheConfig(cache_step_start=1, cache_step_interval=2)
 MODEL = """

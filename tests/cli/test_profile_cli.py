@@ -12,7 +12,7 @@ from dithooks.profiling.profile import THRESHOLDS
 
 pytest.importorskip("diffusers")
 
-from test_search_cli import FACTORIES
+from cli.test_search_cli import FACTORIES
 
 from dithooks.demo import CALIBRATION, load_pipeline
 

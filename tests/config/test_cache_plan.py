@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from config.test_codec import kinds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_codec import kinds
 from toys import Net
 
 from dithooks import CachePlan, DitCacheConfig, Fitted, dit_cache

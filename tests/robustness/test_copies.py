@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from pipelines import flux as flux_pipeline
-from test_lora import CONFIG, SCHEDULE, flux, given, run, traces
+from robustness.test_lora import CONFIG, SCHEDULE, flux, given, run, traces
 from torch import nn
 from torch.nn.utils import parametrizations
 from toys import Net, latents, loop

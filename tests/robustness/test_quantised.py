@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_lora import CONFIG, SCHEDULE, flux, run
+from robustness.test_lora import CONFIG, SCHEDULE, flux, run
 from torch import nn
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 from toys import Net, Pipe, latents, loop, prompt
