@@ -268,15 +268,9 @@ class Recorder:
             return self._observation
         return self._passes.now if entered is None else self._passes.entered(entered)
 
-<<<<<<< HEAD
     def _observe(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Make a call once more, beforehand, to observe its wiring, and choose the tokens to keep of it."""
         replay = Replay(self.chain.owner, args, kwargs)
-=======
-    def _observe(self, key: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Make a call once more, beforehand, to see how its streams run, and choose what to keep of it."""
-        replay = Replay(module, args, kwargs)
->>>>>>> h_rec
         if replay.unsafe_argument:
             raise InvalidSetting(
                 f"{self.chain.name} is given {replay.unsafe_argument}, which may remember a call: its first call "
