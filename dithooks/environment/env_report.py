@@ -7,6 +7,7 @@ another process imports PyTorch. ``dithooks_cli.py`` runs the command without th
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -60,7 +61,8 @@ def look() -> EnvReport:
 
 def own_version() -> str:
     """The version of this package, without importing it."""
-    source = (Path(__file__).parent.parent / "__init__.py").read_text(encoding="utf-8")
+    package = importlib.util.find_spec("dithooks")
+    source = Path(package.origin).read_text(encoding="utf-8") if package is not None and package.origin else ""
     match = re.search(r'__version__ = "([^"]+)"', source)
     return match[1] if match else "unknown"
 
