@@ -1,4 +1,4 @@
-"""Statistics as a table of at most 100 columns."""
+"""The statistics of a handle as a table of at most 100 columns."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ WIDTH = 100
 
 
 def summary(stats: CacheStats, ranges: Sequence[str] = ()) -> str:
-    """What happened in the latest runs, and what it was good for.
+    """Format statistics: totals, and a table of the latest runs of each range, with their speedups.
 
     Args:
-        stats: of a handle.
-        ranges: what is cached, in words.
+        stats: statistics of a handle.
+        ranges: descriptions of the cached ranges, printed above.
     """
     head = [f"{stats.reused_calls} of {stats.calls} calls reused", f"{stats.blocks_run} of {stats.blocks_total} blocks"]
     head[1] += f" run ({stats.blocks_total / stats.blocks_run:.2f}x fewer)" if stats.blocks_run else " run"
@@ -30,7 +30,7 @@ def summary(stats: CacheStats, ranges: Sequence[str] = ()) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes, as one reads them.
+    """Format a number of bytes with a unit.
 
     Example:
         >>> size(0), size(1_769_472), size(5 * 2**30)
@@ -48,33 +48,34 @@ def size(count: int) -> str:
 
 def _table(name: str, runs: Sequence[RunStats]) -> list[str]:
     rows = [HEAD, *(_row(run.run, branch) for run in runs for branch in run.branches)]
-    if not any(branch.differences for run in runs for branch in run.branches):  # no policy that looks
+    if not any(branch.differences for run in runs for branch in run.branches):  # no policy that measures
         rows = [row[: -len(QUANTILES)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return [name, *table, *(line for run in runs for line in _below(run))]
+    return [name, *table, *(line for run in runs for line in _footer(run))]
 
 
 def _row(run: int, branch: BranchStats) -> tuple[str, ...]:
-    found = branch.differences
-    quantiles = ["–" if found is None else f"{getattr(found, name):.3g}" for name in QUANTILES]
+    differences = branch.differences
+    quantiles = ["–" if differences is None else f"{getattr(differences, name):.3g}" for name in QUANTILES]
     counts = (run, branch.branch, branch.steps, branch.computed, branch.reused)
     return (*map(str, counts), f"{branch.blocks_run}/{branch.blocks_total}", *quantiles)
 
 
-def _below(run: RunStats) -> list[str]:
+def _footer(run: RunStats) -> list[str]:
+    """Format what holds for a run as a whole: speedups, times and reasons."""
     reasons: dict[str, int] = {}
     for branch in run.branches:
         for reason, number in branch.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + number
-    told = [f"{run.blocks_total / run.blocks_run:.2f}x fewer blocks"] if run.blocks_run else []
+    speedups = [f"{run.blocks_total / run.blocks_run:.2f}x fewer blocks"] if run.blocks_run else []
     if run.estimated_speedup is not None:
-        told.append(f"{run.estimated_speedup:.2f}x as fast by block times")
+        speedups.append(f"{run.estimated_speedup:.2f}x as fast by block times")
     if run.measured_speedup is not None:
-        told.append(f"{run.measured_speedup:.2f}x measured")
+        speedups.append(f"{run.measured_speedup:.2f}x measured")
     kept = f"; {size(run.bytes_peak)} kept" if run.bytes_peak else ""
     calls = "" if run.call_seconds is None else f", calls {run.call_seconds:.2f} s"
-    return [f"run {run.run}: {'; '.join([*told, f'{run.seconds:.2f} s{calls}'])}", f"  {_reasons(reasons)}{kept}"]
+    return [f"run {run.run}: {'; '.join([*speedups, f'{run.seconds:.2f} s{calls}'])}", f"  {_reasons(reasons)}{kept}"]
 
 
 def _reasons(reasons: dict[str, int]) -> str:
@@ -82,5 +83,5 @@ def _reasons(reasons: dict[str, int]) -> str:
 
 
 def _wrapped(line: str) -> list[str]:
-    """A line in pieces of the table's width."""
+    """Break a line into lines of the table's width."""
     return textwrap.wrap(line, WIDTH, subsequent_indent="  ") if len(line) > WIDTH else [line]

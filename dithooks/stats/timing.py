@@ -1,4 +1,4 @@
-"""How long calls take, without waiting for the device: by the clock, or by events in an accelerator's own stream."""
+"""Times of calls, without waiting for the device: by the host's clock, or by events in an accelerator's stream."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-Mark = Any  # seconds of the host's clock, or an event; None: this cannot be timed
+Mark = Any  # a point in time: seconds of the host's clock, an event of a stream, or None where neither can be had
 
 
 def mark(device: torch.device | None) -> Mark:
-    """Now, as the device sees it: what was queued before comes before it, and nothing is waited for."""
+    """Mark the present in the device's order of work, after all work queued so far, without waiting for it."""
     if device is None or device.type in ("cpu", "meta"):
         return time.perf_counter()
     capturing = getattr(getattr(torch, device.type, None), "is_current_stream_capturing", None)
-    if capturing is not None and capturing():  # what is recorded into a graph tells no time
+    if capturing is not None and capturing():  # an event that is captured into a graph cannot be timed
         return None
     try:
         event = torch.Event(device=device, enable_timing=True)
         event.record()
-    except (RuntimeError, NotImplementedError, TypeError):  # not all backends have events that tell the time
+    except (RuntimeError, NotImplementedError, TypeError):  # not all backends have events with times
         return None
     return event
 
@@ -35,7 +35,7 @@ def marker_for(device: torch.device | None) -> Callable[[], Mark]:
 
 
 def seconds_between(since: Mark, until: Mark) -> float | None:
-    """Seconds from one mark to another; ``None`` where that cannot be told. Call it when :func:`is_ready` says so."""
+    """Compute the seconds between two marks, both of them ready; ``None`` where they cannot be compared."""
     if isinstance(since, float) and isinstance(until, float):
         return until - since
     if since is None or until is None or type(since) is not type(until):
@@ -47,7 +47,7 @@ def seconds_between(since: Mark, until: Mark) -> float | None:
 
 
 def is_ready(until: Mark) -> bool:
-    """Whether the device has come to a mark; asked without waiting for it."""
+    """Return whether the device has reached a mark, without waiting for it."""
     if until is None or isinstance(until, float):
         return True
     try:

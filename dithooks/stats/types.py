@@ -1,4 +1,4 @@
-"""What the cache did, in numbers."""
+"""The statistics that users read: records of single calls, and counts by branch, run and handle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUANTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "max": 100}
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Quantiles of the differences that decisions were made by, those that are finite; between two by the line.
+    """Quantiles of the finite differences that calls were decided by, interpolated linearly between two of them.
 
     Example:
         >>> Quantiles.of([0.1, 0.2, 0.4]).p50
@@ -32,7 +32,7 @@ class Quantiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Quantiles | None:
-        """Of some values; ``None`` where there are none.
+        """Compute the quantiles of those values that are finite; ``None`` where none is.
 
         Example:
             >>> Quantiles.of([0.1, 0.3, float("nan")])
@@ -41,30 +41,31 @@ class Quantiles:
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return None
-        found = np.percentile(np.asarray(finite, dtype=np.float64), list(QUANTILES.values())).tolist()
-        return cls(**{name: float(f"{value:.6g}") for name, value in zip(QUANTILES, found, strict=True)})
+        quantiles = np.percentile(np.asarray(finite, dtype=np.float64), list(QUANTILES.values())).tolist()
+        return cls(**{name: float(f"{value:.6g}") for name, value in zip(QUANTILES, quantiles, strict=True)})
 
 
 @dataclass(frozen=True)
 class BranchStats:
-    """What one branch did in one run.
+    """The counts of one branch in one run.
 
     Args:
-        branch: its number: 0 is the first call of a step, conditional as a rule, 1 the next.
-        steps: sampling steps at which it was called.
-        computed: calls that ran the range.
-        reused: calls that left it out.
-        reasons: how often a call was settled so, by the word.
-        differences: that decided, where a policy looks.
-        blocks_run: block executions that took place, of
-        blocks_total: as many without the cache.
-        bytes_peak: the most that was kept for it: residuals, and what differences are told by.
+        branch: number of the branch; 0 is the first call of a step, usually the conditional one, 1 the next.
+        steps: number of sampling steps at which the branch was called.
+        computed: number of calls that ran the range.
+        reused: number of calls that left the range out.
+        reasons: number of calls by the reason of their decision.
+        differences: quantiles of the differences that calls were decided by; ``None`` if the policy measures none.
+        blocks_run: number of block executions that took place.
+        blocks_total: number of block executions that there would have been without the cache.
+        bytes_peak: the most memory that was kept for the branch: residuals, and tensors that differences are
+            measured against.
 
-    Example: two calls of four blocks, of which the second left out two.
+    Example: two calls of four blocks; the second call left out two of them.
         >>> first = CallRecord("model", 0, 0, 0, False, "warm-up", None)
         >>> second = CallRecord("model", 0, 1, 0, True, "reuse", 0.1)
-        >>> found = branch_stats([first, second], blocks=4, skippable=2)
-        >>> found.computed, found.reused, found.blocks_run, found.blocks_total, found.reasons
+        >>> branch = branch_stats([first, second], blocks=4, skippable=2)
+        >>> branch.computed, branch.reused, branch.blocks_run, branch.blocks_total, branch.reasons
         (1, 1, 6, 8, {'warm-up': 1, 'reuse': 1})
     """
 
@@ -81,20 +82,21 @@ class BranchStats:
 
 @dataclass(frozen=True)
 class RunStats:
-    """What a range did in one sampling run.
+    """The counts and times of one range in one sampling run.
 
     Args:
-        range: path of its transformer, or of a list that is a range of its own.
-        run: which of the range's runs, from 0 on.
-        branches: each for itself.
-        seconds: from the beginning of the run's first call to the end of its last, by the host's clock.
-        call_seconds: spent in its calls of the transformer, as far as that could be timed: by the host's clock on a
-            CPU, by events in the stream on an accelerator. ``None``: not at all.
-        estimated_speedup: of the calls, from block times: n·C / (n_c·C + n_r·(C − R)) of n calls, n_c computed and n_r
-            reused; C is the median time of a computed call, R that of the range in it. ``None`` where no range was
-            timed: in a model that is compiled as a whole, or where no residual was kept.
-        measured_speedup: of the calls, from their own times: n·C over the time of all, the first left out, which
-            learns and tests. ``None`` where nothing was reused or could be timed.
+        range: path of the transformer, or of the block list that is a range of its own.
+        run: number of the run among those of the range, from 0 on.
+        branches: counts of each branch.
+        seconds: time from the beginning of the run's first call to the end of its last, by the host's clock.
+        call_seconds: time spent in calls of the transformer, as far as it could be measured: by the host's clock on a
+            CPU, by events in the stream on an accelerator. ``None`` if it could not be.
+        estimated_speedup: speedup of the calls, estimated from block times: n·C / (n_c·C + n_r·(C − R)) for n calls,
+            n_c computed and n_r reused; C is the median time of a computed call, R the median time of the range in
+            it. ``None`` where no range was timed: in a model that is compiled as a whole, or where no residual was
+            kept.
+        measured_speedup: speedup of the calls, from their own times: n·C over the time of all calls. The first call
+            is left out, since it observes and verifies. ``None`` where nothing was reused or could be timed.
 
     Example:
         >>> branch = BranchStats(0, 4, 3, 1, {"warm-up": 3, "reuse": 1}, None, 9, 12)
@@ -106,45 +108,52 @@ class RunStats:
     range: str
     run: int
     branches: tuple[BranchStats, ...]
-    seconds: float = field(compare=False)  # the same counts are the same statistics, however long it took
+    seconds: float = field(compare=False)  # equal counts are equal statistics, however long the run took
     call_seconds: float | None = field(default=None, compare=False)
     estimated_speedup: float | None = field(default=None, compare=False)
     measured_speedup: float | None = field(default=None, compare=False)
 
     @property
     def computed(self) -> int:
-        """Calls that ran the range."""
+        """Number of calls that ran the range."""
         return sum(branch.computed for branch in self.branches)
 
     @property
     def reused(self) -> int:
-        """Calls that left it out."""
+        """Number of calls that left the range out."""
         return sum(branch.reused for branch in self.branches)
 
     @property
     def blocks_run(self) -> int:
-        """Block executions that took place."""
+        """Number of block executions that took place."""
         return sum(branch.blocks_run for branch in self.branches)
 
     @property
     def blocks_total(self) -> int:
-        """Block executions without the cache."""
+        """Number of block executions that there would have been without the cache."""
         return sum(branch.blocks_total for branch in self.branches)
 
     @property
     def bytes_peak(self) -> int:
-        """The most that was kept for each branch, added up."""
+        """The most memory that was kept for each branch, added up."""
         return sum(branch.bytes_peak for branch in self.branches)
 
 
 @dataclass(frozen=True)
 class CacheStats:
-    """Counts since attaching, or since the last reset; over all ranges of the handle.
+    """The counts since attaching, or since the last reset, over all ranges of a handle.
 
-    ``calls`` are calls of a transformer (guidance by two calls makes two per step), once for each of its ranges;
-    ``blocks_run`` of ``blocks_total`` block executions took place; ``bytes_held`` is the memory of all that is kept
-    right now, on whatever device, and ``bytes_peak`` the most that was; ``reasons`` says how often a call was computed
-    or reused, and why. ``runs`` are the latest sampling runs, each range's for itself; printed, they are a table.
+    Args:
+        calls: number of calls of the transformers, once for each of their ranges. Guidance by two calls makes two a
+            step.
+        computed_calls: number of calls that ran their range.
+        reused_calls: number of calls that left their range out.
+        blocks_run: number of block executions that took place.
+        blocks_total: number of block executions that there would have been without the cache.
+        bytes_held: memory that is held now, on all devices.
+        bytes_peak: the most memory that was held.
+        reasons: number of calls by the reason of their decision.
+        runs: statistics of the latest 16 sampling runs of each range. ``print(handle)`` shows them as a table.
 
     Example:
         >>> stats = CacheStats(4, 3, 1, 9, 12, 0, 16, {"warm-up": 2, "reuse": 1, "refresh": 1})
@@ -163,24 +172,28 @@ class CacheStats:
     runs: tuple[RunStats, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as dicts, lists, numbers and names only."""
-        made = asdict(self)
-        made["runs"] = [{**run, "branches": list(run["branches"])} for run in made["runs"]]
-        return made
+        """Convert to dicts, lists, numbers and strings."""
+        stats = asdict(self)
+        stats["runs"] = [{**run, "branches": list(run["branches"])} for run in stats["runs"]]
+        return stats
 
     def to_json(self, indent: int | None = None) -> str:
-        """:meth:`to_dict` as JSON."""
+        """Convert to JSON, by :meth:`to_dict`."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
 
 class CachedRange(NamedTuple):
-    """Blocks that are cached: those from ``first`` on, ``blocks`` of them, of ``total``, as they are called.
+    """The blocks that are cached, counted in the order in which the transformer calls them.
 
-    ``range`` is the path of their transformer, or of a list that is a range of its own, as in :class:`CallRecord`.
+    Args:
+        range: path of the transformer, or of the block list that is a range of its own; as in :class:`CallRecord`.
+        first: number of the first cached block, from 0 on.
+        blocks: number of cached blocks.
+        total: number of blocks of the transformer.
 
     Example:
-        >>> found = CachedRange("transformer", first=1, blocks=3, total=5)
-        >>> f"blocks {found.first} … {found.first + found.blocks - 1} of {found.total}"
+        >>> cached = CachedRange("transformer", first=1, blocks=3, total=5)
+        >>> f"blocks {cached.first} … {cached.first + cached.blocks - 1} of {cached.total}"
         'blocks 1 … 3 of 5'
     """
 
@@ -191,22 +204,34 @@ class CachedRange(NamedTuple):
 
 
 class CallRecord(NamedTuple):
-    """How one call was settled.
+    """One call of a transformer, and how it was decided.
 
-    ``range`` is the path of its transformer, or of a list that is a range of its own; ``run`` counts the range's
-    sampling runs; ``value`` is the difference that decided, where one did. ``reason`` is ``"reuse"``, or else why the
-    call was computed: by the policy's own word (``"warm-up"``, ``"refresh"``, ``"mask"``, ``"threshold"``, ``"cap"``,
-    …), or because the residual that is kept could not be used:
+    Args:
+        range: path of the transformer, or of the block list that is a range of its own.
+        run: number of the sampling run among those of the range.
+        step: sampling step of the call.
+        branch: number of the branch, as in :class:`BranchStats`.
+        reuse: whether the range was left out.
+        reason: ``"reuse"``, or why the call was computed: one of the policy's own reasons (``"warm-up"``,
+            ``"refresh"``, ``"mask"``, ``"threshold"``, ``"cap"``, …), or one of those below.
+        value: the difference that the call was decided by; ``None`` if none was measured.
 
-    - ``"no anchor"``: there is none; ``"shape"``, ``"switch"``: it was taken with other shapes, or with a flag set
-      otherwise; ``"weights"``: with other weights; ``"unmeasured"``: there is nothing yet to measure a difference by;
-      ``"non-finite"``: what was seen is not finite; ``"not reached"``: the call did not come to the range.
-    - ``"gradients"``: they were enabled; ``"shared scheduler"``: one tells the steps of several threads.
-    - ``"another rank"``: of the process group had nothing to reuse; ``"ranks differ"``: in what they have done before.
+    The kept residual could not be used:
+
+    - ``"no anchor"``: there was none.
+    - ``"shape"``, ``"switch"``, ``"weights"``: it was computed with other shapes, another flag, or other weights.
+    - ``"unmeasured"``: there was nothing yet to measure the difference against.
+    - ``"non-finite"``: a tensor that the difference is measured by was not finite.
+    - ``"not reached"``: the call did not reach the range.
+    - ``"shared scheduler"``: one scheduler gives the steps of several threads or tasks.
+    - ``"another rank"``: another rank of the process group had nothing to reuse.
+    - ``"ranks differ"``: the ranks of the process group computed or reused different calls before.
+
+    Calls with gradients enabled have no record; they are counted under ``"gradients"``.
 
     Example:
-        >>> each = CallRecord("transformer", 0, 7, 1, False, "threshold", 0.14)
-        >>> f"step {each.step}: {'reused' if each.reuse else 'computed'} ({each.reason}, {each.value})"
+        >>> record = CallRecord("transformer", 0, 7, 1, False, "threshold", 0.14)
+        >>> f"step {record.step}: {'reused' if record.reuse else 'computed'} ({record.reason}, {record.value})"
         'step 7: computed (threshold, 0.14)'
     """
 
@@ -219,34 +244,34 @@ class CallRecord(NamedTuple):
     value: float | None
 
 
-def branch_stats(settled: Sequence[CallRecord], blocks: int, skippable: int, bytes_peak: int = 0) -> BranchStats:
-    """Of the calls of one branch in one run.
+def branch_stats(records: Sequence[CallRecord], blocks: int, skippable: int, bytes_peak: int = 0) -> BranchStats:
+    """Count the calls of one branch in one run.
 
     Args:
-        settled: these calls.
-        blocks: of the transformer, and
-        skippable: as many of them as a reused call leaves out.
-        bytes_peak: the most that was kept.
+        records: the calls; at least one.
+        blocks: number of blocks of the transformer.
+        skippable: number of blocks that a reused call leaves out.
+        bytes_peak: the most memory that was kept for the branch.
     """
-    reused = sum(each.reuse for each in settled)
+    reused = sum(record.reuse for record in records)
     return BranchStats(
-        branch=settled[0].branch,
-        steps=len({each.step for each in settled}),
-        computed=len(settled) - reused,
+        branch=records[0].branch,
+        steps=len({record.step for record in records}),
+        computed=len(records) - reused,
         reused=reused,
-        reasons=dict(Counter(each.reason for each in settled)),
-        differences=Quantiles.of([each.value for each in settled if each.value is not None]),
-        blocks_run=len(settled) * blocks - reused * skippable,
-        blocks_total=len(settled) * blocks,
+        reasons=dict(Counter(record.reason for record in records)),
+        differences=Quantiles.of([record.value for record in records if record.value is not None]),
+        blocks_run=len(records) * blocks - reused * skippable,
+        blocks_total=len(records) * blocks,
         bytes_peak=bytes_peak,
     )
 
 
 def total(parts: list[CacheStats]) -> CacheStats:
-    """The sum over ranges; peaks at different times are added up all the same."""
+    """Add up the statistics of several ranges; peaks are added up even if they were not at the same time."""
     reasons: Counter[str] = Counter()
     for part in parts:
         reasons.update(part.reasons)
-    numbers = [each.name for each in fields(CacheStats) if each.name not in ("reasons", "runs")]
-    sums = {name: sum(getattr(part, name) for part in parts) for name in numbers}
+    names = [each.name for each in fields(CacheStats) if each.name not in ("reasons", "runs")]
+    sums = {name: sum(getattr(part, name) for part in parts) for name in names}
     return CacheStats(**sums, reasons=dict(reasons), runs=tuple(run for part in parts for run in part.runs))

@@ -1,4 +1,4 @@
-"""What the cache tells of itself: counts by run and branch, times, the table, the callback, the log, the bar."""
+"""Statistics of a cache: counts by run and branch, times, the table, the callback, logging, and the progress bar."""
 
 import json
 import logging
@@ -91,7 +91,7 @@ def test_differences_are_those_of_the_decisions():
 
 
 @given(st.lists(st.floats(0, 1e6) | st.just(math.nan) | st.just(math.inf), max_size=30))
-def test_a_spread_is_numpys(values):
+def test_quantiles_are_numpys(values):
     finite = [value for value in values if math.isfinite(value)]
     found = Quantiles.of(values)
     if not finite:
@@ -213,7 +213,7 @@ def test_sizes():
     ]
 
 
-def test_on_decision_is_told_each_call_in_order():
+def test_on_decision_is_called_for_each_call_in_order():
     told = []
     cache = sampled(Net("two_lists", 2), CONFIG, runs=2, branches=2, on_decision=told.append)
     assert all(isinstance(each, CallRecord) for each in told)
@@ -223,8 +223,8 @@ def test_on_decision_is_told_each_call_in_order():
 def test_on_decision_that_raises_ends_the_call_and_harms_nothing():
     """The next run is as if there had been none."""
 
-    def refuse(settled):
-        if armed and settled.step == 3:
+    def refuse(record):
+        if armed and record.step == 3:
             raise RuntimeError("enough")
 
     net, x, e, armed = Net("two_lists", 2), latents(), prompt(), True
