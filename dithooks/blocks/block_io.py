@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -132,6 +131,10 @@ class OutputBuilder:
     kind: type
     keys: tuple[Any, ...] = ()
     functor: PatchFunctor | None = None
+    is_tuple: bool = field(init=False, compare=False)  # of this kind, and nothing else: made at once on reused steps
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_tuple", self.kind is tuple and self.functor is None and not self.keys)
 
     def __call__(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.functor is not None:
@@ -142,11 +145,6 @@ class OutputBuilder:
             return self.kind(values)
         named = dict(zip(self.keys, values, strict=True))
         return self.kind(named) if self.kind in (dict, OrderedDict) else self.kind(**named)
-
-    @cached_property
-    def is_tuple(self) -> bool:
-        """Whether the output is a plain tuple."""
-        return self.kind is tuple and self.functor is None and not self.keys
 
     @property
     def simple(self) -> bool:
