@@ -11,42 +11,54 @@ from .call import Call, is_passing
 PATIENCE = 1.0  # seconds; from the first block of a reused range to its last, a call takes far less
 
 
-class ActiveCalls:
-    """The calls of one range that have begun, wherever; those that are over are not kept."""
+class ThreadCalls:
+    """The calls of one range that are under way in one thread: one, and another while that is made again."""
+
+    __slots__ = ("__weakref__", "calls", "thread")
 
     def __init__(self) -> None:
-        self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
-        self._lock = threading.Lock()
-        self.is_closed = True  # until all hooks and stand-ins are in: a call that met some of them would see half
+        self.calls: tuple[Call, ...] = ()
+        self.thread = threading.get_ident()
 
-    def add(self, call: Call) -> None:
-        """A call begins; as a plain one, where the range is being taken off."""
+
+class ActiveCalls:
+    """The calls of one range that have begun, in whichever thread.
+
+    A thread writes its own :class:`ThreadCalls`, and then asks ``is_closed``; who closes does so before looking at
+    them. So a call is either seen here, or has begun as a plain one.
+    """
+
+    def __init__(self) -> None:
+        self.is_closed = True  # until all hooks and stand-ins are in: a call that met some of them would see half
+        self._threads: weakref.WeakSet[ThreadCalls] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def join(self) -> ThreadCalls:
+        """Return the place for the calls of this thread."""
+        calls = ThreadCalls()
         with self._lock:
-            self._calls.add(call)
-            call.thread = threading.get_ident()
-            call.stale = call.stale or self.is_closed
+            self._threads.add(calls)
+        return calls
 
     def expire(self, but: Call | None = None) -> None:
-        """What has begun is no longer followed, other than to the end of a range that it is passing over.
+        """Follow the calls that have begun no longer, other than to the end of a range that they are passing over.
 
         A flag in each call, not a count that they compare: compiled code would have to be made anew for each count.
         """
-        with self._lock:
-            for call in self._calls:
+        for thread in self._all():
+            for call in thread.calls:
                 call.stale = call is not but
 
     def open(self) -> None:
-        """Calls are followed again."""
-        with self._lock:
-            self.is_closed = False
+        """Follow calls that begin from now on."""
+        self.is_closed = False
 
     def close(self) -> bool:
-        """Calls that begin from now on are plain; wait for those that are passing over the range in other threads.
+        """Make calls that begin from now on plain ones; wait for those that pass over the range in other threads.
 
         Returns whether all were through in time: one that an exception has ended in there never will be.
         """
-        with self._lock:
-            self.is_closed = True
+        self.is_closed = True
         self.expire()
         patience = time.monotonic() + PATIENCE
         while self._passing():
@@ -55,6 +67,10 @@ class ActiveCalls:
             time.sleep(0.0002)
         return True
 
-    def _passing(self) -> bool:
+    def _all(self) -> list[ThreadCalls]:
         with self._lock:
-            return any(is_passing(call) for call in self._calls if call.thread != threading.get_ident())
+            return list(self._threads)
+
+    def _passing(self) -> bool:
+        others = [thread for thread in self._all() if thread.thread != threading.get_ident()]
+        return any(is_passing(call) for thread in others for call in thread.calls)

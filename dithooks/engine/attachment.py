@@ -20,7 +20,6 @@ from ..stats.warnings import range_left_late, stand_in_is_wrapped
 from .active_calls import PATIENCE
 from .block_range import BlockRange
 from .clock import StepClock
-from .compile_state import any_compiled
 from .decider import CallDecider
 from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
 from .protocols import Integrations
@@ -201,7 +200,7 @@ def compilable_of(chain: Chain) -> tuple[nn.Module, ...]:
 def is_compiled(chain: Chain) -> bool:
     """Return whether a chain's transformer or a block of it is known to be compiled."""
     modules = compilable_of(chain)
-    return not modules or any_compiled(modules)
+    return not modules or any(module._compiled_call_impl is not None for module in modules)
 
 
 def original(block: nn.Module) -> nn.Module:

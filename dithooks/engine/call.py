@@ -92,7 +92,6 @@ class Call:
     telling: Any = None  # the step that was told in the session, when the call was decided
     decision: Decision | None = None  # as made so far; of an undecided call: this rank's; None: of a repeated one
     observation: Any = None
-    thread: int = 0
     marks: list[Any] | None = None  # its beginning, that of its range, the range's end, its end
 
 

@@ -35,7 +35,6 @@ from .call import (
     Capture,
     Shortcut,
 )
-from .compile_state import is_tracing_or_exporting, mark_compiled, mark_time
 from .decider import CallDecider
 from .protocols import Integrations
 from .replay import Replay, replaying
@@ -55,6 +54,9 @@ class CallState(threading.local):
     replay: Replay | None = None  # makes the call again, where it may have to be made again
     is_seen: bool = False  # the transformer itself was called, not only its blocks
     was_unknown: bool = False  # a call was met of which nothing was known
+
+    def __init__(self, active: ActiveCalls) -> None:  # once in each thread
+        self.thread = active.join()
 
 
 class RangeCache:
@@ -87,8 +89,8 @@ class RangeCache:
         self.on_compiled: Callable[[], None] | None = None  # called once compiled code has run the range
         self.handle: Any = None  # whose it is: found by the hooks, it need not be kept anywhere else
         self.others: Callable[[], Sequence[RangeCache]] = tuple  # further caches on the transformer: aside in replays
-        self.state = CallState()
         self.active_calls = ActiveCalls()
+        self.state = CallState(self.active_calls)
         self.verification = Verification(self)
         self._compilable = tuple(compilable)
         self._learning = threading.Lock()  # one call at a time says how the blocks are wired …
@@ -108,7 +110,7 @@ class RangeCache:
     def _open(self, arguments: Mapping[str, Any] | None, replay: Replay | None, seen: bool) -> None:
         state, decider, layout = self.state, self.decider, self.layout
         state.shortcut = ASK
-        if is_tracing_or_exporting():
+        if _is_tracing_or_exporting():
             state.call = None
             return
         marks = None
@@ -137,9 +139,10 @@ class RangeCache:
             call.observation = Observation(layout.spots, whole=seen)
         if replay is not None and (layout.wiring is None or (self.unverified and call.mode is not PLAIN)):
             replay.keep()  # it may have to be made again, to learn from it
-        call.stale, call.marks = self._moving, marks
-        active.add(call)
-        state.call = call
+        call.marks, call.stale = marks, self._moving
+        state.call, state.thread.calls = call, (call,)
+        if active.is_closed:  # asked last: whoever closes from here on sees the call
+            call.stale = True
 
     def finish(self, output: Any) -> None:
         """Conclude a call, as the transformer has returned.
@@ -152,7 +155,7 @@ class RangeCache:
         state = self.state
         call, replay = state.call, state.replay
         state.call = state.arguments = state.replay = None
-        state.shortcut = ASK
+        state.shortcut, state.thread.calls = ASK, ()
         if call is None:
             return
         if not call.stale:
@@ -327,20 +330,20 @@ class RangeCache:
         """Keep −h_in, by value, as the range's first block is about to run."""
         call = self.state.call
         if call is not None and not call.stale and call.range is not None:
-            mark_compiled(call)
+            _mark_compiled(call)
             layout = self.layout
             if not capture_input(call.range, layout.wiring, layout.spot(layout.start), args, kwargs):
                 call.mode, call.range = PLAIN, None
-            mark_time(call, self._marker[1])
+            _mark_time(call, self._marker[1])
 
     def leave(self, output: Any) -> None:
         """Take Δ = h_out − h_in as the range's last block has run."""
         call = self.state.call
-        if call is None or call.stale or call.stage is AFTER or call.range is None:
+        if call is None or call.stale or call.stage is not INSIDE or call.range is None:
             return
         call.stage = AFTER
-        mark_compiled(call)
-        mark_time(call, self._marker[1])
+        _mark_compiled(call)
+        _mark_time(call, self._marker[1])
         layout, with_output = self.layout, self.decider.policy.metric == "rate"
         capture_output(call.range, layout.wiring, layout.spot(layout.end), output, with_output)
 
@@ -348,7 +351,7 @@ class RangeCache:
         """Keep what enters the blocks before the range."""
         call = self.state.call
         if call is not None and not call.stale and call.lead is not None and call.stage is BEFORE:
-            mark_compiled(call)
+            _mark_compiled(call)
             capture_input(call.lead, self.layout.leading, self.layout.spot(0), args, kwargs)
 
     def leave_lead(self, output: Any) -> None:
@@ -356,7 +359,7 @@ class RangeCache:
         call = self.state.call
         if call is None or call.stale or call.lead is None or call.stage is not BEFORE or call.lead.entry is None:
             return
-        mark_compiled(call)
+        _mark_compiled(call)
         capture_output(call.lead, self.layout.leading, self.layout.spot(self.layout.lead - 1), output)
 
     def _metric_inputs(
@@ -366,7 +369,7 @@ class RangeCache:
 
         What enters is copied: a model may write into it, and it is compared with what enters at later steps.
         """
-        mark_compiled(call)
+        _mark_compiled(call)
         if self.layout.lead:
             leading = self.layout.leading
             return None if call.lead is None or leading is None else effect(call.lead, leading)
@@ -398,7 +401,7 @@ class RangeCache:
     def _restart(self, before: Call | None) -> Call | None:
         """Start a call at the range's first block: the transformer was not called, or calls it once more."""
         state = self.state
-        if replaying.get() or is_tracing_or_exporting():  # by another cache on this model, or as a plain one
+        if replaying.get() or _is_tracing_or_exporting():  # by another cache on this model, or as a plain one
             return None
         if before is None:
             # The rest of a call that began before the hooks were in: once in a thread, at most. The next says what
@@ -510,3 +513,22 @@ class RangeCache:
         if self.on_wired is not None:
             self.on_wired(self._moving)
         self._moving = False
+
+
+def _mark_compiled(call: Call) -> None:
+    """Note that what is taken of a call comes out of compiled code; functions may be compiled each by itself."""
+    if torch.compiler.is_dynamo_compiling():
+        call.compiled = True
+
+
+def _mark_time(call: Call, mark: Callable[[], Any]) -> None:
+    """Note the time, at either end of a computed range; compiled code has none."""
+    if not torch.compiler.is_dynamo_compiling() and call.marks:
+        call.marks.append(mark())
+
+
+def _is_tracing_or_exporting() -> bool:
+    """Return whether a call is traced or exported: a copy of the model comes of it, and copies are not cached."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    return bool(getattr(torch.compiler, "is_exporting", bool)())  # which came with 2.7

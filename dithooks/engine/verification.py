@@ -11,7 +11,7 @@ from torch import Tensor
 from ..blocks.block_io import BlockIO
 from ..blocks.wiring import Wiring
 from ..errors import WiringError
-from .active_calls import ActiveCalls
+from .active_calls import ActiveCalls, ThreadCalls
 from .block_range import BlockRange
 from .call import Call, Mode, Shortcut, Stage
 from .decider import CallDecider
@@ -26,6 +26,7 @@ class CallHolder(Protocol):
     call: Call | None
     latest: Call | None
     shortcut: Shortcut
+    thread: ThreadCalls
 
 
 class RepeatableCache(Protocol):
@@ -57,19 +58,21 @@ class Verification:
     def repeat(self, replay: Replay, call: Call, eager: bool = False) -> Any:
         """The output of a call made again, as ``call``; other caches on the model do as they did in it."""
         cache = self.cache
-        call.stale = False
-        cache.active_calls.add(call)
         caches = [cache, *cache.others()]
         formers, shortcut = [each.state.call for each in caches], cache.state.shortcut
         for other in caches[1:]:
             other.state.call = _again(other)
-        cache.state.call = call
+        thread = cache.state.thread
+        cache.state.call, call.stale = call, False
+        calls, thread.calls = thread.calls, (*thread.calls, call)
+        if cache.active_calls.is_closed:
+            call.stale = True
         try:
             return replay(eager)
         finally:
             for each, former in zip(caches, formers, strict=True):
                 each.state.call = former
-            cache.state.shortcut = shortcut
+            cache.state.shortcut, thread.calls = shortcut, calls
 
     def test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
         """On the call it was taken from, the residual has to give that call's output.

@@ -172,9 +172,9 @@ class DecisionLog:
         """
         if run is None:
             with self._lock:
-                self._totals[decision.reuse, str(decision.reason)] += 1
+                self._totals[decision.reuse, str.__str__(decision.reason)] += 1
             return
-        record = CallRecord(self.name, run, step, branch, decision.reuse, str(decision.reason), decision.value)
+        record = CallRecord(self.name, run, step, branch, decision.reuse, str.__str__(decision.reason), decision.value)
         call = [record]
         with self._lock:
             self._calls.append(call)
@@ -196,7 +196,7 @@ class DecisionLog:
 
         A call that is no longer among the latest 10,000 stays as it is.
         """
-        record = CallRecord(self.name, run, step, branch, decision.reuse, str(decision.reason), decision.value)
+        record = CallRecord(self.name, run, step, branch, decision.reuse, str.__str__(decision.reason), decision.value)
         with self._lock:
             call = next((call for call in reversed(self._calls) if call[-1][1:4] == (run, step, branch)), None)
             if call is None:

@@ -170,11 +170,15 @@ def test_an_argument_called_t_tells_the_step():
 
 
 def test_guidance_around_forward_needs_a_scope():
-    """``forward_with_cfg`` calls ``forward``, not the model: the cache sees no timestep, and says what to do."""
+    """``forward_with_cfg`` calls ``forward``, not the model: the cache sees no timestep, and names the remedy.
+
+    The first such call in a thread runs plain: it may be the rest of one that began before the cache was attached.
+    """
     classes = Classes()
     labels, x = classes.labels, torch.cat([classes.noise, classes.noise])
     plain = classes.model.forward_with_cfg(x, torch.full((4,), 500), labels, 3.0)
     with dit_cache(classes.model, CONFIG):
+        assert torch.equal(classes.model.forward_with_cfg(x, torch.full((4,), 500), labels, 3.0), plain)
         with pytest.raises(ValueError, match="timestep_scope"):
             classes.model.forward_with_cfg(x, torch.full((4,), 500), labels, 3.0)
         with timestep_scope(0):
