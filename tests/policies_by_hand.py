@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dithooks.policies.history import BranchHistory, Decision, RunHistory
+from dithooks.stats.log import fold
 
 # --- what drives a policy ------------------------------------------------------------------------------------------
 
@@ -21,7 +22,7 @@ def drive(policy, schedule, measured=None, absent=(), number=0):
             decision = Decision(False, "no anchor")
         if decision is None:
             decision = policy.judge(step, track, schedule, measured(step, track.refreshed))
-        track.record(step, decision)
+        fold(track, step, decision)
         if not decision.reuse:
             track.refreshed = step
         told[step] = tuple(decision)
@@ -40,7 +41,7 @@ def drive_all(policy, schedule, see, branches):
                 decision = Decision(False, "no anchor")
             if decision is None:
                 decision = policy.judge(step, track, schedule, see(n, step, track.refreshed))
-            track.record(step, decision)
+            fold(track, step, decision)
             if not decision.reuse:
                 track.refreshed = None if decision.reason == "non-finite" else step
             told[n][step] = tuple(decision)

@@ -21,7 +21,7 @@ from ..policies.reason import Reason
 from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
 from ..stats import warnings as wording
-from ..stats.log import DecisionLog
+from ..stats.log import DecisionLog, fold
 from .anchor import Anchor, weighted_sum
 from .arguments import CallArguments, Signature
 from .branches import choose_branch
@@ -305,7 +305,7 @@ class CallDecider:
             self.log.correct(run.number, step, branch.history.number, call.decision)
         decided = call.decision
         if decided is not None:
-            branch.history.record(step, decided)
+            fold(branch.history, step, decided)
         branch.interrupted = False
         computed: Sequence[Tensor] | None = None
         reused = call.mode is REUSE

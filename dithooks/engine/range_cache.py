@@ -288,16 +288,19 @@ class RangeCache:
         """Return what the first stand-in hands on: h_in + Δ̂ itself, where each output is a stream that entered.
 
         That spares a copy of h_in; what the model writes into it shows in its version, and it is made again then.
-        Compiled code copies: it has no versions, and leaves a copy out that nobody reads. ``None``: copy.
+        A copy it is in compiled code, which has no versions, and leaves a copy out that nobody reads; and of tensors
+        that were made in inference mode, which have none either. ``None``: other streams are handed on, too.
         """
+        if not wiring.hands_on:
+            return None
         results = call.results
         assert results is not None
-        carries = wiring.ports[0].carries
-        if call.compiled or not wiring.hands_on or any(map(Tensor.is_inference, (*results, *call.streams))):
-            return None
-        call.versions = list(map(_VERSION, (*results, *call.streams)))
-        by_name = dict(zip(wiring.hands_on, results, strict=True))
-        return [None if name is None else by_name[name] for name in carries]
+        if call.compiled or any(map(Tensor.is_inference, (*results, *call.streams))):
+            handed = dict(zip(wiring.entry, map(torch.clone, call.streams), strict=True))
+        else:
+            handed = dict(zip(wiring.hands_on, results, strict=True))
+            call.versions = list(map(_VERSION, (*results, *call.streams)))
+        return [None if name is None else handed[name] for name in wiring.ports[0].carries]
 
     def _leave_skipped(self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what the last block of a skipped range would: h_in + Δ̂."""

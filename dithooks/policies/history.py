@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,7 +52,7 @@ class Schedule:
 
 @dataclass
 class RunHistory:
-    """The calls of a run so far, over all its branches. The engine keeps it.
+    """The calls of a run so far, over all its branches. Folded from the log of decisions.
 
     Args:
         calls: number of calls that were decided.
@@ -69,15 +68,10 @@ class RunHistory:
     step: int = -1
     called: int = 0
 
-    def record(self, step: int, reuse: bool) -> None:
-        """Count a call that was decided."""
-        self.called = self.called + 1 if step == self.step else 1
-        self.calls, self.reused, self.step = self.calls + 1, self.reused + reuse, step
-
 
 @dataclass
 class BranchHistory:
-    """The calls of one branch (conditional, unconditional, …) in a run so far. The engine keeps it.
+    """The calls of one branch (conditional, unconditional, …) in a run so far. Folded from the log of decisions.
 
     Args:
         number: number of the branch, in the order of the calls of a step.
@@ -88,14 +82,6 @@ class BranchHistory:
         drift: sum of the changes that were measured in the calls of the streak.
         rates: each change that was measured, divided by the steps since the refresh.
         run: the history of the run, which its branches share.
-
-    Example: a computed step, then a reused one.
-        >>> branch = BranchHistory()
-        >>> branch.record(0, Decision(False, Reason.WARM_UP))
-        >>> branch.refreshed = 0
-        >>> branch.record(1, Decision(True, Reason.REUSE, 0.02))
-        >>> branch.computed, branch.reused, branch.streak, branch.drift, branch.run.calls
-        (1, 1, 1, 0.02, 2)
     """
 
     number: int = 0
@@ -106,14 +92,3 @@ class BranchHistory:
     drift: float = 0.0
     rates: list[float] = field(default_factory=list)
     run: RunHistory = field(default_factory=RunHistory)
-
-    def record(self, step: int, decision: Decision) -> None:
-        """Count a call that was decided."""
-        self.run.record(step, decision.reuse)
-        value = decision.value
-        if value is not None and self.refreshed is not None and step > self.refreshed and math.isfinite(value):
-            self.rates.append(value / (step - self.refreshed))
-        if decision.reuse:
-            self.reused, self.streak, self.drift = self.reused + 1, self.streak + 1, self.drift + (value or 0.0)
-        else:
-            self.computed, self.streak, self.drift = self.computed + 1, 0, 0.0

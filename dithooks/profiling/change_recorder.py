@@ -21,6 +21,7 @@ from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
 from ..policies.reason import Reason
 from ..predictors.predictor import Moment
+from ..stats.log import fold
 
 SAMPLE = 2**16  # elements of a tensor that are kept
 
@@ -94,7 +95,7 @@ class RecordedChanges:
             if decision is None:
                 value = self.change(call, refreshed, policy.reduce)
                 decision = policy.judge(moment.step, track, self.schedule, value)
-            track.record(moment.step, decision)
+            fold(track, moment.step, decision)
             if not decision.reuse:
                 refreshed, track.refreshed = call, None if decision.reason == Reason.NON_FINITE else moment.step
             made.append(decision)

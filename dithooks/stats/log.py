@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
-from ..policies.history import Decision
+from ..policies.history import BranchHistory, Decision
 from .timing import Mark, is_ready, seconds_between
 from .types import CacheStats, CallRecord, RunStats, branch_stats
 
@@ -19,6 +20,28 @@ MAX_RUNS = 16  # latest runs of a range that have statistics of their own
 MAX_MARKS = 64  # of a run, before their times are read
 
 LoggedCall = list[CallRecord]  # all records of one call, the first decision first; the last one counts
+
+
+def fold(branch: BranchHistory, step: int, decision: Decision) -> None:
+    """Add the decision of a call that is over to the history of its branch, and to that of its run.
+
+    Example: a computed step, then a reused one.
+        >>> branch = BranchHistory()
+        >>> fold(branch, 0, Decision(False, "warm-up"))
+        >>> branch.refreshed = 0
+        >>> fold(branch, 1, Decision(True, "reuse", 0.02))
+        >>> branch.computed, branch.reused, branch.streak, branch.drift, branch.run.calls
+        (1, 1, 1, 0.02, 2)
+    """
+    reuse, value, run = decision.reuse, decision.value, branch.run
+    run.called = run.called + 1 if step == run.step else 1
+    run.calls, run.reused, run.step = run.calls + 1, run.reused + reuse, step
+    if value is not None and branch.refreshed is not None and step > branch.refreshed and math.isfinite(value):
+        branch.rates.append(value / (step - branch.refreshed))
+    if reuse:
+        branch.reused, branch.streak, branch.drift = branch.reused + 1, branch.streak + 1, branch.drift + (value or 0.0)
+    else:
+        branch.computed, branch.streak, branch.drift = branch.computed + 1, 0, 0.0
 
 
 @dataclass

@@ -28,6 +28,7 @@ from dithooks import Budget, EasyCache, Interval, MagnitudeRatio, Mask, Threshol
 from dithooks.policies.history import BranchHistory, Decision, Schedule
 from dithooks.policies.mask import resample
 from dithooks.policies.reason import Reason
+from dithooks.stats.log import fold
 
 
 class TestReason:
@@ -653,7 +654,7 @@ def test_what_is_no_number_is_computed(policy, value):
     assert (decision.reuse, decision.reason) == (False, "non-finite")
     assert decision.value == pytest.approx(value, nan_ok=True)
     track = BranchHistory(refreshed=2, drift=0.1, streak=1)
-    track.record(4, decision)
+    fold(track, 4, decision)
     assert (track.rates, track.drift, track.streak) == ([], 0.0, 0)
 
 
