@@ -82,13 +82,14 @@ class Fitted(Predictor):
         return self.sigmas is not None or self.anchors > 1
 
     def weights(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
-        chosen = self.coefficients[now.step] if now.step < len(self.coefficients) else None
-        if chosen is None:
+        step, time, _ = now
+        chosen = self.coefficients[step] if step < len(self.coefficients) else None
+        if chosen is None or len(anchors) < len(chosen) or not self._is_at(step, time):
             return None
-        used = anchors[: len(chosen)]
-        if [anchor.step for anchor in used] != list(islice(self._planned(now.step), len(chosen))):
-            return None
-        return chosen if all(self._is_at(moment.step, moment.time) for moment in (now, *used)) else None
+        for planned, (step, time, _) in zip(self._planned_anchors[now.step], anchors, strict=False):
+            if step != planned or not self._is_at(step, time):
+                return None
+        return chosen
 
     def warning_at_start(self, schedule: Schedule) -> str | None:
         instead = "the last residual" if self.anchors == 1 else "the line through the last two residuals, in σ,"
@@ -119,6 +120,12 @@ class Fitted(Predictor):
     def _nothing(self) -> float:
         """The largest time that counts as 0 beside the largest σ."""
         return NEXT_TO_NOTHING * max(map(abs, self.sigmas or (0.0,)))
+
+    @cached_property
+    def _planned_anchors(self) -> tuple[tuple[int, ...], ...]:
+        """For each step, the computed steps whose residuals it takes, the latest first."""
+        weights = (each or () for each in self.coefficients)
+        return tuple(tuple(islice(self._planned(step), len(each))) for step, each in enumerate(weights))
 
     def _planned(self, step: int) -> Iterator[int]:
         """The computed steps before this one, the latest first."""
