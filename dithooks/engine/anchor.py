@@ -50,7 +50,7 @@ class Anchor:
     @property
     def nbytes(self) -> int:
         """Memory of the kept residuals, wherever they lie."""
-        return sum(delta.nbytes for delta in self.kept)
+        return sum([delta.nbytes for delta in self.kept])
 
 
 def weighted_sum(anchors: Sequence[Anchor], weights: Sequence[float]) -> tuple[Tensor, ...]:

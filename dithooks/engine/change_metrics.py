@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ class ChangeMetric(ABC):
 
     Several streams may be looked at: the one that changed most counts.
     """
+
+    keeps_reused: ClassVar[bool] = False  # what is seen in a reused call is kept, too
 
     def __init__(self, reduce: Reduce) -> None:
         self.reduce = reduce
@@ -99,6 +101,8 @@ class RelativeChange(ChangeMetric):
 
 class OutputChangeEstimate(ChangeMetric):
     """k · mean|x_t − x_{t−1}| / mean|y_s|, with k = mean|y_s − y_r| / mean|x_s − x_r|; s > r: the last computed."""
+
+    keeps_reused: ClassVar[bool] = True
 
     def __init__(self, reduce: Reduce) -> None:
         super().__init__(reduce)

@@ -217,6 +217,7 @@ class CallDecider:
         branch.interrupted = True
         fitting = [anchor for anchor in branch.anchors if anchor.signature == call.signature]
         branch.anchors = fitting[: self._anchors - 1]  # freed before the new one is made
+        branch.weigh()
 
     def _predicted(self, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
         """Return the residual of a reused step."""
@@ -319,6 +320,7 @@ class CallDecider:
             branch.metric.note(call.metric_inputs, computed)
         call.metric_inputs = None
         if not reused or branch.metric is not None:  # else nothing was kept
+            branch.weigh()
             self.log.hold(self.bytes_held(), run.number, branch.history.number, branch.nbytes)
         self._show_progress(run)
         if run.is_last_step and not run.finished and len(run.used) >= max(run.before):
@@ -352,7 +354,7 @@ class CallDecider:
         """Return the memory of all that is kept now."""
         with self._lock:
             runs = list(self._runs.values())
-        return sum(run.nbytes for run in runs)
+        return sum([run.nbytes for run in runs])
 
     def forget(self) -> list[str]:
         """Drop all runs and their residuals; return the warnings that are due."""

@@ -35,6 +35,7 @@ from .call import (
     Capture,
     Shortcut,
 )
+from .change_metrics import METRICS
 from .decider import CallDecider
 from .protocols import Integrations
 from .replay import Replay, replaying
@@ -83,7 +84,9 @@ class RangeCache:
         integrations: Integrations,
     ) -> None:
         self.decider, self.layout, self.integrations = decider, layout, integrations
-        self.unverified, self.is_measured = verify, decider.policy.metric is not None
+        metric = decider.policy.metric
+        self.unverified, self.is_measured = verify, metric is not None
+        self._keeps_reused = metric is not None and METRICS[metric].keeps_reused
         self.argument_names: tuple[str, ...] = ()
         self.on_wired: Callable[[bool], None] | None = None  # given whether the range is now other blocks
         self.on_compiled: Callable[[], None] | None = None  # called once compiled code has run the range
@@ -259,6 +262,12 @@ class RangeCache:
                 call.metric_inputs = self._metric_inputs(call, self.layout.wiring, args, kwargs)
             if call.mode is UNDECIDED:
                 self._judge(call)
+            if (
+                call.metric_inputs is not None
+                and not self.layout.lead
+                and (call.mode is not REUSE or self._keeps_reused)
+            ):  # by value: the model may write into what enters, and later steps are compared with it
+                call.metric_inputs = copied(call.metric_inputs)
         if not compiling and call.mode is not REUSE:  # not in compiled code, which would be made anew for each value
             self.state.shortcut = RUN
         return call
@@ -368,18 +377,14 @@ class RangeCache:
     def _metric_inputs(
         self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, ...] | None:
-        """Return what the change metric looks at: the effect of the blocks before the range, or what enters it.
-
-        What enters is copied: a model may write into it, and it is compared with what enters at later steps.
-        """
+        """Return what the change metric looks at: the effect of the blocks before the range, or what enters it."""
         _mark_compiled(call)
         if self.layout.lead:
             leading = self.layout.leading
             return None if call.lead is None or leading is None else effect(call.lead, leading)
         if self.integrations.alters_arguments:
             args, kwargs = self.integrations.range_arguments(args, kwargs)
-        streams = metric_inputs(wiring, lambda name: wiring.ports[0].read(name, args, kwargs))
-        return None if streams is None else tuple(each.clone() for each in streams)
+        return metric_inputs(wiring, lambda name: wiring.ports[0].read(name, args, kwargs))
 
     # -- blocks that are observed ------------------------------------------------------------------------------
 

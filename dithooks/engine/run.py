@@ -24,17 +24,18 @@ class Branch:
     interrupted: bool = False  # a computed call has begun, and not ended
     latents: dict[str, Tensor] = field(default_factory=dict)  # what it was given last, to tell it from the others
     conditioning: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all that is kept for the branch."""
-        return sum(anchor.nbytes for anchor in self.anchors) + (0 if self.metric is None else self.metric.nbytes)
+    nbytes: int = 0  # memory of all that is kept for the branch
 
     def free(self) -> None:
         """Keep nothing for the branch."""
-        self.anchors = []
+        self.anchors, self.nbytes = [], 0
         if self.metric is not None:
             self.metric.clear()
+
+    def weigh(self) -> None:
+        """Note how much memory is kept, after a change of it."""
+        kept = sum([anchor.nbytes for anchor in self.anchors])
+        self.nbytes = kept + (0 if self.metric is None else self.metric.nbytes)
 
     def clear(self) -> None:
         """Make the branch as if it had never been computed."""
@@ -74,7 +75,7 @@ class Run:
     @property
     def nbytes(self) -> int:
         """Memory of all that is kept for the run."""
-        return sum(branch.nbytes for branch in list(self.branches.values()))
+        return sum([branch.nbytes for branch in list(self.branches.values())])
 
     def clear(self) -> None:
         """Keep nothing for the run, nor what its calls were given; a run of one step needs that to tell the next."""

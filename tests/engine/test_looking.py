@@ -267,7 +267,7 @@ class TestMemory:
             made.extend(weakref.ref(each) for each in result)
             return result
 
-        monkeypatch.setattr("dithooks.engine.decider.combined", noted)
+        monkeypatch.setattr("dithooks.engine.decider.weighted_sum", noted)
         pipe = Pipe(Net("swapped"))
         with dit_cache(pipe, DitCacheConfig(2, 2, predictor=Linear())):
             left = []
