@@ -69,7 +69,6 @@ class RangeCache:
     Args:
         decider: of each call.
         layout: which blocks the range is.
-        owner: the transformer.
         compilable: modules of which one is compiled if the transformer is; empty where it is known to be.
         verify: test the first residual on the call it was taken from.
         integrations: other libraries at work.
@@ -158,7 +157,7 @@ class RangeCache:
         state = self.state
         call, replay = state.call, state.replay
         state.call = state.arguments = state.replay = None
-        state.shortcut, state.thread.calls = ASK, ()
+        state.shortcut, state.is_seen, state.thread.calls = ASK, False, ()
         if call is None:
             return
         if not call.stale:

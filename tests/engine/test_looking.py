@@ -340,7 +340,7 @@ class TestSaid:
     def test_a_budget_without_a_number_of_steps(self):
         net, x = Net(), latents()
         with dit_cache(net, DitCacheConfig(policy=Budget(2.0))) as cache:
-            with pytest.raises(ValueError, match=r"has to know the number of steps.*timestep_scope"):
+            with pytest.raises(ValueError, match=r"needs the number of steps.*timestep_scope"):
                 net(x, torch.tensor(1.0))
             for step in range(12):
                 with timestep_scope(step, steps=12):
