@@ -453,8 +453,10 @@ class RangeCache:
         if self.unverified and branch is not None and branch.anchors and call.mode is not REUSE:
             anchors, refreshed = branch.anchors, branch.history.refreshed
             branch.anchors, branch.history.refreshed = [], None  # refused, or interrupted, they are not to be used
+            branch.weigh()
             self.unverified = not self.verification.test(replay, weighted_sum(anchors[:1], (1.0,)), output)
             branch.anchors, branch.history.refreshed = anchors, refreshed
+            branch.weigh()
 
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""

@@ -24,7 +24,8 @@ from .protocols import AdapterWatch
 WATCHED = 64  # layers at most, drawn from all: what loads or fuses weights is seldom content with fewer
 
 # It is asked at every call, of 64 layers: hence by functions that run in C, over lists.
-_CHILDREN, _OWN, _PARAMETERS, _VERSION = map(attrgetter, ("_modules", "__dict__", "_parameters", "_version"))
+_CHILDREN, _OWN = attrgetter("_modules"), attrgetter("__dict__")
+_PARAMETERS, _VERSION = attrgetter("_parameters"), attrgetter("_version")
 _DEREFERENCE = weakref.ref.__call__
 
 

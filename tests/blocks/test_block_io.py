@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from dithooks.blocks.block_io import BlockIO, CallReader, FunctorReader, OutputBuilder, PatchFunctor
 
+pytestmark = pytest.mark.core
+
 
 class Block(nn.Module):
     def forward(self, hidden_states, encoder_hidden_states=None, temb=None): ...

@@ -7,6 +7,8 @@ from toys import Double, Net, Pipe, Single, latents, prompt
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
 
+pytestmark = pytest.mark.core
+
 KINDS = ["single", "in_place", "swapped", "straight", "positional", "two_lists"]
 RANGES = [(0, 5), (0, 1), (4, 1), (2, 1), (1, 3)]
 

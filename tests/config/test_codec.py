@@ -26,6 +26,8 @@ from dithooks import (
     Uncached,
 )
 
+pytestmark = pytest.mark.core
+
 # --- every part there may be ----------------------------------------------------------------------------------------
 
 amounts = st.floats(1e-6, 1e6) | st.sampled_from([0.08, 0.1, 1 / 3, 1e-300, 5e-324])

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from dithooks import DitCacheConfig
 
+pytestmark = pytest.mark.core
+
 GOOD = {"cache_step_start": 2, "cache_step_interval": 3, "cache_block_start": 1, "cache_num_blocks": 4}
 
 

@@ -16,6 +16,8 @@ from toys import Double, Ladder, Net, Pipe, Single, latents, prompt
 from dithooks import DitCacheConfig, dit_cache
 from dithooks.engine.stand_in import SkipBlock
 
+pytestmark = pytest.mark.core
+
 CONFIG = DitCacheConfig(2, 2, 0, 5)
 
 

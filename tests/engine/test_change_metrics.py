@@ -11,6 +11,8 @@ from policies_by_hand import (
 
 from dithooks.engine.change_metrics import OutputChangeEstimate, RelativeChange
 
+pytestmark = pytest.mark.core
+
 
 def look(gauge, seen):
     return gauge.look([seen])

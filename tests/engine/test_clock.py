@@ -10,6 +10,8 @@ from toys import Counter, Net, Pipe, latents, prompt
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
 
+pytestmark = pytest.mark.core
+
 CONFIG = DitCacheConfig(2, 2, 1, 3)
 EXPECTED = {"warm-up": 2, "refresh": 3, "reuse": 3}
 

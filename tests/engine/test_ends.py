@@ -24,6 +24,8 @@ from dithooks import (
 )
 from dithooks.engine.anchor import _moved
 
+pytestmark = pytest.mark.core
+
 
 class Guided(Pipe):
     """Two prompts at the steps for which ``on`` holds, one at the others; ``begin`` leaves the first steps out."""

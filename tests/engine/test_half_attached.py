@@ -7,6 +7,8 @@ import torch
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
 
+pytestmark = pytest.mark.core
+
 
 class Meddled(torch.nn.Linear):
     """A block that lets another thread do something at a moment of its own: when a hook is put on, or when it runs."""

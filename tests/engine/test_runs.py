@@ -8,6 +8,8 @@ from toys import Net, Pipe, latents, prompt
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
 
+pytestmark = pytest.mark.core
+
 CONFIG = DitCacheConfig(2, 2, 1, 3)
 
 

@@ -8,6 +8,8 @@ from toys import Net, latents, loop, prompt
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
 
+pytestmark = pytest.mark.core
+
 EVERY_OTHER = DitCacheConfig(0, 2, 0, 5)
 
 

@@ -30,6 +30,8 @@ from dithooks.policies.mask import resample
 from dithooks.policies.reason import Reason
 from dithooks.stats.log import fold
 
+pytestmark = pytest.mark.core
+
 
 class TestReason:
     @pytest.mark.parametrize("reason", Reason)

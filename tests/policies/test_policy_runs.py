@@ -34,6 +34,8 @@ from dithooks import (
 )
 from dithooks.policies.history import Schedule
 
+pytestmark = pytest.mark.core
+
 
 class Watched:
     """Runs a model by a walk of its inputs and sees what its blocks see, with hooks of its own.

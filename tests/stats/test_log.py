@@ -20,6 +20,8 @@ from dithooks.policies.history import Decision
 from dithooks.stats import log as log_module
 from dithooks.stats.log import DecisionLog, RunCounts
 
+pytestmark = pytest.mark.core
+
 CALLS, RUNS = 5, 2  # kept one by one, and with statistics of their own
 BLOCKS, SKIPPABLE = 5, 3
 
