@@ -78,7 +78,7 @@ class _Shell:
         self.by_name = self.by_place = _no_shortcut
         if io is None or not io.slots:
             return
-        if io.maker.kind is (Tensor if len(io.slots) == 1 else tuple):
+        if io.output_builder.kind is (Tensor if len(io.slots) == 1 else tuple):
             names, places = zip(*io.slots, strict=True)
             self.by_name, self.by_place = itemgetter(*names), itemgetter(*places)
 
