@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 
-class ProgressBar(Protocol):
+class PipelineBar(Protocol):
     """The progress bar of a pipeline that is running."""
 
     def show(self, reused: int, calls: int) -> None:
@@ -55,7 +55,7 @@ class Integrations(Protocol):
     def after_skip(self) -> None:
         """Make up for what the skipped blocks would have done for others: weights fetched, sent off, freed."""
 
-    def progress_bar(self, steps: int | None, first: int) -> ProgressBar | None:
+    def progress_bar(self, steps: int | None, first: int) -> PipelineBar | None:
         """Return the one progress bar that counts the steps of a run, if there is one."""
 
     def adapters(self) -> AdapterWatch:

@@ -90,7 +90,7 @@ class Stood:
     times: int = 0
 
 
-_scope: ContextVar[Scope | None] = ContextVar("dithooks.engine.sessions", default=None)
+_scope: ContextVar[Scope | None] = ContextVar("dithooks.scope", default=None)
 _session: ContextVar[Session | None] = ContextVar("dithooks.session", default=None)
 
 

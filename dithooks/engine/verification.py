@@ -135,6 +135,7 @@ class Verification:
         if offset == 0:
             args, kwargs = self.cache.integrations.range_arguments(args, kwargs)
         io, probe = wiring.block_ios[offset], call.probe
+        assert probe is not None
         values = [None if name is None else io.read(name, args, kwargs) for name in io.carries]
         if offset == 0:
             values = probe.enter({name: io.read(name, args, kwargs) for name in wiring.entry}, values)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..engine.protocols import AdapterWatch, ProgressBar
+from ..engine.protocols import AdapterWatch, PipelineBar
 from .diffusers_context_parallel import REGISTRY, divided, divides
 from .diffusers_group_offloading import grouped, hand_over
 from .fsdp_prefetch import drop_prefetched, sharded
@@ -71,7 +71,7 @@ class BlockIntegrations:
         if self._is_grouped:
             self._hand_over(self._blocks)
 
-    def progress_bar(self, steps: int | None, first: int) -> ProgressBar | None:
+    def progress_bar(self, steps: int | None, first: int) -> PipelineBar | None:
         """Return the one progress bar that counts the steps of a run, if there is one."""
         return find_bar(steps, first)
 
