@@ -48,7 +48,6 @@ NOUNS = {"loading", "matching", "offloading", "timing", "wiring", "wording"}  # 
 MIRRORED = {"BlockAdapter", "BlockAdapterRegistry", "CacheStats", "DitCacheConfig", "PatchFunctor"}  # by compat
 PUBLIC_ROOMS = {"plot", "ray", "compat", "demo", "cli"}
 PUBLIC_UNDERSCORES = {"_exit", "_fields", "_replace", "_repr_png_"}  # documented: os, namedtuple, IPython
-LABELS = {"_zero", "_computed", "_worst"}  # matplotlib leaves those with an underscore out of a legend
 PYTORCH = {  # what hooks, stand-ins and the watch on weights need, and what has no public name
     "_C",  # torch._C.DisableTorchFunctionSubclass
     "_buffers",
@@ -211,15 +210,18 @@ def test_private_names_of_others_stand_in_integrations():
             own.add(node.name)
         elif isinstance(getattr(node, "ctx", None), ast.Store) and isinstance(node, ast.Attribute | ast.Name):
             own.add(node.attr if isinstance(node, ast.Attribute) else node.id)
-    for path in SOURCES:
-        pieces = {
-            id(piece) for node in ast.walk(TREES[path]) if isinstance(node, ast.JoinedStr) for piece in node.values
+    allowed = own | PUBLIC_UNDERSCORES | PYTORCH
+    for path in (path for path in SOURCES if room(path) != "integrations"):
+        nodes = list(ast.walk(TREES[path]))
+        text = {id(piece) for node in nodes if isinstance(node, ast.JoinedStr) for piece in node.values}
+        given = [inner for node in nodes if isinstance(node, ast.Call) for arg in node.args for inner in ast.walk(arg)]
+        names = {(node.lineno, node.attr) for node in nodes if isinstance(node, ast.Attribute)}
+        names |= {
+            (each.lineno, each.value) for each in given if isinstance(each, ast.Constant) and id(each) not in text
         }
-        for node in ast.walk(TREES[path]) if room(path) != "integrations" else ():
-            name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "value", None)
-            if isinstance(name, str) and re.fullmatch(r"_[A-Za-z]\w*", name) and id(node) not in pieces:
-                known = name in own | PUBLIC_UNDERSCORES | PYTORCH | LABELS
-                assert known or (room(path), name) in EXCEPTIONS, f"{named(path)} line {node.lineno}: {name}"
+        for line, name in names:
+            if isinstance(name, str) and re.fullmatch(r"_[A-Za-z]\w*", name):
+                assert name in allowed or (room(path), name) in EXCEPTIONS, f"{named(path)} line {line}: {name}"
 
 
 def test_no_file_of_the_package_is_known_by_its_name():

@@ -1,4 +1,4 @@
-"""The calls under way in all threads: those that a change of the cache must not touch, and those it must wait for."""
+"""The calls under way in all threads, which a change of the cache expires or waits for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATIENCE = 1.0  # seconds; from the first block of a reused range to its last, a
 
 
 class ActiveCalls:
-    """The calls of one range that have begun, wherever; those that are over are not kept."""
+    """The calls of one range that are under way, in whichever thread."""
 
     def __init__(self) -> None:
         self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
@@ -20,30 +20,30 @@ class ActiveCalls:
         self.is_closed = True  # until all hooks and stand-ins are in: a call that met some of them would see half
 
     def add(self, call: Call) -> None:
-        """A call begins; as a plain one, where the range is being taken off."""
+        """Add a call that begins; mark it stale while the range is being removed."""
         with self._lock:
             self._calls.add(call)
             call.thread = threading.get_ident()
             call.stale = call.stale or self.is_closed
 
     def expire(self, but: Call | None = None) -> None:
-        """What has begun is no longer followed, other than to the end of a range that it is passing over.
+        """Mark all calls but one stale: they finish a range that they are passing over, and leave nothing behind.
 
-        A flag in each call, not a count that they compare: compiled code would have to be made anew for each count.
+        A flag in each call rather than a count to compare, for which compiled code would recompile.
         """
         with self._lock:
             for call in self._calls:
                 call.stale = call is not but
 
     def open(self) -> None:
-        """Calls are followed again."""
+        """Let calls be cached again."""
         with self._lock:
             self.is_closed = False
 
     def close(self) -> bool:
-        """Calls that begin from now on are plain; wait for those that are passing over the range in other threads.
+        """Make calls that begin from now on plain, and wait for those that are passing over the range in other threads.
 
-        Returns whether all were through in time: one that an exception has ended in there never will be.
+        Returns whether all of them left the range in time; a call that an exception ended inside never does.
         """
         with self._lock:
             self.is_closed = True

@@ -13,7 +13,7 @@ from ..predictors.predictor import Moment
 from .arguments import Signature
 from .noise_probe import NoiseProbe
 from .run import Branch, Run
-from .sessions import Session, Telling
+from .sessions import DeclaredStep, Session
 
 _START = Moment(0, 0.0)
 
@@ -90,7 +90,7 @@ class Call:
     branch: Branch | None = None
     run: Run | None = None
     session: Session | None = None
-    telling: Telling | None = None  # the step that was told in the session, when the call was decided
+    declared: DeclaredStep | None = None  # by tell_step, when the call was decided
     decision: Decision | None = None  # as made so far; of an undecided call: this rank's; None: of a repeated one
     observation: Observation | None = None
     thread: int = 0

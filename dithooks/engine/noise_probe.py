@@ -18,7 +18,7 @@ from ..blocks.stream_transforms import StreamTransform, build, streams_of
 from ..blocks.wiring import Wiring
 
 # Modules that stand between blocks and look at the stream (adapters for faces) answer to the noise, too, and bend it;
-# and models overwrite parts (HiDream's text tokens, half of Bria FIBO's channels) that they set anew for every block.
+# and models overwrite parts (HiDream's text tokens, half of Bria FIBO's channels) that they set for every block.
 ALIKE = 0.6
 
 

@@ -1,4 +1,4 @@
-"""What the engine asks of other libraries, by its own names; ``integrations/`` knows theirs."""
+"""The engine's view of other libraries, as protocols that ``integrations`` implements."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class AdapterWatch(Protocol):
 
 
 class Integrations(Protocol):
-    """Other libraries at work in the forwards of blocks; looked up anew at each call, as they come and go."""
+    """Other libraries at work in the forwards of blocks; looked up at each call, as they come and go."""
 
     def bind(self, owner: nn.Module, stack: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
         """Take note of the transformer, of all its blocks, and of those of the range."""
 
     def refresh(self) -> None:
-        """See who is at work now; outside of compiled code."""
+        """Look up which libraries are at work now; outside of compiled code."""
 
     @property
     def alters_arguments(self) -> bool:

@@ -239,8 +239,9 @@ class RangeCache:
                 return None
             call = None  # the blocks are driven without the transformer: nothing else ends it
         compiling = torch.compiler.is_dynamo_compiling()
-        if not compiling and call is not None and call.session is not None and call.session.telling is not call.telling:
-            self._refuse_telling()
+        session = None if compiling or call is None else call.session
+        if call is not None and session is not None and session.declared is not call.declared:
+            self._refuse_late_step()
         if call is None or call.stage is not BEFORE:  # driven without the transformer, or once more in one call
             call = self._again(call)
         if call is None:
@@ -420,12 +421,12 @@ class RangeCache:
         call = state.call
         return None if call is None or call.stale else call
 
-    def _refuse_telling(self) -> None:
-        """Refuse a step that was told after the call had been decided."""
+    def _refuse_late_step(self) -> None:
+        """Refuse a step that was declared after the call had been decided."""
         if self.state.is_seen and not replaying.get():
             raise InvalidSetting(
-                f"{self.decider.name}: a step was told between its call and that of {self.block_range.first}, "
-                "and by then the call was settled: tell it before the transformer is called"
+                f"{self.decider.name}: tell_step was called between the transformer's call and that of "
+                f"{self.block_range.first}, when the call was decided already: call it before the transformer"
             )
 
     def _conclude(self, call: Call, replay: Replay, output: Any) -> None:
