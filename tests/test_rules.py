@@ -48,6 +48,7 @@ NOUNS = {"loading", "matching", "offloading", "timing", "wiring", "wording"}  # 
 MIRRORED = {"BlockAdapter", "BlockAdapterRegistry", "CacheStats", "DitCacheConfig", "PatchFunctor"}  # by compat
 PUBLIC_ROOMS = {"plot", "ray", "compat", "demo", "cli"}
 PUBLIC_UNDERSCORES = {"_exit", "_fields", "_replace", "_repr_png_"}  # documented: os, namedtuple, IPython
+BY_NAME = {"attrgetter", "delattr", "getattr", "hasattr", "map", "setattr"}  # take the name of an attribute
 PYTORCH = {  # what hooks, stand-ins and the watch on weights need, and what has no public name
     "_C",  # torch._C.DisableTorchFunctionSubclass
     "_buffers",
@@ -57,7 +58,6 @@ PYTORCH = {  # what hooks, stand-ins and the watch on weights need, and what has
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
     "_modules",
-    "_orig_mod",
     "_parameters",
     "_version",
 }
@@ -214,7 +214,8 @@ def test_private_names_of_others_stand_in_integrations():
     for path in (path for path in SOURCES if room(path) != "integrations"):
         nodes = list(ast.walk(TREES[path]))
         text = {id(piece) for node in nodes if isinstance(node, ast.JoinedStr) for piece in node.values}
-        given = [inner for node in nodes if isinstance(node, ast.Call) for arg in node.args for inner in ast.walk(arg)]
+        calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) in BY_NAME]
+        given = [inner for node in calls for arg in node.args for inner in ast.walk(arg)]
         names = {(node.lineno, node.attr) for node in nodes if isinstance(node, ast.Attribute)}
         names |= {
             (each.lineno, each.value) for each in given if isinstance(each, ast.Constant) and id(each) not in text
