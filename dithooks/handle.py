@@ -51,14 +51,14 @@ def dit_cache(
 
     Args:
         target: a diffusers pipeline, a transformer or any ``nn.Module`` that calls lists of blocks; or a
-            :class:`BlockAdapter`, which says more about it.
+            :class:`BlockAdapter`, which declares its blocks.
         config: which blocks, when to reuse, and what to add; or a :class:`CachePlan`, which a search has found.
         blocks: where the blocks are, if they are not found by themselves: a dotted path from ``target`` to an
             ``nn.ModuleList`` (``"transformer.transformer_blocks"``), the list itself, or several of either,
             counted in the order in which the model calls them. Left out: the lists of the trunk, without
             refiners and the like (``dithooks inspect`` shows them).
-        scheduler: whose ``step_index`` tells the sampling step; left out, the pipeline's, if there is one. Without
-            either, an open :func:`timestep_scope` or the transformer's ``timestep`` argument tells.
+        scheduler: whose ``step_index`` is the sampling step; left out, the pipeline's, if there is one. Without
+            either, the step comes from an open :func:`timestep_scope` or the transformer's ``timestep`` argument.
         verify: test the first residual on the call it was taken from, which has to come out the same. This calls the
             transformer once more, the range left out, and up to five times more where it makes new tensors between
             two blocks of the range, to see how it hands the streams on; a model that is not deterministic needs
@@ -67,14 +67,14 @@ def dit_cache(
         process_group: ranks that have to leave out the same blocks, as they share the model: its weights are sharded
             over them (FSDP, tensor parallel), or its tokens (context parallel). A
             ``torch.distributed.ProcessGroup``, or a ``DeviceMesh`` of one dimension. Policies that look then decide as
-            one: each decision costs one small collective, in which a rank also says whether it has anything to reuse;
-            if one has not, none reuses. The change is that of all ranks' tokens and samples together, whatever the
+            one: each decision costs one small collective, in which a rank also reports whether it has a residual;
+            if one has none, none reuses. The change is that of all ranks' tokens and samples together, whatever the
             split; with ``reduce="max"``, that of the rank and sample that changed most. Every rank has to make the
-            same steps with as many calls each; one that does not is waited for as long as the group's own timeout
-            says. Policies that do not look cost no communication. ``None``: no rank is ever asked.
-        on_decision: is called with a :class:`CallRecord` for each call of a transformer, when it is settled: before the
-            range is run or left out, in the thread that makes the call. A call that cannot be reused after all is
-            told once more. What it raises ends the call.
+            same steps with as many calls each; one that does not is waited for as long as the group's own timeout.
+            Policies that do not look cost no communication. ``None``: no rank is ever asked.
+        on_decision: is called with a :class:`CallRecord` for each call of a transformer, when it is decided: before the
+            range is run or skipped, in the thread that makes the call. A call that cannot be reused after all is
+            reported once more. An exception of the callback ends the call.
 
     Returns:
         A handle that is also a context manager: leaving the ``with`` removes the cache.
@@ -184,7 +184,7 @@ class CacheHandle:
 
     @property
     def decisions(self) -> tuple[CallRecord, ...]:
-        """How each call was settled, since attaching, or since the last :meth:`update` or :meth:`reset`.
+        """The decision on each call, since attaching, or since the last :meth:`update` or :meth:`reset`.
 
         Range by range, each in the order of its calls; of very many the latest ten thousand. Calls with gradients are
         not among them.
@@ -247,7 +247,7 @@ class CacheHandle:
         _warn(remarks)
 
     def _change(self, config: DitCacheConfig | CachePlan) -> list[str]:
-        """Look at the model as it is now, and attach; returns what is to be said of it."""
+        """Attach to the model as it is now; return the warnings that are due."""
         mine = [skip for attached in self._attached for skip in attached.skips]
         found, plan = chains_of(self._target, self._blocks), config if isinstance(config, CachePlan) else None
         config = config_of_plan(config, found) if isinstance(config, CachePlan) else config
@@ -401,7 +401,7 @@ class CacheHandle:
 
 
 def _warn(remarks: list[str]) -> None:
-    """Say what was remarked while the model was being changed, now that it is done."""
+    """Issue the warnings that were collected while the model was being changed."""
     for remark in remarks:
         warnings.warn(remark, UserWarning, stacklevel=3)
 

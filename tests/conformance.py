@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
-from dithooks.engine import decider as settle
+from dithooks.engine.decider import CallDecider
 from dithooks.tiny import build
 
 
@@ -145,9 +145,14 @@ def _observe(subject, handle, trial):
     trial.reused = subject.step(1)
     trial.runs = Counter(subject.runs)
     trial.changed = subject.step(2, **{subject.main: subject.inputs(1)[subject.main]})
-    with mock.patch.object(settle, "weighted_sum", lambda anchors, *_: tuple(map(torch.zeros_like, anchors[0].kept))):
+    with mock.patch.object(CallDecider, "_predicted", _nothing):
         trial.without = subject.step(3)
     trial.reused_calls, trial.blocks_total = handle.stats.reused_calls, handle.stats.blocks_total
+
+
+def _nothing(decider, branch, now):
+    """In place of the residual of a reused step: zeros."""
+    return tuple(map(torch.zeros_like, branch.anchors[0].kept))
 
 
 def flatten(subject, *besides):

@@ -1,18 +1,77 @@
 """The library's own promises about its source: what it never does to a model, and what importing it costs."""
 
 import ast
+import dataclasses
+import graphlib
+import re
 import subprocess
 import sys
+from collections import Counter
+from enum import Enum
 from pathlib import Path
 
 import pytest
+
+from dithooks.engine.call import Call, Mode, Stage
+from dithooks.engine.run import Branch, Run
 
 PACKAGE = Path(__file__).parent.parent / "dithooks"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 LOCKS = {"Lock", "RLock"}
-IMMUTABLE_CALLS = {"ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "TypeVar", *LOCKS}
+IMMUTABLE_CALLS = {
+    *("ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "TypeVar", *LOCKS),
+    *("attrgetter", "object", "Moment"),
+}
 REGISTERED = {"_HINTS"}  # what users tell of their models is the process's by nature; the one thing that is
+
+# From the ground up: what stands on one line does not import each other.
+FLOORS = (
+    "errors",
+    "validation environment tiny progress_bars",
+    "policies",
+    "predictors stats",
+    "config",
+    "blocks",
+    "engine",
+    "integrations",
+    "handle",
+    "recording",
+    "planning",
+    "tuning inspection profiling",
+    "demo plots compat",
+    "plot",
+    "__init__",
+    "cli ray",
+)
+NOUNS = {"loading", "matching", "offloading", "timing", "wiring", "wording"}  # that look like participles
+MIRRORED = {"BlockAdapter", "BlockAdapterRegistry", "CacheStats", "DitCacheConfig", "PatchFunctor"}  # by compat
+PUBLIC_ROOMS = {"plot", "ray", "compat", "demo", "cli"}
+PUBLIC_UNDERSCORES = {"_exit", "_fields", "_replace", "_repr_png_"}  # documented: os, namedtuple, IPython
+BY_NAME = {"attrgetter", "delattr", "getattr", "hasattr", "map", "setattr"}  # take the name of an attribute
+PYTORCH = {  # what hooks, stand-ins and the watch on weights need, and what has no public name
+    "_C",  # torch._C.DisableTorchFunctionSubclass
+    "_buffers",
+    "_compiled_call_impl",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_modules",
+    "_parameters",
+    "_version",
+}
+EXCEPTIONS = {
+    ("engine", "_get_running_loop"),  # in asyncio.__all__; get_running_loop raises, at 10 times the cost
+    ("engine", "_get_backend"),  # torch.distributed has no other way to a group's time limit
+    ("engine", "_timeout"),
+    ("demo", "_execution_device"),  # what diffusers offers to pipelines, which are its subclasses
+}
+WRITTEN_BY_SEVERAL = {  # by the decider, and by the range cache, which learns meanwhile how the call goes
+    Call: {"compiled", "deltas", "marks", "metric_inputs", "mode", "range", "stage", "stale"},
+    Run: {"in_flight"},
+    Branch: {"anchors"},
+}
 
 
 def named(path):
@@ -20,7 +79,7 @@ def named(path):
 
 
 def test_there_is_something_to_check():
-    assert {"handle.py", "blocks/wiring.py"} <= {named(path) for path in SOURCES}
+    assert len(SOURCES) > 100
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
@@ -69,30 +128,140 @@ def test_no_mutable_state_of_module_or_class(path):
                 and ast.unparse(target) not in REGISTERED
             ]
             assert not mutated, f"{ast.unparse(target)} is written in lines {mutated}"
-        if isinstance(node.value, ast.Call) and node in tree.body:
+        if isinstance(node.value, ast.Call) and node in tree.body and not isinstance(target, ast.Tuple):
             function = ast.unparse(node.value.func).rpartition(".")[2]
             assert function in IMMUTABLE_CALLS, f"line {node.lineno}: {ast.unparse(target)} = {function}(...)"
 
 
-def rooms(path):
-    """The modules of the package that a file imports at its top, as paths of files."""
-    found = set()
-    for node in TREES[path].body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = path.parents[node.level - 1]
+def files_imported(path):
+    """The files of the package that a file imports: at its top, in functions and for the type checker alike."""
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").partition(".")[0] == "dithooks"):
+            base = path.parents[node.level - 1] if node.level else PACKAGE.parent
             module = base.joinpath(*(node.module or "").split("."))
-            for target in [module, *(module / alias.name for alias in node.names)]:
-                found |= {candidate for candidate in (target.with_suffix(".py"),) if candidate in TREES}
-    return found
+            for name in node.names:
+                places = (module / name.name, module)
+                files = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
+                yield next(file for file in files if file in TREES)
 
 
-def test_imports_go_one_way():
-    order, left = [], {path: rooms(path) for path in SOURCES}
-    while left:
-        free = [path for path, needs in left.items() if not needs - set(order) - {path}]
-        assert free, f"these import each other: {[named(path) for path in left]}"
-        order += free
-        left = {path: needs for path, needs in left.items() if path not in free}
+def room(path):
+    """The folder of the package that a file is in; for those at its top, the file."""
+    return named(path).partition("/")[0].removesuffix(".py")
+
+
+IMPORTS = {path: set(files_imported(path)) - {path} for path in SOURCES}
+
+
+def test_no_files_import_each_other():
+    try:
+        graphlib.TopologicalSorter(IMPORTS).prepare()
+    except graphlib.CycleError as error:
+        raise AssertionError(" <- ".join(map(named, error.args[1]))) from None
+
+
+def test_imports_go_down():
+    """Each room imports from those on floors below its own only."""
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+    assert floor.keys() == {room(path) for path in SOURCES}, "FLOORS lists each room once"
+    rooms = [(path, other) for path in SOURCES for other in IMPORTS[path] if room(path) != room(other)]
+    assert not [f"{named(a)} imports {named(b)}" for a, b in rooms if floor[room(a)] <= floor[room(b)]]
+
+
+def test_no_two_files_have_one_name():
+    count = Counter(path.stem for path in SOURCES if path.stem not in ("__init__", "__main__"))
+    assert not [name for name, number in count.items() if number > 1]
+
+
+def test_a_file_is_named_by_a_noun():
+    """No adverb, no participle, unless that is what the one class in it is called."""
+    for path in SOURCES:
+        classes = {node.name.lower() for node in TREES[path].body if isinstance(node, ast.ClassDef)}
+        word = path.stem.rpartition("_")[2]
+        assert not word.endswith(("ly", "ed", "ing")) or word in NOUNS | classes, named(path)
+
+
+def test_no_two_classes_or_aliases_have_one_name():
+    places = {}
+    for path in SOURCES:
+        aliases = [
+            target.id
+            for node in TREES[path].body
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name) and re.match("_?[A-Z].*[a-z]", target.id)
+        ]
+        classes = [node.name for node in ast.walk(TREES[path]) if isinstance(node, ast.ClassDef)]
+        for name in {*classes, *aliases}:
+            if name not in MIRRORED or room(path) != "compat":
+                places.setdefault(name, []).append(named(path))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_few_files_lie_at_the_top():
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
+
+
+def test_private_names_of_others_stand_in_integrations():
+    """Attributes, and strings that ``getattr`` and its like take; own are those that the package assigns or defines."""
+    own = set()
+    for node in (node for tree in TREES.values() for node in ast.walk(tree)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(getattr(node, "ctx", None), ast.Store) and isinstance(node, ast.Attribute | ast.Name):
+            own.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    allowed = own | PUBLIC_UNDERSCORES | PYTORCH
+    for path in (path for path in SOURCES if room(path) != "integrations"):
+        nodes = list(ast.walk(TREES[path]))
+        text = {id(piece) for node in nodes if isinstance(node, ast.JoinedStr) for piece in node.values}
+        calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) in BY_NAME]
+        given = [inner for node in calls for arg in node.args for inner in ast.walk(arg)]
+        names = {(node.lineno, node.attr) for node in nodes if isinstance(node, ast.Attribute)}
+        names |= {
+            (each.lineno, each.value) for each in given if isinstance(each, ast.Constant) and id(each) not in text
+        }
+        for line, name in names:
+            if isinstance(name, str) and re.fullmatch(r"_[A-Za-z]\w*", name):
+                assert name in allowed or (room(path), name) in EXCEPTIONS, f"{named(path)} line {line}: {name}"
+
+
+def test_no_file_of_the_package_is_known_by_its_name():
+    """Neither code nor a test depends on where something is, but by importing it."""
+    root = PACKAGE.parent
+    folders = ("tests", "bench", "notebooks", "examples")
+    outside = [path for folder in folders for path in root.glob(f"{folder}/**/*.py")]
+    files = {path.name for path in SOURCES if not path.stem.startswith("__")} - {path.name for path in outside}
+    modules = {f"dithooks.{named(path).removesuffix('.py').replace('/', '.')}" for path in SOURCES}
+    private = {name for name in modules if name.split(".")[1] not in PUBLIC_ROOMS}
+    for path in [*SOURCES, *outside]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                parts = node.value.split(".")
+                known = {".".join(parts[: length + 1]) for length in range(len(parts))} & private
+                known |= {node.value.rpartition("/")[2]} & files
+                assert not known, f"{path.relative_to(root)} line {node.lineno}: {node.value!r}"
+
+
+def test_a_call_is_a_stage_and_a_mode():
+    """Its state are two enums, beside at most three flags."""
+    kinds = Counter(str(field.type) for field in dataclasses.fields(Call))
+    assert kinds["Stage"] == kinds["Mode"] == 1
+    assert issubclass(Stage, Enum)
+    assert issubclass(Mode, Enum)
+    assert kinds["bool"] <= 3
+
+
+@pytest.mark.parametrize("cls", [Call, Run, Branch], ids=lambda cls: cls.__name__)
+def test_one_file_writes_an_attribute(cls):
+    """Beside the class's own methods; a variable ``call`` is a Call, and so on. Exceptions are listed, and used."""
+    writers = {}
+    for path in SOURCES:
+        for node in ast.walk(TREES[path]) if path.stem != cls.__module__.rpartition(".")[2] else ():
+            is_written = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            if is_written and ast.unparse(node.value).rpartition(".")[2] == cls.__name__.lower():
+                writers.setdefault(node.attr, set()).add(path.stem)
+    several = {name for name, files in writers.items() if len(files) > 1}
+    assert several == WRITTEN_BY_SEVERAL[cls]
 
 
 def test_the_core_imports_torch_and_numpy_only():

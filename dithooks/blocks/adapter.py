@@ -112,7 +112,7 @@ class BlockAdapter:
             found = [chain for chain in find_chains(target, None) if self._wanted(chain)]
             if not found:
                 raise InvalidSetting(f"transformer={self._named()} is not among those that have lists of blocks")
-            block_lists = [each for chain in found for each in chain.lanes]
+            block_lists = [each for chain in found for each in chain.block_lists]
         else:
             block_lists = [resolve(target, item) for item in flat(self.blocks)]
             found = group(target, block_lists)
@@ -133,14 +133,14 @@ class BlockAdapter:
         expected = _spread("expected", self.expected, found)
         chains: list[tuple[Chain, DitCacheConfig | None]] = []
         for chain, separate_cfg, chain_expected in zip(found, separate, expected, strict=True):
-            members = [declared[each.path] for each in chain.lanes]
+            members = [declared[each.path] for each in chain.block_lists]
             own_range = any(own[each.path] is not None for each in members)
             ranges = [[each] for each in members] if own_range else [members]
             for some in ranges:
                 first = some is ranges[0]  # expectations that fail for one range fail for all: one warning is enough
                 changed = replace(
                     chain,
-                    lanes=tuple(some),
+                    block_lists=tuple(some),
                     separate_cfg=separate_cfg,
                     expected=chain_expected if first else None,
                     part=len(ranges) > 1,

@@ -182,35 +182,35 @@ class BlockIO:
     ``("encoder_hidden_states", "hidden_states")``.
 
     Args:
-        face: reads the block's calls.
-        maker: builds outputs of the block's form.
+        reader: reads the block's calls.
+        output_builder: builds outputs of the block's form.
         carries: by output position, the argument that the output carries on; ``None`` if it carries on none.
-        born: by output position, the form of an output that carries on no argument. Where ``carries`` and ``born`` are
-            both ``None``, the block returns ``None``.
+        new_forms: by output position, the form of an output that carries on no argument. Where both ``carries`` and
+            ``new_forms`` are ``None``, the block returns ``None``.
         remark: a warning about what was declared of the block; empty if there is none.
 
     ``slots`` is derived: name and position of the argument behind each output, if all outputs carry one on and the
     output has a simple form; else empty.
     """
 
-    face: CallReader
-    maker: OutputBuilder
+    reader: CallReader
+    output_builder: OutputBuilder
     carries: tuple[str | None, ...]
-    born: tuple[Form | None, ...]
+    new_forms: tuple[Form | None, ...]
     remark: str = ""
     slots: tuple[tuple[str, int], ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        slots = [self.face.slot(name) for name in self.carries] if self.maker.simple else []
+        slots = [self.reader.slot(name) for name in self.carries] if self.output_builder.simple else []
         object.__setattr__(self, "slots", tuple(slots) if None not in slots else ())
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the argument called ``name``."""
-        return self.face.read(name, args, kwargs)
+        return self.reader.read(name, args, kwargs)
 
     def build(self, values: Sequence[Tensor | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Build an output like the block's own, from one value per position."""
-        return self.maker(values, args, kwargs)
+        return self.output_builder(values, args, kwargs)
 
     def pass_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Build what the block would return if it changed nothing; only for blocks that have :attr:`slots`.
@@ -218,7 +218,7 @@ class BlockIO:
         Most blocks have them, and a reused step is little more than this call for every skipped block: hence the
         unrolled cases.
         """
-        slots, kind = self.slots, self.maker.kind
+        slots, kind = self.slots, self.output_builder.kind
         if len(slots) > 2:
             return kind([_given(name, place, args, kwargs) for name, place in slots])
         name, place = slots[0]

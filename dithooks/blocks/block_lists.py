@@ -43,24 +43,24 @@ class BlockRef:
     The module at that place may change (a stand-in takes it, FSDP wraps it); the place stays.
     """
 
-    lane: BlockList
+    block_list: BlockList
     index: int
 
     @property
     def path(self) -> str:
-        return f"{self.lane.path}.{self.index}"
+        return f"{self.block_list.path}.{self.index}"
 
     @property
     def block(self) -> nn.Module:
-        return self.lane.blocks[self.index]
+        return self.block_list.blocks[self.index]
 
     def holds(self, module: nn.Module) -> bool:
         """Whether the entry is this module; ``False`` if the list has become too short to have the entry."""
-        return self.index < len(self.lane.blocks) and self.lane.blocks[self.index] is module
+        return self.index < len(self.block_list.blocks) and self.block_list.blocks[self.index] is module
 
     def put(self, module: nn.Module) -> None:
         """Replace the entry by another module."""
-        self.lane.blocks[self.index] = module
+        self.block_list.blocks[self.index] = module
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Chain:
     Args:
         owner: the module that calls the blocks.
         path: of the owner, from the target; "" for the target itself.
-        lanes: the lists.
+        block_lists: the lists.
         found: whether the lists were found rather than named; found ones that are not part of the trunk are left out.
         separate_cfg: whether guidance takes two calls per step, where that is declared.
         expected: expectations about the runs.
@@ -97,15 +97,15 @@ class Chain:
 
     owner: nn.Module
     path: str
-    lanes: tuple[BlockList, ...]
+    block_lists: tuple[BlockList, ...]
     found: bool = False
     separate_cfg: bool | None = None
     expected: Expected | None = None
     part: bool = False
 
     @property
-    def sites(self) -> tuple[BlockRef, ...]:
-        return tuple(BlockRef(each, index) for each in self.lanes for index in range(len(each.blocks)))
+    def block_refs(self) -> tuple[BlockRef, ...]:
+        return tuple(BlockRef(each, index) for each in self.block_lists for index in range(len(each.blocks)))
 
     @property
     def compiled(self) -> bool:
@@ -114,21 +114,23 @@ class Chain:
 
     @property
     def name(self) -> str:
-        path = self.lanes[0].path if self.part else self.path
+        path = self.block_lists[0].path if self.part else self.path
         return f"{path} ({type(self.owner).__name__})" if path else type(self.owner).__name__
 
     def below(self, name: str) -> Chain:
         """Return this chain with paths from one level above, where the target is called ``name``."""
-        moved = tuple(replace(each, path=f"{name}.{each.path}") for each in self.lanes)
-        return replace(self, path=f"{name}.{self.path}".rstrip("."), lanes=moved)
+        moved = tuple(replace(each, path=f"{name}.{each.path}") for each in self.block_lists)
+        return replace(self, path=f"{name}.{self.path}".rstrip("."), block_lists=moved)
 
     def weights(self) -> dict[str, int]:
         """Count the parameters of each list, by its path."""
-        return {each.path: sum(parameter.numel() for parameter in each.blocks.parameters()) for each in self.lanes}
+        return {
+            each.path: sum(parameter.numel() for parameter in each.blocks.parameters()) for each in self.block_lists
+        }
 
     def fingerprint(self) -> str:
         """Hash the architecture (classes, lists, widths; not weights, dtype or adapters) to 16 hex digits."""
-        config, refs = getattr(self.owner, "config", None), self.sites
+        config, refs = getattr(self.owner, "config", None), self.block_refs
         if isinstance(config, Mapping):
             shape: Any = {k: v for k, v in sorted(config.items()) if not k.startswith("_")}
         else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .block_io import CallReader, Form, FunctorReader, OutputBuilder, form_of
 from .block_lists import Chain
 from .pattern import ForwardPattern
-from .stream_transforms import Bridge, recognise, turned_alone
+from .stream_transforms import StreamTransform, recognise, recognise_swap_by_shape
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ObservedBlock:
         path: of the block.
         cls: class of the block.
         group: path of its list.
-        face: reads its calls.
+        reader: reads its calls.
         pattern: declared for its list.
         strict: whether the pattern overrules what is observed.
     """
@@ -32,7 +32,7 @@ class ObservedBlock:
     path: str
     cls: type
     group: str
-    face: CallReader
+    reader: CallReader
     pattern: ForwardPattern | None = None
     strict: bool = True
 
@@ -40,8 +40,8 @@ class ObservedBlock:
 def observed_blocks(chain: Chain, of: Callable[[nn.Module], nn.Module] = lambda block: block) -> list[ObservedBlock]:
     """Describe the blocks of a chain for observation; ``of`` maps an entry of a list to the block behind a stand-in."""
     observed = []
-    for ref in chain.sites:
-        block, listed = of(ref.block), ref.lane
+    for ref in chain.block_refs:
+        block, listed = of(ref.block), ref.block_list
         reader = CallReader(block) if listed.functor is None else FunctorReader(listed.functor)
         observed.append(ObservedBlock(ref.path, type(block), listed.path, reader, listed.pattern, listed.strict))
     return observed
@@ -54,13 +54,13 @@ class BlockCall:
     index: int  # of the block among those observed
     inputs: dict[str, Form]  # forms of the tensor arguments
     given: tuple[str, ...] = ()  # names of all arguments that are not None
-    maker: OutputBuilder = field(default_factory=lambda: OutputBuilder(object))
+    output_builder: OutputBuilder = field(default_factory=lambda: OutputBuilder(object))
     outputs: tuple[Form | None, ...] = ()
     odd: tuple[str, ...] = ()  # descriptions of outputs that are neither tensor nor None
     next: BlockCall | None = None
     fed: dict[int, str] = field(default_factory=dict)  # output position → argument of the next block: the same object
     same: dict[str, str] = field(default_factory=dict)  # argument → argument of the block before: the same object
-    made: dict[str, Bridge] = field(
+    made: dict[str, StreamTransform] = field(
         default_factory=dict
     )  # argument → how it was made of the outputs of the block before
     near: dict[int, str] = field(
@@ -74,7 +74,7 @@ class Observation:
     It holds the arguments and outputs of one block at a time.
 
     Args:
-        spots: the blocks to observe.
+        observed: the blocks to observe.
         whole: whether the model itself was observed too; else the observation begins with the range's first block, and
             the end of the model's call is not known.
 
@@ -93,8 +93,8 @@ class Observation:
         {0: 'hidden_states'}
     """
 
-    def __init__(self, spots: Sequence[ObservedBlock], whole: bool = True) -> None:
-        self.spots, self.whole = spots, whole
+    def __init__(self, observed: Sequence[ObservedBlock], whole: bool = True) -> None:
+        self.observed, self.whole = observed, whole
         self.calls: list[BlockCall] = []
         self.late: list[
             tuple[int, int, str]
@@ -113,7 +113,7 @@ class Observation:
     @torch.no_grad()
     def enter(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note the arguments of a block that is about to run."""
-        arguments = dict(self.spots[index].face.arguments(args, kwargs))
+        arguments = dict(self.observed[index].reader.arguments(args, kwargs))
         forms = {name: form for name, value in arguments.items() if (form := form_of(value))}
         here = BlockCall(index, forms, tuple(name for name, value in arguments.items() if value is not None))
         if self.calls:
@@ -127,11 +127,11 @@ class Observation:
         if not self.calls or self.calls[-1].index != index:  # blocks within blocks: the outer call is not followed
             return
         here = self.calls[-1]
-        here.maker, self._outputs = self.spots[index].face.take(output)
+        here.output_builder, self._outputs = self.observed[index].reader.take(output)
         here.outputs = tuple(form_of(value) for value in self._outputs)
         here.odd = tuple(
             f"position {key}: {type(value).__name__}"
-            for key, value in zip(here.maker.keys or range(len(self._outputs)), self._outputs, strict=False)
+            for key, value in zip(here.output_builder.keys or range(len(self._outputs)), self._outputs, strict=False)
             if not (value is None or isinstance(value, Tensor))
         )
         if not self._outputs:
@@ -167,7 +167,7 @@ class Observation:
             elif value.is_floating_point():
                 made = recognise(value, outputs)
                 if made is None and before.inputs.get(name) != here.inputs[name]:
-                    made = turned_alone(value, outputs)
+                    made = recognise_swap_by_shape(value, outputs)
                 if made is not None:
                     here.made[name] = made
 

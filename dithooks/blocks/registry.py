@@ -15,7 +15,7 @@ from .block_lists import Chain
 from .discovery import Blocks, find_chains
 from .module_paths import denoisers_of
 
-Maker = TypeVar("Maker", bound=Callable[..., BlockAdapter])
+AdapterMaker = TypeVar("AdapterMaker", bound=Callable[..., BlockAdapter])
 
 
 class BlockAdapterRegistry:
@@ -36,7 +36,7 @@ class BlockAdapterRegistry:
     _HINTS: dict[str, Callable[[Any], BlockAdapter]] = {}  # noqa: RUF012  global by purpose
 
     @classmethod
-    def register(cls, name: str) -> Callable[[Maker], Maker]:
+    def register(cls, name: str) -> Callable[[AdapterMaker], AdapterMaker]:
         """Decorate a function that makes the adapter of a model or pipeline whose class is called ``name``.
 
         A name that ends in ``*`` matches all class names with that beginning, but not those of derived classes; the
@@ -46,7 +46,7 @@ class BlockAdapterRegistry:
             ValueError: the name has a hint already.
         """
 
-        def decorate(make: Maker) -> Maker:
+        def decorate(make: AdapterMaker) -> AdapterMaker:
             if name in cls._HINTS:
                 raise InvalidSetting(f"{name} has an adapter already: unregister it first")
             cls._HINTS[name] = make

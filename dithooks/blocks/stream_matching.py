@@ -19,7 +19,7 @@ def block_io_of(observation: Observation, call: BlockCall) -> BlockIO:
     Raises:
         WiringError: the outputs could carry on several arguments, or none.
     """
-    block = observation.spots[call.index]
+    block = observation.observed[call.index]
     if call.odd:
         raise BlockError(
             f"{block.path} returns {', '.join(call.odd)}; tensors, alone or in a tuple, dict or dataclass, are "
@@ -52,7 +52,7 @@ def block_io_of(observation: Observation, call: BlockCall) -> BlockIO:
             f"{block.path}: which argument does output 0, {', '.join(map(show, call.outputs[:1]))}, carry on? Its "
             f"arguments are {seen}; none is alike"
         )
-    return BlockIO(block.face, call.maker, carries, new_forms, remark)
+    return BlockIO(block.reader, call.output_builder, carries, new_forms, remark)
 
 
 def _otherwise(block: ObservedBlock, call: BlockCall, carries: tuple[str | None, ...]) -> str:
@@ -74,7 +74,7 @@ def _declared(observation: Observation, block: ObservedBlock, call: BlockCall) -
     """Return what the outputs carry on by the declared pattern, after checking it against forms and destinations."""
     assert block.pattern is not None
     pattern = f"forward pattern {block.pattern.value}, {block.pattern.text}"
-    alike = call.next is not None and observation.spots[call.next.index].group == block.group
+    alike = call.next is not None and observation.observed[call.next.index].group == block.group
     if len(block.pattern.returns) != len(call.outputs):
         raise BlockError(
             f"{block.path} returns {len(call.outputs)} value(s), but {pattern}, says {len(block.pattern.returns)}"
@@ -104,7 +104,7 @@ def _declared(observation: Observation, block: ObservedBlock, call: BlockCall) -
 
 def _carried(observation: Observation, call: BlockCall, position: int) -> str | None:
     """Return the argument that output ``position`` carries on; ``None`` for an output that is no stream."""
-    observed, block, form = observation.spots, observation.spots[call.index], call.outputs[position]
+    observed, block, form = observation.observed, observation.observed[call.index], call.outputs[position]
     alike = [name for name, other in call.inputs.items() if other == form]
     kin = [
         other

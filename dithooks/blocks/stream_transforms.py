@@ -29,7 +29,7 @@ class Stream:
 class Concat:
     """Several parts joined along a dimension; ``None`` is a part that is made of no stream (at most one)."""
 
-    parts: tuple[Bridge | None, ...]
+    parts: tuple[StreamTransform | None, ...]
     dim: int
 
 
@@ -37,7 +37,7 @@ class Concat:
 class Slice:
     """The first part of a tensor along a dimension (``head``), or its last."""
 
-    whole: Bridge
+    whole: StreamTransform
     dim: int
     head: bool
 
@@ -46,7 +46,7 @@ class Slice:
 class SwapBatchTokens:
     """Tokens swapped with a part of the batch: ``(b f) n c`` to ``(b n) f c``, or back."""
 
-    whole: Bridge
+    whole: StreamTransform
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Unrelated:
     """A tensor made of no stream: a reused step returns it as it was last computed."""
 
 
-Bridge = Stream | Concat | Slice | SwapBatchTokens | Unrelated
+StreamTransform = Stream | Concat | Slice | SwapBatchTokens | Unrelated
 
 
-def build(transform: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
+def build(transform: StreamTransform, streams: Sequence[Tensor], shape: torch.Size) -> Tensor | None:
     """Apply a transform to streams; ``None`` if the result cannot have the shape.
 
     Args:
@@ -83,14 +83,14 @@ def build(transform: Bridge, streams: Sequence[Tensor], shape: torch.Size) -> Te
     return result if result is not None and result.shape == shape else None
 
 
-def substitute(transform: Bridge, of: Mapping[int, Bridge | None]) -> Bridge | None:
+def substitute(transform: StreamTransform, of: Mapping[int, StreamTransform | None]) -> StreamTransform | None:
     """Replace each stream of a transform by what it is made of; ``None`` if that is not known of one."""
     if isinstance(transform, Unrelated):
         return transform
     if isinstance(transform, Stream):
         return of.get(transform.number)
     if isinstance(transform, Concat):
-        parts: list[Bridge | None] = []
+        parts: list[StreamTransform | None] = []
         for part in transform.parts:
             before = None if part is None else substitute(part, of)
             nested = isinstance(before, Concat) and before.dim == transform.dim
@@ -104,7 +104,7 @@ def substitute(transform: Bridge, of: Mapping[int, Bridge | None]) -> Bridge | N
     return Slice(whole, transform.dim, transform.head)
 
 
-def streams_of(transform: Bridge | None) -> Iterator[int]:
+def streams_of(transform: StreamTransform | None) -> Iterator[int]:
     """Iterate over the numbers of the streams that a transform uses."""
     if isinstance(transform, Stream):
         yield transform.number
@@ -115,7 +115,7 @@ def streams_of(transform: Bridge | None) -> Iterator[int]:
         yield from streams_of(transform.whole)
 
 
-def text(transform: Bridge, name: Callable[[int], str]) -> str:
+def text(transform: StreamTransform, name: Callable[[int], str]) -> str:
     """Write a transform as text."""
     if isinstance(transform, Stream):
         return name(transform.number)
@@ -131,7 +131,7 @@ def text(transform: Bridge, name: Callable[[int], str]) -> str:
     )
 
 
-def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
+def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> StreamTransform | None:
     """Recognise by value how a tensor was made of a block's outputs.
 
     Of several joined parts, at least one has to match by value: the model may have added something to the others.
@@ -152,7 +152,9 @@ def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
     return likeliest[0] if len(likeliest) == 1 else None
 
 
-def _readings(value: Tensor, outputs: Sequence[tuple[int, Tensor]]) -> Iterator[tuple[tuple[int, ...], Bridge]]:
+def _readings(
+    value: Tensor, outputs: Sequence[tuple[int, Tensor]]
+) -> Iterator[tuple[tuple[int, ...], StreamTransform]]:
     """Iterate over the ways to make a tensor of some outputs, with a rank: kind, elements matched by value, parts."""
     for number, out in outputs:
         if out.shape == value.shape and torch.equal(out, value):
@@ -173,7 +175,7 @@ def _readings(value: Tensor, outputs: Sequence[tuple[int, Tensor]]) -> Iterator[
                     yield (0, found, count), joined
 
 
-def turned_alone(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | None:
+def recognise_swap_by_shape(value: Tensor, outputs: Sequence[Tensor | None]) -> StreamTransform | None:
     """Recognise a swap of tokens and batch by shape alone, for a model that also adds something to the values."""
     fitting = [
         i
@@ -183,7 +185,7 @@ def turned_alone(value: Tensor, outputs: Sequence[Tensor | None]) -> Bridge | No
     return SwapBatchTokens(Stream(fitting[0])) if len(fitting) == 1 else None
 
 
-def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> Iterator[tuple[int, Bridge]]:
+def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> Iterator[tuple[int, StreamTransform]]:
     """Iterate over the joins of parts in this order from either end, with the number of elements matched by value."""
     spare = value.shape[dim] - sum(out.shape[dim] for _, out in pieces)
     if spare < 0 or (spare == 0 and len(pieces) == 1):
@@ -194,7 +196,7 @@ def _joints(value: Tensor, pieces: Sequence[tuple[int, Tensor]], dim: int) -> It
             length = out.shape[dim]
             found += out.numel() * torch.equal(value.narrow(dim, offset, length), out)
             offset += length
-        parts: tuple[Bridge | None, ...] = tuple(Stream(number) for number, _ in pieces)
+        parts: tuple[StreamTransform | None, ...] = tuple(Stream(number) for number, _ in pieces)
         if spare:
             parts = (None, *parts) if start else (*parts, None)
         if found:
@@ -216,7 +218,7 @@ def _join(transform: Concat, streams: Sequence[Tensor], shape: torch.Size) -> Te
     return torch.cat(pieces, transform.dim)
 
 
-def _length(transform: Bridge, streams: Sequence[Tensor], shape: torch.Size, dim: int = 1) -> int:
+def _length(transform: StreamTransform, streams: Sequence[Tensor], shape: torch.Size, dim: int = 1) -> int:
     """Return a result's length along a dimension, as far as it follows from the streams; else that of ``shape``."""
     if isinstance(transform, Stream):
         return streams[transform.number].shape[dim]

@@ -45,7 +45,7 @@ def wire(
     Raises:
         WiringError: the range reaches past the end, or its streams cannot be followed; the message has advice.
     """
-    observed = observation.spots
+    observed = observation.observed
     trunk = find_trunk(observation, weights) if observation.whole else Trunk(order, {})
     if trunk is None:
         return None
@@ -89,7 +89,9 @@ def resolve_lead(observation: Observation, order: tuple[int, ...], number: int) 
         ) from None
 
 
-def followed(observation: Observation, trunk: Trunk) -> tuple[set[tuple[int, int]], dict[tuple[int, int], str]]:
+def followable_ranges(
+    observation: Observation, trunk: Trunk
+) -> tuple[set[tuple[int, int]], dict[tuple[int, int], str]]:
     """Split all ranges (first and last block) into those whose streams can be followed, and the others with reasons."""
     allowed, refused = set(), {}
     for start in range(len(trunk.order)):
@@ -113,7 +115,7 @@ def find_trunk(observation: Observation, weights: Mapping[str, int] | None) -> T
     ``weights``, all lists that ran are kept.
     """
     groups: dict[str, list[int]] = {}
-    for index, block in enumerate(observation.spots):
+    for index, block in enumerate(observation.observed):
         groups.setdefault(block.group, []).append(index)
     first: dict[int, int] = {}
     for number, call in enumerate(observation.calls):
@@ -186,7 +188,7 @@ def _parted(
     observation: Observation, former: Sequence[str], latter: Sequence[str], first: Mapping[int, int]
 ) -> str | None:
     """Explain why the streams of some lists do not continue in others; ``None`` if they do."""
-    observed = observation.spots
+    observed = observation.observed
     numbers = {
         side: [first[i] for i in first if observed[i].group in groups] for side, groups in ((0, former), (1, latter))
     }

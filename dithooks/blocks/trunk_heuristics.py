@@ -25,7 +25,7 @@ SIDE_NAMES = {
 
 
 @dataclass(frozen=True)
-class Listed:
+class FoundList:
     """A list of modules found in a model.
 
     Args:
@@ -47,10 +47,10 @@ class Owner:
 
     path: str
     module: nn.Module
-    lists: tuple[Listed, ...]
+    lists: tuple[FoundList, ...]
 
     @property
-    def trunk(self) -> tuple[Listed, ...]:
+    def trunk(self) -> tuple[FoundList, ...]:
         return tuple(listed for listed in self.lists if not listed.apart)
 
     def below(self, prefix: str) -> Owner:
@@ -99,7 +99,7 @@ def _sorted_out(
     lists: list[tuple[str, nn.ModuleList]],
     others: list[tuple[str, nn.ModuleList]],
     anything: bool,
-) -> tuple[Listed, ...]:
+) -> tuple[FoundList, ...]:
     """Divide the lists of a module into trunk and others, the latter with a reason."""
     weights = {path: _weight(blocks) for path, blocks in lists if anything or _made_of_modules(blocks)}
     heaviest = max(weights.values())
@@ -118,9 +118,9 @@ def _sorted_out(
             reason = side
         elif weight * LIGHT < heaviest:
             reason = f"{weight / heaviest:.1%} of the parameters of the heaviest list"
-        found.append(Listed(path, blocks, weight, reason))
+        found.append(FoundList(path, blocks, weight, reason))
     for path, blocks in others:
-        found.append(Listed(path, blocks, _weight(blocks), "in a part of the model that is called by itself"))
+        found.append(FoundList(path, blocks, _weight(blocks), "in a part of the model that is called by itself"))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from ..errors import WiringError
 from .block_io import BlockIO, show
 from .observation import BlockCall, Observation, ObservedBlock
 from .stream_matching import block_io_of
-from .stream_transforms import Bridge, Stream, Unrelated, streams_of, substitute
+from .stream_transforms import Stream, StreamTransform, Unrelated, streams_of, substitute
 
 
 @dataclass(frozen=True)
@@ -26,37 +26,44 @@ class Wiring:
     """The streams of a range of blocks.
 
     Args:
-        ports: how to read and build the streams of each block.
+        block_ios: how to read and build the streams of each block.
         entry: names of the streams at the first block.
         leave: by output of the last block, how it is made of these streams; ``None`` where the block returns ``None``.
         certain: whether every stream passes from block to block as the very object that a block returned.
     """
 
-    ports: tuple[BlockIO, ...]
+    block_ios: tuple[BlockIO, ...]
     entry: tuple[str, ...]
-    leave: tuple[Bridge | None, ...]
+    leave: tuple[StreamTransform | None, ...]
     certain: bool
     # Made out once, as they are asked for at every call:
-    looked: tuple[int, ...] = field(init=False)  # streams that a change metric looks at: hidden_states, else all
-    carriers: tuple[int, ...] = field(init=False)  # positions of the outputs that hold these
-    outputs: tuple[Bridge, ...] = field(init=False)  # of the outputs that are tensors
+    measured: tuple[int, ...] = field(init=False)  # streams that a change metric measures: hidden_states, else all
+    measured_outputs: tuple[int, ...] = field(init=False)  # positions of the outputs that hold these
+    outputs: tuple[StreamTransform, ...] = field(init=False)  # of the outputs that are tensors
     hands_on: tuple[str, ...] = field(init=False)  # streams of the outputs, where the first block hands on no others
     is_plainly_read: bool = field(init=False)  # every stream is an argument of the first block by itself
     plain: bool = field(init=False)  # every output is one stream that entered, and no other output is the same one
 
     def __post_init__(self) -> None:
         entry = self.entry
-        looked = (entry.index("hidden_states"),) if "hidden_states" in entry else tuple(range(len(entry)))
+        measured = (entry.index("hidden_states"),) if "hidden_states" in entry else tuple(range(len(entry)))
         held = [None if bridge is None else set(streams_of(bridge)) for bridge in self.leave]
-        carriers = tuple(next(p for p, each in enumerate(held) if each and number in each) for number in looked)
+        measured_outputs = tuple(
+            next(p for p, each in enumerate(held) if each and number in each) for number in measured
+        )
         outputs = tuple(bridge for bridge in self.leave if bridge is not None)
         plain = all(isinstance(bridge, Stream) for bridge in outputs) and len(set(outputs)) == len(outputs)
         names = tuple(entry[bridge.number] for bridge in outputs if isinstance(bridge, Stream)) if plain else ()
-        hands_on = names if all(name in names for name in self.ports[0].carries if name is not None) else ()
+        hands_on = names if all(name in names for name in self.block_ios[0].carries if name is not None) else ()
         object.__setattr__(self, "hands_on", hands_on)
-        names = self.ports[0].face.names
+        names = self.block_ios[0].reader.names
         object.__setattr__(self, "is_plainly_read", all(name in names for name in entry))
-        for name, value in (("looked", looked), ("carriers", carriers), ("outputs", outputs), ("plain", plain)):
+        for name, value in (
+            ("measured", measured),
+            ("measured_outputs", measured_outputs),
+            ("outputs", outputs),
+            ("plain", plain),
+        ):
             object.__setattr__(self, name, value)
 
     def shapes(self, deltas: Sequence[Tensor]) -> dict[int, torch.Size]:
@@ -75,7 +82,7 @@ class Gap:
         lost: by stream that is not made of the first block's outputs, why not.
     """
 
-    made: dict[str, Bridge]
+    made: dict[str, StreamTransform]
     how: dict[str, str]
     lost: dict[str, str]
 
@@ -86,7 +93,7 @@ def resolve(observation: Observation, order: Sequence[int], start: int, end: int
     Raises:
         WiringError: the blocks ran, but not as one chain of streams.
     """
-    observed, wanted = observation.spots, list(order[start : end + 1])
+    observed, wanted = observation.observed, list(order[start : end + 1])
     calls = [(number, call) for number, call in enumerate(observation.calls) if call.index in set(order)]
     indices = [call.index for _, call in calls]
     if not set(wanted) <= set(indices):
@@ -113,8 +120,8 @@ def resolve(observation: Observation, order: Sequence[int], start: int, end: int
 
 def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: BlockCall, taker: BlockIO) -> Gap:
     """Determine how the streams that a block takes are made of what the block before returned."""
-    observed = observation.spots
-    made: dict[str, Bridge] = {}
+    observed = observation.observed
+    made: dict[str, StreamTransform] = {}
     how, lost = {}, {}
     fed = {name: position for position, name in before.fed.items()} if before.next is after else {}
     streams = [name for name in taker.carries if name is not None]
@@ -146,14 +153,14 @@ def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: Blo
     return Gap(made, how, lost)
 
 
-def _elsewhere(observation: Observation, before: BlockCall, after: BlockCall, name: str) -> Bridge | None:
+def _elsewhere(observation: Observation, before: BlockCall, after: BlockCall, name: str) -> StreamTransform | None:
     """Return how a stream of this name was made between other blocks of the same two lists, in the same forms."""
-    groups = [observation.spots[call.index].group for call in (before, after)]
+    groups = [observation.observed[call.index].group for call in (before, after)]
     for call in observation.calls:
         if call.next is None or name not in call.next.made or isinstance(call.next.made[name], Stream):
             continue
         pair = (call, call.next)
-        same_lists = groups == [observation.spots[other.index].group for other in pair]
+        same_lists = groups == [observation.observed[other.index].group for other in pair]
         if same_lists and call.outputs == before.outputs and call.next.inputs.get(name) == after.inputs.get(name):
             return call.next.made[name]
     return None
@@ -161,19 +168,19 @@ def _elsewhere(observation: Observation, before: BlockCall, after: BlockCall, na
 
 def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[BlockIO]) -> Wiring:
     """Follow each stream from the first block's arguments to the last one's outputs."""
-    observed = observation.spots
+    observed = observation.observed
     entry = list(calls[0].inputs)
-    known: dict[str, Bridge | None] = {name: Stream(number) for number, name in enumerate(entry)}
+    known: dict[str, StreamTransform | None] = {name: Stream(number) for number, name in enumerate(entry)}
     certain = True
     lost: dict[str, str] = {}
     for before, sender, after, taker in zip(calls, block_ios, calls[1:], block_ios[1:], strict=False):
         between = gap(observation, before, sender, after, taker)
         certain = certain and before.next is after and set(between.made) <= set(before.fed.values())
-        left: dict[int, Bridge | None] = {
+        left: dict[int, StreamTransform | None] = {
             p: Unrelated() if name is None else known.get(name) for p, name in enumerate(sender.carries)
         }
         why = {p: lost[name] for p, name in enumerate(sender.carries) if name in lost}
-        onward: dict[str, Bridge | None] = {}
+        onward: dict[str, StreamTransform | None] = {}
         reasons = dict(between.lost)
         for name in after.inputs:
             if name in between.made:
@@ -189,10 +196,10 @@ def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[Bl
     leave = [_source(name, known, lost, observed, calls) for name in block_ios[-1].carries]
     leave = [
         Unrelated() if form is not None else transform
-        for transform, form in zip(leave, block_ios[-1].born, strict=True)
+        for transform, form in zip(leave, block_ios[-1].new_forms, strict=True)
     ]
     used = sorted({number for transform in leave for number in streams_of(transform)})
-    renumbered: dict[int, Bridge | None] = {number: Stream(new) for new, number in enumerate(used)}
+    renumbered: dict[int, StreamTransform | None] = {number: Stream(new) for new, number in enumerate(used)}
     return Wiring(
         tuple(block_ios),
         tuple(entry[number] for number in used),
@@ -203,11 +210,11 @@ def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[Bl
 
 def _source(
     name: str | None,
-    known: Mapping[str, Bridge | None],
+    known: Mapping[str, StreamTransform | None],
     lost: Mapping[str, str],
     observed: Sequence[ObservedBlock],
     calls: Sequence[BlockCall],
-) -> Bridge | None:
+) -> StreamTransform | None:
     """Return how the last block's output that carries on ``name`` is made of the streams at the first block."""
     if name is None:
         return None

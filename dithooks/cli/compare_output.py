@@ -99,7 +99,8 @@ def _sheet(
 ) -> Any:
     """Draw rows of pictures, with a title and lines of text at the left of each row and captions below the last."""
     image, drawing, fonts = (import_module(f"PIL.{name}") for name in ("Image", "ImageDraw", "ImageFont"))
-    look = import_module("dithooks.demo.draw")  # colours and measures of the demo's sheets
+    from ..demo import draw as look  # colours and measures of the demo's sheets
+
     title_font, font = fonts.load_default(look.TITLE_SIZE), fonts.load_default(look.TEXT_SIZE)
     scaled = [[_scaled(each) for each in row] for row in pictures]
     width, height = (max(each.size[axis] for row in scaled for each in row) for axis in (0, 1))

@@ -1,4 +1,4 @@
-"""The calls under way in all threads: those that a change of the cache must not touch, and those it must wait for."""
+"""The calls under way in all threads, which a change of the cache expires or waits for."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ class ActiveCalls:
     def expire(self, but: Call | None = None) -> None:
         """Follow the calls that have begun no longer, other than to the end of a range that they are passing over.
 
-        A flag in each call, not a count that they compare: compiled code would have to be made anew for each count.
+        A flag in each call rather than a count to compare, for which compiled code would recompile.
         """
         for thread in self._all():
             for call in thread.calls:
                 call.stale = call is not but
 
     def open(self) -> None:
-        """Follow calls that begin from now on."""
+        """Let calls be cached again."""
         self.is_closed = False
 
     def close(self) -> bool:
-        """Make calls that begin from now on plain ones; wait for those that pass over the range in other threads.
+        """Make calls that begin from now on plain, and wait for those that pass over the range in other threads.
 
-        Returns whether all were through in time: one that an exception has ended in there never will be.
+        Returns whether all of them left the range in time; a call that an exception ended inside never does.
         """
         self.is_closed = True
         self.expire()

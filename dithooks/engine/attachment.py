@@ -42,16 +42,16 @@ class Attachment:
 
     def __init__(self, chain: Chain, cache: RangeCache, log: DecisionLog) -> None:
         self.chain, self.cache, self.log = chain, cache, log
-        self._all = chain.sites
+        self._all = chain.block_refs
         self._observing: Tap | None = None
         self._choose()
 
     def attach(self) -> None:
         """Register the hooks and put the stand-ins in."""
         hook_call(self.cache, self.chain.owner)
-        if self.cache.layout.wiring is None:
+        if self.cache.block_range.wiring is None:
             self.cache.on_wired = self._wired
-            self._observing = hook_observation(self.cache, [original(site.block) for site in self._all])
+            self._observing = hook_observation(self.cache, [original(block_ref.block) for block_ref in self._all])
         self._occupy()
         self.cache.active_calls.open()  # last: calls that began before are plain ones
 
@@ -65,7 +65,7 @@ class Attachment:
         self._observing, self.cache.on_wired = None, None
         remarks = self._vacate()
         if not through:
-            first, last = cache.layout.first, cache.layout.last
+            first, last = cache.block_range.first, cache.block_range.last
             remarks.append(range_left_late(cache.decider.name, first, last, PATIENCE))
         unhook(self.cache, [owner])  # last: interrupted before, it is found by these
         return remarks
@@ -76,27 +76,27 @@ class Attachment:
 
     def where(self) -> CachedRange:
         """The blocks that are cached, in numbers."""
-        layout = self.cache.layout
-        return CachedRange(self.log.name, layout.start, len(layout.blocks), len(layout.order))
+        block_range = self.cache.block_range
+        return CachedRange(self.log.name, block_range.start, len(block_range.blocks), len(block_range.order))
 
     def describe(self) -> str:
         """The range in words."""
-        layout = self.cache.layout
-        return f"{layout.first} … {layout.last} of {len(layout.order)} blocks"
+        block_range = self.cache.block_range
+        return f"{block_range.first} … {block_range.last} of {len(block_range.order)} blocks"
 
     def _choose(self) -> None:
         """Stand-ins for the blocks that the range is now."""
         cache = self.cache
-        sites = [self._all[index] for index in cache.layout.blocks]
-        originals = [original(site.block) for site in sites]
+        block_refs = [self._all[index] for index in cache.block_range.blocks]
+        originals = [original(block_ref.block) for block_ref in block_refs]
         ends, classes = (0, len(originals) - 1), classes_of(self.chain.owner)
         skips = [stand_in(block, offset, offset in ends, classes) for offset, block in enumerate(originals)]
         cache.on_compiled = partial(outlive, self.chain.owner, classes)
-        self._range = sites, originals, skips  # at once: interrupted, what was there can still be taken off
-        cache.integrations.bind(self.chain.owner, [original(site.block) for site in self._all], originals)
+        self._range = block_refs, originals, skips  # at once: interrupted, what was there can still be taken off
+        cache.integrations.bind(self.chain.owner, [original(block_ref.block) for block_ref in self._all], originals)
 
     @property
-    def _sites(self) -> list[BlockRef]:
+    def _block_refs(self) -> list[BlockRef]:
         return self._range[0]
 
     @property
@@ -109,32 +109,36 @@ class Attachment:
         return self._range[2]
 
     def _occupy(self) -> None:
-        cache, layout = self.cache, self.cache.layout
-        if layout.lead:
-            first, last = (original(self._all[layout.order[index]].block) for index in (0, layout.lead - 1))
+        cache, block_range = self.cache, self.cache.block_range
+        if block_range.lead:
+            first, last = (original(self._all[block_range.order[index]].block) for index in (0, block_range.lead - 1))
             hook_lead(cache, first, last)
         hook_range(cache, self._originals[0], self._originals[-1])
-        for site, skip in zip(self._sites, self.skips, strict=True):
+        for block_ref, skip in zip(self._block_refs, self.skips, strict=True):
             engage(skip, self.cache)
-            site.put(skip)
+            block_ref.put(skip)
         self._teach()
 
     def _teach(self) -> None:
         """Give the stand-ins inside the range the streams that they pass on, once these are known."""
-        wiring = self.cache.layout.wiring
+        wiring = self.cache.block_range.wiring
         if wiring is not None:
-            for skip, io in zip(self.skips[1:-1], wiring.ports[1:-1], strict=True):
+            for skip, io in zip(self.skips[1:-1], wiring.block_ios[1:-1], strict=True):
                 teach(skip, io)
 
     def _vacate(self) -> list[str]:
         wrapped = {id(skip) for skip in self.skips if retire(skip)}
         back = {id(skip): block for skip, block in zip(self.skips, self._originals, strict=True)}
-        lists: list[nn.Module] = [site.lane.blocks for site in self._sites]
+        lists: list[nn.Module] = [block_ref.block_list.blocks for block_ref in self._block_refs]
         for parent in [*lists, *self._modules()]:  # a list may have been rebuilt of stand-ins
             for name, child in parent._modules.items():
                 if id(child) in back and id(child) not in wrapped:
                     parent._modules[name] = back[id(child)]
-        stuck = [site.path for site, block in zip(self._sites, self._originals, strict=True) if not site.holds(block)]
+        stuck = [
+            block_ref.path
+            for block_ref, block in zip(self._block_refs, self._originals, strict=True)
+            if not block_ref.holds(block)
+        ]
         if not stuck:
             return []
         return [stand_in_is_wrapped(stuck)]
@@ -147,9 +151,9 @@ class Attachment:
         if self._observing is not None:
             self._observing.remove()
         self._observing = None
-        self.log.blocks, self.log.skippable = len(self.cache.layout.order), len(self.cache.layout.blocks)
+        self.log.blocks, self.log.skippable = len(self.cache.block_range.order), len(self.cache.block_range.blocks)
         if moved:
-            unhook(self.cache, [original(site.block) for site in self._all])
+            unhook(self.cache, [original(block_ref.block) for block_ref in self._all])
             self._vacate()
             self._choose()
             self._occupy()
@@ -180,21 +184,23 @@ def prepare(
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
     """
-    spots = observed_blocks(chain, original)
+    observed = observed_blocks(chain, original)
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1
-    name = chain.lanes[0].path if len(chain.lanes) == 1 else chain.path or type(chain.owner).__name__
-    log = DecisionLog(name, len(spots), (len(spots) + end if end < 0 else end) - first + 1, on_decision)
+    name = chain.block_lists[0].path if len(chain.block_lists) == 1 else chain.path or type(chain.owner).__name__
+    log = DecisionLog(name, len(observed), (len(observed) + end if end < 0 else end) - first + 1, on_decision)
     decider = CallDecider(chain, config, StepClock(scheduler, chain.name), log, integrations, consensus)
     weights = chain.weights() if chain.found else None
-    layout = BlockRange(spots, first, end, weights, leads=decider.policy.metric == "change")
-    cache = RangeCache(decider, layout, compilable_of(chain), verify, integrations)
+    block_range = BlockRange(observed, first, end, weights, leads=decider.policy.metric == "change")
+    cache = RangeCache(decider, block_range, compilable_of(chain), verify, integrations)
     return Attachment(chain, cache, log)
 
 
 def compilable_of(chain: Chain) -> tuple[nn.Module, ...]:
     """Return the modules of which one is compiled if a chain's transformer is; none, where it is known to be."""
-    return () if chain.compiled else (chain.owner, *(original(lane.blocks[0]) for lane in chain.lanes))
+    return (
+        () if chain.compiled else (chain.owner, *(original(block_list.blocks[0]) for block_list in chain.block_lists))
+    )
 
 
 def is_compiled(chain: Chain) -> bool:
@@ -216,20 +222,20 @@ def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
         ValueError: the range goes past the end, its blocks are cached already, or another cache is enabled.
     """
     start, number = config.cache_block_start, config.cache_num_blocks
-    has = f"{chain.name} has {len(chain.sites)} blocks, {chain.sites[0].path} … {chain.sites[-1].path}"
-    if number is None and start + config.compute_last >= len(chain.sites):
+    has = f"{chain.name} has {len(chain.block_refs)} blocks, {chain.block_refs[0].path} … {chain.block_refs[-1].path}"
+    if number is None and start + config.compute_last >= len(chain.block_refs):
         raise InvalidSetting(f"cache_block_start={start} and compute_last={config.compute_last} leave no block: {has}")
-    if number is not None and start + number > len(chain.sites):
+    if number is not None and start + number > len(chain.block_refs):
         raise InvalidSetting(f"cache_block_start={start} and cache_num_blocks={number} reach past the end: {has}")
-    for site in chain.sites:
-        if isinstance(site.block, torch.jit.ScriptModule):
+    for block_ref in chain.block_refs:
+        if isinstance(block_ref.block, torch.jit.ScriptModule):
             raise WrongType(
-                f"{site.path} is a scripted module, which takes neither hooks nor a stand-in: cache before scripting, "
-                "or name lists without any with blocks=..."
+                f"{block_ref.path} is a scripted module, which takes neither hooks nor a stand-in: cache before "
+                "scripting, or name lists without any with blocks=..."
             )
-        if is_engaged(site.block) and not any(site.block is skip for skip in mine):
+        if is_engaged(block_ref.block) and not any(block_ref.block is skip for skip in mine):
             raise InvalidSetting(
-                f"{site.path} is cached already: remove that cache first, or use its handle's update()"
+                f"{block_ref.path} is cached already: remove that cache first, or use its handle's update()"
             )
     if getattr(chain.owner, "is_cache_enabled", False) is True:
         raise InvalidSetting(f"{chain.name} has another cache enabled: call its disable_cache() first")

@@ -25,7 +25,7 @@ class BlockRange:
     """A range of a chain's blocks.
 
     Args:
-        spots: all blocks of the chain, list by list; they count in the order in which they are called.
+        observed: all blocks of the chain, list by list; they count in the order in which they are called.
         start: first block of the range.
         end: last block of the range; negative: counted from the last of all.
         weights: of the lists, if those that are no part of the trunk are to be left out.
@@ -33,10 +33,10 @@ class BlockRange:
     """
 
     def __init__(
-        self, spots: Sequence[ObservedBlock], start: int, end: int, weights: Mapping[str, int] | None, leads: bool
+        self, observed: Sequence[ObservedBlock], start: int, end: int, weights: Mapping[str, int] | None, leads: bool
     ) -> None:
-        self.spots, self.start, self._end, self._weights = spots, start, end, weights
-        self.order: tuple[int, ...] = tuple(range(len(spots)))  # until a call has been seen: list by list
+        self.observed, self.start, self._end, self._weights = observed, start, end, weights
+        self.order: tuple[int, ...] = tuple(range(len(observed)))  # until a call has been seen: list by list
         self.lead = start if leads else 0  # as many blocks
         self.wiring: Wiring | None = None
         self.leading: Wiring | None = None  # of the blocks before the range
@@ -63,7 +63,7 @@ class BlockRange:
 
     def spot(self, number: int) -> ObservedBlock:
         """A block, by the order in which they count."""
-        return self.spots[self.order[number]]
+        return self.observed[self.order[number]]
 
     def read(self, observation: Observation, name: str) -> Shown | None:
         """What a call has shown, ``None`` if too little; nothing is taken over yet.

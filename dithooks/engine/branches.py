@@ -1,7 +1,7 @@
-"""Which of a step's calls is this one: conditional, unconditional, …? Told by what it is given, then by order.
+"""The branch of a call (conditional, unconditional, …), recognised by its arguments, then by the order of calls.
 
-Order alone goes wrong when guidance is on for part of the steps only: the call that used to come second now comes
-first, and would be given the other one's residual; or when a run is broken off and started again. So a call is compared
+Order alone goes wrong where guidance is on for part of the steps only: the call that used to come second now comes
+first, and would reuse the other branch's residual; or where a run is interrupted and restarted. So a call is compared
 with those of the step before: prompts stay the same through a run, and all calls of a step share their latents.
 """
 
@@ -16,14 +16,14 @@ from .run import Run
 
 
 def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping[str, Tensor]) -> int | None:
-    """The number of the branch that a call belongs to, a new one if it is like none before; ``None``: of another run.
+    """Return the number of the branch that a call belongs to: a new one if no branch fits; ``None`` for another run.
 
     Of the branches not called at this step, those whose conditioning differs are out; of the others the one with most
-    in common is taken, and where that is a draw, the one whose turn it is. What changes at every step tells nothing.
+    in common is taken, and in a draw the one whose turn it is. Arguments that change at every step are not compared.
     """
     assert run.step is not None
     # What a branch was given before is not compared with what others were: that would wait for the device at every
-    # step. A tensor made anew at each step and given to all its calls (guidance as a number) is no such thing.
+    # step. A tensor made at each step and given to all its calls (guidance as a number) is not compared either.
     known = {
         name
         for name, now in conditioning.items()
@@ -53,7 +53,7 @@ def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping
 
 
 def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor], known: set[str]) -> set[str]:
-    """Names that one of two calls lacks, or under which they were given different tensors."""
+    """Return the names that only one of two calls has, or under which they have different tensors."""
     return {
         name
         for name in before.keys() | now.keys()
@@ -62,7 +62,7 @@ def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor], known: s
 
 
 def _one(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two tensors are one, or the same view of one."""
+    """Return whether two tensors are the same object, or the same view of one."""
     if a is None or b is None or a is b:
         return a is b
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.device.type == "meta":
@@ -74,7 +74,7 @@ def _one(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two tensors hold the same values; has to wait for their device."""
+    """Return whether two tensors hold the same values, which waits for their device."""
     if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return False
     try:

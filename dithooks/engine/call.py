@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from torch import Tensor
 
+from ..blocks.observation import Observation
 from ..policies.history import Decision
 from ..predictors.predictor import Moment
 from .arguments import Signature
+from .noise_probe import NoiseProbe
 from .run import Branch, Run
-from .sessions import Session
+from .sessions import DeclaredStep, Session
 
 _START = Moment(0, 0.0)
 
@@ -82,17 +83,17 @@ class Call:
     range: Capture | None = None  # of the range, where its residual is taken
     lead: Capture | None = None  # of the blocks before the range, where they decide
     metric_inputs: tuple[Tensor, ...] | None = None  # what the change metric looks at
-    probe: Any = None  # reused, but only to see how the streams are handed on
+    probe: NoiseProbe | None = None  # reused, but only to see how the streams are handed on
 
     moment: Moment = _START
     signature: Signature = ()
     branch: Branch | None = None
     run: Run | None = None
     session: Session | None = None
-    telling: Any = None  # the step that was told in the session, when the call was decided
+    declared: DeclaredStep | None = None  # by tell_step, when the call was decided
     decision: Decision | None = None  # as made so far; of an undecided call: this rank's; None: of a repeated one
-    observation: Any = None
-    marks: list[Any] | None = None  # its beginning, that of its range, the range's end, its end
+    observation: Observation | None = None
+    marks: list[object] | None = None  # its beginning, that of its range, the range's end, its end
 
 
 def is_passing(call: Call) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-Reduce = Literal["mean", "max"]
+from ..policies.policy import Reduce
+
 PIECE = 2**24  # numbers
 
 

@@ -1,6 +1,6 @@
-"""Which sampling step is this call? Asked at every call of a transformer, answered without touching anything.
+"""The sampling step of a call, read at every call of a transformer without changing anything.
 
-The first that can tell is believed: an open :func:`timestep_scope`; a step that was told (:func:`tell_step`); the
+The first source that is there counts: an open :func:`timestep_scope`; a declared step (:func:`tell_step`); the
 scheduler's own ``step_index``; the value of the ``timestep`` argument. A step is a sampling step, never a count of
 calls.
 """
@@ -16,19 +16,19 @@ import torch
 
 from ..errors import InvalidSetting, WrongType
 from .arguments import TIMESTEP_NAMES
-from .sessions import Scope, Session, Stood, Telling, current_context
+from .sessions import ClockReading, DeclaredStep, Scope, Session, current_context
 
-HELD = 16  # calls under a step that was told, while the run's own clock stands: more are another loop's
+HELD = 16  # calls under a declared step while the run's own clock stands still; more belong to another loop
 
 _MISSING = object()
 
 
 class Tick(NamedTuple):
-    """Where in a run a call stands.
+    """The place of a call in its run: ``Tick(3, "scheduler")`` is a call at step 3, as the scheduler counts.
 
-    ``sigma`` is told by a scope; ``value`` is that of the timestep argument, where it was read. ``epoch`` is an object
-    that stays the same through a run and is another one in the next, if there is such a thing; ``restart`` says that
-    the call cannot belong to the run that was given.
+    ``sigma`` comes from a scope; ``value`` is the timestep argument's, where it was read. ``epoch`` is an object that
+    stays the same through a run and is another one in the next, where there is such an object. ``restart``: the call
+    cannot belong to the run that was given.
     """
 
     step: int
@@ -42,11 +42,11 @@ class Tick(NamedTuple):
 
 
 class StepClock:
-    """Tells the step of each call of one transformer.
+    """The clock of one transformer: reads the step of each of its calls.
 
     Args:
         scheduler: returns the pipeline's scheduler as it is now, or ``None``.
-        where: names the transformer in errors.
+        where: name of the transformer, for messages.
     """
 
     def __init__(self, scheduler: Callable[[], Any], where: str) -> None:
@@ -57,18 +57,18 @@ class StepClock:
         """Return the tick of a call.
 
         Args:
-            session: that the call belongs to.
-            scope: the innermost that is open.
-            arguments: of the call, by name.
-            history: distinct timestep values of the run so far; extended when they are what tells.
+            session: the session that the call belongs to.
+            scope: the innermost open scope.
+            arguments: the call's arguments, by name.
+            history: distinct timestep values of the run so far; extended where the step is read from them.
 
         Raises:
-            InvalidSetting: no scope is open, no scheduler tells its step, and there is no timestep argument.
+            InvalidSetting: no scope is open, no scheduler counts steps, and there is no timestep argument.
         """
         if scope is not None:
             return Tick(scope.step, "scope", scope.branch, scope.sigma, steps=scope.steps)
-        if session.telling is not None:
-            return self._told(session, session.telling, arguments, history)
+        if session.declared is not None:
+            return self._declared(session, session.declared, arguments, history)
         own = self._scheduled(session) or self._timed(session, arguments, history)
         if own is None:
             raise InvalidSetting(
@@ -79,40 +79,40 @@ class StepClock:
         return own
 
     def knows(self, arguments: Mapping[str, Any] | None) -> bool:
-        """Return whether anything tells the step of a call made here."""
+        """Return whether the step of a call made here can be read."""
         session, scope = current_context()
-        told = scope is not None or session.telling is not None
-        return told or self._scheduled(session) is not None or _timestep(arguments) is not None
+        is_declared = scope is not None or session.declared is not None
+        return is_declared or self._scheduled(session) is not None or _timestep(arguments) is not None
 
-    def _told(
-        self, session: Session, telling: Telling, arguments: Mapping[str, Any] | None, history: list[float]
+    def _declared(
+        self, session: Session, declared: DeclaredStep, arguments: Mapping[str, Any] | None, history: list[float]
     ) -> Tick:
-        """The tick of a call under a step that was told; one that is out of date gives way to the run's own clock."""
-        stood = telling.stood.get(self)
-        if stood is None:  # missed: told when there was nothing yet that it could be for
-            stood = telling.stood[self] = Stood(missed=telling.at < self._born)
+        """Return the tick of a call under a declared step; one that is out of date gives way to the run's own clock."""
+        reading = declared.readings.get(self)
+        if reading is None:  # missed: declared before the cache was attached
+            reading = declared.readings[self] = ClockReading(missed=declared.at < self._born)
         own = self._scheduled(session)
-        if own is None and (stood.missed or not telling.follows):  # else not asked: that may mean to wait for a device
+        if own is None and (reading.missed or not declared.follows):  # else unread: reading may wait
             own = self._timed(session, arguments, history)
-        first = stood.first if stood.calls else own
+        first = reading.first if reading.calls else own
         if own is not None and (first is None or own.epoch is not first.epoch or own.step < first.step):
-            stood.missed = stood.missed or telling.follows  # a run has begun, and nothing was told of it
-            first, telling.run = own, object() if own.epoch is None else own.epoch
-        if stood.calls and not arguments and stood.times < telling.times:
-            telling.run = object()  # blocks are driven, told the same step anew: rather another run than another branch
-        stood.times = telling.times
-        stood.calls = stood.calls + 1 if own is None or own.step == stood.last else 1
-        stood.missed = stood.missed or stood.calls > HELD
-        stood.first, stood.last = first, None if own is None else own.step
-        if own is not None and stood.missed:
+            reading.missed = reading.missed or declared.follows  # a run has begun without a declaration
+            first, declared.run = own, object() if own.epoch is None else own.epoch
+        if reading.calls and not arguments and reading.times < declared.times:
+            declared.run = object()  # blocks are driven, at the same step again: another run rather than a branch
+        reading.times = declared.times
+        reading.calls = reading.calls + 1 if own is None or own.step == reading.last else 1
+        reading.missed = reading.missed or reading.calls > HELD
+        reading.first, reading.last = first, None if own is None else own.step
+        if own is not None and reading.missed:
             return own
-        moved = 0 if own is None or first is None or telling.follows else own.step - first.step
-        tick = Tick(telling.step + moved, "loop", epoch=telling.run)
+        moved = 0 if own is None or first is None or declared.follows else own.step - first.step
+        tick = Tick(declared.step + moved, "loop", epoch=declared.run)
         agrees = own is not None and own.step == tick.step and own.source == "scheduler" and self._is_set(session)
         return tick._replace(steps=own.steps) if own is not None and agrees else tick
 
     def _is_set(self, session: Session) -> bool:
-        """Whether the scheduler was given the steps of a run: it begins with all those that it was trained on."""
+        """Return whether the scheduler has the steps of a run; a new one lists all those that it was trained on."""
         scheduler = self._scheduler(session)
         trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
         return getattr(scheduler, "num_inference_steps", trained != len(scheduler.timesteps)) not in (None, False)
@@ -127,7 +127,7 @@ class StepClock:
         return timesteps if isinstance(timesteps, torch.Tensor) else None
 
     def _scheduled(self, session: Session) -> Tick | None:
-        """Return what the scheduler tells, if it counts steps."""
+        """Return the scheduler's tick, if it counts steps."""
         scheduler = self._scheduler(session)
         epoch = getattr(scheduler, "timesteps", None)
         if not isinstance(epoch, torch.Tensor):
@@ -139,23 +139,23 @@ class StepClock:
         return Tick(int(step), "scheduler", epoch=epoch, steps=len(epoch))
 
     def _timed(self, session: Session, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
-        """Return what the timestep argument tells, if there is one."""
+        """Return the tick that the timestep argument shows, if there is one."""
         epoch = self._epoch(session)
         value = _timestep(arguments)
         if value is None:
             return None
         steps = None if epoch is None else len(epoch)
         listed = [] if epoch is None else (epoch.cpu() == value).nonzero().flatten().tolist()
-        if listed and not history:  # DDIM and the like: no step_index, but the list of timesteps tells
+        if listed and not history:  # DDIM and the like have no step_index, but list the timesteps
             return Tick(listed[0], "timestep", value=value, epoch=epoch, steps=steps)
         step, restart = self._ordinal(value, history)
         return Tick(step, "timestep", value=value, epoch=epoch, steps=steps, restart=restart)
 
     def _ordinal(self, value: float, history: list[float]) -> tuple[int, bool]:
-        """Which distinct value of the run this is, and whether it can only be the first of another run.
+        """Return which distinct value of the run this is, and whether it can only be the first of another run.
 
-        Within a run the values go one way; one that goes back starts the next. After a run of one value (broken off,
-        say) the way is that of the run before; and if the values have turned, that is known from the next on.
+        Within a run the values go in one direction; a value that goes back starts the next run. After a run of one
+        value (an interrupted one, say) the direction is that of the run before.
         """
         restart = False
         if not history or value != history[-1]:
@@ -171,9 +171,9 @@ class StepClock:
         return len(history) - 1, restart
 
     def sigmas(self, session: Session, tick: Tick) -> tuple[float, ...] | None:
-        """The noise levels of the schedule that a tick belongs to, if the scheduler has one for each step.
+        """Return the noise levels of a tick's schedule, if the scheduler has one for each step.
 
-        Asked once a run: where they lie on a device, this waits for it.
+        Called once a run, as it waits for the device where the levels are.
         """
         sigmas = getattr(self._scheduler(session), "sigmas", None)
         if tick.epoch is None or tick.steps is None or not isinstance(sigmas, torch.Tensor) or sigmas.is_meta:
@@ -181,14 +181,16 @@ class StepClock:
         if sigmas.dim() != 1 or len(sigmas) not in (tick.steps, tick.steps + 1):
             return None
         levels = sigmas.detach().to("cpu", torch.float32).tolist()[: tick.steps]
-        falls = all(a > b for a, b in pairwise(levels))  # where one repeats (Heun's method), σ does not tell the step
+        falls = all(
+            a > b for a, b in pairwise(levels)
+        )  # where a level repeats (Heun's method), σ does not identify the step
         return tuple(levels) if falls else None
 
 
 def _timestep(arguments: Mapping[str, Any] | None) -> float | None:
-    """The value of the timestep argument; of one per token, the largest (clean frames have 0).
+    """Return the value of the timestep argument; of one per token, the largest (clean frames have 0).
 
-    Where it lies on a device, reading it has to wait for that: the price of having neither scope nor scheduler.
+    Reading it waits for the device that it is on: the price of having neither scope nor scheduler.
     """
     for name in TIMESTEP_NAMES:
         value = (arguments or {}).get(name)
@@ -200,10 +202,10 @@ def _timestep(arguments: Mapping[str, Any] | None) -> float | None:
 
 
 def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:
-    """What looks up the scheduler that tells the steps: at every call, as pipelines get new ones.
+    """Return a function that looks up the scheduler that counts the steps; pipelines get new ones between calls.
 
     Raises:
-        TypeError: what was given explicitly is no scheduler.
+        WrongType: the explicit scheduler is none.
     """
     if explicit is not None and (isinstance(explicit, type) or not hasattr(explicit, "timesteps")):
         raise WrongType(f"scheduler={explicit!r} has no timesteps: give a scheduler as diffusers has them, or none")

@@ -48,7 +48,7 @@ class CallDecider:
     Args:
         chain: the transformer's blocks, and what is declared of its calls.
         config: when, what, and where it is kept.
-        clock: tells the step of a call.
+        clock: reads the step of a call.
         log: of the decisions.
         integrations: other libraries at work.
         consensus: the ranks that decide as one; ``None``: this one decides by itself.
@@ -67,7 +67,7 @@ class CallDecider:
         self.policy, self.predictor, self.consensus = config.when, config.predictor, consensus
         self._anchors = config.predictor.anchors
         self.primary = next(iter(parameter_names(chain.owner)), None)  # the argument that holds the latents: the first
-        # Whether a step's calls are branches by their order, or all alike; None: told apart by what they are given.
+        # Whether a step's calls are branches by their order, or all alike; None: recognised by their arguments.
         self.separate_cfg, self.expected = chain.separate_cfg, chain.expected
         self.peers: Sequence[CallDecider] = ()  # those of the handle, this one included
         self.on_kept: Callable[[Call, Sequence[Tensor]], None] | None = None  # is shown every residual
@@ -88,7 +88,7 @@ class CallDecider:
             capture: take the residual of every computed call, not only where it can be reused.
 
         Raises:
-            InvalidSetting: nothing tells the sampling step.
+            InvalidSetting: the sampling step cannot be read.
         """
         arguments = arguments or {}
         given = CallArguments(arguments, self.primary)
@@ -110,7 +110,7 @@ class CallDecider:
         run.most = max(run.most, calls)
         run.history.branches = max(run.before[0], calls)
         call = self._begin(run, tick, branch, given, capture)
-        call.session, call.telling = session, session.telling
+        call.session, call.declared = session, session.declared
         run.in_flight = seen
         return call
 

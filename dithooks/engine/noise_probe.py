@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blocks.stream_transforms import Bridge, build, streams_of
+from ..blocks.stream_transforms import StreamTransform, build, streams_of
 from ..blocks.wiring import Wiring
 
 # Modules that stand between blocks and look at the stream (adapters for faces) answer to the noise, too, and bend it;
-# and models overwrite parts (HiDream's text tokens, half of Bria FIBO's channels) that they set anew for every block.
+# and models overwrite parts (HiDream's text tokens, half of Bria FIBO's channels) that they set for every block.
 ALIKE = 0.6
 
 
@@ -38,7 +38,7 @@ class NoiseProbe:
 
     def enter(self, given: Mapping[str, Any], passed: Sequence[Any]) -> list[Any]:
         """What the first block passes on: ``passed``, the noise added. ``given`` are the streams by name."""
-        carried = self.wiring.ports[0].carries
+        carried = self.wiring.block_ios[0].carries
         generator = torch.Generator().manual_seed(self.seed or 0)  # of its own: the user's numbers stay as they are
         noisy = []
         for value in passed:
@@ -99,7 +99,7 @@ def _astray(arrived: Tensor, expected: Tensor) -> float:
     return float(arrived[silent].square().mean()) if bool(silent.any()) else 0.0
 
 
-def _expected(bridge: Bridge, noise: Sequence[Tensor], only: int | None, like: Tensor) -> Tensor:
+def _expected(bridge: StreamTransform, noise: Sequence[Tensor], only: int | None, like: Tensor) -> Tensor:
     """What becomes of the noise, or of that of one stream; infinite where it cannot have the form that arrived."""
     chosen = [each if only in (None, number) else torch.zeros_like(each) for number, each in enumerate(noise)]
     made = build(bridge, chosen, like.shape)

@@ -1,4 +1,4 @@
-"""What the engine asks of other libraries, by its own names; ``integrations/`` knows theirs."""
+"""The engine's view of other libraries, as protocols that ``integrations`` implements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 
-class ProgressBar(Protocol):
+class PipelineBar(Protocol):
     """The progress bar of a pipeline that is running."""
 
     def show(self, reused: int, calls: int) -> None:
@@ -32,13 +32,13 @@ class AdapterWatch(Protocol):
 
 
 class Integrations(Protocol):
-    """Other libraries at work in the forwards of blocks; looked up anew at each call, as they come and go."""
+    """Other libraries at work in the forwards of blocks; looked up at each call, as they come and go."""
 
     def bind(self, owner: nn.Module, stack: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
         """Take note of the transformer, of all its blocks, and of those of the range."""
 
     def refresh(self) -> None:
-        """See who is at work now; outside of compiled code."""
+        """Look up which libraries are at work now; outside of compiled code."""
 
     @property
     def alters_arguments(self) -> bool:
@@ -55,7 +55,7 @@ class Integrations(Protocol):
     def after_skip(self) -> None:
         """Make up for what the skipped blocks would have done for others: weights fetched, sent off, freed."""
 
-    def progress_bar(self, steps: int | None, first: int) -> ProgressBar | None:
+    def progress_bar(self, steps: int | None, first: int) -> PipelineBar | None:
         """Return the one progress bar that counts the steps of a run, if there is one."""
 
     def adapters(self) -> AdapterWatch:

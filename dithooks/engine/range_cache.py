@@ -68,7 +68,7 @@ class RangeCache:
 
     Args:
         decider: of each call.
-        layout: which blocks the range is.
+        block_range: which blocks the range is.
         compilable: modules of which one is compiled if the transformer is; empty where it is known to be.
         verify: test the first residual on the call it was taken from.
         integrations: other libraries at work.
@@ -77,12 +77,12 @@ class RangeCache:
     def __init__(
         self,
         decider: CallDecider,
-        layout: BlockRange,
+        block_range: BlockRange,
         compilable: Sequence[nn.Module],
         verify: bool,
         integrations: Integrations,
     ) -> None:
-        self.decider, self.layout, self.integrations = decider, layout, integrations
+        self.decider, self.block_range, self.integrations = decider, block_range, integrations
         metric = decider.policy.metric
         self.unverified, self.is_measured = verify, metric is not None
         self._keeps_reused = metric is not None and METRICS[metric].keeps_reused
@@ -105,12 +105,12 @@ class RangeCache:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Decide a call of the transformer before its first block runs."""
-        needed = self.unverified or self.layout.wiring is None
+        needed = self.unverified or self.block_range.wiring is None
         arguments = bind(self.argument_names, args, kwargs) if args else kwargs
         self._open(arguments, Replay(module, args, kwargs) if needed else None, True)
 
     def _open(self, arguments: Mapping[str, Any] | None, replay: Replay | None, seen: bool) -> None:
-        state, decider, layout = self.state, self.decider, self.layout
+        state, decider, block_range = self.state, self.decider, self.block_range
         state.shortcut = ASK
         if _is_tracing_or_exporting():
             state.call = None
@@ -129,7 +129,7 @@ class RangeCache:
                 if self._moving:
                     self._arrive()
         active, compiled = self.active_calls, not self._compilable or any(map(_COMPILED_CALL, self._compilable))
-        if compiled and seen and layout.wiring is None and replay is not None and not active.is_closed:
+        if compiled and seen and block_range.wiring is None and replay is not None and not active.is_closed:
             self._rehearse(replay)
         if active.is_closed:  # not all hooks are in yet, or not all off: a plain call, of which nothing is learnt
             call = Call()
@@ -137,9 +137,9 @@ class RangeCache:
             call = decider.inert()
         else:  # compiled code captures always: one graph less. Else warm-up steps are spared it
             call = decider.decide(arguments, seen, compiled)
-        if layout.wiring is None and not active.is_closed:
-            call.observation = Observation(layout.spots, whole=seen)
-        if replay is not None and (layout.wiring is None or (self.unverified and call.mode is not PLAIN)):
+        if block_range.wiring is None and not active.is_closed:
+            call.observation = Observation(block_range.observed, whole=seen)
+        if replay is not None and (block_range.wiring is None or (self.unverified and call.mode is not PLAIN)):
             replay.keep()  # it may have to be made again, to learn from it
         call.marks, call.stale = marks, self._moving
         state.call, state.thread.calls = call, (call,)
@@ -162,7 +162,7 @@ class RangeCache:
             return
         if not call.stale:
             if call.stage is INSIDE and call.mode is REUSE:
-                first, last = self.layout.first, self.layout.last
+                first, last = self.block_range.first, self.block_range.last
                 raise RunMismatch(
                     f"{self.decider.name}: step {call.moment.step} reused {first} … {last}, but the model did "
                     f"not call {last}: the output lacks the range's effect. Choose a range that ends before "
@@ -173,7 +173,7 @@ class RangeCache:
             else:
                 self._conclude(call, replay, output)
             for other in self.others():
-                if other.unverified or other.layout.wiring is None:  # it may have to make the call again
+                if other.unverified or other.block_range.wiring is None:  # it may have to make the call again
                     state.latest = call
             if call.marks:
                 self.decider.time(call, self._marker[1])
@@ -216,9 +216,9 @@ class RangeCache:
             if call.stage is BEFORE and not call.stale:  # the model has left out the range's first block
                 self._mismatch(call)
             return NotImplemented
-        wiring = self.layout.wiring
+        wiring = self.block_range.wiring
         assert wiring is not None
-        is_last = offset == len(wiring.ports) - 1
+        is_last = offset == len(wiring.block_ios) - 1
         if call.probe is not None:
             if is_last:
                 self.integrations.after_skip()
@@ -227,15 +227,15 @@ class RangeCache:
             return NotImplemented
         if is_last:
             return self._leave_skipped(call, wiring, args, kwargs)
-        io = wiring.ports[offset]
+        io = wiring.block_ios[offset]
         values = self._handed_on(call, wiring) if offset == 0 else None
         if values is None:
             values = [None if name is None else io.read(name, args, kwargs) for name in io.carries]
             if offset == 0:  # by value: a parent that adds in place must not reach what the range was given
                 values = [value.clone() if isinstance(value, Tensor) else value for value in values]
-        if any(io.born):
+        if any(io.new_forms):
             values = filled(io, values, wiring.shapes(call.deltas))
-        return tuple(values) if io.maker.is_tuple else io.maker(values, args, kwargs)
+        return tuple(values) if io.output_builder.is_tuple else io.output_builder(values, args, kwargs)
 
     def _reach(self, call: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Note that the range's first block is called, and decide if that is still to be done; return the call."""
@@ -244,8 +244,9 @@ class RangeCache:
                 return None
             call = None  # the blocks are driven without the transformer: nothing else ends it
         compiling = torch.compiler.is_dynamo_compiling()
-        if not compiling and call is not None and call.session is not None and call.session.telling is not call.telling:
-            self._refuse_telling()
+        session = None if compiling or call is None else call.session
+        if call is not None and session is not None and session.declared is not call.declared:
+            self._refuse_late_step()
         if call is None or call.stage is not BEFORE:  # driven without the transformer, or once more in one call
             call = self._again(call)
         if call is None:
@@ -257,13 +258,13 @@ class RangeCache:
             call.mode = PLAIN
             return None
         if self.is_measured and call.branch is not None:
-            if self.layout.wiring is not None:
-                call.metric_inputs = self._metric_inputs(call, self.layout.wiring, args, kwargs)
+            if self.block_range.wiring is not None:
+                call.metric_inputs = self._metric_inputs(call, self.block_range.wiring, args, kwargs)
             if call.mode is UNDECIDED:
                 self._judge(call)
             if (
                 call.metric_inputs is not None
-                and not self.layout.lead
+                and not self.block_range.lead
                 and (call.mode is not REUSE or self._keeps_reused)
             ):  # by value: the model may write into what enters, and later steps are compared with it
                 call.metric_inputs = copied(call.metric_inputs)
@@ -276,7 +277,7 @@ class RangeCache:
         if self.integrations.alters_arguments:
             args, kwargs = self.integrations.range_arguments(args, kwargs)
         if args or not wiring.is_plainly_read:
-            streams = [wiring.ports[0].read(name, args, kwargs) for name in wiring.entry]
+            streams = [wiring.block_ios[0].read(name, args, kwargs) for name in wiring.entry]
         else:
             streams = list(map(kwargs.get, wiring.entry))
         call.results = apply_residual(wiring, streams, call.deltas)
@@ -308,7 +309,7 @@ class RangeCache:
         else:
             handed = dict(zip(wiring.hands_on, results, strict=True))
             call.versions = list(map(_VERSION, (*results, *call.streams)))
-        return [None if name is None else handed[name] for name in wiring.ports[0].carries]
+        return [None if name is None else handed[name] for name in wiring.block_ios[0].carries]
 
     def _leave_skipped(self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what the last block of a skipped range would: h_in + Δ̂."""
@@ -324,16 +325,17 @@ class RangeCache:
         if versions is not None and not compiling and (now := list(map(_VERSION, (*results, *streams)))) != versions:
             if now[len(results) :] != versions[len(results) :]:
                 raise WiringError(
-                    f"{self.decider.name}: between {self.layout.first} and {self.layout.last} the model writes into "
-                    "what the range was given, so that a reused step cannot be made of it. Choose other blocks"
+                    f"{self.decider.name}: between {self.block_range.first} and {self.block_range.last} the model "
+                    "writes into what the range was given, so that a reused step cannot be made of it. "
+                    "Choose other blocks"
                 )
             results = apply_residual(wiring, streams, call.deltas)
             assert results is not None
-        io = wiring.ports[-1]
+        io = wiring.block_ios[-1]
         if len(results) == len(wiring.leave):
-            return tuple(results) if io.maker.is_tuple else io.maker(results, args, kwargs)
+            return tuple(results) if io.output_builder.is_tuple else io.output_builder(results, args, kwargs)
         each = iter(results)
-        return io.maker([None if bridge is None else next(each) for bridge in wiring.leave], args, kwargs)
+        return io.output_builder([None if bridge is None else next(each) for bridge in wiring.leave], args, kwargs)
 
     # -- blocks of a computed range ----------------------------------------------------------------------------
 
@@ -342,8 +344,8 @@ class RangeCache:
         call = self.state.call
         if call is not None and not call.stale and call.range is not None:
             _mark_compiled(call)
-            layout = self.layout
-            if not capture_input(call.range, layout.wiring, layout.spot(layout.start), args, kwargs):
+            blocks = self.block_range
+            if not capture_input(call.range, blocks.wiring, blocks.spot(blocks.start), args, kwargs):
                 call.mode, call.range = PLAIN, None
             _mark_time(call, self._marker[1])
 
@@ -355,15 +357,15 @@ class RangeCache:
         call.stage = AFTER
         _mark_compiled(call)
         _mark_time(call, self._marker[1])
-        layout, with_output = self.layout, self.decider.policy.metric == "rate"
-        capture_output(call.range, layout.wiring, layout.spot(layout.end), output, with_output)
+        blocks, with_output = self.block_range, self.decider.policy.metric == "rate"
+        capture_output(call.range, blocks.wiring, blocks.spot(blocks.end), output, with_output)
 
     def enter_lead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what enters the blocks before the range."""
         call = self.state.call
         if call is not None and not call.stale and call.lead is not None and call.stage is BEFORE:
             _mark_compiled(call)
-            capture_input(call.lead, self.layout.leading, self.layout.spot(0), args, kwargs)
+            capture_input(call.lead, self.block_range.leading, self.block_range.spot(0), args, kwargs)
 
     def leave_lead(self, output: Any) -> None:
         """Take the effect of the blocks before the range."""
@@ -371,19 +373,19 @@ class RangeCache:
         if call is None or call.stale or call.lead is None or call.stage is not BEFORE or call.lead.entry is None:
             return
         _mark_compiled(call)
-        capture_output(call.lead, self.layout.leading, self.layout.spot(self.layout.lead - 1), output)
+        capture_output(call.lead, self.block_range.leading, self.block_range.spot(self.block_range.lead - 1), output)
 
     def _metric_inputs(
         self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, ...] | None:
         """Return what the change metric looks at: the effect of the blocks before the range, or what enters it."""
         _mark_compiled(call)
-        if self.layout.lead:
-            leading = self.layout.leading
+        if self.block_range.lead:
+            leading = self.block_range.leading
             return None if call.lead is None or leading is None else effect(call.lead, leading)
         if self.integrations.alters_arguments:
             args, kwargs = self.integrations.range_arguments(args, kwargs)
-        return metric_inputs(wiring, lambda name: wiring.ports[0].read(name, args, kwargs))
+        return metric_inputs(wiring, lambda name: wiring.block_ios[0].read(name, args, kwargs))
 
     # -- blocks that are observed ------------------------------------------------------------------------------
 
@@ -420,7 +422,7 @@ class RangeCache:
             self._after_call(before)
             if self.unverified and state.is_seen:
                 raise WiringError(
-                    f"{self.layout.first} runs several times in one call of {self.decider.name}: what happens in "
+                    f"{self.block_range.first} runs several times in one call of {self.decider.name}: what happens in "
                     "between cannot be followed. Choose other blocks; or, if you know better, give verify=False"
                 )
             if before.run is not None:
@@ -429,12 +431,12 @@ class RangeCache:
         call = state.call
         return None if call is None or call.stale else call
 
-    def _refuse_telling(self) -> None:
-        """Refuse a step that was told after the call had been decided."""
+    def _refuse_late_step(self) -> None:
+        """Refuse a step that was declared after the call had been decided."""
         if self.state.is_seen and not replaying.get():
             raise InvalidSetting(
-                f"{self.decider.name}: a step was told between its call and that of {self.layout.first}, and by then "
-                "the call was settled: tell it before the transformer is called"
+                f"{self.decider.name}: tell_step was called between the transformer's call and that of "
+                f"{self.block_range.first}, when the call was decided already: call it before the transformer"
             )
 
     def _conclude(self, call: Call, replay: Replay, output: Any) -> None:
@@ -460,7 +462,7 @@ class RangeCache:
 
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
-        call = Call(observation=Observation(self.layout.spots))
+        call = Call(observation=Observation(self.block_range.observed))
         self.verification.repeat(replay, call, eager=self.is_compiled)
         self._after_call(call)
 
@@ -469,23 +471,25 @@ class RangeCache:
 
         Returns whether the range turned out to be other blocks than those it was attached to.
         """
-        moved, layout = False, self.layout
+        moved, block_range = False, self.block_range
         observation, call.observation = call.observation, None
         if observation is not None:
             observation.close()
             with self._learning:
-                moved = layout.wiring is None and not call.stale and self._learn(observation, call)
+                moved = block_range.wiring is None and not call.stale and self._learn(observation, call)
         if call.stale:  # another thread's call has moved the range
             return False
         captured = call.range
-        if captured is not None and isinstance(captured.entry, dict) and layout.wiring is not None:
+        if captured is not None and isinstance(captured.entry, dict) and block_range.wiring is not None:
             named = captured.entry  # −h_in by name: it was taken before the wiring was known
-            if self.is_measured and call.branch is not None and not layout.lead:
-                call.metric_inputs = metric_inputs(layout.wiring, lambda name: -named[name] if name in named else None)
-            finish_capture(captured, layout.wiring, self.decider.policy.metric == "rate")
-        if call.lead is not None and layout.leading is not None and isinstance(call.lead.entry, dict):
-            finish_capture(call.lead, layout.leading)
-            call.metric_inputs = effect(call.lead, layout.leading)
+            if self.is_measured and call.branch is not None and not block_range.lead:
+                call.metric_inputs = metric_inputs(
+                    block_range.wiring, lambda name: -named[name] if name in named else None
+                )
+            finish_capture(captured, block_range.wiring, self.decider.policy.metric == "rate")
+        if call.lead is not None and block_range.leading is not None and isinstance(call.lead.entry, dict):
+            finish_capture(call.lead, block_range.leading)
+            call.metric_inputs = effect(call.lead, block_range.leading)
         if call.compiled:  # with CUDA graphs the next call overwrites its outputs: what is kept must not be these
             if captured is not None:
                 captured.deltas, captured.output = copied(captured.deltas) or (), copied(captured.output)
@@ -499,7 +503,7 @@ class RangeCache:
     def _learn(self, observation: Observation, call: Call) -> bool:
         """Count the blocks as they were called, and follow the streams through the range; return whether it moved."""
         try:
-            shown = self.layout.read(observation, self.decider.name)
+            shown = self.block_range.read(observation, self.decider.name)
         except WiringError:
             if call.stale:  # taken off in the middle of it: what was seen is not the whole
                 return False
@@ -511,9 +515,9 @@ class RangeCache:
             call.range, call.lead = None, None if call.lead is None else Capture()
             self._moving = True
             self.active_calls.expire(but=call)
-        for remark in dict.fromkeys(io.remark for io in shown.wiring.ports if io.remark):
+        for remark in dict.fromkeys(io.remark for io in shown.wiring.block_ios if io.remark):
             self.decider.warn("pattern", f"{self.decider.name}: {remark}")
-        self.layout.become(shown)
+        self.block_range.become(shown)
         self._arrive()
         return shown.moved
 

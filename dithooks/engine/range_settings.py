@@ -26,7 +26,7 @@ def config_of_plan(plan: CachePlan, chains: Sequence[tuple[Chain, DitCacheConfig
     here = fingerprint([chain for chain, _ in chains])
     if here != plan.made.fingerprint:
         model = "+".join(type(chain.owner).__name__ for chain, _ in chains)
-        blocks = sum(len(chain.sites) for chain, _ in chains)
+        blocks = sum(len(chain.block_refs) for chain, _ in chains)
         raise InvalidSetting(
             f"the plan was made for another model, {plan.made.model} with {plan.made.blocks} blocks (fingerprint "
             f"{plan.made.fingerprint}); here is {model} with {blocks} (fingerprint {here}): search a plan for "
@@ -68,7 +68,7 @@ def configure_ranges(
             raise InvalidSetting(f"overrides names {path} twice, as {other!r} and as {name!r}: give one of both")
     ranges: list[tuple[Chain, DitCacheConfig]] = []
     for chain, own in chains:
-        list_paths = [lane.path for lane in chain.lanes]
+        list_paths = [block_list.path for block_list in chain.block_lists]
         of_lists = {path: name for name, path in paths.items() if path in list_paths}
         whole = next((name for name, path in paths.items() if path == chain.path and path not in of_lists), None)
         if own is not None:
@@ -81,9 +81,9 @@ def configure_ranges(
             continue
         if not of_lists:
             ranges.append((chain, config if whole is None else config.overridden(whole)))
-        for lane in chain.lanes if of_lists else ():
-            list_config = _config_of_list(config, whole, of_lists.get(lane.path))
-            ranges.append((replace(chain, lanes=(lane,), part=len(chain.lanes) > 1), list_config))
+        for block_list in chain.block_lists if of_lists else ():
+            list_config = _config_of_list(config, whole, of_lists.get(block_list.path))
+            ranges.append((replace(chain, block_lists=(block_list,), part=len(chain.block_lists) > 1), list_config))
     return ranges
 
 
@@ -95,8 +95,10 @@ def _config_of_list(config: DitCacheConfig, transformer: str | None, name: str |
 
 def _path_named(name: str, chains: Sequence[Chain]) -> str:
     """The path of the one transformer or block list that an override's name stands for."""
-    lists: list[BlockList] = [lane for chain in chains for lane in chain.lanes]
-    paths = list(dict.fromkeys([chain.path for chain in chains if chain.path] + [lane.path for lane in lists]))
+    lists: list[BlockList] = [block_list for chain in chains for block_list in chain.block_lists]
+    paths = list(
+        dict.fromkeys([chain.path for chain in chains if chain.path] + [block_list.path for block_list in lists])
+    )
     matches = [path for path in paths if path == name] or [path for path in paths if path.endswith(f".{name}")]
     if len(matches) != 1:
         what = "is none of" if not matches else f"could be {' or '.join(matches)}; there are"

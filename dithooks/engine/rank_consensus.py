@@ -1,9 +1,9 @@
 """Decisions that the ranks of a process group make as one, on what all of them have seen.
 
 Where ranks share a model (its weights are sharded, or each has some of the tokens), one that runs a block which another
-leaves out waits for it for ever, or is given other weights than its own. So at every call that is to be decided by
-looking, or may be reused, each tells the others in one collective where it is, what its branch has been through,
-whether it has a residual at all, and what it has measured; and each makes of that the same.
+leaves out waits for it for ever, or is given other weights than its own. So at every call that is decided by a change
+metric, or may be reused, the ranks exchange reports in one collective: where each is in its run, its branch's history,
+whether it has a residual, and what it has measured. From the same reports all come to the same verdict.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ SHARE = 0.9  # of the group's own timeout: once that is over, some backends end 
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank tells of a call. All are whole numbers, of less than 24 bits: they travel in float32.
+    """The report of one rank on a call: whole numbers of less than 24 bits, as they travel in float32.
 
     Args:
-        range: which of the handle's.
-        step: sampling step,
-        steps: of so many; −1: nothing tells.
-        number: of the call among those of the step.
-        policy: a checksum of it, as made out for the run.
-        computed: calls of the branch so far, and
-        reused: of these.
-        streak: of these, since the last computed one,
-        refreshed: at this step; −1: none was.
-        calls: of the run, settled so far, and
-        left_out: reused, and
+        range: number of the range among those of the handle.
+        step: sampling step of the call.
+        steps: number of steps of the run; −1 where it is unknown.
+        number: number of the call's branch.
+        policy: checksum of the run's policy.
+        computed: computed calls of the branch so far.
+        reused: reused calls of the branch so far.
+        streak: reused calls of the branch since its last computed one.
+        refreshed: step of the branch's last computed call; −1 if there was none.
+        calls: calls of the run decided so far.
+        left_out: reused calls of the run so far.
         branches: calls that a step makes.
-        fit: 1 where this rank has something to reuse and, where it is to look, to compare with; else 0.
-        streams: it has looked at; 0: it was settled without.
+        fit: 1 if the rank has a residual to reuse and, where a change is measured, one to compare with; else 0.
+        streams: number of streams measured; 0 if the call was decided without.
     """
 
     range: int
@@ -68,22 +68,22 @@ class RankReport:
 
     @property
     def place(self) -> tuple[int, ...]:
-        """Where in its run a rank is."""
+        """The place of the rank in its run."""
         return self.range, self.step, self.steps, self.number
 
     @property
     def past(self) -> tuple[int, ...]:
-        """What a decision depends on besides what is seen."""
+        """The history that a decision depends on, beside the change."""
         return self.computed, self.reused, self.streak, self.calls, self.left_out, self.branches
 
     @property
     def means(self) -> tuple[int, ...]:
-        """What has to be alike where there is something to reuse, and may be anything where not."""
+        """The numbers that have to be alike on ranks that have a residual; on others they may differ."""
         return self.refreshed, self.streams
 
 
 class RankVerdict(NamedTuple):
-    """What the ranks have told: whether they have come the same way, are all fit, and the change they see together."""
+    """The joint result of the ranks' reports: whether histories are alike, all ranks fit, and the change over all."""
 
     alike: bool
     fit: bool
@@ -143,17 +143,17 @@ class RankConsensus:
         sums: Sequence[Tensor] | None,
         near: Iterable[Tensor],
     ) -> RankVerdict:
-        """Tell the others of a call, and learn what they tell. One collective; every rank has to take part.
+        """Exchange reports on a call with the other ranks, in one collective in which every rank has to take part.
 
         Args:
-            name: of the range, for messages.
-            report: of this rank.
-            gauge: that looks.
-            sums: what it has seen; ``None``: nothing.
-            near: tensors of the call, which are on the device that it runs on.
+            name: name of the range, for messages.
+            report: this rank's report.
+            gauge: change metric of the branch.
+            sums: the sums that the metric measured; ``None`` if it measured nothing.
+            near: tensors of the call, on the device that it runs on.
 
         Raises:
-            RuntimeError: others did not answer in time, are gone, or are elsewhere in their run.
+            RankMismatch: other ranks did not answer in time, are gone, or are at another place in their run.
         """
         head = torch.tensor(astuple(report), dtype=torch.float32)
         sent = torch.cat([head, torch.zeros(STREAMS * SUMS)]).to(self._device(near))
@@ -161,32 +161,32 @@ class RankConsensus:
             seen = gauge.counting(sums)
             if len(seen) > STREAMS:
                 raise InvalidSetting(
-                    f"{name}: {len(seen)} streams are looked at, with process_group at most {STREAMS} can be"
+                    f"{name}: {len(seen)} streams are measured, with process_group at most {STREAMS} can be"
                 )
             sent[len(head) :].view(STREAMS, SUMS)[: seen.shape[0], : seen.shape[1]] = seen
-        told = self._gather(name, report, sent)
-        reports = [RankReport(*map(int, each)) for each in told[:, : len(head)].tolist()]
+        gathered = self._gather(name, report, sent)
+        reports = [RankReport(*map(int, each)) for each in gathered[:, : len(head)].tolist()]
         self._check(name, reports)
         fit = all(each.fit for each in reports)
         alike = len({each.past for each in reports}) == 1 and len({each.means for each in reports if each.fit}) <= 1
         if not (alike and fit and report.streams and gauge is not None):
             return RankVerdict(alike, fit, None)
         # (sums, ranks, streams); in float64, in which the order of the ranks makes no difference to speak of
-        seen = told[:, len(head) :].double().view(-1, STREAMS, SUMS)[:, : report.streams].permute(2, 0, 1)
+        seen = gathered[:, len(head) :].double().view(-1, STREAMS, SUMS)[:, : report.streams].permute(2, 0, 1)
         return RankVerdict(alike, fit, float(gauge.change(seen.sum(1) if gauge.reduce == "mean" else seen).max()))
 
     def _gather(self, name: str, report: RankReport, sent: Tensor) -> Tensor:
-        """(ranks, numbers), on the CPU."""
+        """Return the numbers of all ranks, as (ranks, numbers) on the CPU."""
         import torch.distributed as dist
 
-        told = [torch.empty_like(sent) for _ in self.ranks]
+        gathered = [torch.empty_like(sent) for _ in self.ranks]
         began = time.monotonic()
         try:
-            work = dist.all_gather(told, sent, self.group, async_op=True)
+            work = dist.all_gather(gathered, sent, self.group, async_op=True)
             assert work is not None
             patience = self._patience(sent.device)
             work.wait() if patience is None else work.wait(timeout=patience)
-            return torch.stack(told).cpu()  # the one wait for the device that a decision costs
+            return torch.stack(gathered).cpu()  # the one wait for the device that a decision costs
         except RuntimeError as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise RankMismatch(
@@ -197,16 +197,16 @@ class RankConsensus:
             ) from error
 
     def _check(self, name: str, reports: Sequence[RankReport]) -> None:
-        """See that all ranks are at the same call of the same run."""
+        """Check that all ranks are at the same call of the same run."""
         if len({each.place for each in reports}) > 1:
             ranges = len({each.range for each in reports}) > 1
-            told = ", ".join(
+            places = ", ".join(
                 f"rank {rank} at step {each.step}{'' if each.steps < 0 else f' of {each.steps}'}, call {each.number}"
                 + (f", of range {each.range}" if ranges else "")
                 for rank, each in zip(self.ranks, reports, strict=True)
             )
             raise RankMismatch(
-                f"{name}: the ranks of the process group are not at the same call: {told}. All of them have to make "
+                f"{name}: the ranks of the process group are not at the same call: {places}. All of them have to make "
                 "the same steps with as many calls each; give each a process_group of its own, or none, if they are "
                 "to go their own ways"
             )
@@ -223,7 +223,7 @@ class RankConsensus:
         return next(own, None) or torch.device(self._devices[0])
 
     def _patience(self, device: torch.device) -> timedelta | None:
-        """How long to wait; ``None``: as long as the backend does, which does not tell."""
+        """Return how long to wait; ``None`` where the backend has a time limit of its own that cannot be read."""
         try:
             timeout: timedelta = self.group._get_backend(device).options._timeout
         except (AttributeError, RuntimeError):

@@ -105,12 +105,12 @@ def _plain(value: Any) -> bool:
 
 
 def _copied(value: Any, objects: bool = False) -> Any:
-    """Containers and tensors anew; ``objects``: what else there is, too, as far as it can be copied."""
+    """Copy containers and tensors; with ``objects``, also other objects that can be copied."""
     if type(value) in (list, tuple):
         return type(value)(_copied(item, objects) for item in value)
     if type(value) is dict:
         return {key: _copied(item, objects) for key, item in value.items()}
-    if isinstance(value, Tensor):  # where there is no memory for it, that is said: the call is not to write into it
+    if isinstance(value, Tensor):  # without memory for it this raises: the call must not write into the original
         return value.clone()
     try:
         return copy.copy(value) if objects else value

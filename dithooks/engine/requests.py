@@ -1,4 +1,4 @@
-"""One request among others: what is cached for it is its own, in whichever thread or task its steps are made."""
+"""A request: a run with a cache state of its own, in whichever thread or task its steps are made."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .sessions import Session, inside
 
 
 class Request:
-    """What :meth:`CacheHandle.request` returns: a context manager, entered once for a run, or once for each step of it.
+    """A context manager, entered once for a run or once for each of its steps; :meth:`CacheHandle.request` returns it.
 
     Args:
-        scheduler: of the request, if it has one of its own.
+        scheduler: the request's own scheduler, if it has one.
     """
 
     def __init__(self, scheduler: Any = None) -> None:
@@ -23,10 +23,10 @@ class Request:
         self._entered = ExitStack()
 
     def close(self) -> None:
-        """Free what is cached for it. That also happens when the last step is over, and when nothing refers to it.
+        """Free what is cached for the request, as after its last step, or when nothing refers to it any more.
 
         Raises:
-            RuntimeError: it is entered.
+            RunMismatch: the request is entered.
         """
         if not self._busy.acquire(blocking=False):
             raise RunMismatch("this request is entered: leave it before it is closed")
@@ -34,10 +34,10 @@ class Request:
         self._busy.release()
 
     def __enter__(self) -> Request:
-        """Calls made until it is left belong to it.
+        """Make the calls that follow belong to the request, until it is left.
 
         Raises:
-            RuntimeError: it is entered already, here or in another thread or task; or it was closed.
+            RunMismatch: the request is entered already, here or in another thread or task; or it was closed.
         """
         if not self._busy.acquire(blocking=False):
             raise RunMismatch(

@@ -19,13 +19,13 @@ def capture_input(
 ) -> bool:
     """Keep −h_in, by value, as the first block is about to run; return whether that could be done."""
     if wiring is not None:
-        io = wiring.ports[0]
+        io = wiring.block_ios[0]
         streams = [io.read(name, args, kwargs) for name in wiring.entry]
         if not all(isinstance(stream, Tensor) for stream in streams):  # one that this call does without
             return False
         capture.entry = [torch.neg(stream) for stream in streams]
     else:  # which of them are streams shows when the transformer returns
-        tensors = {n: value for n, value in first.face.arguments(args, kwargs).items() if isinstance(value, Tensor)}
+        tensors = {n: value for n, value in first.reader.arguments(args, kwargs).items() if isinstance(value, Tensor)}
         capture.entry = {name: torch.neg(value) for name, value in tensors.items() if value.is_floating_point()}
     return True
 
@@ -35,7 +35,7 @@ def capture_output(
 ) -> None:
     """Take Δ as the last block has run; ``with_output``: keep h_out of the streams that are measured, too."""
     capture.complete = True
-    values = last.face.take(output)[1]
+    values = last.reader.take(output)[1]
     if isinstance(capture.entry, list):
         assert wiring is not None
         if with_output:
@@ -57,7 +57,7 @@ def finish_capture(capture: Capture, wiring: Wiring, with_output: bool = False) 
 
 def metric_inputs(wiring: Wiring, read: Callable[[str], Any]) -> tuple[Tensor, ...] | None:
     """Return what a change metric looks at of what enters the first block; ``read`` gives a stream by its name."""
-    streams = tuple(read(wiring.entry[number]) for number in wiring.looked)
+    streams = tuple(read(wiring.entry[number]) for number in wiring.measured)
     return streams if all(isinstance(each, Tensor) for each in streams) else None
 
 
@@ -66,7 +66,7 @@ def effect(capture: Capture, wiring: Wiring) -> tuple[Tensor, ...] | None:
     positions = [position for position, bridge in enumerate(wiring.leave) if bridge is not None]
     if len(capture.deltas) != len(positions):
         return None
-    return tuple(capture.deltas[positions.index(carrier)] for carrier in wiring.carriers)
+    return tuple(capture.deltas[positions.index(carrier)] for carrier in wiring.measured_outputs)
 
 
 def copied(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
@@ -130,5 +130,5 @@ def _fits(one: Tensor, other: Tensor) -> bool:
 
 def _measured(wiring: Wiring, values: Sequence[Any]) -> tuple[Tensor, ...] | None:
     """Return a copy of the outputs that hold the streams that are measured."""
-    found = tuple(values[carrier] for carrier in wiring.carriers if carrier < len(values))
+    found = tuple(values[carrier] for carrier in wiring.measured_outputs if carrier < len(values))
     return tuple(value.clone() for value in found) if all(isinstance(value, Tensor) for value in found) else None

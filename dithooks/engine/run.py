@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +10,7 @@ from ..policies.history import BranchHistory, Decision, RunHistory, Schedule
 from ..policies.policy import Policy
 from .anchor import Anchor
 from .change_metrics import ChangeMetric
+from .protocols import PipelineBar
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ class Run:
     watched: bool = False  # the model was walked through for layers whose weights are to be watched
     judged: bool = False  # its warnings were given
     finished: bool = False  # its last call is over
-    bar: Any = None  # progress bar of the pipeline
+    bar: PipelineBar | None = None  # progress bar of the pipeline
     scheduler_is_shared: bool = False  # the scheduler that tells its steps tells those of another session's run
     ranks_diverged: bool = False  # ranks that decide as one have computed different calls: none reuses any more
 

@@ -1,6 +1,6 @@
-"""What a loop tells of its calls: the sampling step, for the length of a ``with``, or until it is told anew.
+"""The sampling step as a loop declares it: for the length of a ``with``, or until the next declaration.
 
-Both belong to the thread, asyncio task or request that tells; what is cached does, too.
+A declared step belongs to the thread, asyncio task or request that declares it, as everything that is cached does.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Session:
     """One thread, one asyncio task or one request, as far as cached state is concerned: each has its own.
 
     Args:
-        owner: the thread or task; ``None``: a request, which is of whoever is inside of it.
-        scheduler: tells its steps, rather than the one a cache was attached with.
+        owner: the thread or task; ``None`` for a request, which belongs to whoever has entered it.
+        scheduler: counts the session's steps, in place of the scheduler that the cache was attached with.
     """
 
     def __init__(self, owner: object | None, scheduler: object = None) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
         self.scheduler = scheduler
-        self.telling: Telling | None = None  # what was told last in it
+        self.declared: DeclaredStep | None = None  # the step declared last in it
         self.epoch = 0  # counts scopes left by an exception: what was cached before one is not trusted
 
     def holds(self, owner: object) -> bool:
@@ -41,7 +41,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Scope:
-    """What an open :func:`timestep_scope` says."""
+    """The arguments of an open :func:`timestep_scope`, and its session."""
 
     step: int
     branch: int | None
@@ -51,16 +51,16 @@ class Scope:
 
 
 @dataclass(eq=False)
-class Telling:
-    """A step that was told without an end.
+class DeclaredStep:
+    """A step declared by :func:`tell_step`, which holds until the next declaration.
 
     Args:
-        step: the step.
-        run: stays the same from one step to the next, and is another one when another run is told.
-        follows: the step before it was told as well; else it may be told for a whole run.
-        at: when, the last time of
-        times: so many.
-        stood: what each clock has seen since.
+        step: the sampling step.
+        run: an object that stays the same through a run, and is another one in the next run.
+        follows: whether the step before it was declared as well; if not, the step may be meant for a whole run.
+        at: time of the latest declaration of this step.
+        times: number of declarations of this step.
+        readings: by clock, what that clock has read since the declaration.
     """
 
     step: int
@@ -68,19 +68,19 @@ class Telling:
     follows: bool = False
     at: int = field(default_factory=time.monotonic_ns)
     times: int = 1
-    stood: weakref.WeakKeyDictionary[Any, Stood] = field(default_factory=weakref.WeakKeyDictionary)
+    readings: weakref.WeakKeyDictionary[Any, ClockReading] = field(default_factory=weakref.WeakKeyDictionary)
 
 
 @dataclass(eq=False)
-class Stood:
-    """What a clock has seen since a step was told.
+class ClockReading:
+    """The readings of one clock since a step was declared.
 
     Args:
-        missed: that it is not for this clock's runs.
-        first: what the clock said by itself then, and
-        last: its step at the last call, of
-        calls: so many at that;
-        times: that it had been told by then.
+        missed: whether the declared step does not concern this clock's runs.
+        first: the clock's own tick at the first call under the declared step.
+        last: the clock's own step at the latest call.
+        calls: number of calls at that own step.
+        times: number of declarations of the step up to the latest call.
     """
 
     missed: bool = False
@@ -90,7 +90,7 @@ class Stood:
     times: int = 0
 
 
-_scope: ContextVar[Scope | None] = ContextVar("dithooks.engine.sessions", default=None)
+_scope: ContextVar[Scope | None] = ContextVar("dithooks.scope", default=None)
 _session: ContextVar[Session | None] = ContextVar("dithooks.session", default=None)
 
 
@@ -121,14 +121,9 @@ def current_context() -> tuple[Session, Scope | None]:
     return (current_session(), None) if scope is None else (scope.session, scope)
 
 
-def current_telling() -> Telling | None:
-    """What was told last in this thread, task or request."""
-    return current_session().telling
-
-
 @contextmanager
 def inside(session: Session) -> Iterator[None]:
-    """Calls made here are of this session; also of those under a scope that is open already."""
+    """Make the calls inside belong to this session, also those under a scope that is open already."""
     scope = _scope.get()
     former, within = _session.set(session), _scope.set(scope and replace(scope, session=session))
     try:
@@ -145,7 +140,7 @@ def inside(session: Session) -> Iterator[None]:
 def timestep_scope(
     step: int, *, branch: int | None = None, sigma: float | None = None, steps: int | None = None
 ) -> Iterator[None]:
-    """Tell attached caches which sampling step the calls inside belong to, in custom loops and with custom schedulers.
+    """Declare which sampling step the calls inside belong to, in custom loops and with custom schedulers.
 
     Scopes nest (the innermost counts), belong to the current thread or asyncio task, and follow into
     ``asyncio.to_thread``. A step smaller than the last starts a new run. A scope left by an exception
@@ -184,15 +179,15 @@ def timestep_scope(
 
 
 def tell_step(step: int | None) -> None:
-    """Tell which sampling step the calls that follow belong to, until another is told: a scope without an end.
+    """Declare which sampling step the calls that follow belong to, until the next declaration: a scope without an end.
 
-    For loops that say where a step begins and not where it ends. It is told before the transformer is called, in the
-    thread or asyncio task that calls it, to caches that are attached by then; an open :func:`timestep_scope` goes
-    first. Told step by step, it holds however the sampler gets on. Told once, it is where runs begin, and the
-    scheduler, or else the timestep argument, counts on from there.
+    For loops that know where a step begins and not where it ends. Declare the step before the transformer is called,
+    in the thread or asyncio task that calls it, once the cache is attached; an open :func:`timestep_scope` takes
+    precedence. Declared at every step, it holds whatever the sampler does. Declared once, it is the step at which runs
+    begin, and the scheduler, or else the timestep argument, counts on from there.
 
     Args:
-        step: as for :func:`timestep_scope`; ``None``: nothing is told any more.
+        step: index of the sampling step, ≥ 0; ``None`` ends the declaration.
 
     Raises:
         TypeError, ValueError: as :func:`timestep_scope`.
@@ -204,15 +199,15 @@ def tell_step(step: int | None) -> None:
     """
     session = current_session()
     if step is None:
-        session.telling = None
+        session.declared = None
         return
-    index, before = _index("step", step), session.telling
+    index, before = _index("step", step), session.declared
     if before is not None and index == before.step:  # once more, between two calls or blocks
         before.at, before.times = time.monotonic_ns(), before.times + 1
         return
     follows = before is not None and index == before.step + 1
     run = before.run if before is not None and follows else object()
-    session.telling = Telling(index, run, follows)
+    session.declared = DeclaredStep(index, run, follows)
 
 
 def _index(name: str, value: object) -> int:

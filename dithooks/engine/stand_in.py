@@ -78,7 +78,7 @@ class _Shell:
         self.by_name = self.by_place = _no_shortcut
         if io is None or not io.slots:
             return
-        if io.maker.kind is (Tensor if len(io.slots) == 1 else tuple):
+        if io.output_builder.kind is (Tensor if len(io.slots) == 1 else tuple):
             names, places = zip(*io.slots, strict=True)
             self.by_name, self.by_place = itemgetter(*names), itemgetter(*places)
 
@@ -214,8 +214,8 @@ def classes_of(owner: nn.Module) -> dict[type, type]:
 def outlive(owner: nn.Module, classes: dict[type, type]) -> None:
     """Keep classes for as long as a transformer lives, of which compiled code has met stand-ins.
 
-    That code knows a block by its class. Were the classes made anew whenever a cache is attached, it would all be
-    compiled anew, too, until the compiler gives up.
+    Compiled code recognises a block by its class: with new classes at each attaching it would recompile each time,
+    until the compiler gives up.
     """
     if classes_of(owner) is not classes:
         weakref.finalize(owner, _drop, classes).atexit = False

@@ -33,7 +33,7 @@ class RepeatableCache(Protocol):
     """What a range cache has to offer, so that its calls can be made again."""
 
     decider: CallDecider
-    layout: BlockRange
+    block_range: BlockRange
     integrations: Integrations
     active_calls: ActiveCalls
 
@@ -82,7 +82,7 @@ class Verification:
         Raises:
             WiringError: it does not; or what was recognised between the blocks is not what the model does there.
         """
-        cache, layout = self.cache, self.cache.layout
+        cache, block_range = self.cache, self.cache.block_range
         if not replay.safe:
             cache.decider.warn(
                 "strange",
@@ -99,26 +99,26 @@ class Verification:
             return False
         if not error <= tolerance(output, cache.decider.config.dtype):
             raise WiringError(
-                f"{cache.decider.name}: with {layout.first} … {layout.last} skipped and their residual added, the "
-                f"call it was taken from comes out {error:.2g} off (relative L2): the model uses more of these "
-                "blocks than what leaves the last one (outputs collected on the way, say), or is not deterministic. "
-                "Choose other blocks; or, if you know better, give verify=False"
+                f"{cache.decider.name}: with {block_range.first} … {block_range.last} skipped and their residual "
+                f"added, the call it was taken from comes out {error:.2g} off (relative L2): the model uses more of "
+                "these blocks than what leaves the last one (outputs collected on the way, say), or is not "
+                "deterministic. Choose other blocks; or, if you know better, give verify=False"
             )
-        assert layout.wiring is not None
-        if layout.wiring.certain:
+        assert block_range.wiring is not None
+        if block_range.wiring.certain:
             return True
-        quiet = self._probed(replay, layout.wiring, None)
+        quiet = self._probed(replay, block_range.wiring, None)
         for seed in range(4):
-            noisy = self._probed(replay, layout.wiring, seed)
+            noisy = self._probed(replay, block_range.wiring, seed)
             if quiet is None or noisy is None:
                 return False
-            for name, alike in zip(layout.wiring.ports[-1].carries, likeness(quiet, noisy), strict=True):
+            for name, alike in zip(block_range.wiring.block_ios[-1].carries, likeness(quiet, noisy), strict=True):
                 if alike < ALIKE:
                     raise WiringError(
-                        f"{cache.decider.name}: between {layout.first} and {layout.last} the model does more to {name} "
-                        "than was recognised: noise put in at the former comes out at the latter otherwise than "
-                        f"expected (alike by {alike:.2f} of 1). Is it rearranged, or another stream? Choose a range on "
-                        "one side of that; or, if you know better, give verify=False"
+                        f"{cache.decider.name}: between {block_range.first} and {block_range.last} the model does more "
+                        f"to {name} than was recognised: noise put in at the former comes out at the latter otherwise "
+                        f"than expected (alike by {alike:.2f} of 1). Is it rearranged, or another stream? Choose a "
+                        "range on one side of that; or, if you know better, give verify=False"
                     )
             if not few(noisy):
                 break
@@ -137,24 +137,25 @@ class Verification:
         """Return a block's output where the range is only passed through, to see how its streams are handed on."""
         if offset == 0:
             args, kwargs = self.cache.integrations.range_arguments(args, kwargs)
-        io, probe = wiring.ports[offset], call.probe
+        io, probe = wiring.block_ios[offset], call.probe
+        assert probe is not None
         values = [None if name is None else io.read(name, args, kwargs) for name in io.carries]
         if offset == 0:
             values = probe.enter({name: io.read(name, args, kwargs) for name in wiring.entry}, values)
-        if offset == len(wiring.ports) - 1:
+        if offset == len(wiring.block_ios) - 1:
             call.stage = Stage.AFTER
             probe.leave([None if name is None else io.read(name, args, kwargs) for name in io.carries])
         return io.build(filled(io, values, {}), args, kwargs)
 
 
-def filled(ports: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Size]) -> list[Any]:
+def filled(io: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Size]) -> list[Any]:
     """What a block passes on, with zeros for outputs that carry on nothing, in the given shapes or as first seen."""
-    if not any(ports.born):
+    if not any(io.new_forms):
         return list(values)
     like = next(value for value in values if isinstance(value, Tensor))
     return [
         value if form is None else like.new_zeros(shapes.get(position, form[0]), dtype=form[1])
-        for position, (value, form) in enumerate(zip(values, ports.born, strict=True))
+        for position, (value, form) in enumerate(zip(values, io.new_forms, strict=True))
     ]
 
 

@@ -16,14 +16,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from .ascend import BROKEN, HOMES, LIBRARIES, NOTE, SWITCH, WARNING, cann, findings
+from .ascend import BROKEN, HOMES, LIBRARIES, NOTE, SWITCH, WARNING, EnvReport, cann, findings
 from .torch_subprocess import ask_torch, backends, installed, loads
 
 PACKAGES = ("diffusers", "accelerate", "peft", "torchao", "transformers", "numpy", "safetensors")
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ASCEND_RT_VISIBLE_DEVICES", SWITCH)
-EnvReport = dict[str, Any]
 
 
 def look() -> EnvReport:

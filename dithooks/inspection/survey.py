@@ -21,7 +21,7 @@ from ..blocks.registry import chains_of
 from ..blocks.stream_matching import block_io_of
 from ..blocks.stream_transforms import text
 from ..blocks.tap import Tap, tap
-from ..blocks.trunk import Trunk, find_trunk, followed
+from ..blocks.trunk import Trunk, find_trunk, followable_ranges
 from ..blocks.wiring import gap
 from ..config.cache_config import DitCacheConfig
 from ..engine.sessions import timestep_scope
@@ -121,7 +121,11 @@ def survey(target: object, run: Callable[[], object], blocks: Blocks = None, tes
     for chain, observation in ((call.chain, call.observation) for call in calls):
         if observation is None or observation.empty:
             raise NothingSeen(f"{chain.name}: the run did not call its blocks, so there is nothing to see")
-        named = blocks if len(chains) == 1 or isinstance(target, BlockAdapter) else [lane.path for lane in chain.lanes]
+        named = (
+            blocks
+            if len(chains) == 1 or isinstance(target, BlockAdapter)
+            else [block_list.path for block_list in chain.block_lists]
+        )
         found.append(_surveyed(target, run, named, chain, observation, test))
     return found
 
@@ -135,7 +139,7 @@ class _FirstCall:
         self._current: Observation | None = None  # of the call that runs
 
     def tap(self) -> Tap:
-        blocks = [site.block for site in self.chain.sites]
+        blocks = [block_ref.block for block_ref in self.chain.block_refs]
         return tap(blocks, self._enter, self._leave, self._begin, self._end, model=self.chain.owner)
 
     def _begin(self, *_: object) -> None:
@@ -161,8 +165,8 @@ def _surveyed(
 ) -> Survey:
     trunk = find_trunk(observation, chain.weights() if chain.found else None)
     assert trunk is not None
-    paths = tuple(observation.spots[index].path for index in trunk.order)
-    allowed, refused = followed(observation, trunk)
+    paths = tuple(observation.observed[index].path for index in trunk.order)
+    allowed, refused = followable_ranges(observation, trunk)
     outcomes = try_out(allowed, len(paths), test, lambda pair: _tried(target, run, blocks, pair))
     failed = {pair: why for pair, why in outcomes.items() if why is not None}
     refused |= {pair: why for pair in allowed - set(outcomes) for inside, why in failed.items() if within(inside, pair)}
@@ -205,29 +209,32 @@ def _tried(target: object, run: Callable[[], object], blocks: Blocks, pair: Bloc
 
 
 def _lists(target: object, chain: Chain, observation: Observation, trunk: Trunk) -> tuple[ListSurvey, ...]:
-    ports: dict[str, tuple[BlockIO, int]] = {}
+    block_ios: dict[str, tuple[BlockIO, int]] = {}
     for number, call in enumerate(observation.calls):
-        group = observation.spots[call.index].group
+        group = observation.observed[call.index].group
         try:
-            ports.setdefault(group, (block_io_of(observation, call), number))
+            block_ios.setdefault(group, (block_io_of(observation, call), number))
         except WiringError:
             continue
     found = []
-    groups = list(dict.fromkeys(observation.spots[index].group for index in trunk.order))
-    for lane in sorted(chain.lanes, key=lambda lane: groups.index(lane.path) if lane.path in groups else len(groups)):
-        classes = tuple(dict.fromkeys(type(block).__name__ for block in lane.blocks))
+    groups = list(dict.fromkeys(observation.observed[index].group for index in trunk.order))
+    for block_list in sorted(
+        chain.block_lists,
+        key=lambda block_list: groups.index(block_list.path) if block_list.path in groups else len(groups),
+    ):
+        classes = tuple(dict.fromkeys(type(block).__name__ for block in block_list.blocks))
         pattern, streams = "", tuple[str, ...]()
-        if lane.path in ports:
-            port, number = ports[lane.path]
+        if block_list.path in block_ios:
+            io, number = block_ios[block_list.path]
             call = observation.calls[number]
-            named = pattern_of(call.given, port.carries)
-            names = [name for name in port.carries if name is not None]
+            named = pattern_of(call.given, io.carries)
+            names = [name for name in io.carries if name is not None]
             pattern = f"{named.value}: {named.text}" if named is not None else f"{', '.join(names)}, in and out"
-            if port.maker.text not in ("Tensor", "tuple"):
-                pattern += f", as {port.maker.text}"
+            if io.output_builder.text not in ("Tensor", "tuple"):
+                pattern += f", as {io.output_builder.text}"
             streams = tuple(f"{name} {show(call.inputs[name])}" for name in dict.fromkeys(names))
-        apart = "" if lane.path in groups else trunk.apart.get(lane.path, "")
-        found.append(ListSurvey(lane.path, len(lane.blocks), classes, apart, pattern, streams))
+        apart = "" if block_list.path in groups else trunk.apart.get(block_list.path, "")
+        found.append(ListSurvey(block_list.path, len(block_list.blocks), classes, apart, pattern, streams))
     if chain.found:
         for owner in owners_of(target.target if isinstance(target, BlockAdapter) else target):
             for listed in owner.lists:

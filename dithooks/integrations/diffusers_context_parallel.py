@@ -1,9 +1,8 @@
 """Tokens that are split over ranks on their way into a block.
 
-diffusers' context parallel splits them where a model's plan says: on the way into the model, or, as in Wan and
-Qwen-Image, into its first block, from within that block's ``forward``. There, what the block is called with are all
-tokens, and what it returns are those of this rank: the two have nothing to do with each other. What its own code is
-given has.
+diffusers' context parallel splits them at the places of a model's plan: on the way into the model, or, as in Wan and
+Qwen-Image, into its first block, within that block's ``forward``. Such a block is called with all tokens and returns
+those of this rank, so that output − argument is no residual; output − what its own code is given is one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ REGISTRY, HOOK = "_diffusers_hook", "cp_input---"  # names that diffusers gives 
 
 
 def divides(modules: Iterable[nn.Module]) -> bool:
-    """Whether one of these splits what it is given."""
+    """Return whether one of some modules splits its arguments over ranks."""
     return any(next(_hooks(module), None) is not None for module in modules)
 
 

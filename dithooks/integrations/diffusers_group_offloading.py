@@ -1,8 +1,8 @@
-"""Weights that come and go in groups: what blocks that are left out would have done for those that are not.
+"""Weights that come and go in groups: what skipped blocks would have done for others.
 
-With diffusers' group offloading, weights come to the device and leave it from within the forwards of blocks and layers.
-One may do so for others, too: for the rest of its group, or, with streams, for the group that runs after it. On a
-reused step the forwards of a range are not reached, and others would run without their weights, or leave theirs behind.
+With diffusers' group offloading, the forwards of blocks and layers move weights to the device and off it, also for
+other blocks: the rest of their group or, with streams, the group that runs next. On a reused step the forwards of a
+range do not run, and other blocks would run without their weights, or leave theirs on the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ REGISTRY, HOOK = "_diffusers_hook", "group_offloading"  # names that diffusers g
 
 
 def grouped(modules: Iterable[nn.Module]) -> bool:
-    """Whether one of these, or what is in them, has such a hook."""
+    """Return whether one of some modules, or a module in them, has a hook of group offloading."""
     inner = (vars(each).get(REGISTRY) for module in modules for each in module.modules())
     return any(registry is not None and registry.get_hook(HOOK) is not None for registry in inner)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..engine.protocols import AdapterWatch, ProgressBar
+from ..engine.protocols import AdapterWatch, PipelineBar
 from .diffusers_context_parallel import REGISTRY, divided, divides
 from .diffusers_group_offloading import grouped, hand_over
 from .fsdp_prefetch import drop_prefetched, sharded
@@ -22,7 +22,7 @@ _HOOKS = attrgetter("hooks")
 
 
 class BlockIntegrations:
-    """Who else is at work, looked up at every call: all of them may come and go while the cache is attached."""
+    """The other libraries at work, looked up at every call: each may come and go while the cache is attached."""
 
     alters_arguments = False  # a block splits its tokens over ranks
 
@@ -44,7 +44,7 @@ class BlockIntegrations:
         self._own = [vars(module) for module in (owner, *stack)]
 
     def refresh(self) -> None:
-        """See who is at work now; outside of compiled code."""
+        """Look up which libraries are at work now; outside of compiled code."""
         kinds = set(map(type, self._blocks))
         if kinds != self._kinds:  # FSDP gives a block another class
             self._kinds, self._is_sharded = kinds, sharded(self._blocks)
@@ -71,7 +71,7 @@ class BlockIntegrations:
         if self._is_grouped:
             self._hand_over(self._blocks)
 
-    def progress_bar(self, steps: int | None, first: int) -> ProgressBar | None:
+    def progress_bar(self, steps: int | None, first: int) -> PipelineBar | None:
         """Return the one progress bar that counts the steps of a run, if there is one."""
         return find_bar(steps, first)
 

@@ -1,7 +1,7 @@
-"""Weights that FSDP has sent for ahead of time, for blocks that are then left out.
+"""Weights that FSDP has prefetched for blocks that are then skipped.
 
-With ``set_modules_to_forward_prefetch`` a block asks for the weights of others before these run. What comes for one
-that is left out waits for it, and is what it runs with when it next does: by then, others may have been loaded.
+With ``set_modules_to_forward_prefetch`` a block requests the weights of others before these run. Weights that arrive
+for a skipped block are kept until it next runs, although newer ones may have been loaded by then: they are dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def sharded(blocks: Iterable[nn.Module]) -> bool:
-    """Whether FSDP has one of these, so that it is worth looking closer."""
+    """Return whether FSDP shards one of some blocks."""
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     return kind is not None and any(issubclass(cls, kind) for cls in set(map(type, blocks)))
 

@@ -16,8 +16,8 @@ _OWN = attrgetter("__dict__")
 class PeftAdapters:
     """Watches the strength of a model's adapter layers.
 
-    It is asked at every call, of hundreds of layers: hence by the instances' dictionaries, compared in C against
-    copies, and made out one by one only where these differ.
+    It runs at every call, over hundreds of layers: hence the instances' dictionaries are compared in C with copies, and
+    read one by one only where they differ.
     """
 
     listing = "peft_config"

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def shared_by_ranks(model: nn.Module) -> str | None:
-    """How several ranks run this model together, so that they have to leave out the same blocks; ``None``: not."""
+    """Describe how several ranks run a model together and so have to skip the same blocks; ``None`` if they do not."""
     import torch.distributed as dist
 
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:

@@ -114,7 +114,7 @@ class ChangeRecorder:
         assert call.run is not None
         assert call.branch is not None
         seen = [_sampled(each) for each in call.metric_inputs or (torch.zeros(1, 1),)]
-        wiring = self.attached.cache.layout.wiring
+        wiring = self.attached.cache.block_range.wiring
         main = (None if wiring is None else effect(Capture(deltas=tuple(deltas)), wiring)) or deltas
         norm = torch.linalg.vector_norm(main[0], dtype=torch.float32)
         flat = [delta.reshape(1, -1, delta.shape[-1]) for delta in deltas]

@@ -188,8 +188,10 @@ def profile(
     policy = config.when if config is not None and isinstance(config.when, Threshold) else Threshold(0.1)
     chains = chains_of(target, blocks)
     if config is None:
-        alone = [replace(chain, lanes=(lane,)) for chain, _ in chains for lane in chain.lanes]
-        ranges = [(c, DitCacheConfig(cache_block_start=min(1, len(c.sites) - 1), policy=ChangeWatch())) for c in alone]
+        alone = [replace(chain, block_lists=(block_list,)) for chain, _ in chains for block_list in chain.block_lists]
+        ranges = [
+            (c, DitCacheConfig(cache_block_start=min(1, len(c.block_refs) - 1), policy=ChangeWatch())) for c in alone
+        ]
     else:
         assigned = configure_ranges(chains, config)
         ranges = [(chain, replace(own, **_WATCHED, overrides={}, fingerprint=None)) for chain, own in assigned]

@@ -11,12 +11,12 @@ class LoopPasses:
     """Splits the calls of blocks into passes: a new one begins where a block is called again.
 
     Args:
-        spots: all blocks.
+        observed: all blocks.
         ordered: whether the blocks are one list, so that a call of an earlier block also begins a pass.
     """
 
-    def __init__(self, spots: Sequence[ObservedBlock], ordered: bool) -> None:
-        self._spots, self._ordered = spots, ordered
+    def __init__(self, observed: Sequence[ObservedBlock], ordered: bool) -> None:
+        self._observed, self._ordered = observed, ordered
         self._now: Observation | None = None
         self._most: Observation | None = None
 
@@ -26,7 +26,7 @@ class LoopPasses:
         if index in seen or (self._ordered and index < max(seen, default=0)):
             self.cut()
         if self._now is None:
-            self._now = Observation(self._spots)
+            self._now = Observation(self._observed)
         return self._now
 
     @property

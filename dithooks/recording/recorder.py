@@ -16,7 +16,7 @@ from ..blocks.block_io import bind, parameter_names
 from ..blocks.block_lists import Chain
 from ..blocks.observation import Observation, observed_blocks
 from ..blocks.tap import tap
-from ..blocks.trunk import Trunk, find_trunk, followed
+from ..blocks.trunk import Trunk, find_trunk, followable_ranges
 from ..config.cache_config import DitCacheConfig
 from ..engine.arguments import CallArguments
 from ..engine.call import Call
@@ -74,8 +74,8 @@ class Recorder:
         self.schedule, self.size, self.rows, self.calls = Schedule(), tuple[int, ...](), 0, 0
         self.sequence: list[CallPosition] = []  # of all calls
         self._watched = InputSamples(chain.owner)
-        self._spots, self._names = observed_blocks(chain), parameter_names(chain.owner)
-        log = DecisionLog(chain.name, len(self._spots), len(self._spots))
+        self._observed, self._names = observed_blocks(chain), parameter_names(chain.owner)
+        log = DecisionLog(chain.name, len(self._observed), len(self._observed))
         config = DitCacheConfig(policy=Computed())
         clock = StepClock(scheduler, chain.name)
         self._decider = CallDecider(chain, config, clock, log, BlockIntegrations())
@@ -92,7 +92,7 @@ class Recorder:
         self._first_step: int | None = None  # of all
         self._call: Call | None = None
         # Where a loop calls the blocks without the transformer: their passes, and the first and last block of a call
-        self._passes = LoopPasses(self._spots, len(chain.lanes) == 1)
+        self._passes = LoopPasses(self._observed, len(chain.block_lists) == 1)
         self._ends: tuple[int, int] | None = None
         self._here: dict[tuple[int, str], list[int]] = {}  # points of the call under way, by block and side
         self._sampled = Sampled(())
@@ -103,8 +103,8 @@ class Recorder:
     def hooked(self, report: ProgressCallback | None) -> Iterator[None]:
         """With the hooks on; taken off again, whatever happens."""
         self._report = report or self._report
-        refs = [(ref, ref.block) for ref in self.chain.sites]
-        lists, behind = [lane.blocks for lane in self.chain.lanes], dict[int, nn.Module]()
+        refs = [(ref, ref.block) for ref in self.chain.block_refs]
+        lists, behind = [block_list.blocks for block_list in self.chain.block_lists], dict[int, nn.Module]()
         blocks = [block for _, block in refs]
         with tap(blocks, self._enter, self._leave, self._begin, self._finish, model=self.chain.owner):
             try:
@@ -133,7 +133,7 @@ class Recorder:
     def last(self) -> nn.Module:
         """The last block that a call runs."""
         assert self._trunk is not None
-        return self.chain.sites[self._trunk.order[-1]].block
+        return self.chain.block_refs[self._trunk.order[-1]].block
 
     @property
     def spent_ms(self) -> float:
@@ -154,7 +154,7 @@ class Recorder:
             raise InvalidSetting(f"{self.chain.name}: no range of its blocks can be followed: {self._refused}")
         return Trace(
             path=self.chain.path,
-            blocks=tuple(self._spots[index].path for index in order),
+            blocks=tuple(self._observed[index].path for index in order),
             ranges=np.array(tally.ranges, dtype=np.int64).reshape(-1, 2),
             grams=tally.grams,
             norms=np.sqrt(tally.squares),
@@ -219,18 +219,18 @@ class Recorder:
             observation.enter(index, args, kwargs)
         elif self._call is not None:
             self.stopwatch.mark(SAMPLING)
-            reader = self._spots[index].face
+            reader = self._observed[index].reader
             self._take(index, "in", lambda name: reader.read(str(name), args, kwargs))
             self.stopwatch.mark(index)
 
     def _leave(self, index: int, output: Any) -> None:
         if (observation := self._watching(None)) is not None:
             observation.leave(index, output)
-            values = self._spots[index].face.take(output)[1]
+            values = self._observed[index].reader.take(output)[1]
             self._returned = [(index, value, value.clone()) for value in values if isinstance(value, Tensor)]
         elif self._call is not None:
             self.stopwatch.mark(SAMPLING)
-            values = self._spots[index].face.take(output)[1]
+            values = self._observed[index].reader.take(output)[1]
             self._take(index, "out", lambda position: values[int(position)] if int(position) < len(values) else None)
             self.stopwatch.mark(OTHER)
             if self._ends is not None and index == self._ends[1]:
@@ -257,7 +257,7 @@ class Recorder:
             taken = self._sampled.points[place].take(read)
             if taken is None:
                 raise InvalidSetting(
-                    f"{self._spots[index].path} is given or returns tensors of other shapes than on the first call "
+                    f"{self._observed[index].path} is given or returns tensors of other shapes than on the first call "
                     "with such arguments: what it does cannot be recorded"
                 )
             self._taken[place] = taken
@@ -276,7 +276,7 @@ class Recorder:
                 f"{self.chain.name} is given {replay.unsafe_argument}, which may remember a call: its first call "
                 "cannot be made twice, which recording has to do, to see how the streams run"
             )
-        self._observation, self._altered = Observation(self._spots), set()
+        self._observation, self._altered = Observation(self._observed), set()
         observation = self._observation
         try:
             replay(eager=False)
@@ -290,7 +290,7 @@ class Recorder:
         trunk = find_trunk(observation, self.chain.weights() if self.chain.found else None)
         if trunk is None:
             raise InvalidSetting(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
-        allowed, refused = followed(observation, trunk)
+        allowed, refused = followable_ranges(observation, trunk)
         self._refused = next(iter(refused.values()), "")
         if self._trunk is None:
             self._trunk, self.tally.order, self.tally.ranges = trunk, trunk.order, sorted(allowed)

@@ -102,19 +102,19 @@ def points_of(
             ids = {}
             continue
         try:
-            ports = block_io_of(observation, call)
+            io = block_io_of(observation, call)
         except WiringError:
             ids = {}
             continue
-        entering = _entering(call, ports, ids, numbering)
+        entering = _entering(call, io, ids, numbering)
         points.append(
             SamplePoint(index, "in", {name: (call.inputs[name], numbers) for name, numbers in entering.items()})
         )
-        leaving = _leaving(call, ports, entering, numbering)
+        leaving = _leaving(call, io, entering, numbering)
         following = calls.get(order[place + 1]) if place + 1 < len(order) else None
         ids, exact = {}, False
         if following is not None:
-            ids, exact = _handed(observation, call, ports, leaving, entering, following)
+            ids, exact = _handed(observation, call, io, leaving, entering, following)
         if not exact or index in altered:
             forms: dict[str | int, tuple[Form, Tensor]] = {
                 p: (form, leaving[p]) for p, form in enumerate(call.outputs) if form is not None and p in leaving
@@ -150,10 +150,10 @@ class _Numbering:
         return kept
 
 
-def _entering(call: BlockCall, ports: BlockIO, ids: Mapping[str, Tensor], numbering: _Numbering) -> dict[str, Tensor]:
+def _entering(call: BlockCall, io: BlockIO, ids: Mapping[str, Tensor], numbering: _Numbering) -> dict[str, Tensor]:
     """Return the row numbers of a block's input streams: known ones, no token twice, or else new ones."""
     found: dict[str, Tensor] = {}
-    names = [name for name in ports.carries if name is not None]
+    names = [name for name in io.carries if name is not None]
     known = torch.zeros(1, dtype=torch.int64)
     for name in [*ids, *(name for name in names if name not in ids)]:
         numbers = ids.get(name, torch.zeros(prod(call.inputs[name][0][:-1]), dtype=torch.int64)).clone()
@@ -164,12 +164,10 @@ def _entering(call: BlockCall, ports: BlockIO, ids: Mapping[str, Tensor], number
     return {name: found[name] for name in names}
 
 
-def _leaving(
-    call: BlockCall, ports: BlockIO, entering: Mapping[str, Tensor], numbering: _Numbering
-) -> dict[int, Tensor]:
+def _leaving(call: BlockCall, io: BlockIO, entering: Mapping[str, Tensor], numbering: _Numbering) -> dict[int, Tensor]:
     """Return the row numbers of each output: those of the argument that it carries on, if their forms agree."""
     found = {}
-    for position, (name, form) in enumerate(zip(ports.carries, call.outputs, strict=True)):
+    for position, (name, form) in enumerate(zip(io.carries, call.outputs, strict=True)):
         if form is not None:
             same = name is not None and call.inputs[name][0] == form[0]
             found[position] = entering[name] if same and name is not None else numbering.more(prod(form[0][:-1]))

@@ -20,7 +20,7 @@ worded by                               when                                    
 
 What depends on one class's settings is worded by that class, and emitted by the engine or the handle: ``Policy.remark``
 and ``Predictor.remark`` when a run begins, ``Policy.verdict`` (within :func:`nothing_was_reused`) and ``Policy.review``
-when it ends, ``CachePlan.remarks`` when a plan is attached, and the ``remark`` of a block's ports when the streams have
+when it ends, ``CachePlan.remarks`` when a plan is attached, and the ``remark`` of a block's I/O when the streams have
 been followed. Warnings of a search, of cache-dit's interface and of a batch job's folder are worded where they are
 emitted: in ``dithooks.tuning``, ``dithooks.compat`` and ``dithooks.ray``.
 """

@@ -22,6 +22,7 @@ from bench.large.parts import PARTS, measure_all
 from bench.large.report import FAILED, MEASURED, NOT_REACHED, Report, new_row
 from bench.large.session import Session
 from bench.large.watching import block_times, blocks_of, counting
+from dithooks.environment import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -266,7 +267,7 @@ def test_run_as_a_file(tmp_path):
 
 def test_without_an_accelerator(monkeypatch, capsys):
     """It says so, and ends in peace; asked wrongly, it says that."""
-    monkeypatch.setattr("dithooks.environment.machine.accelerator", lambda: None)
+    monkeypatch.setattr(machine, "accelerator", lambda: None)
     assert main([]) == 0
     assert capsys.readouterr().out.startswith("There is no accelerator here")
     with pytest.raises(SystemExit, match="2"):
@@ -276,7 +277,6 @@ def test_without_an_accelerator(monkeypatch, capsys):
 
 def test_memory_of_a_device_that_is_not_this_builds_accelerator(monkeypatch):
     """A CUDA build that is asked for the CPU raises ValueError; there is nothing to tell then."""
-    from dithooks.environment import machine
 
     def refuse(device):
         raise ValueError(f"{device} doesn't match the current accelerator cuda.")

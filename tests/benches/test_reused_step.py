@@ -114,7 +114,7 @@ def test_calls_and_bytecodes_of_a_function_known_by_heart():
 
 
 def test_a_difference_leaves_out_what_is_alike():
-    file, torchs = ("engine/call.py", "f"), ("(torch)", "module.py: g")
+    file, torchs = ("folder/one.py", "f"), ("(torch)", "module.py: g")
     mine = Counts(5, 2, 50, {file: (2, 20), torchs: (3, 30)})
     theirs = Counts(3, 1, 30, {torchs: (3, 30)})
     over = mine.over(theirs)
@@ -127,7 +127,7 @@ def test_a_difference_leaves_out_what_is_alike():
         "bytecodes": 20,
         "files": 1,
         "functions": 1,
-        "by_file": {"engine/call.py": [2, 20]},
+        "by_file": {"folder/one.py": [2, 20]},
     }
 
 
@@ -181,7 +181,7 @@ def test_the_table():
     line = ratio_row("reused", "plan", "0 blocks", taken)
     assert line["us"] == [4.0, 2.0]
     assert line["ratio"]["median"] == 2.0
-    counts = Counts(1, 1, 1234, {("engine/call.py", "f"): (1, 1234)}).as_dict()
+    counts = Counts(1, 1, 1234, {("folder/one.py", "f"): (1, 1234)}).as_dict()
     rows = [{"model": "FLUX", "cache": "plan", "computed": counts, "reused": counts}]
     pair = {"computed": 1, "reused": 2}
     graphs = [
@@ -190,7 +190,7 @@ def test_the_table():
     ]
     shown = table({"about": "here", "rows": rows, "compiled": graphs, "times": [line]})
     assert "| FLUX | plan | reused | 1 | 1 | 1,234 | 1 | 1 |" in shown
-    assert "| engine/call.py | 1 / 1,234 |" in shown
+    assert "| folder/one.py | 1 / 1,234 |" in shown
     assert "| plan | 2 | 0 | 1 | 2 | 1 | 2 |" in shown
     assert "| threshold | fails: Unsupported: this ||||||" in shown
     assert "| reused | plan | 4 | 0 blocks | 2 | 2.00 (2.00 … 3.00) |" in shown

@@ -23,9 +23,11 @@ class Functor(PatchFunctor):
         return streams[0]
 
 
-def ports(carries, maker=None, face=None):
+def block_io(carries, output_builder=None, reader=None):
     """Of a block that returns what it carries in a tuple."""
-    return BlockIO(face or CallReader(Block()), maker or OutputBuilder(tuple), carries, (None,) * len(carries))
+    return BlockIO(
+        reader or CallReader(Block()), output_builder or OutputBuilder(tuple), carries, (None,) * len(carries)
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def ports(carries, maker=None, face=None):
 )
 def test_streams_are_found_by_position_or_name(args, kwargs):
     """In the order of the output; what was not passed is None, as the slower way has it."""
-    both = ports(("encoder_hidden_states", "hidden_states"))
+    both = block_io(("encoder_hidden_states", "hidden_states"))
     assert both.slots == (("encoder_hidden_states", 1), ("hidden_states", 0))
     assert both.pass_on(args, kwargs) == (("e", "h") if args else (None, None))
     assert both.pass_on(args, kwargs) == both.build(
@@ -43,8 +45,8 @@ def test_streams_are_found_by_position_or_name(args, kwargs):
 
 def test_the_form_is_the_blocks_own():
     """A tensor alone, or a list."""
-    assert ports(("hidden_states",), OutputBuilder(Tensor)).pass_on(("h",), {}) == "h"
-    assert ports(("hidden_states",), OutputBuilder(list)).pass_on((), {"hidden_states": "h"}) == ["h"]
+    assert block_io(("hidden_states",), OutputBuilder(Tensor)).pass_on(("h",), {}) == "h"
+    assert block_io(("hidden_states",), OutputBuilder(list)).pass_on((), {"hidden_states": "h"}) == ["h"]
 
 
 @pytest.mark.parametrize(
@@ -54,10 +56,14 @@ def test_the_form_is_the_blocks_own():
         {"carries": ("hidden_states[0]",)},  # one of several in a tuple
         {"carries": ("*3",)},  # a position without a name
         {"carries": ("unknown",)},  # taken by **kwargs
-        {"carries": ("hidden_states",), "maker": OutputBuilder(dict, ("sample",))},
-        {"carries": ("0",), "face": FunctorReader(Functor()), "maker": OutputBuilder(PatchFunctor, (), Functor())},
+        {"carries": ("hidden_states",), "output_builder": OutputBuilder(dict, ("sample",))},
+        {
+            "carries": ("0",),
+            "reader": FunctorReader(Functor()),
+            "output_builder": OutputBuilder(PatchFunctor, (), Functor()),
+        },
     ],
 )
 def test_all_else_goes_the_slower_way(given):
     """There are no slots, which is what tells."""
-    assert ports(**given).slots == ()
+    assert block_io(**given).slots == ()

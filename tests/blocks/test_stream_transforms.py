@@ -14,10 +14,10 @@ from dithooks.blocks.stream_transforms import (
     Unrelated,
     build,
     recognise,
+    recognise_swap_by_shape,
     streams_of,
     substitute,
     text,
-    turned_alone,
 )
 
 LENGTHS = st.integers(1, 5)
@@ -73,8 +73,8 @@ class TestRecognised:
     def test_what_was_added_to_leaves_the_shape_to_tell(self):
         h = random(6, 4, 3)
         assert recognise(random(8, 3, 3), [h]) is None
-        assert turned_alone(random(8, 3, 3), [h]) == SwapBatchTokens(Stream(0))
-        assert turned_alone(random(8, 3, 3), [h, h]) is None  # which one?
+        assert recognise_swap_by_shape(random(8, 3, 3), [h]) == SwapBatchTokens(Stream(0))
+        assert recognise_swap_by_shape(random(8, 3, 3), [h, h]) is None  # which one?
 
     def test_what_could_be_made_in_several_ways_is_not_guessed(self):
         """Text that is a copy of the image, as at a first step it may be."""

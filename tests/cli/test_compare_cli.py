@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dithooks import Budget, CachePlan, DitCacheConfig, Linear, Threshold, dit_cache, plan, record
+from dithooks import Budget, CachePlan, DitCacheConfig, Linear, Threshold, dit_cache, plan, progress_bars, record
 from dithooks.cli import cache_settings as settings
 from dithooks.cli import compare_output as compare_show
 from dithooks.cli import comparison as comparing
@@ -166,7 +166,7 @@ def test_runs_go_in_turns(toy_plan, here, monkeypatch):
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr("dithooks.progress_bars.progress", lambda verbose: Told())
+    monkeypatch.setattr(progress_bars, "progress", lambda verbose: Told())
     command = ["compare", "mine.py:toy", "--plan", "plan.json", "--plan", "other.json", "--pairs", "2", "--quiet"]
     assert main(command) == 0
     a, b, c = "without a cache", "plan plan", "plan other"

@@ -12,6 +12,7 @@ from dithooks import CachePlan, dit_cache
 from dithooks.cli.main import main
 from dithooks.cli.targets.user_factory import of_factory
 from dithooks.recording.recording import Recording
+from dithooks.tuning import search as tuning_search
 
 pytest.importorskip("diffusers")
 
@@ -440,7 +441,7 @@ class TestOwn:
         ):
             with pytest.raises(error, match=match):
                 main(["search", f"mine.py:{name}", "--quiet"])
-        monkeypatch.setattr(sys.modules["dithooks.tuning.search"], "samples_of", None)
+        monkeypatch.setattr(tuning_search, "samples_of", None)
         with pytest.raises(TypeError, match="not callable"):  # where the library complains of what it is given
             main(["search", "mine.py:toy", "--quiet"])
 

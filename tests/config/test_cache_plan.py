@@ -29,7 +29,7 @@ PLAN = CachePlan((PIECE,), MADE, FOUND)
 def made_for(target, steps, scheduler="Counter", dtype="float32", blocks=None):
     chains = [chain for chain, _ in chains_of(target, blocks)]
     model = "+".join(type(chain.owner).__name__ for chain in chains)
-    number = sum(len(chain.sites) for chain in chains)
+    number = sum(len(chain.block_refs) for chain in chains)
     return PlanTarget(model, fingerprint(chains), number, dtype, steps, scheduler, (6, 4))
 
 

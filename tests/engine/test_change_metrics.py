@@ -9,6 +9,7 @@ from policies_by_hand import (
     ratio_by_hand,
 )
 
+from dithooks.engine import change_metrics
 from dithooks.engine.change_metrics import OutputChangeEstimate, RelativeChange
 
 pytestmark = pytest.mark.core
@@ -122,7 +123,7 @@ class TestGaugesAtTheEdge:
         assert float(look(gauge, -before)) == 2
 
     def test_by_pieces(self, monkeypatch):
-        monkeypatch.setattr("dithooks.engine.change_metrics.PIECE", 10)
+        monkeypatch.setattr(change_metrics, "PIECE", 10)
         now, before = torch.randn(3, 17), torch.randn(3, 17)
         for how in ("mean", "max"):
             gauge = RelativeChange(how)

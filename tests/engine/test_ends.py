@@ -22,6 +22,7 @@ from dithooks import (
     profile,
     timestep_scope,
 )
+from dithooks.engine import anchor
 from dithooks.engine.anchor import _moved
 
 pytestmark = pytest.mark.core
@@ -308,7 +309,7 @@ class TestTheHostsMemory:
             made.append((shape, dtype, device, pin_memory))
             return Home()
 
-        monkeypatch.setattr("dithooks.engine.anchor.torch.empty", empty)
+        monkeypatch.setattr(anchor.torch, "empty", empty)
         there = OnADevice()
         assert isinstance(_moved(there, "cpu"), Home)
         assert made == [(torch.Size([2, 3]), torch.float32, "cpu", True), (there, True)]
@@ -317,7 +318,7 @@ class TestTheHostsMemory:
         def empty(*_, **__):
             raise RuntimeError("cannot pin")
 
-        monkeypatch.setattr("dithooks.engine.anchor.torch.empty", empty)
+        monkeypatch.setattr(anchor.torch, "empty", empty)
         there = OnADevice()
         assert _moved(there, "cpu") == "a copy that waits"
         assert there.asked == [(("cpu",), {})]

@@ -176,7 +176,10 @@ def test_told_inside_of_the_call_it_is_too_late():
     with dit_cache(net, CONFIG) as cache:
         tell_step(0)
         net(x, STILL, 0)  # once more the same: nothing new
-        with pytest.raises(ValueError, match=r"told between its call and that of blocks\.1.*before the transformer"):
+        with pytest.raises(
+            ValueError,
+            match=r"tell_step was called between the transformer's call and that of blocks\.1.*before the transformer",
+        ):
             net(x, STILL, 1)
         tell_step(0)
         net(x, STILL, 0)

@@ -14,6 +14,7 @@ from dithooks import timestep_scope
 from dithooks.cli.main import main
 from dithooks.cli.targets.resolver import find_subject
 from dithooks.errors import TargetError
+from dithooks.inspection import diffusers_class
 from dithooks.inspection import model_table as models
 from dithooks.inspection.model_report import inspect, paste, show
 from dithooks.inspection.range_trials import try_out
@@ -463,7 +464,7 @@ def test_models_of_the_installed_version_only(monkeypatch):
     """A class that this diffusers does not have is left out of the table, and named below it."""
     monkeypatch.setattr(models, "classes", lambda: ("DiTTransformer2DModel", "FluxTransformer2DModel"))
     monkeypatch.delattr(diffusers, "FluxTransformer2DModel", raising=False)
-    monkeypatch.setattr("dithooks.inspection.diffusers_class.build", _without("FluxTransformer2DModel"))
+    monkeypatch.setattr(diffusers_class, "build", _without("FluxTransformer2DModel"))
     rows, missing = models.all_rows()
     assert [row.cls for row in rows] == ["DiTTransformer2DModel"]
     assert "Not in this version of diffusers: `FluxTransformer2DModel`." in models.markdown(rows, missing)

@@ -35,7 +35,7 @@ def sample(model, inputs, steps=STEPS):
 def hooked(chain, run, enter, leave, begin=lambda: None):
     """Call ``run`` with hooks on the blocks, told by number."""
     handles = [chain.owner.register_forward_pre_hook(lambda *_: begin())]
-    for index, site in enumerate(chain.sites):
+    for index, site in enumerate(chain.block_refs):
         handles += [
             site.block.register_forward_pre_hook(lambda _, a, k, i=index: enter(i, a, k), with_kwargs=True),
             site.block.register_forward_hook(lambda _, a, k, out, i=index: leave(i, out), with_kwargs=True),
@@ -49,7 +49,7 @@ def hooked(chain, run, enter, leave, begin=lambda: None):
 
 def captured(chain, run):
     """Of each call of the model, what each block was given and returned, in full, in double precision."""
-    faces, calls = [spot.face for spot in observed_blocks(chain)], []
+    faces, calls = [spot.reader for spot in observed_blocks(chain)], []
 
     def copy(value):
         return value.double().clone() if isinstance(value, torch.Tensor) and value.is_floating_point() else None

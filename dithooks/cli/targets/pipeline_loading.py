@@ -18,6 +18,7 @@ import torch
 
 from ...environment.machine import accelerator
 from ...errors import TargetError, UsageError
+from ...integrations.diffusers_placeholders import missing_packages
 from ..extras import extra_needed
 from ..messages import first_line
 
@@ -210,8 +211,7 @@ def _class(title: str, name: object) -> Any:
     kind = getattr(diffusers, name, None)
     if not isinstance(kind, type):
         raise TargetError(f"{title} is a {name}, which diffusers {diffusers.__version__} does not have")
-    if backends := getattr(kind, "_backends", None):  # a stand-in for a class that cannot be imported
-        lacking = [each for each in backends if importlib.util.find_spec(each) is None] or backends
+    if lacking := missing_packages(kind):
         raise TargetError(f"{title} is a {name}, which needs {' '.join(lacking)} (pip install {' '.join(lacking)})")
     return kind
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import re
 from pathlib import Path
 
 from ...errors import TargetError
 from ...inspection.diffusers_class import Subject, components_of, of_pipeline, of_transformer, quiet
+from ...integrations.diffusers_placeholders import missing_packages
 from ...tiny import names
 from .saved_model import of_folder, of_id
 from .user_factory import of_factory
@@ -33,9 +33,8 @@ def find_subject(name: str) -> Subject:
         diffusers = importlib.import_module("diffusers")
         cls = getattr(diffusers, name, None)
         if isinstance(cls, type) and name.endswith("Pipeline"):
-            if backends := getattr(cls, "_backends", None):  # diffusers' stand-in for a class that cannot be imported
-                lacking = [each for each in backends if importlib.util.find_spec(each) is None]
-                needed = " ".join(lacking or backends)
+            if lacking := missing_packages(cls):
+                needed = " ".join(lacking)
                 raise TargetError(f"{name} cannot be imported: it needs {needed} (pip install {needed})")
             return of_pipeline(name, components_of(cls))
     if cls is not None:

@@ -19,7 +19,7 @@ from .configs import check_fields
 from .functors import PatchFunctor
 from .modifiers import ParamsModifier
 
-Maker = TypeVar("Maker", bound=Callable[..., Any])
+AdapterFactory = TypeVar("AdapterFactory", bound=Callable[..., Any])
 PREFIXES = (
     "transformer",
     "single_transformer",
@@ -155,7 +155,7 @@ class BlockAdapterRegistry:
     """
 
     @classmethod
-    def register(cls, name: str, supported: bool = True) -> Callable[[Maker], Maker]:
+    def register(cls, name: str, supported: bool = True) -> Callable[[AdapterFactory], AdapterFactory]:
         """Decorate a function that makes the adapter of a pipeline whose class's name begins with ``name``.
 
         Args:
@@ -167,7 +167,7 @@ class BlockAdapterRegistry:
             ValueError: the name has an adapter already.
         """
 
-        def decorate(make: Maker) -> Maker:
+        def decorate(make: AdapterFactory) -> AdapterFactory:
             if supported:
                 Registry.register(f"{name}*")(_Registered(make))
             return make

@@ -94,7 +94,7 @@ class Enabled(CacheHandle):
 
     def lists(self, target: object = None) -> dict[str, int]:
         """Return the numbers of the lists of blocks by path: all, or only those inside a transformer."""
-        listed = [each for chain, _ in chains_of(self.adapter.plain(), None) for each in chain.lanes]
+        listed = [each for chain, _ in chains_of(self.adapter.plain(), None) for each in chain.block_lists]
         parts = {id(module) for module in target.modules()} if isinstance(target, nn.Module) else None
         return {each.path: number for number, each in enumerate(listed) if parts is None or id(each.blocks) in parts}
 
@@ -234,7 +234,7 @@ def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter | None:
     """
     plain = adapter.plain()
     chains = [chain for chain, _ in chains_of(plain, None)]
-    block_lists = [each for chain in chains for each in chain.lanes]
+    block_lists = [each for chain in chains for each in chain.block_lists]
     if len(settings.modifiers) > len(block_lists):
         raise InvalidSetting(
             f"there are {len(settings.modifiers)} params_modifiers for {len(block_lists)} lists of blocks: "
@@ -250,7 +250,7 @@ def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter | None:
         return None
     expected = {}
     for chain in chains:
-        numbers = [block_lists.index(each) for each in chain.lanes]
+        numbers = [block_lists.index(each) for each in chain.block_lists]
         if set(numbers) & set(kept):
             expected[chain.path] = _expected(adapter, pairs[numbers[0]][0])
     return replace(
@@ -271,7 +271,7 @@ def _long_enough(chains: Sequence[Chain], configs: Sequence[DitCacheConfig | Non
     Raises:
         ValueError: a named list is too short, or all found ones are.
     """
-    candidates = [(each, chain.found) for chain in chains for each in chain.lanes]
+    candidates = [(each, chain.found) for chain in chains for each in chain.block_lists]
     always = {
         number: (config.cache_block_start, config.compute_last)
         for number, config in enumerate(configs)

@@ -70,7 +70,7 @@ class DitCacheAdaptor:
                 f"dit_block_path={dit_block_path!r} must be a path such as 'transformer.transformer_blocks'"
             )
         try:
-            blocks = len(find_chains(pipeline, dit_block_path)[0].sites)
+            blocks = len(find_chains(pipeline, dit_block_path)[0].block_refs)
         except (TypeError, ValueError) as error:
             raise InvalidSetting(f"dit_block_path={dit_block_path!r} leads to no blocks: {error}") from None
         if config is not None and config.dit_block_num not in (None, blocks):
