@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -88,7 +89,7 @@ class Call:
     signature: Signature = ()
     branch: Branch | None = None
     run: Run | None = None
-    session: Session | None = None
+    session: weakref.ref[Session] | None = None  # a call that an exception ended does not keep a request alive
     telling: Any = None  # the step that was told in the session, when the call was decided
     decision: Decision | None = None  # as made so far; of an undecided call: this rank's; None: of a repeated one
     observation: Any = None

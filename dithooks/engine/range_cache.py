@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -152,7 +152,7 @@ class RangeCache:
         state = self.state
         call, replay = state.call, state.replay
         state.call = state.arguments = state.replay = None
-        state.shortcut = ASK
+        state.shortcut, state.is_seen = ASK, False
         if call is None:
             return
         if not call.stale:
@@ -239,8 +239,10 @@ class RangeCache:
                 return None
             call = None  # the blocks are driven without the transformer: nothing else ends it
         compiling = torch.compiler.is_dynamo_compiling()
-        if not compiling and call is not None and call.session is not None and call.session.telling is not call.telling:
-            self._refuse_telling()
+        if not compiling and call is not None and call.stage is BEFORE and call.session is not None:
+            session = call.session()
+            if session is not None and session.telling is not call.telling:
+                self._refuse_telling()
         if call is None or call.stage is not BEFORE:  # driven without the transformer, or once more in one call
             call = self._again(call)
         if call is None:
@@ -292,7 +294,7 @@ class RangeCache:
         carries = wiring.ports[0].carries
         if call.compiled or not wiring.hands_on or any(map(Tensor.is_inference, (*results, *call.streams))):
             return None
-        call.versions = list(map(_VERSION, (*results, *call.streams)))
+        call.versions = _versions((*results, *call.streams))
         by_name = dict(zip(wiring.hands_on, results, strict=True))
         return [None if name is None else by_name[name] for name in carries]
 
@@ -307,8 +309,8 @@ class RangeCache:
         call.results, call.streams, call.versions = None, (), None
         assert results is not None
         compiling = versions is None or torch.compiler.is_dynamo_compiling()
-        if versions is not None and not compiling and (now := list(map(_VERSION, (*results, *streams)))) != versions:
-            if now[len(results) :] != versions[len(results) :]:
+        if versions is not None and not compiling and _versions(results) != versions[: len(results)]:
+            if _versions(streams) != versions[len(results) :]:
                 raise WiringError(
                     f"{self.decider.name}: between {self.layout.first} and {self.layout.last} the model writes into "
                     "what the range was given, so that a reused step cannot be made of it. Choose other blocks"
@@ -330,7 +332,7 @@ class RangeCache:
             mark_compiled(call)
             layout = self.layout
             if not capture_input(call.range, layout.wiring, layout.spot(layout.start), args, kwargs):
-                call.mode, call.range = PLAIN, None
+                call.mode, call.range = (PLAIN if call.mode is CAPTURE else call.mode), None
             mark_time(call, self._marker[1])
 
     def leave(self, output: Any) -> None:
@@ -510,3 +512,8 @@ class RangeCache:
         if self.on_wired is not None:
             self.on_wired(self._moving)
         self._moving = False
+
+
+def _versions(tensors: Iterable[Tensor]) -> list[int]:
+    """Return how often each tensor was written to, as torch counts it."""
+    return list(map(_VERSION, tensors))

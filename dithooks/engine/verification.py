@@ -60,16 +60,15 @@ class Verification:
         call.stale = False
         cache.active_calls.add(call)
         caches = [cache, *cache.others()]
-        formers, shortcut = [each.state.call for each in caches], cache.state.shortcut
+        formers = [(each.state.call, each.state.shortcut) for each in caches]
         for other in caches[1:]:
             other.state.call = _again(other)
         cache.state.call = call
         try:
             return replay(eager)
         finally:
-            for each, former in zip(caches, formers, strict=True):
-                each.state.call = former
-            cache.state.shortcut = shortcut
+            for each, (former, shortcut) in zip(caches, formers, strict=True):
+                each.state.call, each.state.shortcut = former, shortcut
 
     def test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
         """On the call it was taken from, the residual has to give that call's output.
