@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from enum import Enum
 
@@ -89,7 +90,7 @@ class Call:
     signature: Signature = ()
     branch: Branch | None = None
     run: Run | None = None
-    session: Session | None = None
+    session: weakref.ref[Session] | None = None  # a call that an exception ended does not keep a request alive
     declared: DeclaredStep | None = None  # by tell_step, when the call was decided
     decision: Decision | None = None  # as made so far; of an undecided call: this rank's; None: of a repeated one
     observation: Observation | None = None

@@ -110,7 +110,7 @@ class CallDecider:
         run.most = max(run.most, calls)
         run.history.branches = max(run.before[0], calls)
         call = self._begin(run, tick, branch, given, capture)
-        call.session, call.declared = session, session.declared
+        call.session, call.declared = weakref.ref(session), session.declared
         run.in_flight = seen
         return call
 
@@ -134,7 +134,7 @@ class CallDecider:
             return len(run.used) if self.separate_cfg else 0
         if not run.used and (first := run.branches.get(0)) is not None:  # by far the most calls
             before, now = first.conditioning, given.conditioning
-            if before.keys() == now.keys() and all(map(is_, before.values(), now.values())):
+            if [*before] == [*now] and all(map(is_, before.values(), now.values())):
                 run.constant.update(now)
                 return 0
         return choose_branch(run, given.latents, given.conditioning)

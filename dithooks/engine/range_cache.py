@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -244,9 +244,10 @@ class RangeCache:
                 return None
             call = None  # the blocks are driven without the transformer: nothing else ends it
         compiling = torch.compiler.is_dynamo_compiling()
-        session = None if compiling or call is None else call.session
-        if call is not None and session is not None and session.declared is not call.declared:
-            self._refuse_late_step()
+        if not compiling and call is not None and call.stage is BEFORE and call.session is not None:
+            session = call.session()
+            if session is not None and session.declared is not call.declared:
+                self._refuse_late_step()
         if call is None or call.stage is not BEFORE:  # driven without the transformer, or once more in one call
             call = self._again(call)
         if call is None:
@@ -308,7 +309,7 @@ class RangeCache:
             handed = dict(zip(wiring.entry, map(torch.clone, call.streams), strict=True))
         else:
             handed = dict(zip(wiring.hands_on, results, strict=True))
-            call.versions = list(map(_VERSION, (*results, *call.streams)))
+            call.versions = _versions((*results, *call.streams))
         return [None if name is None else handed[name] for name in wiring.block_ios[0].carries]
 
     def _leave_skipped(self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -322,8 +323,8 @@ class RangeCache:
         call.results, call.streams, call.versions = None, (), None
         assert results is not None
         compiling = versions is None or torch.compiler.is_dynamo_compiling()
-        if versions is not None and not compiling and (now := list(map(_VERSION, (*results, *streams)))) != versions:
-            if now[len(results) :] != versions[len(results) :]:
+        if versions is not None and not compiling and _versions(results) != versions[: len(results)]:
+            if _versions(streams) != versions[len(results) :]:
                 raise WiringError(
                     f"{self.decider.name}: between {self.block_range.first} and {self.block_range.last} the model "
                     "writes into what the range was given, so that a reused step cannot be made of it. "
@@ -346,7 +347,7 @@ class RangeCache:
             _mark_compiled(call)
             blocks = self.block_range
             if not capture_input(call.range, blocks.wiring, blocks.spot(blocks.start), args, kwargs):
-                call.mode, call.range = PLAIN, None
+                call.mode, call.range = (PLAIN if call.mode is CAPTURE else call.mode), None
             _mark_time(call, self._marker[1])
 
     def leave(self, output: Any) -> None:
@@ -545,3 +546,8 @@ def _is_tracing_or_exporting() -> bool:
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True
     return bool(getattr(torch.compiler, "is_exporting", bool)())  # which came with 2.7
+
+
+def _versions(tensors: Iterable[Tensor]) -> list[int]:
+    """Return how often each tensor was written to, as torch counts it."""
+    return list(map(_VERSION, tensors))

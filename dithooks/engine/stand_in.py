@@ -91,8 +91,9 @@ class SkipBlock:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shell = self._dithooks
-        if shell.state is not None:
-            shortcut = shell.state.shortcut
+        state = shell.state  # once: another thread may retire the stand-in at any moment
+        if state is not None:
+            shortcut = state.shortcut
             if shortcut is SKIP:
                 try:
                     return shell.by_place(args) if args else shell.by_name(kwargs)
@@ -138,8 +139,9 @@ class SkipBlock:
 
 def run(shell: _Shell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a stand-in: pass over the block, or run it."""
-    if shell.cache is not None:
-        output = shell.cache.pass_over(shell.offset, args, kwargs)
+    cache = shell.cache
+    if cache is not None:
+        output = cache.pass_over(shell.offset, args, kwargs)
         if output is not NotImplemented:
             return output
     # Compiled code does not look at hooks: two calls, so that a block that has ours is not taken for one that has none.
@@ -230,7 +232,7 @@ def engage(module: nn.Module, cache: RangeCache) -> None:
     assert isinstance(module, SkipBlock)
     shell = module._dithooks
     shell.cache = cache
-    shell.state = None if shell.hooked else cache.state
+    shell.state = None if shell.hooked or shell.override is not None else cache.state
 
 
 def teach(module: nn.Module, io: BlockIO) -> None:

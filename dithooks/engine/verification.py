@@ -59,7 +59,7 @@ class Verification:
         """The output of a call made again, as ``call``; other caches on the model do as they did in it."""
         cache = self.cache
         caches = [cache, *cache.others()]
-        formers, shortcut = [each.state.call for each in caches], cache.state.shortcut
+        formers = [(each.state.call, each.state.shortcut) for each in caches]
         for other in caches[1:]:
             other.state.call = _again(other)
         thread = cache.state.thread
@@ -70,9 +70,9 @@ class Verification:
         try:
             return replay(eager)
         finally:
-            for each, former in zip(caches, formers, strict=True):
-                each.state.call = former
-            cache.state.shortcut, thread.calls = shortcut, calls
+            for each, (former, shortcut) in zip(caches, formers, strict=True):
+                each.state.call, each.state.shortcut = former, shortcut
+            thread.calls = calls
 
     def test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
         """On the call it was taken from, the residual has to give that call's output.
