@@ -83,7 +83,7 @@ TESTS: dict[ModuleType, tuple[str, ...]] = {
 class Mutant:
     """One edit of one function.
 
-    Example: ``Mutant("evict the newest branch", CallDecider._enter_step, "min(run.branches)", "max(run.branches)")``.
+    Example: ``Mutant("count no bytes", DecisionLog.hold, "max(self._peak, now_bytes)", "now_bytes")``.
 
     Args:
         name: what is wrong with it.
@@ -135,7 +135,12 @@ def _range_cache() -> list[Mutant]:
             "False",
         ),
         Mutant("leave a run in flight", RangeCache.finish, "call.run.in_flight = False", "pass"),
-        Mutant("keep the call after its end", RangeCache.finish, "state.call = state.arguments = state.replay = None", "pass"),
+        Mutant(
+            "keep the call after its end",
+            RangeCache.finish,
+            "state.call = state.arguments = state.replay = None",
+            "pass",
+        ),
         Mutant("decide calls while hooks go on", RangeCache._open, "call = Call()", "call = decider.inert()"),
         Mutant("cache with gradients", RangeCache._open, "torch.is_grad_enabled()", "False"),
         Mutant("replay what the call wrote into", RangeCache._open, "replay.keep()", "None"),
@@ -170,7 +175,12 @@ def _range_cache() -> list[Mutant]:
         ),
         Mutant("follow calls of before a reset", RangeCache.forget, "self.active_calls.expire()", "None"),
         Mutant("keep an interrupted call's run", RangeCache.forget, "call.run = call.branch = None", "pass"),
-        Mutant("follow other threads' calls of a moved range", RangeCache._learn, "self.active_calls.expire(but=call)", "None"),
+        Mutant(
+            "follow other threads' calls of a moved range",
+            RangeCache._learn,
+            "self.active_calls.expire(but=call)",
+            "None",
+        ),
     ]
 
 
@@ -193,14 +203,36 @@ def _branches() -> list[Mutant]:
 
 def _decider() -> list[Mutant]:
     return [
-        Mutant("evict the newest branch", CallDecider._enter_step, "min(run.branches)", "max(run.branches)"),
+        Mutant(
+            "evict the newest branch",
+            CallDecider._enter_step,
+            "min(run.branches, key=lambda number: run.branches[number].called)",
+            "max(run.branches, key=lambda number: run.branches[number].called)",
+        ),
+        Mutant(
+            "evict the lowest number",
+            CallDecider._enter_step,
+            "min(run.branches, key=lambda number: run.branches[number].called)",
+            "min(run.branches)",
+        ),
         Mutant("evict no branch", CallDecider._enter_step, "len(run.branches) > MAX_BRANCHES", "False"),
         Mutant("reuse after a call that was cut short", CallDecider.decide, "branch.clear()", "None"),
-        Mutant("go on with a run that an exception left", CallDecider.decide, "run.in_flight = seen", "run.in_flight = False"),
+        Mutant(
+            "go on with a run that an exception left",
+            CallDecider.decide,
+            "run.in_flight = seen",
+            "run.in_flight = False",
+        ),
         Mutant("count branches by this step alone", CallDecider.decide, "max(run.before[0], calls)", "calls"),
-        Mutant("decide branches apart that decide together", CallDecider._begin, "not policy.separate_branches", "False"),
-        Mutant("note a shared value once a branch", CallDecider._begin, "run.shared._replace(value=None)", "run.shared"),
-        Mutant("reuse with a scheduler that is shared", CallDecider._begin, "run.scheduler_is_shared and not asks", "False"),
+        Mutant(
+            "decide branches apart that decide together", CallDecider._begin, "not policy.separate_branches", "False"
+        ),
+        Mutant(
+            "note a shared value once a branch", CallDecider._begin, "run.shared._replace(value=None)", "run.shared"
+        ),
+        Mutant(
+            "reuse with a scheduler that is shared", CallDecider._begin, "run.scheduler_is_shared and not asks", "False"
+        ),
         Mutant("take changed weights for changed shapes", CallDecider._misfit, "former[0] != signature[0]", "False"),
         Mutant("reuse whatever changed", CallDecider._misfit, "former == signature", "True"),
         Mutant(
@@ -212,31 +244,73 @@ def _decider() -> list[Mutant]:
         Mutant("share one branch's own reason", CallDecider._record, "None if own else decision", "decision"),
         Mutant("forget that a computed call began", CallDecider._record, "branch.interrupted = True", "pass"),
         Mutant("keep anchors of another form", CallDecider._record, "anchor.signature == call.signature", "True"),
-        Mutant("keep one anchor too many", CallDecider._record, "fitting[: self._anchors - 1]", "fitting[: self._anchors]"),
-        Mutant("reuse in the form that is kept", CallDecider._predicted, "newest.is_as_taken", "True"),
         Mutant(
-            "mix anchors of several forms", CallDecider._predicted, "each.signature == newest.signature", "True"
+            "keep one anchor too many", CallDecider._record, "fitting[: self._anchors - 1]", "fitting[: self._anchors]"
         ),
+        Mutant("reuse in the form that is kept", CallDecider._predicted, "newest.is_as_taken", "True"),
+        Mutant("mix anchors of several forms", CallDecider._predicted, "each.signature == newest.signature", "True"),
         Mutant("let the last branch decide for all", CallDecider._judged, "run.shared or decision", "decision"),
         Mutant("leave a finished call interrupted", CallDecider.commit, "branch.interrupted = False", "pass"),
-        Mutant("keep the residual of a non-finite change", CallDecider.commit, "decided.reason is not Reason.NON_FINITE", "True"),
+        Mutant(
+            "keep the residual of a non-finite change",
+            CallDecider.commit,
+            "decided.reason is not Reason.NON_FINITE",
+            "True",
+        ),
         Mutant("keep old residuals beside a lost one", CallDecider.commit, "branch.clear()", "None"),
         Mutant("finish a run at its first branch", CallDecider.commit, "len(run.used) >= max(run.before)", "True"),
         Mutant("finish a run again", CallDecider.commit, "not run.finished", "True"),
         Mutant("keep all at the end", CallDecider._finish, "self.config.free_at_end", "False"),
-        Mutant("free a run that has not been taken over", CallDecider.release, "run.step < ended.schedule.first", "True"),
-        Mutant("go on after a scope left by an exception", CallDecider._locate, "run.session_epoch != session.epoch", "False"),
+        Mutant(
+            "free a run that has not been taken over", CallDecider.release, "run.step < ended.schedule.first", "True"
+        ),
+        Mutant(
+            "go on after a scope left by an exception",
+            CallDecider._locate,
+            "run.session_epoch != session.epoch",
+            "False",
+        ),
         Mutant("go on where a call was cut short", CallDecider._locate, "run.in_flight", "False"),
-        Mutant("allow one call more at a step", CallDecider._locate, "len(run.used) >= MAX_BRANCHES", "len(run.used) > MAX_BRANCHES"),
+        Mutant(
+            "allow one call more at a step",
+            CallDecider._locate,
+            "len(run.used) >= MAX_BRANCHES",
+            "len(run.used) > MAX_BRANCHES",
+        ),
         Mutant("free branches that are called", CallDecider._enter_step, "idle > 1", "idle > 0"),
         Mutant("never free idle branches", CallDecider._enter_step, "idle > 1", "False"),
-        Mutant("remember calls of one step only", CallDecider._enter_step, "(len(run.used), run.before[0])", "(len(run.used), 0)"),
-        Mutant("see the last step too late", CallDecider._enter_step, "step >= run.schedule.steps - 1", "step >= run.schedule.steps"),
-        Mutant("share a decision with the next step", CallDecider._enter_step, "run.step, run.used, run.shared = (step, [], None)", "run.step, run.used = step, []"),
+        Mutant(
+            "remember calls of one step only",
+            CallDecider._enter_step,
+            "(len(run.used), run.before[0])",
+            "(len(run.used), 0)",
+        ),
+        Mutant(
+            "see the last step too late",
+            CallDecider._enter_step,
+            "step >= run.schedule.steps - 1",
+            "step >= run.schedule.steps",
+        ),
+        Mutant(
+            "share a decision with the next step",
+            CallDecider._enter_step,
+            "run.step, run.used, run.shared = (step, [], None)",
+            "run.step, run.used = step, []",
+        ),
         Mutant("share a scheduler with a run that is over", CallDecider._is_taken, "not other.finished", "True"),
         Mutant("go on with another schedule", decider._breaks, "tick.epoch is not run.epoch", "False"),
-        Mutant("go on after a step left out", decider._breaks, "0 <= tick.step - run.step <= 1", "0 <= tick.step - run.step <= 2"),
-        Mutant("go on after a step back", decider._breaks, "0 <= tick.step - run.step <= 1", "-1 <= tick.step - run.step <= 1"),
+        Mutant(
+            "go on after a step left out",
+            decider._breaks,
+            "0 <= tick.step - run.step <= 1",
+            "0 <= tick.step - run.step <= 2",
+        ),
+        Mutant(
+            "go on after a step back",
+            decider._breaks,
+            "0 <= tick.step - run.step <= 1",
+            "-1 <= tick.step - run.step <= 1",
+        ),
         Mutant("warn again and again", CallDecider._is_new, "self._warned.add(topic)", "None"),
         Mutant("review runs with a shared scheduler", CallDecider._review, "run.scheduler_is_shared", "False"),
     ]
@@ -244,9 +318,16 @@ def _decider() -> list[Mutant]:
 
 def _run() -> list[Mutant]:
     return [
-        Mutant("leave a refresh where nothing is kept", Branch.clear, "self.history.refreshed, self.interrupted = (None, False)", "self.interrupted = False"),
+        Mutant(
+            "leave a refresh where nothing is kept",
+            Branch.clear,
+            "self.history.refreshed, self.interrupted = (None, False)",
+            "self.interrupted = False",
+        ),
         Mutant("keep a metric's reference", Branch.free, "self.metric.clear()", "None", (ENDS, POLICY_RUNS)),
-        Mutant("keep what the last calls were given", Run.clear, "branch.latents, branch.conditioning = ({}, {})", "pass"),
+        Mutant(
+            "keep what the last calls were given", Run.clear, "branch.latents, branch.conditioning = ({}, {})", "pass"
+        ),
         Mutant("lose what runs of one step are told by", Run.clear, "self.schedule.steps != 1", "True"),
     ]
 
@@ -254,7 +335,12 @@ def _run() -> list[Mutant]:
 def _clock() -> list[Mutant]:
     return [
         Mutant("accept a sigma that repeats", StepClock.sigmas, "a > b", "a >= b"),
-        Mutant("accept sigmas of another schedule", StepClock.sigmas, "len(sigmas) not in (tick.steps, tick.steps + 1)", "False"),
+        Mutant(
+            "accept sigmas of another schedule",
+            StepClock.sigmas,
+            "len(sigmas) not in (tick.steps, tick.steps + 1)",
+            "False",
+        ),
         Mutant("restart where the value stands", StepClock._ordinal, "moved * way < 0", "moved * way <= 0"),
         Mutant("never restart by timesteps", StepClock._ordinal, "moved * way < 0", "False"),
         Mutant("count calls for steps", StepClock._ordinal, "value != history[-1]", "True"),
@@ -267,8 +353,18 @@ def _clock() -> list[Mutant]:
         Mutant("believe what was told before attaching", StepClock._told, "telling.at < self._born", "False"),
         Mutant("ask for the smallest timestep of a token", clock._timestep, "value.max().item()", "value.min().item()"),
         Mutant("begin at step 0 always", StepClock._scheduled, "getattr(scheduler, 'begin_index', None)", "None"),
-        Mutant("prefer what was told to a scope", StepClock.read, "scope is not None", "scope is not None and session.telling is None"),
-        Mutant("believe a scheduler that was not set", StepClock._is_set, "getattr(scheduler, 'num_inference_steps', trained != len(scheduler.timesteps)) not in (None, False)", "True"),
+        Mutant(
+            "prefer what was told to a scope",
+            StepClock.read,
+            "scope is not None",
+            "scope is not None and session.telling is None",
+        ),
+        Mutant(
+            "believe a scheduler that was not set",
+            StepClock._is_set,
+            "getattr(scheduler, 'num_inference_steps', trained != len(scheduler.timesteps)) not in (None, False)",
+            "True",
+        ),
     ]
 
 
@@ -277,9 +373,16 @@ def _replay() -> list[Mutant]:
         Mutant("tolerate one part in twenty", replay.tolerance, "1e-3", "5e-2"),
         Mutant("tolerate no rounding", replay.tolerance, "16 * coarsest", "0.0"),
         Mutant("tolerate anything of nothing", replay.difference, "float(distance > 0)", "0.0"),
-        Mutant("replay with the arguments themselves", Replay.keep, "self._args, self._kwargs = (_copied(self._args), _copied(self._kwargs))", "pass"),
+        Mutant(
+            "replay with the arguments themselves",
+            Replay.keep,
+            "self._args, self._kwargs = (_copied(self._args), _copied(self._kwargs))",
+            "pass",
+        ),
         Mutant("feed a cache in the arguments twice", Replay.__call__, "_copied(self._kwargs, True)", "self._kwargs"),
-        Mutant("let other caches take part in a replay", Replay.__call__, "replaying.set(True)", "replaying.set(False)"),
+        Mutant(
+            "let other caches take part in a replay", Replay.__call__, "replaying.set(True)", "replaying.set(False)"
+        ),
         Mutant("replay with whatever dicts hold", replay._plain, "all(map(_plain, value.values()))", "True"),
     ]
 
@@ -288,17 +391,34 @@ def _residual() -> list[Mutant]:
     return [
         Mutant("add residuals of another dtype", residual._fits, "one.dtype == other.dtype", "True"),
         Mutant("add residuals of another shape", residual._fits, "one.shape == other.shape", "True"),
-        Mutant("take residuals in the place of a stream used twice", residual.take_residual, "wiring.plain or isinstance(bridge, (Concat, Unrelated))", "True"),
+        Mutant(
+            "take residuals in the place of a stream used twice",
+            residual.take_residual,
+            "wiring.plain or isinstance(bridge, (Concat, Unrelated))",
+            "True",
+        ),
         Mutant("take residuals of an output that was none", residual.take_residual, "value is not None", "False"),
-        Mutant("keep the last block's output itself", residual.capture_output, "value.clone() if isinstance(value, Tensor) else None", "value"),
+        Mutant(
+            "keep the last block's output itself",
+            residual.capture_output,
+            "value.clone() if isinstance(value, Tensor) else None",
+            "value",
+        ),
         Mutant("keep what is measured itself", residual._measured, "value.clone()", "value", (METRICS, POLICY_RUNS)),
     ]
 
 
 def _verification() -> list[Mutant]:
     return [
-        Mutant("accept an error that is not a number", Verification.test, "not error <= tolerance(output, cache.decider.config.dtype)", "error > tolerance(output, cache.decider.config.dtype)"),
-        Mutant("accept any error", Verification.test, "not error <= tolerance(output, cache.decider.config.dtype)", "False"),
+        Mutant(
+            "accept an error that is not a number",
+            Verification.test,
+            "not error <= tolerance(output, cache.decider.config.dtype)",
+            "error > tolerance(output, cache.decider.config.dtype)",
+        ),
+        Mutant(
+            "accept any error", Verification.test, "not error <= tolerance(output, cache.decider.config.dtype)", "False"
+        ),
         Mutant("test on an output that is not finite", Verification.test, "not finite(output)", "False", (ENDS,)),
         Mutant("believe a test of a range that was taken off", Verification.test, "trial.stale", "False"),
         Mutant("accept noise that arrives otherwise", Verification.test, "alike < ALIKE", "False"),
@@ -313,26 +433,60 @@ def _noise_probe() -> list[Mutant]:
     return [
         Mutant("accept any likeness", noise_probe, "0.6", "-1.0"),
         Mutant("let noise go astray", noise_probe._astray, "bool(silent.any())", "False"),
-        Mutant("let one stream's noise be lost", noise_probe.likeness, "min([cosine, *shares, 1 - _astray(arrived, whole) / min(noisy.sizes, default=1.0)])", "min([cosine, 1 - _astray(arrived, whole) / min(noisy.sizes, default=1.0)])"),
+        Mutant(
+            "let one stream's noise be lost",
+            noise_probe.likeness,
+            "min([cosine, *shares, 1 - _astray(arrived, whole) / min(noisy.sizes, default=1.0)])",
+            "min([cosine, 1 - _astray(arrived, whole) / min(noisy.sizes, default=1.0)])",
+        ),
     ]
 
 
 def _change_metrics() -> list[Mutant]:
     return [
         Mutant("compare with the last call, not the last computed", RelativeChange.note, "output is not None", "True"),
-        Mutant("keep a reference that was to be forgotten", RelativeChange.clear, "self.reference = ()", "pass", (POLICY_RUNS,)),
-        Mutant("compare with the last computed call, not the last", OutputChangeEstimate.note, "self.before = seen", "pass"),
+        Mutant(
+            "keep a reference that was to be forgotten",
+            RelativeChange.clear,
+            "self.reference = ()",
+            "pass",
+            (POLICY_RUNS,),
+        ),
+        Mutant(
+            "compare with the last computed call, not the last", OutputChangeEstimate.note, "self.before = seen", "pass"
+        ),
         Mutant("compare shapes that differ", change_metrics._alike, "a.shape == b.shape", "True", (POLICY_RUNS,)),
-        Mutant("take the mean for the most", change_metrics._reduced, "values.max() if reduce == 'max' else values.mean()", "values.mean()"),
-        Mutant("divide nothing by nothing", OutputChangeEstimate.change, "torch.where((output == 0) & (given == 0), output, output / given)", "output / given"),
+        Mutant(
+            "take the mean for the most",
+            change_metrics._reduced,
+            "values.max() if reduce == 'max' else values.mean()",
+            "values.mean()",
+        ),
+        Mutant(
+            "divide nothing by nothing",
+            OutputChangeEstimate.change,
+            "torch.where((output == 0) & (given == 0), output, output / given)",
+            "output / given",
+        ),
     ]
 
 
 def _anchor() -> list[Mutant]:
     return [
-        Mutant("interpolate weights that do not add up", anchor._sum, "abs(weight + others[0][1] - 1) < 1e-6", "True", ("tests/predictors",)),
+        Mutant(
+            "interpolate weights that do not add up",
+            anchor._sum,
+            "abs(weight + others[0][1] - 1) < 1e-6",
+            "True",
+            ("tests/predictors",),
+        ),
         Mutant("read anchors of weight 0", anchor.weighted_sum, "weight != 0", "True", ("tests/predictors",)),
-        Mutant("return what is kept in another form", anchor.Anchor.keep, "forms == tuple(((tensor.dtype, tensor.device) for tensor in kept))", "True"),
+        Mutant(
+            "return what is kept in another form",
+            anchor.Anchor.keep,
+            "forms == tuple(((tensor.dtype, tensor.device) for tensor in kept))",
+            "True",
+        ),
     ]
 
 
@@ -358,7 +512,9 @@ def _handle() -> list[Mutant]:
         Mutant("leave nothing attached when an update fails", CacheHandle._change, rollback, "pass"),
         Mutant("name the new caches when an update fails", CacheHandle._change, "self._attached = former", "pass"),
         Mutant("leave hooks where attaching fails", handle.dit_cache, "handle.remove()", "None"),
-        Mutant("take a plan for another model's", CacheHandle._change, "config.fingerprint not in (None, here)", "False"),
+        Mutant(
+            "take a plan for another model's", CacheHandle._change, "config.fingerprint not in (None, here)", "False"
+        ),
         Mutant("keep counts when reset", CacheHandle.reset, "attached.log.clear()", "None"),
         Mutant("keep residuals when removed", CacheHandle.remove, "remarks += attached.cache.forget()", "pass"),
         Mutant("attach what never reuses", CacheHandle._change, "not own.when.never_reuses", "True"),
@@ -367,8 +523,19 @@ def _handle() -> list[Mutant]:
 
 def _sessions() -> list[Mutant]:
     return [
-        Mutant("trust what was cached before an exception in a request", sessions.inside, "session.epoch += 1", "pass", ("tests/engine/test_handles.py",)),
-        Mutant("trust what was cached before an exception in a scope", sessions.timestep_scope, "session.epoch += 1", "pass"),
+        Mutant(
+            "trust what was cached before an exception in a request",
+            sessions.inside,
+            "session.epoch += 1",
+            "pass",
+            ("tests/engine/test_handles.py",),
+        ),
+        Mutant(
+            "trust what was cached before an exception in a scope",
+            sessions.timestep_scope,
+            "session.epoch += 1",
+            "pass",
+        ),
         Mutant("accept a step past the last", sessions.timestep_scope, "index >= total", "index > total"),
         Mutant("take any step told for the next", sessions.tell_step, "index == before.step + 1", "True"),
         Mutant("give a task its parent's session", sessions.Session.holds, "self.owner() is owner", "True"),
@@ -377,43 +544,92 @@ def _sessions() -> list[Mutant]:
 
 def _weights() -> list[Mutant]:
     return [
-        Mutant("take swapped contents for written ones", weights_version._differ, "now.versions[index] > former.versions[index]", "now.versions[index] != former.versions[index]"),
+        Mutant(
+            "take swapped contents for written ones",
+            weights_version._differ,
+            "now.versions[index] > former.versions[index]",
+            "now.versions[index] != former.versions[index]",
+        ),
         Mutant("see no writes", weights_version._differ, "now.versions[index] > former.versions[index]", "False"),
-        Mutant("take moved weights for others", weights_version._differ, "form == former.forms[index] is not None", "True"),
+        Mutant(
+            "take moved weights for others", weights_version._differ, "form == former.forms[index] is not None", "True"
+        ),
         Mutant("see no other parameter", weights_version._differ, "form == former.forms[index] is not None", "False"),
         Mutant("see no adapter", weights_version._differ, "now.adapters != former.adapters", "False"),
-        Mutant("see no other layer", WeightsVersion._look, "list(map(id, map(_OWN, layers))) != watched.identities", "False"),
+        Mutant(
+            "see no other layer",
+            WeightsVersion._look,
+            "list(map(id, map(_OWN, layers))) != watched.identities",
+            "False",
+        ),
     ]
 
 
 def _reason() -> list[Mutant]:
     own = ("NO_ANCHOR", "UNMEASURED", "WEIGHTS", "SHAPE", "SWITCH", "NOT_REACHED", "SHARED_SCHEDULER")
-    return [
-        Mutant(f"share {each} among branches", reason, f"Reason.{each}", "Reason.ANOTHER_RANK") for each in own
-    ]
+    return [Mutant(f"share {each} among branches", reason, f"Reason.{each}", "Reason.ANOTHER_RANK") for each in own]
 
 
 def _history() -> list[Mutant]:
     return [
         Mutant("count steps for calls", RunHistory.record, "step == self.step", "True"),
-        Mutant("measure a rate at the refresh itself", BranchHistory.record, "step > self.refreshed", "step >= self.refreshed"),
+        Mutant(
+            "measure a rate at the refresh itself",
+            BranchHistory.record,
+            "step > self.refreshed",
+            "step >= self.refreshed",
+        ),
         Mutant("note rates that are not finite", BranchHistory.record, "math.isfinite(value)", "True"),
-        Mutant("go on with the streak", BranchHistory.record, "self.computed, self.streak, self.drift = (self.computed + 1, 0, 0.0)", "self.computed, self.drift = (self.computed + 1, 0.0)"),
-        Mutant("go on with the drift", BranchHistory.record, "self.computed, self.streak, self.drift = (self.computed + 1, 0, 0.0)", "self.computed, self.streak = (self.computed + 1, 0)"),
+        Mutant(
+            "go on with the streak",
+            BranchHistory.record,
+            "self.computed, self.streak, self.drift = (self.computed + 1, 0, 0.0)",
+            "self.computed, self.drift = (self.computed + 1, 0.0)",
+        ),
+        Mutant(
+            "go on with the drift",
+            BranchHistory.record,
+            "self.computed, self.streak, self.drift = (self.computed + 1, 0, 0.0)",
+            "self.computed, self.streak = (self.computed + 1, 0)",
+        ),
     ]
 
 
 def _log() -> list[Mutant]:
     counts = log._RunLog
     return [
-        Mutant("count the first call in the median", counts._speedups, "self.computed[1:] or self.computed", "self.computed"),
-        Mutant("count the first range in the median", counts._speedups, "self.ranges[1:] or self.ranges", "self.ranges"),
-        Mutant("count the first call in the sum", counts._speedups, "[*self.computed[1:], *self.reused]", "[*self.computed, *self.reused]"),
+        Mutant(
+            "count the first call in the median",
+            counts._speedups,
+            "self.computed[1:] or self.computed",
+            "self.computed",
+        ),
+        Mutant(
+            "count the first range in the median", counts._speedups, "self.ranges[1:] or self.ranges", "self.ranges"
+        ),
+        Mutant(
+            "count the first call in the sum",
+            counts._speedups,
+            "[*self.computed[1:], *self.reused]",
+            "[*self.computed, *self.reused]",
+        ),
         Mutant("correct the first call of its kind", DecisionLog.correct, "reversed(self._calls)", "self._calls"),
         Mutant("count what was corrected twice", DecisionLog.correct, "self._runs[run].counted = RunCounts()", "pass"),
-        Mutant("drop a run that is still sampling", DecisionLog.begin_run, "former.last <= self._recorded - len(self._calls)", "True"),
-        Mutant("keep one call too few", DecisionLog.record, "len(self._calls) > MAX_CALLS", "len(self._calls) >= MAX_CALLS"),
-        Mutant("drop the run that is the latest but one", DecisionLog._fold_oldest, "log.run < self._begun - MAX_RUNS", "log.run <= self._begun - MAX_RUNS"),
+        Mutant(
+            "drop a run that is still sampling",
+            DecisionLog.begin_run,
+            "former.last <= self._recorded - len(self._calls)",
+            "True",
+        ),
+        Mutant(
+            "keep one call too few", DecisionLog.record, "len(self._calls) > MAX_CALLS", "len(self._calls) >= MAX_CALLS"
+        ),
+        Mutant(
+            "drop the run that is the latest but one",
+            DecisionLog._fold_oldest,
+            "log.run < self._begun - MAX_RUNS",
+            "log.run <= self._begun - MAX_RUNS",
+        ),
         Mutant("forget the peak", DecisionLog.hold, "max(self._peak, now_bytes)", "now_bytes"),
         Mutant("read no times while they are kept", DecisionLog.time_call, "len(log.marks) > MAX_MARKS", "False"),
     ]

@@ -7,8 +7,8 @@ is killed if they fail or hang, and survives if they pass. A survivor has to be 
 An edit is found by its syntax within a function, wherever that stands; where it is no longer there, or there more than
 once, the check ends with an error. ``--list`` makes every edit and runs nothing.
 
-``--json`` writes the verdicts there, and a table beside it. Exit codes: 0 every mutant is killed, or explained; 1 one is not; 2 the tests fail
-on the package as it is.
+``--json`` writes the verdicts there, and a table beside it. Exit codes: 0 every mutant is
+killed, or explained; 1 one is not; 2 the tests fail on the package as it is.
 """
 
 from __future__ import annotations
@@ -211,8 +211,8 @@ def page(verdicts: list[Verdict]) -> str:
         "# Mutants of the engine",
         "",
         f"By `python -m bench.checks.mutants`, on {machine()}; {datetime.date.today().isoformat()}. "
-        f"{len(verdicts)} mutants: {killed} killed, {sum(not verdict.ok for verdict in verdicts)} survived unexplained, "
-        f"{sum(verdict.why is not None for verdict in verdicts)} survived and explained.",
+        f"Of {len(verdicts)} mutants {killed} are killed, {sum(verdict.why is not None for verdict in verdicts)} survive "
+        f"and are explained, {sum(not verdict.ok for verdict in verdicts)} survive unexplained.",
         "",
         "| mutant | where | edit | outcome | by |",
         "|---|---|---|---|---|",
@@ -248,7 +248,11 @@ def main() -> int:
     text = page(verdicts)
     print(text)
     if args.json is not None:
-        found = {"machine": machine(), "date": datetime.date.today().isoformat(), "mutants": [vars(v) for v in verdicts]}
+        found = {
+            "machine": machine(),
+            "date": datetime.date.today().isoformat(),
+            "mutants": [vars(v) for v in verdicts],
+        }
         args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         args.json.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     return 0 if all(verdict.ok for verdict in verdicts) else 1
