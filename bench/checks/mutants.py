@@ -91,18 +91,18 @@ def located(where: Any) -> tuple[Path, list[str]]:
     """Return the file of a module, class, function, method or property, and the names that lead to it there."""
     if isinstance(where, ModuleType):
         return Path(str(where.__file__)), []
-    function = where.fget if isinstance(where, property) else inspect.unwrap(getattr(where, "__func__", where))
+    function: Any = where.fget if isinstance(where, property) else inspect.unwrap(getattr(where, "__func__", where))
     return Path(str(sys.modules[function.__module__].__file__)), function.__qualname__.split(".")
 
 
-def mutated(mutant: Mutant) -> str:
-    """Return the source of a mutant's file.
+def mutated(mutant: Mutant, root: Path = ROOT) -> str:
+    """Return the source of a mutant's file, of the package or of a copy of it.
 
     Raises:
         LookupError: the edit's place is not there, or there several times.
     """
     path, names = located(mutant.where)
-    tree: Any = ast.parse(path.read_text(encoding="utf-8"))
+    tree: Any = ast.parse((root / path.relative_to(ROOT)).read_text(encoding="utf-8"))
     scope = tree
     for name in names:
         scope = next(node for node in scope.body if getattr(node, "name", None) == name)
@@ -162,7 +162,7 @@ def tried(mutant: Mutant, folder: Path) -> Verdict:
     original = path.read_bytes()
     stamp = path.stat()
     try:
-        path.write_text(mutated(mutant), encoding="utf-8")
+        path.write_text(mutated(mutant, folder), encoding="utf-8")
         outcome, seconds, by = tested(folder, tests_of(mutant))
     finally:
         path.write_bytes(original)
@@ -207,12 +207,13 @@ def run(mutants: list[Mutant], jobs: int) -> list[Verdict]:
 def page(verdicts: list[Verdict]) -> str:
     """Return the verdicts in Markdown."""
     killed = sum(verdict.outcome != "survived" for verdict in verdicts)
+    unexplained = sum(not verdict.ok for verdict in verdicts)
     lines = [
         "# Mutants of the engine",
         "",
         f"By `python -m bench.checks.mutants`, on {machine()}; {datetime.date.today().isoformat()}. "
-        f"Of {len(verdicts)} mutants {killed} are killed, {sum(verdict.why is not None for verdict in verdicts)} survive "
-        f"and are explained, {sum(not verdict.ok for verdict in verdicts)} survive unexplained.",
+        f"Of {len(verdicts)} mutants {killed} are killed, {len(verdicts) - killed - unexplained} survive and are "
+        f"explained below, {unexplained} survive unexplained.",
         "",
         "| mutant | where | edit | outcome | by |",
         "|---|---|---|---|---|",
