@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import Net, Pipe, latents, prompt
 
-from dithooks import DitCacheConfig, Linear, Threshold, dit_cache, timestep_scope
+from dithooks import DitCacheConfig, EasyCache, Linear, Threshold, dit_cache, timestep_scope
 from dithooks.engine.active_calls import ActiveCalls
 from dithooks.engine.attachment import Attachment
 from dithooks.engine.branches import choose_branch
@@ -95,6 +95,28 @@ class TestBranches:
             call(1, 0, x[:, :4] if cause == "shape" else x, cause == "switch")
             call(1, 1, x)
             assert [each.reason for each in cache.decisions][-2:] == [reason, "reuse"]
+
+    def test_one_branch_that_is_not_measured_keeps_no_other_from_it(self):
+        net, x = Net(), latents()
+        with dit_cache(net, DitCacheConfig(policy=EasyCache(9.0, 2, separate_branches=False))) as cache:
+            for step, calls in enumerate([(1,), (0, 1), (0, 1)]):  # the first branch was computed once, the other twice
+                for branch in calls:
+                    with timestep_scope(step, branch=branch):
+                        net(x + step / 10, HALF)
+            assert [each.reason for each in cache.decisions][-2:] == ["unmeasured", "reuse"]
+
+    def test_one_branch_that_leaves_the_blocks_out_keeps_no_other_from_it(self):
+        class Short(Net):
+            def forward(self, hidden_states, timestep, short=False):
+                return hidden_states if short else super().forward(hidden_states, timestep)
+
+        net, x = Short(), latents()
+        with dit_cache(net, DitCacheConfig(policy=Threshold(9.0, 0, separate_branches=False))) as cache:
+            for step, short in enumerate([(None, None), (0.5, None)]):  # a number, which is no switch
+                for branch in (0, 1):
+                    with timestep_scope(step, branch=branch):
+                        net(x, HALF, short=short[branch])
+            assert [each.reason for each in cache.decisions][-2:] == ["not reached", "reuse"]
 
 
 def test_a_call_cut_short_in_another_thread_leaves_nothing_to_reuse():
