@@ -36,7 +36,8 @@ from bench.checks.mutant_list import EXPLAINED, MUTANTS, TESTS, Mutant
 from dithooks.environment.machine import machine
 
 ROOT = Path(dithooks.__file__).parent.parent
-TIMEOUT = 90  # seconds for the tests of one mutant: several times what they take
+TIMEOUT = 120  # seconds for a test file: many times what one takes
+NOT_RUN = (3, 4, 5, 71)  # pytest's exit codes for its own errors and for no tests; the fork server's
 
 
 @dataclass(frozen=True)
@@ -132,21 +133,35 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def tested(folder: Path, tests: tuple[str, ...]) -> tuple[str, float, str | None]:
-    """Run tests against a copy; return the outcome, the seconds it took, and the test that failed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]
-    threads = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment = {**os.environ, **threads, "PYTHONPATH": str(folder)}
-    began = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return "timeout", time.monotonic() - began, None
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    by = failed[0].split(" - ")[0].partition(" ")[2] if failed else None
-    return ("survived" if done.returncode == 0 else "killed"), time.monotonic() - began, by
+class Workplace:
+    """A copy of the package, and a process that runs tests against it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = copied(folder)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "bench.checks.fork_server"]
+        pipe = subprocess.PIPE
+        self.server = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+
+    def outcome(self, tests: tuple[str, ...]) -> tuple[str, str | None]:
+        """Run test files until one fails; return the outcome and the test that failed.
+
+        Raises:
+            RuntimeError: the tests could not be run.
+        """
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        for test in tests:
+            print(json.dumps([str(self.folder), test, TIMEOUT]), file=self.server.stdin, flush=True)
+            code, failed = json.loads(self.server.stdout.readline())
+            if code is None:
+                return "timeout", test
+            if code in NOT_RUN:
+                raise RuntimeError(f"{test} could not be run: exit code {code}")
+            if code:
+                return "killed", failed or test
+        return "survived", None
 
 
 def tests_of(mutant: Mutant) -> tuple[str, ...]:
@@ -156,20 +171,21 @@ def tests_of(mutant: Mutant) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*mutant.tests, *TESTS[module])))
 
 
-def tried(mutant: Mutant, folder: Path) -> Verdict:
+def tried(mutant: Mutant, workplace: Workplace) -> Verdict:
     """Try one mutant in a copy of its own, and put the copy right again."""
-    path = folder / located(mutant.where)[0].relative_to(ROOT)
+    path = workplace.folder / located(mutant.where)[0].relative_to(ROOT)
     original = path.read_bytes()
     stamp = path.stat()
+    began = time.monotonic()
     try:
-        path.write_text(mutated(mutant, folder), encoding="utf-8")
-        outcome, seconds, by = tested(folder, tests_of(mutant))
+        path.write_text(mutated(mutant, workplace.folder), encoding="utf-8")
+        outcome, by = workplace.outcome(tests_of(mutant))
     finally:
         path.write_bytes(original)
         os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     why = EXPLAINED.get(mutant.name) if outcome == "survived" else None
     edit = " ".join(f"`{mutant.old}` → `{mutant.new}`".split())
-    return Verdict(mutant.name, place(mutant), edit, outcome, round(seconds, 1), by, why)
+    return Verdict(mutant.name, place(mutant), edit, outcome, round(time.monotonic() - began, 1), by, why)
 
 
 def run(mutants: list[Mutant], jobs: int) -> list[Verdict]:
@@ -179,29 +195,32 @@ def run(mutants: list[Mutant], jobs: int) -> list[Verdict]:
         SystemExit: the tests fail on the package as it is.
     """
     with tempfile.TemporaryDirectory(prefix="mutants") as temporary:
-        free: queue.Queue[Path] = queue.Queue()
-        for number in range(jobs):
-            folder = Path(temporary) / str(number)
-            folder.mkdir()
-            free.put(copied(folder))
-        every = tuple(dict.fromkeys(test for mutant in mutants for test in tests_of(mutant)))
-        for test in every:
-            outcome, _, by = tested(free.queue[0], (test,))
+        workplaces = [Workplace(Path(temporary) / str(number)) for number in range(jobs)]
+        free: queue.Queue[Workplace] = queue.Queue()
+        for workplace in workplaces:
+            free.put(workplace)
+        for test in dict.fromkeys(test for mutant in mutants for test in tests_of(mutant)):
+            outcome, by = workplaces[0].outcome((test,))
             if outcome != "survived":
                 print(f"{test} does not pass on the package as it is: {outcome} {by or ''}", file=sys.stderr)
                 raise SystemExit(2)
 
         def one(mutant: Mutant) -> Verdict:
-            folder = free.get()
+            workplace = free.get()
             try:
-                verdict = tried(mutant, folder)
+                verdict = tried(mutant, workplace)
             finally:
-                free.put(folder)
+                free.put(workplace)
             print(f"{verdict.outcome:8} {verdict.seconds:5.1f} s  {verdict.name}", file=sys.stderr, flush=True)
             return verdict
 
-        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(one, mutants))
+        try:
+            with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+                return list(pool.map(one, mutants))
+        finally:
+            for workplace in workplaces:
+                workplace.server.terminate()
+                workplace.server.wait()
 
 
 def page(verdicts: list[Verdict]) -> str:
