@@ -1,6 +1,7 @@
 """A process that has imported what all tests import, and forks for each run of pytest: a few seconds less a run.
 
-Reads one request a line, ``[folder, test, seconds]`` in JSON, and answers ``[exit code or null, first failed test]``.
+Reads one request a line, ``[folder, test, seconds of the processor]`` in JSON, and answers ``[exit code, first failed
+test or null]``; the exit code is negative where a signal has ended the run.
 The package is not imported here, so that each run finds the one in its folder.
 """
 
@@ -9,10 +10,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
+import resource
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,17 +30,17 @@ def serve() -> None:
         with tempfile.NamedTemporaryFile("w+") as output:
             child = os.fork()
             if child == 0:
-                run(folder, test, output.fileno())
-            code = waited(child, seconds)
+                run(folder, test, seconds, output.fileno())
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             failed = [
                 each for each in Path(output.name).read_text().splitlines() if each.startswith(("FAILED", "ERROR"))
             ]
         print(json.dumps([code, failed[0].split(" - ")[0].partition(" ")[2] if failed else None]), flush=True)
 
 
-def run(folder: str, test: str, output: int) -> NoReturn:
+def run(folder: str, test: str, seconds: int, output: int) -> NoReturn:
     """Run a test file against the package in a folder, in a child process, and end it."""
-    os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(folder)
@@ -48,26 +48,13 @@ def run(folder: str, test: str, output: int) -> NoReturn:
     sys.dont_write_bytecode = True
     code = 70
     try:
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", test]))
+        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", "--timeout=120", test]))
         package = sys.modules.get("dithooks")
         if package is not None and not str(package.__file__).startswith(folder):
             code = 71
     finally:
         sys.stdout.flush()
         os._exit(code)
-
-
-def waited(child: int, seconds: float) -> int | None:
-    """Wait for a child; return its exit code, ``None`` if it took too long and was ended."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.05)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
 
 
 if __name__ == "__main__":
