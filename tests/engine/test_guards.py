@@ -45,6 +45,21 @@ def test_what_a_model_adds_in_place_reaches_neither_the_input_nor_the_result(mod
     torch.testing.assert_close(outputs[1], outputs[0])
 
 
+def test_a_model_that_writes_into_what_the_range_was_given_is_refused():
+    class Overwriting(Net):
+        def forward(self, hidden_states, timestep):
+            embedded = h = self.embed(hidden_states)
+            temb = self.time(timestep.reshape(-1, 1)).expand(len(h), -1)
+            for block in self.blocks:
+                h = block(h, temb=temb)
+                embedded += 1
+            return self.proj(h)
+
+    net = Overwriting()
+    with dit_cache(net, DitCacheConfig(0, 2)), pytest.raises(ValueError, match="writes into what the range was given"):
+        net(latents(), HALF)
+
+
 class TestBranches:
     def run_of(self, *prompts, used):
         run = Run(0, step=1, used=used)
@@ -141,6 +156,24 @@ def test_a_call_cut_short_in_another_thread_leaves_nothing_to_reuse():
         thread.start()
         thread.join()
         assert [each.reason for each in cache.decisions] == ["no anchor", "threshold", "no anchor"]
+
+
+def test_a_call_that_an_exception_has_ended_ends_its_run():
+    """Also where the calls that follow would fit into it: the other branch of the same step."""
+
+    def fail(*_):
+        raise MemoryError
+
+    net, x, prompts = Net("swapped"), latents(), (prompt(), prompt())
+    with dit_cache(net, DitCacheConfig(0, 4)) as cache:
+        for e in prompts:
+            net(x, torch.tensor(1.0), encoder_hidden_states=e)
+        hook = net.proj.register_forward_pre_hook(fail)
+        with pytest.raises(MemoryError):
+            net(x, HALF, encoder_hidden_states=prompts[0])
+        hook.remove()
+        net(x, HALF, encoder_hidden_states=prompts[1])
+        assert [(each.run, each.reuse) for each in cache.decisions] == [(0, False), (0, False), (0, True), (1, False)]
 
 
 def test_an_update_that_fails_leaves_nothing_to_reuse(monkeypatch):
