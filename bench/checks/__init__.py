@@ -1,1 +1,3 @@
-"""Checks of an accelerator: whether what holds on a CPU holds there. Run them with ``python -m bench.checks``."""
+"""Checks: ``python -m bench.checks``, whether what holds on a CPU holds on an accelerator; ``python -m
+bench.checks.mutants``, whether the tests notice a broken engine.
+"""

@@ -397,8 +397,8 @@ class CallDecider:
             idle = step - branch.called
             if idle > 1 and run.policy.outdated(step, branch.history, idle, self._anchors):
                 branch.free()
-        while len(run.branches) > MAX_BRANCHES:
-            del run.branches[min(run.branches)]
+        while len(run.branches) > MAX_BRANCHES:  # not the lowest number: one that was freed is given again
+            del run.branches[min(run.branches, key=lambda number: run.branches[number].called)]
 
     def _start(self, session: Session, ended: Run | None) -> Run:
         run = Run(session.epoch, self.log.begin_run())

@@ -180,6 +180,18 @@ def test_memory_is_bounded():
     assert log.stats(0).reasons == {"refresh": 5500, "reuse": 4950, "shape": 550}
 
 
+def test_the_first_call_counts_for_no_speedup():
+    """It observes and verifies: with it, a median of two would be far off."""
+    log = DecisionLog("net", BLOCKS, SKIPPABLE)
+    run, reuses = log.begin_run(), (False, False, True)
+    for step, (reuse, marks) in enumerate(zip(reuses, ([0.0, 1, 99, 100], [0.0, 1, 9, 10], [0.0, 2]), strict=True)):
+        log.record(run, step, 0, Decision(reuse, "reuse" if reuse else "mask"))
+        log.time_call(run, reuse, [float(mark) for mark in marks])
+    (stats,) = log.stats(0).runs
+    assert stats.estimated_speedup == pytest.approx(30 / 22)
+    assert stats.measured_speedup == pytest.approx(20 / 12)
+
+
 @contextmanager
 def often_switched():
     """Switch between threads every few microseconds."""

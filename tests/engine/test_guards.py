@@ -1,0 +1,245 @@
+"""Small guards of the engine, each with what goes wrong without it."""
+
+import threading
+
+import pytest
+import torch
+from toys import Net, Pipe, latents, prompt
+
+from dithooks import DitCacheConfig, EasyCache, Linear, Threshold, dit_cache, timestep_scope
+from dithooks.engine.active_calls import ActiveCalls
+from dithooks.engine.attachment import Attachment
+from dithooks.engine.branches import choose_branch
+from dithooks.engine.call import Call
+from dithooks.engine.clock import StepClock, Tick
+from dithooks.engine.residual import apply_residual
+from dithooks.engine.run import Branch, Run
+from dithooks.engine.sessions import Session
+from dithooks.policies.history import BranchHistory
+
+HALF = torch.tensor(0.5)
+
+
+class LongSkip(Net):
+    """Adds to the stream in place after every block, and what entered the first block at the end."""
+
+    def forward(self, hidden_states, timestep):
+        embedded = h = self.embed(hidden_states)
+        temb = self.time(timestep.reshape(-1, 1)).expand(len(h), -1)
+        for block in self.blocks:
+            h = block(h, temb=temb)
+            h += 0.5
+        return self.proj(h + embedded)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_a_model_adds_in_place_reaches_neither_the_input_nor_the_result(mode):
+    """With versions (no_grad) h_in + Δ̂ itself is handed on, without (inference_mode) a copy of h_in."""
+    net = LongSkip()
+    with dit_cache(net, DitCacheConfig(0, 2, 0, 4)) as cache, mode():
+        x, outputs = latents(), []
+        for step in range(2):
+            with timestep_scope(step):
+                outputs.append(net(x, HALF))
+        assert cache.stats.reused_calls == 1
+    torch.testing.assert_close(outputs[1], outputs[0])
+
+
+def test_a_model_that_writes_into_what_the_range_was_given_is_refused():
+    class Overwriting(Net):
+        def forward(self, hidden_states, timestep):
+            embedded = h = self.embed(hidden_states)
+            temb = self.time(timestep.reshape(-1, 1)).expand(len(h), -1)
+            for block in self.blocks:
+                h = block(h, temb=temb)
+                embedded += 1
+            return self.proj(h)
+
+    net = Overwriting()
+    with dit_cache(net, DitCacheConfig(0, 2)), pytest.raises(ValueError, match="writes into what the range was given"):
+        net(latents(), HALF)
+
+
+class TestBranches:
+    def run_of(self, *prompts, used):
+        run = Run(0, step=1, used=used)
+        for number, given in enumerate(prompts):
+            run.branches[number] = Branch(BranchHistory(number), latents={"x": self.x}, conditioning={"e": given})
+        return run
+
+    x = torch.ones(2)
+
+    def test_a_draw_goes_to_the_branch_whose_turn_it_is(self):
+        same, other = prompt(), prompt()
+        run = self.run_of(same, same, other, used=[2])
+        assert choose_branch(run, {"x": self.x}, {"e": same}) == 1
+
+    def test_the_branch_in_use_outlives_those_before(self):
+        """Prompts that change every three steps make a branch each, of which the oldest is dropped."""
+        net, x = Net("swapped"), latents()
+        with dit_cache(net, DitCacheConfig(0, 3, 0, 5)) as cache:
+            prompts = [prompt() for _ in range(20)]
+            for step in range(60):
+                with timestep_scope(step):
+                    net(x, HALF, encoder_hidden_states=prompts[step // 3])
+            assert cache.stats.reused_calls == 40
+
+    @pytest.mark.parametrize(
+        ("cause", "reason"), [("shape", "shape"), ("switch", "switch"), ("weights", "weights"), ("new", "no anchor")]
+    )
+    def test_one_branch_that_cannot_reuse_keeps_no_other_from_it(self, cause, reason):
+        """Where the first call of a step decides for all, its own reason is not theirs."""
+
+        class Switched(Net):
+            def forward(self, hidden_states, timestep, switch=False):
+                return super().forward(hidden_states, timestep)
+
+        net, x = Switched(), latents()
+        policy = Threshold(9.0, 0, separate_branches=False)
+        with dit_cache(net, DitCacheConfig(policy=policy)) as cache:
+
+            def call(step, branch, x, switch=False):
+                with timestep_scope(step, branch=branch):
+                    net(x, HALF, switch=switch)
+
+            if cause != "new":
+                call(0, 0, x)
+            if cause == "weights":
+                net.blocks[2].proj.weight.add_(0.01)
+            call(0, 1, x)
+            call(1, 0, x[:, :4] if cause == "shape" else x, cause == "switch")
+            call(1, 1, x)
+            assert [each.reason for each in cache.decisions][-2:] == [reason, "reuse"]
+
+    def test_one_branch_that_is_not_measured_keeps_no_other_from_it(self):
+        net, x = Net(), latents()
+        with dit_cache(net, DitCacheConfig(policy=EasyCache(9.0, 2, separate_branches=False))) as cache:
+            for step, calls in enumerate([(1,), (0, 1), (0, 1)]):  # the first branch was computed once, the other twice
+                for branch in calls:
+                    with timestep_scope(step, branch=branch):
+                        net(x + step / 10, HALF)
+            assert [each.reason for each in cache.decisions][-2:] == ["unmeasured", "reuse"]
+
+    def test_one_branch_that_leaves_the_blocks_out_keeps_no_other_from_it(self):
+        class Short(Net):
+            def forward(self, hidden_states, timestep, short=False):
+                return hidden_states if short else super().forward(hidden_states, timestep)
+
+        net, x = Short(), latents()
+        with dit_cache(net, DitCacheConfig(policy=Threshold(9.0, 0, separate_branches=False))) as cache:
+            for step, short in enumerate([(None, None), (0.5, None)]):  # a number, which is no switch
+                for branch in (0, 1):
+                    with timestep_scope(step, branch=branch):
+                        net(x, HALF, short=short[branch])
+            assert [each.reason for each in cache.decisions][-2:] == ["not reached", "reuse"]
+
+
+def test_a_call_cut_short_in_another_thread_leaves_nothing_to_reuse():
+    """Blocks driven by hand, for one request: the thread that goes on has seen nothing of the exception."""
+    net, x = Net(), latents()
+    temb = torch.ones(2, 8)
+    config = DitCacheConfig(policy=Threshold(9.0, 0), predictor=Linear())  # which keeps two residuals
+    with dit_cache(net, config) as cache:
+        request = cache.request()
+
+        def drive(step, breaks=False):
+            with torch.no_grad(), request, timestep_scope(step):
+                h = net.embed(x) * (100 if breaks else 1)  # a change that is not reused
+                for number, block in enumerate(net.blocks):
+                    if breaks and number == 2:
+                        return
+                    h = block(h, temb=temb)
+
+        drive(0)
+        drive(1, breaks=True)
+        thread = threading.Thread(target=drive, args=(2,))
+        thread.start()
+        thread.join()
+        assert [each.reason for each in cache.decisions] == ["no anchor", "threshold", "no anchor"]
+
+
+def test_a_call_that_an_exception_has_ended_ends_its_run():
+    """Also where the calls that follow would fit into it: the other branch of the same step."""
+
+    def fail(*_):
+        raise MemoryError
+
+    net, x, prompts = Net("swapped"), latents(), (prompt(), prompt())
+    with dit_cache(net, DitCacheConfig(0, 4)) as cache:
+        for e in prompts:
+            net(x, torch.tensor(1.0), encoder_hidden_states=e)
+        hook = net.proj.register_forward_pre_hook(fail)
+        with pytest.raises(MemoryError):
+            net(x, HALF, encoder_hidden_states=prompts[0])
+        hook.remove()
+        net(x, HALF, encoder_hidden_states=prompts[1])
+        assert [(each.run, each.reuse) for each in cache.decisions] == [(0, False), (0, False), (0, True), (1, False)]
+
+
+def test_an_update_that_fails_leaves_nothing_to_reuse(monkeypatch):
+    net, real = Net(), Attachment.attach
+    left = [True]
+
+    def failing(self):
+        if left:
+            left.clear()
+            raise MemoryError
+        real(self)
+
+    with dit_cache(net, DitCacheConfig(0, 2)) as cache:
+        for step in range(2):
+            with timestep_scope(step):
+                net(latents(), HALF)
+            if step == 0:
+                monkeypatch.setattr(Attachment, "attach", failing)
+                with pytest.raises(MemoryError):
+                    cache.update(DitCacheConfig(0, 3))
+                assert cache.stats.bytes_held == 0
+        assert [each.reason for each in cache.decisions] == ["refresh", "no anchor"]
+
+
+def test_sigmas_that_repeat_do_not_tell_the_step():
+    class Scheduler:
+        timesteps, sigmas = torch.arange(4), torch.tensor([1.0, 0.5, 0.5, 0.2])
+
+    clock, tick = StepClock(Scheduler, "net"), Tick(0, "scheduler", epoch=Scheduler.timesteps, steps=4)
+    assert clock.sigmas(Session(None), tick) is None
+    Scheduler.sigmas = torch.tensor([1.0, 0.75, 0.5, 0.25])
+    assert clock.sigmas(Session(None), tick) == (1.0, 0.75, 0.5, 0.25)
+
+
+def test_calls_that_begin_while_the_cache_is_closed_are_stale():
+    calls, before, after = ActiveCalls(), Call(), Call()
+    calls.add(before)
+    calls.open()
+    calls.add(after)
+    assert (before.stale, after.stale) == (True, False)
+
+
+def test_a_model_that_uses_one_percent_of_an_inner_block_is_refused():
+    class Leaking(Net):
+        def forward(self, hidden_states, timestep):
+            h = self.embed(hidden_states)
+            temb = self.time(timestep.reshape(-1, 1)).expand(len(h), -1)
+            inner = 0
+            for number, block in enumerate(self.blocks):
+                h = block(h, temb=temb)
+                inner = h if number == 2 else inner
+            return self.proj(h + 0.02 * inner)
+
+    with (
+        dit_cache(Leaking(), DitCacheConfig(0, 2)) as cache,
+        pytest.raises(ValueError, match=r"comes out 0\.0[0-4]\d* off"),
+    ):
+        cache._target(latents(), HALF)
+
+
+def test_a_residual_of_another_dtype_does_not_fit():
+    net = Net()
+    with dit_cache(net, DitCacheConfig(0, 2, 0, 5)) as cache:
+        Pipe(net)(latents(), steps=2)
+        wiring = cache._attached[0].cache.layout.wiring
+    h, delta = torch.ones(2, 6, 8), torch.ones(2, 6, 8)
+    assert apply_residual(wiring, [h], [delta]) is not None
+    assert apply_residual(wiring, [h], [delta.double()]) is None
+    assert apply_residual(wiring, [h], [delta[:, :1]]) is None
