@@ -1,1 +1,1 @@
-"""Other libraries' private names, and nothing else's."""
+"""Other libraries' private names, and nothing else's; ``dispatch`` is what the engine is given of them."""
