@@ -219,17 +219,16 @@ def test_every_room_is_named():
 
 
 def test_lines_and_files_can_be_refreshed():
-    hooks = loaded("line_links")
-    link = "[`DitCacheConfig`](../dithooks/config/cache_config.py#L{})"
-    right = hooks.refreshed(link.format(1))
-    assert re.fullmatch(re.escape(link).replace(r"\{\}", r"(\d+)"), right)[1] != "1"
-    assert hooks.refreshed(right) == right
-    table = "<!-- files of predictors -->\n\n| | |\n|---|---|\n| `predictors/predictor.py` | x |\n| `gone.py` | y |\n"
-    rows = hooks.refreshed(table + "\nafter").splitlines()[4:]
-    assert [row.split("`")[1] for row in rows[:-2]] == [
-        *("predictors/predictor.py", "predictors/fitted.py", "predictors/polynomial.py")
-    ]
-    assert rows[1] == "| `predictors/fitted.py` | Weights that were fitted ahead of time, step by step. |"
+    refreshed = loaded("line_links").refreshed
+    assert refreshed(link := f"[`DitCacheConfig.when`](../dithooks/config/cache_config.py#L{1})") != link
+    assert all(refreshed(PAGES[name]) == PAGES[name] for name in ("design.md", "contributing.md")), REFRESH
+    head, room = "<!-- files of predictors -->\n\n| | |\n|---|---|\n", ROOT / "dithooks" / "predictors"
+    *others, last = sorted(path.name for path in room.glob("*.py") if not path.name.startswith("__"))
+    table = refreshed(f"{head}| `predictors/{last}` | old |\n| `gone.py` | old |\n\nafter")
+    assert table.startswith(head)
+    assert re.findall(r"^\| `predictors/(.*?)`", table, re.M) == [last, *others]  # where it was, and new ones after it
+    assert "old" not in table
+    assert table.endswith(" |\n\nafter")
 
 
 # -- the reference -------------------------------------------------------------------------------------------------
