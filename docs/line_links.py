@@ -5,6 +5,7 @@ Run ``python docs/line_links.py`` after moving code; tests/test_docs.py fails wh
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 DOCS, PACKAGE = Path(__file__).parent, Path(__file__).parent.parent / "dithooks"
@@ -16,7 +17,8 @@ def line_of(name: str, file: Path) -> int:
     """Return the line of the ``def`` or ``class`` of a dotted name in a file."""
     node: ast.AST = ast.parse(file.read_text(encoding="utf-8"))
     for part in name.split("."):
-        node = next(child for child in ast.iter_child_nodes(node) if getattr(child, "name", None) == part)
+        found = [child for child in ast.iter_child_nodes(node) if getattr(child, "name", None) == part]
+        node = found[0] if found else sys.exit(f"{name} is not in {file}: link to what does the same now")
     return int(node.lineno)  # type: ignore[attr-defined]
 
 
@@ -26,16 +28,14 @@ def rows(table: re.Match[str]) -> str:
     names = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(files) if not file.name.startswith("__")}
     listed = [name for name in re.findall(r"^\| `([^`]+)`", table[3], re.M) if name in names]
     text = {name: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for name, file in names.items()}
-    ordered = dict.fromkeys([*listed, *names])
-    return table[1] + table[2] + "".join(f"| `{n}` | {(text[n] or '').split(chr(10))[0]} |\n" for n in ordered)
+    lines = [f"| `{n}` | {(text[n] or '').split(chr(10))[0]} |\n" for n in dict.fromkeys([*listed, *names])]
+    return "".join([table[1], table[2], *lines]).replace("``", "`")
 
 
 def refreshed(page: str) -> str:
     """Return a page with the lines and files of the source as it is now."""
-    page = LINK.sub(lambda link: f"[`{link[1]}`]({link[2]}#L{line_of(link[1], DOCS / link[2])})", page)
-    return TABLE.sub(lambda table: rows(table).replace("``", "`"), page)
+    return TABLE.sub(rows, LINK.sub(lambda m: f"[`{m[1]}`]({m[2]}#L{line_of(m[1], DOCS / m[2])})", page))
 
 
-if __name__ == "__main__":
-    for path in sorted(DOCS.glob("*.md")):
-        path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")
+for path in DOCS.glob("*.md") if __name__ == "__main__" else ():
+    path.write_text(refreshed(path.read_text(encoding="utf-8")), encoding="utf-8")

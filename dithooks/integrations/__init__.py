@@ -1,1 +1,1 @@
-"""Other libraries' private names, and nothing else's; ``dispatch`` is what the engine is given of them."""
+"""Other libraries at work beside the cache; their private names stand in this folder only."""
