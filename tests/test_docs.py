@@ -29,11 +29,16 @@ LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
 RESULT = re.compile(r"bench/results/([\w.]+\.md)")
 
 
-def site_hooks():
-    spec = importlib.util.spec_from_file_location("site_hooks", DOCS / "site_hooks.py")
+def loaded(name):
+    """A script of docs/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def site_hooks():
+    return loaded("site_hooks")
 
 
 def prose(text):
@@ -169,10 +174,61 @@ def test_files_that_are_named_are_there(name):
     assert len(code) >= 8
     there = {
         path.relative_to(ROOT).as_posix()
-        for room in ("dithooks", "tests", "bench")
+        for room in ("dithooks", "tests", "bench", "docs")
         for path in (ROOT / room).rglob("*.py")
     }
+    there.add("path/to/file.py")  # a user's own
     assert [path for path in code if not any(f"/{each}".endswith(f"/{path}") for each in there)] == []
+
+
+# -- the source, as pages link to it -------------------------------------------------------------------------------
+
+REFRESH = "run: python docs/line_links.py"
+LINE_LINKS = [
+    (name, *link)
+    for name, text in PAGES.items()
+    for link in re.findall(r"\[`([^`]*)`\]\(([^()\s]+)#L(\d+)\)", prose(text))
+]
+
+
+def test_links_to_lines_lead_to_what_they_name():
+    for page, text, path, number in LINE_LINKS:
+        lines = (DOCS / page).parent.joinpath(path).read_text(encoding="utf-8").splitlines()
+        *owner, name = text.split(".")
+        assert re.match(rf" *(def|class) {name}\b", lines[int(number) - 1]), f"{page}: {text}: {REFRESH}"
+        if owner:  # the class around it is the last that began before
+            around = [line for line in lines[: int(number)] if re.match(r"class \w", line)][-1]
+            assert re.match(rf"class {owner[0]}\b", around), f"{page}: {text}: {REFRESH}"
+
+
+def test_there_are_links_to_lines():
+    assert len(LINE_LINKS) >= 40
+    assert len({text for _, text, _, _ in LINE_LINKS}) >= 30
+
+
+def test_every_file_of_the_package_is_named():
+    files = {path.relative_to(ROOT / "dithooks").as_posix() for path in (ROOT / "dithooks").rglob("*.py")}
+    named = re.findall(r"^\| `([\w/]+\.py)` \| \S", PAGES["design.md"].partition("## Every file")[2], re.M)
+    assert sorted(named) == sorted(name for name in files if not Path(name).name.startswith("__")), REFRESH
+
+
+def test_every_room_is_named():
+    floors = PAGES["design.md"].partition("## The rooms")[2].partition("## ")[0]
+    named = [room for cell in re.findall(r"^\|([^|]*)\|", floors, re.M) for room in re.findall(r"`(\w+)/`", cell)]
+    assert sorted(named) == sorted(path.parent.name for path in (ROOT / "dithooks").glob("*/__init__.py"))
+
+
+def test_lines_and_files_can_be_refreshed():
+    refreshed = loaded("line_links").refreshed
+    assert refreshed(link := f"[`DitCacheConfig.when`](../dithooks/config/cache_config.py#L{1})") != link
+    assert all(refreshed(PAGES[name]) == PAGES[name] for name in ("design.md", "contributing.md")), REFRESH
+    head, room = "<!-- files of predictors -->\n\n| | |\n|---|---|\n", ROOT / "dithooks" / "predictors"
+    *others, last = sorted(path.name for path in room.glob("*.py") if not path.name.startswith("__"))
+    table = refreshed(f"{head}| `predictors/{last}` | old |\n| `gone.py` | old |\n\nafter")
+    assert table.startswith(head)
+    assert re.findall(r"^\| `predictors/(.*?)`", table, re.M) == [last, *others]  # where it was, and new ones after it
+    assert "old" not in table
+    assert table.endswith(" |\n\nafter")
 
 
 # -- the reference -------------------------------------------------------------------------------------------------

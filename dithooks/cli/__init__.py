@@ -1,1 +1,1 @@
-"""The command line: one file a subcommand."""
+"""The command line: ``main``, one file a subcommand, and the ``targets`` that a command can name."""

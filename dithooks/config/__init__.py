@@ -1,1 +1,1 @@
-"""What users set, and its files."""
+"""What users set, and its files: ``cache_config``, and ``cache_plan`` for what a search has found."""

@@ -1,1 +1,17 @@
-"""The runtime of a cached range, from hook to residual. Private."""
+"""The runtime of a cached range, from hook to residual; private. In reading order:
+
+1. ``hooks``: on the transformer, on both ends of the range and, until the wiring is known, on every block.
+2. ``stand_in``: in a block's place in its list; runs the block on a computed step, passes it over on a reused one.
+3. ``attachment``: puts both on and takes them off (``block_range``: which blocks; ``range_settings``: by which config).
+4. ``range_cache``: what hooks and stand-ins call, from the transformer's call to its return.
+5. ``call``: one call of the transformer, a stage and a mode (``active_calls``: those under way in all threads).
+6. ``clock``: the step of a call, as its loop declares it (``sessions``, ``requests``), else by scheduler or timestep.
+7. ``arguments``, ``branches``: what a call is given, and which of its step's calls it therefore is.
+8. ``decider``: asks the policy, and commits calls that are over; keeps the runs and their branches (``run``).
+9. ``residual``, ``anchor``: Δ taken and added; Δ kept, and the weighted sum Δ̂.
+10. ``change_metrics``, ``weights_version``, ``rank_consensus``: what a decision may depend on besides.
+11. ``verification``: the first residual, tested on its own call (``replay``: made again; ``noise_probe``: with noise).
+12. ``protocols``: what the engine asks of other libraries; ``dithooks.integrations`` answers.
+
+``docs/design.md`` walks through one computed and one reused step, with a link to each line.
+"""

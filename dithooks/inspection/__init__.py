@@ -1,1 +1,1 @@
-"""What can be cached in a model."""
+"""What can be cached in a model: ``survey`` finds it, ``model_report`` and ``model_table`` show it."""

@@ -1,1 +1,1 @@
-"""From a recording to plans. NumPy only."""
+"""From a recording to plans: ``plan`` is the entry. NumPy only, no model."""

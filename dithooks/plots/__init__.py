@@ -1,1 +1,1 @@
-"""Pictures of plans, decisions and samples."""
+"""Pictures of plans, decisions and samples; ``dithooks.plot`` has the public names."""

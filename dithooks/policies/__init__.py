@@ -1,1 +1,1 @@
-"""When to reuse."""
+"""When to reuse: one file a policy. ``policy`` is the base class, ``history`` what policies decide by."""

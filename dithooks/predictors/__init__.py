@@ -1,1 +1,1 @@
-"""What to add in place of a skipped range."""
+"""What to add in place of a skipped range: ``predictor`` is the base class."""

@@ -1,1 +1,1 @@
-"""The changes from step to step that a policy decides by, in a run without reuse."""
+"""How much changes from step to step in a run without reuse: what the policies that look decide by."""

@@ -185,7 +185,7 @@ class CacheStats:
 class CachedRange(NamedTuple):
     """The blocks that are cached, counted in the order in which the transformer calls them.
 
-    Args:
+    Attributes:
         range: path of the transformer, or of the block list that is a range of its own; as in :class:`CallRecord`.
         first: number of the first cached block, from 0 on.
         blocks: number of cached blocks.
@@ -206,7 +206,7 @@ class CachedRange(NamedTuple):
 class CallRecord(NamedTuple):
     """One call of a transformer, and how it was decided.
 
-    Args:
+    Attributes:
         range: path of the transformer, or of the block list that is a range of its own.
         run: number of the sampling run among those of the range.
         step: sampling step of the call.

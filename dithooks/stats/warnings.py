@@ -18,11 +18,12 @@ worded by                               when                                    
 :func:`run_differs_from_declaration`    a run has ended, and was not what was declared       the engine
 ======================================  ===================================================  ======================
 
-What depends on one class's settings is worded by that class, and emitted by the engine or the handle: ``Policy.remark``
-and ``Predictor.remark`` when a run begins, ``Policy.verdict`` (within :func:`nothing_was_reused`) and ``Policy.review``
-when it ends, ``CachePlan.remarks`` when a plan is attached, and the ``remark`` of a block's I/O when the streams have
-been followed. Warnings of a search, of cache-dit's interface and of a batch job's folder are worded where they are
-emitted: in ``dithooks.tuning``, ``dithooks.compat`` and ``dithooks.ray``.
+What depends on one class's settings is worded by that class, and emitted by the engine or the handle:
+``Policy.warning_at_start`` and ``Predictor.warning_at_start`` when a run begins, ``Policy.why_nothing_reused`` (within
+:func:`nothing_was_reused`) and ``Policy.warning_at_end`` when it ends, ``CachePlan.mismatch_warnings`` when a plan is
+attached, and ``BlockIO.remark`` when the streams of a block have been followed. Warnings of a search, of cache-dit's
+interface and of a batch job's folder are worded where they are emitted: in ``dithooks.tuning``, ``dithooks.compat`` and
+``dithooks.ray``.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Plans tried for real, and the best of them."""
+"""Plans tried for real, and the best of them: ``search`` is the entry, ``trial_driver`` runs the ``proposals``."""
