@@ -36,10 +36,8 @@ class CallArguments:
                 continue
             if isinstance(value, Tensor):
                 form.append((name, *FORM(value)))
-                if name == primary:
-                    latents[name] = value
-                elif name not in TIMESTEP_NAMES:
-                    conditioning[name] = value
+                if name not in TIMESTEP_NAMES:
+                    (latents if name == primary else conditioning)[name] = value
             elif isinstance(value, (bool, str)):
                 form.append((name, value))
             elif not isinstance(value, (int, float)):

@@ -10,6 +10,7 @@ from torch import nn
 from toys import Double, Ladder, Net, Pipe, latents
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
+from dithooks.engine.arguments import CallArguments
 from dithooks.engine.sessions import tell_step
 
 EVERY_OTHER = DitCacheConfig(0, 2, 0, 5)
@@ -176,3 +177,9 @@ def test_conditioning_by_swapped_names_is_another_branch():
             names = ("add", "subtract") if step % 2 == 0 else ("subtract", "add")
             net(torch.ones(2, 3), 1 - step / 4, **dict(zip(names, (one, other), strict=True)))
         assert [branch for _, branch, *_ in reuses(cache)] == [0, 1, 0, 1]
+
+
+def test_a_timestep_that_comes_first_is_neither_latents_nor_conditioning():
+    t, x = torch.tensor(1.0), torch.ones(2, 3)
+    given = CallArguments({"timestep": t, "x": x}, "timestep")
+    assert (given.latents, list(given.conditioning)) == ({}, ["x"])
