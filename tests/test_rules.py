@@ -68,7 +68,7 @@ EXCEPTIONS = {
     ("demo", "_execution_device"),  # what diffusers offers to pipelines, which are its subclasses
 }
 WRITTEN_BY_SEVERAL = {  # by the decider, and by the range cache, which learns meanwhile how the call goes
-    Call: {"compiled", "deltas", "marks", "metric_inputs", "mode", "range", "stage", "stale"},
+    Call: {"deltas", "marks", "metric_inputs", "mode", "range", "stage", "stale"},
     Run: {"in_flight"},
     Branch: {"anchors"},
 }

@@ -85,6 +85,8 @@ class RangeCache:
         self.decider, self.block_range, self.integrations = decider, block_range, integrations
         metric = decider.policy.metric
         self.unverified, self.is_measured = verify, metric is not None
+        # Results are handed on from block to block where that was tested: else the model might write into them unseen.
+        self.hands_on_results = verify
         self._keeps_reused = metric is not None and METRICS[metric].keeps_reused
         self.argument_names: tuple[str, ...] = ()
         self.on_wired: Callable[[bool], None] | None = None  # given whether the range is now other blocks
@@ -305,7 +307,7 @@ class RangeCache:
             return None
         results = call.results
         assert results is not None
-        if call.compiled or any(map(Tensor.is_inference, (*results, *call.streams))):
+        if not self.hands_on_results or call.compiled or any(map(Tensor.is_inference, (*results, *call.streams))):
             handed = dict(zip(wiring.entry, map(torch.clone, call.streams), strict=True))
         else:
             handed = dict(zip(wiring.hands_on, results, strict=True))
@@ -322,9 +324,11 @@ class RangeCache:
         # Dropped here, not at the end of the call: compiled code then stores nothing of a stream that nobody reads.
         call.results, call.streams, call.versions = None, (), None
         assert results is not None
-        compiling = versions is None or torch.compiler.is_dynamo_compiling()
-        if versions is not None and not compiling and _versions(results) != versions[: len(results)]:
-            if _versions(streams) != versions[len(results) :]:
+        # Compiled code has no versions: where it meets what code that is not compiled has handed on, it is made again.
+        if versions is not None and (
+            torch.compiler.is_dynamo_compiling() or _versions(results) != versions[: len(results)]
+        ):
+            if not torch.compiler.is_dynamo_compiling() and _versions(streams) != versions[len(results) :]:
                 raise WiringError(
                     f"{self.decider.name}: between {self.block_range.first} and {self.block_range.last} the model "
                     "writes into what the range was given, so that a reused step cannot be made of it. "

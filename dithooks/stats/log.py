@@ -33,9 +33,9 @@ def fold(branch: BranchHistory, step: int, decision: Decision) -> None:
         >>> branch.computed, branch.reused, branch.streak, branch.drift, branch.run.calls
         (1, 1, 1, 0.02, 2)
     """
-    reuse, value, run = decision.reuse, decision.value, branch.run
-    run.called = run.called + 1 if step == run.step else 1
-    run.calls, run.reused, run.step = run.calls + 1, run.reused + reuse, step
+    reuse, value, calls = decision.reuse, decision.value, branch.run
+    calls.called = calls.called + 1 if step == calls.step else 1
+    calls.calls, calls.reused, calls.step = calls.calls + 1, calls.reused + reuse, step
     if value is not None and branch.refreshed is not None and step > branch.refreshed and math.isfinite(value):
         branch.rates.append(value / (step - branch.refreshed))
     if reuse:

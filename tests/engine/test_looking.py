@@ -26,6 +26,7 @@ from dithooks import (
     timestep_scope,
 )
 from dithooks.demo import load_pipeline
+from dithooks.engine import decider
 from dithooks.engine.anchor import weighted_sum
 
 SYNC = torch.ops.aten._local_scalar_dense.default
@@ -267,7 +268,7 @@ class TestMemory:
             made.extend(weakref.ref(each) for each in result)
             return result
 
-        monkeypatch.setattr("dithooks.engine.decider.weighted_sum", noted)
+        monkeypatch.setattr(decider, "weighted_sum", noted)
         pipe = Pipe(Net("swapped"))
         with dit_cache(pipe, DitCacheConfig(2, 2, predictor=Linear())):
             left = []

@@ -168,7 +168,7 @@ def test_ranks_by_themselves_are_never_coupled(both):
 def test_schedules_of_other_lengths(both):
     """12 steps here and 5 there, known beforehand: an error on both ranks at once, with their steps."""
     for told in both("other_step_counts"):
-        assert told["type"] == "RuntimeError"
+        assert told["type"] == "RankMismatch"
         assert "rank 0 at step 2 of 12, call 0, rank 1 at step 2 of 5, call 0" in told["error"]
 
 
@@ -177,7 +177,7 @@ def test_one_rank_stops(both):
     goes_on, stops = both("one_stops")
     assert stops["error"] is None
     assert len(goes_on["decisions"]) == len(stops["decisions"]) == 5
-    assert goes_on["type"] == "RuntimeError"
+    assert goes_on["type"] == "RankMismatch"
     assert 5 < goes_on["after"] < 20
     for part in ("Net, step 5: after ", "ranks [0, 1]", "new_group(timeout=...)"):
         assert part in goes_on["error"]
@@ -186,14 +186,14 @@ def test_one_rank_stops(both):
 def test_ranks_at_other_steps(both):
     """One rank is a step ahead: an error on both, with their steps."""
     for told in both("other_steps"):
-        assert told["type"] == "RuntimeError"
+        assert told["type"] == "RankMismatch"
         assert "rank 0 at step 2, call 0, rank 1 at step 3, call 0" in told["error"]
 
 
 def test_other_policies(both):
     """Another threshold on each rank: an error on both."""
     for told in both("other_policies"):
-        assert told["type"] == "RuntimeError"
+        assert told["type"] == "RankMismatch"
         assert "different policies" in told["error"]
 
 
