@@ -60,6 +60,24 @@ def test_a_model_that_writes_into_what_the_range_was_given_is_refused():
         net(latents(), HALF)
 
 
+def test_a_block_of_the_range_that_is_called_once_more_after_it_runs():
+    class Again(Net):
+        def forward(self, hidden_states, timestep):
+            h = self.embed(hidden_states)
+            temb = self.time(timestep.reshape(-1, 1)).expand(len(h), -1)
+            for block in (*self.blocks, self.blocks[2]):
+                h = block(h, temb=temb)
+            return self.proj(h)
+
+    net, x = Again(), latents()
+    full = net(x, HALF)
+    with dit_cache(net, DitCacheConfig(0, 2, 1, 3)) as cache:
+        for step in range(2):
+            with timestep_scope(step):
+                torch.testing.assert_close(net(x, HALF), full)
+        assert cache.stats.reused_calls == 1
+
+
 class TestBranches:
     def run_of(self, *prompts, used):
         run = Run(0, step=1, used=used)
