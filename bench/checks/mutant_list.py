@@ -132,6 +132,7 @@ def _range_cache() -> list[Mutant]:
             RangeCache.finish,
             "call.stage is INSIDE and call.mode is REUSE",
             "False",
+            (STREAMS,),
         ),
         Mutant("leave a run in flight", RangeCache.finish, "call.run.in_flight = False", "pass"),
         Mutant("decide calls while hooks go on", RangeCache._open, "call = Call()", "call = decider.inert()"),
