@@ -609,24 +609,24 @@ def _log() -> list[Mutant]:
 
 
 MUTANTS = (
-    *_range_cache(),
-    *_branches(),
-    *_decider(),
-    *_run(),
-    *_clock(),
-    *_replay(),
-    *_residual(),
-    *_verification(),
-    *_noise_probe(),
-    *_change_metrics(),
-    *_anchor(),
+    *_reason(),
+    *_log(),
+    *_history(),
     *_active_calls(),
     *_handle(),
+    *_residual(),
+    *_replay(),
+    *_branches(),
+    *_decider(),
+    *_clock(),
+    *_run(),
+    *_change_metrics(),
+    *_anchor(),
     *_sessions(),
+    *_verification(),
+    *_noise_probe(),
+    *_range_cache(),
     *_weights(),
-    *_reason(),
-    *_history(),
-    *_log(),
 )
 
 # Survivors, and why no test can kill them.
