@@ -7,8 +7,9 @@ is killed if they fail or hang, and survives if they pass. A survivor has to be 
 An edit is found by its syntax within a function, wherever that stands; where it is no longer there, or there more than
 once, the check ends with an error. ``--list`` makes every edit and runs nothing.
 
-``--json`` writes each verdict there as it comes, and a table beside it. Exit codes: 0 every mutant is killed, or
-explained; 1 one is not, or the tests fail on the package as it is.
+``--json`` writes each verdict there as it comes, and a table beside it; with ``--only``, the verdicts on other mutants
+that are there already stay. Exit codes: 0 every mutant is killed, or explained; 1 one is not, or the tests fail on the
+package as it is.
 """
 
 from __future__ import annotations
@@ -252,10 +253,13 @@ def page(verdicts: list[Verdict]) -> str:
 
 
 def write(verdicts: list[Verdict], path: Path) -> None:
-    """Write verdicts to a file, and a table beside it."""
-    found = {"machine": machine(), "date": datetime.date.today().isoformat(), "mutants": [vars(v) for v in verdicts]}
+    """Write verdicts to a file, beside those of other mutants, and a table of all."""
+    former = json.loads(path.read_text(encoding="utf-8"))["mutants"] if path.exists() else []
+    by_name = {verdict.name: verdict for verdict in [*(Verdict(**each) for each in former), *verdicts]}
+    every = [by_name[mutant.name] for mutant in MUTANTS if mutant.name in by_name]
+    found = {"machine": machine(), "date": datetime.date.today().isoformat(), "mutants": [vars(each) for each in every]}
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(page(verdicts) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(page(every) + "\n", encoding="utf-8")
 
 
 def main() -> int:

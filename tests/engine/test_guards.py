@@ -60,6 +60,47 @@ def test_a_model_that_writes_into_what_the_range_was_given_is_refused():
         net(latents(), HALF)
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_block_of_the_range_that_is_called_once_more_after_it_runs(number):
+    """Also its last one, whose second output is not the range's."""
+
+    class Again(Net):
+        def forward(self, hidden_states, timestep):
+            h = self.embed(hidden_states)
+            temb = self.time(timestep.reshape(-1, 1)).expand(len(h), -1)
+            for block in (*self.blocks, self.blocks[number]):
+                h = block(h, temb=temb)
+            return self.proj(h)
+
+    net, x = Again(), latents()
+    full = net(x, HALF)
+    with dit_cache(net, DitCacheConfig(0, 2, 1, 3)) as cache:
+        for step in range(2):
+            with timestep_scope(step):
+                torch.testing.assert_close(net(x, HALF), full)
+        assert cache.stats.reused_calls == 1
+
+
+def test_a_model_that_writes_into_its_own_arguments_is_tested_with_what_it_was_given():
+    class Writing(Net):
+        def forward(self, hidden_states, timestep):
+            return super().forward(hidden_states.mul_(2), timestep)
+
+    net = Writing()
+    with dit_cache(net, DitCacheConfig(0, 2)) as cache:
+        Pipe(net)(latents(), steps=2)
+        assert cache.stats.reused_calls == 1
+
+
+def test_a_change_is_measured_on_what_entered_not_on_what_blocks_made_of_it():
+    net, x = Net("in_place"), latents()
+    with dit_cache(net, DitCacheConfig(policy=Threshold(9.0, 0))) as cache:
+        for step in range(2):
+            with timestep_scope(step):
+                net(x, HALF)
+        assert cache.decisions[-1].value == 0
+
+
 class TestBranches:
     def run_of(self, *prompts, used):
         run = Run(0, step=1, used=used)
@@ -227,11 +268,11 @@ def test_a_model_that_uses_one_percent_of_an_inner_block_is_refused():
                 inner = h if number == 2 else inner
             return self.proj(h + 0.02 * inner)
 
-    with (
-        dit_cache(Leaking(), DitCacheConfig(0, 2)) as cache,
-        pytest.raises(ValueError, match=r"comes out 0\.0[0-4]\d* off"),
-    ):
-        cache._target(latents(), HALF)
+    net = Leaking()
+    with dit_cache(net, DitCacheConfig(0, 2)) as cache:
+        with pytest.raises(ValueError, match=r"comes out 0\.0[0-4]\d* off"):
+            net(latents(), HALF)
+        assert cache.stats.bytes_held == 0
 
 
 def test_a_residual_of_another_dtype_does_not_fit():
