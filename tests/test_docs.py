@@ -218,6 +218,13 @@ def test_every_room_is_named():
     assert sorted(named) == sorted(path.parent.name for path in (ROOT / "dithooks").glob("*/__init__.py"))
 
 
+@pytest.mark.parametrize("room", ["blocks", "engine"])
+def test_a_reading_order_names_every_file(room):
+    order = re.findall(r"``(\w+)``", importlib.import_module(f"dithooks.{room}").__doc__)
+    files = {path.stem for path in (ROOT / "dithooks" / room).glob("*.py")} - {"__init__"}
+    assert sorted(order) == sorted(files)  # each once
+
+
 def test_lines_and_files_can_be_refreshed():
     refreshed = loaded("line_links").refreshed
     assert refreshed(link := f"[`DitCacheConfig.when`](../dithooks/config/cache_config.py#L{1})") != link
