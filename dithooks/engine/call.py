@@ -13,6 +13,7 @@ from ..predictors.predictor import Moment
 from .arguments import Signature
 from .run import Branch, Run
 from .sessions import Session
+from .step_source import StepSource
 
 _START = Moment(0, 0.0)
 
@@ -89,7 +90,7 @@ class Call:
     branch: Branch | None = None
     run: Run | None = None
     session: Session | None = None
-    telling: Any = None  # the step that was told in the session, when the call was decided
+    step_source: StepSource | None = None  # the session's, when the call was decided
     decision: Decision | None = None  # as made so far; of an undecided call: this rank's; None: of a repeated one
     observation: Any = None
     marks: list[Any] | None = None  # its beginning, that of its range, the range's end, its end

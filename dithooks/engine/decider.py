@@ -27,11 +27,12 @@ from .arguments import CallArguments, Signature
 from .branches import choose_branch
 from .call import CAPTURE, MISMATCH, PLAIN, REUSE, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
-from .clock import StepClock, Tick
+from .clock import StepClock
 from .protocols import Integrations
 from .rank_consensus import RankConsensus, RankVerdict
 from .run import Branch, Run
 from .sessions import Scope, Session, current_context, current_session
+from .step_source import Tick
 from .weights_version import WeightsVersion
 
 MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
@@ -110,7 +111,7 @@ class CallDecider:
         run.most = max(run.most, calls)
         run.history.branches = max(run.before[0], calls)
         call = self._begin(run, tick, branch, given, capture)
-        call.session, call.telling = session, session.telling
+        call.session, call.step_source = session, session.step_source
         run.in_flight = seen
         return call
 

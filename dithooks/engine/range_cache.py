@@ -242,8 +242,13 @@ class RangeCache:
                 return None
             call = None  # the blocks are driven without the transformer: nothing else ends it
         compiling = torch.compiler.is_dynamo_compiling()
-        if not compiling and call is not None and call.session is not None and call.session.telling is not call.telling:
-            self._refuse_telling()
+        if (
+            not compiling
+            and call is not None
+            and call.session is not None
+            and call.session.step_source is not call.step_source
+        ):
+            self._refuse_late_step()
         if call is None or call.stage is not BEFORE:  # driven without the transformer, or once more in one call
             call = self._again(call)
         if call is None:
@@ -425,8 +430,8 @@ class RangeCache:
         call = state.call
         return None if call is None or call.stale else call
 
-    def _refuse_telling(self) -> None:
-        """Refuse a step that was told after the call had been decided."""
+    def _refuse_late_step(self) -> None:
+        """Refuse a step source that was set after the call had been decided."""
         if self.state.is_seen and not replaying.get():
             raise InvalidSetting(
                 f"{self.decider.name}: a step was told between its call and that of {self.layout.first}, and by then "

@@ -1,6 +1,6 @@
-"""What a loop tells of its calls: the sampling step, for the length of a ``with``, or until it is told anew.
+"""The session of a call, and the sampling step that an open scope gives it.
 
-Both belong to the thread, asyncio task or request that tells; what is cached does, too.
+Both belong to a thread, asyncio task or request; so does what is cached.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ import asyncio
 import math
 import operator
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ..errors import InvalidSetting, WrongType
+from .step_source import StepSource
 
 
 class Session:
@@ -31,7 +30,7 @@ class Session:
     def __init__(self, owner: object | None, scheduler: object = None) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
         self.scheduler = scheduler
-        self.telling: Telling | None = None  # what was told last in it
+        self.step_source: StepSource | None = None  # gives the steps of its calls, where no scope is open
         self.epoch = 0  # counts scopes left by an exception: what was cached before one is not trusted
 
     def holds(self, owner: object) -> bool:
@@ -48,46 +47,6 @@ class Scope:
     sigma: float | None
     steps: int | None
     session: Session
-
-
-@dataclass(eq=False)
-class Telling:
-    """A step that was told without an end.
-
-    Args:
-        step: the step.
-        run: stays the same from one step to the next, and is another one when another run is told.
-        follows: the step before it was told as well; else it may be told for a whole run.
-        at: when, the last time of
-        times: so many.
-        stood: what each clock has seen since.
-    """
-
-    step: int
-    run: object
-    follows: bool = False
-    at: int = field(default_factory=time.monotonic_ns)
-    times: int = 1
-    stood: weakref.WeakKeyDictionary[Any, Stood] = field(default_factory=weakref.WeakKeyDictionary)
-
-
-@dataclass(eq=False)
-class Stood:
-    """What a clock has seen since a step was told.
-
-    Args:
-        missed: that it is not for this clock's runs.
-        first: what the clock said by itself then, and
-        last: its step at the last call, of
-        calls: so many at that;
-        times: that it had been told by then.
-    """
-
-    missed: bool = False
-    first: Any = None
-    last: int | None = None
-    calls: int = 0
-    times: int = 0
 
 
 _scope: ContextVar[Scope | None] = ContextVar("dithooks.engine.sessions", default=None)
@@ -119,11 +78,6 @@ def current_context() -> tuple[Session, Scope | None]:
     """The session that a call made here belongs to, and the innermost open scope."""
     scope = _scope.get()
     return (current_session(), None) if scope is None else (scope.session, scope)
-
-
-def current_telling() -> Telling | None:
-    """What was told last in this thread, task or request."""
-    return current_session().telling
 
 
 @contextmanager
@@ -181,38 +135,6 @@ def timestep_scope(
         raise
     finally:
         _scope.reset(token)
-
-
-def tell_step(step: int | None) -> None:
-    """Tell which sampling step the calls that follow belong to, until another is told: a scope without an end.
-
-    For loops that say where a step begins and not where it ends. It is told before the transformer is called, in the
-    thread or asyncio task that calls it, to caches that are attached by then; an open :func:`timestep_scope` goes
-    first. Told step by step, it holds however the sampler gets on. Told once, it is where runs begin, and the
-    scheduler, or else the timestep argument, counts on from there.
-
-    Args:
-        step: as for :func:`timestep_scope`; ``None``: nothing is told any more.
-
-    Raises:
-        TypeError, ValueError: as :func:`timestep_scope`.
-
-    Example:
-        >>> for step in range(3):
-        ...     tell_step(step)  # model(x, t)
-        >>> tell_step(None)
-    """
-    session = current_session()
-    if step is None:
-        session.telling = None
-        return
-    index, before = _index("step", step), session.telling
-    if before is not None and index == before.step:  # once more, between two calls or blocks
-        before.at, before.times = time.monotonic_ns(), before.times + 1
-        return
-    follows = before is not None and index == before.step + 1
-    run = before.run if before is not None and follows else object()
-    session.telling = Telling(index, run, follows)
 
 
 def _index(name: str, value: object) -> int:
