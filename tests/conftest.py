@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dithooks.engine.sessions import tell_step
+from dithooks.compat.msmodelslim.step_index import set_step_index
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +18,10 @@ def _no_gradients():
 
 
 @pytest.fixture(autouse=True)
-def untold():
-    """No step that one test has told is left to the next."""
+def no_step_index():
+    """No step index that one test has set is left to the next."""
     yield
-    tell_step(None)
+    set_step_index(None)
 
 
 def pytest_ignore_collect(collection_path, config):

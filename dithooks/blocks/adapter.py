@@ -13,7 +13,7 @@ from torch import nn
 from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting, WrongType
 from .block_io import PatchFunctor
-from .block_lists import Chain, Expected
+from .block_lists import Chain
 from .discovery import find_chains, group, resolve
 from .module_paths import modules_of, path_of
 from .pattern import ForwardPattern
@@ -41,8 +41,6 @@ class BlockAdapter:
         auto: whether to find what is not given; ``False`` makes it an error.
         strict: whether a forward pattern that contradicts observation is an error. With ``False``, observation
             prevails, the pattern decides where observation is ambiguous, and a contradiction causes a warning.
-        expected: an :class:`~dithooks.blocks.block_lists.Expected`; a run that differs from it causes a warning. One
-            for all, or one per transformer.
 
     Raises:
         TypeError: an entry is of the wrong type.
@@ -68,7 +66,6 @@ class BlockAdapter:
     has_separate_cfg: bool | Sequence[bool | None] | None = None
     auto: bool = True
     strict: bool = True
-    expected: Expected | Sequence[Expected | None] | None = None
 
     def __post_init__(self) -> None:
         if self.pipe is None and self.transformer is None:
@@ -87,9 +84,6 @@ class BlockAdapter:
         for item in flat(self.has_separate_cfg):
             if item is not None and not isinstance(item, bool):
                 raise WrongType(f"has_separate_cfg: {item!r} is neither True, False nor None")
-        for item in flat(self.expected):
-            if item is not None and not isinstance(item, Expected):
-                raise WrongType(f"expected: {item!r} ({type(item).__name__}) is not an Expected")
 
     @property
     def target(self) -> object:
@@ -130,21 +124,13 @@ class BlockAdapter:
         }
         own = dict(zip(declared, params, strict=True))
         separate = _spread("has_separate_cfg", self.has_separate_cfg, found)
-        expected = _spread("expected", self.expected, found)
         chains: list[tuple[Chain, DitCacheConfig | None]] = []
-        for chain, separate_cfg, chain_expected in zip(found, separate, expected, strict=True):
+        for chain, separate_cfg in zip(found, separate, strict=True):
             members = [declared[each.path] for each in chain.block_lists]
             own_range = any(own[each.path] is not None for each in members)
             ranges = [[each] for each in members] if own_range else [members]
             for some in ranges:
-                first = some is ranges[0]  # expectations that fail for one range fail for all: one warning is enough
-                changed = replace(
-                    chain,
-                    block_lists=tuple(some),
-                    separate_cfg=separate_cfg,
-                    expected=chain_expected if first else None,
-                    part=len(ranges) > 1,
-                )
+                changed = replace(chain, block_lists=tuple(some), separate_cfg=separate_cfg, part=len(ranges) > 1)
                 chains.append((changed, own[some[0].path] if len(ranges) > 1 or len(members) == 1 else None))
         return chains
 

@@ -64,21 +64,6 @@ class BlockRef:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """Expectations about runs, compared with each run at its end; a run that differs causes one warning.
-
-    The cache does not depend on them.
-
-    Args:
-        has_separate_cfg: whether guidance takes several calls per step (``True``) or one (``False``).
-        num_inference_steps: number of steps of a run.
-    """
-
-    has_separate_cfg: bool | None = None
-    num_inference_steps: int | None = None
-
-
-@dataclass(frozen=True)
 class Chain:
     """The block lists of one transformer, in the order in which they were found or named.
 
@@ -91,7 +76,6 @@ class Chain:
         block_lists: the lists.
         found: whether the lists were found rather than named; found ones that are not part of the trunk are left out.
         separate_cfg: whether guidance takes two calls per step, where that is declared.
-        expected: expectations about the runs.
         part: whether the owner has other lists, each of which is a range of its own.
     """
 
@@ -100,7 +84,6 @@ class Chain:
     block_lists: tuple[BlockList, ...]
     found: bool = False
     separate_cfg: bool | None = None
-    expected: Expected | None = None
     part: bool = False
 
     @property

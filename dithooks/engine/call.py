@@ -14,7 +14,8 @@ from ..predictors.predictor import Moment
 from .arguments import Signature
 from .noise_probe import NoiseProbe
 from .run import Branch, Run
-from .sessions import DeclaredStep, Session
+from .sessions import Session
+from .step_source import StepSource
 
 _START = Moment(0, 0.0)
 
@@ -91,7 +92,7 @@ class Call:
     branch: Branch | None = None
     run: Run | None = None
     session: weakref.ref[Session] | None = None  # a call that an exception ended does not keep a request alive
-    declared: DeclaredStep | None = None  # by tell_step, when the call was decided
+    step_source: StepSource | None = None  # the session's, when the call was decided
     decision: Decision | None = None  # as made so far; of an undecided call: this rank's; None: of a repeated one
     observation: Observation | None = None
     marks: list[object] | None = None  # its beginning, that of its range, the range's end, its end

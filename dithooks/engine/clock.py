@@ -1,6 +1,6 @@
 """The sampling step of a call, read at every call of a transformer without changing anything.
 
-The first source that is there counts: an open :func:`timestep_scope`; a declared step (:func:`tell_step`); the
+The first source that knows the step counts: an open :func:`timestep_scope`; the session's own step source; the
 scheduler's own ``step_index``; the value of the ``timestep`` argument. A step is a sampling step, never a count of
 calls.
 """
@@ -10,35 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..errors import InvalidSetting, WrongType
 from .arguments import TIMESTEP_NAMES
-from .sessions import ClockReading, DeclaredStep, Scope, Session, current_context
-
-HELD = 16  # calls under a declared step while the run's own clock stands still; more belong to another loop
+from .sessions import Scope, Session, current_context
+from .step_source import Tick
 
 _MISSING = object()
-
-
-class Tick(NamedTuple):
-    """The place of a call in its run: ``Tick(3, "scheduler")`` is a call at step 3, as the scheduler counts.
-
-    ``sigma`` comes from a scope; ``value`` is the timestep argument's, where it was read. ``epoch`` is an object that
-    stays the same through a run and is another one in the next, where there is such an object. ``restart``: the call
-    cannot belong to the run that was given.
-    """
-
-    step: int
-    source: str
-    branch: int | None = None
-    sigma: float | None = None
-    value: float | None = None
-    epoch: object | None = None
-    steps: int | None = None
-    restart: bool = False
 
 
 class StepClock:
@@ -50,7 +31,7 @@ class StepClock:
     """
 
     def __init__(self, scheduler: Callable[[], Any], where: str) -> None:
-        self._attached, self._where, self._born = scheduler, where, time.monotonic_ns()
+        self._attached, self._where, self.created_at = scheduler, where, time.monotonic_ns()
         self._way = 0.0  # in which timesteps went last: down, as a rule; 0: not known
 
     def read(self, session: Session, scope: Scope | None, arguments: Mapping[str, Any], history: list[float]) -> Tick:
@@ -63,72 +44,39 @@ class StepClock:
             history: distinct timestep values of the run so far; extended where the step is read from them.
 
         Raises:
-            InvalidSetting: no scope is open, no scheduler counts steps, and there is no timestep argument.
+            InvalidSetting: no scope is open, the session has no step source, no scheduler tells its step, and there is
+                no timestep argument.
         """
         if scope is not None:
             return Tick(scope.step, "scope", scope.branch, scope.sigma, steps=scope.steps)
-        if session.declared is not None:
-            return self._declared(session, session.declared, arguments, history)
-        own = self._scheduled(session) or self._timed(session, arguments, history)
-        if own is None:
+        scheduler = self._scheduler(session)
+        if session.step_source is not None:
+            tick = session.step_source.tick(self, scheduler, arguments, history)
+            if tick is not None:
+                return tick
+        tick = self.scheduled(scheduler) or self.timed(scheduler, arguments, history)
+        if tick is None:
             raise InvalidSetting(
                 f"{self._where}: which sampling step is this? No timestep_scope is open, no scheduler tells its "
                 "step_index, and the call has no timestep argument. Write `with dithooks.timestep_scope(step): ...` "
                 "around each step of your loop, or give dit_cache the pipeline or scheduler=..."
             )
-        return own
+        return tick
 
     def knows(self, arguments: Mapping[str, Any] | None) -> bool:
-        """Return whether the step of a call made here can be read."""
+        """Return whether anything tells the step of a call made here; a session's step source counts unasked."""
         session, scope = current_context()
-        is_declared = scope is not None or session.declared is not None
-        return is_declared or self._scheduled(session) is not None or _timestep(arguments) is not None
-
-    def _declared(
-        self, session: Session, declared: DeclaredStep, arguments: Mapping[str, Any] | None, history: list[float]
-    ) -> Tick:
-        """Return the tick of a call under a declared step; one that is out of date gives way to the run's own clock."""
-        reading = declared.readings.get(self)
-        if reading is None:  # missed: declared before the cache was attached
-            reading = declared.readings[self] = ClockReading(missed=declared.at < self._born)
-        own = self._scheduled(session)
-        if own is None and (reading.missed or not declared.follows):  # else unread: reading may wait
-            own = self._timed(session, arguments, history)
-        first = reading.first if reading.calls else own
-        if own is not None and (first is None or own.epoch is not first.epoch or own.step < first.step):
-            reading.missed = reading.missed or declared.follows  # a run has begun without a declaration
-            first, declared.run = own, object() if own.epoch is None else own.epoch
-        if reading.calls and not arguments and reading.times < declared.times:
-            declared.run = object()  # blocks are driven, at the same step again: another run rather than a branch
-        reading.times = declared.times
-        reading.calls = reading.calls + 1 if own is None or own.step == reading.last else 1
-        reading.missed = reading.missed or reading.calls > HELD
-        reading.first, reading.last = first, None if own is None else own.step
-        if own is not None and reading.missed:
-            return own
-        moved = 0 if own is None or first is None or declared.follows else own.step - first.step
-        tick = Tick(declared.step + moved, "loop", epoch=declared.run)
-        agrees = own is not None and own.step == tick.step and own.source == "scheduler" and self._is_set(session)
-        return tick._replace(steps=own.steps) if own is not None and agrees else tick
-
-    def _is_set(self, session: Session) -> bool:
-        """Return whether the scheduler has the steps of a run; a new one lists all those that it was trained on."""
-        scheduler = self._scheduler(session)
-        trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
-        return getattr(scheduler, "num_inference_steps", trained != len(scheduler.timesteps)) not in (None, False)
+        if scope is not None or session.step_source is not None:
+            return True
+        return self.scheduled(self._scheduler(session)) is not None or _timestep(arguments) is not None
 
     def _scheduler(self, session: Session) -> Any:
         """Return the scheduler: a request's own, else the one that the cache was attached with."""
         own = session.scheduler
         return self._attached() if own is None else own
 
-    def _epoch(self, session: Session) -> torch.Tensor | None:
-        timesteps = getattr(self._scheduler(session), "timesteps", None)
-        return timesteps if isinstance(timesteps, torch.Tensor) else None
-
-    def _scheduled(self, session: Session) -> Tick | None:
-        """Return the scheduler's tick, if it counts steps."""
-        scheduler = self._scheduler(session)
+    def scheduled(self, scheduler: Any) -> Tick | None:
+        """Return the step that a scheduler counts, if it counts steps."""
         epoch = getattr(scheduler, "timesteps", None)
         if not isinstance(epoch, torch.Tensor):
             return None
@@ -138,12 +86,13 @@ class StepClock:
         step = index if index is not None else getattr(scheduler, "begin_index", None) or 0
         return Tick(int(step), "scheduler", epoch=epoch, steps=len(epoch))
 
-    def _timed(self, session: Session, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
-        """Return the tick that the timestep argument shows, if there is one."""
-        epoch = self._epoch(session)
+    def timed(self, scheduler: Any, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
+        """Return the step that the timestep argument implies, if there is one. Ask once a call: it extends history."""
         value = _timestep(arguments)
         if value is None:
             return None
+        timesteps = getattr(scheduler, "timesteps", None)
+        epoch = timesteps if isinstance(timesteps, torch.Tensor) else None
         steps = None if epoch is None else len(epoch)
         listed = [] if epoch is None else (epoch.cpu() == value).nonzero().flatten().tolist()
         if listed and not history:  # DDIM and the like have no step_index, but list the timesteps

@@ -27,11 +27,12 @@ from .arguments import CallArguments, Signature
 from .branches import choose_branch
 from .call import CAPTURE, MISMATCH, PLAIN, REUSE, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
-from .clock import StepClock, Tick
+from .clock import StepClock
 from .protocols import Integrations
 from .rank_consensus import RankConsensus, RankVerdict
-from .run import Branch, Run
+from .run import Branch, Run, RunEnd
 from .sessions import Scope, Session, current_context, current_session
+from .step_source import Tick
 from .weights_version import WeightsVersion
 
 MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
@@ -68,9 +69,10 @@ class CallDecider:
         self._anchors = config.predictor.anchors
         self.primary = next(iter(parameter_names(chain.owner)), None)  # the argument that holds the latents: the first
         # Whether a step's calls are branches by their order, or all alike; None: recognised by their arguments.
-        self.separate_cfg, self.expected = chain.separate_cfg, chain.expected
+        self.separate_cfg = chain.separate_cfg
         self.peers: Sequence[CallDecider] = ()  # those of the handle, this one included
         self.on_kept: Callable[[Call, Sequence[Tensor]], None] | None = None  # is shown every residual
+        self.on_run_end: Callable[[RunEnd], tuple[str, str] | None] | None = None  # returns topic and text of a warning
         self._model, self._integrations = chain.owner, integrations
         self._weights = WeightsVersion(chain.owner, integrations.adapters())
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
@@ -110,7 +112,7 @@ class CallDecider:
         run.most = max(run.most, calls)
         run.history.branches = max(run.before[0], calls)
         call = self._begin(run, tick, branch, given, capture)
-        call.session, call.declared = weakref.ref(session), session.declared
+        call.session, call.step_source = weakref.ref(session), session.step_source
         run.in_flight = seen
         return call
 
@@ -490,20 +492,19 @@ class CallDecider:
             self.warn(topic, message)
 
     def _warnings(self, run: Run, over: bool = False) -> list[tuple[str, str]]:
-        """Return warnings of a run that has ended, by topic: it reused nothing, or was another one than declared."""
+        """Return topics and texts of the warnings that a run which has ended is worth."""
         cut_short = run.in_flight or (run.schedule.steps is not None and not run.is_last_step and not run.finished)
         if run.scheduler_is_shared or cut_short:  # the former has been warned of
             return []
-        nothing = different = None
+        worth: list[tuple[str, str]] = []
         if not run.judged and (nothing := self._nothing_was_reused(run)):
             run.judged = True
-        if (declared := self.expected) is not None:
-            made = run.steps, run.most, run.schedule.steps
-            different = wording.run_differs_from_declaration(
-                self.name, declared.has_separate_cfg, declared.num_inference_steps, *made, over
-            )
-        topics = {f"useless in {run.steps}": nothing, "unexpected": different}
-        return [(topic, message) for topic, message in topics.items() if message is not None]
+            worth.append((f"useless in {run.steps}", nothing))
+        if self.on_run_end is not None:
+            warning = self.on_run_end(RunEnd(self.name, run.steps, run.most, run.schedule.steps, over))
+            if warning is not None:
+                worth.append(warning)
+        return worth
 
     def _nothing_was_reused(self, run: Run) -> str | None:
         return wording.nothing_was_reused(self.name, run.steps, self.log.counts_of(run.number), self.policy)

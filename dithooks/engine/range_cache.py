@@ -248,7 +248,7 @@ class RangeCache:
         compiling = torch.compiler.is_dynamo_compiling()
         if not compiling and call is not None and call.stage is BEFORE and call.session is not None:
             session = call.session()
-            if session is not None and session.declared is not call.declared:
+            if session is not None and session.step_source is not call.step_source:
                 self._refuse_late_step()
         if call is None or call.stage is not BEFORE:  # driven without the transformer, or once more in one call
             call = self._again(call)
@@ -437,11 +437,11 @@ class RangeCache:
         return None if call is None or call.stale else call
 
     def _refuse_late_step(self) -> None:
-        """Refuse a step that was declared after the call had been decided."""
+        """Refuse a step source that was set after the call had been decided."""
         if self.state.is_seen and not replaying.get():
             raise InvalidSetting(
-                f"{self.decider.name}: tell_step was called between the transformer's call and that of "
-                f"{self.block_range.first}, when the call was decided already: call it before the transformer"
+                f"{self.decider.name}: a step index was set between the transformer's call and that of "
+                f"{self.block_range.first}, when the call was decided already: set it before the transformer is called"
             )
 
     def _conclude(self, call: Call, replay: Replay, output: Any) -> None:

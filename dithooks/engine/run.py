@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -83,3 +84,21 @@ class Run:
             branch.free()
             if self.schedule.steps != 1:
                 branch.latents, branch.conditioning = {}, {}
+
+
+class RunEnd(NamedTuple):
+    """What a run was, at its end; of one that was not cut short.
+
+    Args:
+        name: of the transformer.
+        steps: steps that the run made.
+        most_calls: the most calls that one of its steps made.
+        scheduled: steps of the whole schedule; ``None`` where the schedule is not known.
+        is_over: whether the run is known to have ended; else it is dropped, and nothing shows whether it would go on.
+    """
+
+    name: str
+    steps: int
+    most_calls: int
+    scheduled: int | None
+    is_over: bool

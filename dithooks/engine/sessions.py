@@ -1,6 +1,6 @@
-"""The sampling step as a loop declares it: for the length of a ``with``, or until the next declaration.
+"""The session of a call, and the sampling step that an open scope gives it.
 
-A declared step belongs to the thread, asyncio task or request that declares it, as everything that is cached does.
+Both belong to a thread, asyncio task or request; so does what is cached.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ import asyncio
 import math
 import operator
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ..errors import InvalidSetting, WrongType
+from .step_source import StepSource
 
 
 class Session:
@@ -31,7 +30,7 @@ class Session:
     def __init__(self, owner: object | None, scheduler: object = None) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
         self.scheduler = scheduler
-        self.declared: DeclaredStep | None = None  # the step declared last in it
+        self.step_source: StepSource | None = None  # gives the steps of its calls, where no scope is open
         self.epoch = 0  # counts scopes left by an exception: what was cached before one is not trusted
 
     def holds(self, owner: object) -> bool:
@@ -48,46 +47,6 @@ class Scope:
     sigma: float | None
     steps: int | None
     session: Session
-
-
-@dataclass(eq=False)
-class DeclaredStep:
-    """A step declared by :func:`tell_step`, which holds until the next declaration.
-
-    Args:
-        step: the sampling step.
-        run: an object that stays the same through a run, and is another one in the next run.
-        follows: whether the step before it was declared as well; if not, the step may be meant for a whole run.
-        at: time of the latest declaration of this step.
-        times: number of declarations of this step.
-        readings: by clock, what that clock has read since the declaration.
-    """
-
-    step: int
-    run: object
-    follows: bool = False
-    at: int = field(default_factory=time.monotonic_ns)
-    times: int = 1
-    readings: weakref.WeakKeyDictionary[Any, ClockReading] = field(default_factory=weakref.WeakKeyDictionary)
-
-
-@dataclass(eq=False)
-class ClockReading:
-    """The readings of one clock since a step was declared.
-
-    Args:
-        missed: whether the declared step does not concern this clock's runs.
-        first: the clock's own tick at the first call under the declared step.
-        last: the clock's own step at the latest call.
-        calls: number of calls at that own step.
-        times: number of declarations of the step up to the latest call.
-    """
-
-    missed: bool = False
-    first: Any = None
-    last: int | None = None
-    calls: int = 0
-    times: int = 0
 
 
 _scope: ContextVar[Scope | None] = ContextVar("dithooks.scope", default=None)
@@ -176,38 +135,6 @@ def timestep_scope(
         raise
     finally:
         _scope.reset(token)
-
-
-def tell_step(step: int | None) -> None:
-    """Declare which sampling step the calls that follow belong to, until the next declaration: a scope without an end.
-
-    For loops that know where a step begins and not where it ends. Declare the step before the transformer is called,
-    in the thread or asyncio task that calls it, once the cache is attached; an open :func:`timestep_scope` takes
-    precedence. Declared at every step, it holds whatever the sampler does. Declared once, it is the step at which runs
-    begin, and the scheduler, or else the timestep argument, counts on from there.
-
-    Args:
-        step: index of the sampling step, ≥ 0; ``None`` ends the declaration.
-
-    Raises:
-        TypeError, ValueError: as :func:`timestep_scope`.
-
-    Example:
-        >>> for step in range(3):
-        ...     tell_step(step)  # model(x, t)
-        >>> tell_step(None)
-    """
-    session = current_session()
-    if step is None:
-        session.declared = None
-        return
-    index, before = _index("step", step), session.declared
-    if before is not None and index == before.step:  # once more, between two calls or blocks
-        before.at, before.times = time.monotonic_ns(), before.times + 1
-        return
-    follows = before is not None and index == before.step + 1
-    run = before.run if before is not None and follows else object()
-    session.declared = DeclaredStep(index, run, follows)
 
 
 def _index(name: str, value: object) -> int:

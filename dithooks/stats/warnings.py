@@ -15,7 +15,6 @@ worded by                               when                                    
 :func:`coefficients_are_missing`        a predictor was not fitted for the computed steps    the engine
 :func:`argument_may_be_written`         a first residual cannot be tested                    the engine
 :func:`nothing_was_reused`              a run has ended, and nothing was reused              the engine
-:func:`run_differs_from_declaration`    a run has ended, and was not what was declared       the engine
 ======================================  ===================================================  ======================
 
 What depends on one class's settings is worded by that class, and emitted by the engine or the handle:
@@ -164,42 +163,6 @@ def nothing_was_reused(name: str, steps: int, counts: RunCounts, policy: Policy)
     finite = [value for value in counts.values if math.isfinite(value)]
     why = policy.why_nothing_reused(finite, counts.reasons) if finite else str(policy)
     return f"{message}: {why}" if why else message
-
-
-def run_differs_from_declaration(
-    name: str,
-    has_separate_cfg: bool | None,
-    num_inference_steps: int | None,
-    steps: int,
-    calls_per_step: int,
-    scheduled: int | None,
-    ended: bool,
-) -> str | None:
-    """Word how a run that went to its end differs from what was declared; ``None`` if it does not.
-
-    Args:
-        name: of the transformer.
-        has_separate_cfg: declared: whether guidance takes several calls a step. ``None``: not declared.
-        num_inference_steps: declared: steps of a run. ``None``: not declared.
-        steps: steps that the run made.
-        calls_per_step: the most calls that one of its steps made.
-        scheduled: steps of its whole schedule; ``None`` where the schedule is not known.
-        ended: whether the run is known to have ended, as another one has begun.
-    """
-    if steps < 2:
-        return None
-    differences = []
-    if has_separate_cfg and calls_per_step == 1:
-        differences.append(f"has_separate_cfg=True, but none of {steps} steps made more than one call")
-    if has_separate_cfg is False and calls_per_step > 1:
-        differences.append(
-            f"has_separate_cfg=False, but a step made {calls_per_step} calls: they are told apart all the same"
-        )
-    declared = num_inference_steps
-    made = scheduled or (steps if ended or steps > (declared or 0) else declared)
-    if declared is not None and declared not in (made, steps):  # steps alone: another transformer makes the others
-        differences.append(f"num_inference_steps={declared}, but the run had {made}: the run counts")
-    return f"{name}: {'; '.join(differences)}" if differences else None
 
 
 def _listed(reasons: Counter[str]) -> str:

@@ -10,8 +10,8 @@ from torch import nn
 from toys import Double, Ladder, Net, Pipe, latents
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
+from dithooks.compat.msmodelslim.step_index import set_step_index
 from dithooks.engine.arguments import CallArguments
-from dithooks.engine.sessions import tell_step
 
 EVERY_OTHER = DitCacheConfig(0, 2, 0, 5)
 
@@ -74,7 +74,7 @@ class _Loop(nn.Module):
 
     def forward(self, h, steps):
         for step in range(steps):
-            tell_step(step)
+            set_step_index(step)
             for block in self.blocks:
                 h = block(h, torch.tensor(1.0))
         return h
@@ -83,13 +83,13 @@ class _Loop(nn.Module):
 @torch.no_grad()
 def test_steps_are_told_between_several_passages_of_one_call():
     net = _Loop()
-    tell_step(0)
+    set_step_index(0)
     try:
         with dit_cache(net, EVERY_OTHER, verify=False) as cache:
             net(torch.ones(2, 3), 4)
             assert [reuse for *_, reuse, _ in reuses(cache)] == [False, True, False, True]
     finally:
-        tell_step(None)
+        set_step_index(None)
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ import torch
 from toys import Net, latents, prompt
 
 from dithooks import Budget, DitCacheConfig, Linear, Mask, Threshold, dit_cache, timestep_scope
+from dithooks.compat.msmodelslim.step_index import set_step_index
 from dithooks.demo import load_pipeline
-from dithooks.engine.sessions import tell_step
 
 pytestmark = [pytest.mark.line("Concurrency"), pytest.mark.on("a small two-stream model")]
 
@@ -184,11 +184,11 @@ def test_steps_that_are_told_belong_to_the_request(net):
 
     class Told(Untold):
         def step(self, net):
-            tell_step(self.at)
+            set_step_index(self.at)
             super().step(net)
 
     expected, reused = alone(net, config, [Told(seed) for seed in range(2)])
-    tell_step(None)
+    set_step_index(None)
     with dit_cache(net, config) as cache:
         jobs = [Told(seed) for seed in range(2)]
         requests = [cache.request() for _ in jobs]

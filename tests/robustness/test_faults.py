@@ -23,7 +23,7 @@ from traces import attributes
 
 import dithooks
 from dithooks import DitCacheConfig, Linear, Mask, Threshold, dit_cache, timestep_scope
-from dithooks.engine.sessions import tell_step
+from dithooks.compat.msmodelslim.step_index import set_step_index
 
 pytestmark = [pytest.mark.line("Fault campaign"), pytest.mark.on("toy transformers"), pytest.mark.slow]
 
@@ -109,7 +109,7 @@ class Loop:
         for step in range(STEPS):
             x = self.step(step, x, outs)
         if self.clock == "told":
-            tell_step(None)
+            set_step_index(None)
         return x, outs
 
     def step(self, step, x, outs):
@@ -117,7 +117,7 @@ class Loop:
             with timestep_scope(step, sigma=float(self.timesteps[step]), steps=STEPS):
                 return self.calls(step, x, outs)
         if self.clock == "told":
-            tell_step(step)
+            set_step_index(step)
         return self.calls(step, x, outs)
 
     def calls(self, step, x, outs):

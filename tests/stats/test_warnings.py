@@ -15,7 +15,7 @@ from dithooks.policies.history import Schedule
 from dithooks.stats import warnings
 from dithooks.stats.log import RunCounts
 from dithooks.stats.warning_collector import collect_warnings
-from dithooks.stats.warnings import nothing_was_reused, nothing_will_be_reused, run_differs_from_declaration
+from dithooks.stats.warnings import nothing_was_reused, nothing_will_be_reused
 
 
 def test_the_table_lists_every_warning():
@@ -54,26 +54,6 @@ def test_a_run_in_which_nothing_was_reused():
     assert nothing_was_reused("net", 3, RunCounts(3, 1, reasons), Threshold(0.1)) is None
     assert nothing_was_reused("net", 1, RunCounts(1, 0, Counter(mask=1)), Threshold(0.1)) is None
     assert nothing_was_reused("net", 3, RunCounts(), Threshold(0.1)) is None
-
-
-@pytest.mark.parametrize(
-    ("cfg", "declared", "made", "ended", "parts"),
-    [  # made: steps of the run, the most calls of a step, steps of the schedule
-        (True, 8, (8, 2, 8), False, 0),
-        (True, None, (8, 1, 8), False, 1),
-        (False, None, (8, 2, 8), False, 1),
-        (None, 10, (8, 1, 8), False, 1),
-        (None, 10, (8, 1, None), True, 1),
-        (None, 10, (8, 1, None), False, 0),  # it may have been cut short
-        (None, 10, (12, 1, None), False, 1),
-        (None, 4, (4, 1, 8), False, 0),  # another transformer makes the others
-        (True, 10, (8, 1, 8), False, 2),
-        (True, 10, (1, 1, 1), True, 0),
-    ],
-)
-def test_a_run_that_differs_from_what_was_declared(cfg, declared, made, ended, parts):
-    message = run_differs_from_declaration("net", cfg, declared, *made, ended=ended)
-    assert (0 if message is None else len(message.split("; "))) == parts
 
 
 def test_warnings_of_this_package_are_collected_once_each():

@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ...blocks.adapter import BlockAdapter as Adapter
-from ...blocks.block_lists import Chain, Expected
+from ...blocks.block_lists import Chain
 from ...blocks.registry import chains_of
 from ...config.cache_config import DitCacheConfig
+from ...engine.attachment import Attachment
 from ...errors import InvalidSetting
 from ...handle import CacheHandle, handles_of
 from .adapters import BlockAdapter, adapter_of
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, DBCacheConfig, check_names
+from .expectation import Expectation
 from .functors import PatchFunctor, patched
 from .modifiers import FLAT, ParamsModifier, applied, from_keywords, merged, without_others
 from .translate import translate
@@ -62,6 +64,7 @@ class Enabled(CacheHandle):
         self.adapter, self.settings = adapter_of(target), settings
         super().__init__(self.adapter.plain(), None, None, True)
         self._restore: Callable[[], None] = lambda: None
+        self._expectations: dict[nn.ModuleList, Expectation] = {}
 
     def attach(self) -> None:
         """Apply the functor, if there is one, and attach the cache; an error leaves nothing behind."""
@@ -80,11 +83,12 @@ class Enabled(CacheHandle):
         if ranges is None:  # CacheType.NONE
             self.remove()
             return
-        before, self._target = self._target, ranges
+        before = self._target, self._expectations
+        self._target, self._expectations = ranges
         try:
-            self.update(ranges.params[0])
+            self.update(ranges[0].params[0])
         except BaseException:
-            self._target = before
+            self._target, self._expectations = before
             raise
         self.adapter, self.settings = adapter, settings
 
@@ -106,7 +110,14 @@ class Enabled(CacheHandle):
     def remove(self) -> None:
         self._restore()  # first: if this is interrupted, the handle can still be found by its hooks
         super().remove()
-        self._restore = lambda: None
+        self._restore, self._expectations = lambda: None, {}
+
+    def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
+        attached = super()._prepare(chain, config)
+        expectation = self._expectations.get(chain.block_lists[0].blocks)
+        if expectation is not None:
+            attached.cache.decider.on_run_end = expectation.difference
+        return attached
 
     def patches_as(self, adapter: BlockAdapter) -> bool:
         """Whether another adapter's functor would make the same changes to the same transformers."""
@@ -223,11 +234,12 @@ def enabled(target: object) -> list[Enabled]:
     return [handle for handle in handles_of(where) if isinstance(handle, Enabled)]
 
 
-def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter | None:
+def ranges_of(adapter: BlockAdapter, settings: Settings) -> tuple[Adapter, dict[nn.ModuleList, Expectation]] | None:
     """Make this library's adapter, in which each list of blocks is a range with its own configuration.
 
     Returns:
-        The adapter; ``None`` if no list is to be cached.
+        The adapter, and what is expected of the runs, under the first cached list of each transformer: one warning of
+        a run is enough. ``None`` if no list is to be cached.
 
     Raises:
         TypeError, ValueError: as :func:`translate`, or there are no blocks, or fewer lists than modifiers.
@@ -248,19 +260,19 @@ def ranges_of(adapter: BlockAdapter, settings: Settings) -> Adapter | None:
     kept = _long_enough(chains, configs)
     if not kept:
         return None
-    expected = {}
+    expectations = {}
     for chain in chains:
         numbers = [block_lists.index(each) for each in chain.block_lists]
-        if set(numbers) & set(kept):
-            expected[chain.path] = _expected(adapter, pairs[numbers[0]][0])
-    return replace(
+        if cached := [number for number in kept if number in numbers]:
+            expectations[block_lists[cached[0]].blocks] = _expectation(adapter, pairs[numbers[0]][0])
+    ranges = replace(
         plain,
         blocks=[block_lists[number].blocks for number in kept],
         forward_pattern=[block_lists[number].pattern for number in kept],
         patch_functor=[block_lists[number].functor for number in kept],
         params=[configs[number] for number in kept],
-        expected=list(expected.values()),
     )
+    return ranges, expectations
 
 
 def _long_enough(chains: Sequence[Chain], configs: Sequence[DitCacheConfig | None]) -> list[int]:
@@ -288,10 +300,10 @@ def _long_enough(chains: Sequence[Chain], configs: Sequence[DitCacheConfig | Non
     return kept
 
 
-def _expected(adapter: BlockAdapter, cache_config: BasicCacheConfig) -> Expected:
+def _expectation(adapter: BlockAdapter, cache_config: BasicCacheConfig) -> Expectation:
     """Return the settings that have no effect here, but are compared with the runs."""
     separate = cache_config.enable_separate_cfg
-    return Expected(adapter.has_separate_cfg if separate is None else separate, cache_config.num_inference_steps)
+    return Expectation(adapter.has_separate_cfg if separate is None else separate, cache_config.num_inference_steps)
 
 
 def _given(

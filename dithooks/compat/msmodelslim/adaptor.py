@@ -11,7 +11,6 @@ import torch
 from ...blocks.discovery import find_chains
 from ...config.cache_config import DitCacheConfig as Config
 from ...config.cache_plan import CachePlan
-from ...engine.sessions import tell_step
 from ...errors import InvalidSetting
 from ...handle import CacheHandle, dit_cache
 from ...planning.interval_planner import interval_config
@@ -19,6 +18,7 @@ from ...recording.rank_broadcast import is_rank_0
 from ...tuning.search import search
 from ...validation import check_count
 from .adaptor_configs import DitCacheConfig, DitCacheSearchConfig
+from .step_index import set_step_index
 
 
 class DitCacheAdaptor:
@@ -93,7 +93,7 @@ class DitCacheAdaptor:
         if t_idx is None:
             raise InvalidSetting("t_idx must be the index of a step, not None")
         try:
-            tell_step(t_idx)
+            set_step_index(t_idx)
         except TypeError as error:
             raise InvalidSetting(str(error)) from None
 

@@ -1,4 +1,4 @@
-"""A step that is told without an end: at each step, or once for a whole run."""
+"""A step index that is set without an end: at each step, or once for a whole run."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ import torch
 from toys import Counter, Net, Pipe, latents
 
 from dithooks import DitCacheConfig, Linear, Mask, dit_cache, timestep_scope
-from dithooks.engine.sessions import tell_step
+from dithooks.compat.msmodelslim.step_index import set_step_index
 
 CONFIG = DitCacheConfig(2, 2, 1, 3)
 EXPECTED = {"warm-up": 2, "refresh": 3, "reuse": 3}
@@ -20,9 +20,9 @@ STILL = torch.tensor(0.5)  # a timestep argument that tells nothing
 def test_bad_steps_leave_what_was_told(step, error):
     net = Net()
     with dit_cache(net, CONFIG) as cache:
-        tell_step(3)
+        set_step_index(3)
         with pytest.raises(error, match="step"):
-            tell_step(step)
+            set_step_index(step)
         net(latents(), STILL)
         assert cache.decisions[-1].step == 3
 
@@ -33,7 +33,7 @@ def test_told_at_each_step_over_several_runs(calls):
     with dit_cache(net, CONFIG) as cache:
         for _run in range(3):
             for step in range(8):
-                tell_step(step)
+                set_step_index(step)
                 for _ in range(calls):
                     net(x, STILL)
         assert cache.stats.reasons == {key: 3 * calls * count for key, count in EXPECTED.items()}
@@ -45,7 +45,7 @@ def test_told_at_each_step_it_outdoes_a_scheduler_and_the_timestep_argument():
     pipe.scheduler.set_timesteps(100)
     with dit_cache(pipe, CONFIG) as cache:
         for step in range(8):
-            tell_step(step)
+            set_step_index(step)
             pipe.transformer(x, torch.tensor(1 - 0.1 * step))
             pipe.transformer(x, torch.tensor(0.95 - 0.1 * step))
         assert [each.step for each in cache.decisions] == [step for step in range(8) for _ in range(2)]
@@ -53,7 +53,7 @@ def test_told_at_each_step_it_outdoes_a_scheduler_and_the_timestep_argument():
 
 def test_told_once_the_scheduler_goes_on_from_there():
     pipe = Pipe(Net())
-    tell_step(0)
+    set_step_index(0)
     with dit_cache(pipe, CONFIG) as cache:
         for _run in range(3):
             pipe(latents())
@@ -65,7 +65,7 @@ def test_what_was_told_to_another_loop_is_not_for_this_one():
     pipe, x = Pipe(Net()), latents()
     with dit_cache(pipe.transformer, CONFIG):
         for step in range(8):
-            tell_step(step)
+            set_step_index(step)
             pipe.transformer(x, STILL)
     for target in (pipe, pipe.transformer):  # by its scheduler; by the timestep argument
         with dit_cache(target, CONFIG) as cache:
@@ -77,10 +77,10 @@ def test_a_loop_that_tells_and_then_one_that_does_not():
     pipe, x = Pipe(Net()), latents()
     with dit_cache(pipe, CONFIG) as cache:
         for step in range(8):
-            tell_step(step)
+            set_step_index(step)
             pipe.transformer(x, STILL)
         pipe(x)
-        tell_step(0)
+        set_step_index(0)
         pipe(x)
         assert cache.stats.reasons == {key: 3 * count for key, count in EXPECTED.items()}
 
@@ -89,7 +89,7 @@ def test_told_before_each_run_the_timestep_argument_goes_on_from_there():
     net, x = Net(), latents()
     with dit_cache(net, CONFIG) as cache:
         for _run in range(2):
-            tell_step(0)
+            set_step_index(0)
             for t in torch.linspace(1, 0.1, 8):
                 net(x, t)
         assert cache.stats.reasons == {key: 2 * count for key, count in EXPECTED.items()}
@@ -97,7 +97,7 @@ def test_told_before_each_run_the_timestep_argument_goes_on_from_there():
 
 def test_told_once_and_nothing_goes_on_is_said():
     net, x = Net(), latents()
-    tell_step(0)
+    set_step_index(0)
     with dit_cache(net, CONFIG), pytest.warns(UserWarning, match=r"called 16 times at step 0 .*timestep_scope"):
         [net(x, STILL) for _ in range(17)]
 
@@ -105,14 +105,14 @@ def test_told_once_and_nothing_goes_on_is_said():
 def test_an_open_scope_goes_first_and_ends_before_it():
     net, x = Net(), latents()
     with dit_cache(net, CONFIG) as cache:
-        tell_step(1)
+        set_step_index(1)
         with timestep_scope(2):
             net(x, STILL)
         net(x, STILL)
-        tell_step(None)
-        tell_step(None)
+        set_step_index(None)
+        set_step_index(None)
         with timestep_scope(4):
-            tell_step(None)  # a scope is not its to end
+            set_step_index(None)  # a scope is not its to end
             net(x, STILL)
         assert [each.step for each in cache.decisions] == [2, 1, 4]
 
@@ -123,7 +123,7 @@ def test_not_told_to_other_threads_and_tasks():
     scheduler.set_timesteps(8)
 
     async def task(step):
-        tell_step(step)
+        set_step_index(step)
         await asyncio.sleep(0)
         net(x, STILL)
 
@@ -131,7 +131,7 @@ def test_not_told_to_other_threads_and_tasks():
         await asyncio.gather(task(6), task(7))
 
     with dit_cache(net, CONFIG, scheduler=scheduler) as cache:
-        tell_step(5)
+        set_step_index(5)
         thread = threading.Thread(target=torch.no_grad()(net), args=(x, STILL))
         thread.start()
         thread.join()
@@ -143,13 +143,13 @@ def test_not_told_to_other_threads_and_tasks():
 def test_told_for_each_request_in_a_task_of_its_own():
     """What the main task was told before is not theirs: neither the step, nor what is cached."""
     net, x = Net(), [latents(), latents()]
-    tell_step(0)
+    set_step_index(0)
 
     async def request(x, tells):
         outs = []
         for step, t in enumerate(torch.linspace(1, 0.1, 8)):
             if tells:
-                tell_step(step)
+                set_step_index(step)
             outs.append(net(x, t))
             await asyncio.sleep(0)
         return torch.stack(outs)
@@ -169,19 +169,19 @@ def test_told_for_each_request_in_a_task_of_its_own():
 def test_told_inside_of_the_call_it_is_too_late():
     class Tells(Net):
         def forward(self, hidden_states, timestep, step):
-            tell_step(step)
+            set_step_index(step)
             return super().forward(hidden_states, timestep)
 
     net, x = Tells(), latents()
     with dit_cache(net, CONFIG) as cache:
-        tell_step(0)
+        set_step_index(0)
         net(x, STILL, 0)  # once more the same: nothing new
         with pytest.raises(
             ValueError,
-            match=r"tell_step was called between the transformer's call and that of blocks\.1.*before the transformer",
+            match=r"a step index was set between the transformer's call and that of blocks\.1.*before the transformer",
         ):
             net(x, STILL, 1)
-        tell_step(0)
+        set_step_index(0)
         net(x, STILL, 0)
         assert cache.stats.calls == 3
 
@@ -194,7 +194,7 @@ def test_a_run_that_is_broken_off_leaves_nothing_to_the_next(stop):
     def drive(x, stop=None):
         outs = []
         for step in range(4):
-            tell_step(step)
+            set_step_index(step)
             h = net.embed(x)
             temb = net.time(torch.tensor([[1 - step / 4]])).expand(len(x), -1)
             for number, block in enumerate(net.blocks):
@@ -210,7 +210,7 @@ def test_a_run_that_is_broken_off_leaves_nothing_to_the_next(stop):
     with dit_cache(net, config, blocks="blocks") as cache:
         alone = drive(x[1])
         assert cache.stats.reused_calls == 2
-    tell_step(None)
+    set_step_index(None)
     with dit_cache(net, config, blocks="blocks"):
         drive(x[0], stop)
         after = drive(x[1])
@@ -224,7 +224,7 @@ def test_several_calls_a_step_however_the_scheduler_goes_on():
         for _run in range(2):
             pipe.scheduler.set_timesteps(16)
             for step in range(8):
-                tell_step(step)
+                set_step_index(step)
                 for _ in range(2):
                     pipe.transformer(x, STILL)
                     pipe.scheduler.step()
@@ -237,7 +237,7 @@ def test_told_once_runs_begin_there_and_go_on():
     net, x = Net(), latents()
     with dit_cache(net, CONFIG) as cache:
         for begin in (5, 5, 0, 3):
-            tell_step(begin)
+            set_step_index(begin)
             for t in torch.linspace(1, 0.1, 4):
                 net(x, t)
         assert [each.step for each in cache.decisions] == [b + k for b in (5, 5, 0, 3) for k in range(4)]
@@ -249,12 +249,12 @@ def test_what_the_scheduler_knows_besides_is_known_still(once):
     pipe, masked = Pipe(Net()), DitCacheConfig(policy=Mask((1, 0, 0, 1, 0, 0)), predictor=Linear())
     with dit_cache(pipe, masked) as cache:
         for _run in range(2):
-            tell_step(0)
-            pipe(latents(), steps=12, at=None if once else tell_step)
+            set_step_index(0)
+            pipe(latents(), steps=12, at=None if once else set_step_index)
             assert cache.stats.bytes_held == 0
         reused = [each.step for each in cache.decisions if each.reuse]
     with dit_cache(pipe, masked) as cache:
-        tell_step(None)
+        set_step_index(None)
         pipe(latents(), steps=12)
         assert reused == [each.step for each in cache.decisions if each.reuse] * 2
 
@@ -263,8 +263,8 @@ def test_an_open_scope_is_not_a_telling_s_to_change():
     net, x = Net(), latents()
     with dit_cache(net, CONFIG) as cache:
         with timestep_scope(4, branch=1, steps=8):
-            tell_step(2)
+            set_step_index(2)
             net(x, STILL)
-            tell_step(None)
+            set_step_index(None)
             net(x, STILL)
         assert [each[2:4] for each in cache.decisions] == [(4, 1), (4, 1)]
