@@ -5,7 +5,7 @@
 3. ``attachment``: puts both on and takes them off (``block_range``: which blocks; ``range_settings``: by which config).
 4. ``range_cache``: what hooks and stand-ins call, from the transformer's call to its return.
 5. ``call``: one call of the transformer, a stage and a mode (``active_calls``: those under way in all threads).
-6. ``clock``: the step of a call, as its loop declares it (``sessions``, ``requests``), else by scheduler or timestep.
+6. ``clock``: the step of a call, by an open scope, scheduler or timestep (``sessions``, ``requests``, ``step_source``).
 7. ``arguments``, ``branches``: what a call is given, and which of its step's calls it therefore is.
 8. ``decider``: asks the policy, and commits calls that are over; keeps the runs and their branches (``run``).
 9. ``residual``, ``anchor``: Δ taken and added; Δ kept, and the weighted sum Δ̂.
