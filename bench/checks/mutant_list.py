@@ -146,11 +146,11 @@ def _range_cache() -> list[Mutant]:
         ),
         Mutant(
             "accept a step told after the decision",
-            RangeCache._reach,
+            RangeCache._enter_range,
             "call.session.telling is not call.telling",
             "False",
         ),
-        Mutant("take a second pass for the first", RangeCache._reach, "call.stage is not BEFORE", "False"),
+        Mutant("take a second pass for the first", RangeCache._enter_range, "call.stage is not BEFORE", "False"),
         Mutant("capture after the range's end", RangeCache.leave, "call.stage is AFTER", "False"),
         Mutant("measure what the model may write into", RangeCache._metric_inputs, "each.clone()", "each"),
         Mutant(
@@ -218,11 +218,13 @@ def _decider() -> list[Mutant]:
         Mutant(
             "reuse with a scheduler that is shared", CallDecider._begin, "run.scheduler_is_shared and not asks", "False"
         ),
-        Mutant("take changed weights for changed shapes", CallDecider._misfit, "former[0] != signature[0]", "False"),
-        Mutant("reuse whatever changed", CallDecider._misfit, "former == signature", "True"),
+        Mutant(
+            "take changed weights for changed shapes", CallDecider._why_unusable, "former[0] != signature[0]", "False"
+        ),
+        Mutant("reuse whatever changed", CallDecider._why_unusable, "former == signature", "True"),
         Mutant(
             "take a changed shape for a switch",
-            CallDecider._misfit,
+            CallDecider._why_unusable,
             "_tensor_forms(former) == _tensor_forms(signature)",
             "True",
         ),
@@ -294,7 +296,12 @@ def _decider() -> list[Mutant]:
             "0 <= tick.step - run.step <= 1",
             "-1 <= tick.step - run.step <= 1",
         ),
-        Mutant("review runs with a shared scheduler", CallDecider._review, "run.scheduler_is_shared", "False"),
+        Mutant(
+            "review runs with a shared scheduler",
+            CallDecider._warn_of_missed_target,
+            "run.scheduler_is_shared",
+            "False",
+        ),
     ]
 
 

@@ -52,7 +52,7 @@ class Attachment:
         if self.cache.block_range.wiring is None:
             self.cache.on_wired = self._wired
             self._observing = hook_observation(self.cache, [original(block_ref.block) for block_ref in self._all])
-        self._occupy()
+        self._put_stand_ins()
         self.cache.active_calls.open()  # last: calls that began before are plain ones
 
     def detach(self) -> list[str]:
@@ -63,7 +63,7 @@ class Attachment:
             self._observing.remove()
         unhook(self.cache, [module for module in self._modules() if module is not owner])
         self._observing, self.cache.on_wired = None, None
-        remarks = self._vacate()
+        remarks = self._put_blocks_back()
         if not through:
             first, last = cache.block_range.first, cache.block_range.last
             remarks.append(range_left_late(cache.decider.name, first, last, PATIENCE))
@@ -108,7 +108,7 @@ class Attachment:
         """The stand-ins of the range."""
         return self._range[2]
 
-    def _occupy(self) -> None:
+    def _put_stand_ins(self) -> None:
         cache, block_range = self.cache, self.cache.block_range
         if block_range.lead:
             first, last = (original(self._all[block_range.order[index]].block) for index in (0, block_range.lead - 1))
@@ -126,7 +126,7 @@ class Attachment:
             for skip, io in zip(self.skips[1:-1], wiring.block_ios[1:-1], strict=True):
                 teach(skip, io)
 
-    def _vacate(self) -> list[str]:
+    def _put_blocks_back(self) -> list[str]:
         wrapped = {id(skip) for skip in self.skips if retire(skip)}
         back = {id(skip): block for skip, block in zip(self.skips, self._originals, strict=True)}
         lists: list[nn.Module] = [block_ref.block_list.blocks for block_ref in self._block_refs]
@@ -154,9 +154,9 @@ class Attachment:
         self.log.blocks, self.log.skippable = len(self.cache.block_range.order), len(self.cache.block_range.blocks)
         if moved:
             unhook(self.cache, [original(block_ref.block) for block_ref in self._all])
-            self._vacate()
+            self._put_blocks_back()
             self._choose()
-            self._occupy()
+            self._put_stand_ins()
         else:
             self._teach()
 

@@ -10,7 +10,7 @@ from ..blocks.trunk import resolve_lead, wire
 from ..blocks.wiring import Wiring
 
 
-class Shown(NamedTuple):
+class LearntRange(NamedTuple):
     """What a call has shown: the blocks in the order in which they count, the wiring of the range and of what is before
     it, and whether the range is other blocks than it was thought to be.
     """
@@ -65,7 +65,7 @@ class BlockRange:
         """A block, by the order in which they count."""
         return self.observed[self.order[number]]
 
-    def read(self, observation: Observation, name: str) -> Shown | None:
+    def read(self, observation: Observation, name: str) -> LearntRange | None:
         """What a call has shown, ``None`` if too little; nothing is taken over yet.
 
         Raises:
@@ -80,9 +80,9 @@ class BlockRange:
             return None
         begin = self.start - self.lead
         moved = order[begin : self._last_of(order) + 1] != self.order[begin : self.end + 1]
-        return Shown(order, wiring, leading, moved)
+        return LearntRange(order, wiring, leading, moved)
 
-    def become(self, shown: Shown) -> None:
+    def become(self, shown: LearntRange) -> None:
         """Take over what a call has shown."""
         self.order, self.wiring, self.leading, _ = shown
 

@@ -71,7 +71,7 @@ class CallDecider:
         # Whether a step's calls are branches by their order, or all alike; None: recognised by their arguments.
         self.separate_cfg = chain.separate_cfg
         self.peers: Sequence[CallDecider] = ()  # those of the handle, this one included
-        self.on_kept: Callable[[Call, Sequence[Tensor]], None] | None = None  # is shown every residual
+        self.on_anchor: Callable[[Call, Sequence[Tensor]], None] | None = None  # is shown every residual
         self.on_run_end: Callable[[RunEnd], tuple[str, str] | None] | None = None  # returns topic and text of a warning
         self._model, self._integrations = chain.owner, integrations
         self._weights = WeightsVersion(chain.owner, integrations.adapters())
@@ -145,7 +145,7 @@ class CallDecider:
         policy = run.policy
         assert policy is not None
         step = tick.step
-        keeps = capture or self.on_kept is not None
+        keeps = capture or self.on_anchor is not None
         if not keeps and not run.is_last_step:
             keeps = policy.keeps(step, self._anchors)
         signature: Signature = ()
@@ -171,7 +171,7 @@ class CallDecider:
         else:
             decision = policy.before(step, branch.history, run.schedule)
         if decision is None or decision.reuse:
-            reason = self._misfit(run, branch, signature)
+            reason = self._why_unusable(run, branch, signature)
             decision = decision if reason is None else COMPUTE[reason]
             if decision is None or asks:  # whatever it is here, the other ranks may be of another opinion
                 call.decision, call.mode = decision, UNDECIDED
@@ -189,7 +189,7 @@ class CallDecider:
             return Moment(tick.step, tick.value, "timestep")
         return Moment(tick.step, float(tick.step), "step")
 
-    def _misfit(self, run: Run, branch: Branch, signature: Signature) -> Reason | None:
+    def _why_unusable(self, run: Run, branch: Branch, signature: Signature) -> Reason | None:
         """Return why there is nothing that can be reused, if so."""
         if run.scheduler_is_shared:
             return Reason.SHARED_SCHEDULER
@@ -337,8 +337,8 @@ class CallDecider:
     def _keep(self, call: Call, branch: Branch, captured: Capture) -> Sequence[Tensor]:
         """Keep a residual as the branch's newest anchor; return what a change metric notes of the call."""
         deltas, captured.deltas = captured.deltas, ()
-        if self.on_kept is not None:
-            self.on_kept(call, deltas)
+        if self.on_anchor is not None:
+            self.on_anchor(call, deltas)
         anchor = Anchor.keep(call.moment, call.signature, deltas, self.config.dtype, self.config.cache_device)
         branch.anchors.insert(0, anchor)
         branch.history.refreshed = call.moment.step
@@ -408,7 +408,7 @@ class CallDecider:
             self._runs[session] = run
         if ended is not None:
             if ended.is_last_step and not ended.finished and not ended.in_flight:
-                self._review(ended, session)
+                self._warn_of_missed_target(ended, session)
             self._warn_of(ended, over=True)
         return run
 
@@ -427,7 +427,7 @@ class CallDecider:
         for remark in self.alone():
             warnings.warn(remark, UserWarning, stacklevel=2)
         single = tick.steps is not None and tick.steps - tick.step < 2
-        run.judged = self.on_kept is not None or single  # to record is all that is wanted, or can be
+        run.judged = self.on_anchor is not None or single  # to record is all that is wanted, or can be
         if tick.steps is not None and not run.judged:
             message = wording.nothing_will_be_reused(self.name, policy, run.schedule, self.policy)
             if message is not None:
@@ -450,7 +450,7 @@ class CallDecider:
         self.log.end_run(run.number)
         self._warn_of(run, over=True)
         session = current_session()
-        self._review(run, session)
+        self._warn_of_missed_target(run, session)
         if self.config.free_at_end:
             run.clear()
         for peer in self.peers:
@@ -509,7 +509,7 @@ class CallDecider:
     def _nothing_was_reused(self, run: Run) -> str | None:
         return wording.nothing_was_reused(self.name, run.steps, self.log.counts_of(run.number), self.policy)
 
-    def _review(self, run: Run, session: Session) -> None:
+    def _warn_of_missed_target(self, run: Run, session: Session) -> None:
         """Compare a run with what was wanted of it; with what others of the handle have done in it."""
         assert run.policy is not None
         if run.scheduler_is_shared:

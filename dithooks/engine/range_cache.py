@@ -129,7 +129,7 @@ class RangeCache:
         if self._moving:
             with self._learning:  # in another thread, which is waited for; or it was interrupted, and is done once more
                 if self._moving:
-                    self._arrive()
+                    self._follow_wiring()
         active, compiled = self.active_calls, not self._compilable or any(map(_COMPILED_CALL, self._compilable))
         if compiled and seen and block_range.wiring is None and replay is not None and not active.is_closed:
             self._rehearse(replay)
@@ -211,7 +211,7 @@ class RangeCache:
         """
         call = self.state.call
         if offset == 0:
-            call = self._reach(call, args, kwargs)
+            call = self._enter_range(call, args, kwargs)
         if call is None or call.mode is not REUSE:
             return NotImplemented
         if call.stage is not INSIDE:
@@ -239,7 +239,7 @@ class RangeCache:
             values = filled(io, values, wiring.shapes(call.deltas))
         return tuple(values) if io.output_builder.is_tuple else io.output_builder(values, args, kwargs)
 
-    def _reach(self, call: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    def _enter_range(self, call: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Note that the range's first block is called, and decide if that is still to be done; return the call."""
         if call is not None and call.stale:
             if self.state.is_seen:
@@ -523,10 +523,10 @@ class RangeCache:
         for remark in dict.fromkeys(io.remark for io in shown.wiring.block_ios if io.remark):
             self.decider.warn("pattern", f"{self.decider.name}: {remark}")
         self.block_range.become(shown)
-        self._arrive()
+        self._follow_wiring()
         return shown.moved
 
-    def _arrive(self) -> None:
+    def _follow_wiring(self) -> None:
         """Let the attachment follow what was learnt; interrupted, it is done when the next call begins."""
         if self.on_wired is not None:
             self.on_wired(self._moving)

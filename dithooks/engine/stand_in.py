@@ -59,7 +59,7 @@ def _no_shortcut(_: object) -> Any:
     raise LookupError
 
 
-class _Shell:
+class _StandInState:
     """What a stand-in has of its own."""
 
     __slots__ = ("by_name", "by_place", "cache", "hooked", "offset", "original", "override", "state")
@@ -87,7 +87,7 @@ class SkipBlock:
     """Base of all stand-ins, next to the original's class; see :func:`stand_in`."""
 
     __slots__ = ("_dithooks",)
-    _dithooks: _Shell
+    _dithooks: _StandInState
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shell = self._dithooks
@@ -101,7 +101,7 @@ class SkipBlock:
                     pass
             elif shortcut is RUN:
                 return shell.original(*args, **kwargs)
-        return run(shell, args, kwargs) if shell.override is None else shell.override(*args, **kwargs)
+        return call_stand_in(shell, args, kwargs) if shell.override is None else shell.override(*args, **kwargs)
 
     def __init_subclass__(cls, **_: Any) -> None:
         """Stop here: a block class that registers its subclasses is not to learn of ours."""
@@ -137,7 +137,7 @@ class SkipBlock:
         return self._dithooks.original.__reduce_ex__(protocol)
 
 
-def run(shell: _Shell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_stand_in(shell: _StandInState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a stand-in: pass over the block, or run it."""
     cache = shell.cache
     if cache is not None:
@@ -171,7 +171,7 @@ def stand_in(
         )
 
     def forward(self: SkipBlock, *args: Any, **kwargs: Any) -> Any:
-        return run(self._dithooks, args, kwargs)
+        return call_stand_in(self._dithooks, args, kwargs)
 
     functools.update_wrapper(forward, cls.forward)
     namespace = {
@@ -189,7 +189,7 @@ def stand_in(
         object.__setattr__(skip, "__dict__", original.__dict__)
     except Exception as error:
         raise WrongType(f"{cls.__name__} cannot be given a stand-in: {error}") from error
-    object.__setattr__(skip, "_dithooks", _Shell(original, offset, hooked))
+    object.__setattr__(skip, "_dithooks", _StandInState(original, offset, hooked))
     if classes is not None:
         classes[cls] = skip_class
     module: nn.Module = skip

@@ -148,7 +148,7 @@ def recording(attached: Sequence[Attachment]) -> Iterator[list[ChangeRecorder]]:
     recorders = [ChangeRecorder(each) for each in attached]
     try:
         for each, recorder in zip(attached, recorders, strict=True):
-            each.cache.decider.on_kept = recorder
+            each.cache.decider.on_anchor = recorder
             each.attach()
         yield recorders
     finally:

@@ -79,7 +79,7 @@ class Recorder:
         config = DitCacheConfig(policy=Computed())
         clock = StepClock(scheduler, chain.name)
         self._decider = CallDecider(chain, config, clock, log, BlockIntegrations())
-        self._decider.on_kept = lambda call, deltas: None  # to record is all that is wanted: nothing to warn of
+        self._decider.on_anchor = lambda call, deltas: None  # to record is all that is wanted: nothing to warn of
         self._report: ProgressCallback = lambda stage, done, total: None
         self._observation: Observation | None = None
         self._altered: set[int] = set()  # blocks whose outputs the model writes into, and, while it is looked at,

@@ -70,7 +70,7 @@ def test_residuals_are_in_the_dtype_of_the_activations(dtype, early):
     model, seen = made(dtype), set()
     with offloaded(model, casting(dtype), STATIC, early) as cache:
         (flow,) = caches_of(model.modules())
-        flow.decider.on_kept = lambda call, deltas: seen.update(delta.dtype for delta in deltas)
+        flow.decider.on_anchor = lambda call, deltas: seen.update(delta.dtype for delta in deltas)
         run(model, dtype)
         assert cache.stats.bytes_peak == (16 + 5) * 32 * dtype.itemsize  # one residual: of all tokens, image and text
     assert seen == {dtype}
