@@ -30,22 +30,22 @@ from bench.reused_step import (
 
 # Upper bounds: Python calls, bytecodes, and files of dithooks entered, beyond the model without a cache.
 REUSED_STEP = {
-    ("toy", "interval"): (455, 15_323, 27),
-    ("toy", "plan"): (466, 15_643, 28),
-    ("toy", "threshold"): (572, 17_406, 32),
-    ("FLUX", "interval"): (417, 16_916, 27),
-    ("FLUX", "plan"): (428, 17_281, 28),
-    ("FLUX", "threshold"): (553, 19_285, 32),
+    ("toy", "interval"): (140, 4_897, 13),
+    ("toy", "plan"): (149, 5_296, 15),
+    ("toy", "threshold"): (227, 6_801, 21),
+    ("FLUX", "interval"): (136, 5_848, 12),
+    ("FLUX", "plan"): (147, 6_362, 14),
+    ("FLUX", "threshold"): (228, 7_887, 21),
 }
 COMPUTED_STEP = {
-    ("toy", "interval"): (398, 11_334, 31),
-    ("toy", "plan"): (403, 11_430, 31),
-    ("toy", "threshold"): (461, 12_420, 33),
-    ("FLUX", "interval"): (424, 12_308, 31),
-    ("FLUX", "plan"): (431, 12_418, 31),
-    ("FLUX", "threshold"): (503, 13_678, 33),
+    ("toy", "interval"): (191, 5_356, 19),
+    ("toy", "plan"): (193, 5_437, 19),
+    ("toy", "threshold"): (236, 6_276, 22),
+    ("FLUX", "interval"): (198, 5_705, 19),
+    ("FLUX", "plan"): (200, 5_798, 19),
+    ("FLUX", "threshold"): (248, 6_768, 22),
 }
-STORED_WHEN_COMPILED = 2  # tensors that the graph of a whole model returns on a reused step, beside its output
+STORED_WHEN_COMPILED = 0  # tensors that the graph of a whole model returns on a reused step, beside its output
 
 # Bytecodes are of one release of Python; what it calls differs less (comprehensions are no calls from 3.12 on).
 BYTECODES_COUNT = sys.version_info[:2] == (3, 11)
