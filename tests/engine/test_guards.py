@@ -10,11 +10,12 @@ from dithooks import DitCacheConfig, EasyCache, Linear, Threshold, dit_cache, ti
 from dithooks.engine.active_calls import ActiveCalls
 from dithooks.engine.attachment import Attachment
 from dithooks.engine.branches import choose_branch
-from dithooks.engine.call import Call
+from dithooks.engine.call import Call, Mode, Stage
 from dithooks.engine.clock import StepClock, Tick
 from dithooks.engine.residual import apply_residual
 from dithooks.engine.run import Branch, Run
 from dithooks.engine.sessions import Session
+from dithooks.handle import handles_of
 from dithooks.policies.history import BranchHistory
 
 HALF = torch.tensor(0.5)
@@ -239,6 +240,17 @@ def test_an_update_that_fails_leaves_nothing_to_reuse(monkeypatch):
         assert [each.reason for each in cache.decisions] == ["refresh", "no anchor"]
 
 
+def test_an_error_after_attaching_takes_the_cache_off(monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    net = Net()
+    monkeypatch.setattr("dithooks.handle._warn", fail)
+    with pytest.raises(MemoryError):
+        dit_cache(net, DitCacheConfig(0, 2))
+    assert handles_of(net) == []
+
+
 def test_sigmas_that_repeat_do_not_tell_the_step():
     class Scheduler:
         timesteps, sigmas = torch.arange(4), torch.tensor([1.0, 0.5, 0.5, 0.2])
@@ -255,6 +267,21 @@ def test_calls_that_begin_while_the_cache_is_closed_are_stale():
     calls.open()
     calls.add(after)
     assert (before.stale, after.stale) == (True, False)
+
+
+def test_closing_expires_calls_and_waits_for_those_of_other_threads(monkeypatch):
+    monkeypatch.setattr("dithooks.engine.active_calls.PATIENCE", 0.01)
+    calls, own, other = ActiveCalls(), *(Call(Mode.REUSE, Stage.INSIDE) for _ in range(2))
+    calls.open()
+    calls.add(own)
+    assert calls.close()
+    calls.open()
+    calls.add(other)
+    other.thread += 1
+    assert not calls.close()
+    assert own.stale
+    calls.expire(but=own)
+    assert (own.stale, other.stale) == (False, True)
 
 
 def test_a_model_that_uses_one_percent_of_an_inner_block_is_refused():
