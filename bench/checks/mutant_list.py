@@ -386,7 +386,7 @@ def _residual() -> list[Mutant]:
             "value.clone() if isinstance(value, Tensor) else None",
             "value",
         ),
-        Mutant("keep what is measured itself", residual._measured, "value.clone()", "value", (METRICS, POLICY_RUNS)),
+        Mutant("keep what is measured itself", residual._measured, "value.clone()", "value", (GUARDS,)),
     ]
 
 

@@ -1,18 +1,21 @@
 """Small guards of the engine, each with what goes wrong without it."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toys import Net, Pipe, latents, prompt
 
 from dithooks import DitCacheConfig, EasyCache, Linear, Threshold, dit_cache, timestep_scope
+from dithooks.blocks.stream_transforms import Stream
 from dithooks.engine.active_calls import ActiveCalls
 from dithooks.engine.attachment import Attachment
 from dithooks.engine.branches import choose_branch
 from dithooks.engine.call import Call, Mode, Stage
 from dithooks.engine.clock import StepClock, Tick
-from dithooks.engine.residual import apply_residual
+from dithooks.engine.replay import Replay, difference, replaying, tolerance
+from dithooks.engine.residual import _measured, apply_residual, take_residual
 from dithooks.engine.run import Branch, Run
 from dithooks.engine.sessions import Session
 from dithooks.handle import handles_of
@@ -311,3 +314,51 @@ def test_a_residual_of_another_dtype_does_not_fit():
     assert apply_residual(wiring, [h], [delta]) is not None
     assert apply_residual(wiring, [h], [delta.double()]) is None
     assert apply_residual(wiring, [h], [delta[:, :1]]) is None
+
+
+class TestResiduals:
+    def test_of_a_stream_that_leaves_twice(self):
+        h, outputs = torch.ones(2), (torch.tensor([3.0, 4.0]), torch.tensor([5.0, 6.0]))
+        wiring = SimpleNamespace(leave=(Stream(0), Stream(0)), plain=False)
+        taken = take_residual(wiring, [-h], outputs)
+        assert [delta.tolist() for delta in taken] == [[2.0, 3.0], [4.0, 5.0]]
+
+    def test_of_an_output_that_was_none_when_the_wiring_was_seen(self):
+        wiring = SimpleNamespace(leave=(Stream(0), None), plain=True)
+        assert len(take_residual(wiring, [torch.ones(2)], (torch.ones(2), None))) == 1
+        assert take_residual(wiring, [torch.ones(2)], (torch.ones(2), torch.ones(2))) == ()
+
+    def test_what_is_measured_is_a_copy(self):
+        value = torch.ones(2)
+        (kept,) = _measured(SimpleNamespace(carriers=(0,)), (value,))
+        value += 1
+        assert kept.tolist() == [1.0, 1.0]
+
+
+class TestReplays:
+    def test_rounding_is_tolerated_and_something_for_nothing_is_not(self):
+        assert tolerance(torch.ones(1)) == 1e-3
+        assert tolerance(torch.ones(1, dtype=torch.bfloat16)) == 16 * torch.finfo(torch.bfloat16).eps
+        nothing, something = torch.zeros(2), torch.ones(2)
+        assert (difference(nothing, nothing), difference(something, nothing)) == (0.0, 1.0)
+
+    def test_arguments_are_fed_once_and_other_caches_stand_aside(self):
+        class Remembering(torch.nn.Module):
+            def forward(self, kept):
+                kept.append(replaying.get())
+                return list(kept)
+
+        kept = []
+        replay = Replay(Remembering(), (), {"kept": kept})
+        assert replay(eager=False) == [True]
+        assert (kept, replaying.get()) == ([], False)
+
+    def test_what_may_remember_is_found_in_dicts(self):
+        assert Replay(torch.nn.Identity(), (), {"given": {"scale": 1.0}}).safe
+        assert not Replay(torch.nn.Identity(), (), {"given": {"kv": object()}}).safe
+
+
+def test_what_never_reuses_is_not_attached():
+    net = Net()
+    with pytest.warns(UserWarning, match="cache_step_interval"), dit_cache(net, DitCacheConfig(0, 1)) as cache:
+        assert (cache.ranges, handles_of(net)) == ((), [])
