@@ -119,6 +119,18 @@ class TestBranches:
         run = self.run_of(same, same, other, used=[2])
         assert choose_branch(run, {"x": self.x}, {"e": same}) == 1
 
+    def test_a_draw_where_none_has_its_turn_goes_to_the_oldest(self):
+        same = prompt()
+        run = self.run_of(same, same, same, used=[1])
+        assert choose_branch(run, {"x": self.x}, {"e": same}) == 0
+
+    def test_the_branch_with_most_in_common_is_taken_before_its_turn(self):
+        """Where what differs is known to change from step to step."""
+        same = prompt()
+        run = self.run_of(prompt(), same, used=[])
+        run.unstable_conditioning = {"e": {1, 2}}
+        assert choose_branch(run, {"x": self.x}, {"e": same}) == 1
+
     def test_the_branch_in_use_outlives_those_before(self):
         """Prompts that change every three steps make a branch each, of which the oldest is dropped."""
         net, x = Net("swapped"), latents()
