@@ -208,7 +208,13 @@ def _decider() -> list[Mutant]:
             "run.in_flight = seen",
             "run.in_flight = False",
         ),
-        Mutant("count branches by this step alone", CallDecider.decide, "max(run.before[0], calls)", "calls"),
+        Mutant(
+            "count branches by this step alone",
+            CallDecider.decide,
+            "max(run.before[0], calls)",
+            "calls",
+            (POLICY_RUNS,),
+        ),
         Mutant(
             "decide branches apart that decide together", CallDecider._begin, "not policy.separate_branches", "False"
         ),

@@ -11,7 +11,7 @@ from dithooks import DitCacheConfig, EasyCache, Linear, Threshold, dit_cache, ti
 from dithooks.blocks.stream_transforms import Stream
 from dithooks.engine.active_calls import ActiveCalls
 from dithooks.engine.attachment import Attachment
-from dithooks.engine.branches import choose_branch
+from dithooks.engine.branches import _one, choose_branch
 from dithooks.engine.call import Call, Mode, Stage
 from dithooks.engine.clock import StepClock, Tick
 from dithooks.engine.replay import Replay, difference, replaying, tolerance
@@ -124,6 +124,12 @@ class TestBranches:
         run = self.run_of(same, same, same, used=[1])
         assert choose_branch(run, {"x": self.x}, {"e": same}) == 0
 
+    def test_other_views_of_the_same_memory_are_other_tensors(self):
+        square = torch.ones(2, 2)
+        assert _one(square, square.view(2, 2))
+        assert not _one(square, square.T)
+        assert not _one(square, square[:1])
+
     def test_the_branch_with_most_in_common_is_taken_before_its_turn(self):
         """Where what differs is known to change from step to step."""
         same = prompt()
@@ -140,6 +146,7 @@ class TestBranches:
                 with timestep_scope(step):
                     net(x, HALF, encoder_hidden_states=prompts[step // 3])
             assert cache.stats.reused_calls == 40
+            assert len({each.branch for each in cache.decisions}) <= 17
 
     @pytest.mark.parametrize(
         ("cause", "reason"), [("shape", "shape"), ("switch", "switch"), ("weights", "weights"), ("new", "no anchor")]
