@@ -62,7 +62,7 @@ TESTS: dict[ModuleType, tuple[str, ...]] = {
     branches: (GUARDS, SAFETY, RUNS),
     change_metrics: (METRICS,),
     clock: (CLOCK, TOLD, GUARDS, SCHEDULERS),
-    decider: (GUARDS, ENDS, RUNS),
+    decider: (GUARDS, ENDS, RUNS, SAFETY, POLICY_RUNS),
     handle: (GUARDS, ATTACH),
     history: (POLICY_RUNS,),
     log: (LOG, STATS),

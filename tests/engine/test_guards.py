@@ -146,7 +146,6 @@ class TestBranches:
                 with timestep_scope(step):
                     net(x, HALF, encoder_hidden_states=prompts[step // 3])
             assert cache.stats.reused_calls == 40
-            assert len({each.branch for each in cache.decisions}) <= 17
 
     @pytest.mark.parametrize(
         ("cause", "reason"), [("shape", "shape"), ("switch", "switch"), ("weights", "weights"), ("new", "no anchor")]
