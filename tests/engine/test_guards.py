@@ -1,20 +1,24 @@
 """Small guards of the engine, each with what goes wrong without it."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toys import Net, Pipe, latents, prompt
 
 from dithooks import DitCacheConfig, EasyCache, Linear, Threshold, dit_cache, timestep_scope
+from dithooks.blocks.stream_transforms import Stream
 from dithooks.engine.active_calls import ActiveCalls
 from dithooks.engine.attachment import Attachment
-from dithooks.engine.branches import choose_branch
-from dithooks.engine.call import Call
+from dithooks.engine.branches import _one, choose_branch
+from dithooks.engine.call import Call, Mode, Stage
 from dithooks.engine.clock import StepClock, Tick
-from dithooks.engine.residual import apply_residual
+from dithooks.engine.replay import Replay, difference, replaying, tolerance
+from dithooks.engine.residual import _measured, apply_residual, take_residual
 from dithooks.engine.run import Branch, Run
 from dithooks.engine.sessions import Session
+from dithooks.handle import handles_of
 from dithooks.policies.history import BranchHistory
 
 HALF = torch.tensor(0.5)
@@ -113,6 +117,24 @@ class TestBranches:
     def test_a_draw_goes_to_the_branch_whose_turn_it_is(self):
         same, other = prompt(), prompt()
         run = self.run_of(same, same, other, used=[2])
+        assert choose_branch(run, {"x": self.x}, {"e": same}) == 1
+
+    def test_a_draw_where_none_has_its_turn_goes_to_the_oldest(self):
+        same = prompt()
+        run = self.run_of(same, same, same, used=[1])
+        assert choose_branch(run, {"x": self.x}, {"e": same}) == 0
+
+    def test_other_views_of_the_same_memory_are_other_tensors(self):
+        square = torch.ones(2, 2)
+        assert _one(square, square.view(2, 2))
+        assert not _one(square, square.T)
+        assert not _one(square, square[:1])
+
+    def test_the_branch_with_most_in_common_is_taken_before_its_turn(self):
+        """Where what differs is known to change from step to step."""
+        same = prompt()
+        run = self.run_of(prompt(), same, used=[])
+        run.unstable_conditioning = {"e": {1, 2}}
         assert choose_branch(run, {"x": self.x}, {"e": same}) == 1
 
     def test_the_branch_in_use_outlives_those_before(self):
@@ -239,6 +261,17 @@ def test_an_update_that_fails_leaves_nothing_to_reuse(monkeypatch):
         assert [each.reason for each in cache.decisions] == ["refresh", "no anchor"]
 
 
+def test_an_error_after_attaching_takes_the_cache_off(monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    net = Net()
+    monkeypatch.setattr("dithooks.handle._warn", fail)
+    with pytest.raises(MemoryError):
+        dit_cache(net, DitCacheConfig(0, 2))
+    assert handles_of(net) == []
+
+
 def test_sigmas_that_repeat_do_not_tell_the_step():
     class Scheduler:
         timesteps, sigmas = torch.arange(4), torch.tensor([1.0, 0.5, 0.5, 0.2])
@@ -255,6 +288,21 @@ def test_calls_that_begin_while_the_cache_is_closed_are_stale():
     calls.open()
     calls.add(after)
     assert (before.stale, after.stale) == (True, False)
+
+
+def test_closing_expires_calls_and_waits_for_those_of_other_threads(monkeypatch):
+    monkeypatch.setattr("dithooks.engine.active_calls.PATIENCE", 0.01)
+    calls, own, other = ActiveCalls(), *(Call(Mode.REUSE, Stage.INSIDE) for _ in range(2))
+    calls.open()
+    calls.add(own)
+    assert calls.close()
+    calls.open()
+    calls.add(other)
+    other.thread += 1
+    assert not calls.close()
+    assert own.stale
+    calls.expire(but=own)
+    assert (own.stale, other.stale) == (False, True)
 
 
 def test_a_model_that_uses_one_percent_of_an_inner_block_is_refused():
@@ -284,3 +332,51 @@ def test_a_residual_of_another_dtype_does_not_fit():
     assert apply_residual(wiring, [h], [delta]) is not None
     assert apply_residual(wiring, [h], [delta.double()]) is None
     assert apply_residual(wiring, [h], [delta[:, :1]]) is None
+
+
+class TestResiduals:
+    def test_of_a_stream_that_leaves_twice(self):
+        h, outputs = torch.ones(2), (torch.tensor([3.0, 4.0]), torch.tensor([5.0, 6.0]))
+        wiring = SimpleNamespace(leave=(Stream(0), Stream(0)), plain=False)
+        taken = take_residual(wiring, [-h], outputs)
+        assert [delta.tolist() for delta in taken] == [[2.0, 3.0], [4.0, 5.0]]
+
+    def test_of_an_output_that_was_none_when_the_wiring_was_seen(self):
+        wiring = SimpleNamespace(leave=(Stream(0), None), plain=True)
+        assert len(take_residual(wiring, [torch.ones(2)], (torch.ones(2), None))) == 1
+        assert take_residual(wiring, [torch.ones(2)], (torch.ones(2), torch.ones(2))) == ()
+
+    def test_what_is_measured_is_a_copy(self):
+        value = torch.ones(2)
+        (kept,) = _measured(SimpleNamespace(carriers=(0,)), (value,))
+        value += 1
+        assert kept.tolist() == [1.0, 1.0]
+
+
+class TestReplays:
+    def test_rounding_is_tolerated_and_something_for_nothing_is_not(self):
+        assert tolerance(torch.ones(1)) == 1e-3
+        assert tolerance(torch.ones(1, dtype=torch.bfloat16)) == 16 * torch.finfo(torch.bfloat16).eps
+        nothing, something = torch.zeros(2), torch.ones(2)
+        assert (difference(nothing, nothing), difference(something, nothing)) == (0.0, 1.0)
+
+    def test_arguments_are_fed_once_and_other_caches_stand_aside(self):
+        class Remembering(torch.nn.Module):
+            def forward(self, kept):
+                kept.append(replaying.get())
+                return list(kept)
+
+        kept = []
+        replay = Replay(Remembering(), (), {"kept": kept})
+        assert replay(eager=False) == [True]
+        assert (kept, replaying.get()) == ([], False)
+
+    def test_what_may_remember_is_found_in_dicts(self):
+        assert Replay(torch.nn.Identity(), (), {"given": {"scale": 1.0}}).safe
+        assert not Replay(torch.nn.Identity(), (), {"given": {"kv": object()}}).safe
+
+
+def test_what_never_reuses_is_not_attached():
+    net = Net()
+    with pytest.warns(UserWarning, match="cache_step_interval"), dit_cache(net, DitCacheConfig(0, 1)) as cache:
+        assert (cache.ranges, handles_of(net)) == ((), [])

@@ -192,6 +192,22 @@ def test_the_first_call_counts_for_no_speedup():
     assert stats.measured_speedup == pytest.approx(20 / 12)
 
 
+def test_the_latest_runs_keep_their_statistics_though_their_calls_fall_off():
+    log = DecisionLog("net", BLOCKS, SKIPPABLE)
+    with patch.object(log_module, "MAX_CALLS", 2), patch.object(log_module, "MAX_RUNS", 2):
+        for run in (log.begin_run(), log.begin_run()):
+            for step in range(3):
+                log.record(run, step, 0, Decision(False, "mask"))
+        assert [run.run for run in log.stats(0).runs] == [0, 1]
+
+
+def test_the_peak_outlasts_what_is_held():
+    log = DecisionLog("net", BLOCKS, SKIPPABLE)
+    for held in (10, 3):
+        log.hold(held, log.begin_run(), 0, held)
+    assert log.stats(2).bytes_peak == 10
+
+
 @contextmanager
 def often_switched():
     """Switch between threads every few microseconds."""
