@@ -239,7 +239,7 @@ def page(verdicts: list[Verdict]) -> str:
         "",
         f"By `python -m bench.checks.mutants`, on {machine()}; {datetime.date.today().isoformat()}. "
         f"Of {len(verdicts)} mutants {killed} are killed, {len(verdicts) - killed - unexplained} survive and are "
-        f"explained below, {unexplained} survive unexplained.",
+        f"explained, {unexplained} survive unexplained.",
         "",
         "| mutant | where | edit | outcome | by |",
         "|---|---|---|---|---|",
