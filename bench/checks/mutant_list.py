@@ -33,7 +33,6 @@ from dithooks.engine.run import Branch, Run
 from dithooks.engine.verification import Verification
 from dithooks.handle import CacheHandle
 from dithooks.policies import history, reason
-from dithooks.policies.history import BranchHistory, RunHistory
 from dithooks.stats import log
 from dithooks.stats.log import DecisionLog
 
@@ -104,13 +103,13 @@ def _range_cache() -> list[Mutant]:
         Mutant(
             "hand on without looking at versions",
             RangeCache._leave_skipped,
-            "(now := list(map(_VERSION, (*results, *streams)))) != versions",
+            "_versions(results) != versions[: len(results)]",
             "False",
         ),
         Mutant(
             "accept writes into what the range was given",
             RangeCache._leave_skipped,
-            "now[len(results):] != versions[len(results):]",
+            "_versions(streams) != versions[len(results) :]",
             "False",
         ),
         Mutant(
@@ -147,12 +146,17 @@ def _range_cache() -> list[Mutant]:
         Mutant(
             "accept a step told after the decision",
             RangeCache._enter_range,
-            "call.session.telling is not call.telling",
+            "session.step_source is not call.step_source",
             "False",
         ),
         Mutant("take a second pass for the first", RangeCache._enter_range, "call.stage is not BEFORE", "False"),
-        Mutant("capture after the range's end", RangeCache.leave, "call.stage is AFTER", "False"),
-        Mutant("measure what the model may write into", RangeCache._metric_inputs, "each.clone()", "each"),
+        Mutant("capture after the range's end", RangeCache.leave, "call.stage is not INSIDE", "False"),
+        Mutant(
+            "measure what the model may write into",
+            RangeCache._enter_range,
+            "copied(call.metric_inputs)",
+            "call.metric_inputs",
+        ),
         Mutant(
             "refuse the rest of a call that began before the hooks",
             RangeCache._restart,
@@ -341,24 +345,14 @@ def _clock() -> list[Mutant]:
         Mutant("count calls for steps", StepClock._ordinal, "value != history[-1]", "True"),
         Mutant("forget which way timesteps go", StepClock._ordinal, "self._way = moved", "pass"),
         Mutant("keep the timesteps of the run before", StepClock._ordinal, "history.clear()", "None"),
-        Mutant("ask the list in mid-run", StepClock._timed, "listed and not history", "listed"),
-        Mutant("hold to a step that was told once for ever", StepClock._told, "stood.calls > HELD", "False"),
-        Mutant("never see that a run has begun again", StepClock._told, "own.step < first.step", "False"),
-        Mutant("take the same step told anew for a branch", StepClock._told, "stood.times < telling.times", "False"),
-        Mutant("believe what was told before attaching", StepClock._told, "telling.at < self._born", "False"),
+        Mutant("ask the list in mid-run", StepClock.timed, "listed and not history", "listed"),
         Mutant("ask for the smallest timestep of a token", clock._timestep, "value.max().item()", "value.min().item()"),
-        Mutant("begin at step 0 always", StepClock._scheduled, "getattr(scheduler, 'begin_index', None)", "None"),
+        Mutant("begin at step 0 always", StepClock.scheduled, "getattr(scheduler, 'begin_index', None)", "None"),
         Mutant(
-            "prefer what was told to a scope",
+            "prefer a step source to a scope",
             StepClock.read,
             "scope is not None",
-            "scope is not None and session.telling is None",
-        ),
-        Mutant(
-            "believe a scheduler that was not set",
-            StepClock._is_set,
-            "getattr(scheduler, 'num_inference_steps', trained != len(scheduler.timesteps)) not in (None, False)",
-            "True",
+            "scope is not None and session.step_source is None",
         ),
     ]
 
@@ -405,21 +399,19 @@ def _residual() -> list[Mutant]:
 
 def _verification() -> list[Mutant]:
     return [
-        Mutant(
-            "accept an error that is not a number",
-            Verification.test,
-            "not error <= tolerance(output, cache.decider.config.dtype)",
-            "error > tolerance(output, cache.decider.config.dtype)",
-        ),
-        Mutant(
-            "accept any error", Verification.test, "not error <= tolerance(output, cache.decider.config.dtype)", "False"
-        ),
+        Mutant("accept any error", Verification.test, "tolerance(output, cache.decider.config.dtype)", "float('inf')"),
+        Mutant("never go over to copies", Verification.test, "cache.hands_on_results", "False"),
         Mutant("test on an output that is not finite", Verification.test, "not finite(output)", "False", (ENDS,)),
-        Mutant("believe a test of a range that was taken off", Verification.test, "trial.stale", "False"),
+        Mutant("believe a test of a range that was taken off", Verification._error, "trial.stale", "False"),
         Mutant("accept noise that arrives otherwise", Verification.test, "alike < ALIKE", "False"),
         Mutant("probe small streams once", Verification.test, "not few(noisy)", "True"),
         Mutant("replay arguments that remember", Verification.test, "not replay.safe", "False"),
-        Mutant("leave the replayed call in place", Verification.repeat, "each.state.call = former", "pass"),
+        Mutant(
+            "leave the replayed call in place",
+            Verification.repeat,
+            "each.state.call, each.state.shortcut = (former, shortcut)",
+            "pass",
+        ),
     ]
 
 
@@ -486,10 +478,10 @@ def _anchor() -> list[Mutant]:
 
 def _active_calls() -> list[Mutant]:
     return [
-        Mutant("follow calls while hooks go on", ActiveCalls.add, "call.stale or self.is_closed", "call.stale"),
+        Mutant("follow calls while hooks go on", RangeCache._open, "call.stale = True", "pass"),
         Mutant("follow calls that had begun", ActiveCalls.close, "self.expire()", "None"),
         Mutant("do not wait for other threads", ActiveCalls.close, "self._passing()", "False"),
-        Mutant("wait for one's own call", ActiveCalls._passing, "call.thread != threading.get_ident()", "True"),
+        Mutant("wait for one's own call", ActiveCalls._passing, "thread.thread != threading.get_ident()", "True"),
         Mutant("expire the call that is to go on", ActiveCalls.expire, "call is not but", "True"),
     ]
 
@@ -531,7 +523,6 @@ def _sessions() -> list[Mutant]:
             "pass",
         ),
         Mutant("accept a step past the last", sessions.timestep_scope, "index >= total", "index > total"),
-        Mutant("take any step told for the next", sessions.tell_step, "index == before.step + 1", "True"),
         Mutant("give a task its parent's session", sessions.Session.holds, "self.owner() is owner", "True"),
     ]
 
@@ -559,25 +550,25 @@ def _reason() -> list[Mutant]:
 
 def _history() -> list[Mutant]:
     return [
-        Mutant("count steps for calls", RunHistory.record, "step == self.step", "True"),
+        Mutant("count steps for calls", log.fold, "step == calls.step", "True"),
         Mutant(
             "measure a rate at the refresh itself",
-            BranchHistory.record,
-            "step > self.refreshed",
-            "step >= self.refreshed",
+            log.fold,
+            "step > branch.refreshed",
+            "step >= branch.refreshed",
         ),
-        Mutant("note rates that are not finite", BranchHistory.record, "math.isfinite(value)", "True"),
+        Mutant("note rates that are not finite", log.fold, "math.isfinite(value)", "True"),
         Mutant(
             "go on with the streak",
-            BranchHistory.record,
-            "self.computed, self.streak, self.drift = (self.computed + 1, 0, 0.0)",
-            "self.computed, self.drift = (self.computed + 1, 0.0)",
+            log.fold,
+            "branch.computed, branch.streak, branch.drift = (branch.computed + 1, 0, 0.0)",
+            "branch.computed, branch.drift = (branch.computed + 1, 0.0)",
         ),
         Mutant(
             "go on with the drift",
-            BranchHistory.record,
-            "self.computed, self.streak, self.drift = (self.computed + 1, 0, 0.0)",
-            "self.computed, self.streak = (self.computed + 1, 0)",
+            log.fold,
+            "branch.computed, branch.streak, branch.drift = (branch.computed + 1, 0, 0.0)",
+            "branch.computed, branch.streak = (branch.computed + 1, 0)",
         ),
     ]
 
