@@ -9,6 +9,7 @@ from toys import Net, Pipe, latents, prompt
 
 from dithooks import DitCacheConfig, EasyCache, Linear, Threshold, dit_cache, timestep_scope
 from dithooks.blocks.stream_transforms import Stream
+from dithooks.engine import active_calls
 from dithooks.engine.active_calls import ActiveCalls
 from dithooks.engine.attachment import Attachment
 from dithooks.engine.branches import _one, choose_branch
@@ -49,19 +50,32 @@ def test_what_a_model_adds_in_place_reaches_neither_the_input_nor_the_result(mod
     torch.testing.assert_close(outputs[1], outputs[0])
 
 
-def test_a_model_that_writes_into_what_the_range_was_given_is_refused():
+def test_a_model_that_begins_to_write_into_what_the_range_was_given_is_refused():
+    """Into the stream alone, the result is made again; into what that was made of as well, it cannot be."""
+
     class Overwriting(Net):
+        stream = given = False
+
         def forward(self, hidden_states, timestep):
             embedded = h = self.embed(hidden_states)
             temb = self.time(timestep.reshape(-1, 1)).expand(len(h), -1)
             for block in self.blocks:
                 h = block(h, temb=temb)
-                embedded += 1
+                if self.stream:
+                    h += 1
+                if self.given:
+                    embedded += 1
             return self.proj(h)
 
-    net = Overwriting()
-    with dit_cache(net, DitCacheConfig(0, 2)), pytest.raises(ValueError, match="writes into what the range was given"):
-        net(latents(), HALF)
+    net, x, outputs = Overwriting(), latents(), []
+    with dit_cache(net, DitCacheConfig(0, 8, 0, 4)):
+        for step, (net.stream, net.given) in enumerate([(False, False), (False, True), (True, False)]):
+            with timestep_scope(step):
+                outputs.append(net(x, HALF))
+        torch.testing.assert_close(outputs[1], outputs[0])
+        net.given = True
+        with timestep_scope(3), pytest.raises(ValueError, match="writes into what the range was given"):
+            net(x, HALF)
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -282,23 +296,16 @@ def test_sigmas_that_repeat_do_not_tell_the_step():
     assert clock.sigmas(Session(None), tick) == (1.0, 0.75, 0.5, 0.25)
 
 
-def test_calls_that_begin_while_the_cache_is_closed_are_stale():
-    calls, before, after = ActiveCalls(), Call(), Call()
-    calls.add(before)
-    calls.open()
-    calls.add(after)
-    assert (before.stale, after.stale) == (True, False)
-
-
 def test_closing_expires_calls_and_waits_for_those_of_other_threads(monkeypatch):
-    monkeypatch.setattr("dithooks.engine.active_calls.PATIENCE", 0.01)
+    monkeypatch.setattr(active_calls, "PATIENCE", 0.01)
     calls, own, other = ActiveCalls(), *(Call(Mode.REUSE, Stage.INSIDE) for _ in range(2))
+    here, there = calls.join(), calls.join()
+    assert calls.is_closed
     calls.open()
-    calls.add(own)
+    here.calls = (own,)
     assert calls.close()
     calls.open()
-    calls.add(other)
-    other.thread += 1
+    there.calls, there.thread = (other,), there.thread + 1
     assert not calls.close()
     assert own.stale
     calls.expire(but=own)
@@ -327,7 +334,7 @@ def test_a_residual_of_another_dtype_does_not_fit():
     net = Net()
     with dit_cache(net, DitCacheConfig(0, 2, 0, 5)) as cache:
         Pipe(net)(latents(), steps=2)
-        wiring = cache._attached[0].cache.layout.wiring
+        wiring = cache._attached[0].cache.block_range.wiring
     h, delta = torch.ones(2, 6, 8), torch.ones(2, 6, 8)
     assert apply_residual(wiring, [h], [delta]) is not None
     assert apply_residual(wiring, [h], [delta.double()]) is None
@@ -348,7 +355,7 @@ class TestResiduals:
 
     def test_what_is_measured_is_a_copy(self):
         value = torch.ones(2)
-        (kept,) = _measured(SimpleNamespace(carriers=(0,)), (value,))
+        (kept,) = _measured(SimpleNamespace(measured_outputs=(0,)), (value,))
         value += 1
         assert kept.tolist() == [1.0, 1.0]
 
