@@ -135,9 +135,14 @@ def _range_cache() -> list[Mutant]:
             (STREAMS,),
         ),
         Mutant("leave a run in flight", RangeCache.finish, "call.run.in_flight = False", "pass"),
-        Mutant("decide calls while hooks go on", RangeCache._open, "call = Call()", "call = decider.inert()"),
-        Mutant("cache with gradients", RangeCache._open, "torch.is_grad_enabled()", "False"),
-        Mutant("replay what the call wrote into", RangeCache._open, "replay.keep()", "None"),
+        Mutant(
+            "decide calls while hooks go on",
+            RangeCache._begin_call,
+            "call = Call()",
+            "call = decider.plain_call_with_gradients()",
+        ),
+        Mutant("cache with gradients", RangeCache._begin_call, "torch.is_grad_enabled()", "False"),
+        Mutant("replay what the call wrote into", RangeCache._begin_call, "replay.keep()", "None"),
         Mutant(
             "reuse where the first block was left out",
             RangeCache.pass_over,
@@ -156,10 +161,15 @@ def _range_cache() -> list[Mutant]:
         Mutant(
             "refuse the rest of a call that began before the hooks",
             RangeCache._restart,
-            "not was_unknown and not self.decider.clock.knows(state.arguments)",
+            "not met_unknown_step and not self.decider.clock.knows(state.arguments)",
             "False",
         ),
-        Mutant("accept two passes in one call", RangeCache._restart, "self.unverified and state.is_seen", "False"),
+        Mutant(
+            "accept two passes in one call",
+            RangeCache._restart,
+            "self.unverified and state.transformer_was_called",
+            "False",
+        ),
         Mutant(
             "keep a residual that was refused",
             RangeCache._conclude,
@@ -210,13 +220,22 @@ def _decider() -> list[Mutant]:
         ),
         Mutant("count branches by this step alone", CallDecider.decide, "max(run.before[0], calls)", "calls"),
         Mutant(
-            "decide branches apart that decide together", CallDecider._begin, "not policy.separate_branches", "False"
+            "decide branches apart that decide together",
+            CallDecider._ask_policy,
+            "not policy.separate_branches",
+            "False",
         ),
         Mutant(
-            "note a shared value once a branch", CallDecider._begin, "run.shared._replace(value=None)", "run.shared"
+            "note a shared value once a branch",
+            CallDecider._ask_policy,
+            "run.shared._replace(value=None)",
+            "run.shared",
         ),
         Mutant(
-            "reuse with a scheduler that is shared", CallDecider._begin, "run.scheduler_is_shared and not asks", "False"
+            "reuse with a scheduler that is shared",
+            CallDecider._ask_policy,
+            "run.scheduler_is_shared and not needs_consensus",
+            "False",
         ),
         Mutant(
             "take changed weights for changed shapes", CallDecider._why_unusable, "former[0] != signature[0]", "False"
@@ -282,7 +301,9 @@ def _decider() -> list[Mutant]:
             "run.step, run.used, run.shared = (step, [], None)",
             "run.step, run.used = step, []",
         ),
-        Mutant("share a scheduler with a run that is over", CallDecider._is_taken, "not other.finished", "True"),
+        Mutant(
+            "share a scheduler with a run that is over", CallDecider._shares_scheduler, "not other.finished", "True"
+        ),
         Mutant("go on with another schedule", decider._breaks, "tick.epoch is not run.epoch", "False"),
         Mutant(
             "go on after a step left out",
@@ -401,18 +422,23 @@ def _verification() -> list[Mutant]:
     return [
         Mutant(
             "accept an error that is not a number",
-            Verification.test,
+            Verification.check_residual,
             "not error <= tolerance(output, cache.decider.config.dtype)",
             "error > tolerance(output, cache.decider.config.dtype)",
         ),
         Mutant(
-            "accept any error", Verification.test, "not error <= tolerance(output, cache.decider.config.dtype)", "False"
+            "accept any error",
+            Verification.check_residual,
+            "not error <= tolerance(output, cache.decider.config.dtype)",
+            "False",
         ),
-        Mutant("test on an output that is not finite", Verification.test, "not finite(output)", "False", (ENDS,)),
-        Mutant("believe a test of a range that was taken off", Verification.test, "trial.stale", "False"),
-        Mutant("accept noise that arrives otherwise", Verification.test, "alike < ALIKE", "False"),
-        Mutant("probe small streams once", Verification.test, "not few(noisy)", "True"),
-        Mutant("replay arguments that remember", Verification.test, "not replay.safe", "False"),
+        Mutant(
+            "test on an output that is not finite", Verification.check_residual, "not finite(output)", "False", (ENDS,)
+        ),
+        Mutant("believe a test of a range that was taken off", Verification.check_residual, "trial.stale", "False"),
+        Mutant("accept noise that arrives otherwise", Verification.check_residual, "alike < ALIKE", "False"),
+        Mutant("probe small streams once", Verification.check_residual, "not few(noisy)", "True"),
+        Mutant("replay arguments that remember", Verification.check_residual, "not replay.safe", "False"),
         Mutant("leave the replayed call in place", Verification.repeat, "each.state.call = former", "pass"),
     ]
 

@@ -25,7 +25,7 @@ from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
 from .protocols import Integrations
 from .range_cache import RangeCache
 from .rank_consensus import RankConsensus
-from .stand_in import SkipBlock, classes_of, engage, is_engaged, outlive, retire, stand_in, teach
+from .stand_in import SkipBlock, classes_of, disengage, engage, is_engaged, outlive, set_streams, stand_in
 
 
 class Attachment:
@@ -44,31 +44,31 @@ class Attachment:
         self.chain, self.cache, self.log = chain, cache, log
         self._all = chain.block_refs
         self._observing: Tap | None = None
-        self._choose()
+        self._make_stand_ins()
 
     def attach(self) -> None:
         """Register the hooks and put the stand-ins in."""
         hook_call(self.cache, self.chain.owner)
         if self.cache.block_range.wiring is None:
-            self.cache.on_wired = self._wired
+            self.cache.on_wired = self._on_wired
             self._observing = hook_observation(self.cache, [original(block_ref.block) for block_ref in self._all])
         self._put_stand_ins()
         self.cache.active_calls.open()  # last: calls that began before are plain ones
 
     def detach(self) -> list[str]:
-        """Take them off again. What could not be undone is returned, as remarks for the user."""
+        """Take them off again. What could not be undone is returned, as warnings for the user."""
         owner, cache = self.chain.owner, self.cache
-        through = cache.active_calls.close()
+        all_calls_left = cache.active_calls.close()
         if self._observing is not None:  # also of blocks that are no longer in the model
             self._observing.remove()
         unhook(self.cache, [module for module in self._modules() if module is not owner])
         self._observing, self.cache.on_wired = None, None
-        remarks = self._put_blocks_back()
-        if not through:
+        warnings = self._put_blocks_back()
+        if not all_calls_left:
             first, last = cache.block_range.first, cache.block_range.last
-            remarks.append(range_left_late(cache.decider.name, first, last, PATIENCE))
+            warnings.append(range_left_late(cache.decider.name, first, last, PATIENCE))
         unhook(self.cache, [owner])  # last: interrupted before, it is found by these
-        return remarks
+        return warnings
 
     def stats(self) -> CacheStats:
         """The counts, with the memory held right now."""
@@ -84,7 +84,7 @@ class Attachment:
         block_range = self.cache.block_range
         return f"{block_range.first} … {block_range.last} of {len(block_range.order)} blocks"
 
-    def _choose(self) -> None:
+    def _make_stand_ins(self) -> None:
         """Stand-ins for the blocks that the range is now."""
         cache = self.cache
         block_refs = [self._all[index] for index in cache.block_range.blocks]
@@ -117,17 +117,17 @@ class Attachment:
         for block_ref, skip in zip(self._block_refs, self.skips, strict=True):
             engage(skip, self.cache)
             block_ref.put(skip)
-        self._teach()
+        self._set_streams()
 
-    def _teach(self) -> None:
+    def _set_streams(self) -> None:
         """Give the stand-ins inside the range the streams that they pass on, once these are known."""
         wiring = self.cache.block_range.wiring
         if wiring is not None:
             for skip, io in zip(self.skips[1:-1], wiring.block_ios[1:-1], strict=True):
-                teach(skip, io)
+                set_streams(skip, io)
 
     def _put_blocks_back(self) -> list[str]:
-        wrapped = {id(skip) for skip in self.skips if retire(skip)}
+        wrapped = {id(skip) for skip in self.skips if disengage(skip)}
         back = {id(skip): block for skip, block in zip(self.skips, self._originals, strict=True)}
         lists: list[nn.Module] = [block_ref.block_list.blocks for block_ref in self._block_refs]
         for parent in [*lists, *self._modules()]:  # a list may have been rebuilt of stand-ins
@@ -146,7 +146,7 @@ class Attachment:
     def _modules(self) -> list[nn.Module]:
         return [self.chain.owner, *self._originals, *self.chain.owner.modules()]
 
-    def _wired(self, moved: bool) -> None:
+    def _on_wired(self, moved: bool) -> None:
         """The streams are known: stop observing; and if blocks count otherwise than thought, go over to the range's."""
         if self._observing is not None:
             self._observing.remove()
@@ -155,10 +155,10 @@ class Attachment:
         if moved:
             unhook(self.cache, [original(block_ref.block) for block_ref in self._all])
             self._put_blocks_back()
-            self._choose()
+            self._make_stand_ins()
             self._put_stand_ins()
         else:
-            self._teach()
+            self._set_streams()
 
 
 def prepare(

@@ -45,7 +45,7 @@ PLAIN, CAPTURE, UNDECIDED, REUSE, MISMATCH = Mode
 class Shortcut(Enum):
     """What stand-ins between the two ends of the range may do at once in a thread, without asking."""
 
-    NONE = "ask"
+    ASK = "ask"
     SKIP = "pass on the streams"
     RUN = "run the block"
 

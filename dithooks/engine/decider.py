@@ -67,10 +67,12 @@ class CallDecider:
         self.name, self.config, self.clock, self.log = chain.name, config, clock, log
         self.policy, self.predictor, self.consensus = config.when, config.predictor, consensus
         self._anchors = config.predictor.anchors
-        self.primary = next(iter(parameter_names(chain.owner)), None)  # the argument that holds the latents: the first
+        self.latents_name = next(
+            iter(parameter_names(chain.owner)), None
+        )  # the argument that holds the latents: the first
         # Whether a step's calls are branches by their order, or all alike; None: recognised by their arguments.
         self.separate_cfg = chain.separate_cfg
-        self.peers: Sequence[CallDecider] = ()  # those of the handle, this one included
+        self.deciders_of_handle: Sequence[CallDecider] = ()  # those of the handle, this one included
         self.on_anchor: Callable[[Call, Sequence[Tensor]], None] | None = None  # is shown every residual
         self.on_run_end: Callable[[RunEnd], tuple[str, str] | None] | None = None  # returns topic and text of a warning
         self._model, self._integrations = chain.owner, integrations
@@ -93,7 +95,7 @@ class CallDecider:
             InvalidSetting: the sampling step cannot be read.
         """
         arguments = arguments or {}
-        given = CallArguments(arguments, self.primary)
+        given = CallArguments(arguments, self.latents_name)
         session, scope = current_context()
         run, tick = self._locate(session, scope, arguments)
         number = self._number_of(run, tick, given)
@@ -111,12 +113,12 @@ class CallDecider:
         calls = len(run.used)
         run.most = max(run.most, calls)
         run.history.branches = max(run.before[0], calls)
-        call = self._begin(run, tick, branch, given, capture)
+        call = self._ask_policy(run, tick, branch, given, capture)
         call.session, call.step_source = weakref.ref(session), session.step_source
         run.in_flight = seen
         return call
 
-    def inert(self) -> Call:
+    def plain_call_with_gradients(self) -> Call:
         """Return a plain call, for one with gradients: trained models are not cached."""
         self.log.record(None, 0, 0, COMPUTE[Reason.GRADIENTS])
         self.warn("gradients", wording.gradients_are_enabled(self.name))
@@ -141,7 +143,7 @@ class CallDecider:
                 return 0
         return choose_branch(run, given.latents, given.conditioning)
 
-    def _begin(self, run: Run, tick: Tick, branch: Branch, given: CallArguments, capture: bool) -> Call:
+    def _ask_policy(self, run: Run, tick: Tick, branch: Branch, given: CallArguments, capture: bool) -> Call:
         policy = run.policy
         assert policy is not None
         step = tick.step
@@ -161,8 +163,8 @@ class CallDecider:
             run=run,
         )
         decision: Decision | None
-        asks = self.consensus is not None and policy.metric is not None
-        if run.scheduler_is_shared and not asks:
+        needs_consensus = self.consensus is not None and policy.metric is not None
+        if run.scheduler_is_shared and not needs_consensus:
             decision = COMPUTE[Reason.SHARED_SCHEDULER]
         elif run.ranks_diverged:
             decision = COMPUTE[Reason.RANKS_DIFFER]
@@ -173,7 +175,7 @@ class CallDecider:
         if decision is None or decision.reuse:
             reason = self._why_unusable(run, branch, signature)
             decision = decision if reason is None else COMPUTE[reason]
-            if decision is None or asks:  # whatever it is here, the other ranks may be of another opinion
+            if decision is None or needs_consensus:  # whatever it is here, the other ranks may be of another opinion
                 call.decision, call.mode = decision, UNDECIDED
                 return call
         self._record(call, run, branch, decision)
@@ -219,7 +221,7 @@ class CallDecider:
         branch.interrupted = True
         fitting = [anchor for anchor in branch.anchors if anchor.signature == call.signature]
         branch.anchors = fitting[: self._anchors - 1]  # freed before the new one is made
-        branch.weigh()
+        branch.update_nbytes()
 
     def _predicted(self, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
         """Return the residual of a reused step."""
@@ -269,7 +271,7 @@ class CallDecider:
                 None if call.metric_inputs is None or branch.metric is None else branch.metric.sums(call.metric_inputs)
             )
             mine = COMPUTE[Reason.UNMEASURED] if sums is None else None
-        place = next((place for place, peer in enumerate(self.peers) if peer is self), 0)
+        place = next((place for place, peer in enumerate(self.deciders_of_handle) if peer is self), 0)
         verdict: RankVerdict = consensus.ask(
             self.name,
             consensus.report(place, call.moment.step, run, branch.history, mine is None or mine.reuse, sums),
@@ -322,7 +324,7 @@ class CallDecider:
             branch.metric.note(call.metric_inputs, computed)
         call.metric_inputs = None
         if not reused or branch.metric is not None:  # else nothing was kept
-            branch.weigh()
+            branch.update_nbytes()
             self.log.hold(self.bytes_held(), run.number, branch.history.number, branch.nbytes)
         self._show_progress(run)
         if run.is_last_step and not run.finished and len(run.used) >= max(run.before):
@@ -363,7 +365,7 @@ class CallDecider:
         with self._lock:
             runs = list(self._runs.values())
             self._runs.clear()
-        return [message for run in runs for topic, message in self._warnings(run) if self._is_new(topic)]
+        return [message for run in runs for topic, message in self._warnings(run) if self._claim_topic(topic)]
 
     def _locate(
         self, session: Session, scope: Scope | None, arguments: Mapping[str, Any], another: bool = False
@@ -418,13 +420,13 @@ class CallDecider:
         run.epoch = tick.epoch
         sigmas = self.clock.sigmas(session, tick) if wanted else None
         run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
-        run.scheduler_is_shared = tick.source == "scheduler" and self._is_taken(run)
-        policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
+        run.scheduler_is_shared = tick.source == "scheduler" and self._shares_scheduler(run)
+        policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks again
         if remark := policy.warning_at_start(run.schedule):
             self.warn("remark", f"{self.name}: {remark}")
         if remark := self.predictor.warning_at_start(run.schedule):
             self.warn("unfitted", f"{self.name}: {remark}")  # as for the steps where that is found only then
-        for remark in self.alone():
+        for remark in self.rank_warnings():
             warnings.warn(remark, UserWarning, stacklevel=2)
         single = tick.steps is not None and tick.steps - tick.step < 2
         run.judged = self.on_anchor is not None or single  # to record is all that is wanted, or can be
@@ -435,7 +437,7 @@ class CallDecider:
                 self.warn(f"useless in {tick.steps - tick.step}", message)
         return policy
 
-    def _is_taken(self, run: Run) -> bool:
+    def _shares_scheduler(self, run: Run) -> bool:
         """Return whether the schedule of a run is also that of another thread's or task's, which is not over."""
         with self._lock:
             others = [other for other in self._runs.values() if other is not run]
@@ -453,7 +455,7 @@ class CallDecider:
         self._warn_of_missed_target(run, session)
         if self.config.free_at_end:
             run.clear()
-        for peer in self.peers:
+        for peer in self.deciders_of_handle:
             if peer is not self:
                 peer.release(session, run)
 
@@ -470,19 +472,19 @@ class CallDecider:
 
     def warn(self, topic: str, message: str) -> None:
         """Warn, once per topic."""
-        if self._is_new(topic):
+        if self._claim_topic(topic):
             warnings.warn(message, UserWarning, stacklevel=2)
 
-    def alone(self) -> list[str]:
+    def rank_warnings(self) -> list[str]:
         """Return a warning, once, where ranks run the model together and each would decide by itself."""
         if self.consensus is not None or self.policy.metric is None or "alone" in self._warned:
             return []
         how = self._integrations.ranks_sharing(self._model)
-        if how is None or not self._is_new("alone"):
+        if how is None or not self._claim_topic("alone"):
             return []
         return [wording.ranks_decide_alone(self.name, how, self.policy)]
 
-    def _is_new(self, topic: str) -> bool:
+    def _claim_topic(self, topic: str) -> bool:
         new = topic not in self._warned
         self._warned.add(topic)
         return new
@@ -514,7 +516,7 @@ class CallDecider:
         assert run.policy is not None
         if run.scheduler_is_shared:
             return
-        alike = [peer for peer in self.peers or (self,) if peer.policy == self.policy]
+        alike = [peer for peer in self.deciders_of_handle or (self,) if peer.policy == self.policy]
         runs = [(peer, peer._runs.get(session)) for peer in alike]
         parts = [(peer, each.history) for peer, each in runs if each is not None and each.epoch is run.epoch]
         parts = [(self, run.history), *(part for part in parts if part[0] is not self)]

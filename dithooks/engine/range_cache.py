@@ -39,8 +39,16 @@ from .change_metrics import METRICS
 from .decider import CallDecider
 from .protocols import Integrations
 from .replay import Replay, replaying
-from .residual import apply_residual, capture_input, capture_output, copied, effect, finish_capture, metric_inputs
-from .verification import Verification, filled
+from .residual import (
+    apply_residual,
+    capture_input,
+    capture_output,
+    clones,
+    finish_capture,
+    measured_deltas,
+    metric_inputs,
+)
+from .verification import Verification, fill_new_outputs
 
 _COMPILED_CALL, _VERSION = attrgetter("_compiled_call_impl"), attrgetter("_version")
 
@@ -53,8 +61,8 @@ class CallState(threading.local):
     latest: Call | None = None  # the last one that is over, until the next begins, where others may repeat it
     arguments: Mapping[str, Any] | None = None  # of the transformer
     replay: Replay | None = None  # makes the call again, where it may have to be made again
-    is_seen: bool = False  # the transformer itself was called, not only its blocks
-    was_unknown: bool = False  # a call was met of which nothing was known
+    transformer_was_called: bool = False  # the transformer itself was called, not only its blocks
+    met_unknown_step: bool = False  # a call was met of which nothing was known
 
     def __init__(self, active: ActiveCalls) -> None:  # once in each thread
         self.thread = active.join()
@@ -97,10 +105,12 @@ class RangeCache:
         self.state = CallState(self.active_calls)
         self.verification = Verification(self)
         self._compilable = tuple(compilable)
-        self._learning = threading.Lock()  # one call at a time says how the blocks are wired …
-        self._moving = False  # … and while it puts stand-ins elsewhere, others begin as plain ones
+        self._wiring_lock = threading.Lock()  # one call at a time says how the blocks are wired …
+        self._is_reattaching = False  # … and while it puts stand-ins elsewhere, others begin as plain ones
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
-        self._again = torch.compiler.disable(self._restart)  # not as a decorator: that would import the compiler early
+        self._restart_eagerly = torch.compiler.disable(
+            self._restart
+        )  # not as a decorator: that would import the compiler early
         self._judge = torch.compiler.disable(decider.judge)
 
     # -- the transformer is called, and has returned -----------------------------------------------------------
@@ -109,9 +119,9 @@ class RangeCache:
         """Decide a call of the transformer before its first block runs."""
         needed = self.unverified or self.block_range.wiring is None
         arguments = bind(self.argument_names, args, kwargs) if args else kwargs
-        self._open(arguments, Replay(module, args, kwargs) if needed else None, True)
+        self._begin_call(arguments, Replay(module, args, kwargs) if needed else None, True)
 
-    def _open(self, arguments: Mapping[str, Any] | None, replay: Replay | None, seen: bool) -> None:
+    def _begin_call(self, arguments: Mapping[str, Any] | None, replay: Replay | None, seen: bool) -> None:
         state, decider, block_range = self.state, self.decider, self.block_range
         state.shortcut = ASK
         if _is_tracing_or_exporting():
@@ -119,16 +129,18 @@ class RangeCache:
             return
         marks = None
         if seen:
-            latents = (arguments or {}).get(decider.primary)  # type: ignore[arg-type]
+            latents = (arguments or {}).get(decider.latents_name)  # type: ignore[arg-type]
             device = latents.device if isinstance(latents, Tensor) else None
             if device != self._marker[0]:
                 self._marker = device, marker_for(device)
             marks = [self._marker[1]()]
-        state.arguments, state.replay, state.is_seen, state.latest = arguments, replay, seen, None
+        state.arguments, state.replay, state.transformer_was_called, state.latest = arguments, replay, seen, None
         self.integrations.refresh()
-        if self._moving:
-            with self._learning:  # in another thread, which is waited for; or it was interrupted, and is done once more
-                if self._moving:
+        if self._is_reattaching:
+            with (
+                self._wiring_lock
+            ):  # in another thread, which is waited for; or it was interrupted, and is done once more
+                if self._is_reattaching:
                     self._follow_wiring()
         active, compiled = self.active_calls, not self._compilable or any(map(_COMPILED_CALL, self._compilable))
         if compiled and seen and block_range.wiring is None and replay is not None and not active.is_closed:
@@ -136,14 +148,14 @@ class RangeCache:
         if active.is_closed:  # not all hooks are in yet, or not all off: a plain call, of which nothing is learnt
             call = Call()
         elif torch.is_grad_enabled():
-            call = decider.inert()
+            call = decider.plain_call_with_gradients()
         else:  # compiled code captures always: one graph less. Else warm-up steps are spared it
             call = decider.decide(arguments, seen, compiled)
         if block_range.wiring is None and not active.is_closed:
             call.observation = Observation(block_range.observed, whole=seen)
         if replay is not None and (block_range.wiring is None or (self.unverified and call.mode is not PLAIN)):
             replay.keep()  # it may have to be made again, to learn from it
-        call.marks, call.stale = marks, self._moving
+        call.marks, call.stale = marks, self._is_reattaching
         state.call, state.thread.calls = call, (call,)
         if active.is_closed:  # asked last: whoever closes from here on sees the call
             call.stale = True
@@ -159,7 +171,7 @@ class RangeCache:
         state = self.state
         call, replay = state.call, state.replay
         state.call = state.arguments = state.replay = None
-        state.shortcut, state.is_seen, state.thread.calls = ASK, False, ()
+        state.shortcut, state.transformer_was_called, state.thread.calls = ASK, False, ()
         if call is None:
             return
         if not call.stale:
@@ -236,13 +248,13 @@ class RangeCache:
             if offset == 0:  # by value: a parent that adds in place must not reach what the range was given
                 values = [value.clone() if isinstance(value, Tensor) else value for value in values]
         if any(io.new_forms):
-            values = filled(io, values, wiring.shapes(call.deltas))
+            values = fill_new_outputs(io, values, wiring.shapes(call.deltas))
         return tuple(values) if io.output_builder.is_tuple else io.output_builder(values, args, kwargs)
 
     def _enter_range(self, call: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Note that the range's first block is called, and decide if that is still to be done; return the call."""
         if call is not None and call.stale:
-            if self.state.is_seen:
+            if self.state.transformer_was_called:
                 return None
             call = None  # the blocks are driven without the transformer: nothing else ends it
         compiling = torch.compiler.is_dynamo_compiling()
@@ -251,7 +263,7 @@ class RangeCache:
             if session is not None and session.step_source is not call.step_source:
                 self._refuse_late_step()
         if call is None or call.stage is not BEFORE:  # driven without the transformer, or once more in one call
-            call = self._again(call)
+            call = self._restart_eagerly(call)
         if call is None:
             return None
         call.stage = INSIDE
@@ -270,7 +282,7 @@ class RangeCache:
                 and not self.block_range.lead
                 and (call.mode is not REUSE or self._keeps_reused)
             ):  # by value: the model may write into what enters, and later steps are compared with it
-                call.metric_inputs = copied(call.metric_inputs)
+                call.metric_inputs = clones(call.metric_inputs)
         if not compiling and call.mode is not REUSE:  # not in compiled code, which would be made anew for each value
             self.state.shortcut = RUN
         return call
@@ -387,7 +399,7 @@ class RangeCache:
         _mark_compiled(call)
         if self.block_range.lead:
             leading = self.block_range.leading
-            return None if call.lead is None or leading is None else effect(call.lead, leading)
+            return None if call.lead is None or leading is None else measured_deltas(call.lead, leading)
         if self.integrations.alters_arguments:
             args, kwargs = self.integrations.range_arguments(args, kwargs)
         return metric_inputs(wiring, lambda name: wiring.block_ios[0].read(name, args, kwargs))
@@ -420,25 +432,25 @@ class RangeCache:
         if before is None:
             # The rest of a call that began before the hooks were in: once in a thread, at most. The next says what
             # is missing.
-            was_unknown, state.was_unknown = state.was_unknown, True
-            if not was_unknown and not self.decider.clock.knows(state.arguments):
+            met_unknown_step, state.met_unknown_step = state.met_unknown_step, True
+            if not met_unknown_step and not self.decider.clock.knows(state.arguments):
                 return None
         else:
             self._after_call(before)
-            if self.unverified and state.is_seen:
+            if self.unverified and state.transformer_was_called:
                 raise WiringError(
                     f"{self.block_range.first} runs several times in one call of {self.decider.name}: what happens in "
                     "between cannot be followed. Choose other blocks; or, if you know better, give verify=False"
                 )
             if before.run is not None:
                 before.run.in_flight = False
-        self._open(state.arguments, state.replay, state.is_seen)
+        self._begin_call(state.arguments, state.replay, state.transformer_was_called)
         call = state.call
         return None if call is None or call.stale else call
 
     def _refuse_late_step(self) -> None:
         """Refuse a step source that was set after the call had been decided."""
-        if self.state.is_seen and not replaying.get():
+        if self.state.transformer_was_called and not replaying.get():
             raise InvalidSetting(
                 f"{self.decider.name}: a step index was set between the transformer's call and that of "
                 f"{self.block_range.first}, when the call was decided already: set it before the transformer is called"
@@ -460,10 +472,10 @@ class RangeCache:
         if self.unverified and branch is not None and branch.anchors and call.mode is not REUSE:
             anchors, refreshed = branch.anchors, branch.history.refreshed
             branch.anchors, branch.history.refreshed = [], None  # refused, or interrupted, they are not to be used
-            branch.weigh()
-            self.unverified = not self.verification.test(replay, weighted_sum(anchors[:1], (1.0,)), output)
+            branch.update_nbytes()
+            self.unverified = not self.verification.check_residual(replay, weighted_sum(anchors[:1], (1.0,)), output)
             branch.anchors, branch.history.refreshed = anchors, refreshed
-            branch.weigh()
+            branch.update_nbytes()
 
     def _rehearse(self, replay: Replay) -> None:
         """Learn the wiring from a call of our own, outside of any compiled code. Happens once, if at all."""
@@ -480,8 +492,8 @@ class RangeCache:
         observation, call.observation = call.observation, None
         if observation is not None:
             observation.close()
-            with self._learning:
-                moved = block_range.wiring is None and not call.stale and self._learn(observation, call)
+            with self._wiring_lock:
+                moved = block_range.wiring is None and not call.stale and self._record_wiring(observation, call)
         if call.stale:  # another thread's call has moved the range
             return False
         captured = call.range
@@ -494,18 +506,18 @@ class RangeCache:
             finish_capture(captured, block_range.wiring, self.decider.policy.metric == "rate")
         if call.lead is not None and block_range.leading is not None and isinstance(call.lead.entry, dict):
             finish_capture(call.lead, block_range.leading)
-            call.metric_inputs = effect(call.lead, block_range.leading)
+            call.metric_inputs = measured_deltas(call.lead, block_range.leading)
         if call.compiled:  # with CUDA graphs the next call overwrites its outputs: what is kept must not be these
             if captured is not None:
-                captured.deltas, captured.output = copied(captured.deltas) or (), copied(captured.output)
-            call.metric_inputs = copied(call.metric_inputs)
+                captured.deltas, captured.output = clones(captured.deltas) or (), clones(captured.output)
+            call.metric_inputs = clones(call.metric_inputs)
             if self.on_compiled is not None:
                 self.on_compiled()
                 self.on_compiled = None
         self.decider.commit(call)
         return moved
 
-    def _learn(self, observation: Observation, call: Call) -> bool:
+    def _record_wiring(self, observation: Observation, call: Call) -> bool:
         """Count the blocks as they were called, and follow the streams through the range; return whether it moved."""
         try:
             shown = self.block_range.read(observation, self.decider.name)
@@ -518,7 +530,7 @@ class RangeCache:
         if shown.moved:  # other blocks than those that were thought to be the range: what was captured is not theirs
             call.mode = PLAIN if call.mode is CAPTURE else call.mode
             call.range, call.lead = None, None if call.lead is None else Capture()
-            self._moving = True
+            self._is_reattaching = True
             self.active_calls.expire(but=call)
         for remark in dict.fromkeys(io.remark for io in shown.wiring.block_ios if io.remark):
             self.decider.warn("pattern", f"{self.decider.name}: {remark}")
@@ -529,8 +541,8 @@ class RangeCache:
     def _follow_wiring(self) -> None:
         """Let the attachment follow what was learnt; interrupted, it is done when the next call begins."""
         if self.on_wired is not None:
-            self.on_wired(self._moving)
-        self._moving = False
+            self.on_wired(self._is_reattaching)
+        self._is_reattaching = False
 
 
 def _mark_compiled(call: Call) -> None:

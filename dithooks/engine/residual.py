@@ -61,7 +61,7 @@ def metric_inputs(wiring: Wiring, read: Callable[[str], Any]) -> tuple[Tensor, .
     return streams if all(isinstance(each, Tensor) for each in streams) else None
 
 
-def effect(capture: Capture, wiring: Wiring) -> tuple[Tensor, ...] | None:
+def measured_deltas(capture: Capture, wiring: Wiring) -> tuple[Tensor, ...] | None:
     """Return Δ of the outputs that hold the streams that are measured."""
     positions = [position for position, bridge in enumerate(wiring.leave) if bridge is not None]
     if len(capture.deltas) != len(positions):
@@ -69,7 +69,7 @@ def effect(capture: Capture, wiring: Wiring) -> tuple[Tensor, ...] | None:
     return tuple(capture.deltas[positions.index(carrier)] for carrier in wiring.measured_outputs)
 
 
-def copied(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+def clones(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
     """Return the same in memory of its own."""
     return None if tensors is None else tuple(each.clone() for each in tensors)
 

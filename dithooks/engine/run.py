@@ -33,7 +33,7 @@ class Branch:
         if self.metric is not None:
             self.metric.clear()
 
-    def weigh(self) -> None:
+    def update_nbytes(self) -> None:
         """Note how much memory is kept, after a change of it."""
         kept = sum([anchor.nbytes for anchor in self.anchors])
         self.nbytes = kept + (0 if self.metric is None else self.metric.nbytes)

@@ -62,10 +62,10 @@ def _no_shortcut(_: object) -> Any:
 class _StandInState:
     """What a stand-in has of its own."""
 
-    __slots__ = ("by_name", "by_place", "cache", "hooked", "offset", "original", "override", "state")
+    __slots__ = ("by_name", "by_place", "cache", "is_end", "offset", "original", "override", "state")
 
-    def __init__(self, original: nn.Module, offset: int, hooked: bool) -> None:
-        self.original, self.offset, self.hooked = original, offset, hooked
+    def __init__(self, original: nn.Module, offset: int, is_end: bool) -> None:
+        self.original, self.offset, self.is_end = original, offset, is_end
         self.cache: RangeCache | None = None  # None: inert, an ordinary way to call the original
         self.state: CallState | None = None  # of the cache, by thread; None at the range's ends, which always ask it
         self.override: Callable[..., Any] | None = None
@@ -73,7 +73,7 @@ class _StandInState:
         self.by_name: Callable[[Any], Any] = _no_shortcut
         self.by_place: Callable[[Any], Any] = _no_shortcut
 
-    def shortcut(self, io: BlockIO | None) -> None:
+    def set_shortcut(self, io: BlockIO | None) -> None:
         """Let the block's streams be passed on in one step, in C, where an output is just some of the arguments."""
         self.by_name = self.by_place = _no_shortcut
         if io is None or not io.slots:
@@ -90,18 +90,18 @@ class SkipBlock:
     _dithooks: _StandInState
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        shell = self._dithooks
-        state = shell.state  # once: another thread may retire the stand-in at any moment
+        own = self._dithooks
+        state = own.state  # once: another thread may retire the stand-in at any moment
         if state is not None:
             shortcut = state.shortcut
             if shortcut is SKIP:
                 try:
-                    return shell.by_place(args) if args else shell.by_name(kwargs)
+                    return own.by_place(args) if args else own.by_name(kwargs)
                 except LookupError:  # an argument is left out, or some come by place and some by name
                     pass
             elif shortcut is RUN:
-                return shell.original(*args, **kwargs)
-        return call_stand_in(shell, args, kwargs) if shell.override is None else shell.override(*args, **kwargs)
+                return own.original(*args, **kwargs)
+        return call_stand_in(own, args, kwargs) if own.override is None else own.override(*args, **kwargs)
 
     def __init_subclass__(cls, **_: Any) -> None:
         """Stop here: a block class that registers its subclasses is not to learn of ours."""
@@ -137,28 +137,28 @@ class SkipBlock:
         return self._dithooks.original.__reduce_ex__(protocol)
 
 
-def call_stand_in(shell: _StandInState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_stand_in(own: _StandInState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a stand-in: pass over the block, or run it."""
-    cache = shell.cache
+    cache = own.cache
     if cache is not None:
-        output = cache.pass_over(shell.offset, args, kwargs)
+        output = cache.pass_over(own.offset, args, kwargs)
         if output is not NotImplemented:
             return output
     # Compiled code does not look at hooks: two calls, so that a block that has ours is not taken for one that has none.
-    if shell.hooked:
-        return shell.original(*args, **kwargs)
-    return shell.original(*args, **kwargs)
+    if own.is_end:
+        return own.original(*args, **kwargs)
+    return own.original(*args, **kwargs)
 
 
 def stand_in(
-    original: nn.Module, offset: int, hooked: bool = False, classes: dict[type, type] | None = None
+    original: nn.Module, offset: int, is_end: bool = False, classes: dict[type, type] | None = None
 ) -> nn.Module:
     """A :class:`SkipBlock` for one block, ready to be put into its list; inert until engaged.
 
     Args:
         original: the block.
         offset: its place in the range.
-        hooked: whether it is one of the range's ends, which are given hooks.
+        is_end: whether it is one of the range's ends, which are given hooks.
         classes: of stand-ins, by the class of a block: its own is taken from here, or put in.
 
     Raises:
@@ -189,7 +189,7 @@ def stand_in(
         object.__setattr__(skip, "__dict__", original.__dict__)
     except Exception as error:
         raise WrongType(f"{cls.__name__} cannot be given a stand-in: {error}") from error
-    object.__setattr__(skip, "_dithooks", _StandInState(original, offset, hooked))
+    object.__setattr__(skip, "_dithooks", _StandInState(original, offset, is_end))
     if classes is not None:
         classes[cls] = skip_class
     module: nn.Module = skip
@@ -230,15 +230,15 @@ def _drop(classes: dict[type, type]) -> None:
 def engage(module: nn.Module, cache: RangeCache) -> None:
     """Let a stand-in work for a range."""
     assert isinstance(module, SkipBlock)
-    shell = module._dithooks
-    shell.cache = cache
-    shell.state = None if shell.hooked or shell.override is not None else cache.state
+    own = module._dithooks
+    own.cache = cache
+    own.state = None if own.is_end or own.override is not None else cache.state
 
 
-def teach(module: nn.Module, io: BlockIO) -> None:
+def set_streams(module: nn.Module, io: BlockIO) -> None:
     """Give a stand-in inside the range the streams of its block, once they are known."""
     assert isinstance(module, SkipBlock)
-    module._dithooks.shortcut(io)
+    module._dithooks.set_shortcut(io)
 
 
 def is_engaged(module: object) -> bool:
@@ -246,10 +246,10 @@ def is_engaged(module: object) -> bool:
     return isinstance(module, SkipBlock) and module._dithooks.cache is not None
 
 
-def retire(module: nn.Module) -> bool:
+def disengage(module: nn.Module) -> bool:
     """Make a stand-in a plain way to its block, free of the cache; return whether others put something over it."""
     assert isinstance(module, SkipBlock)
-    shell = module._dithooks
-    shell.shortcut(None)
-    shell.cache = shell.state = None
-    return shell.override is not None
+    own = module._dithooks
+    own.set_shortcut(None)
+    own.cache = own.state = None
+    return own.override is not None

@@ -63,7 +63,7 @@ class Verification:
         caches = [cache, *cache.others()]
         formers = [(each.state.call, each.state.shortcut) for each in caches]
         for other in caches[1:]:
-            other.state.call = _again(other)
+            other.state.call = _repeat_of(other)
         thread = cache.state.thread
         cache.state.call, call.stale = call, False
         calls, thread.calls = thread.calls, (*thread.calls, call)
@@ -76,7 +76,7 @@ class Verification:
                 each.state.call, each.state.shortcut = former, shortcut
             thread.calls = calls
 
-    def test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
+    def check_residual(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
         """On the call it was taken from, the residual has to give that call's output.
 
         Returns whether that could be told: not where the output is not finite.
@@ -112,9 +112,9 @@ class Verification:
         assert block_range.wiring is not None
         if block_range.wiring.certain:
             return True
-        quiet = self._probed(replay, block_range.wiring, None)
+        quiet = self._run_probe(replay, block_range.wiring, None)
         for seed in range(4):
-            noisy = self._probed(replay, block_range.wiring, seed)
+            noisy = self._run_probe(replay, block_range.wiring, seed)
             if quiet is None or noisy is None:
                 return False
             for name, alike in zip(block_range.wiring.block_ios[-1].carries, likeness(quiet, noisy), strict=True):
@@ -140,7 +140,7 @@ class Verification:
             error = inf
         return None if trial.stale else error  # taken off, or moved, in the middle of it
 
-    def _probed(self, replay: Replay, wiring: Wiring, seed: int | None) -> NoiseProbe | None:
+    def _run_probe(self, replay: Replay, wiring: Wiring, seed: int | None) -> NoiseProbe | None:
         """One passage, wholly made by the range as it is; ``None``: it was taken off, or moved, in the middle."""
         probe = NoiseProbe(wiring, seed)
         trial = Call(mode=Mode.REUSE, probe=probe)
@@ -161,10 +161,10 @@ class Verification:
         if offset == len(wiring.block_ios) - 1:
             call.stage = Stage.AFTER
             probe.leave([None if name is None else io.read(name, args, kwargs) for name in io.carries])
-        return io.build(filled(io, values, {}), args, kwargs)
+        return io.build(fill_new_outputs(io, values, {}), args, kwargs)
 
 
-def filled(io: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Size]) -> list[Any]:
+def fill_new_outputs(io: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Size]) -> list[Any]:
     """What a block passes on, with zeros for outputs that carry on nothing, in the given shapes or as first seen."""
     if not any(io.new_forms):
         return list(values)
@@ -175,7 +175,7 @@ def filled(io: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Size])
     ]
 
 
-def _again(cache: RepeatableCache) -> Call | None:
+def _repeat_of(cache: RepeatableCache) -> Call | None:
     """A cache's call under way, or else its last, to be made again: reused with the same residuals, or plain."""
     call = cache.state.call or cache.state.latest
     if call is None or call.mode is not Mode.REUSE or call.stale:
