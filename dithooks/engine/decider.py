@@ -47,7 +47,7 @@ class CallDecider:
     …, and ``commit`` keeps the residual of each captured call.
 
     Args:
-        chain: the blocks of the transformer, with the number and order of its branches if declared.
+        chain: the blocks of the transformer, and how its branches are separated, if that is declared.
         config: the policy, the predictor, and the form in which residuals are kept.
         clock: the reader of a call's step.
         log: the log of decisions.
