@@ -414,7 +414,7 @@ def _residual() -> list[Mutant]:
             "value.clone() if isinstance(value, Tensor) else None",
             "value",
         ),
-        Mutant("keep what is measured itself", residual._measured, "value.clone()", "value", (METRICS, POLICY_RUNS)),
+        Mutant("keep what is measured itself", residual._measured, "output.clone()", "output", (METRICS, POLICY_RUNS)),
     ]
 
 
@@ -438,7 +438,7 @@ def _verification() -> list[Mutant]:
         Mutant("believe a test of a range that was taken off", Verification.check_residual, "trial.stale", "False"),
         Mutant("accept noise that arrives otherwise", Verification.check_residual, "alike < ALIKE", "False"),
         Mutant("probe small streams once", Verification.check_residual, "not few(noisy)", "True"),
-        Mutant("replay arguments that remember", Verification.check_residual, "not replay.safe", "False"),
+        Mutant("replay arguments that remember", Verification.check_residual, "argument is not None", "False"),
         Mutant("leave the replayed call in place", Verification.repeat, "each.state.call = former", "pass"),
     ]
 

@@ -59,7 +59,7 @@ class Attachment:
         """Remove hooks and stand-ins; return a warning for each that could not be removed."""
         owner, cache = self.chain.owner, self.cache
         all_calls_left = cache.active_calls.close()
-        if self._observing is not None:  # hooks too on blocks that are no longer in the model
+        if self._observing is not None:  # also from blocks that are no longer in the model
             self._observing.remove()
         unhook(self.cache, [module for module in self._modules() if module is not owner])
         self._observing, self.cache.on_wired = None, None
@@ -67,7 +67,7 @@ class Attachment:
         if not all_calls_left:
             first, last = cache.block_range.first, cache.block_range.last
             warnings.append(range_left_late(cache.decider.name, first, last, PATIENCE))
-        unhook(self.cache, [owner])  # last: after an interruption, the handle is found by these hooks
+        unhook(self.cache, [owner])  # last: after an interruption, these hooks lead to the handle
         return warnings
 
     def stats(self) -> CacheStats:
@@ -92,11 +92,8 @@ class Attachment:
         ends, classes = (0, len(originals) - 1), classes_of(self.chain.owner)
         skips = [stand_in(block, offset, offset in ends, classes) for offset, block in enumerate(originals)]
         cache.on_compiled = partial(outlive, self.chain.owner, classes)
-        self._range = (
-            block_refs,
-            originals,
-            skips,
-        )  # one assignment: an interruption leaves the old stand-ins to be removed
+        # One assignment: an interruption leaves the old stand-ins to be removed.
+        self._range = block_refs, originals, skips
         cache.integrations.bind(self.chain.owner, [original(block_ref.block) for block_ref in self._all], originals)
 
     @property

@@ -57,9 +57,7 @@ ASK, SKIP, RUN = Shortcut
 class Capture:
     """Input and output of some blocks in one call; −h_in and h_out are copies."""
 
-    entry: list[Tensor] | dict[str, Tensor] | None = (
-        None  # −h_in by stream, or by argument name while the wiring is unknown
-    )
+    entry: list[Tensor] | dict[str, Tensor] | None = None  # −h_in by stream; by argument while the wiring is unknown
     exit: tuple[Tensor | None, ...] = ()  # h_out by position, while the wiring is unknown
     deltas: tuple[Tensor, ...] = ()  # Δ of each output, once computed
     output: tuple[Tensor, ...] | None = None  # h_out of the measured streams, if asked for

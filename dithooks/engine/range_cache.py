@@ -278,11 +278,8 @@ class RangeCache:
                 call.metric_inputs = self._metric_inputs(call, self.block_range.wiring, args, kwargs)
             if call.mode is UNDECIDED:
                 self._judge(call)
-            if (
-                call.metric_inputs is not None
-                and not self.block_range.lead
-                and (call.mode is not REUSE or self._keeps_reused)
-            ):  # copy: the model may write into them, and later steps are compared with them
+            if not self.block_range.lead and (call.mode is not REUSE or self._keeps_reused):
+                # Copy: the model may write into them, and later steps are compared with them.
                 call.metric_inputs = clones(call.metric_inputs)
         if not compiling and call.mode is not REUSE:  # compiled code would be recompiled for each value
             self.state.shortcut = RUN

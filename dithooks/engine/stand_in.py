@@ -144,7 +144,7 @@ def call_stand_in(own: _StandInState, args: tuple[Any, ...], kwargs: dict[str, A
         output = cache.pass_over(own.offset, args, kwargs)
         if output is not NotImplemented:
             return output
-    # Compiled code does not check hooks: two call sites, so that its code for blocks without hooks runs no hooked block.
+    # Compiled code does not check hooks: call hooked blocks from a line of their own, so that it compiles them apart.
     if own.is_end:
         return own.original(*args, **kwargs)
     return own.original(*args, **kwargs)
