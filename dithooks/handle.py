@@ -264,7 +264,7 @@ class CacheHandle:
         prepared = [self._prepare(chain, own) for chain, own in useful]
         deciders = [attached.cache.decider for attached in prepared]
         for attached in prepared:
-            attached.cache.handle, attached.cache.decider.peers = self, deciders
+            attached.cache.handle, attached.cache.decider.deciders_of_handle = self, deciders
         remarks = [] if plan is None else plan.mismatch_warnings(dtype_of(found[0][0].owner), self._scheduler_name())
         former = self._attached
         try:
@@ -286,7 +286,7 @@ class CacheHandle:
         for attached in former:
             remarks += attached.cache.forget()
         for attached in prepared:
-            remarks += attached.cache.decider.alone()
+            remarks += attached.cache.decider.rank_warnings()
         if not useful:
             remarks.append(refreshes_every_step())
         return remarks

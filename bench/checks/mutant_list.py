@@ -134,9 +134,14 @@ def _range_cache() -> list[Mutant]:
             (STREAMS,),
         ),
         Mutant("leave a run in flight", RangeCache.finish, "call.run.in_flight = False", "pass"),
-        Mutant("decide calls while hooks go on", RangeCache._open, "call = Call()", "call = decider.inert()"),
-        Mutant("cache with gradients", RangeCache._open, "torch.is_grad_enabled()", "False"),
-        Mutant("replay what the call wrote into", RangeCache._open, "replay.keep()", "None"),
+        Mutant(
+            "decide calls while hooks go on",
+            RangeCache._begin_call,
+            "call = Call()",
+            "call = decider.plain_call_with_gradients()",
+        ),
+        Mutant("cache with gradients", RangeCache._begin_call, "torch.is_grad_enabled()", "False"),
+        Mutant("replay what the call wrote into", RangeCache._begin_call, "replay.keep()", "None"),
         Mutant(
             "reuse where the first block was left out",
             RangeCache.pass_over,
@@ -154,16 +159,21 @@ def _range_cache() -> list[Mutant]:
         Mutant(
             "measure what the model may write into",
             RangeCache._enter_range,
-            "copied(call.metric_inputs)",
+            "clones(call.metric_inputs)",
             "call.metric_inputs",
         ),
         Mutant(
             "refuse the rest of a call that began before the hooks",
             RangeCache._restart,
-            "not was_unknown and not self.decider.clock.knows(state.arguments)",
+            "not met_unknown_step and not self.decider.clock.knows(state.arguments)",
             "False",
         ),
-        Mutant("accept two passes in one call", RangeCache._restart, "self.unverified and state.is_seen", "False"),
+        Mutant(
+            "accept two passes in one call",
+            RangeCache._restart,
+            "self.unverified and state.transformer_was_called",
+            "False",
+        ),
         Mutant(
             "keep a residual that was refused",
             RangeCache._conclude,
@@ -220,13 +230,22 @@ def _decider() -> list[Mutant]:
             (POLICY_RUNS,),
         ),
         Mutant(
-            "decide branches apart that decide together", CallDecider._begin, "not policy.separate_branches", "False"
+            "decide branches apart that decide together",
+            CallDecider._ask_policy,
+            "not policy.separate_branches",
+            "False",
         ),
         Mutant(
-            "note a shared value once a branch", CallDecider._begin, "run.shared._replace(value=None)", "run.shared"
+            "note a shared value once a branch",
+            CallDecider._ask_policy,
+            "run.shared._replace(value=None)",
+            "run.shared",
         ),
         Mutant(
-            "reuse with a scheduler that is shared", CallDecider._begin, "run.scheduler_is_shared and not asks", "False"
+            "reuse with a scheduler that is shared",
+            CallDecider._ask_policy,
+            "run.scheduler_is_shared and not needs_consensus",
+            "False",
         ),
         Mutant(
             "take changed weights for changed shapes", CallDecider._why_unusable, "former[0] != signature[0]", "False"
@@ -292,7 +311,9 @@ def _decider() -> list[Mutant]:
             "run.step, run.used, run.shared = (step, [], None)",
             "run.step, run.used = step, []",
         ),
-        Mutant("share a scheduler with a run that is over", CallDecider._is_taken, "not other.finished", "True"),
+        Mutant(
+            "share a scheduler with a run that is over", CallDecider._shares_scheduler, "not other.finished", "True"
+        ),
         Mutant("go on with another schedule", decider._breaks, "tick.epoch is not run.epoch", "False"),
         Mutant(
             "go on after a step left out",
@@ -393,23 +414,25 @@ def _residual() -> list[Mutant]:
             "value.clone() if isinstance(value, Tensor) else None",
             "value",
         ),
-        Mutant("keep what is measured itself", residual._measured, "value.clone()", "value", (GUARDS,)),
+        Mutant("keep what is measured itself", residual._measured, "output.clone()", "output", (GUARDS,)),
     ]
 
 
 def _verification() -> list[Mutant]:
     return [
-        Mutant("accept any error", Verification.test, "tolerance(output, cache.decider.config.dtype)", "float('inf')"),
-        Mutant("never go over to copies", Verification.test, "cache.hands_on_results", "False"),
-        Mutant("test on an output that is not finite", Verification.test, "not finite(output)", "False", (ENDS,)),
+        Mutant("accept any error", Verification.check_residual, "tolerance(output, cache.decider.config.dtype)", "inf"),
+        Mutant("never go over to copies", Verification.check_residual, "cache.hands_on_results", "False"),
+        Mutant(
+            "test on an output that is not finite", Verification.check_residual, "not finite(output)", "False", (ENDS,)
+        ),
         Mutant("believe a test of a range that was taken off", Verification._error, "trial.stale", "False"),
-        Mutant("accept noise that arrives otherwise", Verification.test, "alike < ALIKE", "False"),
-        Mutant("probe small streams once", Verification.test, "not few(noisy)", "True"),
-        Mutant("replay arguments that remember", Verification.test, "not replay.safe", "False"),
+        Mutant("accept noise that arrives otherwise", Verification.check_residual, "alike < ALIKE", "False"),
+        Mutant("probe small streams once", Verification.check_residual, "not few(noisy)", "True"),
+        Mutant("replay arguments that remember", Verification.check_residual, "argument is not None", "False"),
         Mutant(
             "leave the replayed call in place",
             Verification.repeat,
-            "each.state.call, each.state.shortcut = (former, shortcut)",
+            "each.state.call, each.state.shortcut = former, shortcut",
             "pass",
         ),
     ]
@@ -478,7 +501,7 @@ def _anchor() -> list[Mutant]:
 
 def _active_calls() -> list[Mutant]:
     return [
-        Mutant("follow calls while hooks go on", RangeCache._open, "call.stale = True", "pass"),
+        Mutant("follow calls while hooks go on", RangeCache._begin_call, "call.stale = True", "pass"),
         Mutant("follow calls that had begun", ActiveCalls.close, "self.expire()", "None"),
         Mutant("do not wait for other threads", ActiveCalls.close, "self._passing()", "False"),
         Mutant("wait for one's own call", ActiveCalls._passing, "thread.thread != threading.get_ident()", "True"),
@@ -637,6 +660,6 @@ MUTANTS = (
 EXPLAINED: dict[str, str] = {
     "choose the branch with most that differs": "branches that fit differ in the same names: one that a branch shares "
     "with the call is not taken for changing",
-    "reuse with a scheduler that is shared": "_misfit refuses it as well; only the reason of calls that the policy "
+    "reuse with a scheduler that is shared": "_why_unusable refuses it as well; only the reason of calls that the policy "
     "computes anyway is another",
 }

@@ -1,4 +1,4 @@
-"""One transformer's cached range, put on and taken off; the latter from wherever the former was interrupted."""
+"""The attachment of a range's cache to one transformer: attached and detached completely, even if interrupted."""
 
 from __future__ import annotations
 
@@ -25,74 +25,75 @@ from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
 from .protocols import Integrations
 from .range_cache import RangeCache
 from .rank_consensus import RankConsensus
-from .stand_in import SkipBlock, classes_of, engage, is_engaged, outlive, retire, stand_in, teach
+from .stand_in import SkipBlock, classes_of, disengage, engage, is_engaged, outlive, set_streams, stand_in
 
 
 class Attachment:
-    """Hooks and stand-ins of one range; made without touching the model.
+    """The hooks and stand-ins of one range; creating it does not touch the model.
 
     Args:
-        chain: the transformer's blocks.
+        chain: the blocks of the transformer.
         cache: the runtime of the range.
-        log: its decisions.
+        log: the log of the range's decisions.
 
     Raises:
-        TypeError: a block of the range cannot be given a stand-in.
+        WrongType: a block of the range cannot be given a stand-in.
     """
 
     def __init__(self, chain: Chain, cache: RangeCache, log: DecisionLog) -> None:
         self.chain, self.cache, self.log = chain, cache, log
         self._all = chain.block_refs
         self._observing: Tap | None = None
-        self._choose()
+        self._make_stand_ins()
 
     def attach(self) -> None:
-        """Register the hooks and put the stand-ins in."""
+        """Register the hooks and put the stand-ins in place of the blocks."""
         hook_call(self.cache, self.chain.owner)
         if self.cache.block_range.wiring is None:
-            self.cache.on_wired = self._wired
+            self.cache.on_wired = self._on_wired
             self._observing = hook_observation(self.cache, [original(block_ref.block) for block_ref in self._all])
         self._put_stand_ins()
-        self.cache.active_calls.open()  # last: calls that began before are plain ones
+        self.cache.active_calls.open()  # last: calls that began before it are plain ones
 
     def detach(self) -> list[str]:
-        """Take them off again. What could not be undone is returned, as remarks for the user."""
+        """Remove hooks and stand-ins; return a warning for each that could not be removed."""
         owner, cache = self.chain.owner, self.cache
-        through = cache.active_calls.close()
-        if self._observing is not None:  # also of blocks that are no longer in the model
+        all_calls_left = cache.active_calls.close()
+        if self._observing is not None:  # also from blocks that are no longer in the model
             self._observing.remove()
         unhook(self.cache, [module for module in self._modules() if module is not owner])
         self._observing, self.cache.on_wired = None, None
-        remarks = self._put_blocks_back()
-        if not through:
+        warnings = self._put_blocks_back()
+        if not all_calls_left:
             first, last = cache.block_range.first, cache.block_range.last
-            remarks.append(range_left_late(cache.decider.name, first, last, PATIENCE))
-        unhook(self.cache, [owner])  # last: interrupted before, it is found by these
-        return remarks
+            warnings.append(range_left_late(cache.decider.name, first, last, PATIENCE))
+        unhook(self.cache, [owner])  # last: after an interruption, these hooks lead to the handle
+        return warnings
 
     def stats(self) -> CacheStats:
-        """The counts, with the memory held right now."""
+        """Return the counts and the memory held now."""
         return self.log.stats(self.cache.decider.bytes_held())
 
     def where(self) -> CachedRange:
-        """The blocks that are cached, in numbers."""
+        """Return the cached blocks as numbers."""
         block_range = self.cache.block_range
         return CachedRange(self.log.name, block_range.start, len(block_range.blocks), len(block_range.order))
 
     def describe(self) -> str:
-        """The range in words."""
+        """Return the range as text."""
         block_range = self.cache.block_range
         return f"{block_range.first} … {block_range.last} of {len(block_range.order)} blocks"
 
-    def _choose(self) -> None:
-        """Stand-ins for the blocks that the range is now."""
+    def _make_stand_ins(self) -> None:
+        """Create stand-ins for the blocks that the range consists of now."""
         cache = self.cache
         block_refs = [self._all[index] for index in cache.block_range.blocks]
         originals = [original(block_ref.block) for block_ref in block_refs]
         ends, classes = (0, len(originals) - 1), classes_of(self.chain.owner)
         skips = [stand_in(block, offset, offset in ends, classes) for offset, block in enumerate(originals)]
         cache.on_compiled = partial(outlive, self.chain.owner, classes)
-        self._range = block_refs, originals, skips  # at once: interrupted, what was there can still be taken off
+        # One assignment: an interruption leaves the old stand-ins to be removed.
+        self._range = block_refs, originals, skips
         cache.integrations.bind(self.chain.owner, [original(block_ref.block) for block_ref in self._all], originals)
 
     @property
@@ -109,6 +110,7 @@ class Attachment:
         return self._range[2]
 
     def _put_stand_ins(self) -> None:
+        """Hook the range, and put its stand-ins in place of the blocks."""
         cache, block_range = self.cache, self.cache.block_range
         if block_range.lead:
             first, last = (original(self._all[block_range.order[index]].block) for index in (0, block_range.lead - 1))
@@ -117,20 +119,21 @@ class Attachment:
         for block_ref, skip in zip(self._block_refs, self.skips, strict=True):
             engage(skip, self.cache)
             block_ref.put(skip)
-        self._teach()
+        self._set_streams()
 
-    def _teach(self) -> None:
-        """Give the stand-ins inside the range the streams that they pass on, once these are known."""
+    def _set_streams(self) -> None:
+        """Give the stand-ins inside the range their blocks' streams, if the wiring is known."""
         wiring = self.cache.block_range.wiring
         if wiring is not None:
             for skip, io in zip(self.skips[1:-1], wiring.block_ios[1:-1], strict=True):
-                teach(skip, io)
+                set_streams(skip, io)
 
     def _put_blocks_back(self) -> list[str]:
-        wrapped = {id(skip) for skip in self.skips if retire(skip)}
+        """Put the blocks back in place of the stand-ins; return a warning if some could not be."""
+        wrapped = {id(skip) for skip in self.skips if disengage(skip)}
         back = {id(skip): block for skip, block in zip(self.skips, self._originals, strict=True)}
         lists: list[nn.Module] = [block_ref.block_list.blocks for block_ref in self._block_refs]
-        for parent in [*lists, *self._modules()]:  # a list may have been rebuilt of stand-ins
+        for parent in [*lists, *self._modules()]:  # stand-ins may have been moved into other lists
             for name, child in parent._modules.items():
                 if id(child) in back and id(child) not in wrapped:
                     parent._modules[name] = back[id(child)]
@@ -146,8 +149,8 @@ class Attachment:
     def _modules(self) -> list[nn.Module]:
         return [self.chain.owner, *self._originals, *self.chain.owner.modules()]
 
-    def _wired(self, moved: bool) -> None:
-        """The streams are known: stop observing; and if blocks count otherwise than thought, go over to the range's."""
+    def _on_wired(self, moved: bool) -> None:
+        """Stop observing, as the wiring is known; if the range has moved, move hooks and stand-ins to its blocks."""
         if self._observing is not None:
             self._observing.remove()
         self._observing = None
@@ -155,10 +158,10 @@ class Attachment:
         if moved:
             unhook(self.cache, [original(block_ref.block) for block_ref in self._all])
             self._put_blocks_back()
-            self._choose()
+            self._make_stand_ins()
             self._put_stand_ins()
         else:
-            self._teach()
+            self._set_streams()
 
 
 def prepare(
@@ -170,16 +173,16 @@ def prepare(
     consensus: RankConsensus | None = None,
     on_decision: Callable[[CallRecord], object] | None = None,
 ) -> Attachment:
-    """Return what caches a range of a chain, made without touching the model.
+    """Return the attachment of a range's cache, created without touching the model.
 
     Args:
-        chain: the transformer's blocks.
-        config: as it holds for them.
-        scheduler: returns the pipeline's scheduler as it is now, or ``None``.
-        verify: test the first residual on the call it was taken from.
-        integrations: other libraries at work.
-        consensus: the ranks that decide as one.
-        on_decision: called with the record of each decision.
+        chain: the blocks of the transformer.
+        config: the configuration of this transformer.
+        scheduler: a function that returns the pipeline's current scheduler, or ``None``.
+        verify: whether the first residual is tested on its own call.
+        integrations: the adapter to other libraries.
+        consensus: the ranks that decide together; ``None`` if this rank decides alone.
+        on_decision: a callback for the record of each decision.
 
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
@@ -197,7 +200,7 @@ def prepare(
 
 
 def compilable_of(chain: Chain) -> tuple[nn.Module, ...]:
-    """Return the modules of which one is compiled if a chain's transformer is; none, where it is known to be."""
+    """Return the modules to check for compiled code; none if the transformer is known to be compiled."""
     return (
         () if chain.compiled else (chain.owner, *(original(block_list.blocks[0]) for block_list in chain.block_lists))
     )
@@ -210,16 +213,16 @@ def is_compiled(chain: Chain) -> bool:
 
 
 def original(block: nn.Module) -> nn.Module:
-    """The block itself, behind a stand-in at work or not; an inert one, which others have wrapped, is a block."""
+    """Return the block behind an engaged stand-in, or the module itself."""
     return block._dithooks.original if isinstance(block, SkipBlock) and is_engaged(block) else block
 
 
 def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
-    """Refuse what cannot work on this chain, before anything is touched. ``mine`` are stand-ins about to go.
+    """Raise if a range cannot be attached, before the model is touched; ``mine``: stand-ins about to be removed.
 
     Raises:
-        TypeError: a block is scripted.
-        ValueError: the range goes past the end, its blocks are cached already, or another cache is enabled.
+        WrongType: a block is scripted.
+        InvalidSetting: the range goes past the end, its blocks are cached already, or another cache is enabled.
     """
     start, number = config.cache_block_start, config.cache_num_blocks
     has = f"{chain.name} has {len(chain.block_refs)} blocks, {chain.block_refs[0].path} … {chain.block_refs[-1].path}"

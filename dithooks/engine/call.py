@@ -1,4 +1,4 @@
-"""One call of the transformer while it runs: a stage and a mode."""
+"""One call of the transformer while it runs: its stage, its mode, and its tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _START = Moment(0, 0.0)
 
 
 class Stage(Enum):
-    """Where a call stands with regard to the range."""
+    """How far a call has come with regard to the range."""
 
     BEFORE = "before the range"
     INSIDE = "inside the range"
@@ -33,9 +33,9 @@ class Mode(Enum):
 
     PLAIN = "run"
     CAPTURE = "run, and the residual is taken"
-    UNDECIDED = "a policy looks at the first block"
+    UNDECIDED = "decided at the first block, by a measured change"
     REUSE = "skipped"
-    MISMATCH = "were to be skipped; run and captured, as the residual did not fit"
+    MISMATCH = "was to be skipped, but the residual did not fit: run and captured"
 
 
 BEFORE, INSIDE, AFTER = Stage
@@ -43,10 +43,10 @@ PLAIN, CAPTURE, UNDECIDED, REUSE, MISMATCH = Mode
 
 
 class Shortcut(Enum):
-    """What stand-ins between the two ends of the range may do at once in a thread, without asking."""
+    """The shortcut that inner stand-ins of a thread may take without asking the cache."""
 
-    NONE = "ask"
-    SKIP = "pass on the streams"
+    ASK = "ask the cache"
+    SKIP = "return the streams from the arguments"
     RUN = "run the block"
 
 
@@ -55,12 +55,12 @@ ASK, SKIP, RUN = Shortcut
 
 @dataclass(eq=False)
 class Capture:
-    """What some blocks were given and returned in one call; −h_in and h_out by value."""
+    """Input and output of some blocks in one call; −h_in and h_out are copies."""
 
-    entry: list[Tensor] | dict[str, Tensor] | None = None  # −h_in: by stream or, while the wiring is unknown, by name
+    entry: list[Tensor] | dict[str, Tensor] | None = None  # −h_in by stream; by argument while the wiring is unknown
     exit: tuple[Tensor | None, ...] = ()  # h_out by position, while the wiring is unknown
-    deltas: tuple[Tensor, ...] = ()  # Δ for each output, once known
-    output: tuple[Tensor, ...] | None = None  # h_out of the streams that are measured, where it is asked for
+    deltas: tuple[Tensor, ...] = ()  # Δ of each output, once computed
+    output: tuple[Tensor, ...] | None = None  # h_out of the measured streams, if asked for
     complete: bool = False  # the last block has returned
 
 
@@ -68,36 +68,36 @@ class Capture:
 class Call:
     """One call of the transformer, in the thread that makes it.
 
-    A computed call goes from BEFORE to INSIDE to AFTER in mode CAPTURE (PLAIN, where its residual is of no use); a
-    reused one does so in mode REUSE. Compiled code reads and writes the upper part only: a number that changes with
-    every step would recompile it.
+    A computed call goes from BEFORE to INSIDE to AFTER in mode CAPTURE, or PLAIN if its residual would never be reused;
+    a reused call does so in mode REUSE. Compiled code reads and writes only the fields above the empty line: a number
+    that changes with every step would recompile it.
     """
 
     mode: Mode = PLAIN
     stage: Stage = BEFORE
-    stale: bool = False  # set by ActiveCalls: the range changed since the call began, which is followed no longer
-    keeps: bool = False  # its residual would be of use, if it is computed
-    compiled: bool = False  # compiled code ran it, and may write its next outputs where those of this call lie
-    deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ for each output
-    streams: tuple[Tensor, ...] = ()  # reused: h_in, while the range is passed over
+    stale: bool = False  # set by ActiveCalls: the range changed since the call began, so the cache ignores it
+    keeps: bool = False  # if computed, its residual may be reused
+    compiled: bool = False  # compiled code ran it, and may write its next outputs into the memory of these
+    deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ of each output
+    streams: tuple[Tensor, ...] = ()  # reused: h_in, while inside the range
     results: list[Tensor] | None = None  # reused: h_in + Δ̂
-    versions: list[int] | None = None  # of the results, where these themselves are handed on from block to block
-    range: Capture | None = None  # of the range, where its residual is taken
-    lead: Capture | None = None  # of the blocks before the range, where they decide
-    metric_inputs: tuple[Tensor, ...] | None = None  # what the change metric looks at
-    probe: NoiseProbe | None = None  # reused, but only to see how the streams are handed on
+    versions: list[int] | None = None  # of results and streams, if the results are handed on without a copy
+    range: Capture | None = None  # of the range, if its residual is taken
+    lead: Capture | None = None  # of the blocks before the range, if the change metric uses them
+    metric_inputs: tuple[Tensor, ...] | None = None  # inputs of the change metric
+    probe: NoiseProbe | None = None  # set in a call that only tests how the model hands on the streams
 
     moment: Moment = _START
     signature: Signature = ()
     branch: Branch | None = None
     run: Run | None = None
-    session: weakref.ref[Session] | None = None  # a call that an exception ended does not keep a request alive
+    session: weakref.ref[Session] | None = None  # weak: a call ended by an exception must not keep a request alive
     step_source: StepSource | None = None  # the session's, when the call was decided
-    decision: Decision | None = None  # as made so far; of an undecided call: this rank's; None: of a repeated one
+    decision: Decision | None = None  # while undecided, this rank's own; None in a repeated call
     observation: Observation | None = None
-    marks: list[object] | None = None  # its beginning, that of its range, the range's end, its end
+    marks: list[object] | None = None  # times: call begins, range begins, range ends, call ends
 
 
 def is_passing(call: Call) -> bool:
-    """Whether a call is between the first block of a skipped range and the last."""
+    """Return whether a call is between the first and last block of a range that is or may be skipped."""
     return call.stage is INSIDE and (call.mode is REUSE or call.mode is UNDECIDED)

@@ -1,4 +1,4 @@
-"""Decide each call of one range, compute or reuse, and commit what it computed."""
+"""The decider of one range: compute or reuse each call, and keep the residuals of computed ones."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from .sessions import Scope, Session, current_context, current_session
 from .step_source import Tick
 from .weights_version import WeightsVersion
 
-MAX_BRANCHES = 16  # calls at one step; more is a clock that stands still
+MAX_BRANCHES = 16  # calls at one step; more mean that the step is not advancing
 DECISION = {reuse: {reason: Decision(reuse, reason) for reason in Reason} for reuse in (False, True)}
 COMPUTE = DECISION[False]
 
 
 class CallDecider:
-    """Decides the calls of one range, and remembers its sampling runs: at most one per thread, task or request.
+    """Decider of the calls of one range; holds one sampling run per thread, task or request.
 
     Example: with ``Interval(1, 2)``, ``decide`` answers the calls of a run with mode CAPTURE, CAPTURE, REUSE, CAPTURE,
-    …, and ``commit`` keeps the residual of each that was captured.
+    …, and ``commit`` keeps the residual of each captured call.
 
     Args:
-        chain: the transformer's blocks, and what is declared of its calls.
-        config: when, what, and where it is kept.
-        clock: reads the step of a call.
-        log: of the decisions.
-        integrations: other libraries at work.
-        consensus: the ranks that decide as one; ``None``: this one decides by itself.
+        chain: the blocks of the transformer, and how its branches are separated, if that is declared.
+        config: the policy, the predictor, and the form in which residuals are kept.
+        clock: the reader of a call's step.
+        log: the log of decisions.
+        integrations: the adapter to other libraries.
+        consensus: the ranks that decide together; ``None`` if this rank decides alone.
     """
 
     def __init__(
@@ -67,33 +67,33 @@ class CallDecider:
         self.name, self.config, self.clock, self.log = chain.name, config, clock, log
         self.policy, self.predictor, self.consensus = config.when, config.predictor, consensus
         self._anchors = config.predictor.anchors
-        self.primary = next(iter(parameter_names(chain.owner)), None)  # the argument that holds the latents: the first
-        # Whether a step's calls are branches by their order, or all alike; None: recognised by their arguments.
+        self.latents_name = next(iter(parameter_names(chain.owner)), None)  # the first one
+        # True: a step's calls are branches by their order; False: one branch; None: recognised by their arguments.
         self.separate_cfg = chain.separate_cfg
-        self.peers: Sequence[CallDecider] = ()  # those of the handle, this one included
-        self.on_anchor: Callable[[Call, Sequence[Tensor]], None] | None = None  # is shown every residual
+        self.deciders_of_handle: Sequence[CallDecider] = ()  # this one included
+        self.on_anchor: Callable[[Call, Sequence[Tensor]], None] | None = None  # called with every new residual
         self.on_run_end: Callable[[RunEnd], tuple[str, str] | None] | None = None  # returns topic and text of a warning
         self._model, self._integrations = chain.owner, integrations
         self._weights = WeightsVersion(chain.owner, integrations.adapters())
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()  # of the dictionary; a run is its session's own
+        self._lock = threading.Lock()  # guards the dictionary; a run belongs to its session
         self._warned: set[str] = set()
 
     # -- before the range --------------------------------------------------------------------------------------
 
     def decide(self, arguments: Mapping[str, Any] | None, seen: bool, capture: bool) -> Call:
-        """Decide a call that is about to begin, as far as that can be done before its first block.
+        """Decide a call before its first block runs, or leave it UNDECIDED for :meth:`judge`.
 
         Args:
-            arguments: of the transformer, by name.
-            seen: whether the transformer itself was seen called.
-            capture: take the residual of every computed call, not only where it can be reused.
+            arguments: the transformer's arguments, by name.
+            seen: whether the transformer itself was called, not only its blocks.
+            capture: whether to take the residual of every computed call, even one that will never be reused.
 
         Raises:
             InvalidSetting: the sampling step cannot be read.
         """
         arguments = arguments or {}
-        given = CallArguments(arguments, self.primary)
+        given = CallArguments(arguments, self.latents_name)
         session, scope = current_context()
         run, tick = self._locate(session, scope, arguments)
         number = self._number_of(run, tick, given)
@@ -103,21 +103,21 @@ class CallDecider:
         branch = run.branches.get(number)
         if branch is None:
             branch = run.branches[number] = self._new_branch(run, number)
-        elif branch.interrupted:  # nothing of the call that was cut short is to be reused
+        elif branch.interrupted:  # an exception ended its last call: keep nothing of it
             branch.clear()
         branch.latents, branch.conditioning, branch.called = given.latents, given.conditioning, tick.step
-        run.in_flight = True  # already: an exception may end the call while it is decided
+        run.in_flight = True  # set before the decision, which may raise
         run.used.append(number)
         calls = len(run.used)
         run.most = max(run.most, calls)
         run.history.branches = max(run.before[0], calls)
-        call = self._begin(run, tick, branch, given, capture)
+        call = self._ask_policy(run, tick, branch, given, capture)
         call.session, call.step_source = weakref.ref(session), session.step_source
         run.in_flight = seen
         return call
 
-    def inert(self) -> Call:
-        """Return a plain call, for one with gradients: trained models are not cached."""
+    def plain_call_with_gradients(self) -> Call:
+        """Return a plain call for a forward with gradients, which is never cached."""
         self.log.record(None, 0, 0, COMPUTE[Reason.GRADIENTS])
         self.warn("gradients", wording.gradients_are_enabled(self.name))
         return Call()
@@ -129,19 +129,23 @@ class CallDecider:
         )
 
     def _number_of(self, run: Run, tick: Tick, given: CallArguments) -> int | None:
-        """Return the number of the branch that a call belongs to; ``None``: it is the first of another run."""
+        """Return the number of a call's branch, or ``None`` if the call is the first of another run."""
         if tick.branch is not None:
             return tick.branch
         if self.separate_cfg is not None:
             return len(run.used) if self.separate_cfg else 0
-        if not run.used and (first := run.branches.get(0)) is not None:  # by far the most calls
+        if not run.used and (first := run.branches.get(0)) is not None:  # the common case, for speed
             before, now = first.conditioning, given.conditioning
             if [*before] == [*now] and all(map(is_, before.values(), now.values())):
                 run.constant.update(now)
                 return 0
         return choose_branch(run, given.latents, given.conditioning)
 
-    def _begin(self, run: Run, tick: Tick, branch: Branch, given: CallArguments, capture: bool) -> Call:
+    def _ask_policy(self, run: Run, tick: Tick, branch: Branch, given: CallArguments, capture: bool) -> Call:
+        """Create the call of a branch and ask the policy.
+
+        Without an answer the call stays UNDECIDED. So it does with a process group, where the ranks have to agree.
+        """
         policy = run.policy
         assert policy is not None
         step = tick.step
@@ -161,8 +165,8 @@ class CallDecider:
             run=run,
         )
         decision: Decision | None
-        asks = self.consensus is not None and policy.metric is not None
-        if run.scheduler_is_shared and not asks:
+        needs_consensus = self.consensus is not None and policy.metric is not None
+        if run.scheduler_is_shared and not needs_consensus:
             decision = COMPUTE[Reason.SHARED_SCHEDULER]
         elif run.ranks_diverged:
             decision = COMPUTE[Reason.RANKS_DIFFER]
@@ -173,7 +177,7 @@ class CallDecider:
         if decision is None or decision.reuse:
             reason = self._why_unusable(run, branch, signature)
             decision = decision if reason is None else COMPUTE[reason]
-            if decision is None or asks:  # whatever it is here, the other ranks may be of another opinion
+            if decision is None or needs_consensus:  # whatever it is here, the other ranks may be of another opinion
                 call.decision, call.mode = decision, UNDECIDED
                 return call
         self._record(call, run, branch, decision)
@@ -190,7 +194,7 @@ class CallDecider:
         return Moment(tick.step, float(tick.step), "step")
 
     def _why_unusable(self, run: Run, branch: Branch, signature: Signature) -> Reason | None:
-        """Return why there is nothing that can be reused, if so."""
+        """Return the reason that no residual can be reused, or ``None`` if one can."""
         if run.scheduler_is_shared:
             return Reason.SHARED_SCHEDULER
         if not branch.anchors:
@@ -203,7 +207,7 @@ class CallDecider:
         return Reason.SWITCH if _tensor_forms(former) == _tensor_forms(signature) else Reason.SHAPE
 
     def _record(self, call: Call, run: Run, branch: Branch, decision: Decision) -> None:
-        """Write a decision down, and make the call ready for it."""
+        """Log a decision and set the call's mode and tensors accordingly."""
         assert run.policy is not None
         if not run.policy.separate_branches and run.shared is None:
             own = isinstance(decision.reason, Reason) and decision.reason.is_own
@@ -218,15 +222,15 @@ class CallDecider:
             call.mode, call.range = CAPTURE, Capture()
         branch.interrupted = True
         fitting = [anchor for anchor in branch.anchors if anchor.signature == call.signature]
-        branch.anchors = fitting[: self._anchors - 1]  # freed before the new one is made
-        branch.weigh()
+        branch.anchors = fitting[: self._anchors - 1]  # free the oldest anchor before the new residual is allocated
+        branch.update_nbytes()
 
     def _predicted(self, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
-        """Return the residual of a reused step."""
+        """Return Δ̂, the residual that a reused step adds."""
         newest = branch.anchors[0]
         if self.predictor.takes_the_last and newest.is_as_taken:
             return newest.kept
-        fitting = [each for each in branch.anchors if each.signature == newest.signature]
+        fitting = [anchor for anchor in branch.anchors if anchor.signature == newest.signature]
         moments = [anchor.moment for anchor in fitting]
         weights = self.predictor.weights(moments, now)
         if weights is None:
@@ -240,7 +244,7 @@ class CallDecider:
     # -- at the first block ------------------------------------------------------------------------------------
 
     def judge(self, call: Call) -> None:
-        """Decide an undecided call by what its change metric sees at the range's first block."""
+        """Decide an undecided call by its change metric, at the range's first block."""
         run, branch = call.run, call.branch
         assert run is not None
         assert branch is not None
@@ -248,10 +252,10 @@ class CallDecider:
             self._record(call, run, branch, self._agreed(call, run, branch, self.consensus))
             return
         change = None if call.metric_inputs is None or branch.metric is None else branch.metric.look(call.metric_inputs)
-        if change is None:  # a rate takes two computed steps
+        if change is None:  # a rate needs two computed steps, so there is no value yet
             decision = COMPUTE[Reason.UNMEASURED]
         else:
-            value = float(change.item())  # the one wait for the device that a decision costs
+            value = float(change.item())  # waits for the device, the only time in a decision
             decision = self._judged(call, run, branch, value)
         self._record(call, run, branch, decision)
 
@@ -262,14 +266,14 @@ class CallDecider:
         return decision
 
     def _agreed(self, call: Call, run: Run, branch: Branch, consensus: RankConsensus) -> Decision:
-        """Decide a call with the other ranks: all of them reuse, or none does, each for its own reason."""
+        """Return a decision made with the other ranks: all of them reuse, or each computes for its own reason."""
         mine, sums = call.decision, None
         if mine is None:
             sums = (
                 None if call.metric_inputs is None or branch.metric is None else branch.metric.sums(call.metric_inputs)
             )
             mine = COMPUTE[Reason.UNMEASURED] if sums is None else None
-        place = next((place for place, peer in enumerate(self.peers) if peer is self), 0)
+        place = next((place for place, peer in enumerate(self.deciders_of_handle) if peer is self), 0)
         verdict: RankVerdict = consensus.ask(
             self.name,
             consensus.report(place, call.moment.step, run, branch.history, mine is None or mine.reuse, sums),
@@ -293,7 +297,7 @@ class CallDecider:
     # -- after the call ----------------------------------------------------------------------------------------
 
     def commit(self, call: Call) -> None:
-        """Commit a call that is over: note its decision, and keep its residual as the branch's newest anchor."""
+        """Commit a finished call: count its decision, and keep its residual as the branch's newest anchor."""
         branch, run = call.branch, call.run
         if branch is None or run is None:
             return
@@ -316,26 +320,26 @@ class CallDecider:
             captured, is_finite = call.range, decided is None or decided.reason is not Reason.NON_FINITE
             if captured is not None and captured.complete and captured.deltas and is_finite:
                 computed = self._keep(call, branch, captured)
-            else:  # older ones are not to be used as if they were this one
+            else:  # nothing was captured: an older residual must not pass for this step's
                 branch.clear()
         if branch.metric is not None and call.metric_inputs is not None:
             branch.metric.note(call.metric_inputs, computed)
         call.metric_inputs = None
-        if not reused or branch.metric is not None:  # else nothing was kept
-            branch.weigh()
+        if not reused or branch.metric is not None:  # otherwise the memory held is unchanged
+            branch.update_nbytes()
             self.log.hold(self.bytes_held(), run.number, branch.history.number, branch.nbytes)
         self._show_progress(run)
         if run.is_last_step and not run.finished and len(run.used) >= max(run.before):
             self._finish(run)
 
     def time(self, call: Call, mark: Callable[[], Any]) -> None:
-        """Note how long a call took, in which the transformer was seen called."""
+        """Log the times of a call that began at the transformer, not only at its blocks."""
         if call.run is not None and call.marks:
             self.log.time_call(call.run.number, call.mode is REUSE, [*call.marks, mark()])
             call.marks = None
 
     def _keep(self, call: Call, branch: Branch, captured: Capture) -> Sequence[Tensor]:
-        """Keep a residual as the branch's newest anchor; return what a change metric notes of the call."""
+        """Keep a residual as the branch's newest anchor; return the outputs, or else Δ, for the change metric."""
         deltas, captured.deltas = captured.deltas, ()
         if self.on_anchor is not None:
             self.on_anchor(call, deltas)
@@ -353,22 +357,27 @@ class CallDecider:
     # -- runs --------------------------------------------------------------------------------------------------
 
     def bytes_held(self) -> int:
-        """Return the memory of all that is kept now."""
+        """Return the memory that all runs hold now, in bytes."""
         with self._lock:
             runs = list(self._runs.values())
         return sum([run.nbytes for run in runs])
 
     def forget(self) -> list[str]:
-        """Drop all runs and their residuals; return the warnings that are due."""
+        """Drop all runs and their residuals; return their pending warnings."""
         with self._lock:
             runs = list(self._runs.values())
             self._runs.clear()
-        return [message for run in runs for topic, message in self._warnings(run) if self._is_new(topic)]
+        return [message for run in runs for topic, message in self._warnings(run) if self._claim_topic(topic)]
 
     def _locate(
         self, session: Session, scope: Scope | None, arguments: Mapping[str, Any], another: bool = False
     ) -> tuple[Run, Tick]:
-        """Return the run that a call belongs to, and where in it; ``another``: it is known to be the first of a run."""
+        """Return the run and the tick of a call; start a new run if the call cannot continue the session's last one.
+
+        A new run starts where the session has none yet, an exception ended a call or scope, the schedule or step
+        breaks (:func:`_breaks`), a timestep goes back, the same prompt comes with other latents at one step, or a step
+        has too many calls. ``another`` forces one.
+        """
         run = self._runs.get(session)
         if run is None or another or run.in_flight or run.session_epoch != session.epoch:
             run = self._start(session, run)
@@ -387,22 +396,23 @@ class CallDecider:
         return run, tick
 
     def _enter_step(self, run: Run, step: int) -> None:
-        """Take note that a step begins, and free branches that are not called any more."""
+        """Begin a step of a run, and free branches that are no longer called."""
         assert run.policy is not None
         run.before = (len(run.used), run.before[0])
         run.step, run.used, run.shared = step, [], None
         run.is_last_step = run.schedule.steps is not None and step >= run.schedule.steps - 1
         run.steps += 1
-        if run.schedule.blocks != self.log.blocks:  # the first call of all has shown that some do not count
+        if run.schedule.blocks != self.log.blocks:  # updated by the first call
             run.schedule = replace(run.schedule, blocks=self.log.blocks, skipped=self.log.skippable)
         for branch in run.branches.values():
             idle = step - branch.called
             if idle > 1 and run.policy.outdated(step, branch.history, idle, self._anchors):
                 branch.free()
-        while len(run.branches) > MAX_BRANCHES:  # not the lowest number: one that was freed is given again
+        while len(run.branches) > MAX_BRANCHES:  # the longest idle: numbers are reused
             del run.branches[min(run.branches, key=lambda number: run.branches[number].called)]
 
     def _start(self, session: Session, ended: Run | None) -> Run:
+        """Start a run of a session, and emit the warnings of the run that it replaces."""
         run = Run(session.epoch, self.log.begin_run())
         with self._lock:
             self._runs[session] = run
@@ -413,21 +423,21 @@ class CallDecider:
         return run
 
     def _policy_for(self, run: Run, session: Session, tick: Tick) -> Policy:
-        """Note what is known of a run at its first call, and make the policy out for that."""
+        """Set a run's schedule at its first call, warn of what it rules out, and return the policy adapted to it."""
         wanted = self.predictor.needs_sigmas or self.policy.needs_sigmas
         run.epoch = tick.epoch
         sigmas = self.clock.sigmas(session, tick) if wanted else None
         run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
-        run.scheduler_is_shared = tick.source == "scheduler" and self._is_taken(run)
-        policy = self.policy.for_run(run.schedule)  # where this raises, the next call asks once more
-        if remark := policy.warning_at_start(run.schedule):
-            self.warn("remark", f"{self.name}: {remark}")
-        if remark := self.predictor.warning_at_start(run.schedule):
-            self.warn("unfitted", f"{self.name}: {remark}")  # as for the steps where that is found only then
-        for remark in self.alone():
-            warnings.warn(remark, UserWarning, stacklevel=2)
+        run.scheduler_is_shared = tick.source == "scheduler" and self._shares_scheduler(run)
+        policy = self.policy.for_run(run.schedule)  # if this raises, the next call retries
+        if warning := policy.warning_at_start(run.schedule):
+            self.warn("remark", f"{self.name}: {warning}")
+        if warning := self.predictor.warning_at_start(run.schedule):
+            self.warn("unfitted", f"{self.name}: {warning}")  # the topic of coefficients_are_missing: one of the two
+        for warning in self.rank_warnings():
+            warnings.warn(warning, UserWarning, stacklevel=2)
         single = tick.steps is not None and tick.steps - tick.step < 2
-        run.judged = self.on_anchor is not None or single  # to record is all that is wanted, or can be
+        run.judged = self.on_anchor is not None or single  # nothing is to be reused, so that is no warning
         if tick.steps is not None and not run.judged:
             message = wording.nothing_will_be_reused(self.name, policy, run.schedule, self.policy)
             if message is not None:
@@ -435,8 +445,8 @@ class CallDecider:
                 self.warn(f"useless in {tick.steps - tick.step}", message)
         return policy
 
-    def _is_taken(self, run: Run) -> bool:
-        """Return whether the schedule of a run is also that of another thread's or task's, which is not over."""
+    def _shares_scheduler(self, run: Run) -> bool:
+        """Return whether an unfinished run of another thread, task or request has the same schedule, and warn if so."""
         with self._lock:
             others = [other for other in self._runs.values() if other is not run]
         if not any(other.epoch is run.epoch and not other.finished for other in others):
@@ -445,7 +455,7 @@ class CallDecider:
         return True
 
     def _finish(self, run: Run) -> None:
-        """Conclude a run whose last call is over, as far as is known."""
+        """Finish a run after what is known to be its last call: emit its warnings, and free its residuals."""
         run.finished = True
         self.log.end_run(run.number)
         self._warn_of(run, over=True)
@@ -453,12 +463,12 @@ class CallDecider:
         self._warn_of_missed_target(run, session)
         if self.config.free_at_end:
             run.clear()
-        for peer in self.peers:
+        for peer in self.deciders_of_handle:
             if peer is not self:
                 peer.release(session, run)
 
     def release(self, session: Session, ended: Run) -> None:
-        """Free a run that another transformer has taken over from this one, and brought to its end."""
+        """Finish a run whose later steps another transformer of the handle took over and completed."""
         run = self._runs.get(session)
         if run is not None and run.epoch is ended.epoch and run.step is not None and run.step < ended.schedule.first:
             run.finished = True
@@ -469,68 +479,70 @@ class CallDecider:
     # -- warnings ----------------------------------------------------------------------------------------------
 
     def warn(self, topic: str, message: str) -> None:
-        """Warn, once per topic."""
-        if self._is_new(topic):
+        """Warn once per topic."""
+        if self._claim_topic(topic):
             warnings.warn(message, UserWarning, stacklevel=2)
 
-    def alone(self) -> list[str]:
-        """Return a warning, once, where ranks run the model together and each would decide by itself."""
+    def rank_warnings(self) -> list[str]:
+        """Return a warning, once, if ranks share the model but each decides alone."""
         if self.consensus is not None or self.policy.metric is None or "alone" in self._warned:
             return []
         how = self._integrations.ranks_sharing(self._model)
-        if how is None or not self._is_new("alone"):
+        if how is None or not self._claim_topic("alone"):
             return []
         return [wording.ranks_decide_alone(self.name, how, self.policy)]
 
-    def _is_new(self, topic: str) -> bool:
+    def _claim_topic(self, topic: str) -> bool:
+        """Return whether a topic has not been warned of yet, and mark it as warned of."""
         new = topic not in self._warned
         self._warned.add(topic)
         return new
 
     def _warn_of(self, run: Run, over: bool = False) -> None:
+        """Emit the warnings of an ended run; ``over``: it is known to have ended, not only replaced or dropped."""
         for topic, message in self._warnings(run, over):
             self.warn(topic, message)
 
     def _warnings(self, run: Run, over: bool = False) -> list[tuple[str, str]]:
-        """Return topics and texts of the warnings that a run which has ended is worth."""
+        """Return the topic and text of each warning due for an ended run."""
         cut_short = run.in_flight or (run.schedule.steps is not None and not run.is_last_step and not run.finished)
-        if run.scheduler_is_shared or cut_short:  # the former has been warned of
+        if run.scheduler_is_shared or cut_short:  # a shared scheduler has a warning of its own
             return []
-        worth: list[tuple[str, str]] = []
+        due: list[tuple[str, str]] = []
         if not run.judged and (nothing := self._nothing_was_reused(run)):
             run.judged = True
-            worth.append((f"useless in {run.steps}", nothing))
+            due.append((f"useless in {run.steps}", nothing))
         if self.on_run_end is not None:
             warning = self.on_run_end(RunEnd(self.name, run.steps, run.most, run.schedule.steps, over))
             if warning is not None:
-                worth.append(warning)
-        return worth
+                due.append(warning)
+        return due
 
     def _nothing_was_reused(self, run: Run) -> str | None:
         return wording.nothing_was_reused(self.name, run.steps, self.log.counts_of(run.number), self.policy)
 
     def _warn_of_missed_target(self, run: Run, session: Session) -> None:
-        """Compare a run with what was wanted of it; with what others of the handle have done in it."""
+        """Warn if a run missed its policy's target speed-up, over all transformers that took part in the run."""
         assert run.policy is not None
         if run.scheduler_is_shared:
             return
-        alike = [peer for peer in self.peers or (self,) if peer.policy == self.policy]
+        alike = [peer for peer in self.deciders_of_handle or (self,) if peer.policy == self.policy]
         runs = [(peer, peer._runs.get(session)) for peer in alike]
-        parts = [(peer, each.history) for peer, each in runs if each is not None and each.epoch is run.epoch]
+        parts = [(peer, other.history) for peer, other in runs if other is not None and other.epoch is run.epoch]
         parts = [(self, run.history), *(part for part in parts if part[0] is not self)]
         total = sum(history.calls * peer.log.blocks for peer, history in parts)
         skipped = sum(history.reused * peer.log.skippable for peer, history in parts)
-        if review := run.policy.warning_at_end(total / max(total - skipped, 1)):
-            self.warn("review", f"{self.name}: {review}")
+        if warning := run.policy.warning_at_end(total / max(total - skipped, 1)):
+            self.warn("review", f"{self.name}: {warning}")
 
 
 def _breaks(run: Run, tick: Tick) -> bool:
-    """Return whether a call cannot go on with a run: another schedule, a step back, or steps left out."""
+    """Return whether a call cannot continue a run: its schedule is another, or its step goes back or skips some."""
     if tick.epoch is not None and run.epoch is not None and tick.epoch is not run.epoch:
         return True
     return run.step is not None and not 0 <= tick.step - run.step <= 1
 
 
 def _tensor_forms(signature: Signature) -> list[tuple[Any, ...]]:
-    """Return the part of a signature that is about tensors."""
+    """Return the entries of a signature that describe tensors."""
     return [entry for entry in signature if len(entry) > 2]

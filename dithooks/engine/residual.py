@@ -1,4 +1,4 @@
-"""The effect of a range: take Δ = h_out − h_in where it is computed, apply h_in + Δ̂ where it is reused."""
+"""The residual of a range: take Δ = h_out − h_in on a computed step, return h_in + Δ̂ on a reused one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .call import Capture
 def capture_input(
     capture: Capture, wiring: Wiring | None, first: ObservedBlock, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
-    """Keep −h_in, by value, as the first block is about to run; return whether that could be done."""
+    """Store −h_in, copied, before the first block runs; return whether every stream was a tensor."""
     if wiring is not None:
         io = wiring.block_ios[0]
         streams = [io.read(name, args, kwargs) for name in wiring.entry]
-        if not all(isinstance(stream, Tensor) for stream in streams):  # one that this call does without
+        if not all(isinstance(stream, Tensor) for stream in streams):  # this call leaves a stream out
             return False
         capture.entry = [torch.neg(stream) for stream in streams]
-    else:  # which of them are streams shows when the transformer returns
+    else:  # take all: which arguments are streams is known when the transformer returns
         tensors = {n: value for n, value in first.reader.arguments(args, kwargs).items() if isinstance(value, Tensor)}
         capture.entry = {name: torch.neg(value) for name, value in tensors.items() if value.is_floating_point()}
     return True
@@ -33,7 +33,7 @@ def capture_input(
 def capture_output(
     capture: Capture, wiring: Wiring | None, last: ObservedBlock, output: Any, with_output: bool = False
 ) -> None:
-    """Take Δ as the last block has run; ``with_output``: keep h_out of the streams that are measured, too."""
+    """Take Δ after the last block has run; ``with_output``: also copy h_out of the measured streams."""
     capture.complete = True
     values = last.reader.take(output)[1]
     if isinstance(capture.entry, list):
@@ -46,7 +46,7 @@ def capture_output(
 
 
 def finish_capture(capture: Capture, wiring: Wiring, with_output: bool = False) -> None:
-    """Take Δ of what was captured before the wiring was known."""
+    """Take Δ of a call that was captured before the wiring was known."""
     named, capture.entry = capture.entry, None
     if not isinstance(named, dict) or not capture.exit or not set(wiring.entry) <= set(named):
         return
@@ -56,42 +56,42 @@ def finish_capture(capture: Capture, wiring: Wiring, with_output: bool = False) 
 
 
 def metric_inputs(wiring: Wiring, read: Callable[[str], Any]) -> tuple[Tensor, ...] | None:
-    """Return what a change metric looks at of what enters the first block; ``read`` gives a stream by its name."""
+    """Return the first block's measured streams, if all are tensors; ``read`` returns a stream by its name."""
     streams = tuple(read(wiring.entry[number]) for number in wiring.measured)
-    return streams if all(isinstance(each, Tensor) for each in streams) else None
+    return streams if all(isinstance(stream, Tensor) for stream in streams) else None
 
 
-def effect(capture: Capture, wiring: Wiring) -> tuple[Tensor, ...] | None:
-    """Return Δ of the outputs that hold the streams that are measured."""
+def measured_deltas(capture: Capture, wiring: Wiring) -> tuple[Tensor, ...] | None:
+    """Return Δ of the outputs that hold the measured streams, or ``None`` if none was taken."""
     positions = [position for position, bridge in enumerate(wiring.leave) if bridge is not None]
     if len(capture.deltas) != len(positions):
         return None
     return tuple(capture.deltas[positions.index(carrier)] for carrier in wiring.measured_outputs)
 
 
-def copied(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-    """Return the same in memory of its own."""
-    return None if tensors is None else tuple(each.clone() for each in tensors)
+def clones(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    """Return a copy of each tensor."""
+    return None if tensors is None else tuple(tensor.clone() for tensor in tensors)
 
 
 def take_residual(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Return Δ of each output of a range, made in the place of the streams that entered, where that is possible.
+    """Return Δ of each output, computed in the memory of −h_in where possible.
 
     Args:
-        wiring: of the range.
-        entry: −h_in of each stream, kept by value; used up.
-        values: what its last block returned, by position.
+        wiring: the wiring of the range.
+        entry: copies of −h_in, one for each stream; overwritten.
+        values: the outputs of the last block, by position.
 
     Returns:
-        One residual for each output that is a tensor; none at all where the range changed a stream's form in this
-        call, so that nothing could be added back.
+        One residual for each output that is a tensor; an empty tuple if the range changed the form of a stream in this
+        call, so that no residual could be added to it.
     """
     deltas: list[Tensor] = []
     if len(values) != len(wiring.leave) or not entry:
         return ()
     for bridge, value in zip(wiring.leave, values, strict=True):
         if bridge is None:
-            if value is not None:  # not returned when the wiring was seen
+            if value is not None:  # an output that the wiring does not have
                 return ()
             continue
         before = build(bridge, entry, value.shape) if isinstance(value, Tensor) else None
@@ -103,12 +103,12 @@ def take_residual(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]
 
 
 def apply_residual(wiring: Wiring, streams: Sequence[Any], deltas: Sequence[Tensor]) -> list[Tensor] | None:
-    """Return h_in + Δ̂ for each output of a range; ``None`` if the residuals do not fit what enters it.
+    """Return h_in + Δ̂ for each output, or ``None`` if a residual does not fit.
 
     Args:
-        wiring: of the range.
-        streams: what enters it.
-        deltas: a residual for each output that is a tensor.
+        wiring: the wiring of the range.
+        streams: h_in of each stream.
+        deltas: Δ̂ of each output that is a tensor.
     """
     if len(streams) != len(wiring.entry) or len(wiring.outputs) != len(deltas):
         return None
@@ -129,6 +129,6 @@ def _fits(one: Tensor, other: Tensor) -> bool:
 
 
 def _measured(wiring: Wiring, values: Sequence[Any]) -> tuple[Tensor, ...] | None:
-    """Return a copy of the outputs that hold the streams that are measured."""
-    found = tuple(values[carrier] for carrier in wiring.measured_outputs if carrier < len(values))
-    return tuple(value.clone() for value in found) if all(isinstance(value, Tensor) for value in found) else None
+    """Return a copy of the outputs that hold the measured streams."""
+    outputs = tuple(values[carrier] for carrier in wiring.measured_outputs if carrier < len(values))
+    return tuple(output.clone() for output in outputs) if all(isinstance(o, Tensor) for o in outputs) else None

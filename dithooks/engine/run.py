@@ -1,4 +1,4 @@
-"""What is remembered between calls: per sampling run and branch, the residuals last computed."""
+"""The state kept between calls: sampling runs, their branches, and the residuals of each."""
 
 from __future__ import annotations
 
@@ -16,70 +16,71 @@ from .protocols import PipelineBar
 
 @dataclass(eq=False)
 class Branch:
-    """One of the calls that every step makes (conditional, unconditional, …)."""
+    """One of the calls that every step makes (conditional, unconditional, …), followed through a run."""
 
     history: BranchHistory
     metric: ChangeMetric | None = None
-    anchors: list[Anchor] = field(default_factory=list)  # the newest first
-    called: int = 0  # step of its last call
-    interrupted: bool = False  # a computed call has begun, and not ended
-    latents: dict[str, Tensor] = field(default_factory=dict)  # what it was given last, to tell it from the others
-    conditioning: dict[str, Tensor] = field(default_factory=dict)
-    nbytes: int = 0  # memory of all that is kept for the branch
+    anchors: list[Anchor] = field(default_factory=list)  # newest first
+    called: int = 0  # step of the last call
+    interrupted: bool = False  # a computed call began and has not ended
+    latents: dict[str, Tensor] = field(default_factory=dict)  # of its last call, to recognise the branch by
+    conditioning: dict[str, Tensor] = field(default_factory=dict)  # of its last call, likewise
+    nbytes: int = 0  # memory held, in bytes
 
     def free(self) -> None:
-        """Keep nothing for the branch."""
+        """Drop all tensors of the branch's residuals and metric."""
         self.anchors, self.nbytes = [], 0
         if self.metric is not None:
             self.metric.clear()
 
-    def weigh(self) -> None:
-        """Note how much memory is kept, after a change of it."""
+    def update_nbytes(self) -> None:
+        """Update ``nbytes`` after a change of the tensors held."""
         kept = sum([anchor.nbytes for anchor in self.anchors])
         self.nbytes = kept + (0 if self.metric is None else self.metric.nbytes)
 
     def clear(self) -> None:
-        """Make the branch as if it had never been computed."""
+        """Reset the branch to one that has never been computed."""
         self.free()
         self.history.refreshed, self.interrupted = None, False
 
 
 @dataclass(eq=False)
 class Run:
-    """One sampling run of one session: starts when the step goes back, ends when the next one starts."""
+    """One sampling run of one session; ends when a call does not continue it (see ``CallDecider._locate``)."""
 
     session_epoch: int
     number: int = 0
-    policy: Policy | None = None  # made out for the run
+    policy: Policy | None = None  # adapted to the run
     history: RunHistory = field(default_factory=RunHistory)
     schedule: Schedule = field(default_factory=Schedule)
-    epoch: object | None = None
-    step: int | None = None
+    epoch: object | None = None  # the scheduler's timesteps: other ones belong to another run
+    step: int | None = None  # of the last call
     is_last_step: bool = False  # as far as is known
     used: list[int] = field(default_factory=list)  # branches already called at this step
-    most: int = 0  # calls that a step made, at most
-    before: tuple[int, int] = (0, 0)  # calls of each of the two steps before
+    most: int = 0  # the most calls that one step made
+    before: tuple[int, int] = (0, 0)  # number of calls at each of the two previous steps, the last one first
     branches: dict[int, Branch] = field(default_factory=dict)
-    shared: Decision | None = None  # of this step, where its branches share one
-    constant: set[str] = field(default_factory=set)  # conditioning that was seen to stay from one step to another
-    unstable_conditioning: dict[str, set[int]] = field(default_factory=dict)  # … that was like nothing before, by step
-    timesteps: list[float] = field(default_factory=list)  # distinct values so far, where they tell the step
-    in_flight: bool = False  # a call of the transformer was entered and not left: an exception ended it
-    steps: int = 0
-    watched: bool = False  # the model was walked through for layers whose weights are to be watched
-    judged: bool = False  # its warnings were given
-    finished: bool = False  # its last call is over
+    shared: Decision | None = None  # this step's, if its branches share one
+    constant: set[str] = field(default_factory=set)  # conditioning seen unchanged from one step to the next
+    # Conditioning that matched no branch, with the steps where that was so: at two or more, it is not compared.
+    unstable_conditioning: dict[str, set[int]] = field(default_factory=dict)
+    timesteps: list[float] = field(default_factory=list)  # distinct values so far, if the step is read from them
+    in_flight: bool = False  # a call of the transformer is under way; at the next call: an exception ended it
+    steps: int = 0  # begun so far
+    watched: bool = False  # the model was searched for layers whose weights may change
+    judged: bool = False  # its warning that nothing is reused was given or is not due
+    finished: bool = False  # its last call has ended
     bar: PipelineBar | None = None  # progress bar of the pipeline
-    scheduler_is_shared: bool = False  # the scheduler that tells its steps tells those of another session's run
-    ranks_diverged: bool = False  # ranks that decide as one have computed different calls: none reuses any more
+    scheduler_is_shared: bool = False  # its scheduler counts the steps of another session's run, too
+    ranks_diverged: bool = False  # the ranks' calls differ: none reuses for the rest of the run
 
     @property
     def nbytes(self) -> int:
-        """Memory of all that is kept for the run."""
+        """Return the memory that the run holds, in bytes."""
         return sum([branch.nbytes for branch in list(self.branches.values())])
 
     def clear(self) -> None:
-        """Keep nothing for the run, nor what its calls were given; a run of one step needs that to tell the next."""
+        """Drop all tensors of the run; a run of one step keeps its calls' arguments, to recognise the next run."""
         for branch in self.branches.values():
             branch.free()
             if self.schedule.steps != 1:
@@ -87,14 +88,14 @@ class Run:
 
 
 class RunEnd(NamedTuple):
-    """What a run was, at its end; of one that was not cut short.
+    """Summary of a run that was not cut short.
 
     Args:
-        name: of the transformer.
-        steps: steps that the run made.
-        most_calls: the most calls that one of its steps made.
-        scheduled: steps of the whole schedule; ``None`` where the schedule is not known.
-        is_over: whether the run is known to have ended; else it is dropped, and nothing shows whether it would go on.
+        name: the name of the transformer.
+        steps: the number of steps made.
+        most_calls: the most calls that one step made.
+        scheduled: the number of steps of the schedule; ``None`` if unknown.
+        is_over: whether the run is known to have ended; otherwise it was dropped and might have gone on.
     """
 
     name: str

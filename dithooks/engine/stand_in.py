@@ -1,8 +1,8 @@
 """A stand-in for a block: runs the original on a computed step and short-circuits it on a reused one.
 
-Seen from outside it is the block. It shares the original's instance dictionary, so every attribute, parameter, buffer,
-child and hook registry is one and the same, read, written or deleted through either; its class is made on the spot, a
-subclass of the block's own with the same name. Only calling it is different.
+To other code a stand-in looks like its block. It shares the original's instance dictionary, so that attributes,
+parameters, buffers, children and hooks are the same ones, read, written or deleted through either. Its class is created
+for it: a subclass of the block's class, with the same name. Only the call differs.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class _Forward:
         if block is None:
             return self.function
         wrapped: Callable[..., Any] | None = vars(block).get("forward")
-        if wrapped is not None:  # others wrapped the original: to them it must look as they left it
+        if wrapped is not None:  # another library wrapped the original: show its wrapper
             return wrapped
         return block._dithooks.override or types.MethodType(self.function, block)
 
     def __set__(self, block: SkipBlock, value: Callable[..., Any]) -> None:
-        block._dithooks.state = None  # what is put over it is to be called
+        block._dithooks.state = None  # no shortcuts: the wrapper has to be called
         if "forward" in vars(block):
             vars(block)["forward"] = value
         elif isinstance(value, types.MethodType) and value.__self__ is block and value.__func__ is self.function:
-            block._dithooks.override = None  # what was put over it is taken off again
+            block._dithooks.override = None  # the wrapper is removed again
         else:
             block._dithooks.override = value
 
@@ -55,26 +55,26 @@ class _Forward:
 
 
 def _no_shortcut(_: object) -> Any:
-    """Refuse to pass on: what this block takes and returns has to be looked at."""
+    """Raise LookupError, so that the stand-in asks the cache instead."""
     raise LookupError
 
 
 class _StandInState:
-    """What a stand-in has of its own."""
+    """The stand-in's own attributes, apart from the dictionary it shares with the block."""
 
-    __slots__ = ("by_name", "by_place", "cache", "hooked", "offset", "original", "override", "state")
+    __slots__ = ("by_name", "by_place", "cache", "is_end", "offset", "original", "override", "state")
 
-    def __init__(self, original: nn.Module, offset: int, hooked: bool) -> None:
-        self.original, self.offset, self.hooked = original, offset, hooked
-        self.cache: RangeCache | None = None  # None: inert, an ordinary way to call the original
-        self.state: CallState | None = None  # of the cache, by thread; None at the range's ends, which always ask it
-        self.override: Callable[..., Any] | None = None
-        # What a block inside the range passes on, out of its arguments by name or by place.
+    def __init__(self, original: nn.Module, offset: int, is_end: bool) -> None:
+        self.original, self.offset, self.is_end = original, offset, is_end
+        self.cache: RangeCache | None = None  # None: inert, calls the original
+        self.state: CallState | None = None  # the cache's; None if the stand-in always asks the cache
+        self.override: Callable[..., Any] | None = None  # a forward that another library has assigned
+        # They pick the block's outputs from its keyword or positional arguments.
         self.by_name: Callable[[Any], Any] = _no_shortcut
         self.by_place: Callable[[Any], Any] = _no_shortcut
 
-    def shortcut(self, io: BlockIO | None) -> None:
-        """Let the block's streams be passed on in one step, in C, where an output is just some of the arguments."""
+    def set_shortcut(self, io: BlockIO | None) -> None:
+        """Set how to return the block's streams directly from its arguments, if its outputs are plain arguments."""
         self.by_name = self.by_place = _no_shortcut
         if io is None or not io.slots:
             return
@@ -90,25 +90,25 @@ class SkipBlock:
     _dithooks: _StandInState
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        shell = self._dithooks
-        state = shell.state  # once: another thread may retire the stand-in at any moment
+        own = self._dithooks
+        state = own.state  # read once: another thread may disengage the stand-in at any moment
         if state is not None:
             shortcut = state.shortcut
             if shortcut is SKIP:
                 try:
-                    return shell.by_place(args) if args else shell.by_name(kwargs)
-                except LookupError:  # an argument is left out, or some come by place and some by name
+                    return own.by_place(args) if args else own.by_name(kwargs)
+                except LookupError:  # an argument is missing, or some are positional and some keywords
                     pass
             elif shortcut is RUN:
-                return shell.original(*args, **kwargs)
-        return call_stand_in(shell, args, kwargs) if shell.override is None else shell.override(*args, **kwargs)
+                return own.original(*args, **kwargs)
+        return call_stand_in(own, args, kwargs) if own.override is None else own.override(*args, **kwargs)
 
     def __init_subclass__(cls, **_: Any) -> None:
-        """Stop here: a block class that registers its subclasses is not to learn of ours."""
+        """Skip the block class's own hook, which may register its subclasses: stand-in classes must not be."""
 
     @property
     def __class__(self) -> type:
-        """The block's class, also to who changes it (parametrizations, sharding): the change is the block's own."""
+        """The block's class; setting it (parametrizations, sharding) changes the class of the block itself."""
         return type(self._dithooks.original)
 
     @__class__.setter
@@ -116,18 +116,18 @@ class SkipBlock:
         object.__setattr__(self._dithooks.original, "__class__", value)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._dithooks.original, name)  # what a class put on the block since has
+        return getattr(self._dithooks.original, name)  # the block's class may have changed since, and have more
 
     def __eq__(self, other: object) -> bool:
-        """Equal to its block: who keeps something for a module by it (FSDP, its state) finds it by either."""
-        mine = self._dithooks.original
-        return other is mine or (isinstance(other, SkipBlock) and other._dithooks.original is mine)
+        """Equal the block it stands for, so that state keyed by a module (FSDP's) is found by either."""
+        block = self._dithooks.original
+        return other is block or (isinstance(other, SkipBlock) and other._dithooks.original is block)
 
     def __hash__(self) -> int:
         return hash(self._dithooks.original)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the original: the short-circuit stays outside."""
+        """Compile the original, which leaves the stand-in outside of compiled code."""
         self._dithooks.original.compile(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -137,34 +137,34 @@ class SkipBlock:
         return self._dithooks.original.__reduce_ex__(protocol)
 
 
-def call_stand_in(shell: _StandInState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a stand-in: pass over the block, or run it."""
-    cache = shell.cache
+def call_stand_in(own: _StandInState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the output of a stand-in's call: ask the cache to pass over the block, else run the block."""
+    cache = own.cache
     if cache is not None:
-        output = cache.pass_over(shell.offset, args, kwargs)
+        output = cache.pass_over(own.offset, args, kwargs)
         if output is not NotImplemented:
             return output
-    # Compiled code does not look at hooks: two calls, so that a block that has ours is not taken for one that has none.
-    if shell.hooked:
-        return shell.original(*args, **kwargs)
-    return shell.original(*args, **kwargs)
+    # Compiled code does not check hooks: call hooked blocks from a line of their own, so that it compiles them apart.
+    if own.is_end:
+        return own.original(*args, **kwargs)
+    return own.original(*args, **kwargs)
 
 
 def stand_in(
-    original: nn.Module, offset: int, hooked: bool = False, classes: dict[type, type] | None = None
+    original: nn.Module, offset: int, is_end: bool = False, classes: dict[type, type] | None = None
 ) -> nn.Module:
-    """A :class:`SkipBlock` for one block, ready to be put into its list; inert until engaged.
+    """Return a :class:`SkipBlock` for one block, ready to be put into its list; inert until engaged.
 
     Args:
         original: the block.
-        offset: its place in the range.
-        hooked: whether it is one of the range's ends, which are given hooks.
-        classes: of stand-ins, by the class of a block: its own is taken from here, or put in.
+        offset: index of the block within the range.
+        is_end: whether the block is the first or last of the range, which are hooked.
+        classes: stand-in classes by block class, to reuse and to add to; ``None``: make a class for this stand-in.
 
     Raises:
-        TypeError: the block's class cannot be subclassed, or it is a scripted module.
+        WrongType: the block's class cannot be subclassed, or the block is a scripted module.
     """
-    cls = original.__class__  # of an inert stand-in, the block's own
+    cls = original.__class__  # not type(original), which for an inert stand-in is not the block's
     if isinstance(original, torch.jit.ScriptModule):
         raise WrongType(
             f"{original.original_name} is a scripted module, which takes no stand-in: cache before scripting"
@@ -185,11 +185,11 @@ def stand_in(
         if skip_class is None or not _untouched(skip_class, cls):
             bases = (SkipBlock, cls)
             skip_class = types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(namespace))
-        skip: Any = object.__new__(skip_class)  # a class's own may make another object: FSDP's makes an unsharded one
+        skip: Any = object.__new__(skip_class)  # not cls.__new__: FSDP's makes an unsharded object
         object.__setattr__(skip, "__dict__", original.__dict__)
     except Exception as error:
         raise WrongType(f"{cls.__name__} cannot be given a stand-in: {error}") from error
-    object.__setattr__(skip, "_dithooks", _StandInState(original, offset, hooked))
+    object.__setattr__(skip, "_dithooks", _StandInState(original, offset, is_end))
     if classes is not None:
         classes[cls] = skip_class
     module: nn.Module = skip
@@ -197,13 +197,13 @@ def stand_in(
 
 
 def _untouched(skip_class: type, cls: type[nn.Module]) -> bool:
-    """Whether neither a stand-in's class nor the block's was given another ``forward`` since the former was made."""
+    """Return whether a stand-in class and its block class still have the ``forward`` of when the former was made."""
     forward = vars(skip_class).get("forward")
     return isinstance(forward, _Forward) and vars(forward.function).get("__wrapped__") is cls.forward
 
 
 def classes_of(owner: nn.Module) -> dict[type, type]:
-    """Stand-ins' classes by those of the blocks: what :func:`outlive` keeps for a transformer, or else a new dict."""
+    """Return the stand-in classes kept for a transformer by :func:`outlive`, by block class; else a new dict."""
     for reference in weakref.getweakrefs(owner):
         end = reference.__callback__
         held = end.peek() if isinstance(end, weakref.finalize) else None
@@ -214,10 +214,10 @@ def classes_of(owner: nn.Module) -> dict[type, type]:
 
 
 def outlive(owner: nn.Module, classes: dict[type, type]) -> None:
-    """Keep classes for as long as a transformer lives, of which compiled code has met stand-ins.
+    """Keep stand-in classes alive as long as their transformer, so that compiled code recognises them.
 
-    Compiled code recognises a block by its class: with new classes at each attaching it would recompile each time,
-    until the compiler gives up.
+    Compiled code recognises a block by its class: new classes at each attaching would recompile it each time, until the
+    compiler gives up.
     """
     if classes_of(owner) is not classes:
         weakref.finalize(owner, _drop, classes).atexit = False
@@ -228,28 +228,28 @@ def _drop(classes: dict[type, type]) -> None:
 
 
 def engage(module: nn.Module, cache: RangeCache) -> None:
-    """Let a stand-in work for a range."""
+    """Connect a stand-in to a range's cache."""
     assert isinstance(module, SkipBlock)
-    shell = module._dithooks
-    shell.cache = cache
-    shell.state = None if shell.hooked or shell.override is not None else cache.state
+    own = module._dithooks
+    own.cache = cache
+    own.state = None if own.is_end or own.override is not None else cache.state
 
 
-def teach(module: nn.Module, io: BlockIO) -> None:
-    """Give a stand-in inside the range the streams of its block, once they are known."""
+def set_streams(module: nn.Module, io: BlockIO) -> None:
+    """Give a stand-in inside the range the streams of its block."""
     assert isinstance(module, SkipBlock)
-    module._dithooks.shortcut(io)
+    module._dithooks.set_shortcut(io)
 
 
 def is_engaged(module: object) -> bool:
-    """Return whether a list entry is a stand-in at work."""
+    """Return whether a module is a stand-in connected to a cache."""
     return isinstance(module, SkipBlock) and module._dithooks.cache is not None
 
 
-def retire(module: nn.Module) -> bool:
-    """Make a stand-in a plain way to its block, free of the cache; return whether others put something over it."""
+def disengage(module: nn.Module) -> bool:
+    """Disconnect a stand-in from the cache; return whether another library has wrapped it."""
     assert isinstance(module, SkipBlock)
-    shell = module._dithooks
-    shell.shortcut(None)
-    shell.cache = shell.state = None
-    return shell.override is not None
+    own = module._dithooks
+    own.set_shortcut(None)
+    own.cache = own.state = None
+    return own.override is not None

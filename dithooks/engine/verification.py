@@ -1,4 +1,4 @@
-"""Calls made again: to take the first residual for granted only where it has been seen to hold."""
+"""The test of a range's first residual, by repeating the call it was taken from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..blocks.block_io import BlockIO
 from ..blocks.wiring import Wiring
 from ..errors import WiringError
+from ..stats import warnings as wording
 from .active_calls import ActiveCalls, ThreadCalls
 from .block_range import BlockRange
 from .call import Call, Mode, Shortcut, Stage
@@ -22,7 +23,7 @@ from .replay import Replay, difference, finite, tolerance
 
 
 class CallHolder(Protocol):
-    """Holds the call under way in this thread, and the last one that is over."""
+    """Holder of the call under way in this thread, and of the last finished one."""
 
     call: Call | None
     latest: Call | None
@@ -31,7 +32,7 @@ class CallHolder(Protocol):
 
 
 class RepeatableCache(Protocol):
-    """What a range cache has to offer, so that its calls can be made again."""
+    """A range cache whose calls can be repeated."""
 
     decider: CallDecider
     block_range: BlockRange
@@ -48,22 +49,22 @@ class RepeatableCache(Protocol):
 
 
 class Verification:
-    """Tries out a residual by replays of a call of its transformer.
+    """Tester of a first residual: it repeats a call with the range skipped.
 
     Args:
-        cache: of the range.
+        cache: the cache of the range.
     """
 
     def __init__(self, cache: RepeatableCache) -> None:
         self.cache = cache
 
     def repeat(self, replay: Replay, call: Call, eager: bool = False) -> Any:
-        """The output of a call made again, as ``call``; other caches on the model do as they did in it."""
+        """Repeat a call as ``call`` and return its output; other caches on the model act as they did before."""
         cache = self.cache
         caches = [cache, *cache.others()]
         formers = [(each.state.call, each.state.shortcut) for each in caches]
         for other in caches[1:]:
-            other.state.call = _again(other)
+            other.state.call = _repeat_of(other)
         thread = cache.state.thread
         cache.state.call, call.stale = call, False
         calls, thread.calls = thread.calls, (*thread.calls, call)
@@ -76,29 +77,27 @@ class Verification:
                 each.state.call, each.state.shortcut = former, shortcut
             thread.calls = calls
 
-    def test(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
-        """On the call it was taken from, the residual has to give that call's output.
+    def check_residual(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
+        """Check that a residual reproduces the output of the call that it was taken from.
 
-        Returns whether that could be told: not where the output is not finite.
+        Returns:
+            Whether the residual was tested or cannot be; ``False`` if the output is not finite or the range changed
+            meanwhile, so that another call has to be tested.
 
         Raises:
-            WiringError: it does not; or what was recognised between the blocks is not what the model does there.
+            WiringError: the output differs, or the model does more between the blocks than was recognised.
         """
         cache, block_range = self.cache, self.cache.block_range
-        if not replay.safe:
-            cache.decider.warn(
-                "strange",
-                f"{cache.decider.name} is given {replay.unsafe_argument}: if blocks write into it (keys and "
-                "values, say), those of the range do not on reused steps; nor was the residual tested on its own call, "
-                "which would have to be made again",
-            )
+        argument = replay.unsafe_argument
+        if argument is not None:
+            cache.decider.warn("strange", wording.argument_may_be_written(cache.decider.name, argument))
             return True
         if not finite(output):
             return False
         allowed = tolerance(output, cache.decider.config.dtype)
         error = self._error(replay, deltas, output)
         if error is not None and not error <= allowed and cache.hands_on_results:
-            cache.hands_on_results = False  # the model writes into what it is handed, in a way that no version shows
+            cache.hands_on_results = False  # the model writes into the results in a way that no version shows
             error = self._error(replay, deltas, output)
         if error is None:
             return False
@@ -112,9 +111,9 @@ class Verification:
         assert block_range.wiring is not None
         if block_range.wiring.certain:
             return True
-        quiet = self._probed(replay, block_range.wiring, None)
+        quiet = self._run_probe(replay, block_range.wiring, None)
         for seed in range(4):
-            noisy = self._probed(replay, block_range.wiring, seed)
+            noisy = self._run_probe(replay, block_range.wiring, seed)
             if quiet is None or noisy is None:
                 return False
             for name, alike in zip(block_range.wiring.block_ios[-1].carries, likeness(quiet, noisy), strict=True):
@@ -130,7 +129,7 @@ class Verification:
         return True
 
     def _error(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> float | None:
-        """Return how far off a call comes out where the residual is reused in it; ``None``: the range has changed."""
+        """Return the error of the call's output if it reuses the residual; ``None`` if the range changed meanwhile."""
         trial = Call(mode=Mode.REUSE, deltas=deltas)
         try:
             error = difference(self.repeat(replay, trial), output)
@@ -138,10 +137,13 @@ class Verification:
             if not self.cache.hands_on_results:
                 raise
             error = inf
-        return None if trial.stale else error  # taken off, or moved, in the middle of it
+        return None if trial.stale else error
 
-    def _probed(self, replay: Replay, wiring: Wiring, seed: int | None) -> NoiseProbe | None:
-        """One passage, wholly made by the range as it is; ``None``: it was taken off, or moved, in the middle."""
+    def _run_probe(self, replay: Replay, wiring: Wiring, seed: int | None) -> NoiseProbe | None:
+        """Repeat the call with noise added at the range's start; ``None`` if the range changed meanwhile.
+
+        A ``seed`` of ``None`` adds no noise.
+        """
         probe = NoiseProbe(wiring, seed)
         trial = Call(mode=Mode.REUSE, probe=probe)
         self.repeat(replay, trial, eager=self.cache.is_compiled)
@@ -150,7 +152,7 @@ class Verification:
     def pass_through(
         self, call: Call, wiring: Wiring, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Return a block's output where the range is only passed through, to see how its streams are handed on."""
+        """Return a stand-in's output in a probing call, which hands the streams on as they are."""
         if offset == 0:
             args, kwargs = self.cache.integrations.range_arguments(args, kwargs)
         io, probe = wiring.block_ios[offset], call.probe
@@ -161,11 +163,11 @@ class Verification:
         if offset == len(wiring.block_ios) - 1:
             call.stage = Stage.AFTER
             probe.leave([None if name is None else io.read(name, args, kwargs) for name in io.carries])
-        return io.build(filled(io, values, {}), args, kwargs)
+        return io.build(fill_new_outputs(io, values, {}), args, kwargs)
 
 
-def filled(io: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Size]) -> list[Any]:
-    """What a block passes on, with zeros for outputs that carry on nothing, in the given shapes or as first seen."""
+def fill_new_outputs(io: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Size]) -> list[Any]:
+    """Return a block's outputs with zeros in those that hold no stream, of the given or else first observed shapes."""
     if not any(io.new_forms):
         return list(values)
     like = next(value for value in values if isinstance(value, Tensor))
@@ -175,8 +177,8 @@ def filled(io: BlockIO, values: Sequence[Any], shapes: Mapping[int, torch.Size])
     ]
 
 
-def _again(cache: RepeatableCache) -> Call | None:
-    """A cache's call under way, or else its last, to be made again: reused with the same residuals, or plain."""
+def _repeat_of(cache: RepeatableCache) -> Call | None:
+    """Return a call that repeats a cache's current or last one, if that reused; ``None``: repeat it as a plain one."""
     call = cache.state.call or cache.state.latest
     if call is None or call.mode is not Mode.REUSE or call.stale:
         return None

@@ -42,7 +42,7 @@ class Predictor(ABC):
         (0.5, 0.5)
     """
 
-    takes_the_last: ClassVar[bool] = False  # always, and as it is
+    takes_the_last: ClassVar[bool] = False  # whether it always returns the newest residual unchanged
 
     @property
     @abstractmethod

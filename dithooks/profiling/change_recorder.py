@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..engine.attachment import Attachment
 from ..engine.call import Call, Capture
-from ..engine.residual import effect
+from ..engine.residual import measured_deltas
 from ..errors import InvalidSetting
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
@@ -115,7 +115,7 @@ class ChangeRecorder:
         assert call.branch is not None
         seen = [_sampled(each) for each in call.metric_inputs or (torch.zeros(1, 1),)]
         wiring = self.attached.cache.block_range.wiring
-        main = (None if wiring is None else effect(Capture(deltas=tuple(deltas)), wiring)) or deltas
+        main = (None if wiring is None else measured_deltas(Capture(deltas=tuple(deltas)), wiring)) or deltas
         norm = torch.linalg.vector_norm(main[0], dtype=torch.float32)
         flat = [delta.reshape(1, -1, delta.shape[-1]) for delta in deltas]
         stride = -(-sum(delta.numel() for delta in deltas) // SAMPLE)

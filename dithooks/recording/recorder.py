@@ -109,7 +109,7 @@ class Recorder:
         with tap(blocks, self._enter, self._leave, self._begin, self._finish, model=self.chain.owner):
             try:
                 for index, (ref, block) in enumerate(refs):
-                    skip = stand_in(block, index, hooked=True)  # whose forward(), called by itself, calls hooks, too
+                    skip = stand_in(block, index, is_end=True)  # whose forward(), called by itself, calls hooks, too
                     behind[id(skip)] = block
                     ref.put(skip)
                 yield
@@ -321,7 +321,7 @@ class Recorder:
 
     def _count(self, arguments: Mapping[str, Any]) -> None:
         """Count the rows of a run's latents, and note their size."""
-        latents = arguments.get(self._decider.primary or "")
+        latents = arguments.get(self._decider.latents_name or "")
         if isinstance(latents, Tensor) and latents.dim() > 1:
             self.rows, self.size = self.rows + len(latents), tuple(latents.shape[1:])
 

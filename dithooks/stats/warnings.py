@@ -14,7 +14,7 @@ worded by                               when                                    
 :func:`ranks_have_diverged`             the ranks of a process group did different things    the engine
 :func:`coefficients_are_missing`        a predictor was not fitted for the computed steps    the engine
 :func:`argument_may_be_written`         a first residual cannot be tested                    the engine
-:func:`nothing_was_reused`              a run has ended, and nothing was reused              the engine
+:func:`nothing_was_reused`              a run has ended, and nothing was reused              the handle, the engine
 ======================================  ===================================================  ======================
 
 What depends on one class's settings is worded by that class, and emitted by the engine or the handle:
