@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import Net, Pipe, latents, prompt
 
-from dithooks import DitCacheConfig, EasyCache, Linear, Threshold, dit_cache, timestep_scope
+from dithooks import DitCacheConfig, EasyCache, Linear, Threshold, dit_cache, handle, timestep_scope
 from dithooks.blocks.stream_transforms import Stream
 from dithooks.engine import active_calls
 from dithooks.engine.active_calls import ActiveCalls
@@ -280,7 +280,7 @@ def test_an_error_after_attaching_takes_the_cache_off(monkeypatch):
         raise MemoryError
 
     net = Net()
-    monkeypatch.setattr("dithooks.handle._warn", fail)
+    monkeypatch.setattr(handle, "_warn", fail)
     with pytest.raises(MemoryError):
         dit_cache(net, DitCacheConfig(0, 2))
     assert handles_of(net) == []
