@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dithooks import CallRecord
-from dithooks.policies.history import Decision
+from dithooks.policies.history import BranchHistory, Decision, RunHistory
 from dithooks.stats import log as log_module
-from dithooks.stats.log import DecisionLog, RunCounts
+from dithooks.stats.log import DecisionLog, RunCounts, fold
 
 pytestmark = pytest.mark.core
 
@@ -100,6 +100,25 @@ def check(log, naive):
             assert kept == every
         assert len(kept) >= sum(call.run == run for call in calls[-CALLS:])
         assert log.counts_of(run) == counted(kept)
+
+
+def test_a_decision_adds_to_the_history_of_its_branch_and_run():
+    run = RunHistory()
+    first, second = BranchHistory(run=run), BranchHistory(run=run)
+    for branch in (first, second):
+        fold(branch, 0, Decision(False, "warm-up"))
+        branch.refreshed = 0
+    assert (run.calls, run.reused, run.step, run.called) == (2, 0, 0, 2)
+    fold(first, 1, Decision(True, "reuse", 0.25))
+    fold(second, 1, Decision(True, "reuse", 0.5))
+    fold(first, 2, Decision(True, "reuse", 1.0))
+    assert (run.calls, run.reused, run.step, run.called) == (5, 3, 2, 1)
+    assert (first.reused, first.streak, first.drift, first.rates[:]) == (2, 2, 1.25, [0.25, 0.5])
+    fold(first, 3, Decision(False, "non-finite", math.inf))
+    assert (first.computed, first.streak, first.drift, first.rates[:]) == (2, 0, 0.0, [0.25, 0.5])
+    first.refreshed = 3
+    fold(first, 3, Decision(False, "threshold", 2.0))  # the same step again: no time went by in which it changed
+    assert (first.rates[:], second.rates[:]) == ([0.25, 0.5], [0.5])
 
 
 @given(ACTIONS)
