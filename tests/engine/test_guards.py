@@ -312,6 +312,23 @@ def test_closing_expires_calls_and_waits_for_those_of_other_threads(monkeypatch)
     assert (own.stale, other.stale) == (False, True)
 
 
+def test_a_call_that_begins_while_the_cache_is_being_closed_is_stale(monkeypatch):
+    net = Net()
+    with dit_cache(net, DitCacheConfig(0, 2)) as cache, torch.no_grad():
+        flow = cache._attached[0].cache
+        decide = flow.decider.decide
+
+        def closing(*call):
+            flow.active_calls.close()  # by another thread, which cannot see this call yet
+            return decide(*call)
+
+        monkeypatch.setattr(flow.decider, "decide", closing)
+        begun = []
+        net.blocks[1].register_forward_pre_hook(lambda *_: begun.append(flow.state.call.stale))
+        net(latents(), torch.zeros(2))
+    assert begun == [True]
+
+
 def test_a_model_that_uses_one_percent_of_an_inner_block_is_refused():
     class Leaking(Net):
         def forward(self, hidden_states, timestep):
