@@ -32,7 +32,7 @@ from dithooks import (
     dit_cache,
     timestep_scope,
 )
-from dithooks.policies.history import BranchHistory, Decision, Schedule
+from dithooks.policies.history import Schedule
 
 pytestmark = pytest.mark.core
 
@@ -374,10 +374,3 @@ class TestWhatIsSaid:
                 with timestep_scope(step, steps=10):
                     x = x - 0.1 * net(x, torch.tensor(1 - step / 10))
             assert cache.stats.reused_calls == 5
-
-
-def test_rates_are_of_finite_changes_since_the_refresh():
-    branch = BranchHistory(refreshed=3)
-    for step, value in ((3, 0.1), (4, math.inf), (5, 0.1)):
-        branch.record(step, Decision(False, "threshold", value))
-    assert branch.rates == [0.05]
