@@ -329,6 +329,42 @@ def test_a_call_that_begins_while_the_cache_is_being_closed_is_stale(monkeypatch
     assert begun == [True]
 
 
+def test_a_residual_of_another_shape_is_freed_when_one_of_the_new_shape_is_taken():
+    net, x = Net(), latents()
+    with dit_cache(net, DitCacheConfig(0, 2, predictor=Linear())) as cache, torch.no_grad():
+        for step, tokens in ((0, 6), (1, 3)):
+            with timestep_scope(step):
+                net(x[:, :tokens], HALF)
+        assert [each.reason for each in cache.decisions] == ["refresh", "shape"]
+        half = cache.stats.bytes_held
+        with timestep_scope(2):
+            net(x[:, :3], HALF)
+        assert cache.stats.bytes_held == 2 * half > 0
+
+
+def test_a_line_keeps_two_residuals_and_no_third():
+    net, x, held = Net(), latents(), []
+    with dit_cache(net, DitCacheConfig(0, 2, predictor=Linear())) as cache, torch.no_grad():
+        for step in range(5):
+            with timestep_scope(step):
+                net(x, HALF)
+            held.append(cache.stats.bytes_held)
+    assert held[0] > 0
+    assert [each / held[0] for each in held] == [1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_a_residual_kept_in_another_dtype_is_added_in_that_of_the_model(dtype):
+    net, x, seen = Net().bfloat16(), latents().bfloat16(), []
+    net.blocks[-1].register_forward_hook(lambda *call: seen.append(call[-1].dtype))
+    with dit_cache(net, DitCacheConfig(0, 2, dtype=dtype)) as cache, torch.no_grad():
+        for step in range(2):
+            with timestep_scope(step):
+                assert net(x, HALF.bfloat16()).dtype == torch.bfloat16
+    assert cache.decisions[-1].reuse
+    assert set(seen) == {torch.bfloat16}
+
+
 def test_a_model_that_uses_one_percent_of_an_inner_block_is_refused():
     class Leaking(Net):
         def forward(self, hidden_states, timestep):
