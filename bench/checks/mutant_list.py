@@ -264,7 +264,12 @@ def _decider() -> list[Mutant]:
             "keep one anchor too many", CallDecider._record, "fitting[: self._anchors - 1]", "fitting[: self._anchors]"
         ),
         Mutant("reuse in the form that is kept", CallDecider._predicted, "newest.is_as_taken", "True"),
-        Mutant("let the last branch decide for all", CallDecider._judged, "run.shared or decision", "decision"),
+        Mutant(
+            "let the last branch decide for all",
+            CallDecider._record,
+            "not run.policy.separate_branches and run.shared is None",
+            "not run.policy.separate_branches",
+        ),
         Mutant("leave a finished call interrupted", CallDecider.commit, "branch.interrupted = False", "pass"),
         Mutant(
             "keep the residual of a non-finite change",

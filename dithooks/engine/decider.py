@@ -255,15 +255,10 @@ class CallDecider:
         if change is None:  # a rate needs two computed steps, so there is no value yet
             decision = COMPUTE[Reason.UNMEASURED]
         else:
+            assert run.policy is not None
             value = float(change.item())  # waits for the device, the only time in a decision
-            decision = self._judged(call, run, branch, value)
+            decision = run.policy.judge(call.moment.step, branch.history, run.schedule, value)
         self._record(call, run, branch, decision)
-
-    def _judged(self, call: Call, run: Run, branch: Branch, value: float) -> Decision:
-        assert run.policy is not None
-        decision = run.policy.judge(call.moment.step, branch.history, run.schedule, value)
-        run.shared = run.shared or decision
-        return decision
 
     def _agreed(self, call: Call, run: Run, branch: Branch, consensus: RankConsensus) -> Decision:
         """Return a decision made with the other ranks: all of them reuse, or each computes for its own reason."""
@@ -291,7 +286,8 @@ class CallDecider:
             return COMPUTE[Reason.ANOTHER_RANK]
         if mine is None:
             assert verdict.value is not None
-            mine = self._judged(call, run, branch, verdict.value)
+            assert run.policy is not None
+            mine = run.policy.judge(call.moment.step, branch.history, run.schedule, verdict.value)
         return mine
 
     # -- after the call ----------------------------------------------------------------------------------------
