@@ -188,6 +188,15 @@ class TestBranches:
             call(1, 1, x)
             assert [each.reason for each in cache.decisions][-2:] == [reason, "reuse"]
 
+    def test_the_first_branch_that_can_decides_for_all_that_follow(self):
+        net, x = Net(), latents()
+        with dit_cache(net, DitCacheConfig(policy=Threshold(0.1, 0, separate_branches=False))) as cache:
+            for step, inputs in enumerate([(x, x, x), (x, x[:, :4], -x)]):  # the third has changed, but is not asked
+                for branch, each in enumerate(inputs):
+                    with timestep_scope(step, branch=branch):
+                        net(each, HALF)
+            assert [each.reason for each in cache.decisions][-3:] == ["reuse", "shape", "reuse"]
+
     def test_one_branch_that_is_not_measured_keeps_no_other_from_it(self):
         net, x = Net(), latents()
         with dit_cache(net, DitCacheConfig(policy=EasyCache(9.0, 2, separate_branches=False))) as cache:
@@ -203,12 +212,13 @@ class TestBranches:
                 return hidden_states if short else super().forward(hidden_states, timestep)
 
         net, x = Short(), latents()
-        with dit_cache(net, DitCacheConfig(policy=Threshold(9.0, 0, separate_branches=False))) as cache:
-            for step, short in enumerate([(None, None), (0.5, None)]):  # a number, which is no switch
+        policy = Threshold(9.0, 0, separate_branches=False)
+        with dit_cache(net, DitCacheConfig(policy=policy, predictor=Linear())) as cache:
+            for step, short in enumerate([(None, None), (0.5, None), (None, None)]):  # a number, which is no switch
                 for branch in (0, 1):
                     with timestep_scope(step, branch=branch):
                         net(x, HALF, short=short[branch])
-            assert [each.reason for each in cache.decisions][-2:] == ["not reached", "reuse"]
+            assert [each.reason for each in cache.decisions][-4:] == ["not reached", "reuse", "no anchor", "reuse"]
 
 
 def test_a_call_cut_short_in_another_thread_leaves_nothing_to_reuse():
