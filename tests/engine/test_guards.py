@@ -339,6 +339,16 @@ def test_a_call_that_begins_while_the_cache_is_being_closed_is_stale(monkeypatch
     assert begun == [True]
 
 
+def test_a_run_ends_once_though_its_last_step_makes_more_calls_than_others(caplog):
+    net, x = Net(), latents()
+    with caplog.at_level("INFO"), dit_cache(net, DitCacheConfig(0, 2)), torch.no_grad():
+        for step, branches in enumerate((1, 1, 3)):
+            for branch in range(branches):
+                with timestep_scope(step, steps=3, branch=branch):
+                    net(x, HALF)
+    assert [" over: " in each.message for each in caplog.records].count(True) == 1
+
+
 def test_a_residual_of_another_shape_is_freed_when_one_of_the_new_shape_is_taken():
     net, x = Net(), latents()
     with dit_cache(net, DitCacheConfig(0, 2, predictor=Linear())) as cache, torch.no_grad():
