@@ -1,13 +1,14 @@
 """Small guards of the engine, each with what goes wrong without it."""
 
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from toys import Net, Pipe, latents, prompt
 
-from dithooks import DitCacheConfig, EasyCache, Linear, Threshold, dit_cache, handle, timestep_scope
+from dithooks import DitCacheConfig, EasyCache, Interval, Linear, Threshold, dit_cache, handle, timestep_scope
 from dithooks.blocks.stream_transforms import Stream
 from dithooks.engine import active_calls
 from dithooks.engine.active_calls import ActiveCalls
@@ -337,6 +338,32 @@ def test_a_call_that_begins_while_the_cache_is_being_closed_is_stale(monkeypatch
         net.blocks[1].register_forward_pre_hook(lambda *_: begun.append(flow.state.call.stale))
         net(latents(), torch.zeros(2))
     assert begun == [True]
+
+
+def test_a_branch_that_was_just_called_is_kept_whatever_its_policy_thinks_outdated():
+    class Hasty(Interval):
+        def outdated(self, step, branch, idle, anchors):
+            return True
+
+    net, x = Net(), latents()
+    with dit_cache(net, DitCacheConfig(policy=Hasty(0, 2))) as cache, torch.no_grad():
+        for step in range(2):
+            with timestep_scope(step):
+                net(x, HALF)
+        assert [each.reason for each in cache.decisions] == ["refresh", "reuse"]
+
+
+def test_a_scheduler_may_serve_a_request_after_another_that_is_through():
+    pipe, x = Pipe(Net()), latents()
+    pipe.scheduler.set_timesteps(4)
+    with dit_cache(pipe, DitCacheConfig(0, 2)) as cache, torch.no_grad(), cache.request():
+        for requests in (nullcontext(), cache.request()):
+            pipe.scheduler.step_index = 0  # the same schedule, from its start
+            with requests:
+                for _ in range(4):
+                    pipe.transformer(x, HALF)
+                    pipe.scheduler.step()
+        assert [each.reason for each in cache.decisions] == ["refresh", "reuse"] * 4
 
 
 def test_a_run_ends_once_though_its_last_step_makes_more_calls_than_others(caplog):
