@@ -40,7 +40,7 @@ RUNS = "tests/engine/test_runs.py"
 ENDS = "tests/engine/test_ends.py"
 SAFETY = "tests/engine/test_safety.py"
 CLOCK = "tests/engine/test_clock.py"
-TOLD = "tests/engine/test_told_steps.py"
+STEP_INDEX = "tests/compat/test_step_index.py"
 SCHEDULERS = "tests/engine/test_schedulers.py"
 HALF = "tests/engine/test_half_attached.py"
 ATTACH = "tests/engine/test_attach.py"
@@ -60,7 +60,7 @@ TESTS: dict[ModuleType, tuple[str, ...]] = {
     anchor: (ENDS, POLICY_RUNS),
     branches: (GUARDS, SAFETY, RUNS),
     change_metrics: (METRICS,),
-    clock: (CLOCK, TOLD, GUARDS, SCHEDULERS),
+    clock: (CLOCK, STEP_INDEX, GUARDS, SCHEDULERS),
     decider: (GUARDS, ENDS, RUNS, SAFETY, POLICY_RUNS),
     handle: (GUARDS, ATTACH),
     history: (POLICY_RUNS,),

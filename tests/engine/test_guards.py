@@ -366,6 +366,24 @@ def test_a_scheduler_may_serve_a_request_after_another_that_is_through():
         assert [each.reason for each in cache.decisions] == ["refresh", "reuse"] * 4
 
 
+def test_a_run_that_was_computed_for_its_scheduler_is_not_blamed_for_its_speed(recwarn):
+    class Blaming(Interval):
+        def warning_at_end(self, speedup):
+            return "too slow"
+
+    pipe, x = Pipe(Net()), latents()
+    pipe.scheduler.set_timesteps(4)
+    with dit_cache(pipe, DitCacheConfig(policy=Blaming(0, 2))) as cache, torch.no_grad():
+        for steps in (1, 4):  # the former request is not through when the latter begins
+            with cache.request() if steps > 1 else nullcontext():
+                pipe.scheduler.step_index = 0
+                for _ in range(steps):
+                    pipe.transformer(x, HALF)
+                    pipe.scheduler.step()
+        assert [each.reason for each in cache.decisions] == ["refresh", *["shared scheduler"] * 4]
+    assert not any("too slow" in str(each.message) for each in recwarn)
+
+
 def test_a_run_ends_once_though_its_last_step_makes_more_calls_than_others(caplog):
     net, x = Net(), latents()
     with caplog.at_level("INFO"), dit_cache(net, DitCacheConfig(0, 2)), torch.no_grad():
