@@ -305,6 +305,50 @@ def test_sigmas_that_repeat_do_not_tell_the_step():
     assert clock.sigmas(Session(None), tick) is None
     Scheduler.sigmas = torch.tensor([1.0, 0.75, 0.5, 0.25])
     assert clock.sigmas(Session(None), tick) == (1.0, 0.75, 0.5, 0.25)
+    Scheduler.sigmas = torch.linspace(1, 0, 7)  # of a solver of higher order, say
+    assert clock.sigmas(Session(None), tick) is None
+
+
+def steps_of(clock, history, *values):
+    scheduler = clock._scheduler(Session(None))
+    ticks = [clock.timed(scheduler, {"timestep": torch.tensor(value)}, history) for value in values]
+    return [(tick.step, tick.restart) for tick in ticks]
+
+
+def test_a_run_of_one_timestep_goes_the_way_of_the_run_before():
+    clock = StepClock(lambda: None, "net")
+    assert steps_of(clock, [], 1.0, 0.5) == [(0, False), (1, False)]
+    assert steps_of(clock, [], 0.5, 1.0) == [(0, False), (0, True)]
+
+
+def test_a_run_that_begins_beside_the_listed_timesteps_counts_them():
+    class Scheduler:
+        timesteps = torch.tensor([900.0, 600.0, 300.0])
+
+    assert steps_of(StepClock(Scheduler, "net"), [], 300.0) == [(2, False)]
+    assert steps_of(StepClock(Scheduler, "net"), [], 950.0, 300.0) == [(0, False), (1, False)]
+
+
+def test_a_step_back_begins_another_run():
+    net, x = Net(), latents()
+    with dit_cache(net, DitCacheConfig(0, 2)) as cache, torch.no_grad():
+        for step in (0, 1, 0, 1):
+            with timestep_scope(step):
+                net(x, HALF)
+        assert [each.run for each in cache.decisions] == [0, 0, 1, 1]
+
+
+def test_a_refresh_that_was_lost_is_no_missed_one():
+    class Short(Net):
+        def forward(self, hidden_states, timestep, short=False):
+            return hidden_states if short else super().forward(hidden_states, timestep)
+
+    net, x = Short(), latents()
+    with dit_cache(net, DitCacheConfig(0, 3)) as cache, torch.no_grad():
+        for step in range(5):
+            with timestep_scope(step):
+                net(x, HALF, short=0.5 if step == 3 else None)
+        assert [each.reason for each in cache.decisions][-2:] == ["refresh", "no anchor"]
 
 
 def test_closing_expires_calls_and_waits_for_those_of_other_threads(monkeypatch):
