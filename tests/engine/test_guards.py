@@ -428,6 +428,35 @@ def test_a_run_that_was_computed_for_its_scheduler_is_not_blamed_for_its_speed(r
     assert not any("too slow" in str(each.message) for each in recwarn)
 
 
+def test_what_does_not_change_at_all_is_reused():
+    net, x = Net(), latents()
+    with dit_cache(net, DitCacheConfig(policy=EasyCache(0.1, 2))) as cache, torch.no_grad():
+        for step in range(4):
+            with timestep_scope(step):
+                net(x, HALF)
+        assert [each.reason for each in cache.decisions][2:] == ["reuse", "reuse"]  # 0 of 0 is no change
+
+
+def test_the_end_of_a_run_frees_what_changes_are_measured_by():
+    net, x = Net(), latents()
+    with dit_cache(net, DitCacheConfig(policy=Threshold(9.0, 0))) as cache, torch.no_grad():
+        for step in range(3):
+            with timestep_scope(step, steps=3):
+                net(x, HALF)
+            (run,) = cache._attached[0].cache.decider._runs.values()
+            assert (run.branches[0].metric.held == []) is (step == 2)
+
+
+def test_runs_of_one_step_are_known_by_their_latents():
+    net = Net()
+    with dit_cache(net, DitCacheConfig(0, 2)) as cache, torch.no_grad():
+        for x in (latents(), latents()):
+            for _ in range(2):  # both branches of guidance take the same latents
+                with timestep_scope(0, steps=1):
+                    net(x, HALF)
+        assert [(each.run, each.branch) for each in cache.decisions] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 def test_a_run_ends_once_though_its_last_step_makes_more_calls_than_others(caplog):
     net, x = Net(), latents()
     with caplog.at_level("INFO"), dit_cache(net, DitCacheConfig(0, 2)), torch.no_grad():
