@@ -57,9 +57,9 @@ GUARDS = "tests/engine/test_guards.py"
 # Quick files that are tried for every mutant of a module, until one fails.
 TESTS: dict[ModuleType, tuple[str, ...]] = {
     active_calls: (GUARDS, HALF),
-    anchor: (ENDS, POLICY_RUNS),
+    anchor: (GUARDS, ENDS, POLICY_RUNS),
     branches: (GUARDS, SAFETY, RUNS),
-    change_metrics: (METRICS,),
+    change_metrics: (METRICS, GUARDS),
     clock: (CLOCK, STEP_INDEX, GUARDS, SCHEDULERS),
     decider: (GUARDS, ENDS, RUNS, SAFETY, POLICY_RUNS),
     handle: (GUARDS, ATTACH),
@@ -71,7 +71,7 @@ TESTS: dict[ModuleType, tuple[str, ...]] = {
     replay: (GUARDS, SAFETY),
     residual: (GUARDS, STREAMS),
     run: (ENDS, GUARDS),
-    sessions: (RUNS, CLOCK),
+    sessions: (GUARDS, RUNS, CLOCK),
     verification: (SAFETY, PROBE, HALF),
     weights_version: (WEIGHTS,),
 }

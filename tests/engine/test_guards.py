@@ -8,7 +8,17 @@ import pytest
 import torch
 from toys import Net, Pipe, latents, prompt
 
-from dithooks import DitCacheConfig, EasyCache, Interval, Linear, Threshold, dit_cache, handle, timestep_scope
+from dithooks import (
+    DitCacheConfig,
+    EasyCache,
+    Interval,
+    InvalidSetting,
+    Linear,
+    Threshold,
+    dit_cache,
+    handle,
+    timestep_scope,
+)
 from dithooks.blocks.stream_transforms import Stream
 from dithooks.engine import active_calls
 from dithooks.engine.active_calls import ActiveCalls
@@ -455,6 +465,11 @@ def test_runs_of_one_step_are_known_by_their_latents():
                 with timestep_scope(0, steps=1):
                     net(x, HALF)
         assert [(each.run, each.branch) for each in cache.decisions] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_the_step_after_the_last_is_refused():
+    with pytest.raises(InvalidSetting, match="step=3 is not one of steps=3"), timestep_scope(3, steps=3):
+        pass
 
 
 def test_a_run_ends_once_though_its_last_step_makes_more_calls_than_others(caplog):
