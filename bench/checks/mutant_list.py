@@ -430,7 +430,7 @@ def _verification() -> list[Mutant]:
         Mutant(
             "test on an output that is not finite", Verification.check_residual, "not finite(output)", "False", (ENDS,)
         ),
-        Mutant("believe a test of a range that was taken off", Verification._error, "trial.stale", "False"),
+        Mutant("believe a test of a range that was taken off", Verification._error, "trial.stale", "False", (GUARDS,)),
         Mutant("accept noise that arrives otherwise", Verification.check_residual, "alike < ALIKE", "False"),
         Mutant("probe small streams once", Verification.check_residual, "not few(noisy)", "True"),
         Mutant("replay arguments that remember", Verification.check_residual, "argument is not None", "False"),
@@ -542,7 +542,7 @@ def _sessions() -> list[Mutant]:
             sessions.inside,
             "session.epoch += 1",
             "pass",
-            ("tests/engine/test_handles.py",),
+            (GUARDS, "tests/engine/test_handles.py"),
         ),
         Mutant(
             "trust what was cached before an exception in a scope",

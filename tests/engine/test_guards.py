@@ -472,6 +472,42 @@ def test_the_step_after_the_last_is_refused():
         pass
 
 
+def test_a_request_left_by_an_exception_reuses_nothing_of_before():
+    pipe, x = Pipe(Net()), latents()
+    pipe.scheduler.set_timesteps(4)
+    with dit_cache(pipe, DitCacheConfig(0, 2)) as cache, torch.no_grad():
+        request = cache.request()
+
+        def cut_short():
+            with request:
+                pipe.transformer(x, HALF)
+                raise MemoryError
+
+        with pytest.raises(MemoryError):
+            cut_short()
+        pipe.scheduler.step()
+        with request:
+            pipe.transformer(x, HALF)
+        assert [(each.run, each.reason) for each in cache.decisions] == [(0, "refresh"), (1, "no anchor")]
+
+
+def test_a_residual_tested_while_the_range_changed_is_tested_once_more():
+    class Changing(Net):
+        def forward(self, hidden_states, timestep):
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls == 2:  # the first call made again, to test its residual
+                flow.active_calls.expire()  # by another thread
+            return super().forward(hidden_states, timestep)
+
+    net, x = Changing(), latents()
+    with dit_cache(net, DitCacheConfig(0, 2)) as cache, torch.no_grad():
+        flow = cache._attached[0].cache
+        for step, unverified in ((0, True), (2, False)):
+            with timestep_scope(step):
+                net(x, HALF)
+            assert flow.unverified is unverified
+
+
 def test_a_run_ends_once_though_its_last_step_makes_more_calls_than_others(caplog):
     net, x = Net(), latents()
     with caplog.at_level("INFO"), dit_cache(net, DitCacheConfig(0, 2)), torch.no_grad():
