@@ -171,28 +171,32 @@ class RangeCache:
         state = self.state
         call, replay = state.call, state.replay
         state.call = state.arguments = state.replay = None
-        state.shortcut, state.transformer_was_called, state.thread.calls = ASK, False, ()
+        state.shortcut, state.transformer_was_called = ASK, False
         if call is None:
+            state.thread.calls = ()
             return
-        if not call.stale:
-            if call.stage is INSIDE and call.mode is REUSE:
-                first, last = self.block_range.first, self.block_range.last
-                raise RunMismatch(
-                    f"{self.decider.name}: step {call.moment.step} reused {first} … {last}, but the model did "
-                    f"not call {last}: the output lacks the range's effect. Choose a range that ends before "
-                    "blocks that are skipped at times"
-                )
-            if replay is None:
-                self._after_call(call)
-            else:
-                self._conclude(call, replay, output)
-            for other in self.others():
-                if other.unverified or other.block_range.wiring is None:  # it may have to repeat the call
-                    state.latest = call
-            if call.marks:
-                self.decider.time(call, self._marker[1])
-        if call.run is not None:
-            call.run.in_flight = False
+        try:
+            if not call.stale:
+                if call.stage is INSIDE and call.mode is REUSE:
+                    first, last = self.block_range.first, self.block_range.last
+                    raise RunMismatch(
+                        f"{self.decider.name}: step {call.moment.step} reused {first} … {last}, but the model did "
+                        f"not call {last}: the output lacks the range's effect. Choose a range that ends before "
+                        "blocks that are skipped at times"
+                    )
+                if replay is None:
+                    self._after_call(call)
+                else:
+                    self._conclude(call, replay, output)
+                for other in self.others():
+                    if other.unverified or other.block_range.wiring is None:  # it may have to repeat the call
+                        state.latest = call
+                if call.marks:
+                    self.decider.time(call, self._marker[1])
+            if call.run is not None:
+                call.run.in_flight = False
+        finally:
+            state.thread.calls = ()  # only now: until it is committed, another thread that moves the range expires it
 
     @property
     def is_compiled(self) -> bool:

@@ -183,7 +183,7 @@ def test_blocks_count_in_the_order_of_their_calls(order, blocks, start, count):
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-@pytest.mark.parametrize("place", ["_put_blocks_back", "_choose", "_put_stand_ins"])
+@pytest.mark.parametrize("place", ["_put_blocks_back", "_make_stand_ins", "_put_stand_ins"])
 def test_a_move_that_is_interrupted_is_finished_by_the_next_call(place, monkeypatch):
     """The first call shows that the range is other blocks; Ctrl-C while the stand-ins are put there."""
     net, x, t = Order(ORDERS["reversed"]), latents(), torch.tensor(0.5)

@@ -56,18 +56,18 @@ def one_call():
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """The current folder, with a file of factories and a way to cache all blocks."""
-    (tmp_path / "mine.py").write_text(FACTORIES + MODEL)
+    (tmp_path / "collects.py").write_text(FACTORIES + MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     CONFIG.save("plan.json")
     yield tmp_path
-    sys.modules.pop("mine", None)
+    sys.modules.pop("collects", None)
 
 
 @pytest.fixture
 def mine(here):
     """The module of the factories."""
-    return importlib.import_module("mine")
+    return importlib.import_module("collects")
 
 
 @pytest.fixture
@@ -94,13 +94,13 @@ def refused(capsys, *command):
 
 
 def test_compare(message, here, capsys):
-    line = refused(capsys, "compare", "mine.py:collecting", "--plan", "plan.json", "--quiet")
+    line = refused(capsys, "compare", "collects.py:collecting", "--plan", "plan.json", "--quiet")
     assert line == f"dithooks: error: plan plan: {message}"
     assert not (here / "compare.png").exists()
 
 
 def test_search(message, here, capsys):
-    command = ["search", "mine.py:collecting", "--cost", "blocks", "--evals", "1", "--out", "new.json", "--quiet"]
+    command = ["search", "collects.py:collecting", "--cost", "blocks", "--evals", "1", "--out", "new.json", "--quiet"]
     assert refused(capsys, *command) == f"dithooks: error: none of # plans could be run: WiringError: {message}"
     assert not (here / "new.json").exists()
 
@@ -113,21 +113,21 @@ def test_generate(message, mine, here, monkeypatch, capsys):
 
 def test_profile(here, capsys):
     """A profile reuses nothing, so it takes this model; a range that it does not have is refused."""
-    assert main(["profile", "mine.py:collecting"]) == 0
+    assert main(["profile", "collects.py:collecting"]) == 0
     assert "reused at threshold" in capsys.readouterr().out
-    assert refused(capsys, "profile", "mine.py:collecting", "--first", "9").startswith("dithooks: error: ")
+    assert refused(capsys, "profile", "collects.py:collecting", "--first", "9").startswith("dithooks: error: ")
 
 
 def test_inspect(here, capsys):
     """An inspection shows the reason along with the ranges; a list that the model does not have is refused."""
-    assert main(["inspect", "mine.py:one_call"]) == 0
+    assert main(["inspect", "collects.py:one_call"]) == 0
     assert "refused" in capsys.readouterr().out
-    line = refused(capsys, "inspect", "mine.py:one_call", "--blocks", "blocks.0.inner")
-    assert line.startswith("dithooks: error: mine.py:one_call: blocks=")
+    line = refused(capsys, "inspect", "collects.py:one_call", "--blocks", "blocks.0.inner")
+    assert line.startswith("dithooks: error: collects.py:one_call: blocks=")
 
 
 def test_inspect_where_the_blocks_are_not_called(here, capsys):
-    line = refused(capsys, "inspect", "mine.py:no_step")
+    line = refused(capsys, "inspect", "collects.py:no_step")
     assert "did not call its blocks" in line
 
 

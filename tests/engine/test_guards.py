@@ -508,6 +508,22 @@ def test_a_residual_tested_while_the_range_changed_is_tested_once_more():
             assert flow.unverified is unverified
 
 
+def test_a_call_can_be_expired_until_its_residual_is_kept(monkeypatch):
+    net, x = Net(), latents()
+    with dit_cache(net, DitCacheConfig(0, 2)) as cache, torch.no_grad():
+        flow = cache._attached[0].cache
+        after_call = flow._after_call
+
+        def moved(call):
+            flow.active_calls.expire()  # by another thread, which has found that the range is of other blocks
+            return after_call(call)
+
+        with timestep_scope(0), monkeypatch.context() as patch:
+            patch.setattr(flow, "_after_call", moved)
+            net(x, HALF)
+        assert cache.stats.bytes_held == 0
+
+
 def test_a_run_ends_once_though_its_last_step_makes_more_calls_than_others(caplog):
     net, x = Net(), latents()
     with caplog.at_level("INFO"), dit_cache(net, DitCacheConfig(0, 2)), torch.no_grad():

@@ -200,8 +200,8 @@ def test_other_policies(both):
 def test_wrong_groups(both):
     """No group, one without this rank, a mesh of two dimensions: refused, and the model is not touched."""
     for rank, told in enumerate(both("wrong_groups")):
-        assert told["number"]["type"] == told["name"]["type"] == "TypeError"
-        assert told["others"]["type"] == told["mesh"]["type"] == "ValueError"
+        assert told["number"]["type"] == told["name"]["type"] == "WrongType"
+        assert told["others"]["type"] == told["mesh"]["type"] == "InvalidSetting"
         assert "not a member" in told["others"]["error"], rank
         assert "('dp', 'tp')" in told["mesh"]["error"]
         assert told["untouched"]
