@@ -42,6 +42,7 @@ SAFETY = "tests/engine/test_safety.py"
 CLOCK = "tests/engine/test_clock.py"
 STEP_INDEX = "tests/compat/test_step_index.py"
 SCHEDULERS = "tests/engine/test_schedulers.py"
+HANDED_ON = "tests/engine/test_handed_on.py"
 HALF = "tests/engine/test_half_attached.py"
 ATTACH = "tests/engine/test_attach.py"
 METRICS = "tests/engine/test_change_metrics.py"
@@ -65,14 +66,14 @@ TESTS: dict[ModuleType, tuple[str, ...]] = {
     handle: (GUARDS, ATTACH),
     history: (POLICY_RUNS,),
     log: (LOG, STATS),
-    noise_probe: (PROBE,),
-    range_cache: (GUARDS, RUNS, SAFETY, HALF),
+    noise_probe: (PROBE, GUARDS),
+    range_cache: (GUARDS, HANDED_ON, RUNS, SAFETY, HALF),
     reason: (GUARDS,),
     replay: (GUARDS, SAFETY),
     residual: (GUARDS, STREAMS),
     run: (ENDS, GUARDS),
     sessions: (GUARDS, RUNS, CLOCK),
-    verification: (SAFETY, PROBE, HALF),
+    verification: (GUARDS, HANDED_ON, SAFETY, PROBE, HALF),
     weights_version: (WEIGHTS,),
 }
 
