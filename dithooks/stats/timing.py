@@ -42,7 +42,7 @@ def seconds_between(since: Mark, until: Mark) -> float | None:
         return None
     try:
         return float(since.elapsed_time(until)) / 1e3
-    except (RuntimeError, NotImplementedError, ValueError):
+    except (RuntimeError, NotImplementedError, ValueError):  # times are extras: a pair without one has no duration
         return None
 
 
@@ -52,5 +52,5 @@ def is_ready(until: Mark) -> bool:
         return True
     try:
         return bool(until.query())
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError):  # a device that cannot be asked has nothing to wait for
         return True
