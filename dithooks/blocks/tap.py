@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -138,7 +138,7 @@ def hooks_on(modules: Iterable[nn.Module]) -> Iterator[Hook]:
     """Iterate over the hooks of this kind that some modules have."""
     for module in modules:
         for registry in (module._forward_pre_hooks, module._forward_hooks):
-            yield from [hook for hook in registry.values() if isinstance(hook, Hook)]
+            yield from [hook for _, hook in _snapshot(registry) if isinstance(hook, Hook)]
 
 
 def remove_hooks(owner: object, modules: Iterable[nn.Module]) -> None:
@@ -148,8 +148,18 @@ def remove_hooks(owner: object, modules: Iterable[nn.Module]) -> None:
 
 
 def _remove(module: nn.Module, chosen: Callable[[Hook], bool]) -> None:
+    """Remove the chosen hooks of a module; another thread may be removing the same ones."""
     for registry in (module._forward_pre_hooks, module._forward_hooks):
-        for number in [key for key, hook in registry.items() if isinstance(hook, Hook) and chosen(hook)]:
+        for number in [key for key, hook in _snapshot(registry) if isinstance(hook, Hook) and chosen(hook)]:
             for flags in (module._forward_pre_hooks_with_kwargs, module._forward_hooks_with_kwargs):
                 flags.pop(number, None)
-            del registry[number]  # last: if this is interrupted before, the next search finds the hook
+            registry.pop(number, None)  # last: if this is interrupted before, the next search finds the hook
+
+
+def _snapshot(registry: Mapping[int, Any]) -> list[tuple[int, Any]]:
+    """List a registry's entries, though another thread may add or remove some meanwhile."""
+    while True:
+        try:
+            return list(registry.items())  # in one go, unless garbage is collected in between and lets others run
+        except (KeyError, RuntimeError):  # "mutated during iteration"
+            continue

@@ -59,11 +59,12 @@ class Attachment:
         """Remove hooks and stand-ins; return a warning for each that could not be removed."""
         owner, cache = self.chain.owner, self.cache
         all_calls_left = cache.active_calls.close()
-        if self._observing is not None:  # also from blocks that are no longer in the model
-            self._observing.remove()
-        unhook(self.cache, [module for module in self._modules() if module is not owner])
-        self._observing, self.cache.on_wired = None, None
-        warnings = self._put_blocks_back()
+        with cache.wiring_lock:  # a call that records the wiring and moves the range ends first, or sees it is stale
+            if self._observing is not None:  # also from blocks that are no longer in the model
+                self._observing.remove()
+            unhook(self.cache, [module for module in self._modules() if module is not owner])
+            self._observing, self.cache.on_wired = None, None
+            warnings = self._put_blocks_back()
         if not all_calls_left:
             first, last = cache.block_range.first, cache.block_range.last
             warnings.append(range_left_late(cache.decider.name, first, last, PATIENCE))

@@ -501,7 +501,8 @@ class CallDecider:
 
     def _warnings(self, run: Run, over: bool = False) -> list[tuple[str, str]]:
         """Return the topic and text of each warning due for an ended run."""
-        cut_short = run.in_flight or (run.schedule.steps is not None and not run.is_last_step and not run.finished)
+        under_way = run.in_flight or (run.schedule.steps is not None and not run.is_last_step)
+        cut_short = under_way and not run.finished
         if run.scheduler_is_shared or cut_short:  # a shared scheduler has a warning of its own
             return []
         due: list[tuple[str, str]] = []

@@ -105,7 +105,7 @@ class RangeCache:
         self.state = CallState(self.active_calls)
         self.verification = Verification(self)
         self._compilable = tuple(compilable)
-        self._wiring_lock = threading.Lock()  # held by the thread that records the wiring
+        self.wiring_lock = threading.RLock()  # held by the thread that records the wiring, or detaches
         self._is_reattaching = False  # stand-ins are being exchanged: other calls begin as plain ones
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
         # Not as a decorator: that would import the compiler with this file.
@@ -137,7 +137,7 @@ class RangeCache:
         self.integrations.refresh()
         if self._is_reattaching:
             # Another thread is re-attaching: wait. If that was interrupted, do it here.
-            with self._wiring_lock:
+            with self.wiring_lock:
                 if self._is_reattaching:
                     self._follow_wiring()
         active, compiled = self.active_calls, not self._compilable or any(map(_COMPILED_CALL, self._compilable))
@@ -497,7 +497,7 @@ class RangeCache:
         observation, call.observation = call.observation, None
         if observation is not None:
             observation.close()
-            with self._wiring_lock:
+            with self.wiring_lock:
                 moved = block_range.wiring is None and not call.stale and self._record_wiring(observation, call)
         if call.stale:  # a call of another thread has moved the range
             return False

@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -86,3 +89,28 @@ def test_interrupted_it_leaves_no_hook():
     with pytest.raises(KeyboardInterrupt):
         listening(model, [])
     assert not [*hooks_on(model.modules())]
+
+
+def test_threads_that_watch_one_module_do_not_trip_each_other():
+    module, ends, failed = torch.nn.Identity(), time.monotonic() + 0.5, []
+
+    def watch():
+        try:
+            while time.monotonic() < ends:
+                with tap([module, module], lambda *_: None, lambda *_: None):
+                    pass
+        except Exception as error:
+            failed.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=watch) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failed
+    assert not [*hooks_on([module])]
