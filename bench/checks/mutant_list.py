@@ -154,6 +154,7 @@ def _range_cache() -> list[Mutant]:
             RangeCache._enter_range,
             "session.step_source is not call.step_source",
             "False",
+            (STEP_INDEX,),
         ),
         Mutant("take a second pass for the first", RangeCache._enter_range, "call.stage is not BEFORE", "False"),
         Mutant("capture after the range's end", RangeCache.leave, "call.stage is not INSIDE", "False"),

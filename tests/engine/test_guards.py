@@ -9,6 +9,7 @@ import torch
 from toys import Net, Pipe, latents, prompt
 
 from dithooks import (
+    BlockAdapter,
     DitCacheConfig,
     EasyCache,
     Interval,
@@ -121,6 +122,63 @@ def test_a_model_that_writes_into_its_own_arguments_is_tested_with_what_it_was_g
         assert cache.stats.reused_calls == 1
 
 
+def test_an_argument_that_remembers_calls_is_told_of_each_once():
+    class Remembering(Net):
+        def forward(self, hidden_states, timestep, memory):
+            memory.timesteps.append(float(timestep))
+            return super().forward(hidden_states, timestep)
+
+    net, x, memory = Remembering(), latents(), SimpleNamespace(timesteps=[])
+    with dit_cache(net, DitCacheConfig(0, 2)) as cache, torch.no_grad():
+        with timestep_scope(0), pytest.warns(UserWarning, match=r"memory \(SimpleNamespace\).*nor was .* tested"):
+            net(x, torch.tensor(1.0), memory=memory)
+        with timestep_scope(1):
+            net(x, HALF, memory=memory)
+        assert cache.stats.reused_calls == 1
+    assert memory.timesteps == [1.0, 0.5]
+
+
+def test_two_ranges_that_are_tested_on_one_call_both_keep_its_residual():
+    """The call is made again for the one before it is over for the other."""
+    net, x, e = Net("two_lists"), latents(), prompt()
+    config = DitCacheConfig(0, 2)
+    both = BlockAdapter(transformer=net, blocks=["blocks", "singles"], params=[config, config])
+    with dit_cache(both, config) as cache, torch.no_grad():
+        executions = []
+        for step in range(2):
+            with timestep_scope(step):
+                net(x, HALF, e)
+            executions.append(net.executions)
+        assert cache.stats.reasons == {"refresh": 2, "reuse": 2}
+    assert executions[1] == executions[0]  # no block ran
+
+
+def test_a_step_that_leaves_out_the_first_block_is_computed_and_counted_so():
+    """Nothing is known of what would have entered that block; nor is an older residual taken at the steps after it."""
+
+    class Guided(Net):
+        first = 0
+
+        def forward(self, hidden_states, timestep):
+            h = self.embed(hidden_states)
+            temb = self.time(timestep.reshape(-1, 1)).expand(len(h), -1)
+            for block in list(self.blocks)[self.first :]:
+                h = block(h, temb=temb)
+            return self.proj(h)
+
+    net, x = Guided(), latents()
+    with dit_cache(net, DitCacheConfig(0, 4)) as cache, torch.no_grad():
+        for step, net.first in enumerate([0, 1, 0, 0]):
+            with timestep_scope(step):
+                output = net(x, HALF)
+            if net.first:
+                shorter = output
+        assert [each.reuse for each in cache.decisions] == [False, False, False, True]
+        assert (cache.stats.computed_calls, cache.stats.reused_calls) == (3, 1)
+    net.first = 1
+    assert torch.equal(shorter, net(x, HALF))
+
+
 def test_a_change_is_measured_on_what_entered_not_on_what_blocks_made_of_it():
     net, x = Net("in_place"), latents()
     with dit_cache(net, DitCacheConfig(policy=Threshold(9.0, 0))) as cache:
@@ -128,6 +186,16 @@ def test_a_change_is_measured_on_what_entered_not_on_what_blocks_made_of_it():
             with timestep_scope(step):
                 net(x, HALF)
         assert cache.decisions[-1].value == 0
+
+
+def test_a_change_since_a_later_step_is_measured_on_what_entered_it_too():
+    """The first call is captured before it is known what streams there are; all others after."""
+    net, x = Net("in_place"), latents()
+    with dit_cache(net, DitCacheConfig(policy=Threshold(9.0, max_warmup_steps=2))) as cache, torch.no_grad():
+        for step in range(3):
+            with timestep_scope(step):
+                net(x, HALF)
+        assert [(each.reason, each.value) for each in cache.decisions][1:] == [("warm-up", None), ("reuse", 0)]
 
 
 class TestBranches:

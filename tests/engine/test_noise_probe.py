@@ -2,11 +2,12 @@
 
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
-from toys import Net, Single, latents, loop, prompt
+from toys import Double, Net, Single, latents, loop, prompt
 
 from dithooks import BlockAdapter, DitCacheConfig, dit_cache, timestep_scope
 
@@ -39,6 +40,7 @@ REARRANGED = {
     "channels exchanged": lambda h: h[..., [1, 0, 3, 2]],
     "turned with as many frames as tokens, and added to": lambda h: h.transpose(0, 1).reshape(4, 4, 4) + POSITIONS,
     "windows": lambda h: h.reshape(8, 2, 4),
+    "joined with a part of itself": lambda h: torch.cat([h[:, 2:], h], 1),
 }
 HANDED_ON = {
     "added to": lambda h: h + POSITIONS,
@@ -97,6 +99,47 @@ def test_the_users_random_numbers_stay_as_they_are():
     drawn = torch.randn(3)
     torch.manual_seed(7)
     assert torch.equal(drawn, torch.randn(3))
+
+
+def test_few_numbers_are_asked_for_with_several_draws():
+    """Of four numbers, the first draw looks much the same with the outer two exchanged; a later one does not."""
+
+    def exchanged(h):
+        return h[..., [3, 1, 2, 0]]
+
+    draws = [torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 2)]
+    assert [float(torch.cosine_similarity(each, exchanged(each), dim=0)) > 0.8 for each in draws] == [True, False]
+    model = Glued(exchanged)
+    with dit_cache(model, DitCacheConfig(0, 2, 0, 4)), timestep_scope(0), pytest.raises(ValueError, match="rearranged"):
+        model(torch.randn(1, 1, 4), torch.tensor(0.5))
+
+
+def test_tokens_put_in_the_place_of_a_prompts_are_no_prompt():
+    """Most of the noise arrives, but none of the prompt's: another prompt would leave its mark where none belongs."""
+
+    class Joining(nn.Module):
+        own = False
+
+        def __init__(self):
+            super().__init__()
+            self.doubles = nn.ModuleList(Double(4, swap=False) for _ in range(2))
+            self.singles = nn.ModuleList(Single(4) for _ in range(2))
+            self.register_buffer("tokens", torch.randn(1, 2, 4))
+
+        def forward(self, hidden_states, timestep, encoder_hidden_states):
+            h, e, temb = hidden_states, encoder_hidden_states, timestep.reshape(1, 1).expand(1, 4)
+            for block in self.doubles:
+                h, e = block(h, encoder_hidden_states=e, temb=temb)
+            h = torch.cat([self.tokens if self.own else e, h], 1)
+            for block in self.singles:
+                h = block(h, temb)
+            return h
+
+    model, given = Joining(), (torch.randn(1, 8, 4), torch.tensor(0.5), torch.randn(1, 2, 4))
+    for model.own in (False, True):
+        refused = pytest.raises(ValueError, match="or another stream") if model.own else nullcontext()
+        with dit_cache(model, DitCacheConfig(0, 2, 0, 4), blocks=["doubles", "singles"]), timestep_scope(0), refused:
+            model(*given)
 
 
 def test_streams_exchanged_between_lists():
