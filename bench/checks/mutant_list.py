@@ -667,6 +667,4 @@ MUTANTS = (
 EXPLAINED: dict[str, str] = {
     "choose the branch with most that differs": "branches that fit differ in the same names: one that a branch shares "
     "with the call is not taken for changing",
-    "reuse with a scheduler that is shared": "_why_unusable refuses it as well; only the reason of calls that the "
-    "policy computes anyway is another",
 }

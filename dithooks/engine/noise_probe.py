@@ -9,6 +9,7 @@ last block has to be that noise, joined, cut or turned as recognised.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ class NoiseProbe:
     def __init__(self, wiring: Wiring, seed: int | None) -> None:
         self.wiring, self.seed = wiring, seed
         self.noise: list[Tensor] = []  # of each stream that enters
-        self.sizes: list[float] = []  # mean squares of it, and of that of streams that are thought to end on the way
+        self.sizes: list[
+            float
+        ] = []  # mean squares of it, and of that of streams thought to end on the way; 0: underflow
         self.arrived: list[Tensor | None] = []  # at the last block, by position of its output
 
     def enter(self, given: Mapping[str, Any], passed: Sequence[Any]) -> list[Any]:
@@ -71,15 +74,18 @@ def likeness(quiet: NoiseProbe, noisy: NoiseProbe) -> list[float]:
     """For each output of the range, how much the noise that arrived is like that expected, from 0 to 1; 1 if none was.
 
     That is the least of: their cosine; twice the share that arrived of the noise of one stream; and what lacks of 1
-    where some arrived at tokens where none was expected.
+    where some arrived at tokens where none was expected. NaN where the dtype has no numbers as great or as small.
     """
     found = []
+    size = min(noisy.sizes, default=1.0)
     for position, bridge in enumerate(noisy.wiring.leave):
         before, after = quiet.arrived[position], noisy.arrived[position]
         if bridge is None or before is None or after is None:
             found.append(1.0)
         elif before.shape != after.shape:
             found.append(0.0)
+        elif not size:
+            found.append(nan)
         else:
             arrived = after.float() - before.float()
             whole = _expected(bridge, noisy.noise, None, arrived)
@@ -89,7 +95,7 @@ def likeness(quiet: NoiseProbe, noisy: NoiseProbe) -> list[float]:
                 if bool((part := _expected(bridge, noisy.noise, number, arrived)).any())
             ]
             cosine = float(torch.cosine_similarity(arrived.flatten(), whole.flatten(), dim=0)) if shares else 1.0
-            found.append(min([cosine, *shares, 1 - _astray(arrived, whole) / min(noisy.sizes, default=1.0)]))
+            found.append(min([cosine, *shares, 1 - _astray(arrived, whole) / size]))
     return found
 
 

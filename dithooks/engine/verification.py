@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
+from math import inf, isfinite
 from typing import Any, Protocol
 
 import torch
@@ -81,8 +81,8 @@ class Verification:
         """Check that a residual reproduces the output of the call that it was taken from.
 
         Returns:
-            Whether the residual was tested or cannot be; ``False`` if the output is not finite or the range changed
-            meanwhile, so that another call has to be tested.
+            Whether the residual was tested or cannot be; ``False`` if the output is not finite, with noise or without,
+            or the range changed meanwhile, so that another call has to be tested.
 
         Raises:
             WiringError: the output differs, or the model does more between the blocks than was recognised.
@@ -116,7 +116,10 @@ class Verification:
             noisy = self._run_probe(replay, block_range.wiring, seed)
             if quiet is None or noisy is None:
                 return False
-            for name, alike in zip(block_range.wiring.block_ios[-1].carries, likeness(quiet, noisy), strict=True):
+            found = likeness(quiet, noisy)
+            if not all(map(isfinite, found)):  # the noise was too much for the dtype: another call has to be tested
+                return False
+            for name, alike in zip(block_range.wiring.block_ios[-1].carries, found, strict=True):
                 if alike < ALIKE:
                     raise WiringError(
                         f"{cache.decider.name}: between {block_range.first} and {block_range.last} the model does more "

@@ -408,3 +408,32 @@ def test_positions_that_hide_how_tokens_were_exchanged():
             reused = model(two, torch.tensor(0.5))
         assert cache.stats.reused_calls == 1
     torch.testing.assert_close(reused, computed + two - one)
+
+
+def test_noise_that_overflows_tells_nothing_and_is_asked_for_again():
+    """In half precision, beside values near its end: what is flipped is refused, if not on this call then on another."""
+    model, t = Glued(lambda h: h.flip(1)).half(), torch.tensor(0.5).half()
+    great = torch.randn(4, 4, 4).half()
+    great[..., 0] = 65500
+    with dit_cache(model, DitCacheConfig(0, 2, 0, 4)) as cache:
+        with timestep_scope(0):
+            model(great, t)
+        with timestep_scope(1):
+            model(great, t)
+        with timestep_scope(2), pytest.raises(ValueError, match="rearranged"):
+            model(torch.randn(4, 4, 4).half(), t)
+        assert cache.stats.reused_calls <= 1
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1e-7, torch.float16), (1e-22, torch.float32)])
+def test_a_stream_of_next_to_nothing_is_tested_without_dividing_by_it(size, dtype):
+    model, t = Glued(lambda h: h + 0).to(dtype), torch.tensor(0.5, dtype=dtype)
+    for block in [*model.first, *model.second]:
+        block.proj.weight.zero_()
+        block.proj.bias.zero_()
+    with dit_cache(model, DitCacheConfig(0, 2, 0, 4)) as cache:
+        for step in range(2):
+            with timestep_scope(step):
+                out = model(torch.full((4, 4, 4), size, dtype=dtype), t)
+        assert cache.stats.reused_calls == 1
+    torch.testing.assert_close(out, torch.full((4, 4, 4), size, dtype=dtype))
