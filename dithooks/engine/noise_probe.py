@@ -36,7 +36,7 @@ class NoiseProbe:
         self.noise: list[Tensor] = []  # of each stream that enters
         self.sizes: list[
             float
-        ] = []  # mean squares of it, and of that of streams thought to end on the way; 0: underflow
+        ] = []  # mean squares, of streams thought to end on the way, too
         self.arrived: list[Tensor | None] = []  # at the last block, by position of its output
 
     def enter(self, given: Mapping[str, Any], passed: Sequence[Any]) -> list[Any]:

@@ -411,7 +411,7 @@ def test_positions_that_hide_how_tokens_were_exchanged():
 
 
 def test_noise_that_overflows_tells_nothing_and_is_asked_for_again():
-    """In half precision, beside values near its end: what is flipped is refused, if not on this call then on another."""
+    """In half precision, beside values near its end: what is flipped is refused on this call or another."""
     model, t = Glued(lambda h: h.flip(1)).half(), torch.tensor(0.5).half()
     great = torch.randn(4, 4, 4).half()
     great[..., 0] = 65500
