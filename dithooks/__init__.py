@@ -8,6 +8,7 @@ from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
 from .engine.requests import Request
 from .engine.sessions import timestep_scope
+from .engine.steps_loop import steps
 from .errors import DitHooksError, InvalidSetting, RankMismatch, RunMismatch, WiringError, WrongType
 from .handle import CacheHandle, dit_cache
 from .planning.plan import frontier, plan
@@ -83,6 +84,7 @@ __all__ = [
     "profile",
     "record",
     "search",
+    "steps",
     "timestep_scope",
 ]
 __version__ = "0.1.0"

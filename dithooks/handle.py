@@ -14,12 +14,12 @@ from torch import nn
 from .blocks.adapter import BlockAdapter
 from .blocks.block_lists import Chain, fingerprint
 from .blocks.discovery import Blocks
-from .blocks.module_paths import dtype_of, modules_of
+from .blocks.module_paths import dtype_of, enclosing_modules, modules_of
 from .blocks.registry import chains_of
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
 from .engine.attachment import Attachment, check, prepare
-from .engine.clock import scheduler_of
+from .engine.clock import UNTOLD, StepTelling, scheduler_of
 from .engine.hooks import caches_of
 from .engine.range_settings import config_of_plan, configure_ranges
 from .engine.rank_consensus import RankConsensus, consensus_of
@@ -40,6 +40,9 @@ def dit_cache(
     *,
     blocks: Blocks = None,
     scheduler: object = None,
+    timestep: str | None = None,
+    calls_per_step: int | None = None,
+    steps: int | None = None,
     verify: bool = True,
     process_group: object = None,
     on_decision: Callable[[CallRecord], object] | None = None,
@@ -58,7 +61,12 @@ def dit_cache(
             counted in the order in which the model calls them. Left out: the lists of the trunk, without
             refiners and the like (``dithooks inspect`` shows them).
         scheduler: whose ``step_index`` is the sampling step; left out, the pipeline's, if there is one. Without
-            either, the step comes from an open :func:`timestep_scope` or the transformer's ``timestep`` argument.
+            either, and with one that stands still while timesteps move, the step comes from an argument called
+            ``timestep``, ``sigma`` or the like, of the transformer or of a module around it. A loop over
+            :func:`steps` and an open :func:`timestep_scope` come before all of these.
+        timestep: name of the argument that tells the step, if it has another name: ``"tau"``, ``"options.tau"``.
+        calls_per_step: count calls, for loops that tell nothing: this many are a step. Needs ``steps``.
+        steps: of each run, where calls are counted.
         verify: test the first residual on the call it was taken from, which has to come out the same. This calls the
             transformer once more, the range left out, and up to five times more where it makes new tensors between
             two blocks of the range, to see how it hands the streams on; a model that is not deterministic needs
@@ -108,7 +116,8 @@ def dit_cache(
     """
     if on_decision is not None and not callable(on_decision):
         raise WrongType(f"on_decision={on_decision!r} cannot be called: give a function of one argument, or none")
-    handle = CacheHandle(target, blocks, scheduler, verify, consensus_of(process_group), on_decision)
+    telling = StepTelling(timestep, calls_per_step, steps)
+    handle = CacheHandle(target, blocks, scheduler, verify, consensus_of(process_group), on_decision, telling)
     try:
         handle.update(config)
         return handle
@@ -151,8 +160,10 @@ class CacheHandle:
         verify: bool,
         consensus: RankConsensus | None = None,
         on_decision: Callable[[CallRecord], object] | None = None,
+        telling: StepTelling = UNTOLD,
     ) -> None:
         scheduler_of(target, scheduler)
+        self._telling = telling
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
         self._consensus, self._on_decision = consensus, on_decision
         self._attached: list[Attachment] = []
@@ -388,12 +399,23 @@ class CacheHandle:
 
     def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
         return prepare(
-            chain, config, self._look_up(), self._verify, BlockIntegrations(), self._consensus, self._on_decision
+            chain,
+            config,
+            self._look_up(),
+            self._verify,
+            BlockIntegrations(),
+            self._consensus,
+            self._on_decision,
+            self._telling,
+            enclosing_modules(self._object(), chain.owner),
         )
 
     def _look_up(self) -> Callable[[], Any]:
         target = self._target.pipe if isinstance(self._target, BlockAdapter) else self._target
         return scheduler_of(target, self._scheduler)
+
+    def _object(self) -> object:
+        return self._target.target if isinstance(self._target, BlockAdapter) else self._target
 
     def _scheduler_name(self) -> str | None:
         scheduler = self._look_up()()

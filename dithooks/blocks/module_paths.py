@@ -80,6 +80,26 @@ def path_of(target: object, module: nn.Module) -> str | None:
     return None
 
 
+def enclosing_modules(target: object, module: nn.Module) -> list[nn.Module]:
+    """Return the modules of a target that contain a module, from the inside out, without wrappers of torch.compile.
+
+    Example:
+        >>> import torch
+        >>> inner = torch.nn.Identity()
+        >>> outer = torch.nn.Sequential(torch.nn.Sequential(inner))
+        >>> [type(each).__name__ for each in enclosing_modules(outer, inner)]
+        ['Sequential', 'Sequential']
+    """
+    path = path_of(target, module)
+    if path is None:
+        return []
+    parts = path.split(".") if path else []
+    begin = 0 if isinstance(target, nn.Module) else 1
+    found = [walk(target, ".".join(parts[:depth])) for depth in range(begin, len(parts))]
+    modules = [each for each in reversed(found) if isinstance(each, nn.Module) and each is not module]
+    return [each for each in modules if not hasattr(each, "_orig_mod") and not isinstance(each, nn.ModuleList)]
+
+
 def dtype_of(owner: nn.Module) -> str | None:
     """Return the dtype of the transformer's first floating-point parameter, such as ``bfloat16``."""
     dtypes = (parameter.dtype for parameter in owner.parameters() if parameter.is_floating_point())

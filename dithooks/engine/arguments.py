@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
 
-TIMESTEP_NAMES = ("timestep", "timesteps", "t")
+from .timestep_argument import TIMESTEP_NAMES
 
 # What must not change between storing a residual and adding it: the weights, shape, dtype and device of every tensor
 # argument, and every argument that switches something (flags, names, lists of layers). Numbers may change.
 Signature = tuple[tuple[Any, ...], ...]
 FORM = attrgetter("shape", "dtype", "device")
+_TIME = frozenset(TIMESTEP_NAMES)
 
 
 class CallArguments:
@@ -22,12 +25,20 @@ class CallArguments:
     Args:
         arguments: of the transformer, by name.
         primary: the argument that holds the latents.
+        latents: paths of the tensors that are latents, once they are known: also those of a second stream (audio).
+        time: names of arguments that tell the time, beside the usual ones.
     """
 
     __slots__ = ("conditioning", "form", "latents", "scales")
 
-    def __init__(self, arguments: Mapping[str, Any], primary: str | None) -> None:
-        latents: dict[str, Tensor] = {}
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        primary: str | None,
+        latents: frozenset[str] | None = None,
+        time: Sequence[str] = (),
+    ) -> None:
+        streams: dict[str, Tensor] = {}
         conditioning: dict[str, Tensor] = {}
         form: list[tuple[Any, ...]] = []
         scales: tuple[float, ...] = ()
@@ -36,36 +47,76 @@ class CallArguments:
                 continue
             if isinstance(value, Tensor):
                 form.append((name, *FORM(value)))
-                if name not in TIMESTEP_NAMES:
-                    (latents if name == primary else conditioning)[name] = value
-            elif isinstance(value, (bool, str)):
+                if name not in _TIME and name not in time:
+                    is_stream = name == primary or (latents is not None and name in latents)
+                    (streams if is_stream else conditioning)[name] = value
+            elif isinstance(value, (bool, str, Enum)):
                 form.append((name, value))
             elif not isinstance(value, (int, float)):
                 if isinstance(value, dict) and isinstance(scale := value.get("scale"), (int, float)):
                     scales += (scale,)
-                if name not in TIMESTEP_NAMES:
+                if name not in _TIME and name not in time:
                     if isinstance(value, (list, tuple)) and _switches(value):
                         form.append((name, repr(value)))
-                    (latents if name == primary else conditioning).update(_tensors_in(name, value))
-        self.latents, self.conditioning = latents, conditioning
+                    for path, tensor in tensors_in(name, value):
+                        if path.rpartition(".")[2] in _TIME or path in time:
+                            continue
+                        is_stream = name == primary if latents is None else path in latents
+                        (streams if is_stream else conditioning)[path] = tensor
+        self.latents, self.conditioning = streams, conditioning
         self.form: Signature = tuple(form)
         self.scales = scales  # strengths of adapters: joint_attention_kwargs={"scale": 0.5}
+
+
+def latents_among(arguments: Mapping[str, Any], primary: str | None, output: Any) -> frozenset[str]:
+    """Return the paths of the tensors that a model denoises: its first argument, and one for each further output.
+
+    A model returns one prediction for each kind of latents, of their shape: LTX-2 for video and for audio.
+
+    Example:
+        >>> import torch
+        >>> video, audio, text = torch.zeros(1, 8, 4), torch.zeros(1, 3, 4), torch.zeros(1, 5, 4)
+        >>> given = {"hidden_states": video, "audio_hidden_states": audio, "text": text}
+        >>> sorted(latents_among(given, "hidden_states", (video, audio)))
+        ['audio_hidden_states', 'hidden_states']
+    """
+    found = [(path, tensor) for name, value in arguments.items() for path, tensor in tensors_in(name, value)]
+    found = [(path, tensor) for path, tensor in found if path.rpartition(".")[2] not in _TIME]
+    given = arguments.get(primary) if primary is not None else None
+    own = [(path, tensor) for path, tensor in found if path.split(".")[0] == primary]
+    shapes = [tensor.shape for _, tensor in tensors_in("output", output)]
+    chosen = []
+    if isinstance(given, (Tensor, list, tuple)):  # all of it
+        chosen = [path for path, _ in own]
+        for _, tensor in own:
+            if tensor.shape in shapes:
+                shapes.remove(tensor.shape)
+        if len(chosen) == 1 and len(shapes) == len([*tensors_in("output", output)]):
+            shapes = shapes[1:]  # its prediction has another shape: the first output's
+    for path, tensor in found:
+        if path not in chosen and tensor.shape in shapes:
+            shapes.remove(tensor.shape)
+            chosen.append(path)
+    return frozenset(chosen or [path for path, _ in own])
+
+
+def tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the tensors in lists, dicts and dataclasses, each with the path to it."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from tensors_in(f"{name}.{index}", item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from tensors_in(f"{name}.{key}", item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(f"{name}.{field.name}", getattr(value, field.name, None))
 
 
 def _switches(value: Any) -> bool:
     """Whether a sequence holds whole numbers, flags and names only."""
     if isinstance(value, (list, tuple)):
         return all(map(_switches, value))
-    return value is None or isinstance(value, (bool, int, str))
-
-
-def _tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in lists and dicts, each by the path to it."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _tensors_in(f"{name}.{index}", item)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors_in(f"{name}.{key}", item)
+    return value is None or isinstance(value, (bool, int, str, Enum))

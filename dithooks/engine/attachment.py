@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ from ..stats.types import CachedRange, CacheStats, CallRecord
 from ..stats.warnings import range_left_late, stand_in_is_wrapped
 from .active_calls import PATIENCE
 from .block_range import BlockRange
-from .clock import StepClock
+from .clock import UNTOLD, StepClock, StepTelling
 from .decider import CallDecider
-from .hooks import hook_call, hook_lead, hook_observation, hook_range, unhook
+from .hooks import hook_call, hook_enclosing, hook_lead, hook_observation, hook_range, unhook
 from .protocols import Integrations
 from .range_cache import RangeCache
 from .rank_consensus import RankConsensus
@@ -35,13 +35,14 @@ class Attachment:
         chain: the blocks of the transformer.
         cache: the runtime of the range.
         log: the log of the range's decisions.
+        around: the modules around the transformer, from the inside out.
 
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
     """
 
-    def __init__(self, chain: Chain, cache: RangeCache, log: DecisionLog) -> None:
-        self.chain, self.cache, self.log = chain, cache, log
+    def __init__(self, chain: Chain, cache: RangeCache, log: DecisionLog, around: Sequence[nn.Module] = ()) -> None:
+        self.chain, self.cache, self.log, self._around = chain, cache, log, around
         self._all = chain.block_refs
         self._observing: Tap | None = None
         self._make_stand_ins()
@@ -49,6 +50,7 @@ class Attachment:
     def attach(self) -> None:
         """Register the hooks and put the stand-ins in place of the blocks."""
         hook_call(self.cache, self.chain.owner)
+        hook_enclosing(self.cache, self._around)
         if self.cache.block_range.wiring is None:
             self.cache.on_wired = self._on_wired
             self._observing = hook_observation(self.cache, [original(block_ref.block) for block_ref in self._all])
@@ -62,7 +64,8 @@ class Attachment:
         with cache.wiring_lock:  # a call that records the wiring and moves the range ends first, or sees it is stale
             if self._observing is not None:  # also from blocks that are no longer in the model
                 self._observing.remove()
-            unhook(self.cache, [module for module in self._modules() if module is not owner])
+            others = [*self._around, *(module for module in self._modules() if module is not owner)]
+            unhook(self.cache, others)
             self._observing, self.cache.on_wired = None, None
             warnings = self._put_blocks_back()
         if not all_calls_left:
@@ -173,6 +176,8 @@ def prepare(
     integrations: Integrations,
     consensus: RankConsensus | None = None,
     on_decision: Callable[[CallRecord], object] | None = None,
+    telling: StepTelling = UNTOLD,
+    around: Sequence[nn.Module] = (),
 ) -> Attachment:
     """Return the attachment of a range's cache, created without touching the model.
 
@@ -184,6 +189,8 @@ def prepare(
         integrations: the adapter to other libraries.
         consensus: the ranks that decide together; ``None`` if this rank decides alone.
         on_decision: a callback for the record of each decision.
+        telling: what the user says about what tells the steps.
+        around: the modules around the transformer, from the inside out.
 
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
@@ -193,11 +200,11 @@ def prepare(
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.block_lists[0].path if len(chain.block_lists) == 1 else chain.path or type(chain.owner).__name__
     log = DecisionLog(name, len(observed), (len(observed) + end if end < 0 else end) - first + 1, on_decision)
-    decider = CallDecider(chain, config, StepClock(scheduler, chain.name), log, integrations, consensus)
+    decider = CallDecider(chain, config, StepClock(scheduler, chain.name, telling), log, integrations, consensus)
     weights = chain.weights() if chain.found else None
     block_range = BlockRange(observed, first, end, weights, leads=decider.policy.metric == "change")
     cache = RangeCache(decider, block_range, compilable_of(chain), verify, integrations)
-    return Attachment(chain, cache, log)
+    return Attachment(chain, cache, log, around)
 
 
 def compilable_of(chain: Chain) -> tuple[nn.Module, ...]:

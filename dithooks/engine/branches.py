@@ -1,83 +1,184 @@
-"""The branch of a call (conditional, unconditional, …), recognised by its arguments, then by the order of calls.
+"""The branch of a call (conditional, unconditional, a window, …), told by what repeats from step to step.
 
-Order alone goes wrong where guidance is on for part of the steps only: the call that used to come second now comes
-first, and would reuse the other branch's residual; or where a run is interrupted and restarted. So a call is compared
-with those of the step before: prompts stay the same through a run, and all calls of a step share their latents.
+A step makes several calls, and each call of the next step belongs to one of these. What shows to which: what it is
+given, as far as that stayed the same from one step to the next; then the nearest latents, where these are apart as
+those of windows are; then the order of calls. Order alone goes wrong where guidance is on for part of the steps only:
+the call that used to come second now comes first, and would reuse the other branch's residual.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf
 
-import torch
 from torch import Tensor
 
-from .run import Run
+from .arguments import CallArguments, Signature
+from .run import Branch, Run
+from .timestep_argument import is_same
+
+NEAR = 0.05  # a change so small that even another call's residual would hardly differ
+JUMP = 3.0  # times the last change: what drifts so much faster than before may be another call's
+APART = 0.6  # of the second nearest's distance: farther, the nearest latents do not tell
 
 
-def choose_branch(run: Run, latents: Mapping[str, Tensor], conditioning: Mapping[str, Tensor]) -> int | None:
-    """Return the number of the branch that a call belongs to: a new one if no branch fits; ``None`` for another run.
+@dataclass(eq=False)
+class Likeness:
+    """How a call compares to the last call of one branch.
 
-    Of the branches not called at this step, those whose conditioning differs are out; of the others the one with most
-    in common is taken, and in a draw the one whose turn it is. Arguments that change at every step are not compared.
+    Args:
+        alike: number of arguments that are the same.
+        doubts: conditioning that may or may not change from step to step: the branch had one call, or it jumps.
+        misfits: arguments of another form, of which it is not known whether they change.
+        conflicts: arguments that were the same at two steps and are not now.
+        changes: relative change of the conditioning, by name.
     """
-    assert run.step is not None
-    # What a branch was given before is not compared with what others were: that would wait for the device at every
-    # step. A tensor made at each step and given to all its calls (guidance as a number) is not compared either.
+
+    alike: int = 0
+    doubts: set[str] = field(default_factory=set)
+    misfits: set[str] = field(default_factory=set)
+    conflicts: set[str] = field(default_factory=set)
+    changes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Return what the nearest branch has the most of."""
+        return -len(self.doubts) - len(self.misfits), self.alike
+
+
+@dataclass(frozen=True)
+class Match:
+    """The branch of a call.
+
+    Args:
+        number: of the branch, which may be a new one.
+        replaces: number of the branch whose next call this may be, if that is in doubt: the call then has a new branch,
+            which takes the place of the other, unless that is called at the same step.
+        changes: how much the conditioning changed since that branch's last call, by name.
+    """
+
+    number: int
+    replaces: int | None = None
+    changes: Mapping[str, float] = field(default_factory=dict)
+
+
+def choose_branch(run: Run, given: CallArguments) -> Match | None:
+    """Return the branch that a call belongs to: a new one if no branch fits; ``None`` for a call of another run."""
+    if run.finished and any(_repeats(run.branches[number], given) for number in run.used if number in run.branches):
+        return None  # the next picture of a run of one step, say
+    free = {number: branch for number, branch in run.branches.items() if number not in run.used}
+    # What one branch was given before is not compared by value with what others were: that would wait for the device
+    # at every step.
     known = {
         name
-        for name, now in conditioning.items()
-        if any(_one(b.conditioning.get(name), now) for n, b in run.branches.items() if n not in run.used)
+        for name, now in given.conditioning.items()
+        if any(is_same(branch.conditioning.get(name), now) for branch in free.values())
     }
-    for number in run.used:  # the same prompt on other latents, at one and the same step: another picture
-        branch = run.branches[number]
-        shared = branch.latents.keys() == latents.keys() and all(_one(branch.latents[k], latents[k]) for k in latents)
-        if shared:  # as in most loops, which shows without waiting for the device
+    claimed = {run.branches[number].replaces for number in run.used if number in run.branches}
+    likenesses = {number: _compare(branch, given, known) for number, branch in free.items()}
+    fitting = {
+        number: like
+        for number, like in likenesses.items()
+        if not like.conflicts and not (like.doubts and number in claimed)
+    }
+    turn = len(run.used)
+    new = turn if turn not in run.branches else max(run.branches) + 1
+    if not fitting:
+        return Match(new)
+    best = max(like.rank for like in fitting.values())
+    tied = {number: like for number, like in fitting.items() if like.rank == best}
+    number = _nearest(run, given, tied) if len(tied) > 1 else None
+    if number is None:
+        number = min(tied, key=lambda each: (run.branches[each].position != turn, each))
+    like = tied[number]
+    return Match(new, number, like.changes) if like.doubts else Match(number, None, like.changes)
+
+
+def settle_replacements(run: Run) -> None:
+    """At the end of a step, find out which new branches took the place of others, whose next calls they were.
+
+    Those others are not called any more, or only with what they were given before: prompts may take turns.
+    """
+    for number in run.used:
+        branch = run.branches.get(number)
+        if branch is not None and branch.replaces is not None:
+            if branch.replaces in run.used:  # another call after all: what changes in it is not known yet
+                branch.changes = {}
+            branch.replaces = None
+
+
+def _compare(branch: Branch, given: CallArguments, known: set[str]) -> Likeness:
+    """Compare a call to a branch's last call."""
+    like = Likeness()
+    few = max((len(latents) for latents in given.latents.values() if latents.dim()), default=1)
+    for name in branch.conditioning.keys() | given.conditioning.keys():
+        if name in given.latents:  # only now known to be latents
             continue
-        if not _differing(branch.conditioning, conditioning, known) and _differing(branch.latents, latents, set()):
-            return None
-    turn, ranks, doubts = len(run.used), {}, []
-    free = {number: branch for number, branch in run.branches.items() if number not in run.used}
-    for number, branch in free.items():
-        differing = _differing(branch.conditioning, conditioning, known)
-        run.constant |= set(conditioning) & set(branch.conditioning) - differing
-        doubts.append(differing)
-        ranks[number] = (-len(differing), number == turn, -number)
-    for name in set.intersection(*doubts) - run.constant if doubts else ():
-        run.unstable_conditioning.setdefault(name, set()).add(run.step)
-    changing = {name for name, steps in run.unstable_conditioning.items() if len(steps) > 1} - run.constant
-    fitting = {n: rank for (n, rank), differing in zip(ranks.items(), doubts, strict=True) if differing <= changing}
-    if fitting:
-        return max(fitting, key=lambda number: fitting[number])
-    return turn if turn not in run.branches else max(run.branches) + 1
+        before, now = branch.conditioning.get(name), given.conditioning.get(name)
+        change = 0.0 if is_same(before, now) else inf if name in known else distance(before, now)
+        like.changes[name] = change
+        last = branch.changes.get(name)
+        if change == 0:
+            like.alike += 1
+        elif now is not None and before is not None and now.numel() <= few:
+            pass  # a number for each sample: a noise level, or a strength that fades
+        elif last == 0:
+            like.conflicts.add(name)
+        elif change > (NEAR if last is None else max(NEAR, JUMP * last)):
+            like.doubts.add(name)
+    former, form = _by_name(branch.form), _by_name(given.form)
+    for name in former.keys() | form.keys():
+        if former.get(name) == form.get(name):
+            like.alike += 1
+        elif branch.changes.get(f"{name} as form") == 0:
+            like.conflicts.add(name)
+        else:
+            like.misfits.add(name)
+        like.changes[f"{name} as form"] = float(former.get(name) != form.get(name))
+    return like
 
 
-def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor], known: set[str]) -> set[str]:
-    """Return the names that only one of two calls has, or under which they have different tensors."""
-    return {
-        name
-        for name in before.keys() | now.keys()
-        if not _one(before.get(name), now.get(name)) and (name in known or not _equal(before.get(name), now.get(name)))
-    }
-
-
-def _one(a: Tensor | None, b: Tensor | None) -> bool:
-    """Return whether two tensors are the same object, or the same view of one."""
-    if a is None or b is None or a is b:
-        return a is b
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.device.type == "meta":
+def _repeats(branch: Branch, given: CallArguments) -> bool:
+    """Whether a call is given what a branch was given at this very step, but other latents."""
+    if all(distance(branch.latents.get(name), now) == 0 for name, now in given.latents.items()):
         return False
-    try:
-        return 0 != a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.numel() > 0
-    except RuntimeError:  # sparse, or without storage, which can show as an address of 0, too
-        return False
+    names = branch.conditioning.keys() | given.conditioning.keys()
+    return all(
+        is_same(branch.conditioning.get(name), given.conditioning.get(name))
+        or distance(branch.conditioning.get(name), given.conditioning.get(name)) == 0
+        for name in names
+    )
 
 
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    """Return whether two tensors hold the same values, which waits for their device."""
+def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> int | None:
+    """Return the branch with the nearest latents and conditioning; ``None`` if several are about as near."""
+    distances: list[tuple[float, int]] = []
+    for number in tied:
+        branch = run.branches[number]
+        pairs = [(branch.latents.get(name), now) for name, now in given.latents.items()]
+        pairs += [(branch.conditioning.get(name), now) for name, now in given.conditioning.items()]
+        distances.append((sum(0.0 if is_same(*pair) else min(distance(*pair), 2.0) for pair in pairs), number))
+    distances.sort()
+    (nearest, number), (second, _) = distances[:2]
+    return number if nearest < APART * second else None
+
+
+def _by_name(form: Signature) -> dict[str, tuple[object, ...]]:
+    return {entry[0]: entry[1:] for entry in form}
+
+
+def distance(a: Tensor | None, b: Tensor | None) -> float:
+    """Return ‖a − b‖ / max(‖a‖, ‖b‖), which waits for their device; infinite if they cannot be compared."""
     if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-        return False
+        return inf
     try:
-        return torch.equal(a, b)
+        if a.is_complex():
+            x, y = a, b
+        else:
+            x, y = a.float(), b.float()
+        size = max(float(x.norm()), float(y.norm()))
+        apart = float((x - y).norm())
     except (RuntimeError, NotImplementedError):  # on the meta device, or a subclass that does not compare
-        return False
+        return inf
+    return apart / size if size and apart == apart else (0.0 if apart == 0 else inf)

@@ -1,74 +1,284 @@
-"""The sampling step of a call, read at every call of a transformer without changing anything.
+"""The sampling step of a call, asked of several sources in order, without changing anything.
 
-The first source that knows the step counts: an open :func:`timestep_scope`; the session's own step source; the
-scheduler's own ``step_index``; the value of the ``timestep`` argument. A step is a sampling step, never a count of
-calls.
+The first source that knows counts: an open :func:`timestep_scope` or :func:`steps`; the session's own step source; a
+count of calls, if one was asked for; the scheduler's ``step_index``, as long as it moves when timesteps do; the
+timestep argument of the transformer or of a module around it.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from time import monotonic_ns
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ..errors import InvalidSetting, WrongType
-from .arguments import TIMESTEP_NAMES
+from ..validation import check_count
 from .sessions import Scope, Session, current_context
-from .step_source import Tick
+from .step_source import Asked, RunTime, Tick
+from .timestep_argument import Found, Reading, check_name, note, read, timesteps_in
 
 _MISSING = object()
+SCHEDULER, TIMESTEP, SCOPE, COUNT = "scheduler", "timestep", "scope", "count"
+
+
+class Source(Protocol):
+    """A source of the step of each call."""
+
+    def tick(self, asked: Asked) -> Tick | None:
+        """Return the step of a call; ``None``: unknown, ask the next source. Ask once a call: it is noted."""
+
+
+class CountedCalls:
+    """The step by a count of calls, for loops that tell nothing.
+
+    Example: of two calls per step and four steps, the sixth call is of step 2, and the ninth of the next run's step 0.
+
+    Args:
+        calls_per_step: calls that each step makes.
+        steps: of a run.
+        timesteps: asked as well, where there is a timestep: one that goes back shows a run that was cut short.
+    """
+
+    def __init__(self, calls_per_step: int, steps: int, timesteps: TimestepArgument) -> None:
+        self.calls_per_step, self.steps, self._timesteps = calls_per_step, steps, timesteps
+
+    def tick(self, asked: Asked) -> Tick | None:
+        """Return the step of a call, which is counted."""
+        seen, time = self._timesteps.tick(asked), asked.time
+        step = time.calls // self.calls_per_step
+        time.calls += 1
+        restart = step >= self.steps or (seen is not None and seen.restart)
+        return Tick(step, COUNT, value=None if seen is None else seen.value, steps=self.steps, restart=restart)
+
+
+class SchedulerIndex:
+    """The step by a scheduler's ``step_index``, unless that stands still or is beyond the schedule's end."""
+
+    def __init__(self, timesteps: TimestepArgument) -> None:
+        self._timesteps = timesteps
+
+    def tick(self, asked: Asked) -> Tick | None:
+        """Return the scheduler's step, or ``None`` if another one seems to make the steps."""
+        tick, time = scheduled(asked.scheduler), asked.time
+        if tick is None:
+            return None
+        assert tick.steps is not None
+        if tick.step >= tick.steps:  # its schedule is over: another one makes the steps
+            time.trusts_scheduler, time.index = False, tick.step
+            return None
+        if time.trusts_scheduler is False:
+            # It moves after all: calls with several timesteps at one step had looked like steps.
+            return tick._replace(restart=True) if tick.step != time.index else None
+        if time.trusts_scheduler is not True and not self._trusts(tick, asked):
+            return None
+        time.index = tick.step
+        return tick
+
+    def _trusts(self, tick: Tick, asked: Asked) -> bool:
+        """Whether the scheduler counts this run's steps: it moved, or nothing else did."""
+        time = asked.time
+        if time.index is None:  # the run's first call
+            time.first = [note(found) for found in timesteps_in(asked.arguments, self._timesteps.names)]
+            return True
+        if tick.step != time.index:
+            time.trusts_scheduler = True
+            return True
+        if time.trusts_scheduler is None and self._moved(asked):
+            time.trusts_scheduler, time.stood_at, time.offset = False, tick.step, tick.step
+            for found in time.first:  # as if they had been asked from the first call on
+                if (reading := read(found.given)) is not None:
+                    time.path, time.readings = found.path, [reading]
+                    break
+        return time.trusts_scheduler is None
+
+    def _moved(self, asked: Asked) -> bool:
+        """Whether the timestep is another one than at the run's first call."""
+        time = asked.time
+        now = {found.path: found.given for found in timesteps_in(asked.arguments, self._timesteps.names)}
+        for noted in time.first:
+            if noted.path not in now or noted.is_still(now[noted.path]):
+                continue
+            before, after = read(noted.given), read(now[noted.path])
+            if before is not None and after is not None and before.values != after.values:
+                return True
+        return False
+
+
+class TimestepArgument:
+    """The step by the timestep argument: the number of different values that it had in the run.
+
+    Args:
+        names: that the argument may have.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._way = 0.0  # in which timesteps went last: down, as a rule; 0: not known
+
+    def tick(self, asked: Asked) -> Tick | None:
+        """Return the step that the timestep implies. A value that goes back is the first of another run."""
+        time = asked.time
+        reading = self._reading(asked)
+        if reading is None:
+            return None
+        timesteps = getattr(asked.scheduler, "timesteps", None) if time.trusts_scheduler is None else None
+        epoch = timesteps if isinstance(timesteps, Tensor) else None
+        restart = False
+        if not time.readings:
+            listed = [] if epoch is None else list(dict.fromkeys(epoch.cpu().tolist()))  # once each: some repeat them
+            time.readings, time.moves, time.steps = [reading], 0, len(listed) or None
+            time.offset = listed.index(reading.highest) if reading.highest in listed else 0  # image-to-image
+        elif reading.values != time.readings[-1].values:
+            restart = self._goes_back(reading, time)
+            if restart:
+                time.readings, time.moves, time.offset = [reading], 0, 0
+            else:
+                time.readings[1:] = [reading]
+                time.moves += 1
+        step = time.offset + time.moves
+        return Tick(step, TIMESTEP, value=reading.highest, epoch=epoch, steps=time.steps, restart=restart)
+
+    def _reading(self, asked: Asked) -> Reading | None:
+        """Read the timestep argument in charge: the first that has a value, until another one moves instead."""
+        time, chosen = asked.time, None
+        for found in timesteps_in(asked.arguments, self.names):
+            if chosen is not None and found.path == chosen[0]:
+                continue
+            if chosen is None and time.path not in (None, found.path) and time.readings:
+                continue  # another one is in charge
+            if chosen is None:
+                if (reading := read(found.given)) is None:
+                    continue
+                chosen = (found.path, reading)
+                if time.readings and reading.values != time.readings[-1].values:
+                    break
+            else:
+                self._compare(found, time)
+                if time.path != chosen[0]:
+                    return read(found.given)
+        if chosen is None:
+            return None
+        time.path = chosen[0]
+        return chosen[1]
+
+    def _compare(self, found: Found, time: RunTime) -> None:
+        """Put another argument in charge if it moves while the one that is stands still."""
+        first = time.others.get(found.path)
+        if first is None:
+            if not time.readings and (reading := read(found.given)) is not None:
+                time.others[found.path] = reading
+        elif len(time.readings) == 1 and (now := read(found.given)) is not None and now.values != first.values:
+            time.path, time.readings = found.path, [first]
+
+    def _goes_back(self, reading: Reading, time: RunTime) -> bool:
+        """Whether a value goes against the way of those before it; after a run of one value, of the run before."""
+        first, last = time.readings[0], time.readings[-1]
+        way = last.highest - first.highest if len(time.readings) > 1 else self._way
+        moved = reading.highest - last.highest
+        if moved * way < 0:
+            self._way = way if len(time.readings) > 1 else 0.0
+            return True
+        if moved:
+            self._way = moved
+        return False
+
+
+@dataclass(frozen=True)
+class StepTelling:
+    """What the user says about what tells the steps.
+
+    Args:
+        timestep: name of the timestep argument, such as ``sigma`` or ``video.sigma``.
+        calls_per_step: calls of each step, if they are to be counted.
+        steps: of a run, if calls are counted.
+
+    Raises:
+        WrongType: one of them is of another type.
+        InvalidSetting: the name is no name, a number is below 1, or only one of the two numbers is given.
+    """
+
+    timestep: str | None = None
+    calls_per_step: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.timestep)
+        for name in ("calls_per_step", "steps"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), 1)
+        if (self.calls_per_step is None) != (self.steps is None):
+            raise InvalidSetting(
+                f"calls_per_step={self.calls_per_step} and steps={self.steps}: to count calls, both have to be known, "
+                "as in dit_cache(..., calls_per_step=1, steps=50)"
+            )
+
+
+UNTOLD = StepTelling()
 
 
 class StepClock:
-    """The clock of one transformer: reads the step of each of its calls.
+    """The clock of one transformer: asks its sources for the step of each of its calls.
 
     Args:
         scheduler: returns the pipeline's scheduler as it is now, or ``None``.
         where: name of the transformer, for messages.
+        telling: what the user says about what tells the steps.
     """
 
-    def __init__(self, scheduler: Callable[[], Any], where: str) -> None:
-        self._attached, self._where, self.created_at = scheduler, where, time.monotonic_ns()
-        self._way = 0.0  # in which timesteps went last: down, as a rule; 0: not known
+    def __init__(self, scheduler: Callable[[], Any], where: str, telling: StepTelling = UNTOLD) -> None:
+        self._attached, self._where, self.created_at = scheduler, where, monotonic_ns()
+        self.enclosing: Callable[[], Sequence[Mapping[str, Any]]] = tuple  # arguments of modules around the transformer
+        self.timestep = TimestepArgument(check_name(telling.timestep))
+        self.sources: list[Source] = [SchedulerIndex(self.timestep), self.timestep]
+        if telling.timestep is not None:  # the user's word comes before a scheduler's
+            self.sources.reverse()
+        if telling.calls_per_step is not None and telling.steps is not None:
+            self.sources = [CountedCalls(telling.calls_per_step, telling.steps, self.timestep)]
 
-    def read(self, session: Session, scope: Scope | None, arguments: Mapping[str, Any], history: list[float]) -> Tick:
+    def read(self, session: Session, scope: Scope | None, arguments: Mapping[str, Any], run_time: RunTime) -> Tick:
         """Return the tick of a call.
 
         Args:
             session: the session that the call belongs to.
             scope: the innermost open scope.
             arguments: the call's arguments, by name.
-            history: distinct timestep values of the run so far; extended where the step is read from them.
+            run_time: what the sources have shown in the run so far; they note what they show now.
 
         Raises:
-            InvalidSetting: no scope is open, the session has no step source, no scheduler tells its step, and there is
-                no timestep argument.
+            InvalidSetting: no source knows the step.
         """
         if scope is not None:
-            return Tick(scope.step, "scope", scope.branch, scope.sigma, steps=scope.steps)
+            return Tick(scope.step, SCOPE, scope.branch, scope.sigma, epoch=scope.loop, steps=scope.steps)
         scheduler = self._scheduler(session)
         if session.step_source is not None:
-            tick = session.step_source.tick(self, scheduler, arguments, history)
+            tick = session.step_source.tick(self, scheduler, arguments, run_time)
             if tick is not None:
                 return tick
-        tick = self.scheduled(scheduler) or self.timed(scheduler, arguments, history)
-        if tick is None:
-            raise InvalidSetting(
-                f"{self._where}: which sampling step is this? No timestep_scope is open, no scheduler tells its "
-                "step_index, and the call has no timestep argument. Write `with dithooks.timestep_scope(step): ...` "
-                "around each step of your loop, or give dit_cache the pipeline or scheduler=..."
-            )
-        return tick
+        asked = Asked(scheduler, (arguments, *self.enclosing()), run_time)
+        for source in self.sources:
+            tick = source.tick(asked)
+            if tick is not None:
+                return tick
+        raise InvalidSetting(
+            f"{self._where}: which sampling step is this? No scope is open, no scheduler moves with the calls, and no "
+            "argument is called timestep, sigma or the like. Write `for t in dithooks.steps(timesteps):`, or give "
+            "dit_cache(..., timestep='its name') or calls_per_step=1, steps=50"
+        )
 
     def knows(self, arguments: Mapping[str, Any] | None) -> bool:
         """Return whether anything tells the step of a call made here; a session's step source counts unasked."""
         session, scope = current_context()
-        if scope is not None or session.step_source is not None:
+        if scope is not None or session.step_source is not None or isinstance(self.sources[0], CountedCalls):
             return True
-        return self.scheduled(self._scheduler(session)) is not None or _timestep(arguments) is not None
+        given = (arguments or {}, *self.enclosing())
+        return scheduled(self._scheduler(session)) is not None or any(
+            read(found.given) is not None for found in timesteps_in(given, self.timestep.names)
+        )
 
     def _scheduler(self, session: Session) -> Any:
         """Return the scheduler: a request's own, else the one that the cache was attached with."""
@@ -77,47 +287,11 @@ class StepClock:
 
     def scheduled(self, scheduler: Any) -> Tick | None:
         """Return the step that a scheduler counts, if it counts steps."""
-        epoch = getattr(scheduler, "timesteps", None)
-        if not isinstance(epoch, torch.Tensor):
-            return None
-        index: Any = getattr(scheduler, "step_index", _MISSING)
-        if index is _MISSING:
-            return None
-        step = index if index is not None else getattr(scheduler, "begin_index", None) or 0
-        return Tick(int(step), "scheduler", epoch=epoch, steps=len(epoch))
+        return scheduled(scheduler)
 
-    def timed(self, scheduler: Any, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
-        """Return the step that the timestep argument implies, if there is one. Ask once a call: it extends history."""
-        value = _timestep(arguments)
-        if value is None:
-            return None
-        timesteps = getattr(scheduler, "timesteps", None)
-        epoch = timesteps if isinstance(timesteps, torch.Tensor) else None
-        steps = None if epoch is None else len(epoch)
-        listed = [] if epoch is None else (epoch.cpu() == value).nonzero().flatten().tolist()
-        if listed and not history:  # DDIM and the like have no step_index, but list the timesteps
-            return Tick(listed[0], "timestep", value=value, epoch=epoch, steps=steps)
-        step, restart = self._ordinal(value, history)
-        return Tick(step, "timestep", value=value, epoch=epoch, steps=steps, restart=restart)
-
-    def _ordinal(self, value: float, history: list[float]) -> tuple[int, bool]:
-        """Return which distinct value of the run this is, and whether it can only be the first of another run.
-
-        Within a run the values go in one direction; a value that goes back starts the next run. After a run of one
-        value (an interrupted one, say) the direction is that of the run before.
-        """
-        restart = False
-        if not history or value != history[-1]:
-            way = history[-1] - history[0] if len(history) > 1 else self._way
-            moved = value - history[-1] if history else 0.0
-            restart = moved * way < 0
-            if restart:
-                self._way = way if len(history) > 1 else 0.0
-                history.clear()
-            elif history:
-                self._way = moved
-            history.append(value)
-        return len(history) - 1, restart
+    def timed(self, scheduler: Any, arguments: Mapping[str, Any] | None, time: RunTime) -> Tick | None:
+        """Return the step that the timestep argument implies, if there is one. Ask once a call: it is noted."""
+        return self.timestep.tick(Asked(scheduler, (arguments or {}, *self.enclosing()), time))
 
     def sigmas(self, session: Session, tick: Tick) -> tuple[float, ...] | None:
         """Return the noise levels of a tick's schedule, if the scheduler has one for each step.
@@ -125,7 +299,7 @@ class StepClock:
         Called once a run, as it waits for the device where the levels are.
         """
         sigmas = getattr(self._scheduler(session), "sigmas", None)
-        if tick.epoch is None or tick.steps is None or not isinstance(sigmas, torch.Tensor) or sigmas.is_meta:
+        if tick.epoch is None or tick.steps is None or not isinstance(sigmas, Tensor) or sigmas.is_meta:
             return None
         if sigmas.dim() != 1 or len(sigmas) not in (tick.steps, tick.steps + 1):
             return None
@@ -136,18 +310,16 @@ class StepClock:
         return tuple(levels) if falls else None
 
 
-def _timestep(arguments: Mapping[str, Any] | None) -> float | None:
-    """Return the value of the timestep argument; of one per token, the largest (clean frames have 0).
-
-    Reading it waits for the device that it is on: the price of having neither scope nor scheduler.
-    """
-    for name in TIMESTEP_NAMES:
-        value = (arguments or {}).get(name)
-        if isinstance(value, torch.Tensor) and value.numel():
-            return float(value.item() if value.numel() == 1 else value.max().item())
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    return None
+def scheduled(scheduler: Any) -> Tick | None:
+    """Return the step that a scheduler counts, if it counts steps."""
+    epoch = getattr(scheduler, "timesteps", None)
+    if not isinstance(epoch, Tensor):
+        return None
+    index: Any = getattr(scheduler, "step_index", _MISSING)
+    if index is _MISSING:
+        return None
+    step = index if index is not None else getattr(scheduler, "begin_index", None) or 0
+    return Tick(int(step), SCHEDULER, epoch=epoch, steps=len(epoch))
 
 
 def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:

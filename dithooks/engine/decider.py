@@ -23,11 +23,11 @@ from ..predictors.predictor import Moment
 from ..stats import warnings as wording
 from ..stats.log import DecisionLog, fold
 from .anchor import Anchor, weighted_sum
-from .arguments import CallArguments, Signature
-from .branches import choose_branch
+from .arguments import CallArguments, Signature, latents_among
+from .branches import Match, choose_branch, settle_replacements
 from .call import CAPTURE, MISMATCH, PLAIN, REUSE, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
-from .clock import StepClock
+from .clock import SCHEDULER, TIMESTEP, StepClock
 from .protocols import Integrations
 from .rank_consensus import RankConsensus, RankVerdict
 from .run import Branch, Run, RunEnd
@@ -35,7 +35,9 @@ from .sessions import Scope, Session, current_context, current_session
 from .step_source import Tick
 from .weights_version import WeightsVersion
 
-MAX_BRANCHES = 16  # calls at one step; more mean that the step is not advancing
+MAX_CAPTURED = 16  # calls of a run's first step whose residuals are kept; are there more, then from the next step on
+MAX_CALLS = 64  # at one step; more mean that the step is not advancing
+FIRST = Match(0)
 DECISION = {reuse: {reason: Decision(reuse, reason) for reason in Reason} for reuse in (False, True)}
 COMPUTE = DECISION[False]
 
@@ -73,6 +75,7 @@ class CallDecider:
         self.deciders_of_handle: Sequence[CallDecider] = ()  # this one included
         self.on_anchor: Callable[[Call, Sequence[Tensor]], None] | None = None  # called with every new residual
         self.on_run_end: Callable[[RunEnd], tuple[str, str] | None] | None = None  # returns topic and text of a warning
+        self._latents: frozenset[str] | None = None  # paths of the tensors that are latents, once known
         self._model, self._integrations = chain.owner, integrations
         self._weights = WeightsVersion(chain.owner, integrations.adapters())
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
@@ -93,19 +96,24 @@ class CallDecider:
             InvalidSetting: the sampling step cannot be read.
         """
         arguments = arguments or {}
-        given = CallArguments(arguments, self.latents_name)
+        given = CallArguments(arguments, self.latents_name, self._latents, self.clock.timestep.names)
         session, scope = current_context()
         run, tick = self._locate(session, scope, arguments)
-        number = self._number_of(run, tick, given)
-        if number is None:  # the first call of another run
+        match = self._match(run, tick, given)
+        if match is None:  # the first call of another run
             run, tick = self._locate(session, scope, arguments, another=True)
-            number = 0
+            match = Match(0)
+        number = match.number
         branch = run.branches.get(number)
         if branch is None:
             branch = run.branches[number] = self._new_branch(run, number)
+            branch.replaces = match.replaces
+            run.newcomers += 1
         elif branch.interrupted:  # an exception ended its last call: keep nothing of it
             branch.clear()
         branch.latents, branch.conditioning, branch.called = given.latents, given.conditioning, tick.step
+        branch.form, branch.position = given.form, len(run.used)
+        branch.changes.update(match.changes)
         run.in_flight = True  # set before the decision, which may raise
         run.used.append(number)
         calls = len(run.used)
@@ -115,6 +123,11 @@ class CallDecider:
         call.session, call.step_source = weakref.ref(session), session.step_source
         run.in_flight = seen
         return call
+
+    def learn_latents(self, arguments: Mapping[str, Any], output: Any) -> None:
+        """Learn from a first call which of its arguments are latents."""
+        if self._latents is None:
+            self._latents = latents_among(arguments, self.latents_name, output)
 
     def plain_call_with_gradients(self) -> Call:
         """Return a plain call for a forward with gradients, which is never cached."""
@@ -128,18 +141,24 @@ class CallDecider:
             BranchHistory(number, run=run.history), None if kind is None else METRICS[kind](self.policy.reduce)
         )
 
-    def _number_of(self, run: Run, tick: Tick, given: CallArguments) -> int | None:
-        """Return the number of a call's branch, or ``None`` if the call is the first of another run."""
+    def _match(self, run: Run, tick: Tick, given: CallArguments) -> Match | None:
+        """Return the branch of a call, or ``None`` if the call is the first of another run."""
         if tick.branch is not None:
-            return tick.branch
+            name = tick.branch
+            if isinstance(name, str):
+                return Match(run.names.setdefault(name, max([*run.branches, *run.names.values()], default=-1) + 1))
+            return Match(name)
         if self.separate_cfg is not None:
-            return len(run.used) if self.separate_cfg else 0
-        if not run.used and (first := run.branches.get(0)) is not None:  # the common case, for speed
+            return Match(len(run.used) if self.separate_cfg else 0)
+        if not run.branches:
+            return FIRST
+        if len(run.branches) == 1 and not run.used:  # the common case, for speed
+            (first,) = run.branches.values()
             before, now = first.conditioning, given.conditioning
-            if [*before] == [*now] and all(map(is_, before.values(), now.values())):
-                run.constant.update(now)
-                return 0
-        return choose_branch(run, given.latents, given.conditioning)
+            if [*before] == [*now] and all(map(is_, before.values(), now.values())) and first.form == given.form:
+                first.changes.update(dict.fromkeys(now, 0.0))
+                return Match(first.history.number)
+        return choose_branch(run, given)
 
     def _ask_policy(self, run: Run, tick: Tick, branch: Branch, given: CallArguments, capture: bool) -> Call:
         """Create the call of a branch and ask the policy.
@@ -150,7 +169,8 @@ class CallDecider:
         assert policy is not None
         step = tick.step
         keeps = capture or self.on_anchor is not None
-        if not keeps and not run.is_last_step:
+        crowded = run.steps == 1 and len(run.used) > MAX_CAPTURED and self.on_anchor is None
+        if not keeps and not crowded and not run.is_last_step:
             keeps = policy.keeps(step, self._anchors)
         signature: Signature = ()
         if keeps or branch.anchors:
@@ -371,30 +391,47 @@ class CallDecider:
         """Return the run and the tick of a call; start a new run if the call cannot continue the session's last one.
 
         A new run starts where the session has none yet, an exception ended a call or scope, the schedule or step
-        breaks (:func:`_breaks`), a timestep goes back, the same prompt comes with other latents at one step, or a step
-        has too many calls. ``another`` forces one.
+        breaks (:func:`_breaks`), a timestep goes back, or a step has too many calls. ``another`` forces one.
         """
         run = self._runs.get(session)
         if run is None or another or run.in_flight or run.session_epoch != session.epoch:
             run = self._start(session, run)
-        tick = self.clock.read(session, scope, arguments, run.timesteps)
+        tick = self.clock.read(session, scope, arguments, run.time)
         if tick.restart or _breaks(run, tick):
             run = self._start(session, run)
-            tick = self.clock.read(session, scope, arguments, run.timesteps)
+            tick = self.clock.read(session, scope, arguments, run.time)
         step = tick.step
-        if step == run.step and len(run.used) >= MAX_BRANCHES and tick.branch is None:
+        if step == run.step and len(run.used) >= max(MAX_CALLS, 2 * run.before[0]) and tick.branch is None:
             self.warn("standstill", wording.step_stands_still(self.name, len(run.used), step, tick.source))
             run = self._start(session, None)
         if run.policy is None:
             run.policy = self._policy_for(run, session, tick)
+        elif run.source == SCHEDULER and tick.source == TIMESTEP and run.time.trusts_scheduler is False:
+            self._change_source(run, session, tick)
         if step != run.step:
             self._enter_step(run, step)
         return run, tick
 
+    def _change_source(self, run: Run, session: Session, tick: Tick) -> None:
+        """Go on by the timestep argument, as it has moved and the scheduler has not."""
+        run.policy = self._policy_for(run, session, tick._replace(step=run.schedule.first))
+        run.is_last_step = False
+
     def _enter_step(self, run: Run, step: int) -> None:
         """Begin a step of a run, and free branches that are no longer called."""
         assert run.policy is not None
-        run.before = (len(run.used), run.before[0])
+        if run.time.moves == 2 and run.time.stood_at is not None:  # once could be calls with two timesteps at one step
+            path, values = run.time.path or "timestep", [reading.highest for reading in run.time.readings]
+            self.warn(
+                "source",
+                wording.scheduler_stands_still(self.name, run.time.stood_at, path, values[0], values[-1]),
+            )
+        settle_replacements(run)
+        if run.newcomers:  # who was not called at a step with new calls, in whose stead these may have come, is retired
+            for branch in run.branches.values():
+                if branch.called != run.step:
+                    branch.free()
+        run.before, run.newcomers = (len(run.used), run.before[0]), 0
         run.step, run.used, run.shared = step, [], None
         run.is_last_step = run.schedule.steps is not None and step >= run.schedule.steps - 1
         run.steps += 1
@@ -404,7 +441,7 @@ class CallDecider:
             idle = step - branch.called
             if idle > 1 and run.policy.outdated(step, branch.history, idle, self._anchors):
                 branch.free()
-        while len(run.branches) > MAX_BRANCHES:  # the longest idle: numbers are reused
+        while len(run.branches) > max(MAX_CAPTURED, 2 * run.before[0]):  # the longest idle: numbers are reused
             del run.branches[min(run.branches, key=lambda number: run.branches[number].called)]
 
     def _start(self, session: Session, ended: Run | None) -> Run:
@@ -421,7 +458,7 @@ class CallDecider:
     def _policy_for(self, run: Run, session: Session, tick: Tick) -> Policy:
         """Set a run's schedule at its first call, warn of what it rules out, and return the policy adapted to it."""
         wanted = self.predictor.needs_sigmas or self.policy.needs_sigmas
-        run.epoch = tick.epoch
+        run.epoch, run.source = tick.epoch, tick.source
         sigmas = self.clock.sigmas(session, tick) if wanted else None
         run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
         run.scheduler_is_shared = tick.source == "scheduler" and self._shares_scheduler(run)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..blocks.block_io import parameter_names
+from ..blocks.block_io import bind, parameter_names
 from ..blocks.tap import EnterHook, Hook, LeaveHook, Tap, hooks_on, remove_hooks, tap
 from .range_cache import RangeCache
 
@@ -50,6 +51,48 @@ def hook_call(cache: RangeCache, owner: nn.Module) -> None:
     cache.others = others
     owner.register_forward_pre_hook(Begins(cache), with_kwargs=True)
     owner.register_forward_hook(Ends(cache), with_kwargs=True)
+
+
+def hook_enclosing(cache: RangeCache, modules: Sequence[nn.Module]) -> None:
+    """Show the clock what the modules around the transformer are called with: one of them may be given the timestep.
+
+    Args:
+        cache: of the range.
+        modules: around the transformer, from the inside out.
+    """
+    if not modules:
+        return
+    calls = _EnclosingCalls()
+
+    class Enters(Hook):
+        def __init__(self, owner: object, place: int, names: tuple[str, ...]) -> None:
+            super().__init__(owner)
+            self.place, self.names = place, names
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+            calls.arguments[self.place] = bind(self.names, args, kwargs or {})
+
+    class Leaves(Hook):
+        def __init__(self, owner: object, place: int) -> None:
+            super().__init__(owner)
+            self.place = place
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def __call__(self, *_: Any) -> None:
+            calls.arguments.pop(self.place, None)
+
+    for place, module in enumerate(modules):
+        module.register_forward_pre_hook(Enters(cache, place, parameter_names(module)), with_kwargs=True)
+        module.register_forward_hook(Leaves(cache, place), with_kwargs=True)
+    cache.decider.clock.enclosing = lambda: [calls.arguments[place] for place in sorted(calls.arguments)]
+
+
+class _EnclosingCalls(threading.local):
+    """The arguments of the calls of enclosing modules that are under way in a thread, by place from the inside out."""
+
+    def __init__(self) -> None:
+        self.arguments: dict[int, Mapping[str, Any]] = {}
 
 
 def hook_lead(cache: RangeCache, first: nn.Module, last: nn.Module) -> None:

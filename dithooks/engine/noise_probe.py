@@ -34,9 +34,7 @@ class NoiseProbe:
     def __init__(self, wiring: Wiring, seed: int | None) -> None:
         self.wiring, self.seed = wiring, seed
         self.noise: list[Tensor] = []  # of each stream that enters
-        self.sizes: list[
-            float
-        ] = []  # mean squares, of streams thought to end on the way, too
+        self.sizes: list[float] = []  # mean squares, of streams thought to end on the way, too
         self.arrived: list[Tensor | None] = []  # at the last block, by position of its output
 
     def enter(self, given: Mapping[str, Any], passed: Sequence[Any]) -> list[Any]:

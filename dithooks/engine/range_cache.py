@@ -169,7 +169,7 @@ class RangeCache:
             RunMismatch: the call entered a skipped range and did not leave it, so that the range's effect is missing.
         """
         state = self.state
-        call, replay = state.call, state.replay
+        call, replay, arguments = state.call, state.replay, state.arguments
         state.call = state.arguments = state.replay = None
         state.shortcut, state.transformer_was_called = ASK, False
         if call is None:
@@ -187,6 +187,7 @@ class RangeCache:
                 if replay is None:
                     self._after_call(call)
                 else:
+                    self.decider.learn_latents(arguments or {}, output)
                     self._conclude(call, replay, output)
                 for other in self.others():
                     if other.unverified or other.block_range.wiring is None:  # it may have to repeat the call

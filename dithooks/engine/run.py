@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..policies.history import BranchHistory, Decision, RunHistory, Schedule
 from ..policies.policy import Policy
 from .anchor import Anchor
+from .arguments import Signature
 from .change_metrics import ChangeMetric
 from .protocols import PipelineBar
+from .step_source import RunTime
 
 
 @dataclass(eq=False)
@@ -22,9 +25,13 @@ class Branch:
     metric: ChangeMetric | None = None
     anchors: list[Anchor] = field(default_factory=list)  # newest first
     called: int = 0  # step of the last call
+    position: int = 0  # of the last call among those of its step
     interrupted: bool = False  # a computed call began and has not ended
     latents: dict[str, Tensor] = field(default_factory=dict)  # of its last call, to recognise the branch by
     conditioning: dict[str, Tensor] = field(default_factory=dict)  # of its last call, likewise
+    form: Signature = ()  # of its last call, likewise
+    changes: dict[str, float] = field(default_factory=dict)  # of each argument at its last call; 0: it repeats
+    replaces: int | None = None  # branch whose place it takes at the end of the step, if that is not called
     nbytes: int = 0  # memory held, in bytes
 
     def free(self) -> None:
@@ -61,10 +68,11 @@ class Run:
     before: tuple[int, int] = (0, 0)  # number of calls at each of the two previous steps, the last one first
     branches: dict[int, Branch] = field(default_factory=dict)
     shared: Decision | None = None  # this step's, if its branches share one
-    constant: set[str] = field(default_factory=set)  # conditioning seen unchanged from one step to the next
-    # Conditioning that matched no branch, with the steps where that was so: at two or more, it is not compared.
-    unstable_conditioning: dict[str, set[int]] = field(default_factory=dict)
-    timesteps: list[float] = field(default_factory=list)  # distinct values so far, if the step is read from them
+    names: dict[str, int] = field(default_factory=dict)  # numbers of branches that a scope names
+    newcomers: int = 0  # branches that are new at this step
+    time: RunTime = field(default_factory=RunTime)  # what the sources of its steps have shown
+    source: str = ""  # of its steps, in a word
+    scheduler: weakref.ref[Any] | None = None  # that counts its steps
     in_flight: bool = False  # a call of the transformer is under way; at the next call: an exception ended it
     steps: int = 0  # begun so far
     watched: bool = False  # the model was searched for layers whose weights may change

@@ -38,15 +38,29 @@ class Session:
         return self.owner is None or self.owner() is owner
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Scope:
-    """The arguments of an open :func:`timestep_scope`, and its session."""
+    """The arguments of a :func:`timestep_scope` or of a step of :func:`steps`, and its session.
+
+    Args:
+        step: index of the sampling step.
+        branch: number or name of the call at its step.
+        sigma: noise level of the step.
+        steps: number of steps of the run.
+        session: to which the calls belong.
+        loop: the loop whose step it is, the same for all of its steps.
+        outer: the scope around it, which counts again once this one is closed.
+        is_closed: whether its step is over, though the loop that opened it may not have been told.
+    """
 
     step: int
-    branch: int | None
+    branch: int | str | None
     sigma: float | None
     steps: int | None
     session: Session
+    loop: object | None = None
+    outer: Scope | None = None
+    is_closed: bool = False
 
 
 _scope: ContextVar[Scope | None] = ContextVar("dithooks.scope", default=None)
@@ -65,7 +79,7 @@ def current_session() -> Session:
 
     Requests and scopes carry theirs along into worker threads.
     """
-    if (scope := _scope.get()) is not None:
+    if (scope := open_scope()) is not None:
         return scope.session
     session, owner = _session.get(), current_owner()
     if session is None or not session.holds(owner):
@@ -77,13 +91,28 @@ def current_session() -> Session:
 def current_context() -> tuple[Session, Scope | None]:
     """The session that a call made here belongs to, and the innermost open scope."""
     scope = _scope.get()
+    if scope is not None and scope.is_closed:
+        scope = open_scope()
     return (current_session(), None) if scope is None else (scope.session, scope)
+
+
+def open_scope() -> Scope | None:
+    """The innermost scope that is open."""
+    scope = _scope.get()
+    while scope is not None and scope.is_closed:
+        scope = scope.outer
+    return scope
+
+
+def enter_scope(scope: Scope | None) -> None:
+    """Make a scope the innermost one; ``None``: none is open."""
+    _scope.set(scope)
 
 
 @contextmanager
 def inside(session: Session) -> Iterator[None]:
     """Make the calls inside belong to this session, also those under a scope that is open already."""
-    scope = _scope.get()
+    scope = open_scope()
     former, within = _session.set(session), _scope.set(scope and replace(scope, session=session))
     try:
         yield
@@ -97,7 +126,7 @@ def inside(session: Session) -> Iterator[None]:
 
 @contextmanager
 def timestep_scope(
-    step: int, *, branch: int | None = None, sigma: float | None = None, steps: int | None = None
+    step: int, *, branch: int | str | None = None, sigma: float | None = None, steps: int | None = None
 ) -> Iterator[None]:
     """Declare which sampling step the calls inside belong to, in custom loops and with custom schedulers.
 
@@ -107,13 +136,13 @@ def timestep_scope(
 
     Args:
         step: index of the sampling step, ≥ 0.
-        branch: which of the calls at this step it is (conditional, unconditional, …), ≥ 0;
-            left out, the calls of a step are counted.
+        branch: which of the calls at this step it is (conditional, unconditional, a window, …): a number ≥ 0 or a name;
+            left out, the calls of a step are told apart by what they are given, and by their order.
         sigma: noise level of the step, kept beside the residuals stored in it; forecasters count in it.
         steps: number of steps of the whole run, for policies that have to know it.
 
     Raises:
-        TypeError: ``step``, ``branch`` or ``steps`` is not an integer, or ``sigma`` not a number.
+        TypeError: ``step`` or ``steps`` is not an integer, ``branch`` neither that nor text, or ``sigma`` not a number.
         ValueError: one of them is negative, ``sigma`` is not finite, or ``step`` is not below ``steps``.
 
     Example:
@@ -121,13 +150,13 @@ def timestep_scope(
         ...     pass  # model(x, t)
     """
     index = _index("step", step)
-    number = None if branch is None else _index("branch", branch)
+    number = branch if branch is None or isinstance(branch, str) else _index("branch", branch)
     level = None if sigma is None else _level(sigma)
     total = None if steps is None else _index("steps", steps)
     if total is not None and index >= total:
         raise InvalidSetting(f"timestep_scope: step={index} is not one of steps={total}: it counts from 0")
     session = current_session()
-    token = _scope.set(Scope(index, number, level, total, session))
+    token = _scope.set(Scope(index, number, level, total, session, outer=open_scope()))
     try:
         yield
     except BaseException:

@@ -1,9 +1,12 @@
-"""The sampling step of a call, and what gives it where neither a scope nor the pipeline's own clock does."""
+"""The sampling step of a call, and what may tell it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
+
+from .timestep_argument import Noted, Reading
 
 
 class Tick(NamedTuple):
@@ -12,7 +15,7 @@ class Tick(NamedTuple):
     Args:
         step: index of the sampling step.
         source: what gave the step, in a word.
-        branch: number of the call at its step, where a scope gives it.
+        branch: number or name of the call at its step, where a scope gives it.
         sigma: noise level of the step, where a scope gives it.
         value: value of the timestep argument, where it was read.
         epoch: an object that stays the same through a run and is another one in the next, if there is such an object.
@@ -22,12 +25,44 @@ class Tick(NamedTuple):
 
     step: int
     source: str
-    branch: int | None = None
+    branch: int | str | None = None
     sigma: float | None = None
     value: float | None = None
     epoch: object | None = None
     steps: int | None = None
     restart: bool = False
+
+
+@dataclass(eq=False)
+class RunTime:
+    """What the sources of a step have shown in one run so far.
+
+    Args:
+        calls: number of calls, counted where nothing else tells the step.
+        index: the scheduler's step at the run's latest call.
+        first: the timestep arguments of the run's first call, by which a scheduler that stands still is found out.
+        trusts_scheduler: whether the scheduler has moved in this run; ``False``: it stood still while timesteps moved;
+            ``None``: not known yet.
+        stood_at: the step at which a scheduler stood still.
+        path: of the timestep argument in charge.
+        readings: different values of it, the first and the latest.
+        moves: how many times it moved.
+        offset: the step of its first value.
+        steps: number of different values that a scheduler lists.
+        others: what the timestep arguments that are not in charge showed first.
+    """
+
+    calls: int = 0
+    index: int | None = None
+    first: list[Noted] = field(default_factory=list)
+    trusts_scheduler: bool | None = None
+    stood_at: int | None = None
+    path: str | None = None
+    readings: list[Reading] = field(default_factory=list)
+    moves: int = 0
+    offset: int = 0
+    steps: int | None = None
+    others: dict[str, Reading] = field(default_factory=dict)
 
 
 class RunClock(Protocol):
@@ -41,8 +76,8 @@ class RunClock(Protocol):
     def scheduled(self, scheduler: Any) -> Tick | None:
         """Return the step that a scheduler counts, if it counts steps."""
 
-    def timed(self, scheduler: Any, arguments: Mapping[str, Any] | None, history: list[float]) -> Tick | None:
-        """Return the step that the timestep argument implies, if there is one. Ask once a call: it extends history."""
+    def timed(self, scheduler: Any, arguments: Mapping[str, Any] | None, time: RunTime) -> Tick | None:
+        """Return the step that the timestep argument implies, if there is one. Ask once a call: it is noted."""
 
 
 class StepSource(Protocol):
@@ -53,14 +88,26 @@ class StepSource(Protocol):
     another one at the range than it was when the call was decided is an error.
     """
 
-    def tick(
-        self, clock: RunClock, scheduler: Any, arguments: Mapping[str, Any] | None, history: list[float]
-    ) -> Tick | None:
+    def tick(self, clock: RunClock, scheduler: Any, arguments: Mapping[str, Any] | None, time: RunTime) -> Tick | None:
         """Return where in a run a call stands; ``None``: this source does not know, and the next one is asked.
 
         Args:
             clock: of the transformer that is called.
             scheduler: of the session, or else of the pipeline; ``None`` without one.
             arguments: of the call, by name; none where blocks are driven without the transformer.
-            history: distinct timestep values of the run so far.
+            time: what has been shown in the run so far.
         """
+
+
+class Asked(NamedTuple):
+    """What a source of a step is shown of a call.
+
+    Args:
+        scheduler: of the session, or else of the pipeline; ``None`` without one.
+        arguments: of the transformer, and then of the modules around it, from the inside out.
+        time: what has been shown in the run so far.
+    """
+
+    scheduler: Any
+    arguments: Sequence[Mapping[str, Any]]
+    time: RunTime

@@ -10,6 +10,7 @@ worded by                               when                                    
 :func:`nothing_will_be_reused`          a run begins whose steps will all be computed        the engine
 :func:`scheduler_is_shared`             a run begins on a scheduler that another one uses    the engine
 :func:`step_stands_still`               one step has more calls than any guidance makes      the engine
+:func:`scheduler_stands_still`          the scheduler stands still while timesteps move      the engine
 :func:`gradients_are_enabled`           a call has gradients enabled                         the engine
 :func:`ranks_have_diverged`             the ranks of a process group did different things    the engine
 :func:`coefficients_are_missing`        a predictor was not fitted for the computed steps    the engine
@@ -111,6 +112,15 @@ def step_stands_still(name: str, calls: int, step: int, source: str) -> str:
     return (
         f"{name} was called {calls} times at step {step} (told by the {source}), so nothing could be reused: if these "
         "were different steps, say so with `with timestep_scope(step): ...`"
+    )
+
+
+def scheduler_stands_still(name: str, step: int, argument: str, before: float, now: float) -> str:
+    """Word that a scheduler stood still while the timestep moved, which tells the steps instead."""
+    return (
+        f"{name}: the scheduler's step_index stayed at {step} while {argument} went from {before:g} to {now:g}, so "
+        "another scheduler makes the steps. They are told by that argument; its number of steps is not known. Give the "
+        "one that steps: dit_cache(..., scheduler=...), or `with handle.request(scheduler=...):` around the run"
     )
 
 

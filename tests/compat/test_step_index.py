@@ -98,8 +98,8 @@ def test_told_before_each_run_the_timestep_argument_goes_on_from_there():
 def test_told_once_and_nothing_goes_on_is_said():
     net, x = Net(), latents()
     set_step_index(0)
-    with dit_cache(net, CONFIG), pytest.warns(UserWarning, match=r"called 16 times at step 0 .*timestep_scope"):
-        [net(x, STILL) for _ in range(17)]
+    with dit_cache(net, CONFIG), pytest.warns(UserWarning, match=r"called 64 times at step 0 .*timestep_scope"):
+        [net(x, STILL) for _ in range(65)]
 
 
 def test_an_open_scope_goes_first_and_ends_before_it():

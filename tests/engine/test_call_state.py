@@ -171,7 +171,7 @@ def test_conditioning_by_swapped_names_is_another_branch():
                 h = block(h, add - subtract)
             return h
 
-    net, one, other = Two(), torch.tensor(1.0), torch.tensor(0.5)
+    net, one, other = Two(), torch.ones(2, 3), torch.full((2, 3), 0.5)
     with dit_cache(net, EVERY_OTHER) as cache:
         for step in range(4):
             names = ("add", "subtract") if step % 2 == 0 else ("subtract", "add")

@@ -23,14 +23,17 @@ from dithooks import (
 from dithooks.blocks.stream_transforms import Stream
 from dithooks.engine import active_calls
 from dithooks.engine.active_calls import ActiveCalls
+from dithooks.engine.arguments import CallArguments
 from dithooks.engine.attachment import Attachment
-from dithooks.engine.branches import _one, choose_branch
+from dithooks.engine.branches import choose_branch
 from dithooks.engine.call import Call, Mode, Stage
 from dithooks.engine.clock import StepClock, Tick
 from dithooks.engine.replay import Replay, difference, replaying, tolerance
 from dithooks.engine.residual import _measured, apply_residual, take_residual
 from dithooks.engine.run import Branch, Run
 from dithooks.engine.sessions import Session
+from dithooks.engine.step_source import RunTime
+from dithooks.engine.timestep_argument import is_same
 from dithooks.handle import handles_of
 from dithooks.policies.history import BranchHistory
 
@@ -202,33 +205,37 @@ class TestBranches:
     def run_of(self, *prompts, used):
         run = Run(0, step=1, used=used)
         for number, given in enumerate(prompts):
-            run.branches[number] = Branch(BranchHistory(number), latents={"x": self.x}, conditioning={"e": given})
+            branch = run.branches[number] = Branch(BranchHistory(number), position=number)
+            branch.latents, branch.conditioning = {"x": self.x}, {"e": given}
         return run
+
+    def number(self, run, e):
+        return choose_branch(run, CallArguments({"x": self.x, "e": e}, "x")).number
 
     x = torch.ones(2)
 
     def test_a_draw_goes_to_the_branch_whose_turn_it_is(self):
         same, other = prompt(), prompt()
         run = self.run_of(same, same, other, used=[2])
-        assert choose_branch(run, {"x": self.x}, {"e": same}) == 1
+        assert self.number(run, same) == 1
 
     def test_a_draw_where_none_has_its_turn_goes_to_the_oldest(self):
         same = prompt()
         run = self.run_of(same, same, same, used=[1])
-        assert choose_branch(run, {"x": self.x}, {"e": same}) == 0
+        assert self.number(run, same) == 0
 
     def test_other_views_of_the_same_memory_are_other_tensors(self):
         square = torch.ones(2, 2)
-        assert _one(square, square.view(2, 2))
-        assert not _one(square, square.T)
-        assert not _one(square, square[:1])
+        assert is_same(square, square.view(2, 2))
+        assert not is_same(square, square.T)
+        assert not is_same(square, square[:1])
 
     def test_the_branch_with_most_in_common_is_taken_before_its_turn(self):
         """Where what differs is known to change from step to step."""
         same = prompt()
         run = self.run_of(prompt(), same, used=[])
-        run.unstable_conditioning = {"e": {1, 2}}
-        assert choose_branch(run, {"x": self.x}, {"e": same}) == 1
+        run.branches[0].changes = {"e": 0.5}
+        assert self.number(run, same) == 1
 
     def test_the_branch_in_use_outlives_those_before(self):
         """Prompts that change every three steps make a branch each, of which the oldest is dropped."""
@@ -387,24 +394,24 @@ def test_sigmas_that_repeat_do_not_tell_the_step():
     assert clock.sigmas(Session(None), tick) is None
 
 
-def steps_of(clock, history, *values):
-    scheduler = clock._scheduler(Session(None))
-    ticks = [clock.timed(scheduler, {"timestep": torch.tensor(value)}, history) for value in values]
+def steps_of(clock, *values):
+    scheduler, time = clock._scheduler(Session(None)), RunTime()
+    ticks = [clock.timed(scheduler, {"timestep": torch.tensor(value)}, time) for value in values]
     return [(tick.step, tick.restart) for tick in ticks]
 
 
 def test_a_run_of_one_timestep_goes_the_way_of_the_run_before():
     clock = StepClock(lambda: None, "net")
-    assert steps_of(clock, [], 1.0, 0.5) == [(0, False), (1, False)]
-    assert steps_of(clock, [], 0.5, 1.0) == [(0, False), (0, True)]
+    assert steps_of(clock, 1.0, 0.5) == [(0, False), (1, False)]
+    assert steps_of(clock, 0.5, 1.0) == [(0, False), (0, True)]
 
 
 def test_a_run_that_begins_beside_the_listed_timesteps_counts_them():
     class Scheduler:
         timesteps = torch.tensor([900.0, 600.0, 300.0])
 
-    assert steps_of(StepClock(Scheduler, "net"), [], 300.0) == [(2, False)]
-    assert steps_of(StepClock(Scheduler, "net"), [], 950.0, 300.0) == [(0, False), (1, False)]
+    assert steps_of(StepClock(Scheduler, "net"), 300.0) == [(2, False)]
+    assert steps_of(StepClock(Scheduler, "net"), 950.0, 300.0) == [(0, False), (1, False)]
 
 
 def test_a_step_back_begins_another_run():

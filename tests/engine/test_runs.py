@@ -153,14 +153,23 @@ class TestBranches:
     def test_a_clock_that_stands_still_is_reported(self):
         net, x = make(kind="single"), latents()
         with dit_cache(net, CONFIG) as cache:
-            for _ in range(16):
+            for _ in range(64):
                 net(x, timestep=torch.tensor(0.5))
-            with pytest.warns(UserWarning, match="16 times at step 0"):
+            with pytest.warns(UserWarning, match="64 times at step 0"):
                 net(x, timestep=torch.tensor(0.5))
             for _ in range(40):
                 net(x, timestep=torch.tensor(0.5))
             assert cache.stats.reused_calls == 0
             assert cache.stats.bytes_held <= 16 * x.shape[0] * 6 * 8 * 4
+
+    def test_more_calls_a_step_than_are_kept_at_the_first_have_theirs_from_the_second_on(self):
+        """Forty tiles: as many residuals are kept at once the step has been seen to move."""
+        net, tiles, e = make(), [latents() for _ in range(40)], prompt()
+        with dit_cache(net, DitCacheConfig(0, 2, 0, 5)) as cache:
+            for step in range(6):
+                tiles = [x - net(x, timestep=torch.tensor(1 - step / 8), encoder_hidden_states=e) / 8 for x in tiles]
+            by_step = [sum(each.reuse for each in cache.decisions if each.step == step) for step in range(6)]
+        assert by_step == [0, 16, 0, 40, 0, 40]
 
 
 class TestRunsInOneWith:

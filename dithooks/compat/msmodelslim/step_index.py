@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...engine.sessions import current_session
-from ...engine.step_source import RunClock, Tick
+from ...engine.step_source import RunClock, RunTime, Tick
 from ...validation import check_count
 
 MAX_CALLS = 16  # calls under one index while the run's own clock stands still: more are another loop's
@@ -57,16 +57,14 @@ class StepIndex:
     times_set: int = 1
     histories: weakref.WeakKeyDictionary[RunClock, ClockHistory] = field(default_factory=weakref.WeakKeyDictionary)
 
-    def tick(
-        self, clock: RunClock, scheduler: Any, arguments: Mapping[str, Any] | None, history: list[float]
-    ) -> Tick | None:
+    def tick(self, clock: RunClock, scheduler: Any, arguments: Mapping[str, Any] | None, time: RunTime) -> Tick | None:
         """Return where in a run a call stands; an index of another loop gives way to the run's own clock."""
         shown = self.histories.get(clock)
         if shown is None:  # an index set before there was a cache cannot have been for it
             shown = self.histories[clock] = ClockHistory(is_another_loops=self.set_at < clock.created_at)
         own = clock.scheduled(scheduler)
         if own is None and (shown.is_another_loops or not self.follows):  # else not asked: it may wait for a device
-            own = clock.timed(scheduler, arguments, history)
+            own = clock.timed(scheduler, arguments, time)
         first = shown.first if shown.calls else own
         if own is not None and (first is None or own.epoch is not first.epoch or own.step < first.step):
             shown.is_another_loops = shown.is_another_loops or self.follows  # a run has begun, without an index set
