@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from operator import attrgetter
 from typing import Any
@@ -16,7 +16,7 @@ from .timestep_argument import TIMESTEP_NAMES
 # argument, and every argument that switches something (flags, names, lists of layers). Numbers may change.
 Signature = tuple[tuple[Any, ...], ...]
 FORM = attrgetter("shape", "dtype", "device")
-_TIME = frozenset(TIMESTEP_NAMES)
+TIME = frozenset(TIMESTEP_NAMES)
 
 
 class CallArguments:
@@ -24,9 +24,8 @@ class CallArguments:
 
     Args:
         arguments: of the transformer, by name.
-        primary: the argument that holds the latents.
-        latents: paths of the tensors that are latents, once they are known: also those of a second stream (audio).
-        time: names of arguments that tell the time, beside the usual ones.
+        latents: names of the arguments that hold latents, or paths of tensors in them: those of a second stream, too.
+        time: names of arguments that tell the time.
     """
 
     __slots__ = ("conditioning", "form", "latents", "scales")
@@ -34,9 +33,8 @@ class CallArguments:
     def __init__(
         self,
         arguments: Mapping[str, Any],
-        primary: str | None,
-        latents: frozenset[str] | None = None,
-        time: Sequence[str] = (),
+        latents: frozenset[str],
+        time: frozenset[str] = TIME,
     ) -> None:
         streams: dict[str, Tensor] = {}
         conditioning: dict[str, Tensor] = {}
@@ -47,25 +45,32 @@ class CallArguments:
                 continue
             if isinstance(value, Tensor):
                 form.append((name, *FORM(value)))
-                if name not in _TIME and name not in time:
-                    is_stream = name == primary or (latents is not None and name in latents)
-                    (streams if is_stream else conditioning)[name] = value
+                if name not in time:
+                    (streams if name in latents else conditioning)[name] = value
             elif isinstance(value, (bool, str, Enum)):
                 form.append((name, value))
             elif not isinstance(value, (int, float)):
                 if isinstance(value, dict) and isinstance(scale := value.get("scale"), (int, float)):
                     scales += (scale,)
-                if name not in _TIME and name not in time:
+                if name not in time:
                     if isinstance(value, (list, tuple)) and _switches(value):
                         form.append((name, repr(value)))
+                    form.extend(_switches_in(name, value))
                     for path, tensor in tensors_in(name, value):
-                        if path.rpartition(".")[2] in _TIME or path in time:
-                            continue
-                        is_stream = name == primary if latents is None else path in latents
-                        (streams if is_stream else conditioning)[path] = tensor
+                        if path not in time and path.rpartition(".")[2] not in time:
+                            (streams if name in latents or path in latents else conditioning)[path] = tensor
         self.latents, self.conditioning = streams, conditioning
         self.form: Signature = tuple(form)
         self.scales = scales  # strengths of adapters: joint_attention_kwargs={"scale": 0.5}
+
+    def sort(self, latents: frozenset[str]) -> None:
+        """Sort latents and conditioning again, now that it is known which are latents."""
+        tensors = {**self.latents, **self.conditioning}
+        self.latents = {path: tensor for path, tensor in tensors.items() if path in latents}
+        self.conditioning = {path: tensor for path, tensor in tensors.items() if path not in latents}
+
+
+NOTHING = CallArguments({}, frozenset())
 
 
 def latents_among(arguments: Mapping[str, Any], primary: str | None, output: Any) -> frozenset[str]:
@@ -81,7 +86,7 @@ def latents_among(arguments: Mapping[str, Any], primary: str | None, output: Any
         ['audio_hidden_states', 'hidden_states']
     """
     found = [(path, tensor) for name, value in arguments.items() for path, tensor in tensors_in(name, value)]
-    found = [(path, tensor) for path, tensor in found if path.rpartition(".")[2] not in _TIME]
+    found = [(path, tensor) for path, tensor in found if path.rpartition(".")[2] not in TIME]
     given = arguments.get(primary) if primary is not None else None
     own = [(path, tensor) for path, tensor in found if path.split(".")[0] == primary]
     shapes = [tensor.shape for _, tensor in tensors_in("output", output)]
@@ -113,6 +118,23 @@ def tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from tensors_in(f"{name}.{field.name}", getattr(value, field.name, None))
+
+
+def _switches_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Iterate over the switches within dicts and dataclasses, each with the path to it."""
+    if isinstance(value, Mapping):
+        fields = value.items()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}.items()
+    else:
+        return
+    for key, item in fields:
+        if isinstance(item, (bool, str, Enum)):
+            yield f"{name}.{key}", item
+        elif isinstance(item, (list, tuple)) and _switches(item):
+            yield f"{name}.{key}", repr(item)
+        else:
+            yield from _switches_in(f"{name}.{key}", item)
 
 
 def _switches(value: Any) -> bool:

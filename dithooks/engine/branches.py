@@ -20,7 +20,7 @@ from .timestep_argument import is_same
 
 NEAR = 0.05  # a change so small that even another call's residual would hardly differ
 JUMP = 3.0  # times the last change: what drifts so much faster than before may be another call's
-APART = 0.6  # of the second nearest's distance: farther, the nearest latents do not tell
+APART = 1.0  # as far as latents of other noise are; those of two evaluations of one step are nearer, and do not tell
 
 
 @dataclass(eq=False)
@@ -73,7 +73,7 @@ def choose_branch(run: Run, given: CallArguments) -> Match | None:
     known = {
         name
         for name, now in given.conditioning.items()
-        if any(is_same(branch.conditioning.get(name), now) for branch in free.values())
+        if any(is_same(branch.given.conditioning.get(name), now) for branch in free.values())
     }
     claimed = {run.branches[number].replaces for number in run.used if number in run.branches}
     likenesses = {number: _compare(branch, given, known) for number, branch in free.items()}
@@ -112,10 +112,10 @@ def _compare(branch: Branch, given: CallArguments, known: set[str]) -> Likeness:
     """Compare a call to a branch's last call."""
     like = Likeness()
     few = max((len(latents) for latents in given.latents.values() if latents.dim()), default=1)
-    for name in branch.conditioning.keys() | given.conditioning.keys():
+    for name in branch.given.conditioning.keys() | given.conditioning.keys():
         if name in given.latents:  # only now known to be latents
             continue
-        before, now = branch.conditioning.get(name), given.conditioning.get(name)
+        before, now = branch.given.conditioning.get(name), given.conditioning.get(name)
         change = 0.0 if is_same(before, now) else inf if name in known else distance(before, now)
         like.changes[name] = change
         last = branch.changes.get(name)
@@ -127,7 +127,7 @@ def _compare(branch: Branch, given: CallArguments, known: set[str]) -> Likeness:
             like.conflicts.add(name)
         elif change > (NEAR if last is None else max(NEAR, JUMP * last)):
             like.doubts.add(name)
-    former, form = _by_name(branch.form), _by_name(given.form)
+    former, form = _by_name(branch.given.form), _by_name(given.form)
     for name in former.keys() | form.keys():
         if former.get(name) == form.get(name):
             like.alike += 1
@@ -141,27 +141,27 @@ def _compare(branch: Branch, given: CallArguments, known: set[str]) -> Likeness:
 
 def _repeats(branch: Branch, given: CallArguments) -> bool:
     """Whether a call is given what a branch was given at this very step, but other latents."""
-    if all(distance(branch.latents.get(name), now) == 0 for name, now in given.latents.items()):
+    if all(distance(branch.given.latents.get(name), now) == 0 for name, now in given.latents.items()):
         return False
-    names = branch.conditioning.keys() | given.conditioning.keys()
+    names = branch.given.conditioning.keys() | given.conditioning.keys()
     return all(
-        is_same(branch.conditioning.get(name), given.conditioning.get(name))
-        or distance(branch.conditioning.get(name), given.conditioning.get(name)) == 0
+        is_same(branch.given.conditioning.get(name), given.conditioning.get(name))
+        or distance(branch.given.conditioning.get(name), given.conditioning.get(name)) == 0
         for name in names
     )
 
 
 def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> int | None:
-    """Return the branch with the nearest latents and conditioning; ``None`` if several are about as near."""
+    """Return the one branch that a call goes on from, if all others have latents or conditioning far from its own."""
     distances: list[tuple[float, int]] = []
     for number in tied:
         branch = run.branches[number]
-        pairs = [(branch.latents.get(name), now) for name, now in given.latents.items()]
-        pairs += [(branch.conditioning.get(name), now) for name, now in given.conditioning.items()]
-        distances.append((sum(0.0 if is_same(*pair) else min(distance(*pair), 2.0) for pair in pairs), number))
+        pairs = [(branch.given.latents.get(name), now) for name, now in given.latents.items()]
+        pairs += [(branch.given.conditioning.get(name), now) for name, now in given.conditioning.items()]
+        distances.append((max([0.0 if is_same(*pair) else distance(*pair) for pair in pairs], default=0.0), number))
     distances.sort()
     (nearest, number), (second, _) = distances[:2]
-    return number if nearest < APART * second else None
+    return number if second >= APART and nearest < second / 2 else None
 
 
 def _by_name(form: Signature) -> dict[str, tuple[object, ...]]:

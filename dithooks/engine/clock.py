@@ -20,7 +20,7 @@ from ..errors import InvalidSetting, WrongType
 from ..validation import check_count
 from .sessions import Scope, Session, current_context
 from .step_source import Asked, RunTime, Tick
-from .timestep_argument import Found, Reading, check_name, note, read, timesteps_in
+from .timestep_argument import Reading, check_name, note, read, timesteps_in
 
 _MISSING = object()
 SCHEDULER, TIMESTEP, SCOPE, COUNT = "scheduler", "timestep", "scope", "count"
@@ -74,7 +74,7 @@ class SchedulerIndex:
         if time.trusts_scheduler is False:
             # It moves after all: calls with several timesteps at one step had looked like steps.
             return tick._replace(restart=True) if tick.step != time.index else None
-        if time.trusts_scheduler is not True and not self._trusts(tick, asked):
+        if not time.trusts_scheduler and not self._trusts(tick, asked):
             return None
         time.index = tick.step
         return tick
@@ -145,35 +145,27 @@ class TimestepArgument:
 
     def _reading(self, asked: Asked) -> Reading | None:
         """Read the timestep argument in charge: the first that has a value, until another one moves instead."""
-        time, chosen = asked.time, None
-        for found in timesteps_in(asked.arguments, self.names):
-            if chosen is not None and found.path == chosen[0]:
-                continue
-            if chosen is None and time.path not in (None, found.path) and time.readings:
-                continue  # another one is in charge
-            if chosen is None:
+        time, given = asked.time, [*timesteps_in(asked.arguments, self.names)]
+        if time.path is None:  # the run's first call
+            for found in given:
                 if (reading := read(found.given)) is None:
                     continue
-                chosen = (found.path, reading)
-                if time.readings and reading.values != time.readings[-1].values:
-                    break
-            else:
-                self._compare(found, time)
-                if time.path != chosen[0]:
-                    return read(found.given)
-        if chosen is None:
-            return None
-        time.path = chosen[0]
-        return chosen[1]
-
-    def _compare(self, found: Found, time: RunTime) -> None:
-        """Put another argument in charge if it moves while the one that is stands still."""
-        first = time.others.get(found.path)
-        if first is None:
-            if not time.readings and (reading := read(found.given)) is not None:
-                time.others[found.path] = reading
-        elif len(time.readings) == 1 and (now := read(found.given)) is not None and now.values != first.values:
-            time.path, time.readings = found.path, [first]
+                if time.path is None:
+                    time.path, first = found.path, reading
+                else:
+                    time.others[found.path] = reading
+            return None if time.path is None else first
+        now = {found.path: found.given for found in given}
+        reading = read(now.get(time.path))
+        moved = reading is not None and time.readings and reading.values != time.readings[-1].values
+        if moved or time.moves or not time.others:
+            return reading
+        for path, first in time.others.items():
+            other = read(now.get(path))
+            if other is not None and other.values != first.values:  # the one in charge stands still: it is no timestep
+                time.path, time.readings = path, [first]
+                return other
+        return reading
 
     def _goes_back(self, reading: Reading, time: RunTime) -> bool:
         """Whether a value goes against the way of those before it; after a run of one value, of the run before."""
@@ -258,6 +250,11 @@ class StepClock:
         if session.step_source is not None:
             tick = session.step_source.tick(self, scheduler, arguments, run_time)
             if tick is not None:
+                return tick
+        if run_time.trusts_scheduler:  # for speed: it has moved, so nothing else is asked
+            tick = scheduled(scheduler)
+            if tick is not None and tick.step < tick.steps:  # type: ignore[operator]
+                run_time.index = tick.step
                 return tick
         asked = Asked(scheduler, (arguments, *self.enclosing()), run_time)
         for source in self.sources:

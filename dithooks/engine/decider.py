@@ -23,7 +23,7 @@ from ..predictors.predictor import Moment
 from ..stats import warnings as wording
 from ..stats.log import DecisionLog, fold
 from .anchor import Anchor, weighted_sum
-from .arguments import CallArguments, Signature, latents_among
+from .arguments import TIME, CallArguments, Signature, latents_among
 from .branches import Match, choose_branch, settle_replacements
 from .call import CAPTURE, MISMATCH, PLAIN, REUSE, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
@@ -75,7 +75,9 @@ class CallDecider:
         self.deciders_of_handle: Sequence[CallDecider] = ()  # this one included
         self.on_anchor: Callable[[Call, Sequence[Tensor]], None] | None = None  # called with every new residual
         self.on_run_end: Callable[[RunEnd], tuple[str, str] | None] | None = None  # returns topic and text of a warning
-        self._latents: frozenset[str] | None = None  # paths of the tensors that are latents, once known
+        self._latents = frozenset[str]([self.latents_name] if self.latents_name is not None else [])
+        self._knows_latents = False  # before its first output is known, the first argument of a model is taken for them
+        self._time_names = TIME.union(clock.timestep.names)
         self._model, self._integrations = chain.owner, integrations
         self._weights = WeightsVersion(chain.owner, integrations.adapters())
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
@@ -96,28 +98,29 @@ class CallDecider:
             InvalidSetting: the sampling step cannot be read.
         """
         arguments = arguments or {}
-        given = CallArguments(arguments, self.latents_name, self._latents, self.clock.timestep.names)
+        given = CallArguments(arguments, self._latents, self._time_names)
         session, scope = current_context()
         run, tick = self._locate(session, scope, arguments)
         match = self._match(run, tick, given)
         if match is None:  # the first call of another run
             run, tick = self._locate(session, scope, arguments, another=True)
             match = Match(0)
-        number = match.number
-        branch = run.branches.get(number)
+        branch = run.branches.get(number := match.number)
         if branch is None:
             branch = run.branches[number] = self._new_branch(run, number)
             branch.replaces = match.replaces
             run.newcomers += 1
         elif branch.interrupted:  # an exception ended its last call: keep nothing of it
             branch.clear()
-        branch.latents, branch.conditioning, branch.called = given.latents, given.conditioning, tick.step
-        branch.form, branch.position = given.form, len(run.used)
-        branch.changes.update(match.changes)
+        branch.given, branch.called, branch.position = given, tick.step, len(run.used)
+        if match.changes:
+            branch.changes.update(match.changes)
+            branch.is_steady = False
         run.in_flight = True  # set before the decision, which may raise
         run.used.append(number)
         calls = len(run.used)
-        run.most = max(run.most, calls)
+        if calls > run.most:
+            run.most = calls
         run.history.branches = max(run.before[0], calls)
         call = self._ask_policy(run, tick, branch, given, capture)
         call.session, call.step_source = weakref.ref(session), session.step_source
@@ -126,8 +129,13 @@ class CallDecider:
 
     def learn_latents(self, arguments: Mapping[str, Any], output: Any) -> None:
         """Learn from a first call which of its arguments are latents."""
-        if self._latents is None:
-            self._latents = latents_among(arguments, self.latents_name, output)
+        if self._knows_latents or not arguments:
+            return
+        self._latents, self._knows_latents = latents_among(arguments, self.latents_name, output), True
+        with self._lock:
+            runs = list(self._runs.values())
+        for branch in [branch for run in runs for branch in run.branches.values()]:
+            branch.given.sort(self._latents)
 
     def plain_call_with_gradients(self) -> Call:
         """Return a plain call for a forward with gradients, which is never cached."""
@@ -152,12 +160,14 @@ class CallDecider:
             return Match(len(run.used) if self.separate_cfg else 0)
         if not run.branches:
             return FIRST
-        if len(run.branches) == 1 and not run.used:  # the common case, for speed
-            (first,) = run.branches.values()
-            before, now = first.conditioning, given.conditioning
-            if [*before] == [*now] and all(map(is_, before.values(), now.values())) and first.form == given.form:
-                first.changes.update(dict.fromkeys(now, 0.0))
-                return Match(first.history.number)
+        if not run.used and len(run.branches) == 1:  # the common case, for speed
+            ((number, first),) = run.branches.items()
+            before, now = first.given.conditioning, given.conditioning
+            if [*before] == [*now] and all(map(is_, before.values(), now.values())) and first.given.form == given.form:
+                if not first.is_steady:
+                    first.changes.update(dict.fromkeys(now, 0.0))
+                    first.is_steady = True
+                return Match(number) if number else FIRST
         return choose_branch(run, given)
 
     def _ask_policy(self, run: Run, tick: Tick, branch: Branch, given: CallArguments, capture: bool) -> Call:
@@ -294,7 +304,7 @@ class CallDecider:
             consensus.report(place, call.moment.step, run, branch.history, mine is None or mine.reuse, sums),
             branch.metric,
             sums,
-            (*(call.metric_inputs or ()), *branch.latents.values()),
+            (*(call.metric_inputs or ()), *branch.given.latents.values()),
         )
         if not verdict.alike:
             run.ranks_diverged = True
@@ -421,13 +431,11 @@ class CallDecider:
         """Begin a step of a run, and free branches that are no longer called."""
         assert run.policy is not None
         if run.time.moves == 2 and run.time.stood_at is not None:  # once could be calls with two timesteps at one step
-            path, values = run.time.path or "timestep", [reading.highest for reading in run.time.readings]
-            self.warn(
-                "source",
-                wording.scheduler_stands_still(self.name, run.time.stood_at, path, values[0], values[-1]),
-            )
-        settle_replacements(run)
+            time, (first, *_, last) = run.time, run.time.readings
+            moved = (first.highest, last.highest) if first.highest != last.highest else (first.mean, last.mean)
+            self.warn("source", wording.scheduler_stands_still(self.name, time.stood_at, time.path, *moved))
         if run.newcomers:  # who was not called at a step with new calls, in whose stead these may have come, is retired
+            settle_replacements(run)
             for branch in run.branches.values():
                 if branch.called != run.step:
                     branch.free()

@@ -6,12 +6,10 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from ..policies.history import BranchHistory, Decision, RunHistory, Schedule
 from ..policies.policy import Policy
 from .anchor import Anchor
-from .arguments import Signature
+from .arguments import NOTHING, CallArguments
 from .change_metrics import ChangeMetric
 from .protocols import PipelineBar
 from .step_source import RunTime
@@ -27,10 +25,9 @@ class Branch:
     called: int = 0  # step of the last call
     position: int = 0  # of the last call among those of its step
     interrupted: bool = False  # a computed call began and has not ended
-    latents: dict[str, Tensor] = field(default_factory=dict)  # of its last call, to recognise the branch by
-    conditioning: dict[str, Tensor] = field(default_factory=dict)  # of its last call, likewise
-    form: Signature = ()  # of its last call, likewise
+    given: CallArguments = NOTHING  # to its last call, to recognise the branch by
     changes: dict[str, float] = field(default_factory=dict)  # of each argument at its last call; 0: it repeats
+    is_steady: bool = False  # its last call was given the very same as the one before
     replaces: int | None = None  # branch whose place it takes at the end of the step, if that is not called
     nbytes: int = 0  # memory held, in bytes
 
@@ -92,7 +89,7 @@ class Run:
         for branch in self.branches.values():
             branch.free()
             if self.schedule.steps != 1:
-                branch.latents, branch.conditioning = {}, {}
+                branch.given = NOTHING
 
 
 class RunEnd(NamedTuple):

@@ -79,7 +79,7 @@ def current_session() -> Session:
 
     Requests and scopes carry theirs along into worker threads.
     """
-    if (scope := open_scope()) is not None:
+    if _scope.get() is not None and (scope := open_scope()) is not None:
         return scope.session
     session, owner = _session.get(), current_owner()
     if session is None or not session.holds(owner):

@@ -53,8 +53,9 @@ def _iterate(timesteps: Iterable[T], sigmas: Sequence[float] | None, total: int 
         is_over = True
     finally:
         if scope is not None:
+            was_open = open_scope() is scope  # else it was forgotten, and another loop has begun, or this is a thread
             scope.is_closed = True
-            if open_scope() is outer:  # not where the loop was left open within another one's scope, or in a thread
+            if was_open:
                 enter_scope(outer)
-        if not is_over:
-            session.epoch += 1
+                if not is_over:
+                    session.epoch += 1

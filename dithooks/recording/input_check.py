@@ -39,7 +39,7 @@ class InputSamples:
     def note(self, arguments: Mapping[str, Any], second: bool) -> None:
         """Note a call's arguments, and whether it is the first of the second step."""
         if self.calls == 0 or second:
-            given = CallArguments(arguments, next(iter(self.names), None))
+            given = CallArguments(arguments, frozenset(self.names[:1]))
             latents, conditioning = given.latents, given.conditioning
             found = latents if second else {**latents, **conditioning}
             found = {name: value for name, value in found.items() if value.is_floating_point() and not value.is_meta}

@@ -187,7 +187,7 @@ class Recorder:
             self._run = call.run.number
             self._count(arguments)
         self.schedule = call.run.schedule
-        key, number = CallArguments(arguments, None).form, call.branch.history.number
+        key, number = CallArguments(arguments, frozenset()).form, call.branch.history.number
         self._first_step = call.moment.step if self._first_step is None else self._first_step
         second = not self._watched.second and call.moment.step != self._first_step
         self._watched.note(arguments, second)

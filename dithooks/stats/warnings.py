@@ -115,12 +115,13 @@ def step_stands_still(name: str, calls: int, step: int, source: str) -> str:
     )
 
 
-def scheduler_stands_still(name: str, step: int, argument: str, before: float, now: float) -> str:
+def scheduler_stands_still(name: str, stood_at: int | None, argument: str | None, before: float, now: float) -> str:
     """Word that a scheduler stood still while the timestep moved, which tells the steps instead."""
     return (
-        f"{name}: the scheduler's step_index stayed at {step} while {argument} went from {before:g} to {now:g}, so "
-        "another scheduler makes the steps. They are told by that argument; its number of steps is not known. Give the "
-        "one that steps: dit_cache(..., scheduler=...), or `with handle.request(scheduler=...):` around the run"
+        f"{name}: the scheduler's step_index stayed at {stood_at} while {argument} went from {before:g} to {now:g}, so "
+        "another scheduler makes the steps. They are told by that argument; how many there will be is not known. Give "
+        "the one that steps: dit_cache(..., scheduler=...), or `with handle.request(scheduler=...):` around the run; "
+        "or attach to the transformer instead of the pipeline"
     )
 
 

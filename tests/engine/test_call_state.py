@@ -181,5 +181,5 @@ def test_conditioning_by_swapped_names_is_another_branch():
 
 def test_a_timestep_that_comes_first_is_neither_latents_nor_conditioning():
     t, x = torch.tensor(1.0), torch.ones(2, 3)
-    given = CallArguments({"timestep": t, "x": x}, "timestep")
+    given = CallArguments({"timestep": t, "x": x}, frozenset({"timestep"}))
     assert (given.latents, list(given.conditioning)) == ({}, ["x"])

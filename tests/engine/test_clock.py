@@ -23,7 +23,9 @@ def test_nothing_to_tell_the_step_is_an_error_that_says_what_to_do():
 
     net = Timeless()
     with dit_cache(net, CONFIG):
-        with pytest.raises(ValueError, match=r"Timeless: which sampling step is this\?.*dithooks\.steps\(timesteps\).*calls_per_step"):
+        with pytest.raises(
+            ValueError, match=r"Timeless: which sampling step is this\?.*dithooks\.steps\(timesteps\).*calls_per_step"
+        ):
             net(latents())
         with timestep_scope(3):
             net(latents())

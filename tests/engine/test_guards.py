@@ -206,11 +206,11 @@ class TestBranches:
         run = Run(0, step=1, used=used)
         for number, given in enumerate(prompts):
             branch = run.branches[number] = Branch(BranchHistory(number), position=number)
-            branch.latents, branch.conditioning = {"x": self.x}, {"e": given}
+            branch.given = CallArguments({"x": self.x, "e": given}, frozenset({"x"}))
         return run
 
     def number(self, run, e):
-        return choose_branch(run, CallArguments({"x": self.x, "e": e}, "x")).number
+        return choose_branch(run, CallArguments({"x": self.x, "e": e}, frozenset({"x"}))).number
 
     x = torch.ones(2)
 

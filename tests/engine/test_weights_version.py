@@ -130,11 +130,14 @@ class TestWhatIsNoticed:
         assert counted(weights, lambda: layer.scaling.update(default=torch.tensor(0.7))) == 1
 
     def test_the_strength_that_a_call_is_told(self):
-        assert CallArguments({"x": latents(), "joint_attention_kwargs": {"scale": 0.5, "mask": 1}}, None).scales == (
-            0.5,
+        assert CallArguments(
+            {"x": latents(), "joint_attention_kwargs": {"scale": 0.5, "mask": 1}}, frozenset()
+        ).scales == (0.5,)
+        assert (
+            CallArguments({"joint_attention_kwargs": None, "attention_kwargs": {}, "scale": 0.7}, frozenset()).scales
+            == ()
         )
-        assert CallArguments({"joint_attention_kwargs": None, "attention_kwargs": {}, "scale": 0.7}, None).scales == ()
-        assert CallArguments({"attention_kwargs": {"scale": torch.tensor(1.0)}}, None).scales == ()
+        assert CallArguments({"attention_kwargs": {"scale": torch.tensor(1.0)}}, frozenset()).scales == ()
 
 
 class DTensor(nn.Parameter):
