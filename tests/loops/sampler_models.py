@@ -196,15 +196,37 @@ class LTXBlock(nn.Module):
         self.idx, self.video, self.audio, self.across = 0, Block(), Block(), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, video: TransformerArgs, audio: TransformerArgs, perturbations: Perturbations):
-        v, a = video.x, audio.x
+        v, a = self.both(video.x, audio.x, video, audio, perturbations)
+        return replace(video, x=v), replace(audio, x=a)
+
+    def both(self, v: Tensor, a: Tensor, video: TransformerArgs, audio: TransformerArgs, perturbations: Perturbations):
         if not perturbations.leave_out("self attention", self.idx):
             v = v + 0.5 * (v.mean(1, keepdim=True) - v)
         from_audio = from_video = 0.0
         if not perturbations.leave_out("across", self.idx):
             from_audio, from_video = (self.across(s).mean(1, keepdim=True) for s in (a, v))
         v = self.video(v, video.context, video.timesteps) + from_audio
-        a = self.audio(a, audio.context, audio.timesteps) + from_video
-        return replace(video, x=v), replace(audio, x=a)
+        return v, self.audio(a, audio.context, audio.timesteps) + from_video
+
+
+class LTXTensorBlock(LTXBlock):
+    """The same with tensors in and out, as diffusers has it."""
+
+    def forward(self, hidden_states: Tensor, audio_hidden_states: Tensor, **conditions):
+        return self.both(hidden_states, audio_hidden_states, **conditions)
+
+
+class TwoTensors(OneStream):
+    """The streams of :class:`LTXTensorBlock`."""
+
+    def read(self, args, kwargs):
+        return list(args)
+
+    def take(self, output):
+        return list(output)
+
+    def build(self, streams, args, kwargs):
+        return tuple(streams)
 
 
 class TwoModalities(OneStream):
@@ -223,10 +245,10 @@ class TwoModalities(OneStream):
 class LTXModel(nn.Module):
     """The velocity model of LTX-2."""
 
-    def __init__(self) -> None:
+    def __init__(self, of: type[LTXBlock]) -> None:
         super().__init__()
         self.patchify_proj, self.audio_patchify_proj = nn.Linear(4, WIDTH), nn.Linear(2, WIDTH)
-        self.transformer_blocks = blocks(LTXBlock)
+        self.transformer_blocks, self.of = blocks(of), of
         self.proj_out, self.audio_proj_out = nn.Linear(WIDTH, 4), nn.Linear(WIDTH, 2)
         for index, block in enumerate(self.transformer_blocks):
             block.idx = index
@@ -236,17 +258,22 @@ class LTXModel(nn.Module):
             TransformerArgs(embed(m.latent), m.context.mean(1, keepdim=True), waves(m.timesteps))
             for embed, m in ((self.patchify_proj, video), (self.audio_patchify_proj, audio))
         )
+        if self.of is LTXBlock:
+            for block in self.transformer_blocks:
+                v, a = block(video=v, audio=a, perturbations=perturbations)
+            return self.proj_out(v.x), self.audio_proj_out(a.x)
+        h, audio_h = v.x, a.x
         for block in self.transformer_blocks:
-            v, a = block(video=v, audio=a, perturbations=perturbations)
-        return self.proj_out(v.x), self.audio_proj_out(a.x)
+            h, audio_h = block(h, audio_h, video=v, audio=a, perturbations=perturbations)
+        return self.proj_out(h), self.audio_proj_out(audio_h)
 
 
 class X0Model(nn.Module):
     """What the loop calls: velocities of the inner model, made latents without noise."""
 
-    def __init__(self) -> None:
+    def __init__(self, of: type[LTXBlock]) -> None:
         super().__init__()
-        self.velocity_model = LTXModel()
+        self.velocity_model = LTXModel(of)
 
     def forward(self, video: Modality, audio: Modality, perturbations: Perturbations) -> tuple[Tensor, Tensor]:
         both = self.velocity_model(video, audio, perturbations)

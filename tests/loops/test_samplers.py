@@ -23,6 +23,8 @@ from sampler_models import (
     ComfyDiT,
     DiffSynthDiT,
     LogSNR,
+    LTXBlock,
+    LTXTensorBlock,
     Modality,
     OpenSoraPlan,
     Perturbation,
@@ -32,6 +34,7 @@ from sampler_models import (
     SkyReels,
     STDiT,
     TwoModalities,
+    TwoTensors,
     Wan,
     X0Model,
     log_between,
@@ -91,13 +94,14 @@ def test_dit_sampled_by_forward_with_cfg(line):
     )
 
 
-def heun2(model: SiT, count: int = 9) -> Callable:
+def heun2(model: SiT, count: int = 9, method: str | None = None) -> Callable:
     """SiT's probability flow by odeint's heun2, upwards in t: f(t0), f(t1), f(t1), f(t2), f(t2), …"""
-    y = torch.tensor([3, 4])
+    y, guided = torch.tensor([3, 10]), {"cfg_scale": 2.0} if method else {}
 
     def sample(steps, call, seed):
         def drift(t, x):
-            return model(x, torch.ones(len(x)) * t, y)[..., :4]
+            called = getattr(model, method) if method else model
+            return called(x, torch.ones(len(x)) * t, y, **guided)[..., :4]
 
         x, times = noise(2, 5, 4, seed=seed), torch.linspace(0, 1, count + 1)
         for step, (t0, t1) in enumerate(steps(list(pairwise(times)))):
@@ -130,11 +134,14 @@ def by_time(sample: Callable) -> Callable:
     return timed
 
 
-def test_sit_by_heun_without_a_line():
+@pytest.mark.parametrize("method", [None, "forward_with_cfg"])
+def test_sit_by_heun(method):
+    """No line, but for the name of the method where it is not the model that is called."""
     model = SiT()
+    told = {"method": method} if method else {}
     check(
-        *([model], [model.blocks], by_time(heun2(model))),
-        lambda: dit_cache(model, EVERY_OTHER),
+        *([model], [model.blocks], by_time(heun2(model, method=method))),
+        lambda: dit_cache(model, EVERY_OTHER, **told),
         {"first": TEN, "second": ".CRCRCRCR."},
     )
 
@@ -163,7 +170,7 @@ class ComfyModel:
 
     def apply_model(self, x, sigma, context, which):
         options = {
-            "wrappers": {"diffusion_model": {None: [print]}},
+            "wrappers": {"diffusion_model": {None: []}},
             "patches_replace": {},
             "sample_sigmas": self.sigmas,
             "cond_or_uncond": which[:],
@@ -495,15 +502,16 @@ LTX_CALLS = ("cond", "uncond", "perturbed", "isolated")
 
 @pytest.mark.parametrize("line", ["none", "steps"])
 @pytest.mark.parametrize("target", ["outer", "inner"])
-def test_ltx_2_with_all_guidance(target, line):
+@pytest.mark.parametrize("of", [LTXBlock, LTXTensorBlock], ids=["dataclasses", "tensors"])
+def test_ltx_2_with_all_guidance(of, target, line):
     """The noise level is in the dataclasses; what tells the calls apart is the contexts and the perturbations."""
-    model = X0Model()
+    model = X0Model(of)
     what = model if target == "outer" else model.velocity_model
     check(
         *([model], [model.velocity_model.transformer_blocks], ltx(model)),
         lambda: dit_cache(what, EVERY_OTHER),
         dict.fromkeys(LTX_CALLS, TEN),
-        streams=TwoModalities(),
+        streams=TwoModalities() if of is LTXBlock else TwoTensors(),
         **({"steps": steps} if line == "steps" else {}),
     )
 
