@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
-from by_hand import OneStream
+from by_hand import OneStream, noise
 from torch import Tensor, nn
 
 WIDTH, DEPTH = 8, 4
@@ -98,6 +98,38 @@ class Wan(nn.Module):
         for block in self.blocks:
             h = block(h, **kwargs)
         return [self.head(u)[:n] for u, n in zip(h, seq_lens.tolist(), strict=True)]
+
+
+class WanT2V:
+    """Wan's pipeline: two calls a step, of one model or of two, one for each part of the noise levels."""
+
+    def __init__(self, boundary: int | None) -> None:
+        self.boundary = boundary
+        if boundary is None:
+            self.model = Wan()
+        else:
+            self.high_noise_model, self.low_noise_model = Wan(), Wan()
+        self.context, self.context_null = [noise(6, 8, seed=60)], [noise(4, 8, seed=61)]
+
+    @property
+    def models(self):
+        return [self.model] if self.boundary is None else [self.high_noise_model, self.low_noise_model]
+
+    def sample(self, steps, call, seed):
+        latents = [noise(7, 4, seed=seed)]
+        sigmas = torch.linspace(1, 0, 11)
+        arg_c, arg_null = ({"context": c, "seq_len": 8} for c in (self.context, self.context_null))
+        for step, t in enumerate(steps(sigmas[:-1] * 2)):
+            low = self.boundary is not None and step >= self.boundary
+            model = self.models[low]
+            timestep = torch.stack([t])
+            with call(f"cond {low}", step):
+                cond = model(latents, t=timestep, **arg_c)[0]
+            with call(f"uncond {low}", step):
+                uncond = model(latents, t=timestep, **arg_null)[0]
+            guided = uncond + 5.0 * (cond - uncond)
+            latents = [latents[0] + (sigmas[step + 1] - sigmas[step]) * guided]
+        return latents[0]
 
 
 class OpenSoraPlan(nn.Module):

@@ -7,7 +7,6 @@ over, a ``timestep_scope`` around the model's call, or an argument of ``dit_cach
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from copy import deepcopy
 from itertools import pairwise
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from uuid import UUID
 
 import pytest
 import torch
-from by_hand import at_once, check, noise
+from by_hand import check, noise
 from sampler_models import (
     F5,
     AceStep,
@@ -35,7 +34,7 @@ from sampler_models import (
     STDiT,
     TwoModalities,
     TwoTensors,
-    Wan,
+    WanT2V,
     X0Model,
     log_between,
     model_fn,
@@ -275,38 +274,6 @@ def test_comfyui_with_steps(name, batched):
 
 
 # -- 4: Wan 2.1 and 2.2 ------------------------------------------------------------------------------------------------
-
-
-class WanT2V:
-    """Wan's pipeline: two calls a step, of one model or of two, one for each part of the noise levels."""
-
-    def __init__(self, boundary: int | None) -> None:
-        self.boundary = boundary
-        if boundary is None:
-            self.model = Wan()
-        else:
-            self.high_noise_model, self.low_noise_model = Wan(), Wan()
-        self.context, self.context_null = [noise(6, 8, seed=60)], [noise(4, 8, seed=61)]
-
-    @property
-    def models(self):
-        return [self.model] if self.boundary is None else [self.high_noise_model, self.low_noise_model]
-
-    def sample(self, steps, call, seed):
-        latents = [noise(7, 4, seed=seed)]
-        sigmas = torch.linspace(1, 0, 11)
-        arg_c, arg_null = ({"context": c, "seq_len": 8} for c in (self.context, self.context_null))
-        for step, t in enumerate(steps(sigmas[:-1] * 2)):
-            low = self.boundary is not None and step >= self.boundary
-            model = self.models[low]
-            timestep = torch.stack([t])
-            with call(f"cond {low}", step):
-                cond = model(latents, t=timestep, **arg_c)[0]
-            with call(f"uncond {low}", step):
-                uncond = model(latents, t=timestep, **arg_null)[0]
-            guided = uncond + 5.0 * (cond - uncond)
-            latents = [latents[0] + (sigmas[step + 1] - sigmas[step]) * guided]
-        return latents[0]
 
 
 def test_wan_2_1_without_a_line():
@@ -801,74 +768,3 @@ def test_time_under_a_name_that_the_user_gives():
         lambda: dit_cache(model, EVERY_OTHER, timestep="logsnr"),
         {"cond": TEN, "uncond": TEN},
     )
-
-
-# -- dithooks.steps ----------------------------------------------------------------------------------------------------
-
-
-class Bar:
-    """A progress bar: it holds what it iterates over, and its length."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __iter__(self):
-        yield from self.items
-
-    def __len__(self):
-        return len(self.items)
-
-
-@pytest.mark.parametrize(
-    "around", [lambda items: Bar(steps(items)), lambda items: steps(Bar(items))], ids=["out", "in"]
-)
-def test_steps_within_a_bar_and_around_one(around):
-    pipe, mask = WanT2V(None), DitCacheConfig(policy=Mask((1, 0, 1, 0, 0, 1, 0, 1, 0, 0)))
-    letters = dict.fromkeys(("cond False", "uncond False"), "CRCRRCRCRR")
-    check(pipe.models, [pipe.model.blocks], pipe.sample, lambda: dit_cache(pipe.model, mask), letters, steps=around)
-
-
-@pytest.mark.parametrize("how", ["break", "exception", "bar that outlives it", "bar that is closed in the next run"])
-@pytest.mark.parametrize("done", [1, 2, 5])
-def test_a_loop_over_steps_that_ends_early(how, done):
-    """The next run, of the same prompts, reuses nothing of it, from its first step on."""
-    pipe, mask = WanT2V(None), DitCacheConfig(policy=Mask((1, 0, 1, 0, 0, 1, 0, 1, 0, 0)))
-    bars = []
-
-    def run(steps, call, seed):
-        def ends_early(items):
-            bars.append(iter(Bar(steps(items))) if how.startswith("bar") else None)
-            for k, item in enumerate(bars[-1] or steps(items)):
-                if k == done:
-                    if how == "exception":
-                        raise InterruptedError
-                    break
-                yield item
-
-        def goes_on(items):
-            for k, item in enumerate(steps(items)):
-                if k == 3 and how == "bar that is closed in the next run":
-                    bars.pop().close()
-                yield item
-
-        with suppress(InterruptedError, IndexError):
-            pipe.sample(ends_early, lambda branch, step: call(f"early {branch}", step), seed + 50)
-        return pipe.sample(goes_on, call, seed)
-
-    early = "CRCRR"[:done] + "." * (10 - done)
-    letters = {"early cond False": early, "early uncond False": early}
-    letters |= dict.fromkeys(("cond False", "uncond False"), "CRCRRCRCRR")
-    check(pipe.models, [pipe.model.blocks], run, lambda: dit_cache(pipe.model, mask), letters, steps=steps)
-
-
-def test_no_step_is_left_open_by_a_loop_that_ends_early():
-    """Calls after it are told by their timesteps again."""
-    pipe = WanT2V(None)
-
-    def run(steps, call, seed):
-        for _ in steps(range(10)):
-            break
-        return pipe.sample(at_once, call, seed)
-
-    letters = {"cond False": TEN, "uncond False": TEN}
-    check(pipe.models, [pipe.model.blocks], run, lambda: dit_cache(pipe.model, EVERY_OTHER), letters, steps=steps)
