@@ -43,8 +43,21 @@ from sampler_models import (
 import dithooks
 from dithooks import DitCacheConfig, Interval, Mask, dit_cache, timestep_scope
 
-EVERY_OTHER = DitCacheConfig(policy=Interval(1, 2))  # C CR CR CR …
-TEN = "CCRCRCRCRC"
+# Computed or reused, with Interval(0, 2) and Interval(1, 2). The former reuses at the step 1, where an argument that is
+# new at each step has been seen once only.
+LINES = {0: "CRCRCRCRCR", 1: "CCRCRCRCRC"}
+LONG_LINES = {0: "CR" * 9 + "C", 1: "C" + "CR" * 9}
+
+
+def every_other(start: int) -> DitCacheConfig:
+    """Return the configuration whose decisions are ``LINES[start]``."""
+    return DitCacheConfig(policy=Interval(start, 2))
+
+
+@pytest.fixture(params=[0, 1], ids=["from 0", "from 1"])
+def start(request) -> int:
+    """The first step of the interval."""
+    return request.param
 
 
 def steps(items):
@@ -81,14 +94,14 @@ def ddpm(model: SiT, count: int = 10) -> Callable:
 
 
 @pytest.mark.parametrize("line", ["method", "steps"])
-def test_dit_sampled_by_forward_with_cfg(line):
+def test_dit_sampled_by_forward_with_cfg(line, start):
     """Nothing but this method is called: either the cache is told its name, or the loop tells its steps."""
     model = SiT()
     method = {"method": "forward_with_cfg"} if line == "method" else {}
     check(
         *([model], [model.blocks], ddpm(model)),
-        lambda: dit_cache(model, EVERY_OTHER, **method),
-        {"both": TEN},
+        lambda: dit_cache(model, every_other(start), **method),
+        {"both": LINES[start]},
         **({"steps": steps} if line == "steps" else {}),
     )
 
@@ -133,25 +146,30 @@ def by_time(sample: Callable) -> Callable:
     return timed
 
 
+def after_first(line: str) -> str:
+    """Return the letters of a branch that is called from the step 1 on, where it has nothing to reuse."""
+    return ".C" + line[2:]
+
+
 @pytest.mark.parametrize("method", [None, "forward_with_cfg"])
-def test_sit_by_heun(method):
+def test_sit_by_heun(method, start):
     """No line, but for the name of the method where it is not the model that is called."""
     model = SiT()
     told = {"method": method} if method else {}
     check(
         *([model], [model.blocks], by_time(heun2(model, method=method))),
-        lambda: dit_cache(model, EVERY_OTHER, **told),
-        {"first": TEN, "second": ".CRCRCRCR."},
+        lambda: dit_cache(model, every_other(start), **told),
+        {"first": LINES[start], "second": after_first(LINES[start])[:9] + "."},
     )
 
 
-def test_sit_by_heun_with_steps():
+def test_sit_by_heun_with_steps(start):
     """A step is one of the sampler's then, and has a predictor and a corrector."""
     model = SiT()
     check(
         *([model], [model.blocks], heun2(model)),
-        lambda: dit_cache(model, EVERY_OTHER),
-        {"predictor": TEN[:9], "corrector": TEN[:9]},
+        lambda: dit_cache(model, every_other(start)),
+        {"predictor": LINES[start][:9], "corrector": LINES[start][:9]},
         steps=steps,
     )
 
@@ -252,52 +270,56 @@ def in_each_call(letters: dict[str, str], batched: bool) -> dict[str, str]:
 
 @pytest.mark.parametrize("batched", [True, False], ids=["batched", "two calls"])
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "heun", "dpm2"])
-def test_comfyui(name, batched):
+def test_comfyui(name, batched, start):
     """No line: σ of each row is the timestep; the options are new objects at each call, the prompts new tensors."""
     dit = ComfyDiT()
-    sample, letters = k_diffusion(name, dit, batched), {"predictor": TEN}
+    sample, letters = k_diffusion(name, dit, batched), {"predictor": LINES[start]}
     if name == "heun":
-        sample, letters = by_time(sample), {"first": TEN, "second": "." + TEN[1:]}
+        sample, letters = by_time(sample), {"first": LINES[start], "second": after_first(LINES[start])}
     if name == "dpm2":
-        sample, letters = halves(sample), {"all" if batched else "": TEN + "RCRCRCRCR"}
-    check([dit], [dit.double_blocks], sample, lambda: dit_cache(dit, EVERY_OTHER), in_each_call(letters, batched))
+        sample, letters = halves(sample), {"all" if batched else "": LONG_LINES[start]}
+    check(
+        [dit], [dit.double_blocks], sample, lambda: dit_cache(dit, every_other(start)), in_each_call(letters, batched)
+    )
 
 
 @pytest.mark.parametrize("batched", [True, False], ids=["batched", "two calls"])
 @pytest.mark.parametrize("name", ["heun", "dpm2"])
-def test_comfyui_with_steps(name, batched):
+def test_comfyui_with_steps(name, batched, start):
     """The sampler's own steps: ``trange=dithooks.steps``, in a manner of speaking."""
     dit = ComfyDiT()
-    letters = in_each_call({"predictor": TEN, "corrector": TEN[:-1]}, batched)
+    letters = in_each_call({"predictor": LINES[start], "corrector": LINES[start][:-1]}, batched)
     sample = k_diffusion(name, dit, batched)
-    check([dit], [dit.double_blocks], sample, lambda: dit_cache(dit, EVERY_OTHER), letters, steps=steps)
+    check([dit], [dit.double_blocks], sample, lambda: dit_cache(dit, every_other(start)), letters, steps=steps)
 
 
 # -- 4: Wan 2.1 and 2.2 ------------------------------------------------------------------------------------------------
 
 
-def test_wan_2_1_without_a_line():
+def test_wan_2_1_without_a_line(start):
     pipe = WanT2V(None)
     check(
         *(pipe.models, [pipe.model.blocks], pipe.sample),
-        lambda: dit_cache(pipe.model, EVERY_OTHER),
-        {"cond False": TEN, "uncond False": TEN},
+        lambda: dit_cache(pipe.model, every_other(start)),
+        {"cond False": LINES[start], "uncond False": LINES[start]},
     )
 
 
 @pytest.mark.parametrize("handles", [1, 2])
 @pytest.mark.parametrize("line", ["none", "steps"])
-def test_wan_2_2(handles, line):
+def test_wan_2_2(handles, line, start):
     """The second expert takes over at step 5, and has nothing to reuse there."""
     pipe = WanT2V(5)
 
     def attach():
         if handles == 1:
-            return dit_cache(pipe, EVERY_OTHER)
-        return [dit_cache(model, EVERY_OTHER) for model in pipe.models]
+            return dit_cache(pipe, every_other(start))
+        return [dit_cache(model, every_other(start)) for model in pipe.models]
 
-    high = TEN[:5] + "....."
-    low = "....." + ("CRCRC" if line == "steps" else TEN[:5])  # its own timesteps count from its first call
+    high = LINES[start][:5] + "....."
+    low = "....." + (
+        ("CCRCR", "CRCRC")[start] if line == "steps" else LINES[start][:5]
+    )  # its own timesteps count from its first call
     letters = {f"{branch} {part}": line for part, line in ((False, high), (True, low)) for branch in ("cond", "uncond")}
     lists = [model.blocks for model in pipe.models]
     check(pipe.models, lists, pipe.sample, attach, letters, **({"steps": steps} if line == "steps" else {}))
@@ -357,24 +379,30 @@ def open_sora_plan(pipe) -> Callable:
 
 
 @pytest.mark.parametrize("target", ["pipeline", "transformer"])
-def test_open_sora_plan_by_euler(target):
+def test_open_sora_plan_by_euler(target, start):
     pipe = SimpleNamespace(transformer=OpenSoraPlan(), scheduler=Euler())
     what = pipe if target == "pipeline" else pipe.transformer
     lists = [pipe.transformer.transformer_blocks]
-    check([pipe.transformer], lists, open_sora_plan(pipe), lambda: dit_cache(what, EVERY_OTHER), {"both": TEN})
+    check(
+        [pipe.transformer],
+        lists,
+        open_sora_plan(pipe),
+        lambda: dit_cache(what, every_other(start)),
+        {"both": LINES[start]},
+    )
 
 
 @pytest.mark.parametrize("target", ["pipeline", "transformer"])
-def test_open_sora_plan_by_pndm_with_steps(target):
+def test_open_sora_plan_by_pndm_with_steps(target, start):
     """Each of the ten timesteps is a step, those that come twice, too."""
     pipe = SimpleNamespace(transformer=OpenSoraPlan(), scheduler=PNDM())
     what = pipe if target == "pipeline" else pipe.transformer
-    attach, lists = lambda: dit_cache(what, EVERY_OTHER), [pipe.transformer.transformer_blocks]
-    check([pipe.transformer], lists, open_sora_plan(pipe), attach, {"both": TEN}, steps=steps)
+    attach, lists = lambda: dit_cache(what, every_other(start)), [pipe.transformer.transformer_blocks]
+    check([pipe.transformer], lists, open_sora_plan(pipe), attach, {"both": LINES[start]}, steps=steps)
 
 
 @pytest.mark.parametrize("target", ["pipeline", "transformer"])
-def test_open_sora_plan_by_pndm_without_a_line(target):
+def test_open_sora_plan_by_pndm_without_a_line(target, start):
     """A second call at a timestep is of the same step: t0, t1, t1, t2, t2, t3, … are the steps 0, 1, 1, 2, 2, 3, …"""
     pipe = SimpleNamespace(transformer=OpenSoraPlan(), scheduler=PNDM())
     what = pipe if target == "pipeline" else pipe.transformer
@@ -387,8 +415,8 @@ def test_open_sora_plan_by_pndm_without_a_line(target):
 
     check(
         *([pipe.transformer], [pipe.transformer.transformer_blocks], by_value),
-        lambda: dit_cache(what, EVERY_OTHER),
-        {"first": TEN[:8], "second": ".CR....."},
+        lambda: dit_cache(what, every_other(start)),
+        {"first": LINES[start][:8], "second": after_first(LINES[start])[:3] + "....."},
     )
 
 
@@ -421,10 +449,13 @@ def rflow(model: STDiT) -> Callable:
     return sample
 
 
-def test_open_sora_with_frame_masks():
-    """No line: one call a step, whose mask is a new tensor at each step, and another one where frames join."""
-    model = STDiT()
-    check([model], [model.spatial_blocks], rflow(model), lambda: dit_cache(model, EVERY_OTHER), {"both": TEN})
+def test_open_sora_with_frame_masks(start):
+    """No line: one call a step, whose mask is a new tensor at each step.
+
+    Frames join at the steps 3 and 6: the mask has other values from there on, so the residual of before is not used.
+    """
+    model, line = STDiT(), ("CRCCCRCRCR", "CCRCRCCCRC")[start]
+    check([model], [model.spatial_blocks], rflow(model), lambda: dit_cache(model, every_other(start)), {"both": line})
 
 
 # -- 7: LTX-2 ----------------------------------------------------------------------------------------------------------
@@ -470,14 +501,14 @@ LTX_CALLS = ("cond", "uncond", "perturbed", "isolated")
 @pytest.mark.parametrize("line", ["none", "steps"])
 @pytest.mark.parametrize("target", ["outer", "inner"])
 @pytest.mark.parametrize("of", [LTXBlock, LTXTensorBlock], ids=["dataclasses", "tensors"])
-def test_ltx_2_with_all_guidance(of, target, line):
+def test_ltx_2_with_all_guidance(of, target, line, start):
     """The noise level is in the dataclasses; what tells the calls apart is the contexts and the perturbations."""
     model = X0Model(of)
     what = model if target == "outer" else model.velocity_model
     check(
         *([model], [model.velocity_model.transformer_blocks], ltx(model)),
-        lambda: dit_cache(what, EVERY_OTHER),
-        dict.fromkeys(LTX_CALLS, TEN),
+        lambda: dit_cache(what, every_other(start)),
+        dict.fromkeys(LTX_CALLS, LINES[start]),
         streams=TwoModalities() if of is LTXBlock else TwoTensors(),
         **({"steps": steps} if line == "steps" else {}),
     )
@@ -516,14 +547,14 @@ def diffusion_forcing(pipe, lag: int) -> Callable:
 
 @pytest.mark.parametrize("lag", [0, 1, 2], ids=["all frames alike", "one apart", "two apart"])
 @pytest.mark.parametrize("target", ["pipeline", "transformer"])
-def test_skyreels_diffusion_forcing(target, lag):
+def test_skyreels_diffusion_forcing(target, lag, start):
     """No line: the pipeline's own scheduler never steps; each row of timesteps is new, its maximum may not be."""
     pipe = SimpleNamespace(transformer=SkyReels(), scheduler=Euler())
     what = pipe if target == "pipeline" else pipe.transformer
     check(
         *([pipe.transformer], [pipe.transformer.blocks], diffusion_forcing(pipe, lag)),
-        lambda: dit_cache(what, EVERY_OTHER),
-        {"cond": TEN, "uncond": TEN},
+        lambda: dit_cache(what, every_other(start)),
+        {"cond": LINES[start], "uncond": LINES[start]},
     )
 
 
@@ -554,15 +585,15 @@ def context_windows(model: SkyReels) -> Callable:
 
 
 @pytest.mark.parametrize("line", ["none", "steps", "scope", "calls per step"])
-def test_context_windows(line):
+def test_context_windows(line, start):
     model = SkyReels()
     told = {"calls_per_step": 3, "steps": 10} if line == "calls per step" else {}
     names = {name: name for name in WINDOWS}
     lines = {"steps": {"steps": steps}, "scope": {"scope": scope_of(names)}}
     check(
         *([model], [model.blocks], context_windows(model)),
-        lambda: dit_cache(model, EVERY_OTHER, **told),
-        dict.fromkeys(WINDOWS, TEN),
+        lambda: dit_cache(model, every_other(start), **told),
+        dict.fromkeys(WINDOWS, LINES[start]),
         **lines.get(line, {}),
     )
 
@@ -595,14 +626,14 @@ def ace_step(model: AceStep) -> Callable:
 
 
 @pytest.mark.parametrize("line", ["method", "steps"])
-def test_ace_step_with_a_guidance_interval(line):
+def test_ace_step_with_a_guidance_interval(line, start):
     """Without a prompt it is called from step 2 to 6: there is nothing to reuse at the first of these."""
     model = AceStep()
     method = {"method": "decode"} if line == "method" else {}
     check(
         *([model], [model.transformer_blocks], ace_step(model)),
-        lambda: dit_cache(model, EVERY_OTHER, **method),
-        {"cond": TEN, "uncond": "..CCRCR..."},
+        lambda: dit_cache(model, every_other(start), **method),
+        {"cond": LINES[start], "uncond": ("..CRCRC...", "..CCRCR...")[start]},
         **({"steps": steps} if line == "steps" else {}),
     )
 
@@ -630,13 +661,13 @@ class DiffSynthPipe:
 
 
 @pytest.mark.parametrize("target", ["pipeline", "model"])
-def test_diffsynth_with_its_own_argument_for_steps(target):
+def test_diffsynth_with_its_own_argument_for_steps(target, start):
     pipe = DiffSynthPipe()
     what = pipe if target == "pipeline" else pipe.dit
     check(
         *([pipe.dit], [pipe.dit.blocks], lambda steps, call, seed: pipe(call, seed, progress_bar_cmd=steps)),
-        lambda: dit_cache(what, EVERY_OTHER),
-        {"posi": TEN, "nega": TEN},
+        lambda: dit_cache(what, every_other(start)),
+        {"posi": LINES[start], "nega": LINES[start]},
         steps=steps,
     )
 
@@ -668,12 +699,12 @@ def f5(model: F5) -> Callable:
     return sample
 
 
-def test_f5_without_a_line():
+def test_f5_without_a_line(start):
     model = F5()
     check(
         *([model], [model.transformer_blocks], f5(model)),
-        lambda: dit_cache(model, EVERY_OTHER),
-        {"cond": TEN, "null": TEN},
+        lambda: dit_cache(model, every_other(start)),
+        {"cond": LINES[start], "null": LINES[start]},
     )
 
 
@@ -696,11 +727,12 @@ def stable_audio(model: AudioWrapper) -> Callable:
 
 
 @pytest.mark.parametrize("target", ["wrapper", "middle"])
-def test_stable_audio_whose_inner_module_knows_no_time(target):
-    model = AudioWrapper()
+def test_stable_audio_whose_inner_module_knows_no_time(target, start):
+    """The inner module is given the time as a token, and in a condition: both have been seen once only at step 1."""
+    model, line = AudioWrapper(), ("CCCRCRCRCR", LINES[1])[start]
     what = model if target == "wrapper" else model.model
     lists = [model.model.transformer.layers]
-    check([model], lists, stable_audio(model), lambda: dit_cache(what, EVERY_OTHER), {"both": TEN})
+    check([model], lists, stable_audio(model), lambda: dit_cache(what, every_other(start)), {"both": line})
 
 
 # -- 14: RDT -----------------------------------------------------------------------------------------------------------
@@ -761,10 +793,10 @@ def by_logsnr(model: LogSNR) -> Callable:
     return sample
 
 
-def test_time_under_a_name_that_the_user_gives():
+def test_time_under_a_name_that_the_user_gives(start):
     model = LogSNR()
     check(
         *([model], [model.layers], by_logsnr(model)),
-        lambda: dit_cache(model, EVERY_OTHER, timestep="logsnr"),
-        {"cond": TEN, "uncond": TEN},
+        lambda: dit_cache(model, every_other(start), timestep="logsnr"),
+        {"cond": LINES[start], "uncond": LINES[start]},
     )
