@@ -20,7 +20,7 @@ from .timestep_argument import is_same
 
 NEAR = 0.05  # a change so small that even another call's residual would hardly differ
 JUMP = 3.0  # times the last change: what drifts so much faster than before may be another call's
-APART = 1.0  # as far as latents of other noise are; those of two evaluations of one step are nearer, and do not tell
+APART = 0.8  # as far as latents of other noise are; those of two evaluations of one step are nearer, and do not tell
 
 
 @dataclass(eq=False)
