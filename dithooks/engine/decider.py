@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 import weakref
@@ -470,15 +471,16 @@ class CallDecider:
         sigmas = self.clock.sigmas(session, tick) if wanted else None
         run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
         run.scheduler_is_shared = tick.source == "scheduler" and self._shares_scheduler(run)
-        policy = self.policy.for_run(run.schedule)  # if this raises, the next call retries
+        policy = self.policy.for_run(run.schedule)
         if warning := policy.warning_at_start(run.schedule):
-            self.warn("remark", f"{self.name}: {warning}")
+            self._remark(warning)
         if warning := self.predictor.warning_at_start(run.schedule):
             self.warn("unfitted", f"{self.name}: {warning}")  # the topic of coefficients_are_missing: one of the two
         for warning in self.rank_warnings():
             warnings.warn(warning, UserWarning, stacklevel=2)
         single = tick.steps is not None and tick.steps - tick.step < 2
-        run.judged = self.on_anchor is not None or single  # nothing is to be reused, so that is no warning
+        # Nothing is to be reused, so that is no warning, or the policy has said so.
+        run.judged = self.on_anchor is not None or single or policy.never_reuses
         if tick.steps is not None and not run.judged:
             message = wording.nothing_will_be_reused(self.name, policy, run.schedule, self.policy)
             if message is not None:
@@ -523,6 +525,15 @@ class CallDecider:
         """Warn once per topic."""
         if self._claim_topic(topic):
             warnings.warn(message, UserWarning, stacklevel=2)
+
+    def _remark(self, warning: str) -> None:
+        """Warn of what a policy says of a run, once for all ranges that have this policy, whatever its numbers."""
+        topic = re.sub(r"[\d.]+", "#", warning)
+        if self._claim_topic(topic):
+            for peer in self.deciders_of_handle:
+                if peer.policy == self.policy:
+                    peer._claim_topic(topic)
+            warnings.warn(f"{self.name}: {warning}", UserWarning, stacklevel=2)
 
     def rank_warnings(self) -> list[str]:
         """Return a warning, once, if ranks share the model but each decides alone."""

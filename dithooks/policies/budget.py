@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from ..errors import InvalidSetting
 from ..validation import check_count, check_number, set_field
 from .history import BranchHistory, Decision, Schedule
-from .policy import Policy, Reduce, check_metric_fields
+from .policy import Policy, Reduce, check_metric_fields, steps_are_needed
 from .reason import Reason
+from .uncached import Unplanned
 
 WITHIN = 0.05  # of the target
 RECENT = 3  # changes that count: those further back predict little of the steps to come
@@ -30,6 +30,9 @@ class Budget(Policy):
     so that no reuses pile up at the end. When as many calls are left as have to be reused, or none has to be any more,
     nothing is measured.
 
+    Where the range and the warm-up do not allow the target, as much is reused as they do. A run without a step to
+    reuse, or of an unknown number of steps, is computed. Either is said at the run's first call.
+
     Args:
         target_speedup: > 1, such as 2.0.
         max_warmup_steps: the first so many steps of a run are computed; left out, a sixth of all that are, at least 1.
@@ -38,8 +41,6 @@ class Budget(Policy):
 
     Raises:
         TypeError, ValueError: a value is of the wrong type or out of range.
-        ValueError: at a run's first call, where the number of steps is not known, or where the range and the warm-up
-            do not allow the target.
 
     Example:
         >>> from dithooks.policies.history import RunHistory
@@ -52,6 +53,7 @@ class Budget(Policy):
     """
 
     metric: ClassVar[Literal["change", "rate"] | None] = "change"
+    out_of_reach: ClassVar[str | None] = None  # set for a run: the warning at its start, not repeated at its end
 
     target_speedup: float
     max_warmup_steps: int | None = None
@@ -65,26 +67,37 @@ class Budget(Policy):
             set_field(self, "max_warmup_steps", check_count("max_warmup_steps", self.max_warmup_steps, 1))
         check_metric_fields(self)
 
-    def for_run(self, schedule: Schedule) -> Budget:
+    def for_run(self, schedule: Schedule) -> Policy:
+        name = f"Budget({self.target_speedup:g})"
         if schedule.steps is None:
-            raise InvalidSetting(
-                f"Budget({self.target_speedup:g}) needs the number of steps, which is not known: give dit_cache "
-                "the pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
-            )
+            return Unplanned(steps_are_needed(name))
+        if schedule.skipped < 1:
+            return Unplanned(f"{name} computes every call, as the range leaves out no block. Choose a longer range")
         steps = schedule.steps - schedule.first
-        wanted = self._nearest(steps, schedule)
+        if steps < 1:
+            return Unplanned(
+                f"{name} computes every call of a run that begins at step {schedule.first} of {schedule.steps}, at or "
+                "beyond its end: is it another pipeline's? Then give its scheduler, handle.request(scheduler=...)"
+            )
         warmup = self.max_warmup_steps
         if warmup is None:
-            warmup = max(1, (steps - wanted) // 6)
-        most = max(steps - warmup, 0)
-        if self._wanted(steps, schedule) > most + 0.5:
-            reachable = _speedup(most, steps, schedule)
-            raise InvalidSetting(
-                f"target_speedup={self.target_speedup:g} cannot be reached: with {schedule.skipped} of "
-                f"{schedule.blocks} blocks left out in at most {most} of {steps} steps it is {reachable:.3g}. Choose a "
-                "longer range, fewer max_warmup_steps, or a lower target"
+            warmup = max(1, (steps - self._nearest(steps, schedule)) // 6)
+        most = steps - warmup
+        if most < 1:
+            return Unplanned(
+                f"{name} computes every call: the run's steps are {steps}, and max_warmup_steps is {warmup}, so that "
+                "none is left to reuse. Take more steps, or fewer max_warmup_steps"
             )
-        return replace(self, max_warmup_steps=warmup)
+        adapted = replace(self, max_warmup_steps=warmup)
+        if self._wanted(steps, schedule) > most + 0.5:
+            told = (
+                f"target_speedup={self.target_speedup:g} cannot be reached: with {schedule.skipped} of "
+                f"{schedule.blocks} blocks left out in at most {most} of {steps} steps it is "
+                f"{_speedup(most, steps, schedule):.3g}. Choose a longer range, fewer max_warmup_steps, or a lower "
+                "target"
+            )
+            set_field(adapted, "out_of_reach", told)
+        return adapted
 
     def to_come(self, step: int, branch: BranchHistory, schedule: Schedule) -> tuple[int, int]:
         """Return how many calls of the run are still to be reused, and how many are to come, this one included."""
@@ -109,12 +122,15 @@ class Budget(Policy):
         gap = max(step - branch.refreshed, 1) if branch.refreshed is not None else 1  # 0: the step is made once more
         rates = [*branch.rates, value / gap][-RECENT:]
         branches = branch.run.branches
-        reuses = (wanted / branches + branch.streak) / ((left - wanted) / branches + 1)
+        reuses = (wanted / branches + branch.streak) / (max(left - wanted, 0) / branches + 1)
         limit = sum(rates) / len(rates) * (reuses + 1)
         return Decision(True, Reason.REUSE, value) if value < limit else Decision(False, Reason.THRESHOLD, value)
 
+    def warning_at_start(self, schedule: Schedule) -> str | None:
+        return self.out_of_reach
+
     def warning_at_end(self, speedup: float) -> str | None:
-        if abs(speedup / self.target_speedup - 1) <= WITHIN + 1e-9:
+        if self.out_of_reach or abs(speedup / self.target_speedup - 1) <= WITHIN + 1e-9:
             return None
         return (
             f"target_speedup={self.target_speedup:g} was not met: {speedup:.3g} times fewer blocks ran (few steps, or "

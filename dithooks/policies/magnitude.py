@@ -15,6 +15,8 @@ from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
 from .reason import Reason
 
+LARGEST = 80.0  # log of a ratio: beyond it, float32 has 0 or infinity, which are no ratios
+
 
 @dataclass(frozen=True)
 class MagnitudeRatio(Policy):
@@ -124,10 +126,10 @@ def stretched(ratios: Sequence[float], steps: int) -> tuple[float, ...]:
         [1.0, 0.9, 0.9, 0.9, 0.9]
     """
     old = len(ratios)
-    logs = np.cumsum(np.log(np.asarray(ratios, dtype=np.float32)), dtype=np.float32)
+    logs = np.cumsum(np.log(np.asarray(ratios, dtype=np.float64)), dtype=np.float64).astype(np.float32)
     places = np.linspace(0, old - 1, steps, dtype=np.float32)
     there = np.interp(places, np.arange(old, dtype=np.float32), logs)
-    return (1.0, *(float(ratio) for ratio in np.exp(np.diff(there))))
+    return (1.0, *(float(ratio) for ratio in np.exp(np.clip(np.diff(there), -LARGEST, LARGEST))))
 
 
 def _ratio(value: object) -> float:

@@ -12,8 +12,9 @@ import numpy as np
 from ..errors import InvalidSetting, WrongType
 from ..validation import check_number, set_field
 from .history import BranchHistory, Decision, Schedule
-from .policy import Policy
+from .policy import Policy, steps_are_needed
 from .reason import Reason
+from .uncached import Unplanned
 
 # Of all steps, how many each preset computes: 1.5×, 2×, 3× and 4× fewer, if the range is the whole stack.
 PRESETS = {"slow": 1 / 1.5, "medium": 1 / 2, "fast": 1 / 3, "ultra": 1 / 4}
@@ -69,16 +70,15 @@ class Mask(Policy):
             for name in ("metric", "separate_branches", "reduce"):
                 set_field(self, name, getattr(self.dynamic, name))
 
-    def for_run(self, schedule: Schedule) -> Mask:
+    def for_run(self, schedule: Schedule) -> Policy:
         dynamic = None if self.dynamic is None else self.dynamic.for_run(schedule)
+        if dynamic is not None and dynamic.never_reuses:  # nor does the mask, where it decides nothing by itself
+            return dynamic
         if isinstance(self.steps, str):
-            if schedule.steps is None:
-                raise InvalidSetting(
-                    f"Mask({self.steps!r}) needs the number of steps, which is not known: give dit_cache the "
-                    "pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
-                )
+            if not schedule.steps:
+                return Unplanned(steps_are_needed(f"Mask({self.steps!r})"))
             return Mask(preset(self.steps, schedule.steps), None, dynamic)
-        if schedule.steps is None:
+        if not schedule.steps:
             return replace(self, dynamic=dynamic)
         return Mask(resample(self.steps, schedule.steps, self.sigmas, schedule.sigmas), None, dynamic)
 
@@ -113,7 +113,11 @@ class Mask(Policy):
         return 0 in later and sum(later[: later.index(0)]) < anchors
 
     def warning_at_start(self, schedule: Schedule) -> str | None:
-        if schedule.steps is None and not isinstance(self.steps, str):
+        told = (self._remark(schedule), None if self.dynamic is None else self.dynamic.warning_at_start(schedule))
+        return "; ".join(filter(None, told)) or None
+
+    def _remark(self, schedule: Schedule) -> str | None:
+        if schedule.steps is None:
             return (
                 f"the number of steps is not known, so the mask is taken as made for this run: its {len(self.steps)} "
                 "steps are followed one by one, and later ones computed; timestep_scope(step, steps=...) gives it"
@@ -123,7 +127,7 @@ class Mask(Policy):
                 "the noise levels of all steps are not known (a scheduler gives them), so the mask is resampled by "
                 "share of the steps, not by σ"
             )
-        return None if self.dynamic is None else self.dynamic.warning_at_start(schedule)
+        return None
 
     def warning_at_end(self, speedup: float) -> str | None:
         return None if self.dynamic is None else self.dynamic.warning_at_end(speedup)

@@ -45,8 +45,8 @@ class Policy(ABC):
     def for_run(self, schedule: Schedule) -> Policy:
         """Return the policy for one run, with what depends on its number of steps or noise levels worked out.
 
-        Raises:
-            ValueError: the schedule lacks what the policy needs.
+        It is called within a call of the model, so it does not raise: where the schedule lacks what the policy needs,
+        it returns one that computes, such as :class:`~.uncached.Unplanned`, and :meth:`warning_at_start` says why.
         """
         return self
 
@@ -114,6 +114,14 @@ def check_metric_fields(policy: Policy) -> None:
     """
     check_choice("reduce", policy.reduce, ("mean", "max"))
     check_bool("separate_branches", policy.separate_branches)
+
+
+def steps_are_needed(policy: str) -> str:
+    """The warning that a policy cannot do anything in a run whose number of steps is not known."""
+    return (
+        f"{policy} needs the number of steps, which is not known, so every call is computed: give dit_cache the "
+        "pipeline or scheduler=..., or write timestep_scope(step, steps=...)"
+    )
 
 
 def unknown_end_warning(last_steps: int, schedule: Schedule) -> str | None:

@@ -1,4 +1,4 @@
-"""Compute every call."""
+"""Compute every call, because it is asked for, or because a run cannot be planned."""
 
 from __future__ import annotations
 
@@ -29,3 +29,22 @@ class Uncached(Policy):
 
     def keeps(self, step: int, anchors: int) -> bool:
         return False
+
+
+@dataclass(frozen=True)
+class Unplanned(Uncached):
+    """What stands in for a policy in a run that it cannot plan: every call is computed, and the user told why.
+
+    Args:
+        why: the warning for the user, with the remedy.
+
+    Example:
+        >>> from dithooks import Mask
+        >>> Mask("medium").for_run(Schedule()).before(1, BranchHistory(), Schedule()).reuse
+        False
+    """
+
+    why: str
+
+    def warning_at_start(self, schedule: Schedule) -> str | None:
+        return self.why

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from toys import Counter as CountingScheduler
 from toys import InPlace, Net, Pipe, latents, loop, prompt
 
 from dithooks import (
@@ -328,25 +329,64 @@ class TestSaid:
         why = "warm-up: 8, max_warmup_steps is 8 (Threshold(residual_diff_threshold=0.1))"
         assert f"nothing will be reused in a run of 8 steps: {why}" in message
 
-    def test_a_target_out_of_reach(self):
+    def test_a_target_out_of_reach(self, recwarn):
         pipe, x = Pipe(Net()), latents()
         plain = pipe(x)
-        with (
-            dit_cache(pipe, DitCacheConfig(cache_block_start=3, policy=Budget(3.0))),
-            pytest.raises(ValueError, match=r"target_speedup=3 cannot be reached: with 2 of 5 blocks .* it is 1\.54"),
-        ):
+        with dit_cache(pipe, DitCacheConfig(cache_block_start=3, policy=Budget(3.0))) as cache:
             pipe(x)
+            pipe(x)
+            pipe(x, steps=9)  # the same cause, with other numbers
+            assert [each.reuse for each in cache.decisions] == [False, *[True] * 7] * 2 + [False, *[True] * 8]
+        (message,) = self.said(recwarn)
+        assert "target_speedup=3 cannot be reached: with 2 of 5 blocks left out in at most 7 of 8 steps" in message
+        assert "it is 1.54. Choose a longer range" in message  # 40 blocks over 40 − 2·7 of them
         assert torch.equal(pipe(x), plain)
 
-    def test_a_budget_without_a_number_of_steps(self):
+    def test_each_cause_is_said_once(self, recwarn):
+        """Over all transformers of a handle: they have one policy."""
+
+        class Both:
+            def __init__(self):
+                self.transformer, self.transformer_2, self.scheduler = Net(), Net(), CountingScheduler()
+
+            def __call__(self, x, steps):
+                self.scheduler.set_timesteps(steps)
+                made = []
+                for t in self.scheduler.timesteps:
+                    for net in (self.transformer, self.transformer_2):
+                        made.append(net(x, t / 1000))
+                    x = made[-1]
+                    self.scheduler.step()
+                return made
+
+        pipe, x = Both(), latents()
+        plain = pipe(x, 1)
+        with torch.no_grad(), dit_cache(pipe, DitCacheConfig(policy=Budget(2.0))) as cache:
+            made = pipe(x, 1)
+            pipe(x, 1)
+            assert cache.stats.reused_calls == 0
+            pipe.transformer(latents(), torch.tensor(0.5))  # the scheduler is at its end
+            pipe.transformer(latents(), torch.tensor(0.5))
+        assert all(map(torch.equal, made, plain))
+        short, over = self.said(recwarn)
+        assert "the run's steps are 1, and max_warmup_steps is 1, so that none is left to reuse" in short
+        assert "begins at step 1 of 1, at or beyond its end" in over
+
+    def test_a_budget_without_a_number_of_steps(self, recwarn):
         net, x = Net(), latents()
+        plain = net(x, torch.tensor(1.0))
         with dit_cache(net, DitCacheConfig(policy=Budget(2.0))) as cache:
-            with pytest.raises(ValueError, match=r"needs the number of steps.*timestep_scope"):
-                net(x, torch.tensor(1.0))
+            for value in (1.0, 0.75, 0.5):
+                made = net(x, torch.tensor(value))
+                assert value < 1 or torch.equal(made, plain)
+            assert cache.stats.reused_calls == 0
             for step in range(12):
                 with timestep_scope(step, steps=12):
                     net(x + step, torch.tensor(1 - step / 12))
             assert cache.stats.reused_calls == 6
+        (message,) = [str(each.message) for each in recwarn if "Net" in str(each.message)]
+        assert message.startswith("Net: Budget(2) needs the number of steps")
+        assert "timestep_scope(step, steps=...)" in message
 
     def test_coefficients_of_another_schedule(self, recwarn):
         pipe = Pipe(Net())

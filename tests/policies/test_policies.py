@@ -263,8 +263,14 @@ class TestMask:
         assert policy.judge(2, BranchHistory(refreshed=1), Schedule(10), 0.05).reuse
         shared = Mask((1, 0), dynamic=EasyCache(0.1, separate_branches=False, reduce="max"))
         assert (shared.metric, shared.separate_branches, shared.reduce) == ("rate", False, "max")
-        with pytest.raises(ValueError, match="cannot be reached"):
-            Mask("ultra", dynamic=Budget(50.0)).for_run(Schedule(10))
+        told = Mask("ultra", dynamic=Budget(50.0)).for_run(Schedule(10)).warning_at_start(Schedule(10))
+        assert "cannot be reached" in told
+
+    def test_where_the_other_policy_computes_all_so_does_the_mask(self):
+        """Of one step, none is left to a budget."""
+        policy = Mask((1, 0, 0), dynamic=Budget(2.0)).for_run(Schedule(1))
+        assert policy.never_reuses
+        assert "the run's steps are 1, and max_warmup_steps is 1" in policy.warning_at_start(Schedule(1))
 
     @pytest.mark.parametrize(
         ("given", "error", "match"),
@@ -295,8 +301,11 @@ class TestMask:
         assert all(type(bit) is int for bit in made.steps)
 
     def test_a_preset_has_to_know_the_number_of_steps(self):
-        with pytest.raises(ValueError, match=r"Mask\('fast'\) needs the number of steps, which is not known"):
-            Mask("fast").for_run(Schedule())
+        policy = Mask("fast").for_run(Schedule())
+        assert policy.never_reuses
+        assert not any(policy.before(step, BranchHistory(refreshed=0), Schedule()).reuse for step in range(30))
+        told = policy.warning_at_start(Schedule())
+        assert told.startswith("Mask('fast') needs the number of steps, which is not known, so every call is computed")
 
 
 class TestThreshold:
@@ -571,7 +580,9 @@ class TestBudget:
         seed=st.integers(0, 9999),
         data=st.data(),
     )
-    def test_lands_on_its_target_or_refuses_it(self, steps, first, warm, target, blocks, branches, kind, seed, data):
+    def test_lands_on_its_target_or_as_near_as_it_can(
+        self, steps, first, warm, target, blocks, branches, kind, seed, data
+    ):
         assume(first < steps)
         skipped, random = data.draw(st.integers(1, blocks)), np.random.default_rng(seed)
         table = {
@@ -588,13 +599,20 @@ class TestBudget:
         early = (total - wanted) // 6 if warm is None else warm
         most = max(0, total - max(1, early))  # the first step has nothing to reuse
         schedule, policy = Schedule(steps, first, None, blocks, skipped), Budget(target, warm)
+        warm = max(1, early)
+        adapted = policy.for_run(schedule)
+        assert adapted.never_reuses == (most == 0)
+        if most == 0:
+            assert f"the run's steps are {total}, and max_warmup_steps is {warm}" in adapted.warning_at_start(schedule)
+            return
         if exact > most + 0.5:
             reachable = speedup_by_hand(total, most, blocks, skipped)
-            head = rf"target_speedup={target:g} cannot be reached: with {skipped} of {blocks} blocks left out in at "
-            with pytest.raises(ValueError, match=head + rf"most {most} of {total} steps it is {reachable:.3g}\."):
-                policy.for_run(schedule)
-            return
-        warm = max(1, early)
+            head = f"target_speedup={target:g} cannot be reached: with {skipped} of {blocks} blocks left out in at "
+            told = adapted.warning_at_start(schedule)
+            assert told.startswith(f"{head}most {most} of {total} steps it is {reachable:.3g}.")
+            assert adapted.warning_at_end(reachable) is None
+        else:
+            assert adapted.warning_at_start(schedule) is None
         told = drive_all(policy, schedule, lambda n, t, s: float(table[s, t]), branches)
         here = {"warm": warm, "first": first, "blocks": blocks, "skipped": skipped, "branches": branches}
         by_hand = budget_by_hand(target, steps, lambda n, t, s: float(table[s, t]), **here)
@@ -621,8 +639,20 @@ class TestBudget:
         assert not said or message.startswith(f"target_speedup=2 was not met: {speedup:.3g} times fewer blocks ran")
 
     def test_has_to_know_the_number_of_steps(self):
-        with pytest.raises(ValueError, match=r"Budget\(2\) needs the number of steps, which is not known"):
-            Budget(2.0).for_run(Schedule())
+        policy = Budget(2.0).for_run(Schedule())
+        assert not any(policy.before(step, BranchHistory(refreshed=0), Schedule()).reuse for step in range(30))
+        told = policy.warning_at_start(Schedule())
+        assert told.startswith("Budget(2) needs the number of steps, which is not known, so every call is computed")
+        assert "timestep_scope(step, steps=...)" in told
+
+    @pytest.mark.parametrize("first", [12, 13, 40])
+    def test_a_run_that_begins_beyond_its_end(self, first):
+        schedule = Schedule(12, first, blocks=5, skipped=4)
+        policy = Budget(2.0).for_run(schedule)
+        assert not any(policy.before(step, BranchHistory(refreshed=0), schedule).reuse for step in range(first, 60))
+        told = policy.warning_at_start(schedule)
+        assert f"begins at step {first} of 12, at or beyond its end" in told
+        assert "handle.request(scheduler=...)" in told
 
     @pytest.mark.parametrize(
         ("given", "error", "match"),
