@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block_io import CallReader, Form, FunctorReader, OutputBuilder, form_of
+from .block_io import CallReader, Form, FunctorReader, OutputBuilder, form_of, take_apart
 from .block_lists import Chain
 from .pattern import ForwardPattern
 from .stream_transforms import StreamTransform, recognise, recognise_swap_by_shape
@@ -96,6 +96,7 @@ class Observation:
     def __init__(self, observed: Sequence[ObservedBlock], whole: bool = True) -> None:
         self.observed, self.whole = observed, whole
         self.calls: list[BlockCall] = []
+        self.returned: tuple[Form, ...] = ()  # forms of the model's outputs, (batch, tokens, …), if they were seen
         self.late: list[
             tuple[int, int, str]
         ] = []  # a call, a later call than the next one, the argument that it takes of it
@@ -141,6 +142,12 @@ class Observation:
         for position, value in enumerate(self._outputs):
             if (name := _nearest(value, self._arguments)) is not None:
                 here.near[position] = name
+
+    def end(self, output: Any) -> None:
+        """Note what the model returned. A list is one output, of a tensor for each sample or block."""
+        values = () if isinstance(output, list) else take_apart(output)[1]
+        tensors = [value for value in values if isinstance(value, Tensor) and value.dim() > 2]
+        self.returned = tuple((each.shape, each.dtype) for each in tensors if each.is_floating_point())
 
     def close(self) -> None:
         """Drop all tensors, at the end of the model's call."""

@@ -30,14 +30,17 @@ class Wiring:
         entry: names of the streams at the first block.
         leave: by output of the last block, how it is made of these streams; ``None`` where the block returns ``None``.
         certain: whether every stream passes from block to block as the very object that a block returned.
+        looked_at: names of the streams that a change metric measures; empty: ``hidden_states``, and where there is
+            none, all.
     """
 
     block_ios: tuple[BlockIO, ...]
     entry: tuple[str, ...]
     leave: tuple[StreamTransform | None, ...]
     certain: bool
+    looked_at: tuple[str, ...] = ()
     # Made out once, as they are asked for at every call:
-    measured: tuple[int, ...] = field(init=False)  # streams that a change metric measures: hidden_states, else all
+    measured: tuple[int, ...] = field(init=False)  # streams that a change metric measures
     measured_outputs: tuple[int, ...] = field(init=False)  # positions of the outputs that hold these
     outputs: tuple[StreamTransform, ...] = field(init=False)  # of the outputs that are tensors
     hands_on: tuple[str, ...] = field(init=False)  # streams of the outputs, where the first block hands on no others
@@ -46,11 +49,9 @@ class Wiring:
 
     def __post_init__(self) -> None:
         entry = self.entry
-        measured = (entry.index("hidden_states"),) if "hidden_states" in entry else tuple(range(len(entry)))
-        held = [None if bridge is None else set(streams_of(bridge)) for bridge in self.leave]
-        measured_outputs = tuple(
-            next(p for p, each in enumerate(held) if each and number in each) for number in measured
-        )
+        looked_at = self.looked_at or (("hidden_states",) if "hidden_states" in entry else entry)
+        measured = tuple(entry.index(name) for name in looked_at)
+        measured_outputs = tuple(_position_of(number, self.leave) for number in measured)
         outputs = tuple(bridge for bridge in self.leave if bridge is not None)
         plain = all(isinstance(bridge, Stream) for bridge in outputs) and len(set(outputs)) == len(outputs)
         names = tuple(entry[bridge.number] for bridge in outputs if isinstance(bridge, Stream)) if plain else ()
@@ -70,6 +71,11 @@ class Wiring:
         """Return the shapes of the last block's outputs by position, from their residuals."""
         positions = [position for position, transform in enumerate(self.leave) if transform is not None]
         return {position: delta.shape for position, delta in zip(positions, deltas, strict=False)}
+
+
+def _position_of(number: int, leave: Sequence[StreamTransform | None]) -> int:
+    """Return the position of the first output that a stream is in."""
+    return next(p for p, bridge in enumerate(leave) if bridge is not None and number in streams_of(bridge))
 
 
 @dataclass(frozen=True)
@@ -200,12 +206,27 @@ def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[Bl
     ]
     used = sorted({number for transform in leave for number in streams_of(transform)})
     renumbered: dict[int, StreamTransform | None] = {number: Stream(new) for new, number in enumerate(used)}
-    return Wiring(
-        tuple(block_ios),
-        tuple(entry[number] for number in used),
-        tuple(None if transform is None else substitute(transform, renumbered) for transform in leave),
-        certain,
+    names = tuple(entry[number] for number in used)
+    made = tuple(None if transform is None else substitute(transform, renumbered) for transform in leave)
+    shapes = [None if form is None else form[0] for form in calls[-1].outputs]
+    looked_at = _becoming_outputs(
+        {name: shapes[_position_of(number, made)] for number, name in enumerate(names)},
+        [form[0] for form in observation.returned],
     )
+    return Wiring(tuple(block_ios), names, made, certain, looked_at)
+
+
+def _becoming_outputs(shapes: Mapping[str, torch.Size | None], returned: Sequence[torch.Size]) -> tuple[str, ...]:
+    """Return the streams that become outputs of a model which returns several; none if it returns a single one.
+
+    They are told by their tokens: an output (batch, tokens, …) is made of a stream (batch, tokens, …). If one of the
+    outputs has the tokens of no stream, it may be made of any of them, and all are returned.
+    """
+    if len(returned) < 2:
+        return ()
+    found = {name for shape in returned for name, own in shapes.items() if own is not None and own[:-1] == shape[:-1]}
+    tokens = {own[:-1] for own in shapes.values() if own is not None}
+    return tuple(name for name in shapes if name in found or not tokens.issuperset(shape[:-1] for shape in returned))
 
 
 def _source(

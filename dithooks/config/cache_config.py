@@ -44,6 +44,10 @@ class DitCacheConfig(JsonFile):
             activations are.
         free_at_end: free residuals when a run's last step is over, if its number of steps is known. ``False``: when
             the next run begins.
+        look_at: the streams that a policy which looks decides by, named as the blocks' arguments are:
+            ``("hidden_states", "audio_hidden_states")``. The one that changes most counts, relative to itself.
+            ``None``: where the model returns several tensors (video and audio), the streams that become these; else
+            ``hidden_states``, and where no stream has that name, all. Policies that do not look take no notice of it.
         overrides: the fields that differ for a transformer or one of its block lists, by name: ``{"transformer_2":
             {"cache_block_start": 2}, "single_transformer_blocks": {"policy": {"residual_diff_threshold": 0.12}}}``.
             A policy or predictor given as a mapping changes the fields that it names. Where a list is named, each list
@@ -82,6 +86,7 @@ class DitCacheConfig(JsonFile):
     cache_dtype: str | None = field(default=None, kw_only=True)
     cache_device: str | None = field(default=None, kw_only=True)
     free_at_end: bool = field(default=True, kw_only=True)
+    look_at: tuple[str, ...] | None = field(default=None, kw_only=True, metadata={"written": "where given"})
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
@@ -109,6 +114,8 @@ class DitCacheConfig(JsonFile):
         if self.cache_device not in (None, "cpu"):
             raise InvalidSetting(f"cache_device={self.cache_device!r}: there are 'cpu' and None, the activations' own")
         check_bool("free_at_end", self.free_at_end)
+        if self.look_at is not None:
+            set_field(self, "look_at", _streams(self.look_at))
         if self.fingerprint is not None and not isinstance(self.fingerprint, str):
             raise WrongType(f"fingerprint must be a string or None, not {self.fingerprint!r}")
         if not isinstance(self.overrides, Mapping) or not all(
@@ -178,6 +185,15 @@ class DitCacheConfig(JsonFile):
         defaults = {each.name: {} if each.default is MISSING else each.default for each in fields(self)}
         values = {name: getattr(self, name) for name in defaults}
         return f"DitCacheConfig({', '.join(f'{name}={v}' for name, v in values.items() if v != defaults[name])})"
+
+
+def _streams(names: Any) -> tuple[str, ...]:
+    """The names of streams, each given once."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise WrongType(f'look_at must be a tuple of streams\' names, ("hidden_states",), or None, not {names!r}')
+    if not names or len(set(names)) < len(names):
+        raise InvalidSetting(f"look_at={names!r}: name each stream once, and at least one; None leaves the choice")
+    return tuple(names)
 
 
 def _changed(part: Policy | Predictor, name: str, changes: Mapping[str, Any]) -> Any:

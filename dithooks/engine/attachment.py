@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -202,7 +204,9 @@ def prepare(
     log = DecisionLog(name, len(observed), (len(observed) + end if end < 0 else end) - first + 1, on_decision)
     decider = CallDecider(chain, config, StepClock(scheduler, chain.name, telling), log, integrations, consensus)
     weights = chain.weights() if chain.found else None
-    block_range = BlockRange(observed, first, end, weights, leads=decider.policy.metric == "change")
+    metric = decider.policy.metric
+    look_at = () if metric is None else config.look_at or ()
+    block_range = BlockRange(observed, first, end, weights, leads=metric == "change", look_at=look_at)
     cache = RangeCache(decider, block_range, compilable_of(chain), verify, integrations)
     return Attachment(chain, cache, log, around)
 
@@ -230,7 +234,8 @@ def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
 
     Raises:
         WrongType: a block is scripted.
-        InvalidSetting: the range goes past the end, its blocks are cached already, or another cache is enabled.
+        InvalidSetting: the range goes past the end, its blocks are cached already, another cache is enabled, or a
+            stream to look at is an argument of no block.
     """
     start, number = config.cache_block_start, config.cache_num_blocks
     has = f"{chain.name} has {len(chain.block_refs)} blocks, {chain.block_refs[0].path} … {chain.block_refs[-1].path}"
@@ -238,6 +243,8 @@ def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
         raise InvalidSetting(f"cache_block_start={start} and compute_last={config.compute_last} leave no block: {has}")
     if number is not None and start + number > len(chain.block_refs):
         raise InvalidSetting(f"cache_block_start={start} and cache_num_blocks={number} reach past the end: {has}")
+    if config.look_at is not None and config.when.metric is not None:
+        _check_looked_at(chain, config.look_at)
     for block_ref in chain.block_refs:
         if isinstance(block_ref.block, torch.jit.ScriptModule):
             raise WrongType(
@@ -250,3 +257,22 @@ def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
             )
     if getattr(chain.owner, "is_cache_enabled", False) is True:
         raise InvalidSetting(f"{chain.name} has another cache enabled: call its disable_cache() first")
+
+
+def _check_looked_at(chain: Chain, look_at: Sequence[str]) -> None:
+    """Refuse a stream that no block has an argument for; whether an argument is a stream, the first call shows."""
+    if any(block_list.functor is not None for block_list in chain.block_lists):
+        return
+    taken: dict[str, Any] = {}
+    for block_ref in chain.block_refs:
+        try:
+            taken |= inspect.signature(original(block_ref.block).forward).parameters
+        except (TypeError, ValueError):  # no signature
+            return
+    if any(argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD) for argument in taken.values()):
+        return
+    if unknown := [stream for stream in look_at if stream.partition("[")[0] not in taken]:
+        raise InvalidSetting(
+            f"look_at: {', '.join(map(repr, unknown))} is an argument of no block of {chain.name}: "
+            f"they take {shorten(', '.join(taken), 160, placeholder=' …')}"
+        )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..blocks.observation import Observation, ObservedBlock
 from ..blocks.trunk import resolve_lead, wire
 from ..blocks.wiring import Wiring
+from ..errors import InvalidSetting
 
 
 class LearntRange(NamedTuple):
@@ -30,12 +32,20 @@ class BlockRange:
         end: last block of the range; negative: counted from the last of all.
         weights: of the lists, if those that are no part of the trunk are to be left out.
         leads: whether what the blocks before the range do is captured, too.
+        look_at: names of the streams that the policy looks at; empty: those that the wiring names.
     """
 
     def __init__(
-        self, observed: Sequence[ObservedBlock], start: int, end: int, weights: Mapping[str, int] | None, leads: bool
+        self,
+        observed: Sequence[ObservedBlock],
+        start: int,
+        end: int,
+        weights: Mapping[str, int] | None,
+        leads: bool,
+        look_at: tuple[str, ...] = (),
     ) -> None:
         self.observed, self.start, self._end, self._weights = observed, start, end, weights
+        self.look_at = look_at
         self.order: tuple[int, ...] = tuple(range(len(observed)))  # until a call has been seen: list by list
         self.lead = start if leads else 0  # as many blocks
         self.wiring: Wiring | None = None
@@ -70,6 +80,7 @@ class BlockRange:
 
         Raises:
             WiringError: as :func:`~dithooks.blocks.trunk.wire`.
+            InvalidSetting: a stream to look at is not there.
         """
         found = wire(observation, self.order, self.start, self._end, self._weights, name)
         if found is None:
@@ -78,6 +89,17 @@ class BlockRange:
         leading = resolve_lead(observation, order, self.lead) if self.lead else None
         if self.lead and leading is None:
             return None
+        if self.look_at:
+            looked = wiring if leading is None else leading
+            if unknown := [stream for stream in self.look_at if stream not in looked.entry]:
+                blocks = "the range" if leading is None else "the blocks before the range"
+                raise InvalidSetting(
+                    f"look_at: {', '.join(map(repr, unknown))} is no stream of {blocks} of {name}: "
+                    f"there are {', '.join(map(repr, looked.entry))}"
+                )
+            if set(self.look_at) <= set(wiring.entry):
+                wiring = replace(wiring, looked_at=self.look_at)
+            leading = None if leading is None else replace(leading, looked_at=self.look_at)
         begin = self.start - self.lead
         moved = order[begin : self._last_of(order) + 1] != self.order[begin : self.end + 1]
         return LearntRange(order, wiring, leading, moved)

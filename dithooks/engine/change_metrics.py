@@ -17,7 +17,8 @@ PIECE = 2**24  # numbers
 class ChangeMetric(ABC):
     """What one branch is looked at for, and what it has to remember for that.
 
-    Several streams may be looked at: the one that changed most counts.
+    Several streams may be looked at: the one that changed most counts, each relative to itself. One that stands still
+    has no change relative to itself; it counts only where all of them do.
     """
 
     keeps_reused: ClassVar[bool] = False  # what is seen in a reused call is kept, too
@@ -31,7 +32,18 @@ class ChangeMetric(ABC):
         ``seen`` is what is looked at, each (batch, …).
         """
         sums = self.sums(seen)
-        return None if sums is None else _most([_reduced(self.change(each), self.reduce) for each in sums])
+        if sums is None:
+            return None
+        changes = [_reduced(self.change(each), self.reduce) for each in sums]
+        if len(changes) == 1:
+            return changes[0]
+        return _most(torch.stack(changes), torch.stack([self.is_still(each).all() for each in sums]))
+
+    def largest(self, sums: Tensor) -> Tensor:
+        """The change of the stream that changed most, wherever it did: (sums, …, streams) → ()."""
+        streams = sums.shape[-1]
+        changes = self.change(sums).reshape(-1, streams).amax(0)
+        return changes[0] if streams == 1 else _most(changes, self.is_still(sums).reshape(-1, streams).all(0))
 
     def counting(self, sums: Sequence[Tensor]) -> Tensor:
         """(streams, sums), of the sample that counts."""
@@ -45,6 +57,10 @@ class ChangeMetric(ABC):
     @abstractmethod
     def change(self, sums: Tensor) -> Tensor:
         """The change that some sums say: (sums, …) → (…)."""
+
+    @abstractmethod
+    def is_still(self, sums: Tensor) -> Tensor:
+        """Whether the stream does not move, as some sums say: (sums, …) → (…)."""
 
     @abstractmethod
     def note(self, seen: Sequence[Tensor], output: Sequence[Tensor] | None) -> None:
@@ -88,6 +104,9 @@ class RelativeChange(ChangeMetric):
     def change(self, sums: Tensor) -> Tensor:
         return sums[0] / sums[1]
 
+    def is_still(self, sums: Tensor) -> Tensor:
+        return (sums[0] == 0) & (sums[1] == 0)
+
     def note(self, seen: Sequence[Tensor], output: Sequence[Tensor] | None) -> None:
         if output is not None:
             self.reference = seen
@@ -125,6 +144,9 @@ class OutputChangeEstimate(ChangeMetric):
         follows = torch.where((output == 0) & (given == 0), output, output / given)
         return follows * now / size
 
+    def is_still(self, sums: Tensor) -> Tensor:
+        return (sums[1] == 0) & (sums[2] == 0)
+
     def note(self, seen: Sequence[Tensor], output: Sequence[Tensor] | None) -> None:
         if output is not None and len(output) != len(seen):
             self.clear()
@@ -154,8 +176,9 @@ def _alike(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
     return len(now) == len(before) > 0 and all(a.shape == b.shape for a, b in zip(now, before, strict=True))
 
 
-def _most(changes: Sequence[Tensor]) -> Tensor:
-    return changes[0] if len(changes) == 1 else torch.stack(list(changes)).max()
+def _most(changes: Tensor, still: Tensor) -> Tensor:
+    """The largest of the streams' changes, NaN where one is; without those that stand still, unless all do."""
+    return torch.where(still.all(), changes.max(), changes.masked_fill(still, -torch.inf).max())
 
 
 def _size(tensor: Tensor, less: Tensor | None, reduce: Reduce) -> Tensor:

@@ -462,6 +462,8 @@ class RangeCache:
 
     def _conclude(self, call: Call, replay: Replay, output: Any) -> None:
         """Commit a finished call whose arguments were kept, and test its residual if none has been tested yet."""
+        if call.observation is not None:
+            call.observation.end(output)
         unseen = call.observation is not None and call.observation.empty and call.stage is not BEFORE
         wanted = call.range is not None
         moved = self._after_call(call)
@@ -484,8 +486,8 @@ class RangeCache:
 
     def _rehearse(self, replay: Replay) -> None:
         """Record the wiring from an extra call without compiled code; needed once at most."""
-        call = Call(observation=Observation(self.block_range.observed))
-        self.verification.repeat(replay, call, eager=self.is_compiled)
+        call = Call(observation=(observation := Observation(self.block_range.observed)))
+        observation.end(self.verification.repeat(replay, call, eager=self.is_compiled))
         self._after_call(call)
 
     def _after_call(self, call: Call) -> bool:

@@ -173,7 +173,7 @@ class RankConsensus:
             return RankVerdict(alike, fit, None)
         # (sums, ranks, streams); in float64, in which the order of the ranks makes no difference to speak of
         seen = gathered[:, len(head) :].double().view(-1, STREAMS, SUMS)[:, : report.streams].permute(2, 0, 1)
-        return RankVerdict(alike, fit, float(gauge.change(seen.sum(1) if gauge.reduce == "mean" else seen).max()))
+        return RankVerdict(alike, fit, float(gauge.largest(seen.sum(1) if gauge.reduce == "mean" else seen)))
 
     def _gather(self, name: str, report: RankReport, sent: Tensor) -> Tensor:
         """Return the numbers of all ranks, as (ranks, numbers) on the CPU."""

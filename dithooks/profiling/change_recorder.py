@@ -47,7 +47,7 @@ class RecordedChanges:
         moments: the step and the noise level of each call.
         probes: for each stream that a threshold compares, a sample of it in float32, (T, batch, n).
         deltas: a sample of the range's residual, of all its streams, (T, n').
-        norms: the L2 norm of the residual of hidden_states, (T,).
+        norms: the L2 norm of the residual of each stream that is looked at, (T, streams).
     """
 
     range: str
@@ -64,9 +64,13 @@ class RecordedChanges:
         return self.schedule.steps or self.moments[-1].step + 1
 
     def change(self, call: int, since: int, reduce: str = "mean") -> float:
-        """mean|r_t − r_s| / mean|r_s| of two calls, t and s: over the batch, or for the sample that changed most."""
+        """mean|r_t − r_s| / mean|r_s| of two calls, t and s: over the batch, or for the sample that changed most.
+
+        Of several streams, the largest; one that is zero in both calls counts only where all are.
+        """
         axis = None if reduce == "mean" else 1
         pairs = [(probe[call], probe[since]) for probe in self.probes]
+        pairs = [pair for pair in pairs if np.any(pair)] or pairs
         with np.errstate(divide="ignore", invalid="ignore"):
             streams = [np.max(np.abs(now - then).mean(axis) / np.abs(then).mean(axis)) for now, then in pairs]
         return float(np.max(streams))
@@ -78,9 +82,16 @@ class RecordedChanges:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """γ of each step of the schedule: ‖Δ_t‖/‖Δ_{t−1}‖; 1 for the first call, and for a step without a call."""
+        """γ of each step of the schedule: ‖Δ_t‖/‖Δ_{t−1}‖; 1 for the first call, and for a step without a call.
+
+        Of several streams, of the one for which Σ|log γ| is largest.
+        """
         ratios = [1.0] * self.steps
-        for moment, ratio in zip(self.moments[1:], self.norms[1:] / self.norms[:-1], strict=True):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            of_streams = self.norms[1:] / self.norms[:-1]
+            moves = np.abs(np.log(of_streams)).sum(0)
+        stream = int(np.argmax(np.where(np.isfinite(moves), moves, -1)))
+        for moment, ratio in zip(self.moments[1:], of_streams[:, stream], strict=True):
             ratios[moment.step] = float(ratio)
         return tuple(ratios)
 
@@ -116,7 +127,7 @@ class ChangeRecorder:
         seen = [_sampled(each) for each in call.metric_inputs or (torch.zeros(1, 1),)]
         wiring = self.attached.cache.block_range.wiring
         main = (None if wiring is None else measured_deltas(Capture(deltas=tuple(deltas)), wiring)) or deltas
-        norm = torch.linalg.vector_norm(main[0], dtype=torch.float32)
+        norm = torch.stack([torch.linalg.vector_norm(each, dtype=torch.float32) for each in main])
         flat = [delta.reshape(1, -1, delta.shape[-1]) for delta in deltas]
         stride = -(-sum(delta.numel() for delta in deltas) // SAMPLE)
         kept = (call.moment, seen, torch.cat([_sampled(each, stride)[0] for each in flat]), norm)

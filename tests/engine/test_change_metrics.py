@@ -77,6 +77,61 @@ class TestGauges:
         assert look(gauge, x[3]) is None
 
 
+class TestSeveralStreams:
+    """Each is compared with itself; the one that changed most counts."""
+
+    SCALES = (1000.0, 0.001)  # the second is smaller by far, and changes more
+
+    def moved(self):
+        before = [scale * torch.randn(2, 6, 3) for scale in self.SCALES]
+        parts = zip(before, self.SCALES, (0.01, 0.5), strict=True)
+        return before, [old + share * scale * torch.randn(2, 6, 3) for old, scale, share in parts]
+
+    @pytest.mark.parametrize("how", ["mean", "max"])
+    def test_change(self, how):
+        before, now = self.moved()
+        gauge = RelativeChange(how)
+        gauge.note(before, before)
+        wanted = [ratio_by_hand(*pair, how) for pair in zip(now, before, strict=True)]
+        assert wanted[1] > 10 * wanted[0]
+        assert float(gauge.look(now)) == pytest.approx(wanted[1], rel=1e-5)
+
+    @pytest.mark.parametrize("how", ["mean", "max"])
+    def test_ranks_that_have_some_of_the_tokens_each(self, how):
+        """With ``"mean"`` as if one had them all; with ``"max"`` the largest of any rank's samples."""
+        before, now = self.moved()
+        ranks = []
+        for tokens in (slice(0, 2), slice(2, 6)):
+            gauge = RelativeChange(how)
+            gauge.note([each[:, tokens] for each in before], [each[:, tokens] for each in before])
+            ranks.append(gauge.counting(gauge.sums([each[:, tokens] for each in now])))
+        seen = torch.stack(ranks).permute(2, 0, 1)  # sums, ranks, streams
+        got = float(gauge.largest(seen.sum(1) if how == "mean" else seen))
+        if how == "mean":
+            assert got == pytest.approx(ratio_by_hand(now[1], before[1], how), rel=1e-5)
+        else:
+            parts = [ratio_by_hand(now[1][:, each], before[1][:, each], how) for each in (slice(0, 2), slice(2, 6))]
+            assert got == pytest.approx(max(parts), rel=1e-5)
+
+    @pytest.mark.parametrize("how", ["mean", "max"])
+    def test_one_that_stands_still(self, how):
+        """It says nothing, unless nothing else is there; what is no number is not overlooked for it."""
+        (before, _), (now, _) = self.moved()
+        nothing, gauge = torch.zeros(2, 3), RelativeChange(how)
+        gauge.note([nothing, before], [nothing, before])
+        assert float(gauge.look([nothing, now])) == pytest.approx(ratio_by_hand(now, before, how), rel=1e-5)
+        assert math.isnan(float(gauge.look([nothing, now * math.nan])))
+        assert math.isinf(float(gauge.look([nothing + 1, now])))
+        gauge.note([nothing, nothing], [nothing, nothing])
+        assert math.isnan(float(gauge.look([nothing, nothing])))
+        rate, x = OutputChangeEstimate(how), [torch.randn(2, 3) for _ in range(3)]
+        y = [torch.randn(2, 3) for _ in range(2)]
+        for n in (0, 1):
+            rate.note([before, x[n]], [before + n, y[n]])  # the first one's output moves, for another reason
+        wanted = rate_by_hand(x[2], x[1], x[1], y[1], x[0], y[0], how)
+        assert float(rate.look([before, x[2]])) == pytest.approx(wanted, rel=1e-4)
+
+
 class TestGaugesAtTheEdge:
     @pytest.mark.parametrize("how", ["mean", "max"])
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
