@@ -414,7 +414,6 @@ def test_a_plan_of_another_model(plans, here, capsys):
         (["--prompt", "rocket", "--plan", "2x", "--target", "2"], "--plan goes without --target"),
         (["--prompt", "rocket", "--policy-free"], "--policy-free goes with --target"),
         (["--prompt", "rocket", "--target", "1"], "--target is 1: give a number above 1"),
-        (["--prompt", "rocket", "--target", "40", "--steps", "5"], "target_speedup=40 cannot be reached"),
         (["--prompt", "rocket", "--steps", "0"], "--steps is 0: it must be 1 or more"),
         (["--prompt", "rocket", "--count", "0"], "--count is 0"),
         (["--prompt", "rocket", "--frames", "0"], "--frames is 0"),

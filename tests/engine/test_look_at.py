@@ -126,6 +126,13 @@ def test_the_stream_that_changes_most_decides(returns, look_at, streams, start):
     assert {reuse for reuse, _ in wanted[1:]} == {True, False} or 1 not in streams
 
 
+def test_a_compiled_model():
+    """Its blocks are observed in a call of their own, whose outputs count."""
+    model, given = Film(), inputs()
+    model.compile(backend="eager")
+    assert_told(decisions(model, given, Threshold(0.08, max_warmup_steps=1)), by_hand(given, 0.08, (0, 1)))
+
+
 def test_each_stream_is_measured_against_itself():
     """Audio a thousand times as small moves as much of itself."""
     given = [(video, audio / 1000) for video, audio in inputs()]

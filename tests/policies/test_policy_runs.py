@@ -245,16 +245,12 @@ class TestSteppedRuns:
         kind=st.sampled_from(["single", "swapped"]),
     )
     @pytest.mark.filterwarnings("ignore:.*was not met.*", "ignore:.*reused nothing.*")
-    @pytest.mark.filterwarnings("ignore:.*nothing will be reused.*")
+    @pytest.mark.filterwarnings("ignore:.*nothing will be reused.*", "ignore:.*cannot be reached.*")
     def test_budget_by_block_executions(self, steps, begin, target, seed, kind):
         watched = Watched(kind, first=0, steps=steps, seed=seed, pace=0.3)
         total, calls = steps - begin, len(watched.prompts)
         wanted = total * (1 - 1 / target)
         assume(not any(is_tie(wanted + n / 4) for n in range(4)))
-        if wanted > total - max(1, (total - nearest_by_hand(total, target, 4, 4)) // 6) + 0.5:
-            with pytest.raises(ValueError, match=f"target_speedup={target:g} cannot be reached"):
-                watched.told(Budget(target), begin=begin)
-            return
         with torch.no_grad():
             told = watched.told(Budget(target), begin=begin)
         assert len(told) == calls
@@ -355,12 +351,13 @@ class TestWhatIsSaid:
 
     def test_without_the_number_of_steps(self):
         net, x = Net(), latents()
+        plain = net(x, torch.tensor(0.5))
         for policy in (Budget(2.0), Mask("fast")):
             with (
                 dit_cache(net, DitCacheConfig(policy=policy)),
-                pytest.raises(ValueError, match=r"or write timestep_scope\(step, steps=...\)"),
+                pytest.warns(UserWarning, match=r"or write timestep_scope\(step, steps=...\)"),
             ):
-                net(x, torch.tensor(0.5))
+                assert torch.equal(net(x, torch.tensor(0.5)), plain)
         with (
             pytest.warns(UserWarning, match="the number of steps is not known"),
             dit_cache(net, DitCacheConfig(policy=Mask((1, 0, 1)))),
