@@ -57,6 +57,8 @@ class Subject:
 
     def attach(self, start, count, interval=9, **options):
         """Steps 0, ``interval``, … are computed, the others reused."""
+        if self.inputs().get("kv_cache_mode") == "extract":  # each call fills a cache, and so none can be tested
+            options.setdefault("verify", False)
         return dit_cache(self.model, DitCacheConfig(0, interval, start, count), **options)
 
     def changed(self, *without):

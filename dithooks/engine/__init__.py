@@ -10,8 +10,9 @@
 8. ``decider``: asks the policy, and commits calls that are over; keeps the runs and their branches (``run``).
 9. ``residual``, ``anchor``: Δ taken and added; Δ kept, and the weighted sum Δ̂.
 10. ``change_metrics``, ``weights_version``, ``rank_consensus``: what a decision may depend on besides.
-11. ``verification``: the first residual, tested on its own call (``replay``: made again; ``noise_probe``: with noise).
-12. ``protocols``: what the engine asks of other libraries; ``dithooks.integrations`` answers.
+11. ``verification``: the first residual, tested on its own call (``noise_probe``: with noise).
+12. ``replay``: a call made again, with ``argument_copies``; ``output_comparison``: of what the two leave behind.
+13. ``protocols``: what the engine asks of other libraries; ``dithooks.integrations`` answers.
 
 ``docs/design.md`` walks through one computed and one reused step, with a link to each line.
 """

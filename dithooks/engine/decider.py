@@ -84,6 +84,7 @@ class CallDecider:
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()  # guards the dictionary; a run belongs to its session
         self._warned: set[str] = set()
+        self._not_finite: set[tuple[int, int]] = set()  # number of the run, and step
 
     # -- before the range --------------------------------------------------------------------------------------
 
@@ -349,6 +350,8 @@ class CallDecider:
                 computed = self._keep(call, branch, captured)
             else:  # nothing was captured: an older residual must not pass for this step's
                 branch.clear()
+                if not is_finite:
+                    self._note_cause(call)
         if branch.metric is not None and call.metric_inputs is not None:
             branch.metric.note(call.metric_inputs, computed)
         call.metric_inputs = None
@@ -534,6 +537,26 @@ class CallDecider:
                 if peer.policy == self.policy:
                     peer._claim_topic(topic)
             warnings.warn(f"{self.name}: {warning}", UserWarning, stacklevel=2)
+
+    def note_non_finite(self, call: Call, what: str) -> None:
+        """Note that a computed call gave NaN or infinity in ``what``; warn if it is not the first step of its run."""
+        run = call.run
+        if run is None:
+            return
+        self._not_finite = {each for each in self._not_finite if each[0] == run.number} | {
+            (run.number, call.moment.step)
+        }
+        if len(self._not_finite) > 1:
+            run.judged = True  # that nothing is reused is no wonder
+            self.warn("not finite", wording.model_is_not_finite(self.name, what, call.moment.step))
+
+    def _note_cause(self, call: Call) -> None:
+        """Note a change that is not finite if what it was measured by is not: else it is one from nothing."""
+        captured = call.range
+        if not all(bool(tensor.isfinite().all()) for tensor in call.metric_inputs or ()):
+            self.note_non_finite(call, "what enters the range")
+        elif captured is not None and not all(bool(delta.isfinite().all()) for delta in captured.deltas):
+            self.note_non_finite(call, "what leaves the range")
 
     def rank_warnings(self) -> list[str]:
         """Return a warning, once, if ranks share the model but each decides alone."""

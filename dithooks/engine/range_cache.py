@@ -37,6 +37,7 @@ from .call import (
 )
 from .change_metrics import METRICS
 from .decider import CallDecider
+from .output_comparison import first_not_finite
 from .protocols import Integrations
 from .replay import Replay, replaying
 from .residual import (
@@ -48,7 +49,7 @@ from .residual import (
     measured_deltas,
     metric_inputs,
 )
-from .verification import Verification, fill_new_outputs
+from .verification import Verdict, Verification, fill_new_outputs
 
 _COMPILED_CALL, _VERSION = attrgetter("_compiled_call_impl"), attrgetter("_version")
 
@@ -466,7 +467,7 @@ class RangeCache:
             call.observation.end(output)
         unseen = call.observation is not None and call.observation.empty and call.stage is not BEFORE
         wanted = call.range is not None
-        moved = self._after_call(call)
+        moved = self._after_observed(call, output)
         if moved and wanted and replay.safe:  # the range moved, so this call captured the wrong blocks: repeat it
             again = replace(call, mode=CAPTURE, stage=BEFORE, decision=None, range=Capture(), metric_inputs=None)
             again.lead = None if call.lead is None else Capture()
@@ -480,15 +481,32 @@ class RangeCache:
             # Hide the untested residual: if the test fails or is interrupted, it must not be reused.
             branch.anchors, branch.history.refreshed = [], None
             branch.update_nbytes()
-            self.unverified = not self.verification.check_residual(replay, weighted_sum(anchors[:1], (1.0,)), output)
+            verdict = self.verification.check_residual(replay, call, weighted_sum(anchors[:1], (1.0,)), output)
+            self.unverified = verdict is not Verdict.SETTLED
+            if verdict is Verdict.UNUSABLE:
+                branch.clear()
+                return
             branch.anchors, branch.history.refreshed = anchors, refreshed
             branch.update_nbytes()
 
     def _rehearse(self, replay: Replay) -> None:
         """Record the wiring from an extra call without compiled code; needed once at most."""
         call = Call(observation=(observation := Observation(self.block_range.observed)))
-        observation.end(self.verification.repeat(replay, call, eager=self.is_compiled))
-        self._after_call(call)
+        outcome = self.verification.repeat(replay, call, eager=self.is_compiled)
+        observation.end(outcome.output)
+        self._after_observed(call, outcome.output)
+
+    def _after_observed(self, call: Call, output: Any) -> bool:
+        """Do as :meth:`_after_call`, but learn nothing of a call whose numbers are not finite and show no streams."""
+        try:
+            return self._after_call(call)
+        except WiringError:
+            path = first_not_finite(output)
+            if path is None:
+                raise
+            self.decider.note_non_finite(call, f"output{path}")
+            call.range = call.lead = None
+            return self._after_call(call)
 
     def _after_call(self, call: Call) -> bool:
         """Record the wiring if the call was observed, and commit the call.

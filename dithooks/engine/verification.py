@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, isfinite
+from enum import Enum
+from math import inf, isfinite, isnan
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +19,20 @@ from .block_range import BlockRange
 from .call import Call, Mode, Shortcut, Stage
 from .decider import CallDecider
 from .noise_probe import ALIKE, NoiseProbe, few, likeness
+from .output_comparison import difference, first_not_finite, first_unlike, tolerance
 from .protocols import Integrations
-from .replay import Replay, difference, finite, tolerance
+from .replay import CallResult, Replay
+
+# Steps whose calls may do more than the range's residual tells, as a first one that fills a cache of keys and values.
+MOST_WRITING_STEPS = 2
+
+
+class Verdict(Enum):
+    """What the test of a residual has shown."""
+
+    SETTLED = "the residual was tested, or cannot be"
+    OPEN = "the range changed meanwhile: another call has to be tested"
+    UNUSABLE = "this call proves nothing, and its residual must not be reused: another call has to be tested"
 
 
 class CallHolder(Protocol):
@@ -57,9 +70,10 @@ class Verification:
 
     def __init__(self, cache: RepeatableCache) -> None:
         self.cache = cache
+        self._writing_steps: set[tuple[int, int]] = set()  # number of the run, and step
 
-    def repeat(self, replay: Replay, call: Call, eager: bool = False) -> Any:
-        """Repeat a call as ``call`` and return its output; other caches on the model act as they did before."""
+    def repeat(self, replay: Replay, call: Call, eager: bool = False) -> CallResult:
+        """Repeat a call as ``call`` and return what it leaves; other caches on the model act as they did before."""
         cache = self.cache
         caches = [cache, *cache.others()]
         formers = [(each.state.call, each.state.shortcut) for each in caches]
@@ -77,30 +91,40 @@ class Verification:
                 each.state.call, each.state.shortcut = former, shortcut
             thread.calls = calls
 
-    def check_residual(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> bool:
+    def check_residual(self, replay: Replay, call: Call, deltas: tuple[Tensor, ...], output: Any) -> Verdict:
         """Check that a residual reproduces the output of the call that it was taken from.
 
-        Returns:
-            Whether the residual was tested or cannot be; ``False`` if the output is not finite, with noise or without,
-            or the range changed meanwhile, so that another call has to be tested.
+        A call whose blocks make or write what is not made or written without them (a cache of keys and values that
+        is filled) proves nothing; nor does one whose numbers are not finite, with noise or
+        without.
 
         Raises:
-            WiringError: the output differs, or the model does more between the blocks than was recognised.
+            WiringError: the output differs, the model does more between the blocks than was recognised, or the blocks
+                write into something at more than a few steps.
         """
         cache, block_range = self.cache, self.cache.block_range
         argument = replay.unsafe_argument
         if argument is not None:
             cache.decider.warn("strange", wording.argument_may_be_written(cache.decider.name, argument))
-            return True
-        if not finite(output):
-            return False
+            return Verdict.SETTLED
+        if (path := first_not_finite(output)) is not None:
+            cache.decider.note_non_finite(call, f"output{path}")
+            return Verdict.UNUSABLE
         allowed = tolerance(output, cache.decider.config.dtype)
-        error = self._error(replay, deltas, output)
-        if error is not None and not error <= allowed and cache.hands_on_results:
+        reference = replay.outcome(output)
+        trial = self._trial(replay, deltas, reference, allowed)
+        if trial is not None and not trial[1] <= allowed and cache.hands_on_results:
             cache.hands_on_results = False  # the model writes into the results in a way that no version shows
-            error = self._error(replay, deltas, output)
-        if error is None:
-            return False
+            trial = self._trial(replay, deltas, reference, allowed)
+        if trial is None:
+            return Verdict.OPEN
+        unlike, error = trial
+        if unlike is not None:
+            self._refuse_if_often(call, unlike)
+            return Verdict.UNUSABLE
+        if isnan(error) and first_not_finite(deltas) is not None:  # inside, though the model makes up for it
+            cache.decider.note_non_finite(call, f"the residual of {block_range.first} … {block_range.last}")
+            return Verdict.UNUSABLE
         if not error <= allowed:
             raise WiringError(
                 f"{cache.decider.name}: with {block_range.first} … {block_range.last} skipped and their residual "
@@ -110,15 +134,15 @@ class Verification:
             )
         assert block_range.wiring is not None
         if block_range.wiring.certain:
-            return True
+            return Verdict.SETTLED
         quiet = self._run_probe(replay, block_range.wiring, None)
         for seed in range(4):
             noisy = self._run_probe(replay, block_range.wiring, seed)
             if quiet is None or noisy is None:
-                return False
+                return Verdict.OPEN
             found = likeness(quiet, noisy)
             if not all(map(isfinite, found)):  # the noise was too much for the dtype: another call has to be tested
-                return False
+                return Verdict.OPEN
             for name, alike in zip(block_range.wiring.block_ios[-1].carries, found, strict=True):
                 if alike < ALIKE:
                     raise WiringError(
@@ -129,18 +153,38 @@ class Verification:
                     )
             if not few(noisy):
                 break
-        return True
+        return Verdict.SETTLED
 
-    def _error(self, replay: Replay, deltas: tuple[Tensor, ...], output: Any) -> float | None:
-        """Return the error of the call's output if it reuses the residual; ``None`` if the range changed meanwhile."""
+    def _trial(
+        self, replay: Replay, deltas: tuple[Tensor, ...], reference: CallResult, allowed: float
+    ) -> tuple[str | None, float] | None:
+        """Make the call again with the residual reused; return what the blocks left out would have made or written
+        elsewhere, and else the output's error; ``None`` if the range changed meanwhile.
+        """
         trial = Call(mode=Mode.REUSE, deltas=deltas)
         try:
-            error = difference(self.repeat(replay, trial), output)
+            outcome = self.repeat(replay, trial)
         except WiringError:
             if not self.cache.hands_on_results:
                 raise
-            error = inf
-        return None if trial.stale else error
+            return None if trial.stale else (None, inf)
+        if trial.stale:
+            return None
+        unlike = first_unlike(outcome.tensors, reference.tensors)
+        if unlike is None and reference.written and not difference(outcome.written, reference.written) <= allowed:
+            unlike = next(iter(reference.written))
+        return (unlike, 0.0) if unlike is not None else (None, difference(outcome.output, reference.output))
+
+    def _refuse_if_often(self, call: Call, path: str) -> None:
+        """Refuse a range whose blocks write into something at more than the first few steps."""
+        block_range = self.cache.block_range
+        self._writing_steps.add((0 if call.run is None else call.run.number, call.moment.step))
+        if len(self._writing_steps) > MOST_WRITING_STEPS:
+            raise WiringError(
+                f"{self.cache.decider.name}: {path} is other without {block_range.first} … {block_range.last}, and was "
+                f"at each of {len(self._writing_steps)} computed steps: these blocks write into it, which reused steps "
+                "would leave out. Choose other blocks; or, if that does not matter, give verify=False"
+            )
 
     def _run_probe(self, replay: Replay, wiring: Wiring, seed: int | None) -> NoiseProbe | None:
         """Repeat the call with noise added at the range's start; ``None`` if the range changed meanwhile.

@@ -15,6 +15,7 @@ worded by                               when                                    
 :func:`ranks_have_diverged`             the ranks of a process group did different things    the engine
 :func:`coefficients_are_missing`        a predictor was not fitted for the computed steps    the engine
 :func:`argument_may_be_written`         a first residual cannot be tested                    the engine
+:func:`model_is_not_finite`             computed calls give NaN, at more than one step       the engine
 :func:`nothing_was_reused`              a run has ended, and nothing was reused              the handle, the engine
 ======================================  ===================================================  ======================
 
@@ -156,6 +157,14 @@ def argument_may_be_written(name: str, argument: str) -> str:
     return (
         f"{name} is given {argument}: if blocks write into it (keys and values, say), those of the range do not on "
         "reused steps; nor was the residual tested on its own call, which would have to be made again"
+    )
+
+
+def model_is_not_finite(name: str, what: str, step: int) -> str:
+    """Word that the model, computed as without a cache, gives NaN or infinity at one step after another."""
+    return (
+        f"{name} itself gives NaN or infinity: {what} at step {step}, and not there alone, with all blocks computed. "
+        "Nothing is reused of such calls: see that the model's weights, dtype and inputs are right without a cache"
     )
 
 

@@ -26,7 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
     pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning"),
-    pytest.mark.filterwarnings("ignore:WanAnimate2Transformer3DModel is given kv_cache:UserWarning"),
 ]
 
 ROUNDING = 1e-5  # float32: an addition here and there is made in another order

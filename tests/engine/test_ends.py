@@ -237,14 +237,14 @@ class TestWhatIsLookedAt:
 
 
 def test_a_first_output_that_is_not_finite_is_no_reason_to_refuse():
-    """The test of the first residual waits for a call that can tell."""
+    """The test of the first residual waits for a call that can tell, and nothing is reused of the one that cannot."""
     net, x = Net(), latents()
     with dit_cache(net, DitCacheConfig(0, 2)) as cache:
         for step, given in enumerate([x * float("nan"), x, x, x]):
             with timestep_scope(step):
                 out = net(given, torch.tensor(0.5))
         assert torch.isfinite(out).all()
-        assert cache.stats.reused_calls == 2
+        assert [each.reuse for each in cache.decisions] == [False, False, False, True]
 
 
 def test_profiles_of_a_run_that_begins_later():

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dithooks.blocks import observation
-from dithooks.engine import clock, decider, replay
+from dithooks.engine import clock, decider, output_comparison
 from dithooks.engine.branches import _one
 
 pytestmark = [pytest.mark.line("Devices, Ascend NPU"), pytest.mark.on("a transformer of five blocks"), pytest.mark.slow]
@@ -107,8 +107,8 @@ def test_a_policy_that_looks_waits_once_for_each_decision(found, name):
 def test_the_first_run_learns_and_tests_once(found, name):
     """The first run of a cache waits a few times more: to see the wiring, and to test the first residual by replays."""
     waits = lines(found[f"static: {name}"]["ours, first run"])
-    assert set(waits) <= {observation.__file__, replay.__file__, SIGMAS}
-    assert waits[replay.__file__] <= 3  # is it finite, how far off, of what size
+    assert set(waits) <= {observation.__file__, output_comparison.__file__, SIGMAS}
+    assert waits[output_comparison.__file__] <= 3  # is it finite, how far off, of what size
     assert waits[observation.__file__] == 10  # five blocks, two streams each
 
 
