@@ -13,10 +13,12 @@ from torch import Tensor
 from .timestep_argument import TIMESTEP_NAMES
 
 # What must not change between storing a residual and adding it: the weights, shape, dtype and device of every tensor
-# argument, and every argument that switches something (flags, names, lists of layers). Numbers may change.
+# argument, and every argument that switches something (flags, names, lists of layers, which objects are given). Numbers
+# may change.
 Signature = tuple[tuple[Any, ...], ...]
 FORM = attrgetter("shape", "dtype", "device")
 TIME = frozenset(TIMESTEP_NAMES)
+_SWITCHES = (bool, str, Enum)
 
 
 class CallArguments:
@@ -47,13 +49,15 @@ class CallArguments:
                 form.append((name, *FORM(value)))
                 if name not in time:
                     (streams if name in latents else conditioning)[name] = value
-            elif isinstance(value, (bool, str, Enum)):
+            elif isinstance(value, _SWITCHES):
                 form.append((name, value))
             elif not isinstance(value, (int, float)):
                 if isinstance(value, dict) and isinstance(scale := value.get("scale"), (int, float)):
                     scales += (scale,)
                 if name not in time:
-                    if isinstance(value, (list, tuple)) and _switches(value):
+                    if not isinstance(value, (list, tuple, Mapping)):  # an object: by its kind, so that each may be new
+                        form.append((name, type(value)))
+                    elif isinstance(value, (list, tuple)) and _switches(value):
                         form.append((name, repr(value)))
                     form.extend(_switches_in(name, value))
                     for path, tensor in tensors_in(name, value):

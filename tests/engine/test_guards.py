@@ -132,7 +132,7 @@ def test_an_argument_that_remembers_calls_is_told_of_each_once():
             memory.timesteps.append(float(timestep))
             return super().forward(hidden_states, timestep)
 
-    net, x, memory = Remembering(), latents(), SimpleNamespace(timesteps=[])
+    net, x, memory = Remembering(), latents(), SimpleNamespace(timesteps=[], lock=threading.Lock())  # not to be copied
     with dit_cache(net, DitCacheConfig(0, 2)) as cache, torch.no_grad():
         with timestep_scope(0), pytest.warns(UserWarning, match=r"memory \(SimpleNamespace\).*nor was .* tested"):
             net(x, torch.tensor(1.0), memory=memory)

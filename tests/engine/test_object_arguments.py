@@ -111,3 +111,19 @@ def test_what_cannot_be_copied_is_said_and_not_used_up():
     with dit_cache(net, EVERY_OTHER), pytest.warns(UserWarning, match=r"is given argument 2 \(range_iterator\)"):
         step(net, 0, numbers)
     assert next(numbers) == 1
+
+
+def test_another_member_or_kind_of_object_is_another_work():
+    """Block 2 is switched by what is given: the residual taken with one is not reused with another."""
+
+    class Switched(Net):
+        def forward(self, hidden_states, timestep, options=None):
+            self.blocks[2].rate = 3.0 if options in (None, Way.LEFT) else 1.0
+            return super().forward(hidden_states, timestep)
+
+    net, given = Switched(), [Way.LEFT, Way.LEFT, Way.RIGHT, Way.RIGHT, Way.RIGHT, object(), object(), None]
+    with dit_cache(net, DitCacheConfig(0, 9, 1, 3)) as cache:
+        for number, each in enumerate(given):
+            step(net, number, each)
+        reasons = [each.reason for each in cache.decisions]
+    assert reasons == ["refresh", "reuse", "switch", "reuse", "reuse", "switch", "reuse", "switch"]
