@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -28,7 +27,8 @@ from .errors import InvalidSetting, RunMismatch, WrongType
 from .integrations.dispatch import BlockIntegrations
 from .stats.table import summary
 from .stats.types import CachedRange, CacheStats, CallRecord, total
-from .stats.warnings import refreshes_every_step
+from .stats.user_warning import warn_user
+from .stats.warnings import no_call_was_seen, refreshes_every_step
 
 # A model is changed by one thread at a time: of two that attach to the same blocks, the second has to see the first.
 _CHANGING = threading.RLock()
@@ -163,7 +163,7 @@ class CacheHandle:
         telling: StepTelling = UNTOLD,
     ) -> None:
         scheduler_of(target, scheduler)
-        self._telling = telling
+        self._telling, self._is_interrupted = telling, False
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
         self._consensus, self._on_decision = consensus, on_decision
         self._attached: list[Attachment] = []
@@ -366,14 +366,26 @@ class CacheHandle:
         for attached in self._attached:
             remarks += attached.cache.forget()
             logging.getLogger("dithooks").info("%s: removed", attached.log.name)
+        if not self._is_interrupted:
+            remarks += self._silences()
         self._active, self._attached = False, []  # not before all is done: interrupted, it can be called again
         self._target = self._scheduler = self._blocks = self._consensus = self._on_decision = None
         _warn(remarks)
 
+    def _silences(self) -> list[str]:
+        """Return why the cache did nothing all the time, if that has not been said."""
+        if not self._attached:
+            return []
+        if self._last.calls == 0:
+            return [no_call_was_seen([attached.where().range for attached in self._attached])]
+        why = (attached.cache.decider.why_silent() for attached in self._attached)
+        return [message for message in why if message is not None][:1]
+
     def __enter__(self) -> CacheHandle:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._is_interrupted = kind is not None
         self.remove()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -425,7 +437,7 @@ class CacheHandle:
 def _warn(remarks: list[str]) -> None:
     """Issue the warnings that were collected while the model was being changed."""
     for remark in remarks:
-        warnings.warn(remark, UserWarning, stacklevel=3)
+        warn_user(remark)
 
 
 def handles_of(target: object) -> list[CacheHandle]:

@@ -246,7 +246,7 @@ class StepClock:
         """
         if scope is not None:
             return Tick(scope.step, SCOPE, scope.branch, scope.sigma, epoch=scope.loop, steps=scope.steps)
-        scheduler = self._scheduler(session)
+        scheduler = self.scheduler_of(session)
         if session.step_source is not None:
             tick = session.step_source.tick(self, scheduler, arguments, run_time)
             if tick is not None:
@@ -273,11 +273,11 @@ class StepClock:
         if scope is not None or session.step_source is not None or isinstance(self.sources[0], CountedCalls):
             return True
         given = (arguments or {}, *self.enclosing())
-        return scheduled(self._scheduler(session)) is not None or any(
+        return scheduled(self.scheduler_of(session)) is not None or any(
             read(found.given) is not None for found in timesteps_in(given, self.timestep.names)
         )
 
-    def _scheduler(self, session: Session) -> Any:
+    def scheduler_of(self, session: Session) -> Any:
         """Return the scheduler: a request's own, else the one that the cache was attached with."""
         own = session.scheduler
         return self._attached() if own is None else own
@@ -295,7 +295,7 @@ class StepClock:
 
         Called once a run, as it waits for the device where the levels are.
         """
-        sigmas = getattr(self._scheduler(session), "sigmas", None)
+        sigmas = getattr(self.scheduler_of(session), "sigmas", None)
         if tick.epoch is None or tick.steps is None or not isinstance(sigmas, Tensor) or sigmas.is_meta:
             return None
         if sigmas.dim() != 1 or len(sigmas) not in (tick.steps, tick.steps + 1):

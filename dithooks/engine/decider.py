@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
 from ..stats import warnings as wording
 from ..stats.log import DecisionLog, fold
+from ..stats.user_warning import warn_user
 from .anchor import Anchor, weighted_sum
 from .arguments import TIME, CallArguments, Signature, latents_among
 from .branches import Match, choose_branch, settle_replacements
@@ -38,6 +38,8 @@ from .weights_version import WeightsVersion
 
 MAX_CAPTURED = 16  # calls of a run's first step whose residuals are kept; are there more, then from the next step on
 MAX_CALLS = 64  # at one step; more mean that the step is not advancing
+LEAST_CALLS = 3  # fewer that reuse nothing are no wonder: one step's
+EXPLANATIONS = ("useless", "standstill", "shared scheduler", "gradients", "diverged", "not finite", "remark")
 FIRST = Match(0)
 DECISION = {reuse: {reason: Decision(reuse, reason) for reason in Reason} for reuse in (False, True)}
 COMPUTE = DECISION[False]
@@ -84,6 +86,8 @@ class CallDecider:
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()  # guards the dictionary; a run belongs to its session
         self._warned: set[str] = set()
+        self._is_explained = False  # a warning has said why nothing was reused
+        self._could_reuse, self._source = False, ""  # whether a run had two steps, and what told the latest one's
         self._not_finite: set[tuple[int, int]] = set()  # number of the run, and step
 
     # -- before the range --------------------------------------------------------------------------------------
@@ -399,6 +403,15 @@ class CallDecider:
             self._runs.clear()
         return [message for run in runs for topic, message in self._warnings(run) if self._claim_topic(topic)]
 
+    def why_silent(self) -> str | None:
+        """Word why nothing was reused since attaching, where no warning has said so; ``None`` if something was."""
+        if not self._could_reuse or self._is_explained or self.on_anchor is not None:
+            return None
+        records = self.log.records()
+        if len(records) < LEAST_CALLS or any(record.reuse for record in records):
+            return None
+        return wording.nothing_was_ever_reused(self.name, self._source, records)
+
     def _locate(
         self, session: Session, scope: Scope | None, arguments: Mapping[str, Any], another: bool = False
     ) -> tuple[Run, Tick]:
@@ -471,6 +484,8 @@ class CallDecider:
         """Set a run's schedule at its first call, warn of what it rules out, and return the policy adapted to it."""
         wanted = self.predictor.needs_sigmas or self.policy.needs_sigmas
         run.epoch, run.source = tick.epoch, tick.source
+        run.scheduler = None if tick.epoch is None else _weak(self.clock.scheduler_of(session))
+        self._free_abandoned(run)
         sigmas = self.clock.sigmas(session, tick) if wanted else None
         run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
         run.scheduler_is_shared = tick.source == "scheduler" and self._shares_scheduler(run)
@@ -480,8 +495,9 @@ class CallDecider:
         if warning := self.predictor.warning_at_start(run.schedule):
             self.warn("unfitted", f"{self.name}: {warning}")  # the topic of coefficients_are_missing: one of the two
         for warning in self.rank_warnings():
-            warnings.warn(warning, UserWarning, stacklevel=2)
+            warn_user(warning)
         single = tick.steps is not None and tick.steps - tick.step < 2
+        self._could_reuse, self._source = self._could_reuse or not single, tick.source
         # Nothing is to be reused, so that is no warning, or the policy has said so.
         run.judged = self.on_anchor is not None or single or policy.never_reuses
         if tick.steps is not None and not run.judged:
@@ -490,6 +506,19 @@ class CallDecider:
                 run.judged = True
                 self.warn(f"useless in {tick.steps - tick.step}", message)
         return policy
+
+    def _free_abandoned(self, begun: Run) -> None:
+        """Free what is held for runs that can never go on, now that another has begun.
+
+        Their session was left by an exception, or their scheduler has been given other timesteps: cancelled requests.
+        """
+        with self._lock:
+            others = [(session, run) for session, run in self._runs.items() if run is not begun]
+        for session, run in others:
+            scheduler = None if run.scheduler is None else run.scheduler()
+            is_over = scheduler is not None and getattr(scheduler, "timesteps", None) is not run.epoch
+            if is_over or run.session_epoch != session.epoch:
+                run.clear()
 
     def _shares_scheduler(self, run: Run) -> bool:
         """Return whether an unfinished run of another thread, task or request has the same schedule, and warn if so."""
@@ -527,16 +556,16 @@ class CallDecider:
     def warn(self, topic: str, message: str) -> None:
         """Warn once per topic."""
         if self._claim_topic(topic):
-            warnings.warn(message, UserWarning, stacklevel=2)
+            warn_user(message)
 
     def _remark(self, warning: str) -> None:
         """Warn of what a policy says of a run, once for all ranges that have this policy, whatever its numbers."""
-        topic = re.sub(r"[\d.]+", "#", warning)
+        topic = "remark " + re.sub(r"[\d.]+", "#", warning)
         if self._claim_topic(topic):
             for peer in self.deciders_of_handle:
                 if peer.policy == self.policy:
                     peer._claim_topic(topic)
-            warnings.warn(f"{self.name}: {warning}", UserWarning, stacklevel=2)
+            warn_user(f"{self.name}: {warning}")
 
     def note_non_finite(self, call: Call, what: str) -> None:
         """Note that a computed call gave NaN or infinity in ``what``; warn if it is not the first step of its run."""
@@ -571,6 +600,7 @@ class CallDecider:
         """Return whether a topic has not been warned of yet, and mark it as warned of."""
         new = topic not in self._warned
         self._warned.add(topic)
+        self._is_explained = self._is_explained or topic.startswith(EXPLANATIONS)
         return new
 
     def _warn_of(self, run: Run, over: bool = False) -> None:
@@ -617,6 +647,13 @@ def _breaks(run: Run, tick: Tick) -> bool:
     if tick.epoch is not None and run.epoch is not None and tick.epoch is not run.epoch:
         return True
     return run.step is not None and not 0 <= tick.step - run.step <= 1
+
+
+def _weak(scheduler: object) -> weakref.ref[Any] | None:
+    try:
+        return weakref.ref(scheduler)
+    except TypeError:  # an object that cannot be referred to weakly: what is held for its run stays until the next
+        return None
 
 
 def _tensor_forms(signature: Signature) -> list[tuple[Any, ...]]:

@@ -17,6 +17,8 @@ worded by                               when                                    
 :func:`argument_may_be_written`         a first residual cannot be tested                    the engine
 :func:`model_is_not_finite`             computed calls give NaN, at more than one step       the engine
 :func:`nothing_was_reused`              a run has ended, and nothing was reused              the handle, the engine
+:func:`nothing_was_ever_reused`         the cache is removed, and nothing was ever reused    the handle
+:func:`no_call_was_seen`                the cache is removed, and nothing was called         the handle
 ======================================  ===================================================  ======================
 
 What depends on one class's settings is worded by that class, and emitted by the engine or the handle:
@@ -37,6 +39,7 @@ from ..policies.history import BranchHistory, RunHistory, Schedule
 from ..policies.policy import Policy
 from ..policies.reason import Reason
 from .log import RunCounts
+from .types import CallRecord
 
 
 def range_left_late(name: str, first: str, last: str, seconds: float) -> str:
@@ -183,6 +186,49 @@ def nothing_was_reused(name: str, steps: int, counts: RunCounts, policy: Policy)
     finite = [value for value in counts.values if math.isfinite(value)]
     why = policy.why_nothing_reused(finite, counts.reasons) if finite else str(policy)
     return f"{message}: {why}" if why else message
+
+
+def nothing_was_ever_reused(name: str, source: str, records: Sequence[CallRecord]) -> str:
+    """Word why nothing was reused as long as a cache was attached, by what told the steps and what it showed.
+
+    Args:
+        name: of the transformer.
+        source: of the latest run's steps, in a word.
+        records: of all calls, none of which was reused.
+    """
+    steps, runs = sorted({record.step for record in records}), {record.run for record in records}
+    if len(steps) == 1:
+        seen = f"step {steps[0]} at every call"
+    elif len(runs) > 1 and len(records) < 4 * len(runs):
+        seen = f"the first steps of {len(runs)} runs, each of which ended before anything could be reused"
+    else:
+        shown = ", ".join(map(str, steps[:8])) + (", …" if len(steps) > 8 else "")
+        seen = f"steps {shown}, computed for {_listed(Counter(record.reason for record in records))}"
+    return (
+        f"{name}: {len(records)} calls reused nothing. The {_SOURCES[source][0]} showed {seen}. {_SOURCES[source][1]}"
+    )
+
+
+def no_call_was_seen(ranges: Sequence[str]) -> str:
+    """Word that nothing was called between attaching a cache and removing it."""
+    return (
+        f"no call of {', '.join(ranges)} was seen while the cache was attached: is another model drawn with, or a copy? "
+        "Attach to the one that is called, or name its blocks: dit_cache(..., blocks='path.to.its.blocks')"
+    )
+
+
+_LOOP = "write `for t in dithooks.steps(timesteps):` around its calls"
+_SOURCES = {  # what told the steps, and what to do if it told them wrong
+    "scope": ("timestep_scope", f"Give each step its own number, or {_LOOP}"),
+    "scheduler": (
+        "scheduler's step_index",
+        f"Give the scheduler that makes the steps, dit_cache(..., scheduler=...); or {_LOOP}",
+    ),
+    "timestep": ("timestep argument", f"If the loop goes on, {_LOOP}; or name it: dit_cache(..., timestep='its name')"),
+    "count": ("count of calls", "Let calls_per_step and steps be those of the loop"),
+    "loop": ("step index that was set", "Set it before each step, from 0 on"),
+    "": ("timestep", f"To tell the steps, {_LOOP}"),
+}
 
 
 def _listed(reasons: Counter[str]) -> str:

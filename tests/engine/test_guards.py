@@ -396,7 +396,7 @@ def test_sigmas_that_repeat_do_not_tell_the_step():
 
 
 def steps_of(clock, *values):
-    scheduler, time = clock._scheduler(Session(None)), RunTime()
+    scheduler, time = clock.scheduler_of(Session(None)), RunTime()
     ticks = [clock.timed(scheduler, {"timestep": torch.tensor(value)}, time) for value in values]
     return [(tick.step, tick.restart) for tick in ticks]
 
