@@ -9,7 +9,7 @@ from .config.cache_plan import CachePlan
 from .engine.requests import Request
 from .engine.sessions import timestep_scope
 from .engine.steps_loop import steps
-from .errors import DitHooksError, InvalidSetting, RankMismatch, RunMismatch, WiringError, WrongType
+from .errors import DitHooksError, DitHooksWarning, InvalidSetting, RankMismatch, RunMismatch, WiringError, WrongType
 from .handle import CacheHandle, dit_cache
 from .planning.plan import frontier, plan
 from .policies.budget import Budget
@@ -47,6 +47,7 @@ __all__ = [
     "Decision",
     "DitCacheConfig",
     "DitHooksError",
+    "DitHooksWarning",
     "EasyCache",
     "Evaluation",
     "Fitted",

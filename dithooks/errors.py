@@ -64,3 +64,7 @@ class RunMismatch(DitHooksError, RuntimeError):
 
 class RankMismatch(DitHooksError, RuntimeError):
     """Ranks of a process group that are at different calls, or do not answer."""
+
+
+class DitHooksWarning(UserWarning):
+    """Warning of an attached cache, at the user's line: something does not work as the user will expect."""

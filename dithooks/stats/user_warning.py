@@ -6,12 +6,14 @@ import sys
 import warnings
 from pathlib import Path
 
+from ..errors import DitHooksWarning
+
 _OURS = str(Path(__file__).parent.parent)
 _LIBRARIES = ("torch", "diffusers", "accelerate", "contextlib")
 
 
 def warn_user(message: str) -> None:
-    """Issue a ``UserWarning`` at the user's line; at the caller's if there is none, as in a thread of a library.
+    """Issue a :class:`DitHooksWarning` at the user's line; at the caller's if there is none, as in a thread of a library.
 
     Example:
         >>> import warnings
@@ -26,7 +28,7 @@ def warn_user(message: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(places):
         level, frame = level + 1, frame.f_back
     inside = frame.f_code.co_filename.startswith(places)
-    warnings.warn(message, UserWarning, stacklevel=2 if inside else level)
+    warnings.warn(message, DitHooksWarning, stacklevel=2 if inside else level)
 
 
 def _place(library: str) -> str | None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import DitHooksWarning
+
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -20,9 +22,15 @@ def collect_warnings(messages: list[str]) -> Iterator[None]:
         finally:
             seen = list(caught)
             for warning in seen:
-                own = issubclass(warning.category, UserWarning) and Path(warning.filename).is_relative_to(PACKAGE)
-                if own and (text := " ".join(str(warning.message).split())) not in messages:
+                if is_own(warning) and (text := " ".join(str(warning.message).split())) not in messages:
                     messages.append(text)
     for warning in seen:
-        if not Path(warning.filename).is_relative_to(PACKAGE):
+        if not is_own(warning):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def is_own(warning: warnings.WarningMessage) -> bool:
+    """Return whether a warning is this package's, which may point at the user's line."""
+    if issubclass(warning.category, DitHooksWarning):
+        return True
+    return issubclass(warning.category, UserWarning) and Path(warning.filename).is_relative_to(PACKAGE)

@@ -212,7 +212,7 @@ def nothing_was_ever_reused(name: str, source: str, records: Sequence[CallRecord
 def no_call_was_seen(ranges: Sequence[str]) -> str:
     """Word that nothing was called between attaching a cache and removing it."""
     return (
-        f"no call of {', '.join(ranges)} was seen while the cache was attached: is another model drawn with, or a copy? "
+        f"no call of {', '.join(ranges)} was seen while the cache was attached: is another model called, or a copy? "
         "Attach to the one that is called, or name its blocks: dit_cache(..., blocks='path.to.its.blocks')"
     )
 
