@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .block_io import CallReader, Form, FunctorReader, OutputBuilder, form_of, take_apart
 from .block_lists import Chain
 from .pattern import ForwardPattern
-from .stream_transforms import StreamTransform, recognise, recognise_swap_by_shape
+from .stream_transforms import Stream, StreamTransform, build, has_other_tokens, recognise, recognise_swap_by_shape
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class BlockCall:
     near: dict[int, str] = field(
         default_factory=dict
     )  # output position → of several arguments of its form, the nearest by value
+    touched: set[str] = field(default_factory=set)  # arguments that are not what the block before returned, as it was
 
 
 class Observation:
@@ -101,6 +102,7 @@ class Observation:
             tuple[int, int, str]
         ] = []  # a call, a later call than the next one, the argument that it takes of it
         self._outputs: tuple[Any, ...] = ()
+        self._marks: list[Any] = []  # by which writes into the outputs are seen
         self._arguments: dict[str, Any] = {}
         self._produced: dict[
             int, tuple[int, weakref.ref[Tensor]]
@@ -119,7 +121,7 @@ class Observation:
         here = BlockCall(index, forms, tuple(name for name, value in arguments.items() if value is not None))
         if self.calls:
             self._link(self.calls[-1], here, arguments)
-        self._outputs, self._arguments = (), arguments
+        self._outputs, self._marks, self._arguments = (), [], arguments
         self.calls.append(here)
 
     @torch.no_grad()
@@ -130,6 +132,7 @@ class Observation:
         here = self.calls[-1]
         here.output_builder, self._outputs = self.observed[index].reader.take(output)
         here.outputs = tuple(form_of(value) for value in self._outputs)
+        self._marks = [_mark(value) for value in self._outputs]
         here.odd = tuple(
             f"position {key}: {type(value).__name__}"
             for key, value in zip(here.output_builder.keys or range(len(self._outputs)), self._outputs, strict=False)
@@ -151,18 +154,21 @@ class Observation:
 
     def close(self) -> None:
         """Drop all tensors, at the end of the model's call."""
-        self._outputs, self._arguments, self._produced = (), {}, {}
+        self._outputs, self._marks, self._arguments, self._produced = (), [], {}, {}
 
     def _link(self, before: BlockCall, here: BlockCall, arguments: Mapping[str, Any]) -> None:
         """Relate the arguments of a call to the arguments and outputs of the call before it."""
         before.next = here
         outputs = [out if isinstance(out, Tensor) else None for out in self._outputs]
+        written = [out is not None and _is_written(out, mark) for out, mark in zip(outputs, self._marks, strict=True)]
         for name, value in arguments.items():
             if not isinstance(value, Tensor):
                 continue
             position = next((p for p, out in enumerate(outputs) if out is value), None)
             if position is not None:
                 before.fed.setdefault(position, name)
+                if written[position]:
+                    here.touched.add(name)
                 continue
             number = len(self.calls)
             producer, ref = self._produced.get(id(value), (number, None))
@@ -177,6 +183,8 @@ class Observation:
                     made = recognise_swap_by_shape(value, outputs)
                 if made is not None:
                     here.made[name] = made
+                if any(written) or not _is_only_rearranged(value, made, outputs):  # it may be a view of an output
+                    here.touched.add(name)
 
 
 def _nearest(value: Any, arguments: Mapping[str, Any]) -> str | None:
@@ -189,3 +197,30 @@ def _nearest(value: Any, arguments: Mapping[str, Any]) -> str | None:
         if form_of(other) == form_of(value)
     }
     return min(distances, key=distances.__getitem__) if len(distances) > 1 else None
+
+
+def _mark(value: Any) -> Any:
+    """Return what shows later whether a tensor was written into: its version, or a copy where it has none."""
+    if not isinstance(value, Tensor):
+        return None
+    return value.clone() if value.is_inference() else value._version
+
+
+def _is_written(value: Tensor, mark: Any) -> bool:
+    if isinstance(mark, Tensor):
+        return not value.is_meta and not torch.equal(value, mark)
+    return bool(value._version != mark)
+
+
+def _is_only_rearranged(value: Tensor, made: StreamTransform | None, outputs: Sequence[Tensor | None]) -> bool:
+    """Return whether a new tensor holds outputs joined, cut or turned, and nothing was added to them.
+
+    A new tensor in an output's place counts as added to, though it has the same values: a ControlNet may begin with 0.
+    """
+    if made is None or isinstance(made, Stream) or has_other_tokens(made):
+        return False
+    if value.is_meta:
+        return True
+    like = next(out for out in outputs if out is not None)
+    joined = build(made, [like if out is None else out for out in outputs], value.shape)
+    return joined is not None and torch.equal(joined, value)

@@ -115,6 +115,15 @@ def streams_of(transform: StreamTransform | None) -> Iterator[int]:
         yield from streams_of(transform.whole)
 
 
+def has_other_tokens(transform: StreamTransform) -> bool:
+    """Return whether a part of a transform's result is made of no stream."""
+    if isinstance(transform, Concat):
+        return any(part is None or has_other_tokens(part) for part in transform.parts)
+    if isinstance(transform, (Slice, SwapBatchTokens)):
+        return has_other_tokens(transform.whole)
+    return isinstance(transform, Unrelated)
+
+
 def text(transform: StreamTransform, name: Callable[[int], str]) -> str:
     """Write a transform as text."""
     if isinstance(transform, Stream):

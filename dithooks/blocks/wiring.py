@@ -22,6 +22,19 @@ from .stream_transforms import Stream, StreamTransform, Unrelated, streams_of, s
 
 
 @dataclass(frozen=True)
+class Joint:
+    """How the streams of one block of a range come from the block before it.
+
+    Args:
+        made: by stream, how it is made of the former block's outputs.
+        same: by argument, the argument of the former block that it is, passed on untouched.
+    """
+
+    made: Mapping[str, StreamTransform]
+    same: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Wiring:
     """The streams of a range of blocks.
 
@@ -32,18 +45,25 @@ class Wiring:
         certain: whether every stream passes from block to block as the very object that a block returned.
         looked_at: names of the streams that a change metric measures; empty: ``hidden_states``, and where there is
             none, all.
+        joints: how the streams come from block to block, one fewer than blocks.
+        touched: the first two blocks between which a stream was written into or replaced; ``None`` if there are none.
     """
 
     block_ios: tuple[BlockIO, ...]
     entry: tuple[str, ...]
     leave: tuple[StreamTransform | None, ...]
     certain: bool
+    joints: tuple[Joint, ...] = field(default=(), compare=False)
+    touched: tuple[str, str] | None = field(default=None, compare=False)
     looked_at: tuple[str, ...] = ()
     # Made out once, as they are asked for at every call:
     measured: tuple[int, ...] = field(init=False)  # streams that a change metric measures
     measured_outputs: tuple[int, ...] = field(init=False)  # positions of the outputs that hold these
     outputs: tuple[StreamTransform, ...] = field(init=False)  # of the outputs that are tensors
     hands_on: tuple[str, ...] = field(init=False)  # streams of the outputs, where the first block hands on no others
+    # By output that is a tensor: the last block's argument that it carries on, and whether the first block hands it on.
+    arrives_as: tuple[str | None, ...] = field(init=False)
+    is_handed_on: tuple[bool, ...] = field(init=False)
     is_plainly_read: bool = field(init=False)  # every stream is an argument of the first block by itself
     plain: bool = field(init=False)  # every output is one stream that entered, and no other output is the same one
 
@@ -57,6 +77,9 @@ class Wiring:
         names = tuple(entry[bridge.number] for bridge in outputs if isinstance(bridge, Stream)) if plain else ()
         hands_on = names if all(name in names for name in self.block_ios[0].carries if name is not None) else ()
         object.__setattr__(self, "hands_on", hands_on)
+        last = zip(self.block_ios[-1].carries, self.leave, strict=False)
+        object.__setattr__(self, "arrives_as", tuple(name for name, bridge in last if bridge is not None))
+        object.__setattr__(self, "is_handed_on", tuple(name in self.block_ios[0].carries for name in hands_on))
         names = self.block_ios[0].reader.names
         object.__setattr__(self, "is_plainly_read", all(name in names for name in entry))
         for name, value in (
@@ -178,10 +201,15 @@ def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[Bl
     entry = list(calls[0].inputs)
     known: dict[str, StreamTransform | None] = {name: Stream(number) for number, name in enumerate(entry)}
     certain = True
+    joints: list[Joint] = []
+    touched: tuple[str, str] | None = None
     lost: dict[str, str] = {}
     for before, sender, after, taker in zip(calls, block_ios, calls[1:], block_ios[1:], strict=False):
         between = gap(observation, before, sender, after, taker)
         certain = certain and before.next is after and set(between.made) <= set(before.fed.values())
+        joints.append(Joint(between.made, after.same if before.next is after else {}))
+        if touched is None and (before.next is not after or after.touched & set(between.made)):
+            touched = observed[before.index].path, observed[after.index].path
         left: dict[int, StreamTransform | None] = {
             p: Unrelated() if name is None else known.get(name) for p, name in enumerate(sender.carries)
         }
@@ -213,7 +241,7 @@ def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[Bl
         {name: shapes[_position_of(number, made)] for number, name in enumerate(names)},
         [form[0] for form in observation.returned],
     )
-    return Wiring(tuple(block_ios), names, made, certain, looked_at)
+    return Wiring(tuple(block_ios), names, made, certain, tuple(joints), touched, looked_at)
 
 
 def _becoming_outputs(shapes: Mapping[str, torch.Size | None], returned: Sequence[torch.Size]) -> tuple[str, ...]:

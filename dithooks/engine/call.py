@@ -11,6 +11,7 @@ from torch import Tensor
 from ..blocks.observation import Observation
 from ..policies.history import Decision
 from ..predictors.predictor import Moment
+from .additions import AdditionSum
 from .arguments import Signature
 from .noise_probe import NoiseProbe
 from .run import Branch, Run
@@ -48,9 +49,10 @@ class Shortcut(Enum):
     ASK = "ask the cache"
     SKIP = "return the streams from the arguments"
     RUN = "run the block"
+    LOOK = "run the block, and show the cache its output"  # only ever the cache's answer
 
 
-ASK, SKIP, RUN = Shortcut
+ASK, SKIP, RUN, LOOK = Shortcut
 
 
 @dataclass(eq=False)
@@ -82,6 +84,8 @@ class Call:
     streams: tuple[Tensor, ...] = ()  # reused: h_in, while inside the range
     results: list[Tensor] | None = None  # reused: h_in + Δ̂
     versions: list[int] | None = None  # of results and streams, if the results are handed on without a copy
+    counted: tuple[bool, ...] = ()  # by output: what the model adds between the blocks is this call's own
+    sums: AdditionSum | None = None  # computed: of these additions, while inside the range
     range: Capture | None = None  # of the range, if its residual is taken
     lead: Capture | None = None  # of the blocks before the range, if the change metric uses them
     metric_inputs: tuple[Tensor, ...] | None = None  # inputs of the change metric

@@ -23,6 +23,7 @@ from ..predictors.predictor import Moment
 from ..stats import warnings as wording
 from ..stats.log import DecisionLog, fold
 from ..stats.user_warning import warn_user
+from .additions import Additions
 from .anchor import Anchor, weighted_sum
 from .arguments import TIME, CallArguments, Signature, latents_among
 from .branches import Match, choose_branch, settle_replacements
@@ -71,6 +72,7 @@ class CallDecider:
     ) -> None:
         self.name, self.config, self.clock, self.log = chain.name, config, clock, log
         self.policy, self.predictor, self.consensus = config.when, config.predictor, consensus
+        self.additions = Additions()
         self._anchors = config.predictor.anchors
         self.latents_name = next(iter(parameter_names(chain.owner)), None)  # the first one
         # True: a step's calls are branches by their order; False: one branch; None: recognised by their arguments.
@@ -189,11 +191,17 @@ class CallDecider:
         if not keeps and not crowded and not run.is_last_step:
             keeps = policy.keeps(step, self._anchors)
         signature: Signature = ()
+        between: Signature = ()
         if keeps or branch.anchors:
+            additions = self.additions
+            if additions.ask is not None and (names := frozenset(given.conditioning)) not in additions.asked:
+                additions.ask(names)
             version, run.watched = self._weights.version(walk=not run.watched), True
-            signature = ("weights", (version, *given.scales)), *given.form
+            between = additions.signature
+            signature = ("weights", (version, *given.scales)), *given.form, *between
         call = Call(
             keeps=keeps,
+            counted=between[0][1] if between else (),
             lead=Capture() if policy.metric == "change" else None,
             moment=self._moment(run, tick),
             signature=signature,

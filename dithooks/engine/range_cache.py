@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import compress
 from operator import attrgetter
 from typing import Any
 
@@ -15,9 +17,11 @@ from ..blocks.block_io import bind
 from ..blocks.observation import Observation
 from ..blocks.wiring import Wiring
 from ..errors import InvalidSetting, RunMismatch, WiringError
+from ..stats import warnings as wording
 from ..stats.timing import marker_for
 from .active_calls import ActiveCalls
-from .anchor import weighted_sum
+from .additions import AdditionSum, added, arriving
+from .anchor import Anchor, weighted_sum
 from .block_range import BlockRange
 from .call import (
     AFTER,
@@ -25,6 +29,7 @@ from .call import (
     BEFORE,
     CAPTURE,
     INSIDE,
+    LOOK,
     MISMATCH,
     PLAIN,
     REUSE,
@@ -62,6 +67,7 @@ class CallState(threading.local):
     latest: Call | None = None  # the last finished call, until the next begins; kept if another cache may repeat it
     arguments: Mapping[str, Any] | None = None  # arguments of the transformer, by name
     replay: Replay | None = None  # how to repeat the call; None if it need not be repeated
+    given: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = None  # the call that is being decided
     transformer_was_called: bool = False  # else its blocks are called without it
     met_unknown_step: bool = False  # whether a call without a readable step was let pass once in this thread
 
@@ -105,6 +111,9 @@ class RangeCache:
         self.active_calls = ActiveCalls()
         self.state = CallState(self.active_calls)
         self.verification = Verification(self)
+        self.additions = decider.additions
+        if verify:  # without a test, what is added cannot be told from other work on the streams
+            self.additions.ask = self._ask_for_additions
         self._compilable = tuple(compilable)
         self.wiring_lock = threading.RLock()  # held by the thread that records the wiring, or detaches
         self._is_reattaching = False  # stand-ins are being exchanged: other calls begin as plain ones
@@ -119,7 +128,10 @@ class RangeCache:
         """Decide a call of the transformer before its first block runs."""
         needed = self.unverified or self.block_range.wiring is None
         arguments = bind(self.argument_names, args, kwargs) if args else kwargs
+        state = self.state
+        state.given = module, args, kwargs
         self._begin_call(arguments, Replay(module, args, kwargs) if needed else None, True)
+        state.given = None
 
     def _begin_call(self, arguments: Mapping[str, Any] | None, replay: Replay | None, seen: bool) -> None:
         state, decider, block_range = self.state, self.decider, self.block_range
@@ -209,7 +221,8 @@ class RangeCache:
         """Drop all cached state and abandon calls under way; return the pending warnings."""
         self.active_calls.expire()
         state = self.state
-        state.latest = None
+        state.latest = state.given = None
+        self.additions.forget()
         if (call := state.call) is not None:
             # An exception ended this call; its traceback may keep the call alive, so release its tensors.
             call.run = call.branch = None
@@ -231,8 +244,10 @@ class RangeCache:
         call = self.state.call
         if offset == 0:
             call = self._enter_range(call, args, kwargs)
-        if call is None or call.mode is not REUSE:
+        if call is None:
             return NotImplemented
+        if call.mode is not REUSE:
+            return NotImplemented if call.sums is None else self._look_before(call, offset, args, kwargs)
         if call.stage is not INSIDE:
             if call.stage is BEFORE and not call.stale:  # the model left out the range's first block
                 self._mismatch(call)
@@ -245,13 +260,15 @@ class RangeCache:
                 self.integrations.after_skip()
             return self.verification.pass_through(call, wiring, offset, args, kwargs)
         if offset == 0 and not self._apply(call, wiring, args, kwargs):
-            return NotImplemented
+            return NotImplemented if call.sums is None else self._look_before(call, offset, args, kwargs)
         if is_last:
             return self._leave_skipped(call, wiring, args, kwargs)
         io = wiring.block_ios[offset]
         values = self._handed_on(call, wiring) if offset == 0 else None
         if values is None:
             values = [None if name is None else io.read(name, args, kwargs) for name in io.carries]
+            if offset == 0 and call.counted and self.integrations.alters_arguments:
+                values = list(map(dict(zip(wiring.entry, call.streams, strict=True)).get, io.carries))  # type: ignore[arg-type]
             if offset == 0:  # copy: a parent that adds in place must not write into h_in
                 values = [value.clone() if isinstance(value, Tensor) else value for value in values]
         if any(io.new_forms):
@@ -287,8 +304,10 @@ class RangeCache:
             if not self.block_range.lead and (call.mode is not REUSE or self._keeps_reused):
                 # Copy: the model may write into them, and later steps are compared with them.
                 call.metric_inputs = clones(call.metric_inputs)
-        if not compiling and call.mode is not REUSE:  # compiled code would be recompiled for each value
-            self.state.shortcut = RUN
+        if call.mode is not REUSE:
+            self._sum_additions(call)
+            if not compiling and call.sums is None:  # compiled code would be recompiled for each value
+                self.state.shortcut = RUN
         return call
 
     def _apply(self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -311,6 +330,26 @@ class RangeCache:
     def _mismatch(self, call: Call) -> None:
         """Turn a reused call into one that runs the blocks and captures a residual that fits."""
         call.mode, call.deltas, call.range = MISMATCH, (), Capture()
+        self._sum_additions(call)
+
+    def _sum_additions(self, call: Call) -> None:
+        """Prepare a computed call to sum up what is added between the blocks, if that is not to be in its residual."""
+        wiring = self.block_range.wiring
+        if call.counted and call.range is not None and wiring is not None:
+            call.sums = AdditionSum(wiring, not torch.compiler.is_dynamo_compiling())
+
+    def _look_before(self, call: Call, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add up what was added since the block before; return ``LOOK``, for the block to be run and looked at."""
+        if call.stage is not INSIDE or call.stale or call.sums is None:
+            return NotImplemented
+        call.sums.enter(offset, args, kwargs)
+        return LOOK
+
+    def look(self, offset: int, output: Any) -> None:
+        """Note what leaves a block of the range, if the call sums up what is added after it."""
+        call = self.state.call
+        if call is not None and call.sums is not None and not call.stale:
+            call.sums.leave(offset, output)
 
     def _handed_on(self, call: Call, wiring: Wiring) -> list[Any] | None:
         """Return the outputs of the first stand-in: h_in + Δ̂ where possible, which saves a copy of h_in.
@@ -340,9 +379,12 @@ class RangeCache:
         # Drop them here, not at the end of the call, so that compiled code does not store streams that nothing reads.
         call.results, call.streams, call.versions = None, (), None
         assert results is not None
+        remade, all_counted = None, call.counted and all(call.counted)
         # Compiled code cannot read versions: there, recompute results that eager code has handed on.
-        if versions is not None and (
-            torch.compiler.is_dynamo_compiling() or _versions(results) != versions[: len(results)]
+        if (
+            versions is not None
+            and not all_counted
+            and (torch.compiler.is_dynamo_compiling() or _versions(results) != versions[: len(results)])
         ):
             if not torch.compiler.is_dynamo_compiling() and _versions(streams) != versions[len(results) :]:
                 raise WiringError(
@@ -350,14 +392,97 @@ class RangeCache:
                     "writes into what the range was given, so that a reused step cannot be made of it. "
                     "Choose other blocks"
                 )
-            results = apply_residual(wiring, streams, call.deltas)
-            assert results is not None
+            remade = apply_residual(wiring, streams, call.deltas)
+            assert remade is not None
+        if call.counted:
+            results = self._with_additions(call, wiring, remade or results, versions is not None, args, kwargs)
+        else:
+            if self.additions.is_watched and not call.compiled and call.branch is not None:
+                self._watch_additions(
+                    call, wiring, None if versions is None else results, remade, streams, args, kwargs
+                )
+            results = remade or results
         io = wiring.block_ios[-1]
         if len(results) == len(wiring.leave):
             return tuple(results) if io.output_builder.is_tuple else io.output_builder(results, args, kwargs)
         remaining = iter(results)
         values = [None if bridge is None else next(remaining) for bridge in wiring.leave]
         return io.output_builder(values, args, kwargs)
+
+    def _with_additions(
+        self,
+        call: Call,
+        wiring: Wiring,
+        results: list[Tensor],
+        were_handed_on: bool,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> list[Tensor]:
+        """Return what reached the last block, and Δ̂ added to it if that was not handed on with it.
+
+        ``results`` are h_in + Δ̂, for the outputs whose additions are not counted.
+        """
+        found = []
+        for number, value in enumerate(arriving(wiring, args, kwargs)):
+            if not call.counted[number]:
+                value = results[number]
+            elif not isinstance(value, Tensor) or value.shape != call.deltas[number].shape:
+                raise RunMismatch(
+                    f"{self.decider.name}: step {call.moment.step} reused {self.block_range.first} … "
+                    f"{self.block_range.last}, but the model brought a stream to the latter in another form than on "
+                    "the computed step. Choose other blocks"
+                )
+            elif not (were_handed_on and wiring.is_handed_on[number]):
+                value = value + call.deltas[number]
+            found.append(value)
+        return found
+
+    def _watch_additions(
+        self,
+        call: Call,
+        wiring: Wiring,
+        handed: list[Tensor] | None,
+        remade: list[Tensor] | None,
+        streams: Sequence[Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Notice additions that are not counted: ask the model again, or warn if they change from step to step.
+
+        This call returns the last computed step's, whole: whether the residual holds any is not known if it was not
+        looked at, and to add this step's to those of another would count twice.
+
+        Args:
+            call: the call, which leaves the range.
+            wiring: of the range.
+            handed: h_in + Δ̂ as it was handed on; ``None`` if copies of h_in were.
+            remade: h_in + Δ̂ made again, if the model has written into it.
+            streams: h_in.
+            args: positional arguments of the last block.
+            kwargs: keyword arguments of the last block.
+        """
+        additions = self.additions
+        if remade is None and wiring.touched is None:
+            # Only where the very objects are handed from block to block does another one show an addition.
+            given = set(map(id, (*args, *kwargs.values())))
+            if handed is None or not wiring.certain or given.issuperset(map(id, compress(handed, wiring.is_handed_on))):
+                return
+        arrived, results = arriving(wiring, args, kwargs), remade or handed
+        found = added(wiring, arrived, streams)
+        if results is not None:
+            pairs = zip(arrived, results, wiring.is_handed_on, strict=True)
+            if remade is None and all(value is result or not is_own for value, result, is_own in pairs):
+                return  # nothing was added; or blocks take their streams in a list, say
+            for number, is_own in enumerate(wiring.is_handed_on):
+                if is_own and found[number] is not None:
+                    found[number] = arrived[number] - results[number]
+        if additions.ask is not None and not additions.were_seen:
+            additions.were_seen, additions.asked = True, set()
+        elif additions.changed(call.branch, found):
+            additions.is_watched = False
+            additions.forget()
+            first, last = wiring.touched or (self.block_range.first, self.block_range.last)
+            self.decider.warn("between", wording.additions_are_stale(self.decider.name, first, last))
 
     # -- blocks of a computed range ----------------------------------------------------------------------------
 
@@ -381,6 +506,8 @@ class RangeCache:
         _mark_time(call, self._marker[1])
         blocks, with_output = self.block_range, self.decider.policy.metric == "rate"
         capture_output(call.range, blocks.wiring, blocks.spot(blocks.end), output, with_output)
+        if call.sums is not None:
+            call.range.deltas, call.sums = call.sums.taken_from(call.range.deltas, call.counted), None
 
     def enter_lead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Store the input of the blocks before the range, negated and copied."""
@@ -466,7 +593,7 @@ class RangeCache:
         if call.observation is not None:
             call.observation.end(output)
         unseen = call.observation is not None and call.observation.empty and call.stage is not BEFORE
-        wanted = call.range is not None
+        wanted, observed = call.range is not None, call.observation is not None
         moved = self._after_observed(call, output)
         if moved and wanted and replay.safe:  # the range moved, so this call captured the wrong blocks: repeat it
             again = replace(call, mode=CAPTURE, stage=BEFORE, decision=None, range=Capture(), metric_inputs=None)
@@ -481,13 +608,63 @@ class RangeCache:
             # Hide the untested residual: if the test fails or is interrupted, it must not be reused.
             branch.anchors, branch.history.refreshed = [], None
             branch.update_nbytes()
-            verdict = self.verification.check_residual(replay, call, weighted_sum(anchors[:1], (1.0,)), output)
+            deltas, counted = weighted_sum(anchors[:1], (1.0,)), call.counted
+            verdict = self.verification.check_residual(replay, call, deltas, output, counted)
             self.unverified = verdict is not Verdict.SETTLED
             if verdict is Verdict.UNUSABLE:
                 branch.clear()
                 return
+            if observed and not self.unverified and not counted:
+                anchors = [self._without_additions(replay, anchors[0], deltas, frozenset(branch.given.conditioning))]
             branch.anchors, branch.history.refreshed = anchors, refreshed
             branch.update_nbytes()
+
+    def _without_additions(
+        self, replay: Replay, anchor: Anchor, deltas: tuple[Tensor, ...], names: frozenset[str]
+    ) -> Anchor:
+        """Return the first residual without what the model adds between the blocks, if that can be told apart."""
+        wiring, additions = self.block_range.wiring, self.additions
+        additions.asked.add(names)
+        if wiring is None or wiring.touched is None or additions.ask is None or not replay.safe:
+            return anchor
+        sums = self._count_additions(replay, only_if_touched=False)
+        if not additions.signature:
+            return anchor
+        pure = [
+            delta if total is None or not counts else delta - total
+            for delta, total, counts in zip(deltas, sums, additions.counted, strict=True)
+        ]
+        config = self.decider.config
+        signature = (*anchor.signature, *additions.signature)
+        return Anchor.keep(anchor.moment, signature, pure, config.dtype, config.cache_device)
+
+    def _ask_for_additions(self, names: frozenset[str]) -> None:
+        """Ask the model whether it adds anything between the blocks in the call that is being decided.
+
+        It is asked in calls with arguments that no call had yet: a ControlNet may begin at a later step. Of the first
+        call, its observation has shown whether there is anything to ask for.
+        """
+        wiring, given, additions = self.block_range.wiring, self.state.given, self.additions
+        if wiring is None or given is None or self.active_calls.is_closed or self.decider.on_anchor is not None:
+            return
+        is_first = not additions.asked
+        additions.asked.add(names)
+        if not wiring.joints or (is_first and wiring.touched is None and not additions.were_seen):
+            return
+        replay = Replay(*given)
+        if replay.safe:
+            with suppress(Exception):  # the call may take another way through the blocks, on which they have to run
+                self._count_additions(replay, only_if_touched=not is_first)
+
+    def _count_additions(self, replay: Replay, only_if_touched: bool) -> list[Tensor | None]:
+        """Count the additions that do not depend on the streams from now on; return their sums in the repeated call."""
+        found = self.verification.additions(replay, only_if_touched)
+        if found is None:
+            return []
+        independent, sums = found
+        self.additions.were_seen = True
+        self.additions.count(independent)
+        return sums
 
     def _rehearse(self, replay: Replay) -> None:
         """Record the wiring from an extra call without compiled code; needed once at most."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..blocks.block_io import BlockIO
 from ..errors import WrongType
-from .call import RUN, SKIP
+from .call import LOOK, RUN, SKIP
 from .range_cache import CallState, RangeCache
 
 
@@ -142,12 +142,25 @@ def call_stand_in(own: _StandInState, args: tuple[Any, ...], kwargs: dict[str, A
     cache = own.cache
     if cache is not None:
         output = cache.pass_over(own.offset, args, kwargs)
+        if output is LOOK:
+            return _shown(own, cache, args, kwargs)
         if output is not NotImplemented:
             return output
     # Compiled code does not check hooks: call hooked blocks from a line of their own, so that it compiles them apart.
     if own.is_end:
         return own.original(*args, **kwargs)
     return own.original(*args, **kwargs)
+
+
+def _shown(own: _StandInState, cache: RangeCache, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the block, and show the cache its output."""
+    if own.is_end:  # from a line of its own, as above
+        output = own.original(*args, **kwargs)
+        cache.look(own.offset, output)
+        return output
+    output = own.original(*args, **kwargs)
+    cache.look(own.offset, output)
+    return output
 
 
 def stand_in(

@@ -18,7 +18,7 @@ from .active_calls import ActiveCalls, ThreadCalls
 from .block_range import BlockRange
 from .call import Call, Mode, Shortcut, Stage
 from .decider import CallDecider
-from .noise_probe import ALIKE, NoiseProbe, few, likeness
+from .noise_probe import ALIKE, NoiseProbe, are_independent, few, likeness
 from .output_comparison import difference, first_not_finite, first_unlike, tolerance
 from .protocols import Integrations
 from .replay import CallResult, Replay
@@ -91,12 +91,20 @@ class Verification:
                 each.state.call, each.state.shortcut = former, shortcut
             thread.calls = calls
 
-    def check_residual(self, replay: Replay, call: Call, deltas: tuple[Tensor, ...], output: Any) -> Verdict:
+    def check_residual(
+        self, replay: Replay, call: Call, deltas: tuple[Tensor, ...], output: Any, counted: tuple[bool, ...] = ()
+    ) -> Verdict:
         """Check that a residual reproduces the output of the call that it was taken from.
 
         A call whose blocks make or write what is not made or written without them (a cache of keys and values that
-        is filled) proves nothing; nor does one whose numbers are not finite, with noise or
-        without.
+        is filled) proves nothing; nor does one whose numbers are not finite, with noise or without.
+
+        Args:
+            replay: of the call.
+            call: that the residual was taken from.
+            deltas: the residual.
+            output: of the call.
+            counted: by output of the range, whether what the model adds between the blocks is not in the residual.
 
         Raises:
             WiringError: the output differs, the model does more between the blocks than was recognised, or the blocks
@@ -112,10 +120,10 @@ class Verification:
             return Verdict.UNUSABLE
         allowed = tolerance(output, cache.decider.config.dtype)
         reference = replay.outcome(output)
-        trial = self._trial(replay, deltas, reference, allowed)
+        trial = self._trial(replay, deltas, reference, allowed, counted)
         if trial is not None and not trial[1] <= allowed and cache.hands_on_results:
             cache.hands_on_results = False  # the model writes into the results in a way that no version shows
-            trial = self._trial(replay, deltas, reference, allowed)
+            trial = self._trial(replay, deltas, reference, allowed, counted)
         if trial is None:
             return Verdict.OPEN
         unlike, error = trial
@@ -155,13 +163,41 @@ class Verification:
                 break
         return Verdict.SETTLED
 
+    def additions(self, replay: Replay, only_if_touched: bool) -> tuple[list[bool], list[Tensor | None]] | None:
+        """Ask the model what it adds to the streams between the range's blocks, and whether that depends on them.
+
+        Args:
+            replay: of the call to ask in.
+            only_if_touched: whether to leave it at one call if nothing is added.
+
+        Returns:
+            For each output of the range, whether what is added can be counted, and what it is. ``None``: nothing is
+            added, or it is not known, as the range has changed meanwhile.
+        """
+        wiring = self.cache.block_range.wiring
+        assert wiring is not None
+        quiet = self._run_probe(replay, wiring, None)
+        if quiet is None or not quiet.is_whole:
+            return None
+        found = quiet.added()
+        nothing = not quiet.is_touched and all(each is None or each.is_meta or not bool(each.any()) for each in found)
+        if only_if_touched and nothing:
+            return None
+        noisy = self._run_probe(replay, wiring, 0, size=1.0)
+        return None if noisy is None or not noisy.is_whole else (are_independent(quiet, noisy), found)
+
     def _trial(
-        self, replay: Replay, deltas: tuple[Tensor, ...], reference: CallResult, allowed: float
+        self,
+        replay: Replay,
+        deltas: tuple[Tensor, ...],
+        reference: CallResult,
+        allowed: float,
+        counted: tuple[bool, ...],
     ) -> tuple[str | None, float] | None:
         """Make the call again with the residual reused; return what the blocks left out would have made or written
         elsewhere, and else the output's error; ``None`` if the range changed meanwhile.
         """
-        trial = Call(mode=Mode.REUSE, deltas=deltas)
+        trial = Call(mode=Mode.REUSE, deltas=deltas, counted=counted)
         try:
             outcome = self.repeat(replay, trial)
         except WiringError:
@@ -186,12 +222,12 @@ class Verification:
                 "would leave out. Choose other blocks; or, if that does not matter, give verify=False"
             )
 
-    def _run_probe(self, replay: Replay, wiring: Wiring, seed: int | None) -> NoiseProbe | None:
+    def _run_probe(self, replay: Replay, wiring: Wiring, seed: int | None, size: float = 0.1) -> NoiseProbe | None:
         """Repeat the call with noise added at the range's start; ``None`` if the range changed meanwhile.
 
-        A ``seed`` of ``None`` adds no noise.
+        A ``seed`` of ``None`` adds no noise; its ``size`` is relative to that of the streams.
         """
-        probe = NoiseProbe(wiring, seed)
+        probe = NoiseProbe(wiring, seed, size)
         trial = Call(mode=Mode.REUSE, probe=probe)
         self.repeat(replay, trial, eager=self.cache.is_compiled)
         return None if trial.stale else probe
@@ -229,4 +265,4 @@ def _repeat_of(cache: RepeatableCache) -> Call | None:
     call = cache.state.call or cache.state.latest
     if call is None or call.mode is not Mode.REUSE or call.stale:
         return None
-    return Call(mode=Mode.REUSE, deltas=call.deltas)
+    return Call(mode=Mode.REUSE, deltas=call.deltas, counted=call.counted)

@@ -13,7 +13,7 @@ _LIBRARIES = ("torch", "diffusers", "accelerate", "contextlib")
 
 
 def warn_user(message: str) -> None:
-    """Issue a :class:`DitHooksWarning` at the user's line; at the caller's if there is none, as in a thread of a library.
+    """Issue a :class:`DitHooksWarning` at the user's line, or at the caller's if there is none, as in some threads.
 
     Example:
         >>> import warnings

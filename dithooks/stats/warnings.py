@@ -16,6 +16,7 @@ worded by                               when                                    
 :func:`coefficients_are_missing`        a predictor was not fitted for the computed steps    the engine
 :func:`argument_may_be_written`         a first residual cannot be tested                    the engine
 :func:`model_is_not_finite`             computed calls give NaN, at more than one step       the engine
+:func:`additions_are_stale`             what is added between blocks is not this step's      the engine
 :func:`nothing_was_reused`              a run has ended, and nothing was reused              the handle, the engine
 :func:`nothing_was_ever_reused`         the cache is removed, and nothing was ever reused    the handle
 :func:`no_call_was_seen`                the cache is removed, and nothing was called         the handle
@@ -168,6 +169,14 @@ def model_is_not_finite(name: str, what: str, step: int) -> str:
     return (
         f"{name} itself gives NaN or infinity: {what} at step {step}, and not there alone, with all blocks computed. "
         "Nothing is reused of such calls: see that the model's weights, dtype and inputs are right without a cache"
+    )
+
+
+def additions_are_stale(name: str, before: str, after: str) -> str:
+    """Word that what the model does to the streams between two blocks changes, and a reused step repeats the former."""
+    return (
+        f"{name}: what the model does between {before} and {after} changes from step to step, and cannot be told apart "
+        "from what the blocks do: reused steps repeat that of the last computed step. Choose blocks on one side of it"
     )
 
 

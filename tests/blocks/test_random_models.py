@@ -162,12 +162,16 @@ class Model(nn.Module):
 
 
 def reference(model, start, end, then, now):
-    """What the model gives now if its steps ``start`` … ``end`` add to the streams what they added then."""
+    """What the model gives now if its calls from ``start`` to ``end`` add to the streams what they added then.
+
+    What the moves between them add is that of now.
+    """
     before, within, after = model.steps[:start], model.steps[start : end + 1], model.steps[end + 1 :]
-    alone = {"control": 0.0, "temb": None, "steps": [step for step in within if isinstance(step, Move)]}
+    moves = [step for step in within if isinstance(step, Move)]
+    alone_then, alone_now = ({"control": k["control"], "temb": None, "steps": moves} for k in (then, now))
     entry_then, entry_now = model(**then, steps=before), model(**now, steps=before)
     exit_then = model(**{**then, "streams": entry_then}, steps=within)
-    parts = zip(model(entry_now, **alone), exit_then, model(entry_then, **alone), strict=True)
+    parts = zip(model(entry_now, **alone_now), exit_then, model(entry_then, **alone_then), strict=True)
     exit_now = [carried_now + (left - carried_then) for carried_now, left, carried_then in parts]
     return model(**{**now, "streams": exit_now}, steps=after)
 
