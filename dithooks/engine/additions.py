@@ -124,7 +124,8 @@ class AdditionSum:
         tensors = [value for value in values if isinstance(value, Tensor)]
         self._copies = [value.clone() if number in needed else tensors[0] for number, value in enumerate(values)]
         if self.has_versions:
-            self._returned = [(v, v._version) if number in needed else None for number, v in enumerate(values)]
+            tracked = [number in needed and not value.is_inference() for number, value in enumerate(values)]
+            self._returned = [(v, v._version) if has else None for v, has in zip(values, tracked, strict=True)]
 
     def taken_from(self, deltas: Sequence[Tensor], counted: Sequence[bool]) -> tuple[Tensor, ...]:
         """Return residuals without what was added to the outputs that count; none if that is not known."""

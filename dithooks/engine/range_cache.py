@@ -305,7 +305,8 @@ class RangeCache:
                 # Copy: the model may write into them, and later steps are compared with them.
                 call.metric_inputs = clones(call.metric_inputs)
         if call.mode is not REUSE:
-            self._sum_additions(call)
+            if call.counted:
+                self._sum_additions(call)
             if not compiling and call.sums is None:  # compiled code would be recompiled for each value
                 self.state.shortcut = RUN
         return call

@@ -302,12 +302,12 @@ class TestModel:
 def test_a_reused_step_works_on_its_own_inputs(name):
     """Blocks whose residual depends on nothing: from any inputs, the reused step has to give what the model gives.
 
-    A ControlNet's residuals count as well where they are added past the range: changed for single blocks.
+    A ControlNet's residuals count as well, wherever they are added.
     """
     subject = made(name)
     flatten(subject, *BETWEEN.get(name, []))
     for start, count in some_ranges(subject):
-        kept = [*STEERED.get(name, []), *(["control"] if count > 1 else [])]
+        kept = STEERED.get(name, [])
         other = subject.call(**subject.changed(*kept))
         with subject.attach(start, count) as cache:
             subject.step(0)

@@ -14,7 +14,7 @@ from config.test_cache_plan import plan_for
 from torch._dynamo.utils import counters
 from toys import Net, Pipe, latents, prompt
 
-from dithooks import DitCacheConfig, Interval, Linear, Mask, Taylor, dit_cache
+from dithooks import DitCacheConfig, Interval, Linear, Mask, Taylor, dit_cache, timestep_scope
 from dithooks.config.cache_plan import TransformerPlan
 from dithooks.demo import load_pipeline
 from dithooks.tiny import build
@@ -200,6 +200,56 @@ def test_other_transformers(name, whole):
     assert backend.graphs - graphs <= 2
     assert backend.runs == 3 * 6 if whole else backend.runs > 3 * 6
     assert not breaks()
+
+
+class Adding(torch.nn.Module):
+    """Adds a tensor of its own after each block: in place, or not."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        torch.manual_seed(0)
+        self.in_place, self.blocks = in_place, torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, hidden_states, timestep, control):
+        h = hidden_states * timestep
+        for number, block in enumerate(self.blocks):
+            h = h + torch.tanh(block(h))
+            if self.in_place:
+                h += control[number]
+            else:
+                h = h + control[number]
+        return h
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("graph", ["whole", "whole, in inference mode", "blocks"])
+def test_what_is_added_between_blocks(in_place, graph):
+    """As in eager code: that of the step. The model is asked beforehand, so that there are two graphs all the same."""
+    x, base = torch.randn(2, 3, 8), [torch.randn(2, 3, 8) for _ in range(4)]
+
+    def run(model):
+        outputs = []
+        for step in range(STEPS):
+            control = [each * (1 - step / STEPS) for each in base]
+            with timestep_scope(step, branch=0, steps=STEPS):
+                outputs.append(model(x, torch.tensor(0.5), control).clone())
+        return torch.stack(outputs)
+
+    model, backend, config = Adding(in_place), Counted(), DitCacheConfig(2, 2, 0, 4)
+    with torch.inference_mode() if "inference" in graph else nullcontext():
+        with dit_cache(model, config) as cache:
+            expected = run(model)
+            assert cache.stats.reused_calls == 3
+        with dit_cache(model, config):
+            if graph == "blocks":
+                for block in model.blocks:
+                    block.compile(backend=backend, fullgraph=True)
+            else:
+                model.compile(backend=backend, fullgraph=True)
+            for _ in range(2):
+                torch.testing.assert_close(run(model), expected)
+    assert not breaks()
+    assert backend.graphs <= (2 if "whole" in graph else 7)
 
 
 def test_inference_mode():
