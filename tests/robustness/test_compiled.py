@@ -12,7 +12,7 @@ import torch
 from compilers import STEPS, Counted, breaks, flux, fresh, inputs, sample
 from config.test_cache_plan import plan_for
 from torch._dynamo.utils import counters
-from toys import Net, Pipe, latents, prompt
+from toys import Net, Pipe, Single, latents, prompt
 
 from dithooks import DitCacheConfig, Interval, Linear, Mask, Taylor, dit_cache, timestep_scope
 from dithooks.config.cache_plan import TransformerPlan
@@ -208,12 +208,12 @@ class Adding(torch.nn.Module):
     def __init__(self, in_place):
         super().__init__()
         torch.manual_seed(0)
-        self.in_place, self.blocks = in_place, torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+        self.in_place, self.blocks = in_place, torch.nn.ModuleList(Single() for _ in range(4))
 
     def forward(self, hidden_states, timestep, control):
-        h = hidden_states * timestep
+        h, temb = hidden_states * timestep, timestep.expand(2, 8)
         for number, block in enumerate(self.blocks):
-            h = h + torch.tanh(block(h))
+            h = block(h, temb)
             if self.in_place:
                 h += control[number]
             else:
