@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import WrongType
+from .containers import Step, Way, follow, leaves_of, part_of, replaced, steps_of
 
 Form = tuple[torch.Size, torch.dtype]
 
@@ -51,36 +52,61 @@ class PatchFunctor(ABC):
 class CallReader:
     """A reader of a block's calls: arguments by name, outputs by position.
 
-    If the first argument is a tuple or list of tensors, each of them is a stream: ``hidden_states[0]``,
-    ``hidden_states[1]``, ….
+    What containers among the arguments hold has names as Python writes them: ``hidden_states[0]``, ``video.x``,
+    ``state['image']``.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.names = parameter_names(module)
+        self._ways: dict[str, tuple[str, Way]] = {}  # of what is held by a container: the argument, and the way in it
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the call's arguments by name."""
+        """Return the call's arguments by name, and what containers among them hold.
+
+        What the first argument holds takes its place; what others hold comes last, as it is seldom a stream.
+        """
         bound = bind(self.names, args, kwargs)
         first = self.names[0] if self.names else "*0"
-        several = bound.get(first)
-        if type(several) in (tuple, list) and several and all(isinstance(each, Tensor) for each in several):
+        front: dict[str, Any] = {}
+        held: dict[str, Any] = {}
+        for argument, value in bound.items():
+            if steps_of(value) is None:
+                continue
+            leaves = leaves_of(value)
+            if not any(isinstance(leaf, Tensor) for _, leaf in leaves):
+                continue
+            for way, leaf in leaves:
+                name = argument + "".join(step.text for step in way)
+                self._ways[name] = argument, way
+                (front if argument == first else held)[name] = leaf
+        if front:
             del bound[first]
-            bound = {**{f"{first}[{number}]": each for number, each in enumerate(several)}, **bound}
-        return bound
+        return {**front, **bound, **held}
 
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the argument called ``name``, passed by position or keyword; ``None`` if it was not passed."""
-        if name.endswith("]"):
-            name, _, number = name[:-1].rpartition("[")
-            several = self.read(name, args, kwargs)
-            within = isinstance(several, (tuple, list)) and int(number) < len(several)
-            return several[int(number)] if within else None
         if name in kwargs:
             return kwargs[name]
-        position = (
-            int(name[1:]) if name.startswith("*") else self.names.index(name) if name in self.names else len(args)
-        )
-        return args[position] if position < len(args) else None
+        names = self.names
+        if name in names:
+            place = names.index(name)
+            return args[place] if place < len(args) else None
+        if name in self._ways:
+            argument, way = self._ways[name]
+            return follow(self.read(argument, args, kwargs), way)
+        place = int(name[1:]) if name.startswith("*") else len(args)
+        return args[place] if place < len(args) else None
+
+    def way(self, name: str) -> tuple[str, Way]:
+        """Return the argument that holds what is called ``name``, and the way in it; empty for the argument itself."""
+        return self._ways.get(name, (name, ()))
+
+    def container(self, argument: str, way: Way) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+        """Return a function that reads a container from a call: an argument, or what is held by one."""
+        return partial(self._follow, argument, way)
+
+    def _follow(self, argument: str, way: Way, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return follow(self.read(argument, args, kwargs), way)
 
     def slot(self, name: str | None) -> tuple[str, int] | None:
         """Return name and position of an argument that is one of the call's own; ``None`` if reading it takes more."""
@@ -96,6 +122,7 @@ class FunctorReader(CallReader):
 
     def __init__(self, functor: PatchFunctor) -> None:
         self.names = ()  # no slots: the functor has to be called
+        self._ways = {}
         self.functor = functor
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -126,52 +153,135 @@ class OutputBuilder:
         kind: class of the output.
         keys: names of its values, if it holds them by name.
         functor: builds the output instead, if there is one.
+        parts: builders of those parts that are containers themselves, ``None`` for a value; empty if all are values.
+        given: reads from a call what the output is made of, if it is a container that the block was given, with some
+            parts replaced.
+        kept: numbers of the values that stay as they are in what was given.
     """
 
     kind: type
     keys: tuple[Any, ...] = ()
     functor: PatchFunctor | None = None
+    parts: tuple[OutputBuilder | None, ...] = ()
+    given: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None
+    kept: frozenset[int] = frozenset()
     is_tuple: bool = field(init=False, compare=False)  # of this kind, and nothing else: made at once on reused steps
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "is_tuple", self.kind is tuple and self.functor is None and not self.keys)
+        flat = self.functor is None and not self.keys and not self.parts
+        object.__setattr__(self, "is_tuple", self.kind is tuple and flat)
 
     def __call__(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.functor is not None:
             return self.functor.build(values, args, kwargs)
         if self.kind is Tensor:
             return values[0]
+        if self.parts:
+            return self._nested(iter(enumerate(values)), self.kept, args, kwargs)
+        return self._made(values)
+
+    def _made(self, values: Sequence[Any]) -> Any:
+        """Build the output from its parts alone."""
         if not self.keys:
-            return self.kind(values)
+            return self.kind(values) if values else self.kind()
         named = dict(zip(self.keys, values, strict=True))
         return self.kind(named) if self.kind in (dict, OrderedDict) else self.kind(**named)
+
+    def _nested(
+        self,
+        values: Iterator[tuple[int, Any]],
+        kept: frozenset[int],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Build a container of containers; ``values`` are those of all that it holds, with their numbers."""
+        given = None if self.given is None else self.given(args, kwargs)
+        parts, changes = [], {}
+        for step, part in zip(self.steps, self.parts, strict=True):
+            if part is not None:
+                changes[step] = value = part._nested(values, kept, args, kwargs)
+            else:
+                number, value = next(values)
+                if number in kept:
+                    value = part_of(given, step)
+                else:
+                    changes[step] = value
+            parts.append(value)
+        if self.given is not None and (type(given) is self.kind or not changes):
+            return replaced(given, changes)
+        return self._made(parts)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps to its parts, of an output with :attr:`parts`."""
+        if not self.keys:
+            return tuple(Step(index) for index in range(len(self.parts)))
+        return tuple(Step(key, self.kind not in (dict, OrderedDict)) for key in self.keys)
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """The way to each value, of an output with :attr:`parts`."""
+        below = [((),) if part is None else part.ways for part in self.parts]
+        return tuple((step, *way) for step, ways in zip(self.steps, below, strict=True) for way in ways)
+
+    def derived(
+        self,
+        given: Mapping[Way, Callable[[tuple[Any, ...], dict[str, Any]], Any]],
+        kept: frozenset[int],
+        here: Way = (),
+    ) -> OutputBuilder:
+        """Return a builder that makes the containers at some ways of what reads them from the block's call."""
+        parts = tuple(
+            None if part is None else part.derived(given, kept, (*here, step))
+            for step, part in zip(self.steps, self.parts, strict=True)
+        )
+        return replace(self, parts=parts, given=given.get(here), kept=kept)
+
+    def take(self, output: Any) -> tuple[Any, ...]:
+        """Return an output's values by position, ``None`` for one that is kept; none at all if its form is another."""
+        if self.kind is Tensor:
+            return (output,) if isinstance(output, Tensor) else ()
+        if not self.parts:
+            return tuple(output) if type(output) is self.kind else ()
+        builder, values = take_apart(output)
+        if builder.ways != self.ways:
+            return ()
+        return tuple(None if number in self.kept else value for number, value in enumerate(values))
 
     @property
     def simple(self) -> bool:
         """Whether the output is a tensor, or a tuple or list of tensors."""
-        return self.functor is None and not self.keys and self.kind in (Tensor, tuple, list)
+        return self.functor is None and not self.keys and not self.parts and self.kind in (Tensor, tuple, list)
 
     @property
     def text(self) -> str:
-        """The form in a word, for tables."""
-        return "functor" if self.functor is not None else self.kind.__name__
+        """The form in a few words, for tables."""
+        if self.functor is not None:
+            return "functor"
+        inner = dict.fromkeys(part.text for part in self.parts if part is not None)
+        return f"{self.kind.__name__} of {', '.join(inner)}" if inner else self.kind.__name__
 
 
 def take_apart(output: Any) -> tuple[OutputBuilder, tuple[Any, ...]]:
     """Split a block's output into its values by position, and a builder of such outputs from values."""
     if isinstance(output, Tensor):
         return OutputBuilder(Tensor), (output,)
+    return _builder_of(output), tuple(leaf for _, leaf in leaves_of(output)) if steps_of(output) is not None else ()
+
+
+def _builder_of(output: Any, above: tuple[Any, ...] = ()) -> OutputBuilder:
+    """Return a builder of outputs like this one, whose parts are values or containers."""
+    steps = steps_of(output) or []
+    around = (*above, output)
+    parts = []
+    for step in steps:
+        part = part_of(output, step)
+        inner = steps_of(part) is not None and not any(part is each for each in around)
+        parts.append(_builder_of(part, around) if inner else None)
     kind = type(output)
-    if kind in (tuple, list):
-        return OutputBuilder(kind), tuple(output)
-    if isinstance(output, tuple) and hasattr(kind, "_fields"):
-        return OutputBuilder(kind, tuple(kind._fields)), tuple(output)
-    if dataclasses.is_dataclass(output):  # diffusers' outputs are both: dataclass and dict
-        keys = tuple(field.name for field in dataclasses.fields(output) if field.init)
-        return OutputBuilder(kind, keys), tuple(getattr(output, key) for key in keys)
-    if kind in (dict, OrderedDict):
-        return OutputBuilder(kind, tuple(output)), tuple(output.values())
-    return OutputBuilder(kind), ()
+    keys = () if kind in (tuple, list) else tuple(step.key for step in steps)
+    flat = kind in (tuple, list) and not above and not any(parts)
+    return OutputBuilder(kind, keys, parts=() if flat else tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -188,6 +298,8 @@ class BlockIO:
         new_forms: by output position, the form of an output that carries on no argument. Where both ``carries`` and
             ``new_forms`` are ``None``, the block returns ``None``.
         remark: a warning about what was declared of the block; empty if there is none.
+        kept: by output position, the argument that the output is, unchanged; ``None`` for other outputs, and empty if
+            there are none. A reused step takes them from its own call.
 
     ``slots`` is derived: name and position of the argument behind each output, if all outputs carry one on and the
     output has a simple form; else empty.
@@ -198,6 +310,7 @@ class BlockIO:
     carries: tuple[str | None, ...]
     new_forms: tuple[Form | None, ...]
     remark: str = ""
+    kept: tuple[str | None, ...] = ()
     slots: tuple[tuple[str, int], ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -207,6 +320,15 @@ class BlockIO:
     def read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the argument called ``name``."""
         return self.reader.read(name, args, kwargs)
+
+    def take(self, output: Any) -> tuple[Any, ...]:
+        """Return the values of an output by position, ``None`` for those that are kept."""
+        builder = self.output_builder
+        return builder.take(output) if builder.functor is None else self.reader.take(output)[1]
+
+    def carried(self, position: int) -> str | None:
+        """Return the argument that an output carries on, changed or not; ``None`` if it carries on none."""
+        return self.carries[position] or (self.kept[position] if self.kept else None)
 
     def build(self, values: Sequence[Tensor | None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Build an output like the block's own, from one value per position."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,9 @@ class BlockCall:
     given: tuple[str, ...] = ()  # names of all arguments that are not None
     output_builder: OutputBuilder = field(default_factory=lambda: OutputBuilder(object))
     outputs: tuple[Form | None, ...] = ()
-    odd: tuple[str, ...] = ()  # descriptions of outputs that are neither tensor nor None
+    odd: dict[int, str] = field(
+        default_factory=dict
+    )  # output position → description of an output that is neither tensor nor None
     next: BlockCall | None = None
     fed: dict[int, str] = field(default_factory=dict)  # output position → argument of the next block: the same object
     same: dict[str, str] = field(default_factory=dict)  # argument → argument of the block before: the same object
@@ -67,6 +69,18 @@ class BlockCall:
         default_factory=dict
     )  # output position → of several arguments of its form, the nearest by value
     touched: set[str] = field(default_factory=set)  # arguments that are not what the block before returned, as it was
+    kept: dict[int, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # output position → arguments that are the same object and have not been written into; of containers only
+
+
+class LateUse(NamedTuple):
+    """An output that a later call than the next one takes: of which call, at which position, by whom, and as what."""
+
+    producer: int
+    position: int
+    consumer: int
+    name: str
 
 
 class Observation:
@@ -98,15 +112,14 @@ class Observation:
         self.observed, self.whole = observed, whole
         self.calls: list[BlockCall] = []
         self.returned: tuple[Form, ...] = ()  # forms of the model's outputs, (batch, tokens, …), if they were seen
-        self.late: list[
-            tuple[int, int, str]
-        ] = []  # a call, a later call than the next one, the argument that it takes of it
+            self.late: list[LateUse] = []
         self._outputs: tuple[Any, ...] = ()
         self._marks: list[Any] = []  # by which writes into the outputs are seen
         self._arguments: dict[str, Any] = {}
+        self._argument_marks: dict[str, Any] = {}  # of tensors in containers: by what it shows if the block writes into them
         self._produced: dict[
-            int, tuple[int, weakref.ref[Tensor]]
-        ] = {}  # call by id of a tensor it returned; ids are reused, hence the reference
+            int, tuple[int, int, weakref.ref[Tensor]]
+        ] = {}  # call and position by id of a tensor it returned; ids are reused, hence the reference
 
     @property
     def empty(self) -> bool:
@@ -122,6 +135,11 @@ class Observation:
         if self.calls:
             self._link(self.calls[-1], here, arguments)
         self._outputs, self._marks, self._arguments = (), [], arguments
+        self._argument_marks = {
+            name: value.clone() if value.is_inference() else value._version
+            for name, value in arguments.items()
+            if isinstance(value, Tensor) and self.observed[index].reader.way(name)[1]
+        }
         self.calls.append(here)
 
     @torch.no_grad()
@@ -133,16 +151,18 @@ class Observation:
         here.output_builder, self._outputs = self.observed[index].reader.take(output)
         here.outputs = tuple(form_of(value) for value in self._outputs)
         self._marks = [_mark(value) for value in self._outputs]
-        here.odd = tuple(
-            f"position {key}: {type(value).__name__}"
-            for key, value in zip(here.output_builder.keys or range(len(self._outputs)), self._outputs, strict=False)
+        here.odd = {
+            position: f"{where}: {type(value).__name__}"
+            for position, (where, value) in enumerate(zip(_places(here), self._outputs, strict=False))
             if not (value is None or isinstance(value, Tensor))
-        )
+        }
         if not self._outputs:
-            here.odd = (type(output).__name__,)
-        tensors = [value for value in self._outputs if isinstance(value, Tensor)]
-        self._produced |= {id(value): (len(self.calls) - 1, weakref.ref(value)) for value in tensors}
+            here.odd = {0: type(output).__name__}
         for position, value in enumerate(self._outputs):
+            if isinstance(value, Tensor):
+                self._produced[id(value)] = len(self.calls) - 1, position, weakref.ref(value)
+            if here.output_builder.parts:
+                here.kept[position] = tuple(name for name in self._arguments if self._is_unchanged(name, value))
             if (name := _nearest(value, self._arguments)) is not None:
                 here.near[position] = name
 
@@ -154,7 +174,14 @@ class Observation:
 
     def close(self) -> None:
         """Drop all tensors, at the end of the model's call."""
-        self._outputs, self._marks, self._arguments, self._produced = (), [], {}, {}
+        self._outputs, self._marks, self._arguments, self._argument_marks, self._produced = (), [], {}, {}, {}
+
+    def _is_unchanged(self, name: str, value: Any) -> bool:
+        """Whether an output is what a container among the arguments holds, and the block has not written into it."""
+        if value is not self._arguments[name] or not self.observed[self.calls[-1].index].reader.way(name)[1]:
+            return False
+        mark = self._argument_marks.get(name)
+        return mark is None or (torch.equal(mark, value) if isinstance(mark, Tensor) else mark == value._version)
 
     def _link(self, before: BlockCall, here: BlockCall, arguments: Mapping[str, Any]) -> None:
         """Relate the arguments of a call to the arguments and outputs of the call before it."""
@@ -171,9 +198,9 @@ class Observation:
                     here.touched.add(name)
                 continue
             number = len(self.calls)
-            producer, ref = self._produced.get(id(value), (number, None))
+            producer, place, ref = self._produced.get(id(value), (number, 0, None))
             if ref is not None and ref() is value and producer < number - 1:
-                self.late.append((producer, number, name))
+                self.late.append(LateUse(producer, place, number, name))
             former = next((other for other, given in self._arguments.items() if given is value), None)
             if former is not None:
                 here.same[name] = former
@@ -224,3 +251,10 @@ def _is_only_rearranged(value: Tensor, made: StreamTransform | None, outputs: Se
     like = next(out for out in outputs if out is not None)
     joined = build(made, [like if out is None else out for out in outputs], value.shape)
     return joined is not None and torch.equal(joined, value)
+
+
+def _places(call: BlockCall) -> list[str]:
+    """Say where in its output each value of a call is."""
+    if call.output_builder.parts:
+        return ["".join(step.text for step in way) for way in call.output_builder.ways]
+    return [f"position {position}" for position in range(len(call.outputs))]

@@ -6,30 +6,43 @@ the model makes new tensors in between, the other blocks of the list decide; the
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 
 from ..errors import BlockError
 from .block_io import BlockIO, show
 from .observation import BlockCall, Observation, ObservedBlock
+from .passed_parts import passed_parts, step_at, step_of
 
 
-def block_io_of(observation: Observation, call: BlockCall) -> BlockIO:
+def block_io_of(observation: Observation, call: BlockCall, streams: Collection[str] = ()) -> BlockIO:
     """Determine which arguments a block carries on, and in what form it returns them.
+
+    Args:
+        observation: the calls of all blocks.
+        call: the block's.
+        streams: arguments that are streams though the block returns them as they are.
 
     Raises:
         WiringError: the outputs could carry on several arguments, or none.
     """
     block = observation.observed[call.index]
-    if call.odd:
+    passed = passed_parts(block.reader, call, lambda position: _carried(observation, call, position))
+    kept = {position: name for position, name in passed.kept.items() if name not in streams}
+    if odd := [what for position, what in call.odd.items() if position not in kept]:
         raise BlockError(
-            f"{block.path} returns {', '.join(call.odd)}; tensors, alone or in a tuple, dict or dataclass, are "
+            f"{block.path} returns {', '.join(odd)}; tensors, alone or in tuples, dicts or dataclasses, are "
             "understood. Say where its streams are with BlockAdapter(patch_functor=...)"
         )
     carries, remark = _declared(observation, block, call) if block.pattern and block.strict else None, ""
     if carries is None:
         try:
-            found = [None if form is None else _carried(observation, call, p) for p, form in enumerate(call.outputs)]
-            carries = tuple(found)
+            carries = tuple(
+                None
+                if form is None or position in kept
+                else passed.kept.get(position) or _carried(observation, call, position)
+                for position, form in enumerate(call.outputs)
+            )
             remark = _otherwise(block, call, carries)
         except BlockError:
             if block.pattern is None:
@@ -38,8 +51,10 @@ def block_io_of(observation: Observation, call: BlockCall) -> BlockIO:
     twice = [name for name in carries if name is not None and carries.count(name) > 1]
     if twice:
         raise BlockError(f"{block.path}: two outputs seem to carry on the same argument, {twice[0]}: {_advice(call)}")
-    forms = zip(call.outputs, carries, strict=True)
-    new_forms = tuple(form if name is None else None for form, name in forms)
+    new_forms = tuple(
+        form if name is None and position not in kept else None
+        for position, (form, name) in enumerate(zip(call.outputs, carries, strict=True))
+    )
     for form, name in zip(call.outputs, carries, strict=True):
         if name is not None and form is not None and not (form[1].is_floating_point or form[1].is_complex):
             raise BlockError(
@@ -52,7 +67,11 @@ def block_io_of(observation: Observation, call: BlockCall) -> BlockIO:
             f"{block.path}: which argument does output 0, {', '.join(map(show, call.outputs[:1]))}, carry on? Its "
             f"arguments are {seen}; none is alike"
         )
-    return BlockIO(block.reader, call.output_builder, carries, new_forms, remark)
+    builder = call.output_builder
+    if passed.containers:
+        builder = builder.derived(passed.readers(block.reader), frozenset(kept))
+    names = tuple(kept.get(position) for position in range(len(carries))) if kept else ()
+    return BlockIO(block.reader, builder, carries, new_forms, remark, names)
 
 
 def _otherwise(block: ObservedBlock, call: BlockCall, carries: tuple[str | None, ...]) -> str:
@@ -128,6 +147,8 @@ def _carried(observation: Observation, call: BlockCall, position: int) -> str | 
     if fed.get(position) in alike:  # this block has an argument of the same name
         return fed[position]
     alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
+    step = step_at(call, position)
+    alike = [name for name in alike if step_of(block.reader, name) == step] or alike  # a field of the same name
     if call.next is None and (before := _before(observation, call)) is not None:
         alike = [name for name in alike if name in before.fed.values()] or alike
     if "hidden_states" in alike and len(call.outputs) == 1:

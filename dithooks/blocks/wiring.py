@@ -8,7 +8,7 @@ ambiguous is refused with a description of what was observed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -136,14 +136,17 @@ def resolve(observation: Observation, order: Sequence[int], start: int, end: int
         times = indices.count(wanted[0])
         raise WiringError(f"{observed[wanted[0]].path} runs {times} times in one call of the transformer")
     numbers, seen_calls = zip(*calls[first : first + len(wanted)], strict=True)
-    for producer, consumer, name in observation.late:
-        if producer in numbers[:-1] and consumer > numbers[-1]:
+    block_ios = [block_io_of(observation, call) for call in seen_calls]
+    for producer, position, consumer, name in observation.late:
+        if producer not in numbers[:-1] or consumer <= numbers[-1]:
+            continue
+        kept = block_ios[numbers.index(producer)].kept
+        if not kept or kept[position] is None:
             taker = observed[observation.calls[consumer].index].path
             raise WiringError(
                 f"an output of {observed[observation.calls[producer].index].path} goes to {taker} ({name}=), past the "
                 f"end of the range at {observed[wanted[-1]].path}: what is skipped would be missing there"
             )
-    block_ios = [block_io_of(observation, call) for call in seen_calls]
     return _follow(observation, list(seen_calls), block_ios)
 
 
@@ -153,6 +156,7 @@ def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: Blo
     made: dict[str, StreamTransform] = {}
     how, lost = {}, {}
     fed = {name: position for position, name in before.fed.items()} if before.next is after else {}
+    made.update({name: Stream(fed[name]) for name in taker.kept if name is not None and name in fed})
     streams = [name for name in taker.carries if name is not None]
     for name in streams:
         form = after.inputs.get(name)
@@ -200,6 +204,7 @@ def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[Bl
     observed = observation.observed
     entry = list(calls[0].inputs)
     known: dict[str, StreamTransform | None] = {name: Stream(number) for number, name in enumerate(entry)}
+    changed: set[str] = set()  # arguments that a block of the range has changed, or the model in between
     certain = True
     joints: list[Joint] = []
     touched: tuple[str, str] | None = None
@@ -210,23 +215,32 @@ def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[Bl
         joints.append(Joint(between.made, after.same if before.next is after else {}))
         if touched is None and (before.next is not after or after.touched & set(between.made)):
             touched = observed[before.index].path, observed[after.index].path
+        names = [sender.carried(position) for position in range(len(before.outputs))]
         left: dict[int, StreamTransform | None] = {
-            p: Unrelated() if name is None else known.get(name) for p, name in enumerate(sender.carries)
+            p: Unrelated() if name is None else known.get(name) for p, name in enumerate(names)
         }
-        why = {p: lost[name] for p, name in enumerate(sender.carries) if name in lost}
+        why = {p: lost[name] for p, name in enumerate(names) if name in lost}
         onward: dict[str, StreamTransform | None] = {}
         reasons = dict(between.lost)
+        changing: set[str] = set()
         for name in after.inputs:
             if name in between.made:
                 onward[name] = substitute(between.made[name], left)
                 reason = next((why[p] for p in streams_of(between.made[name]) if p in why), None)
                 if reason is not None:
                     reasons[name] = reason
+                if not _is_unchanged(between.made[name], sender, changed):
+                    changing.add(name)
             elif name in after.same and before.next is after:
                 onward[name] = known.get(after.same[name])
                 if after.same[name] in lost:
                     reasons[name] = lost[after.same[name]]
-        known, lost = onward, reasons
+                if after.same[name] in changed:
+                    changing.add(name)
+        known, lost, changed = onward, reasons, changing
+    # What the last block leaves as it is, but another one has changed, is a stream of the range all the same.
+    if changed & set(block_ios[-1].kept):
+        block_ios = [*block_ios[:-1], block_io_of(observation, calls[-1], changed)]
     leave = [_source(name, known, lost, observed, calls) for name in block_ios[-1].carries]
     leave = [
         Unrelated() if form is not None else transform
@@ -255,6 +269,12 @@ def _becoming_outputs(shapes: Mapping[str, torch.Size | None], returned: Sequenc
     found = {name for shape in returned for name, own in shapes.items() if own is not None and own[:-1] == shape[:-1]}
     tokens = {own[:-1] for own in shapes.values() if own is not None}
     return tuple(name for name in shapes if name in found or not tokens.issuperset(shape[:-1] for shape in returned))
+
+
+def _is_unchanged(transform: StreamTransform, sender: BlockIO, changed: Collection[str]) -> bool:
+    """Whether an argument is what a block was given, unchanged since the range's first block."""
+    kept = sender.kept[transform.number] if isinstance(transform, Stream) and sender.kept else None
+    return kept is not None and kept not in changed
 
 
 def _source(

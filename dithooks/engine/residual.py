@@ -35,7 +35,7 @@ def capture_output(
 ) -> None:
     """Take Δ after the last block has run; ``with_output``: also copy h_out of the measured streams."""
     capture.complete = True
-    values = last.reader.take(output)[1]
+    values = last.reader.take(output)[1] if wiring is None else wiring.block_ios[-1].take(output)
     if isinstance(capture.entry, list):
         assert wiring is not None
         if with_output:
@@ -50,9 +50,11 @@ def finish_capture(capture: Capture, wiring: Wiring, with_output: bool = False) 
     named, capture.entry = capture.entry, None
     if not isinstance(named, dict) or not capture.exit or not set(wiring.entry) <= set(named):
         return
+    kept = wiring.block_ios[-1].kept or (None,) * len(capture.exit)
+    values = [value if name is None else None for value, name in zip(capture.exit, kept, strict=False)]
     if with_output:
-        capture.output = _measured(wiring, capture.exit)
-    capture.deltas, capture.exit = take_residual(wiring, [named[name] for name in wiring.entry], capture.exit), ()
+        capture.output = _measured(wiring, values)
+    capture.deltas, capture.exit = take_residual(wiring, [named[name] for name in wiring.entry], values), ()
 
 
 def metric_inputs(wiring: Wiring, read: Callable[[str], Any]) -> tuple[Tensor, ...] | None:

@@ -312,15 +312,19 @@ class TestFunctor:
         handle.remove()
 
     def test_blocks_that_fit_no_pattern(self):
-        class State(PatchFunctor):
+        class State:
+            def __init__(self, image, text, steps):
+                self.image, self.text, self.steps = image, text, steps
+
+        class Fields(PatchFunctor):
             def read(self, args, kwargs):
-                return [args[0]["image"], args[0]["text"]]
+                return [args[0].image, args[0].text]
 
             def take(self, output):
-                return [output["image"], output["text"]]
+                return [output.image, output.text]
 
             def build(self, streams, args, kwargs):
-                return {**args[0], "image": streams[0], "text": streams[1]}
+                return State(*streams, args[0].steps)
 
         class Holder(nn.Module):
             def __init__(self, rate):
@@ -328,8 +332,7 @@ class TestFunctor:
                 self.rate = nn.Parameter(torch.tensor(rate))
 
             def forward(self, state):
-                h, e = mixed(state["image"], state["text"], self.rate)
-                return {**state, "image": h, "text": e}
+                return State(*mixed(state.image, state.text, self.rate), state.steps)
 
         class Stateful(nn.Module):
             def __init__(self):
@@ -337,21 +340,21 @@ class TestFunctor:
                 self.blocks = nn.ModuleList(Holder(0.1 * (k + 1)) for k in range(4))
 
             def forward(self, x, timestep):
-                state = {"image": x, "text": x + 1, "steps": 3}
+                state = State(x, x + 1, 3)
                 for block in self.blocks:
                     state = block(state)
-                return (state["image"] + 2 * state["text"]) * state["steps"]
+                return (state.image + 2 * state.text) * state.steps
 
         model, inputs = Stateful(), {"x": latents(), "timestep": torch.tensor(0.5)}
         model.runs = 0
         with torch.no_grad():
             plain = model(**inputs)
         handle = dit_cache(model, DitCacheConfig(0, 2, 0, 4))
-        with torch.no_grad(), pytest.raises(ValueError, match=r"position steps: int.*patch_functor"):
+        with torch.no_grad(), pytest.raises(ValueError, match=r"blocks\.0 returns State;.*patch_functor"):
             model(**inputs)
         handle.remove()
         for start, count in [(0, 4), (1, 2)]:
-            out = reused(BlockAdapter(transformer=model, patch_functor=State()), model, start, count, **inputs)
+            out = reused(BlockAdapter(transformer=model, patch_functor=Fields()), model, start, count, **inputs)
             torch.testing.assert_close(out, plain, rtol=1e-5, atol=1e-6)
 
 
