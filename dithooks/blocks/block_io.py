@@ -242,7 +242,7 @@ class OutputBuilder:
         if self.kind is Tensor:
             return (output,) if isinstance(output, Tensor) else ()
         if not self.parts:
-            return tuple(output) if type(output) is self.kind else ()
+            return tuple(output) if isinstance(output, (tuple, list)) and type(output) is self.kind else ()
         builder, values = take_apart(output)
         if builder.ways != self.ways:
             return ()

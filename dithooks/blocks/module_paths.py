@@ -13,6 +13,7 @@ from ..errors import InvalidSetting
 OTHERS = (
     "text_encoder",
     "image_encoder",
+    "audio_encoder",
     "vae",
     "vqvae",
     "movq",
@@ -34,14 +35,29 @@ def modules_of(target: object) -> dict[str, nn.Module]:
 
 
 def denoisers_of(target: object) -> dict[str, nn.Module]:
-    """Return the modules that may denoise: those called ``transformer…``, else all but encoders, VAEs and the like."""
-    modules = modules_of(target)
-    named = {name: module for name, module in modules.items() if name.split("_")[0] == "transformer"}
+    """Return the modules of a pipeline that may denoise."""
+    return denoisers_among(modules_of(target))
+
+
+def denoisers_among(components: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the components that may denoise: those called ``transformer…``, else all but encoders, VAEs and the like.
+
+    Example:
+        >>> parts = dict.fromkeys(["text_encoder", "vae_decoder", "ip_image_encoder_2", "dit"], nn.Identity())
+        >>> list(denoisers_among(parts)), list(denoisers_among({**parts, "transformer_2": nn.Identity()}))
+        (['dit'], ['transformer_2'])
+    """
+    named = {name: module for name, module in components.items() if name.split("_")[0] == "transformer"}
     return named or {
         name: module
-        for name, module in modules.items()
-        if not name.startswith(OTHERS) and not type(module).__module__.startswith("transformers.")
+        for name, module in components.items()
+        if not is_called_other(name) and not type(module).__module__.startswith("transformers.")
     }
+
+
+def is_called_other(name: str) -> bool:
+    """Return whether a component encodes, decodes or steers, by its name: a word in it is how such are called."""
+    return any(f"_{other}" in f"_{name}" for other in OTHERS)
 
 
 def walk(target: object, path: str) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
+
+from .module_paths import denoisers_among, is_called_other
 
 LIGHT = 8  # lists below 1/8 of the heaviest list's parameters are no trunk: refiners have 1/13 or less
 
@@ -22,6 +24,12 @@ SIDE_NAMES = {
     "adapter": "an adapter",
     "perceiver": "an adapter",
 }
+
+# Of two parts of a model whose lists differ less than by this factor, the name tells which one denoises.
+CLOSE = 2
+
+# Words in the names of parts that encode what the denoiser is conditioned on.
+CONDITIONS = {*SIDE_NAMES, "cond", "condition", "conditioner", "conditioning", "encoder", "encoders", "prompt"}
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,13 @@ def find_owners(model: nn.Module) -> list[Owner]:
         held.setdefault(owner, []).append((path, blocks))
     anything = not any(_made_of_modules(blocks) for lists in held.values() for _, blocks in lists)
     weights = {
-        owner: max(_weight(blocks) if anything or _made_of_modules(blocks) else 0 for _, blocks in lists)
+        owner: sum(_weight(blocks) for _, blocks in lists if anything or _made_of_modules(blocks))
         for owner, lists in held.items()
     }
     heaviest = max(weights.values(), default=0)
     if not heaviest:
         return []
-    # The outermost module, unless its own lists are as light as side lists.
-    path = next(owner for owner in sorted(weights, key=_depth) if weights[owner] * LIGHT >= heaviest)
+    path = _outermost([owner for owner, weight in weights.items() if weight * LIGHT >= heaviest], weights)[0]
     modules = dict(model.named_modules())
     alike = [
         owner
@@ -92,6 +99,24 @@ def find_owners(model: nn.Module) -> list[Owner]:
         Owner(owner, modules[owner], _sorted_out(owner, held[owner], others if len(alike) == 1 else [], anything))
         for owner in alike
     ]
+
+
+def _outermost(owners: Sequence[str], weights: Mapping[str, int]) -> list[str]:
+    """Return the modules that are in no other one of them, the likeliest denoiser first: by weight, then by name."""
+    outer = [path for path in owners if not any(path != other and _is_in(path, other) for other in owners)]
+    most = max(weights[path] for path in outer)
+    return sorted(outer, key=lambda path: (weights[path] * CLOSE < most, not _denoises(path), -weights[path]))
+
+
+def _is_in(path: str, outer: str) -> bool:
+    """Return whether a module is another one, or part of it."""
+    return path == outer or not outer or path.startswith(f"{outer}.")
+
+
+def _denoises(path: str) -> bool:
+    """Return whether a module is called like a denoiser rather than an encoder of conditions."""
+    words = path.replace(".", "_").split("_")
+    return not any(word in CONDITIONS for word in words)
 
 
 def _sorted_out(
@@ -124,16 +149,26 @@ def _sorted_out(
     return tuple(found)
 
 
-def _lists(module: nn.Module, path: str, owner: str = "") -> Iterator[tuple[str, str, nn.ModuleList]]:
-    """Iterate over owner, path and list below a module, without lists inside blocks; an owner is itself called."""
+def _lists(module: nn.Module, path: str, owner: str = "") -> list[tuple[str, str, nn.ModuleList]]:
+    """List owner, path and list below a module, without lists inside blocks; an owner is itself called.
+
+    A module without lists of its own is taken for a pipeline, whose components are told apart by name and class.
+    """
+    found: list[tuple[str, tuple[str, str, nn.ModuleList]]] = []  # each with the child that it is in
     for name, child in module.named_children():
         here = f"{path}.{name}".lstrip(".")
         nested = isinstance(child, nn.ModuleList) and all(isinstance(entry, nn.ModuleList) for entry in child)
         if isinstance(child, nn.ModuleList) and not nested and not _holds_models(child):
-            yield owner, here, child
+            found.append((name, (owner, here, child)))
         else:
             container = isinstance(child, (nn.ModuleList, nn.ModuleDict))
-            yield from _lists(child, here, owner if container else here)
+            found += [(name, item) for item in _lists(child, here, owner if container else here)]
+    parts = {name: module._modules[name] for name, item in found if item[0] != owner}
+    components = {name: part for name, part in parts.items() if part is not None}
+    denoising = denoisers_among(components) or components
+    if any(item[0] == owner for _, item in found):
+        denoising = {name: part for name, part in components.items() if not is_called_other(name)}
+    return [item for name, item in found if item[0] == owner or name in denoising]
 
 
 def _holds_models(blocks: nn.ModuleList) -> bool:

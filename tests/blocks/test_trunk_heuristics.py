@@ -78,6 +78,28 @@ class TestTrunk:
         (owner,) = find_owners(model(heads=blocks(1), backbone=model(layers=blocks(16))))
         assert (owner.path, [listed.path for listed in owner.trunk]) == ("backbone", ["backbone.layers"])
 
+    def test_the_heavier_one_of_two_parts(self):
+        """Whichever is declared first, and however deep it is."""
+        light, heavy = model(layers=blocks(2)), model(layers=blocks(5))
+        (owner,) = find_owners(model(encoder=light, decoder=heavy))
+        assert told(owner) == {
+            "decoder.layers": "",
+            "encoder.layers": "in a part of the model that is called by itself",
+        }
+        assert [each.path for each in find_owners(model(one=heavy, two=light))] == ["one"]
+        assert [each.path for each in find_owners(model(one=light, net=model(inner=heavy)))] == ["net.inner"]
+
+    def test_all_lists_of_a_part_weigh(self):
+        parts = {"one": model(layers=blocks(5)), "two": model(doubles=blocks(4), singles=blocks(4))}
+        assert [each.path for each in find_owners(model(**parts))] == ["two"]
+
+    @pytest.mark.parametrize("name", ["cond_encoder", "text", "context_net", "encoder", "prompt"])
+    def test_the_name_decides_between_parts_of_about_one_weight(self, name):
+        parts = {name: model(layers=blocks(5)), "decoder": model(layers=blocks(4))}
+        assert [each.path for each in find_owners(model(**parts))] == ["decoder"]
+        parts[name] = model(layers=blocks(9))  # more than twice as heavy: no name outweighs that
+        assert [each.path for each in find_owners(model(**parts))] == [name]
+
     def test_lists_in_a_dict_of_lists_belong_to_the_model(self):
         (owner,) = find_owners(model(modes=nn.ModuleDict({"image": blocks(4), "video": blocks(4)})))
         assert (owner.path, list(told(owner))) == ("", ["modes.image", "modes.video"])
@@ -115,6 +137,37 @@ class TestPipelines:
         pipe = Pipe(None)
         pipe.decoder, pipe.connectors = model(layers=blocks(30)), model(layers=blocks(2))
         assert [owner.path for owner in owners_of(pipe)] == ["decoder"]
+
+    @pytest.mark.parametrize(
+        "others",
+        [
+            ["text_encoder", "dit"],
+            ["dit", "image_encoder"],
+            ["text_encoder_2", "audio_encoder", "dit"],
+            ["ipadapter_image_encoder", "dit", "vae_decoder", "blockwise_controlnet"],
+            ["text_encoder", "dit", "transformer"],
+        ],
+    )
+    @pytest.mark.parametrize("weight", [2, 20, 200])
+    def test_components_are_told_apart_whether_the_pipeline_is_a_module_or_not(self, others, weight):
+        """What encodes is no transformer, however heavy it is, and one called so is the transformer."""
+        parts = {name: model(layers=blocks(weight)) for name in others}
+        denoiser = others[-1] if others[-1] == "transformer" else "dit"
+        parts[denoiser] = model(layers=blocks(10))
+        pipe = Pipe(None)
+        vars(pipe).update(parts)
+        for pipeline in (pipe, model(**parts), model(pipe=model(**parts))):
+            (owner,) = owners_of(pipeline)
+            assert (owner.path.removeprefix("pipe."), owner.module) == (denoiser, parts[denoiser])
+
+    def test_a_text_encoder_within_a_transformer_is_none(self):
+        """Its own list is light against it."""
+        (owner,) = find_owners(model(text_encoder=model(layers=blocks(90)), blocks=blocks(10)))
+        assert owner.path == ""
+        assert [each.path for each in owner.trunk] == ["blocks"]
+
+    def test_an_encoder_by_itself_may_be_given(self):
+        assert [each.path for each in find_owners(model(text_encoder=model(layers=blocks(4))))] == ["text_encoder"]
 
     def test_components_that_cannot_be_told(self):
         """diffusers raises where an expected one is missing; its attributes are there all the same."""
