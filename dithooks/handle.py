@@ -17,18 +17,19 @@ from .blocks.module_paths import dtype_of, enclosing_modules, modules_of
 from .blocks.registry import chains_of
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
-from .engine.attachment import Attachment, check, prepare
+from .engine.attachment import Attachment, check, is_compiled, prepare
 from .engine.clock import UNTOLD, StepTelling, scheduler_of
 from .engine.hooks import caches_of
 from .engine.range_settings import config_of_plan, configure_ranges
 from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
+from .engine.trunk_watch import Evidence, TrunkWatch
 from .errors import InvalidSetting, RunMismatch, WrongType
 from .integrations.dispatch import BlockIntegrations
 from .stats.table import summary
 from .stats.types import CachedRange, CacheStats, CallRecord, total
 from .stats.user_warning import warn_user
-from .stats.warnings import no_call_was_seen, refreshes_every_step
+from .stats.warnings import no_call_was_seen, refreshes_every_step, trunk_does_not_fit, trunk_is_another
 
 # A model is changed by one thread at a time: of two that attach to the same blocks, the second has to see the first.
 _CHANGING = threading.RLock()
@@ -59,7 +60,8 @@ def dit_cache(
         blocks: where the blocks are, if they are not found by themselves: a dotted path from ``target`` to an
             ``nn.ModuleList`` (``"transformer.transformer_blocks"``), the list itself, or several of either,
             counted in the order in which the model calls them. Left out: the lists of the trunk, without
-            refiners and the like (``dithooks inspect`` shows them).
+            refiners and the like (``dithooks inspect`` shows them). Where several parts of a model may be the trunk, it
+            is the one whose input is another one at every step: the first two calls are computed and show that.
         scheduler: whose ``step_index`` is the sampling step; left out, the pipeline's, if there is one. Without
             either, and with one that stands still while timesteps move, the step comes from an argument called
             ``timestep``, ``sigma`` or the like, of the transformer or of a module around it. A loop over
@@ -95,7 +97,7 @@ def dit_cache(
     Warns:
         UserWarning: the cache can never reuse anything (``cache_step_interval=1``); nothing is attached then. Or a plan
             was made with another dtype or scheduler; it is used all the same. Or the model is shared by ranks that
-            would each decide by itself.
+            would each decide by itself. Later, at a call of the model: another part of it turns out to be the trunk.
 
     Example:
         >>> import torch
@@ -168,6 +170,9 @@ class CacheHandle:
         self._consensus, self._on_decision = consensus, on_decision
         self._attached: list[Attachment] = []
         self._config: DitCacheConfig | None = None
+        self._given: DitCacheConfig | CachePlan | None = None
+        self._chosen = frozenset[str]()  # paths of the parts that first calls have shown to be trunks
+        self._watches: list[TrunkWatch] = []
         self._last, self._settled, self._described = total([]), tuple[CallRecord, ...](), list[str]()
         self._ranges: tuple[CachedRange, ...] = ()
         self._active = True
@@ -259,8 +264,9 @@ class CacheHandle:
 
     def _change(self, config: DitCacheConfig | CachePlan) -> list[str]:
         """Attach to the model as it is now; return the warnings that are due."""
+        given = config
         mine = [skip for attached in self._attached for skip in attached.skips]
-        found, plan = chains_of(self._target, self._blocks), config if isinstance(config, CachePlan) else None
+        found, plan = self._chains(config), config if isinstance(config, CachePlan) else None
         config = config_of_plan(config, found) if isinstance(config, CachePlan) else config
         chains = configure_ranges(found, config)
         for chain, own in chains:
@@ -277,23 +283,38 @@ class CacheHandle:
         for attached in prepared:
             attached.cache.handle, attached.cache.decider.deciders_of_handle = self, deciders
         remarks = [] if plan is None else plan.mismatch_warnings(dtype_of(found[0][0].owner), self._scheduler_name())
-        former = self._attached
+        owners = [attached.chain.owner for attached in prepared]
+        watches = [
+            TrunkWatch((chain, *chain.rivals), self._settle)
+            for chain, _ in found
+            if chain.owner in owners and self._is_open(chain, given)
+        ]
+        former, former_watches = self._attached, self._watches
         try:
+            for watch in former_watches:
+                watch.remove()
             for attached in former:
                 remarks += attached.detach()
-            self._attached = prepared
+            self._attached, self._watches = prepared, watches
+            for watch in watches:
+                watch.attach()
             for attached in prepared:
-                attached.attach()
+                attached.attach(waits=any(watch.is_about(attached.chain) for watch in watches))
         except BaseException:
+            for watch in watches:
+                watch.remove()
             for attached in prepared:
                 attached.detach()
-            self._attached = former
+            self._attached, self._watches = former, former_watches
+            for watch in former_watches:
+                watch.remove()
+                watch.attach()
             for attached in former:  # as it was, less what was cached
                 attached.detach()
                 attached.cache.forget()
-                attached.attach()
+                attached.attach(waits=any(watch.is_about(attached.chain) for watch in former_watches))
             raise
-        self._config = replace(config, fingerprint=here)
+        self._given, self._config = given, replace(config, fingerprint=here)
         for attached in former:
             remarks += attached.cache.forget()
         for attached in prepared:
@@ -361,6 +382,8 @@ class CacheHandle:
         self._described, self._ranges = [attached.describe() for attached in self._attached], self.ranges
         remarks = []
         with _CHANGING:
+            for watch in self._watches:
+                watch.remove()
             for attached in self._attached:
                 remarks += attached.detach()
         for attached in self._attached:
@@ -368,7 +391,8 @@ class CacheHandle:
             logging.getLogger("dithooks").info("%s: removed", attached.log.name)
         if not self._is_interrupted:
             remarks += self._silences()
-        self._active, self._attached = False, []  # not before all is done: interrupted, it can be called again
+        self._active = False  # not before all is done: interrupted, it can be called again
+        self._attached, self._watches = [], []
         self._target = self._scheduler = self._blocks = self._consensus = self._on_decision = None
         _warn(remarks)
 
@@ -421,6 +445,60 @@ class CacheHandle:
             self._telling,
             enclosing_modules(self._object(), chain.owner),
         )
+
+    def _chains(self, config: DitCacheConfig | CachePlan) -> list[tuple[Chain, DitCacheConfig | None]]:
+        """Return the chains to cache; of several parts that may be the trunk, the one that the config was made for."""
+        found = chains_of(self._target, self._blocks, self._chosen)
+        if len(found) == 1 and isinstance(config, DitCacheConfig) and config.fingerprint is not None:
+            for rival in found[0][0].rivals:
+                if rival.fingerprint() == config.fingerprint:
+                    return chains_of(self._target, self._blocks, {rival.path})
+        return found
+
+    def _is_open(self, chain: Chain, config: DitCacheConfig | CachePlan) -> bool:
+        """Whether calls have to show that a chain is the trunk; ranks and compiled code do not wait for them."""
+        known = isinstance(config, CachePlan) or config.fingerprint is not None or chain.path in self._chosen
+        return bool(chain.rivals) and not known and self._consensus is None and not is_compiled(chain)
+
+    def _settle(self, watch: TrunkWatch, chain: Chain, evidence: Evidence) -> None:
+        """Cache the stack that is the trunk by its calls, after one of them."""
+        if not _CHANGING.acquire(blocking=False):  # another thread changes the model: a later call brings it up again
+            return
+        remarks = []
+        try:
+            if not any(each is watch for each in self._watches):
+                return
+            if not watch.is_about(chain):
+                remarks = self._move(watch, chain)
+            if evidence is Evidence.CERTAIN:
+                watch.remove()
+                self._watches = [each for each in self._watches if each is not watch]
+            for attached in self._attached:
+                if watch.is_about(attached.chain):
+                    attached.begin()
+        finally:
+            _CHANGING.release()
+        _warn(remarks)
+
+    def _move(self, watch: TrunkWatch, now: Chain) -> list[str]:
+        """Cache another stack; return the warnings about it."""
+        assert self._given is not None
+        before, former = watch.chains[0], self._chosen
+        names = [", ".join(each.path for each in chain.block_lists) for chain in (now, before)]
+        lists = [each.path for each in now.block_lists]
+        for attached in self._attached:
+            if watch.is_about(attached.chain):
+                attached.cache.forget()  # without a warning: that it reused nothing was not its fault
+        self._chosen = former - {each.path for each in watch.chains} | {now.path}
+        try:
+            remarks = self._change(self._given)
+        except (InvalidSetting, WrongType) as error:  # raised before anything is touched
+            self._chosen = former
+            return [trunk_does_not_fit(names[0], names[1], str(error), lists)]
+        except BaseException:
+            self._chosen = former
+            raise
+        return [trunk_is_another(names[0], names[1], watch.inputs(before), lists), *remarks]
 
     def _look_up(self) -> Callable[[], Any]:
         target = self._target.pipe if isinstance(self._target, BlockAdapter) else self._target

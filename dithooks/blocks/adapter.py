@@ -130,7 +130,9 @@ class BlockAdapter:
             own_range = any(own[each.path] is not None for each in members)
             ranges = [[each] for each in members] if own_range else [members]
             for some in ranges:
-                changed = replace(chain, block_lists=tuple(some), separate_cfg=separate_cfg, part=len(ranges) > 1)
+                changed = replace(
+                    chain, block_lists=tuple(some), separate_cfg=separate_cfg, part=len(ranges) > 1, rivals=()
+                )
                 chains.append((changed, own[some[0].path] if len(ranges) > 1 or len(members) == 1 else None))
         return chains
 

@@ -77,6 +77,7 @@ class Chain:
         found: whether the lists were found rather than named; found ones that are not part of the trunk are left out.
         separate_cfg: whether guidance takes two calls per step, where that is declared.
         part: whether the owner has other lists, each of which is a range of its own.
+        rivals: chains of other parts of the model of which one may be the trunk instead, where the lists were found.
     """
 
     owner: nn.Module
@@ -85,6 +86,7 @@ class Chain:
     found: bool = False
     separate_cfg: bool | None = None
     part: bool = False
+    rivals: tuple[Chain, ...] = ()
 
     @property
     def block_refs(self) -> tuple[BlockRef, ...]:

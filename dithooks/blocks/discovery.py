@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from torch import nn
@@ -15,8 +15,13 @@ from .trunk_heuristics import LIGHT, Owner, find_owners
 Blocks = str | nn.ModuleList | Sequence["str | nn.ModuleList"] | None
 
 
-def find_chains(target: object, blocks: Blocks) -> list[Chain]:
+def find_chains(target: object, blocks: Blocks, chosen: Collection[str] = ()) -> list[Chain]:
     """Return the block lists to work on: those that ``blocks`` names, else those of the target's transformer(s).
+
+    Args:
+        target: the model or pipeline.
+        blocks: lists by path, or themselves.
+        chosen: as for :func:`owners_of`.
 
     Raises:
         TypeError: the target is neither a module nor a pipeline, or ``blocks`` is neither a path nor a list.
@@ -34,12 +39,7 @@ def find_chains(target: object, blocks: Blocks) -> list[Chain]:
             "target is a block list by itself: give the model that calls it, and the list as blocks=..."
         )
     if blocks is None:
-        return [
-            Chain(
-                owner.module, owner.path, tuple(BlockList(listed.path, listed.blocks) for listed in owner.trunk), True
-            )
-            for owner in owners_of(target)
-        ]
+        return [_chain(owner) for owner in owners_of(target, chosen)]
     if not isinstance(named, Sequence):
         raise WrongType(f"blocks={blocks!r}: give a dotted path, an nn.ModuleList, or a list of these")
     if not named:
@@ -47,8 +47,12 @@ def find_chains(target: object, blocks: Blocks) -> list[Chain]:
     return group(target, [resolve(target, item) for item in named])
 
 
-def owners_of(target: object) -> list[Owner]:
+def owners_of(target: object, chosen: Collection[str] = ()) -> list[Owner]:
     """Find the modules that call the long lists of a model or pipeline, in the target's order, with paths from it.
+
+    Args:
+        target: the model or pipeline.
+        chosen: paths of modules that are preferred to others that may denoise as well.
 
     Raises:
         ValueError: the target has no such list.
@@ -59,7 +63,8 @@ def owners_of(target: object) -> list[Owner]:
         assert isinstance(module, nn.Module)
         inner = module._modules.get(WRAPPED)  # the model inside what torch.compile(model) returns
         prefix, top = (name, module) if inner is None else (f"{name}.{WRAPPED}".lstrip("."), inner)
-        found += [owner.below(prefix) for owner in find_owners(top)]
+        within = [path.removeprefix(f"{prefix}.") for path in chosen] if prefix else chosen
+        found += [owner.below(prefix) for owner in find_owners(top, within)]
     if not found:
         held = sorted(modules_of(target)) if not isinstance(target, nn.Module) else "no nn.ModuleList"
         raise InvalidSetting(
@@ -70,6 +75,11 @@ def owners_of(target: object) -> list[Owner]:
         return found
     loads = [max(listed.parameters for listed in owner.trunk) for owner in found]
     return [owner for owner, load in zip(found, loads, strict=True) if load * LIGHT >= max(loads)]
+
+
+def _chain(owner: Owner) -> Chain:
+    lists = tuple(BlockList(listed.path, listed.blocks) for listed in owner.trunk)
+    return Chain(owner.module, owner.path, lists, True, rivals=tuple(map(_chain, owner.rivals)))
 
 
 def group(target: object, block_lists: Sequence[BlockList]) -> list[Chain]:

@@ -112,11 +112,11 @@ class Observation:
         self.observed, self.whole = observed, whole
         self.calls: list[BlockCall] = []
         self.returned: tuple[Form, ...] = ()  # forms of the model's outputs, (batch, tokens, …), if they were seen
-            self.late: list[LateUse] = []
+        self.late: list[LateUse] = []
         self._outputs: tuple[Any, ...] = ()
         self._marks: list[Any] = []  # by which writes into the outputs are seen
         self._arguments: dict[str, Any] = {}
-        self._argument_marks: dict[str, Any] = {}  # of tensors in containers: by what it shows if the block writes into them
+        self._argument_marks: dict[str, Any] = {}  # by which writes into tensors in containers are seen
         self._produced: dict[
             int, tuple[int, int, weakref.ref[Tensor]]
         ] = {}  # call and position by id of a tensor it returned; ids are reused, hence the reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -90,8 +90,15 @@ class BlockAdapterRegistry:
         return None if named is None else cls._HINTS[named]
 
 
-def chains_of(target: object, blocks: Blocks) -> list[tuple[Chain, DitCacheConfig | None]]:
+def chains_of(
+    target: object, blocks: Blocks, chosen: Collection[str] = ()
+) -> list[tuple[Chain, DitCacheConfig | None]]:
     """Return the blocks that the user means (by adapter, name, hint, or found), each chain with its own config or not.
+
+    Args:
+        target: the model, pipeline or adapter.
+        blocks: as for :func:`~dithooks.blocks.discovery.find_chains`.
+        chosen: as for :func:`~dithooks.blocks.discovery.owners_of`; only found blocks are chosen from.
 
     Raises:
         TypeError, ValueError: as :func:`~dithooks.blocks.discovery.find_chains`.
@@ -108,7 +115,7 @@ def chains_of(target: object, blocks: Blocks) -> list[tuple[Chain, DitCacheConfi
     parts: Mapping[str, nn.Module] = {} if isinstance(target, nn.Module) else denoisers_of(target)
     hinted = {name: found for name, module in parts.items() if (found := BlockAdapterRegistry.adapter_for(module))}
     if not hinted:
-        return [(chain, None) for chain in find_chains(target, None)]
+        return [(chain, None) for chain in find_chains(target, None, chosen)]
     others: list[Chain] = []
     with suppress(ValueError):  # no other part has lists
         others = find_chains(target, None)

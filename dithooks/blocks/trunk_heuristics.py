@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -51,11 +51,19 @@ class FoundList:
 
 @dataclass(frozen=True)
 class Owner:
-    """A module that calls lists of blocks, with these lists: the trunk and others."""
+    """A module that calls lists of blocks, with these lists: the trunk and others.
+
+    Args:
+        path: from the model that was searched.
+        module: the module.
+        lists: its lists, and those of other parts of the model.
+        rivals: other parts that may be the denoiser as well, by all that can be told before they are called.
+    """
 
     path: str
     module: nn.Module
     lists: tuple[FoundList, ...]
+    rivals: tuple[Owner, ...] = ()
 
     @property
     def trunk(self) -> tuple[FoundList, ...]:
@@ -66,13 +74,18 @@ class Owner:
         if not prefix:
             return self
         lists = tuple(replace(listed, path=f"{prefix}.{listed.path}") for listed in self.lists)
-        return Owner(f"{prefix}.{self.path}".rstrip("."), self.module, lists)
+        rivals = tuple(rival.below(prefix) for rival in self.rivals)
+        return Owner(f"{prefix}.{self.path}".rstrip("."), self.module, lists, rivals)
 
 
-def find_owners(model: nn.Module) -> list[Owner]:
+def find_owners(model: nn.Module, chosen: Collection[str] = ()) -> list[Owner]:
     """Find the modules that call the long lists of a model: as a rule one, the model itself or a part of it.
 
     Several are returned only if they have one class and one size, as experts do; none if there is no list.
+
+    Args:
+        model: the model.
+        chosen: paths of parts that are preferred to others that may denoise as well.
     """
     held: dict[str, list[tuple[str, nn.ModuleList]]] = {}
     for owner, path, blocks in _lists(model, ""):
@@ -85,7 +98,8 @@ def find_owners(model: nn.Module) -> list[Owner]:
     heaviest = max(weights.values(), default=0)
     if not heaviest:
         return []
-    path = _outermost([owner for owner, weight in weights.items() if weight * LIGHT >= heaviest], weights)[0]
+    outer = _outermost([owner for owner, weight in weights.items() if weight * LIGHT >= heaviest], weights)
+    path = next((each for each in outer if each in chosen), outer[0])
     modules = dict(model.named_modules())
     alike = [
         owner
@@ -94,11 +108,12 @@ def find_owners(model: nn.Module) -> list[Owner]:
         and weights[owner] == weights[path]
         and _depth(owner) == _depth(path)
     ]
-    others = [item for owner, lists in held.items() if owner not in alike for item in lists]
-    return [
-        Owner(owner, modules[owner], _sorted_out(owner, held[owner], others if len(alike) == 1 else [], anything))
-        for owner in alike
-    ]
+    found = []
+    for owner in [*alike, *(each for each in outer if each not in alike and len(alike) == 1)]:
+        others = [item for other, lists in held.items() if other != owner for item in lists]
+        lists = _sorted_out(owner, held[owner], others if len(alike) == 1 else [], anything)
+        found.append(Owner(owner, modules[owner], lists))
+    return found if len(alike) > 1 else [replace(found[0], rivals=tuple(found[1:]))]
 
 
 def _outermost(owners: Sequence[str], weights: Mapping[str, int]) -> list[str]:

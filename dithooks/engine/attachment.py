@@ -49,15 +49,24 @@ class Attachment:
         self._observing: Tap | None = None
         self._make_stand_ins()
 
-    def attach(self) -> None:
-        """Register the hooks and put the stand-ins in place of the blocks."""
+    def attach(self, waits: bool = False) -> None:
+        """Register the hooks and put the stand-ins in place of the blocks.
+
+        Args:
+            waits: whether calls stay plain ones until :meth:`begin`.
+        """
         hook_call(self.cache, self.chain.owner)
         hook_enclosing(self.cache, self._around)
         if self.cache.block_range.wiring is None:
             self.cache.on_wired = self._on_wired
             self._observing = hook_observation(self.cache, [original(block_ref.block) for block_ref in self._all])
         self._put_stand_ins()
-        self.cache.active_calls.open()  # last: calls that began before it are plain ones
+        if not waits:
+            self.begin()
+
+    def begin(self) -> None:
+        """Let calls be cached from now on; those that began before are plain ones."""
+        self.cache.active_calls.open()
 
     def detach(self) -> list[str]:
         """Remove hooks and stand-ins; return a warning for each that could not be removed."""

@@ -20,6 +20,8 @@ worded by                               when                                    
 :func:`nothing_was_reused`              a run has ended, and nothing was reused              the handle, the engine
 :func:`nothing_was_ever_reused`         the cache is removed, and nothing was ever reused    the handle
 :func:`no_call_was_seen`                the cache is removed, and nothing was called         the handle
+:func:`trunk_is_another`                the first calls show that another stack denoises     the handle
+:func:`trunk_does_not_fit`              so they do, but the settings do not fit that stack   the handle
 ======================================  ===================================================  ======================
 
 What depends on one class's settings is worded by that class, and emitted by the engine or the handle:
@@ -238,6 +240,27 @@ _SOURCES = {  # what told the steps, and what to do if it told them wrong
     "loop": ("step index that was set", "Set it before each step, from 0 on"),
     "": ("timestep", f"To tell the steps, {_LOOP}"),
 }
+
+
+def trunk_is_another(now: str, before: str, inputs: int, lists: Sequence[str]) -> str:
+    """Word that another stack is cached from now on; ``inputs`` is how many the one before was given."""
+    given = f"was given {inputs} different one(s)" if inputs else "was not called"
+    return (
+        f"{now} is cached from now on, not {before}: its input is another one at every step, while {before} {given}. "
+        f"To choose for yourself, give {_as_blocks(lists)}"
+    )
+
+
+def trunk_does_not_fit(now: str, before: str, error: str, lists: Sequence[str]) -> str:
+    """Word that another stack would have to be cached, but cannot be with these settings."""
+    return (
+        f"{before} is cached, but {now} denoises, by its calls: its input is another one at every step. It cannot be "
+        f"cached so: {error}. Change the settings, and give {_as_blocks(lists)}"
+    )
+
+
+def _as_blocks(lists: Sequence[str]) -> str:
+    return f"blocks={lists[0]!r}" if len(lists) == 1 else f"blocks={list(lists)}"
 
 
 def _listed(reasons: Counter[str]) -> str:

@@ -1,0 +1,126 @@
+"""Which of several stacks is the trunk, by their first calls: the one whose input is another one at every step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from enum import Enum, IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..blocks.block_lists import Chain
+from ..blocks.containers import leaves_of
+from ..blocks.tap import Tap, tap
+from .attachment import original
+from .replay import replaying
+
+NEW_IN_A_ROW = 2  # new inputs of one stack, and none of another meanwhile: it is called at every step
+ALONE = 8  # as many, where no other stack has been called at all
+UNDECIDED_AFTER = 12  # new inputs of stacks in turn: all of them denoise
+
+
+class Evidence(Enum):
+    """How sure it is, by the calls so far, that a stack is the trunk."""
+
+    LIKELY = "it is called with new inputs; the others may not have been called yet"
+    CERTAIN = "it is the trunk"
+
+
+class _Place(IntEnum):
+    """Where a hook is."""
+
+    OWNER = 0
+    FIRST = 1
+    LAST = 2
+
+
+class _InputsSeen(threading.local):
+    """What one thread has called: runs in several threads do not mix."""
+
+    def __init__(self) -> None:
+        self.inputs: set[tuple[int, str]] = set()
+        self.leader, self.in_a_row = -1, 0
+        self.inside: set[int] = set()  # stacks whose owner has been called and has not returned
+
+
+class TrunkWatch:
+    """A watch on some stacks, until one of them is known to be the trunk.
+
+    Args:
+        chains: the stacks; the first one is taken for the trunk so far.
+        on_found: is called with the watch, a stack and the evidence for it, once that stack has been left.
+    """
+
+    def __init__(self, chains: Sequence[Chain], on_found: Callable[[TrunkWatch, Chain, Evidence], object]) -> None:
+        self.chains, self._on_found = tuple(chains), on_found
+        self._seen = _InputsSeen()
+        self._tap: Tap | None = None
+
+    def attach(self) -> None:
+        """Hook the first and last block of each stack, and the module that calls it."""
+        modules: list[nn.Module] = []
+        for chain in self.chains:
+            refs = chain.block_refs
+            modules += [chain.owner, original(refs[0].block), original(refs[-1].block)]
+        self._tap = tap(modules, self._enter, self._leave, owner=self)
+
+    def remove(self) -> None:
+        """Take the hooks off; a second call does nothing."""
+        if self._tap is not None:
+            self._tap.remove()
+        self._tap = None
+
+    def is_about(self, chain: Chain) -> bool:
+        """Return whether a chain is of the stack that is taken for the trunk so far."""
+        return chain.owner is self.chains[0].owner
+
+    def inputs(self, chain: Chain) -> int:
+        """Return how many different inputs a stack was given in this thread."""
+        return sum(self.chains[number] is chain for number, _ in self._seen.inputs)
+
+    def _enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the input of a stack at its first block."""
+        number, place = divmod(index, len(_Place))
+        if torch.compiler.is_dynamo_compiling() or replaying.get():
+            return
+        seen = self._seen
+        if place == _Place.OWNER:
+            seen.inside.add(number)
+        if place != _Place.FIRST or (mark := _mark((*args, *kwargs.values()))) is None:
+            return
+        if (number, mark) in seen.inputs:
+            return
+        seen.inputs.add((number, mark))
+        seen.in_a_row = seen.in_a_row + 1 if seen.leader == number else 1
+        seen.leader = number
+
+    def _leave(self, index: int, output: Any) -> None:
+        """Report what is known when a stack has been left: stand-ins would be met by the rest of its call."""
+        number, place = divmod(index, len(_Place))
+        if torch.compiler.is_dynamo_compiling() or replaying.get():
+            return
+        seen = self._seen
+        if place == _Place.OWNER:
+            seen.inside.discard(number)
+        if place == _Place.FIRST or number in seen.inside or seen.leader != number or self._tap is None:
+            return
+        others = len({each for each, _ in seen.inputs}) > 1
+        if seen.in_a_row >= (NEW_IN_A_ROW if others else ALONE):
+            self._on_found(self, self.chains[number], Evidence.CERTAIN)
+        elif len(seen.inputs) >= UNDECIDED_AFTER:
+            self._on_found(self, self.chains[0], Evidence.CERTAIN)
+        elif number == 0 and seen.in_a_row >= NEW_IN_A_ROW:
+            self._on_found(self, self.chains[0], Evidence.LIKELY)
+
+
+def _mark(arguments: Sequence[Any]) -> str | None:
+    """Return what tells one input from another: of the first tensor, its shape and two sums over it."""
+    tensors = (leaf for value in arguments for _, leaf in leaves_of(value) if isinstance(leaf, Tensor))
+    first = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+    if first is None or first.is_meta or not first.numel():
+        return None
+    values = first.detach().float()
+    places = torch.arange(values.numel(), device=values.device).remainder(997).reshape(values.shape)
+    return f"{list(first.shape)} {float(values.sum()):.9g} {float((values * places).sum()):.9g}"
