@@ -287,7 +287,7 @@ class CacheHandle:
         watches = [
             TrunkWatch((chain, *chain.rivals), self._settle)
             for chain, _ in found
-            if chain.owner in owners and self._is_open(chain, given)
+            if chain.rivals and chain.owner in owners
         ]
         former, former_watches = self._attached, self._watches
         try:
@@ -299,7 +299,7 @@ class CacheHandle:
             for watch in watches:
                 watch.attach()
             for attached in prepared:
-                attached.attach(waits=any(watch.is_about(attached.chain) for watch in watches))
+                attached.attach()
         except BaseException:
             for watch in watches:
                 watch.remove()
@@ -312,7 +312,7 @@ class CacheHandle:
             for attached in former:  # as it was, less what was cached
                 attached.detach()
                 attached.cache.forget()
-                attached.attach(waits=any(watch.is_about(attached.chain) for watch in former_watches))
+                attached.attach()
             raise
         self._given, self._config = given, replace(config, fingerprint=here)
         for attached in former:
@@ -444,21 +444,24 @@ class CacheHandle:
             self._on_decision,
             self._telling,
             enclosing_modules(self._object(), chain.owner),
+            bool(chain.rivals),
         )
 
     def _chains(self, config: DitCacheConfig | CachePlan) -> list[tuple[Chain, DitCacheConfig | None]]:
-        """Return the chains to cache; of several parts that may be the trunk, the one that the config was made for."""
-        found = chains_of(self._target, self._blocks, self._chosen)
-        if len(found) == 1 and isinstance(config, DitCacheConfig) and config.fingerprint is not None:
-            for rival in found[0][0].rivals:
-                if rival.fingerprint() == config.fingerprint:
-                    return chains_of(self._target, self._blocks, {rival.path})
-        return found
+        """Return the chains to cache; those with rivals only where calls have to show which one is the trunk.
 
-    def _is_open(self, chain: Chain, config: DitCacheConfig | CachePlan) -> bool:
-        """Whether calls have to show that a chain is the trunk; ranks and compiled code do not wait for them."""
-        known = isinstance(config, CachePlan) or config.fingerprint is not None or chain.path in self._chosen
-        return bool(chain.rivals) and not known and self._consensus is None and not is_compiled(chain)
+        A config with a fingerprint says that. Ranks and compiled code cannot wait for it: there it is as found.
+        """
+        found = chains_of(self._target, self._blocks, self._chosen)
+        made_for = (config.config if isinstance(config, CachePlan) else config).fingerprint
+        if made_for is not None and len(found) == 1:
+            chosen = {rival.path for rival in found[0][0].rivals if rival.fingerprint() == made_for}
+            found = chains_of(self._target, self._blocks, chosen) if chosen else found
+        is_known = isinstance(config, CachePlan) or made_for is not None or self._consensus is not None
+        return [
+            (replace(chain, rivals=()) if is_known or chain.path in self._chosen or is_compiled(chain) else chain, own)
+            for chain, own in found
+        ]
 
     def _settle(self, watch: TrunkWatch, chain: Chain, evidence: Evidence) -> None:
         """Cache the stack that is the trunk by its calls, after one of them."""

@@ -215,11 +215,11 @@ def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[Bl
         joints.append(Joint(between.made, after.same if before.next is after else {}))
         if touched is None and (before.next is not after or after.touched & set(between.made)):
             touched = observed[before.index].path, observed[after.index].path
-        names = [sender.carried(position) for position in range(len(before.outputs))]
+        sent = [sender.carried(position) for position in range(len(before.outputs))]
         left: dict[int, StreamTransform | None] = {
-            p: Unrelated() if name is None else known.get(name) for p, name in enumerate(names)
+            p: Unrelated() if name is None else known.get(name) for p, name in enumerate(sent)
         }
-        why = {p: lost[name] for p, name in enumerate(names) if name in lost}
+        why = {p: lost[name] for p, name in enumerate(sent) if name in lost}
         onward: dict[str, StreamTransform | None] = {}
         reasons = dict(between.lost)
         changing: set[str] = set()

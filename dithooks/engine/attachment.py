@@ -38,34 +38,39 @@ class Attachment:
         cache: the runtime of the range.
         log: the log of the range's decisions.
         around: the modules around the transformer, from the inside out.
+        waits: whether calls stay plain ones until :meth:`begin`.
 
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
     """
 
-    def __init__(self, chain: Chain, cache: RangeCache, log: DecisionLog, around: Sequence[nn.Module] = ()) -> None:
-        self.chain, self.cache, self.log, self._around = chain, cache, log, around
+    def __init__(
+        self,
+        chain: Chain,
+        cache: RangeCache,
+        log: DecisionLog,
+        around: Sequence[nn.Module] = (),
+        waits: bool = False,
+    ) -> None:
+        self.chain, self.cache, self.log, self._around, self._waits = chain, cache, log, around, waits
         self._all = chain.block_refs
         self._observing: Tap | None = None
         self._make_stand_ins()
 
-    def attach(self, waits: bool = False) -> None:
-        """Register the hooks and put the stand-ins in place of the blocks.
-
-        Args:
-            waits: whether calls stay plain ones until :meth:`begin`.
-        """
+    def attach(self) -> None:
+        """Register the hooks and put the stand-ins in place of the blocks."""
         hook_call(self.cache, self.chain.owner)
         hook_enclosing(self.cache, self._around)
         if self.cache.block_range.wiring is None:
             self.cache.on_wired = self._on_wired
             self._observing = hook_observation(self.cache, [original(block_ref.block) for block_ref in self._all])
         self._put_stand_ins()
-        if not waits:
-            self.begin()
+        if not self._waits:
+            self.begin()  # last: calls that began before it are plain ones
 
     def begin(self) -> None:
-        """Let calls be cached from now on; those that began before are plain ones."""
+        """Let calls be cached from now on."""
+        self._waits = False
         self.cache.active_calls.open()
 
     def detach(self) -> list[str]:
@@ -189,6 +194,7 @@ def prepare(
     on_decision: Callable[[CallRecord], object] | None = None,
     telling: StepTelling = UNTOLD,
     around: Sequence[nn.Module] = (),
+    waits: bool = False,
 ) -> Attachment:
     """Return the attachment of a range's cache, created without touching the model.
 
@@ -202,6 +208,7 @@ def prepare(
         on_decision: a callback for the record of each decision.
         telling: what the user says about what tells the steps.
         around: the modules around the transformer, from the inside out.
+        waits: whether calls stay plain ones until it is known that these blocks are the trunk.
 
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
@@ -217,7 +224,7 @@ def prepare(
     look_at = () if metric is None else config.look_at or ()
     block_range = BlockRange(observed, first, end, weights, leads=metric == "change", look_at=look_at)
     cache = RangeCache(decider, block_range, compilable_of(chain), verify, integrations)
-    return Attachment(chain, cache, log, around)
+    return Attachment(chain, cache, log, around, waits)
 
 
 def compilable_of(chain: Chain) -> tuple[nn.Module, ...]:

@@ -225,6 +225,44 @@ def test_an_embedding_that_one_block_changes_is_a_stream_after_all():
     torch.testing.assert_close(outputs[1], torch.tensor(0.2) + t - 0.5)  # 1.2, as every stream
 
 
+def test_another_class_with_the_same_fields_is_built_of_those_that_were_given():
+    """What the block leaves as it is, is this step's own, whatever it is put into."""
+
+    @dataclass
+    class State:
+        x: torch.Tensor
+        t: torch.Tensor
+
+    class Converting(nn.Module):
+        def forward(self, args):
+            return State(args.x + torch.tanh(args.x), args.t)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Converting() for _ in range(3))
+
+        def forward(self, x, timestep):
+            args = given(x, x, timestep)[0]
+            for block in self.blocks:
+                args = block(args)
+            return args.x, args.t
+
+    net, x = Net(), torch.randn(2, 1, 4, 5)
+    with torch.no_grad():
+        after, _ = net(x[0], torch.tensor(0.5))
+        with dit_cache(net, DitCacheConfig(0, 2, 0, 1)) as cache:
+            for step, time in enumerate((0.5, 0.2)):
+                with timestep_scope(step):
+                    outputs = net(x[step], torch.tensor(time))
+            assert cache.stats.reused_calls == 1
+        h = x[1] + torch.tanh(x[0])
+        for _ in range(2):
+            h = h + torch.tanh(h)
+    torch.testing.assert_close(outputs, (h, torch.tensor(0.2)))
+    assert not torch.allclose(outputs[0], after)
+
+
 class TestContainers:
     def test_ways_into_them(self):
         nested = {"a": [1, (2,)], "b": Pair(3, OrderedDict(c=4)), 5: None}
