@@ -1,0 +1,101 @@
+"""Random sampling loops: no call is given the residual of another branch or run, and few calls are computed in vain.
+
+A loop that fails here is replayed alone by ``python -m bench.checks.loops --loop NUMBER``.
+"""
+
+import pytest
+from loops.drawing import Loop, RunPlan, Spec, grouped
+from loops.judging import fault_of, judge, reusable_calls
+from loops.playing import Outcome, Played, play
+from loops.tally import LEAST, page, run_loops
+
+LOOPS = 300
+
+
+@pytest.fixture(scope="module")
+def tally():
+    return run_loops(0, LOOPS)
+
+
+def replay(loops):
+    """Return the first few loops that failed, and how to play one alone."""
+    numbers = [each if isinstance(each, int) else each[0] for each in loops]
+    return f"{len(numbers)} loops, such as {loops[:3]}: python -m bench.checks.loops --loop {(numbers or [0])[0]}"
+
+
+def test_every_reused_call_has_the_residual_of_its_own_branch_and_run(tally):
+    assert not tally.wrong, replay(tally.wrong)
+
+
+def test_no_loop_is_refused(tally):
+    assert not tally.refused, replay(tally.refused)
+
+
+def test_a_loop_that_reuses_nothing_is_told_what_to_do(tally):
+    assert not tally.silent, replay(tally.silent)
+
+
+def test_nine_tenths_of_what_can_be_reused_is_reused(tally):
+    assert tally.total.due > 5 * LOOPS
+    assert tally.total.ratio >= LEAST, page(tally)
+
+
+# -- the oracle, by hand ------------------------------------------------------------------------------------------
+
+PAIR = (Spec(0), Spec(1))
+
+
+def loop_of(steps=4, computed=("interval", (1, 3)), specs=PAIR, **settings):
+    values = [1 - step / steps for step in range(steps)]
+    solver = settings.get("solver", "euler")
+    runs = (RunPlan(grouped(solver, values, 0.0)),)
+    return Loop(0, settings.pop("clock", "scope"), "guidance", specs, runs, computed, **settings)
+
+
+def test_guidance_in_scopes_is_reused_as_the_interval_says():
+    verdict = judge(play(loop_of()))
+    assert (verdict.calls, verdict.reusable, verdict.reused, verdict.wrong) == (8, {5, 6, 7, 8}, {5, 6, 7, 8}, [])
+
+
+def test_the_blocks_label_says_which_call_a_residual_was_captured_in():
+    calls = play(loop_of()).calls
+    assert [calls[number].source for number in range(1, 9)] == [None, None, None, None, 3, 4, 3, 4]
+
+
+def played(number, step, spec=PAIR[0], source=None, run=0, order=0, evaluation=None):
+    return Played(number, (0, run), step, step if evaluation is None else evaluation, spec, order, source)
+
+
+def test_another_branchs_residual_is_wrong_and_so_is_another_runs():
+    loop, calls = loop_of(), {1: played(1, 0), 2: played(2, 0, PAIR[1]), 3: played(3, 1, source=2)}
+    assert fault_of(loop, calls[3], calls) == "a residual of another branch: run 0, step 0, guidance 1"
+    calls[3] = played(3, 1, source=1)
+    assert fault_of(loop, calls[3], calls) is None
+    calls[3] = played(3, 1, source=1, run=1)
+    assert fault_of(loop, calls[3], calls) == "a residual of another run: run 0, step 0, guidance 0"
+
+
+def test_the_evaluation_before_serves_at_the_second_step_only():
+    loop = loop_of(solver="heun", clock="t")
+    calls = {
+        number: played(number, number // 2, order=(number + 1) % 2 * (number > 1), evaluation=number - 1)
+        for number in range(1, 6)
+    }
+    calls[3] = played(3, 1, order=1, evaluation=2, source=2)
+    assert fault_of(loop, calls[3], calls) is None
+    calls[5] = played(5, 2, order=1, evaluation=4, source=4)
+    assert fault_of(loop, calls[5], calls) == "a residual of another branch: run 0, step 2, guidance 0"
+
+
+def test_what_can_be_reused_ends_at_a_refresh_that_the_branch_missed():
+    loop = loop_of(computed=("mask", (1, 0, 1, 0, 0)))
+    calls = [played(1, 0), played(2, 0, PAIR[1]), played(3, 1), played(4, 2), played(5, 3), played(6, 3, PAIR[1])]
+    assert reusable_calls(loop, calls) == {3, 5}
+    assert reusable_calls(loop, [*calls, played(7, 4, PAIR[1])]) == {3, 5, 7}
+
+
+def test_silence_is_noticed():
+    outcome = Outcome(loop_of(), {1: played(1, 1), 2: played(2, 2)})
+    assert judge(outcome).silent
+    outcome.warnings.append("transformer: wrap each step in `with timestep_scope(step): ...`")
+    assert not judge(outcome).silent
