@@ -78,6 +78,7 @@ class Loop:
     pipeline: bool = True  # the cache is attached to a pipeline, not to the model and scheduler
     threads: int = 1
     lockstep: bool = False
+    begin: int = 0  # step that each run begins with, as in image-to-image
     noisy: bool = False
     positional: bool = False
 
@@ -92,6 +93,12 @@ class Loop:
         if self.clock in BY_VALUE:
             return "value"
         return "evaluation" if self.clock == "scheduler" or self.scope_per == "evaluation" else "group"
+
+    @property
+    def ends_at_once(self) -> bool:
+        """Whether a run ends at its first step and another one follows."""
+        last = [1 if run.stop is not None and run.stop[1] == 0 else len(run.groups) for run in self.runs]
+        return 1 in last[:-1]
 
     def present(self, spec: Spec, step: int, steps: int) -> bool:
         """Return whether a call is made at a sampling step."""
@@ -113,7 +120,7 @@ class Loop:
     def features(self) -> dict[str, str]:
         """Return what kind of loop this is, by dimension."""
         drift = f"{len(self.drifting)} drifting" if self.drifting else self.prompts
-        changing = sorted(f"{name} {how}" for name, how in self.extras if how == "new")
+        changing = sorted(f"{name} {how}" for name, how in self.extras if how in ("new", "each"))
         return {
             "clock": self.clock,
             "branches": self.kind,
@@ -125,6 +132,7 @@ class Loop:
             "changing": ", ".join(changing) or "none",
             "runs": str(len(self.runs)),
             "ended": ", ".join(sorted({run.stop[0] for run in self.runs if run.stop})) or "never early",
+            "shortest run": "one step, then another run" if self.ends_at_once else "longer",
             "threads": "1" if self.threads == 1 else "2 in lockstep" if self.lockstep else "2",
             "policy": self.computed[0],
         }
@@ -202,16 +210,18 @@ def draw_solver(r: Random, clock: str) -> str:
     solver = r.choice(["euler"] * 6 + ["heun", "heun to the end", "dpm2", "plms", "pairs"])
     if clock == COUNTED and solver in ("heun", "plms"):
         return "euler"  # a step of theirs has other calls than the next
+    if clock == "two pipelines" and solver != "dpm2":
+        return "euler"  # elsewhere the index of one scheduler is another step than the other's timestep
     return "euler" if clock == "untold" else solver
 
 
 def draw_extras(r: Random) -> tuple[tuple[str, str], ...]:
     """Return other arguments, and how each changes."""
     kinds = {
-        "control": ["constant", "equal", "new"],
+        "control": ["constant", "equal", "new", "each"],
         "ids": ["constant", "equal"],
         "scale": ["constant", "new"],
-        "guidance": ["constant", "equal"],
+        "guidance": ["constant", "equal", "each"],
         "options": ["constant", "equal"],
     }
     return tuple((name, r.choice(hows)) for name, hows in kinds.items() if r.random() < 0.25)
@@ -238,8 +248,8 @@ def draw(number: int) -> Loop:
         if equal_prompts:
             pattern, missing, shuffled = "constant", frozenset(), False
         if drifting and pattern != "constant":
-            first_drift = specs[0].guidance == 0 and drifting <= {0}
-            if pattern == "first missing" or not (first_drift or kind == "guidance"):
+            always = tuple(spec for spec in specs if not spec.guidance and not spec.flag)
+            if pattern == "first missing" or specs[: len(always)] != always:
                 pattern, missing = "constant", frozenset()
             shuffled = False
         if len(drifting) > 1 or solver != "euler":
@@ -277,6 +287,7 @@ def draw(number: int) -> Loop:
         pipeline=r.random() < 0.5,
         threads=threads,
         lockstep=r.random() < 0.5,
+        begin=r.choice([0, 0, 0, 2]) if clock in ("scope", "scope with number", "scope with name", "scheduler") else 0,
         noisy=r.random() < 0.2,
         positional=r.random() < 0.3,
     )
@@ -313,7 +324,7 @@ def with_mask(r: Random, loop: Loop) -> Loop:
     counts = {len(set(steps_of(loop, run))) for run in loop.runs}
     if len(counts) > 1 or (loop.times == "value" and loop.clock in SCHEDULED and loop.solver != "euler"):
         return loop
-    bits = (1, *(r.choice([0, 0, 1]) for _ in range(counts.pop() - 1)))
+    bits = (1, *(r.choice([0, 0, 1]) for _ in range(counts.pop() + loop.begin - 1)))
     return Loop(**{**vars(loop), "computed": ("mask", bits)})
 
 
@@ -321,9 +332,9 @@ def steps_of(loop: Loop, run: RunPlan) -> list[int]:
     """Return the true step of each evaluation of a run, in the sense of what tells the time."""
     flat = [(number, value) for number, group in enumerate(run.groups) for value in group]
     if loop.times == "group":
-        return [number for number, _ in flat]
+        return [loop.begin + number for number, _ in flat]
     if loop.times == "evaluation":
-        return list(range(len(flat)))
+        return [loop.begin + number for number in range(len(flat))]
     steps: list[int] = []
     for place, (_, value) in enumerate(flat):
         former = flat[place - 1][1] if place else None

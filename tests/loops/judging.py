@@ -79,7 +79,7 @@ def unknowable_calls(loop: Loop, calls: list[Played]) -> set[int]:
     by_step: dict[int, set[object]] = {}
     for call in calls:
         by_step.setdefault(call.step, set()).add(call.branch)
-    changing = bool(loop.drifting) or any(how == "new" for _, how in loop.extras)
+    changing = bool(loop.drifting) or any(how in ("new", "each") for _, how in loop.extras)
     steps = list(by_step)
     unknowable = {step for former, step in pairwise(steps) if by_step[former] != by_step[step]}
     if changing:
@@ -90,9 +90,10 @@ def unknowable_calls(loop: Loop, calls: list[Played]) -> set[int]:
 def fault_of(loop: Loop, call: Played, calls: dict[int, Played]) -> str | None:
     """Return what is wrong with the residual of a reused call; ``None`` if it is its own branch's.
 
-    There are two allowances. Where a step has several evaluations, they are branches by order; at the second step, the
-    first where two may show, the evaluation just before this one serves as well. And of calls that are equal in all
-    that they are given, one serves as well as the other of the same step.
+    Of several evaluations at one step, branches are told apart by order: by that of the step's evaluations, or of the
+    calls of one kind. There are two allowances. At the second step, the first where two evaluations may show, the
+    evaluation just before this one serves as well. And of calls that are equal in all that they are given, one serves
+    as well as the other of the same step.
     """
     source = calls.get(call.source or 0)
     if source is None:
@@ -101,13 +102,11 @@ def fault_of(loop: Loop, call: Played, calls: dict[int, Played]) -> str | None:
         return f"a residual of call {source.number}, which computed none"
     if source.run != call.run:
         return f"a residual of another run: {described(source)}"
-    if source.number >= call.number or source.branch == call.branch:
-        return None
     steps = sorted({each.step for each in calls.values() if each.run == call.run})
-    just_before = source.spec == call.spec and source.evaluation == call.evaluation - 1
-    if loop.solver != "euler" and just_before and call.step in steps[1:2]:
+    alike = source.spec == call.spec or loop.kind == "equal prompts"
+    if alike and (source.order == call.order or source.turn == call.turn):
         return None
-    if loop.kind == "equal prompts" and source.order == call.order:
+    if alike and source.evaluation == call.evaluation - 1 and call.step in steps[1:2]:
         return None
     return f"a residual of another branch: {described(source)}"
 

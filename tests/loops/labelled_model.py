@@ -129,13 +129,14 @@ class Scheduler:
     def __init__(self) -> None:
         self.timesteps, self.step_index, self.begin_index = torch.zeros(0), None, None
 
-    def set_timesteps(self, values: list[float]) -> None:
-        """Begin a schedule."""
+    def set_timesteps(self, values: list[float], begin: int = 0) -> None:
+        """Begin a schedule, at some step of it."""
         self.timesteps, self.step_index = torch.tensor(values, dtype=torch.float64), None
+        self.begin_index = begin or None
 
     def step(self) -> None:
         """Go on by one evaluation."""
-        self.step_index = 1 if self.step_index is None else self.step_index + 1
+        self.step_index = ((self.begin_index or 0) if self.step_index is None else self.step_index) + 1
 
 
 class SchedulerWithoutIndex:
@@ -144,7 +145,7 @@ class SchedulerWithoutIndex:
     def __init__(self) -> None:
         self.timesteps = torch.zeros(0)
 
-    def set_timesteps(self, values: list[float]) -> None:
+    def set_timesteps(self, values: list[float], begin: int = 0) -> None:
         """Begin a schedule."""
         self.timesteps = torch.tensor(values, dtype=torch.float64)
 

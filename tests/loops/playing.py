@@ -33,6 +33,7 @@ class Played:
         evaluation: number of the model's evaluation in the run.
         spec: which of an evaluation's calls it is.
         order: how many such calls the step had before.
+        turn: how many evaluations the step had before.
         source: the number of the call whose residual was added; ``None`` if the blocks ran.
     """
 
@@ -42,6 +43,7 @@ class Played:
     evaluation: int
     spec: Spec
     order: int
+    turn: int
     source: int | None
 
     @property
@@ -212,14 +214,16 @@ class OneRun:
         scheduler = self.player.schedulers[which]
         stepped = copy.deepcopy(scheduler) if loop.clock == "copied scheduler" else scheduler
         values = [value for group in groups for value in group]
-        scheduler.set_timesteps(values)
-        stepped.set_timesteps(values)
+        earlier = [2 * values[0] - values[-1] + number for number in range(loop.begin)]  # those that are left out
+        scheduler.set_timesteps(earlier + values, loop.begin)
+        if stepped is not scheduler:
+            stepped.set_timesteps(earlier + values, loop.begin)
         moves = loop.clock in ("scheduler", "copied scheduler", "two pipelines")
         steps: Any = range(len(groups))
         if loop.clock == "steps":
             steps = dithooks.steps(list(steps))
         for step in steps:
-            with self.scope("step", step):
+            with self.scope("step", loop.begin + step):
                 if not self.sampling_step(step, groups[step], stepped if moves else None):
                     break
 
@@ -230,7 +234,7 @@ class OneRun:
         for value in group:
             self.evaluation += 1
             self.values = {}
-            with self.scope("evaluation", self.evaluation):
+            with self.scope("evaluation", self.loop.begin + self.evaluation):
                 v = self.evaluate(x, step, value)
             if v is None:
                 return False
@@ -312,7 +316,9 @@ class OneRun:
         source = None if current.ran else round(label)
         order = self.step_calls[true_step, spec]
         self.step_calls[true_step, spec] += 1
-        played = Played(player.calls, (player.thread, self.number), true_step, self.evaluation, spec, order, source)
+        turn = self.evaluation - self.true_steps.index(true_step)
+        run = (player.thread, self.number)
+        played = Played(player.calls, run, true_step, self.evaluation, spec, order, turn, source)
         player.outcome.calls[player.calls] = played
         return out[..., 1:]
 
@@ -365,6 +371,8 @@ class OneRun:
                 constants[name] = self.made_argument(name, 0)
             return constants[name]
         number = self.evaluation + 1 if how == "new" else 0
+        if how == "each":
+            return self.made_argument(name, self.player.calls)
         if (name, how) not in self.values:
             self.values[name, how] = self.made_argument(name, number)
         return self.values[name, how]

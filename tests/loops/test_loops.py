@@ -4,6 +4,7 @@ A loop that fails here is replayed alone by ``python -m bench.checks.loops --loo
 """
 
 import pytest
+
 from loops.drawing import Loop, RunPlan, Spec, grouped
 from loops.judging import fault_of, judge, reusable_calls
 from loops.playing import Outcome, Played, play
@@ -63,7 +64,7 @@ def test_the_blocks_label_says_which_call_a_residual_was_captured_in():
 
 
 def played(number, step, spec=PAIR[0], source=None, run=0, order=0, evaluation=None):
-    return Played(number, (0, run), step, step if evaluation is None else evaluation, spec, order, source)
+    return Played(number, (0, run), step, step if evaluation is None else evaluation, spec, order, order, source)
 
 
 def test_another_branchs_residual_is_wrong_and_so_is_another_runs():
@@ -77,14 +78,16 @@ def test_another_branchs_residual_is_wrong_and_so_is_another_runs():
 
 def test_the_evaluation_before_serves_at_the_second_step_only():
     loop = loop_of(solver="heun", clock="t")
-    calls = {
-        number: played(number, number // 2, order=(number + 1) % 2 * (number > 1), evaluation=number - 1)
-        for number in range(1, 6)
-    }
-    calls[3] = played(3, 1, order=1, evaluation=2, source=2)
+    places = [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)]  # the step of each evaluation, and its order there
+    calls = {n: played(n, step, order=order, evaluation=n - 1) for n, (step, order) in enumerate(places, 1)}
+    calls[3].source = 2
     assert fault_of(loop, calls[3], calls) is None
-    calls[5] = played(5, 2, order=1, evaluation=4, source=4)
+    calls[5].source = 4
     assert fault_of(loop, calls[5], calls) == "a residual of another branch: run 0, step 2, guidance 0"
+    calls[5].source = 3
+    assert fault_of(loop, calls[5], calls) == "a residual of call 3, which computed none"
+    calls[3].source = None
+    assert fault_of(loop, calls[5], calls) is None
 
 
 def test_what_can_be_reused_ends_at_a_refresh_that_the_branch_missed():
