@@ -8,7 +8,7 @@ from itertools import pairwise
 from .drawing import Loop
 from .playing import Outcome, Played
 
-# A warning that nothing is reused has to name one of these.
+# A warning that nothing is reused has to name one of these, unless only what the engine cannot know was in the way.
 REMEDIES = ("timestep_scope", "dithooks.steps", "calls_per_step", "timestep=", "scheduler=", "request(")
 
 
@@ -52,9 +52,11 @@ def judge(outcome: Outcome) -> Verdict:
         fault = fault_of(loop, call, calls)
         if fault is not None:
             verdict.wrong.append(f"call {number}, {described(call)}: {fault}")
+    due = verdict.reusable - verdict.excused
     if loop.clock == "untold":  # nothing tells the step, so that nothing has to be reused
         verdict.excused = set(verdict.reusable)
-    warned = any(remedy in text for text in outcome.warnings for remedy in REMEDIES)
+    wanted = REMEDIES if due else (*REMEDIES, "reused nothing")
+    warned = any(remedy in text for text in outcome.warnings for remedy in wanted)
     verdict.silent = bool(verdict.reusable) and not verdict.reused and not warned and outcome.error is None
     return verdict
 

@@ -51,17 +51,17 @@ class Tally:
     """What came of many loops.
 
     Args:
-        wrong: number of a loop, and its first wrong residual in words.
-        silent: numbers of the loops that reused nothing and say nothing about it.
-        refused: number of a loop, and the error that ended it.
+        wrong: size and number of a loop, and its first wrong residual in words.
+        silent: size and number of a loop that reused nothing and says nothing about it, and its kind.
+        refused: size and number of a loop, and the error that ended it.
         calls: number of all calls.
         unplanned: number of calls that were reused although they were to be computed.
         shares: by dimension and value of :meth:`Loop.features`.
     """
 
-    wrong: list[tuple[int, str]] = field(default_factory=list)
-    silent: list[int] = field(default_factory=list)
-    refused: list[tuple[int, str]] = field(default_factory=list)
+    wrong: list[tuple[int, int, str]] = field(default_factory=list)
+    silent: list[tuple[int, int, str]] = field(default_factory=list)
+    refused: list[tuple[int, int, str]] = field(default_factory=list)
     calls: int = 0
     unplanned: int = 0
     shares: dict[tuple[str, str], Share] = field(default_factory=dict)
@@ -75,6 +75,8 @@ class Tally:
         """Add one loop."""
         met = verdict.reusable & verdict.reused
         due = met | (verdict.reusable - verdict.excused)
+        loop = verdict.loop
+        kind = ", ".join([loop.clock, loop.kind, loop.solver, *[loop.pattern] * (loop.pattern != "constant")])
         wrong, refused = bool(verdict.wrong), verdict.error is not None
         share = Share(1, len(verdict.reusable), len(due), len(met), wrong, verdict.silent, refused)
         for key in [("all", "loops"), *verdict.loop.features().items()]:
@@ -82,11 +84,11 @@ class Tally:
         self.calls += verdict.calls
         self.unplanned += len(verdict.reused - verdict.reusable)
         if wrong:
-            self.wrong.append((number, verdict.wrong[0]))
+            self.wrong.append((verdict.calls, number, f"{kind}: {verdict.wrong[0]}"))
         if verdict.silent:
-            self.silent.append(number)
+            self.silent.append((verdict.calls, number, kind))
         if verdict.error is not None:
-            self.refused.append((number, verdict.error))
+            self.refused.append((verdict.calls, number, f"{kind}: {verdict.error}"))
 
     def merge(self, other: Tally) -> None:
         """Add the loops of another tally."""
@@ -131,10 +133,10 @@ def page(tally: Tally, least: float = LEAST) -> str:
             f"{share.silent} | {share.refused} |"
             for value, share in shown
         ]
-    for title, numbers in (("Wrong", tally.wrong), ("Refused", tally.refused), ("Silent", tally.silent)):
-        if numbers:
-            lines += ["", f"{title}:", ""]
-            lines += [f"- {each if isinstance(each, int) else f'{each[0]}: {each[1]}'}" for each in numbers[:KEPT]]
+    for title, loops in (("Wrong", tally.wrong), ("Refused", tally.refused), ("Silent", tally.silent)):
+        if loops:
+            lines += ["", f"{title}, the smallest loops first:", ""]
+            lines += [f"- {number} ({calls} calls): {text}" for calls, number, text in sorted(loops)[:KEPT]]
     return "\n".join(lines)
 
 

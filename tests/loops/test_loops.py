@@ -19,9 +19,11 @@ def tally():
 
 
 def replay(loops):
-    """Return the first few loops that failed, and how to play one alone."""
-    numbers = [each if isinstance(each, int) else each[0] for each in loops]
-    return f"{len(numbers)} loops, such as {loops[:3]}: python -m bench.checks.loops --loop {(numbers or [0])[0]}"
+    """Return the smallest loop that failed, and how to play it alone."""
+    return "".join(
+        f"{len(loops)} loops; python -m bench.checks.loops --loop {number} is one of {calls} calls: {text}"
+        for calls, number, text in sorted(loops)[:1]
+    )
 
 
 def test_every_reused_call_has_the_residual_of_its_own_branch_and_run(tally):
