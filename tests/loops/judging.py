@@ -82,6 +82,7 @@ def unknowable_calls(loop: Loop, calls: list[Played]) -> set[int]:
     for call in calls:
         by_step.setdefault(call.step, set()).add(call.branch)
     changing = bool(loop.drifting) or any(how in ("new", "each") for _, how in loop.extras)
+    changing |= loop.clock == "outer"  # the inner transformer's prompts have the time added to them
     steps = list(by_step)
     unknowable = {step for former, step in pairwise(steps) if by_step[former] != by_step[step]}
     if changing:

@@ -106,7 +106,7 @@ class ModalityModel(Blocks):
 class Inner(Blocks):
     """A transformer that is given no time, but what its outer module makes of it."""
 
-    def forward(self, h, c, control=None):
+    def forward(self, h, c, control=None, skip_layers=None):
         return self.through(h, None, c, control)
 
 
@@ -120,7 +120,7 @@ class Outer(nn.Module):
     def forward(
         self, x, t, cond=None, control=None, ids=None, scale=None, skip_layers=None, options=None, guidance=None
     ):
-        return self.transformer(x, cond + 0.001 * value_of(t), control)
+        return self.transformer(x, cond + 0.001 * value_of(t), control, skip_layers)
 
 
 class Scheduler:
