@@ -97,8 +97,8 @@ class Loop:
     @property
     def ends_at_once(self) -> bool:
         """Whether a run ends at its first step and another one follows."""
-        last = [1 if run.stop is not None and run.stop[1] == 0 else len(run.groups) for run in self.runs]
-        return 1 in last[:-1]
+        made = [len(run.groups) if run.stop is None else run.stop[1] + (run.stop[2] > 0) for run in self.runs]
+        return min(made[:-1], default=2) < 2
 
     def present(self, spec: Spec, step: int, steps: int) -> bool:
         """Return whether a call is made at a sampling step."""

@@ -326,7 +326,7 @@ class OneRun:
         """Return the arguments of a call."""
         loop, model = self.loop, self.player.model
         time, prompt = self.time(value, len(x)), self.prompt(spec, step, len(x))
-        kwargs = {name: self.extra(name, how) for name, how in loop.extras}
+        kwargs = {name: self.extra(name, how, spec) for name, how in loop.extras}
         if spec.flag:
             kwargs["skip_layers"] = [1]
         if loop.clock == "dataclass":
@@ -363,16 +363,16 @@ class OneRun:
             return self.values["drift", key]
         return prompt if loop.prompts == "object" else prompt.clone()
 
-    def extra(self, name: str, how: str) -> Any:
-        """Return another argument: constant, equal in another object, or new at each evaluation."""
+    def extra(self, name: str, how: str, spec: Spec) -> Any:
+        """Return another argument: constant, equal in another object, or new at each evaluation or call."""
         constants = self.player.constants
         if how == "constant":
             if name not in constants:
                 constants[name] = self.made_argument(name, 0)
             return constants[name]
         number = self.evaluation + 1 if how == "new" else 0
-        if how == "each":
-            return self.made_argument(name, self.player.calls)
+        if how == "each":  # another one for each call, as of a ControlNet
+            return self.made_argument(name, 100 * self.loop.specs.index(spec) + self.evaluation + 1)
         if (name, how) not in self.values:
             self.values[name, how] = self.made_argument(name, number)
         return self.values[name, how]

@@ -76,7 +76,8 @@ class Tally:
         met = verdict.reusable & verdict.reused
         due = met | (verdict.reusable - verdict.excused)
         loop = verdict.loop
-        kind = ", ".join([loop.clock, loop.kind, loop.solver, *[loop.pattern] * (loop.pattern != "constant")])
+        unusual = [loop.pattern] * (loop.pattern != "constant") + ["ended at once"] * loop.ends_at_once
+        kind = ", ".join([loop.clock, loop.kind, loop.solver, *unusual])
         wrong, refused = bool(verdict.wrong), verdict.error is not None
         share = Share(1, len(verdict.reusable), len(due), len(met), wrong, verdict.silent, refused)
         for key in [("all", "loops"), *verdict.loop.features().items()]:
