@@ -28,7 +28,7 @@ from dithooks.environment.machine import machine
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from loops.tally import LEAST, Tally, page, run_loops, story  # noqa: E402
+from random_loops.tally import LEAST, Tally, page, run_loops, story  # noqa: E402
 
 PORTION = 500  # loops that a process plays at a time
 

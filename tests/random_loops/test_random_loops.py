@@ -5,10 +5,10 @@ A loop that fails here is replayed alone by ``python -m bench.checks.loops --loo
 
 import pytest
 
-from loops.drawing import Loop, RunPlan, Spec, grouped
-from loops.judging import fault_of, judge, reusable_calls
-from loops.playing import Outcome, Played, play
-from loops.tally import LEAST, page, run_loops
+from random_loops.drawing import Loop, RunPlan, Spec, grouped
+from random_loops.judging import fault_of, judge, reusable_calls
+from random_loops.playing import Outcome, Played, play
+from random_loops.tally import LEAST, page, run_loops
 
 LOOPS = 300
 FOUND = {  # small loops that went wrong once, and what it was in them that did it
