@@ -94,19 +94,16 @@ def latents_among(arguments: Mapping[str, Any], primary: str | None, output: Any
     given = arguments.get(primary) if primary is not None else None
     own = [(path, tensor) for path, tensor in found if path.split(".")[0] == primary]
     shapes = [tensor.shape for _, tensor in tensors_in("output", output)]
-    chosen = []
-    if isinstance(given, (Tensor, list, tuple)):  # all of it
+    if isinstance(given, (Tensor, list, tuple)):  # all of it, and the first outputs are its predictions
         chosen = [path for path, _ in own]
-        for _, tensor in own:
-            if tensor.shape in shapes:
-                shapes.remove(tensor.shape)
-        if len(chosen) == 1 and len(shapes) == len([*tensors_in("output", output)]):
-            shapes = shapes[1:]  # its prediction has another shape: the first output's
+        shapes = shapes[len(chosen) :]
+    else:
+        chosen = []
     for path, tensor in found:
         if path not in chosen and tensor.shape in shapes:
             shapes.remove(tensor.shape)
             chosen.append(path)
-    return frozenset(chosen or [path for path, _ in own])
+    return frozenset(chosen or [path for path, _ in own[:1]])
 
 
 def tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -21,6 +21,7 @@ from .timestep_argument import is_same
 NEAR = 0.05  # a change so small that even another call's residual would hardly differ
 JUMP = 3.0  # times the last change: what drifts so much faster than before may be another call's
 APART = 0.8  # as far as latents of other noise are; those of two evaluations of one step are nearer, and do not tell
+BESIDE = 0.5  # as near as all evaluations of one step are
 
 
 @dataclass(eq=False)
@@ -56,11 +57,13 @@ class Match:
         replaces: number of the branch whose next call this may be, if that is in doubt: the call then has a new branch,
             which takes the place of the other, unless that is called at the same step.
         changes: how much the conditioning changed since that branch's last call, by name.
+        is_doubtful: whether what the branch has kept may be another's: then it must not be reused.
     """
 
     number: int
     replaces: int | None = None
     changes: Mapping[str, float] = field(default_factory=dict)
+    is_doubtful: bool = False
 
 
 def choose_branch(run: Run, given: CallArguments) -> Match | None:
@@ -88,11 +91,13 @@ def choose_branch(run: Run, given: CallArguments) -> Match | None:
         return Match(new)
     best = max(like.rank for like in fitting.values())
     tied = {number: like for number, like in fitting.items() if like.rank == best}
-    number = _nearest(run, given, tied) if len(tied) > 1 else None
-    if number is None:
-        number = min(tied, key=lambda each: (run.branches[each].position != turn, each))
+    number, is_doubtful = next(iter(tied)), False
+    if len(tied) > 1:
+        number, is_doubtful = _nearest(run, given, tied)
     like = tied[number]
-    return Match(new, number, like.changes) if like.doubts else Match(number, None, like.changes)
+    if like.doubts:
+        return Match(new, number, like.changes)
+    return Match(number, None, like.changes, is_doubtful)
 
 
 def settle_replacements(run: Run) -> None:
@@ -151,17 +156,29 @@ def _repeats(branch: Branch, given: CallArguments) -> bool:
     )
 
 
-def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> int | None:
-    """Return the one branch that a call goes on from, if all others have latents or conditioning far from its own."""
-    distances: list[tuple[float, int]] = []
-    for number in tied:
-        branch = run.branches[number]
-        pairs = [(branch.given.latents.get(name), now) for name, now in given.latents.items()]
-        pairs += [(branch.given.conditioning.get(name), now) for name, now in given.conditioning.items()]
-        distances.append((max([0.0 if is_same(*pair) else distance(*pair) for pair in pairs], default=0.0), number))
-    distances.sort()
-    (nearest, number), (second, _) = distances[:2]
-    return number if second >= APART and nearest < second / 2 else None
+def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> tuple[int, bool]:
+    """Return which of several branches a call goes on from, and whether that is in doubt.
+
+    The one whose conditioning or latents are near, if those of all others are far; else the one whose turn it is among
+    them. Of branches that were called at one step only, one may be left over from a run that was broken off there, of
+    which the loop tells nothing: it is in doubt, unless all are as near as evaluations of one step are.
+    """
+    branches = {number: run.branches[number] for number in tied}
+    for kind in ("conditioning", "latents"):
+        now = getattr(given, kind)
+        distances = []
+        for number, branch in branches.items():
+            before = getattr(branch.given, kind)
+            pairs = [(before.get(name), value) for name, value in now.items()]
+            distances.append((max([0.0 if is_same(*pair) else distance(*pair) for pair in pairs], default=0.0), number))
+        distances.sort()
+        (nearest, number), (second, _) = distances[:2]
+        if second >= APART and nearest < second / 2:
+            return number, False
+    is_seen_once = any(branch.steps == 1 for branch in branches.values())
+    is_doubtful = run.epoch is None and is_seen_once and distances[-1][0] > BESIDE and nearest < distances[-1][0]
+    number = min(tied, key=lambda each: (branches[each].called != run.last_step, branches[each].position, each))
+    return number, is_doubtful
 
 
 def _by_name(form: Signature) -> dict[str, tuple[object, ...]]:

@@ -118,9 +118,10 @@ class CallDecider:
             branch = run.branches[number] = self._new_branch(run, number)
             branch.replaces = match.replaces
             run.newcomers += 1
-        elif branch.interrupted:  # an exception ended its last call: keep nothing of it
+        elif branch.interrupted or match.is_doubtful:  # an exception ended its last call: keep nothing of it
             branch.clear()
         branch.given, branch.called, branch.position = given, tick.step, len(run.used)
+        branch.steps += 1
         if match.changes:
             branch.changes.update(match.changes)
             branch.is_steady = False
@@ -219,7 +220,7 @@ class CallDecider:
         else:
             decision = policy.before(step, branch.history, run.schedule)
         if decision is None or decision.reuse:
-            reason = self._why_unusable(run, branch, signature)
+            reason = self._why_unusable(run, branch, signature, step)
             decision = decision if reason is None else COMPUTE[reason]
             if decision is None or needs_consensus:  # whatever it is here, the other ranks may be of another opinion
                 call.decision, call.mode = decision, UNDECIDED
@@ -237,7 +238,7 @@ class CallDecider:
             return Moment(tick.step, tick.value, "timestep")
         return Moment(tick.step, float(tick.step), "step")
 
-    def _why_unusable(self, run: Run, branch: Branch, signature: Signature) -> Reason | None:
+    def _why_unusable(self, run: Run, branch: Branch, signature: Signature, step: int) -> Reason | None:
         """Return the reason that no residual can be reused, or ``None`` if one can."""
         if run.scheduler_is_shared:
             return Reason.SHARED_SCHEDULER
@@ -245,7 +246,7 @@ class CallDecider:
             return Reason.NO_ANCHOR
         former = branch.anchors[0].signature
         if former == signature:
-            return None
+            return None if branch.anchors[0].moment.step < step else Reason.NO_ANCHOR  # of a run that was broken off
         if former[0] != signature[0]:
             return Reason.WEIGHTS
         return Reason.SWITCH if _tensor_forms(former) == _tensor_forms(signature) else Reason.SHAPE
@@ -465,7 +466,7 @@ class CallDecider:
                 if branch.called != run.step:
                     branch.free()
         run.before, run.newcomers = (len(run.used), run.before[0]), 0
-        run.step, run.used, run.shared = step, [], None
+        run.last_step, run.step, run.used, run.shared = run.step, step, [], None
         run.is_last_step = run.schedule.steps is not None and step >= run.schedule.steps - 1
         run.steps += 1
         if run.schedule.blocks != self.log.blocks:  # updated by the first call

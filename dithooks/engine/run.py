@@ -23,6 +23,7 @@ class Branch:
     metric: ChangeMetric | None = None
     anchors: list[Anchor] = field(default_factory=list)  # newest first
     called: int = 0  # step of the last call
+    steps: int = 0  # at which it was called
     position: int = 0  # of the last call among those of its step
     interrupted: bool = False  # a computed call began and has not ended
     given: CallArguments = NOTHING  # to its last call, to recognise the branch by
@@ -59,6 +60,7 @@ class Run:
     schedule: Schedule = field(default_factory=Schedule)
     epoch: object | None = None  # the scheduler's timesteps: other ones belong to another run
     step: int | None = None  # of the last call
+    last_step: int | None = None  # the one before
     is_last_step: bool = False  # as far as is known
     used: list[int] = field(default_factory=list)  # branches already called at this step
     most: int = 0  # the most calls that one step made
