@@ -227,7 +227,7 @@ class RangeCache:
             # An exception ended this call; its traceback may keep the call alive, so release its tensors.
             call.run = call.branch = None
             if not (call.stage is INSIDE and call.mode in (REUSE, UNDECIDED)):
-                call.deltas, call.results, call.streams, call.metric_inputs = (), None, (), None
+                call.deltas, call.results, call.streams, call.metric_inputs, call.sums = (), None, (), None, None
                 call.range = call.lead = call.observation = state.arguments = None
         return self.decider.forget()
 
@@ -616,7 +616,8 @@ class RangeCache:
                 branch.clear()
                 return
             if observed and not self.unverified and not counted:
-                anchors = [self._without_additions(replay, anchors[0], deltas, frozenset(branch.given.conditioning))]
+                first = self._without_additions(replay, anchors[0], deltas, frozenset(branch.given.conditioning))
+                anchors = [first, *anchors[1:]]
             branch.anchors, branch.history.refreshed = anchors, refreshed
             branch.update_nbytes()
 

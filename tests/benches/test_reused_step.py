@@ -30,20 +30,20 @@ from bench.reused_step import (
 
 # Upper bounds: Python calls, bytecodes, and files of dithooks entered, beyond the model without a cache.
 REUSED_STEP = {
-    ("toy", "interval"): (140, 4_898, 13),
-    ("toy", "plan"): (149, 5_297, 15),
-    ("toy", "threshold"): (227, 6_801, 21),
-    ("FLUX", "interval"): (136, 5_849, 12),
-    ("FLUX", "plan"): (147, 6_363, 14),
-    ("FLUX", "threshold"): (228, 7_887, 21),
+    ("toy", "interval"): (141, 5_016, 13),
+    ("toy", "plan"): (150, 5_415, 15),
+    ("toy", "threshold"): (227, 6_900, 21),
+    ("FLUX", "interval"): (137, 5_967, 12),
+    ("FLUX", "plan"): (148, 6_481, 14),
+    ("FLUX", "threshold"): (228, 7_986, 21),
 }
 COMPUTED_STEP = {
-    ("toy", "interval"): (191, 5_357, 19),
-    ("toy", "plan"): (193, 5_438, 19),
-    ("toy", "threshold"): (236, 6_276, 22),
-    ("FLUX", "interval"): (198, 5_706, 19),
-    ("FLUX", "plan"): (200, 5_799, 19),
-    ("FLUX", "threshold"): (248, 6_768, 22),
+    ("toy", "interval"): (191, 5_430, 19),
+    ("toy", "plan"): (193, 5_511, 19),
+    ("toy", "threshold"): (236, 6_347, 22),
+    ("FLUX", "interval"): (198, 5_779, 19),
+    ("FLUX", "plan"): (200, 5_872, 19),
+    ("FLUX", "threshold"): (248, 6_839, 22),
 }
 STORED_WHEN_COMPILED = 0  # tensors that the graph of a whole model returns on a reused step, beside its output
 

@@ -79,7 +79,7 @@ class TestGrams:
     @pytest.mark.parametrize("in_place", [False, True])
     @pytest.mark.parametrize("kind", KINDS[:3])
     def test_what_is_added_between_two_blocks_is_of_what_is_across(self, kind, in_place):
-        """Not of the block before; of a range that goes on after it, though, as its cached residual holds it, too."""
+        """Not of the block before; of a range that goes on after it, though."""
         pipe, given = pipe_of(kind)
         pipe.transformer.in_place_control = in_place
         x, control = latents(), torch.randn(2, 6, 8)
