@@ -58,7 +58,7 @@ def controls(factors):
 
 
 CONTROLS = {
-    "changing": [1 - step / STEPS for step in range(STEPS)],
+    "changing": [(1 - step / STEPS) ** 2 for step in range(STEPS)],
     "constant": [1.0] * STEPS,
     "zero at first": [0.0, 0.0, 0.0, 0.0, 1.0, 0.8, 0.6, 0.4],
     "starting at a computed step": [None] * 4 + [1.0, 0.8, 0.6, 0.4],
