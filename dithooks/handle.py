@@ -24,6 +24,7 @@ from .engine.range_settings import config_of_plan, configure_ranges
 from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
 from .engine.trunk_watch import Evidence, TrunkWatch
+from .engine.watched_method import module_with
 from .errors import InvalidSetting, RunMismatch, WrongType
 from .integrations.dispatch import BlockIntegrations
 from .stats.table import summary
@@ -47,6 +48,7 @@ def dit_cache(
     verify: bool = True,
     process_group: object = None,
     on_decision: Callable[[CallRecord], object] | None = None,
+    method: str | None = None,
 ) -> CacheHandle:
     """Cache a range of blocks of a diffusion transformer, until the handle is removed.
 
@@ -85,14 +87,22 @@ def dit_cache(
         on_decision: is called with a :class:`CallRecord` for each call of a transformer, when it is decided: before the
             range is run or skipped, in the thread that makes the call. A call that cannot be reused after all is
             reported once more. An exception of the callback ends the call.
+        method: where the loop calls a method of ``target`` instead of ``target`` itself (``"forward_with_cfg"``,
+            ``"decode"``), its name; of a target without such a method, that of the transformer found in it. Calls of
+            it then are what calls of the transformer are otherwise: its timestep argument tells the step, its first
+            parameter holds the latents, and the first residual is tested by calling it again. Where it runs the
+            blocks several times, each pass is a call of the same step. Left out, blocks that run without their
+            transformer's call are cached, too, but step and branch have to come from elsewhere, and the first residual
+            is not tested: a range is refused if outputs from inside it are still held behind it.
 
     Returns:
         A handle that is also a context manager: leaving the ``with`` removes the cache.
 
     Raises:
-        TypeError: ``target``, ``config``, ``blocks``, ``process_group`` or ``on_decision`` is of the wrong type.
+        TypeError: ``target``, ``config``, ``blocks``, ``process_group``, ``on_decision`` or ``method`` is of the wrong
+            type.
         ValueError: no block list there, the range goes past its end, its blocks are cached already, the config or plan
-            was made for another model, or this rank is not in ``process_group``.
+            was made for another model, this rank is not in ``process_group``, or there is no such ``method``.
 
     Warns:
         UserWarning: the cache can never reuse anything (``cache_step_interval=1``); nothing is attached then. Or a plan
@@ -119,7 +129,8 @@ def dit_cache(
     if on_decision is not None and not callable(on_decision):
         raise WrongType(f"on_decision={on_decision!r} cannot be called: give a function of one argument, or none")
     telling = StepTelling(timestep, calls_per_step, steps)
-    handle = CacheHandle(target, blocks, scheduler, verify, consensus_of(process_group), on_decision, telling)
+    consensus = consensus_of(process_group)
+    handle = CacheHandle(target, blocks, scheduler, verify, consensus, on_decision, telling, method)
     try:
         handle.update(config)
         return handle
@@ -163,11 +174,12 @@ class CacheHandle:
         consensus: RankConsensus | None = None,
         on_decision: Callable[[CallRecord], object] | None = None,
         telling: StepTelling = UNTOLD,
+        method: str | None = None,
     ) -> None:
         scheduler_of(target, scheduler)
         self._telling, self._is_interrupted = telling, False
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
-        self._consensus, self._on_decision = consensus, on_decision
+        self._consensus, self._on_decision, self._method = consensus, on_decision, method
         self._attached: list[Attachment] = []
         self._config: DitCacheConfig | None = None
         self._given: DitCacheConfig | CachePlan | None = None
@@ -271,6 +283,7 @@ class CacheHandle:
         chains = configure_ranges(found, config)
         for chain, own in chains:
             check(chain, own, mine)
+            self._method_of(chain)
         here = fingerprint([chain for chain, _ in chains])
         if config.fingerprint not in (None, here):
             raise InvalidSetting(
@@ -445,7 +458,14 @@ class CacheHandle:
             self._telling,
             enclosing_modules(self._object(), chain.owner),
             bool(chain.rivals),
+            self._method_of(chain),
         )
+
+    def _method_of(self, chain: Chain) -> tuple[nn.Module, str] | None:
+        """Return the module and method that stand for the call of a chain's transformer; ``None``: its own call."""
+        if self._method is None:
+            return None
+        return module_with(self._method, self._object(), chain.owner), self._method
 
     def _chains(self, config: DitCacheConfig | CachePlan) -> list[tuple[Chain, DitCacheConfig | None]]:
         """Return the chains to cache; those with rivals only where calls have to show which one is the trunk.

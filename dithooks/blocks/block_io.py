@@ -359,8 +359,13 @@ def _given(name: str, place: int, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def parameter_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the positional parameters of a module's ``forward``; empty if it has no signature."""
+    return positional_names(module.forward)
+
+
+def positional_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a function; empty if it has no signature."""
     try:
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return ()
     return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))

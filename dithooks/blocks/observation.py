@@ -126,6 +126,11 @@ class Observation:
         """Whether no call of a block was observed."""
         return not self.calls
 
+    @property
+    def first(self) -> int | None:
+        """The block that was called first; ``None`` if none was."""
+        return self.calls[0].index if self.calls else None
+
     @torch.no_grad()
     def enter(self, index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note the arguments of a block that is about to run."""

@@ -1,6 +1,7 @@
 """The runtime of a cached range, from hook to residual; private. In reading order:
 
-1. ``hooks``: on the transformer, on both ends of the range and, until the wiring is known, on every block.
+1. ``hooks``: on the transformer (or a method of it, ``watched_method``), on both ends of the range and, until the
+   wiring is known, on every block.
 2. ``stand_in``: in a block's place in its list; runs the block on a computed step, passes it over on a reused one.
 3. ``attachment``: puts both on and takes them off (``block_range``: which blocks; ``range_settings``: by which config;
    ``trunk_watch``: on which of several stacks, by their first calls).

@@ -23,7 +23,16 @@ from .active_calls import PATIENCE
 from .block_range import BlockRange
 from .clock import UNTOLD, StepClock, StepTelling
 from .decider import CallDecider
-from .hooks import hook_call, hook_enclosing, hook_lead, hook_observation, hook_range, unhook
+from .hooks import (
+    hook_call,
+    hook_enclosing,
+    hook_lead,
+    hook_method,
+    hook_observation,
+    hook_range,
+    unhook,
+    unhook_method,
+)
 from .protocols import Integrations
 from .range_cache import RangeCache
 from .rank_consensus import RankConsensus
@@ -39,6 +48,7 @@ class Attachment:
         log: the log of the range's decisions.
         around: the modules around the transformer, from the inside out.
         waits: whether calls stay plain ones until :meth:`begin`.
+        method: a module and the name of its method that stands for the transformer's call; ``None``: its own call.
 
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
@@ -51,16 +61,22 @@ class Attachment:
         log: DecisionLog,
         around: Sequence[nn.Module] = (),
         waits: bool = False,
+        method: tuple[nn.Module, str] | None = None,
     ) -> None:
-        self.chain, self.cache, self.log, self._around, self._waits = chain, cache, log, around, waits
+        self.chain, self.cache, self.log = chain, cache, log
+        self._around, self._waits, self.method = around, waits, method
         self._all = chain.block_refs
         self._observing: Tap | None = None
         self._make_stand_ins()
 
     def attach(self) -> None:
         """Register the hooks and put the stand-ins in place of the blocks."""
-        hook_call(self.cache, self.chain.owner)
+        if self.method is None:
+            hook_call(self.cache, self.chain.owner)
+        else:
+            hook_method(self.cache, self.chain.owner, *self.method)
         hook_enclosing(self.cache, self._around)
+        self._hook_lead()  # before the observation: where the model is not called, a call begins here
         if self.cache.block_range.wiring is None:
             self.cache.on_wired = self._on_wired
             self._observing = hook_observation(self.cache, [original(block_ref.block) for block_ref in self._all])
@@ -87,6 +103,8 @@ class Attachment:
         if not all_calls_left:
             first, last = cache.block_range.first, cache.block_range.last
             warnings.append(range_left_late(cache.decider.name, first, last, PATIENCE))
+        if self.method is not None:
+            unhook_method(cache, *self.method)
         unhook(self.cache, [owner])  # last: after an interruption, these hooks lead to the handle
         return warnings
 
@@ -129,12 +147,16 @@ class Attachment:
         """The stand-ins of the range."""
         return self._range[2]
 
-    def _put_stand_ins(self) -> None:
-        """Hook the range, and put its stand-ins in place of the blocks."""
-        cache, block_range = self.cache, self.cache.block_range
+    def _hook_lead(self) -> None:
+        """Hook the blocks before the range, if the policy looks at them."""
+        block_range = self.cache.block_range
         if block_range.lead:
             first, last = (original(self._all[block_range.order[index]].block) for index in (0, block_range.lead - 1))
-            hook_lead(cache, first, last)
+            hook_lead(self.cache, first, last)
+
+    def _put_stand_ins(self) -> None:
+        """Hook the range, and put its stand-ins in place of the blocks."""
+        cache = self.cache
         hook_range(cache, self._originals[0], self._originals[-1])
         for block_ref, skip in zip(self._block_refs, self.skips, strict=True):
             engage(skip, self.cache)
@@ -179,6 +201,7 @@ class Attachment:
             unhook(self.cache, [original(block_ref.block) for block_ref in self._all])
             self._put_blocks_back()
             self._make_stand_ins()
+            self._hook_lead()
             self._put_stand_ins()
         else:
             self._set_streams()
@@ -195,6 +218,7 @@ def prepare(
     telling: StepTelling = UNTOLD,
     around: Sequence[nn.Module] = (),
     waits: bool = False,
+    method: tuple[nn.Module, str] | None = None,
 ) -> Attachment:
     """Return the attachment of a range's cache, created without touching the model.
 
@@ -209,6 +233,7 @@ def prepare(
         telling: what the user says about what tells the steps.
         around: the modules around the transformer, from the inside out.
         waits: whether calls stay plain ones until it is known that these blocks are the trunk.
+        method: a module and the name of its method that stands for the transformer's call; ``None``: its own call.
 
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
@@ -224,7 +249,7 @@ def prepare(
     look_at = () if metric is None else config.look_at or ()
     block_range = BlockRange(observed, first, end, weights, leads=metric == "change", look_at=look_at)
     cache = RangeCache(decider, block_range, compilable_of(chain), verify, integrations)
-    return Attachment(chain, cache, log, around, waits)
+    return Attachment(chain, cache, log, around, waits, method)
 
 
 def compilable_of(chain: Chain) -> tuple[nn.Module, ...]:

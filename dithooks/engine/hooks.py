@@ -1,4 +1,4 @@
-"""Forward hooks: around the transformer, on a range's two ends and, until the wiring is known, on every block."""
+"""Hooks: around the transformer (or a method), on a range's two ends and, until the wiring is known, on every block."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import nn
 from ..blocks.block_io import bind, parameter_names
 from ..blocks.tap import EnterHook, Hook, LeaveHook, Tap, hooks_on, remove_hooks, tap
 from .range_cache import RangeCache
+from .replay import replaying
+from .watched_method import WatchedMethod, names_of, unwatch, watch
 
 
 class _RangeEnter(EnterHook):
@@ -31,18 +33,73 @@ class _RangeEnter(EnterHook):
 def hook_call(cache: RangeCache, owner: nn.Module) -> None:
     """Call the range's cache before and after the transformer; both hooks stay out of compiled graphs."""
     cache.argument_names = parameter_names(owner)
+    _hook_owner(cache, owner, cache.begin, cache.finish)
 
+
+def hook_method(cache: RangeCache, owner: nn.Module, module: nn.Module, name: str) -> None:
+    """Call the range's cache before and after a method, as :func:`hook_call` does before and after the transformer.
+
+    A call of the transformer itself counts where it is neither made by the method nor calls it.
+    """
+    own = parameter_names(owner)
+
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not cache.state.in_method:
+            cache.announce(bind(own, args, kwargs))
+
+    def finish(output: Any) -> None:
+        if not cache.state.in_method:
+            cache.finish(output)
+
+    _hook_owner(cache, owner, begin, finish)
+    watch(module, name, _MethodWatcher(cache))
+    cache.argument_names = names_of(vars(module)[name])
+    cache.decider.latents_name = next(iter(cache.argument_names), None)
+    cache.passes_are_calls = True
+
+
+class _MethodWatcher:
+    """The range's cache, told of the calls of a method; it stays out of compiled graphs."""
+
+    def __init__(self, cache: RangeCache) -> None:
+        self.cache = cache
+        self.starts = torch.compiler.disable(self._start)
+        self.ends, self.leaves = torch.compiler.disable(cache.finish), torch.compiler.disable(self._leave)
+
+    def _start(self, method: WatchedMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        state = self.cache.state
+        if state.in_method or replaying.get():  # it calls itself, or another cache repeats a call that calls it
+            return False
+        state.in_method, state.passes = True, ()
+        try:
+            self.cache.begin(method, args, kwargs)
+        except BaseException:
+            self._leave()
+            raise
+        return True
+
+    def _leave(self) -> None:
+        self.cache.abandon()
+        self.cache.state.in_method, self.cache.state.passes = False, ()
+
+
+def _hook_owner(
+    cache: RangeCache,
+    owner: nn.Module,
+    begin: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None],
+    finish: Callable[[Any], None],
+) -> None:
     # Classes of their own, made here: disabling is per function, and imports the compiler, which can wait until now.
     class Begins(Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if kwargs is not None:
-                cache.begin(module, args, kwargs)
+                begin(module, args, kwargs)
 
     class Ends(Hook):
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def __call__(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
-            cache.finish(kwargs_and_output[-1])
+            finish(kwargs_and_output[-1])
 
     def others() -> list[RangeCache]:
         alone = len(owner._forward_pre_hooks) == 1
@@ -121,6 +178,11 @@ def hook_observation(cache: RangeCache, blocks: Sequence[nn.Module]) -> Tap:
 def unhook(cache: RangeCache, modules: Iterable[nn.Module]) -> None:
     """Take off every hook of a cache, found by looking: none is missed, whenever attaching was interrupted."""
     remove_hooks(cache, modules)
+
+
+def unhook_method(cache: RangeCache, module: nn.Module, name: str) -> None:
+    """Take a method's hook off, if it is one of the cache's."""
+    unwatch(module, name, lambda watcher: isinstance(watcher, _MethodWatcher) and watcher.cache is cache)
 
 
 def caches_of(modules: Iterable[nn.Module]) -> list[RangeCache]:

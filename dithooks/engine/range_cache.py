@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks.block_io import bind
+from ..blocks.held_outputs import HeldOutputs
 from ..blocks.observation import Observation
 from ..blocks.wiring import Wiring
 from ..errors import InvalidSetting, RunMismatch, WiringError
@@ -22,7 +23,7 @@ from ..stats.timing import marker_for
 from .active_calls import ActiveCalls
 from .additions import AdditionSum, added, arriving
 from .anchor import Anchor, weighted_sum
-from .block_range import BlockRange
+from .block_range import BlockRange, LearntRange
 from .call import (
     AFTER,
     ASK,
@@ -44,7 +45,7 @@ from .change_metrics import METRICS
 from .decider import CallDecider
 from .output_comparison import first_not_finite
 from .protocols import Integrations
-from .replay import Replay, replaying
+from .replay import Callee, Replay, replaying
 from .residual import (
     apply_residual,
     capture_input,
@@ -67,8 +68,11 @@ class CallState(threading.local):
     latest: Call | None = None  # the last finished call, until the next begins; kept if another cache may repeat it
     arguments: Mapping[str, Any] | None = None  # arguments of the transformer, by name
     replay: Replay | None = None  # how to repeat the call; None if it need not be repeated
-    given: tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None = None  # the call that is being decided
+    given: tuple[Callee, tuple[Any, ...], dict[str, Any]] | None = None  # the call that is being decided
     transformer_was_called: bool = False  # else its blocks are called without it
+    held: HeldOutputs | None = None  # beside the observation of a call that cannot be repeated
+    in_method: bool = False  # the method that stands for the transformer's call is under way
+    passes: tuple[Call, ...] = ()  # passes over the blocks that the watched method has made before this one
     met_unknown_step: bool = False  # whether a call without a readable step was let pass once in this thread
 
     def __init__(self, active: ActiveCalls) -> None:  # once in each thread
@@ -102,6 +106,7 @@ class RangeCache:
         self.unverified, self.is_measured = verify, metric is not None
         # Hand h_in + Δ̂ itself from block to block only where it is tested: the model might write into it unnoticed.
         self.hands_on_results = verify
+        self.passes_are_calls = False  # a method is watched: each pass that it makes over the blocks is a call
         self._keeps_reused = metric is not None and METRICS[metric].keeps_reused
         self.argument_names: tuple[str, ...] = ()
         self.on_wired: Callable[[bool], None] | None = None  # called with whether the range has moved to other blocks
@@ -120,11 +125,12 @@ class RangeCache:
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
         # Not as a decorator: that would import the compiler with this file.
         self._restart_eagerly = torch.compiler.disable(self._restart)
+        self._begin_pass_eagerly = torch.compiler.disable(self._begin_pass)
         self._judge = torch.compiler.disable(decider.judge)
 
     # -- the transformer is called and returns -----------------------------------------------------------------
 
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(self, module: Callee, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Decide a call of the transformer before its first block runs."""
         needed = self.unverified or self.block_range.wiring is None
         arguments = bind(self.argument_names, args, kwargs) if args else kwargs
@@ -132,6 +138,11 @@ class RangeCache:
         state.given = module, args, kwargs
         self._begin_call(arguments, Replay(module, args, kwargs) if needed else None, True)
         state.given = None
+
+    def announce(self, arguments: Mapping[str, Any]) -> None:
+        """Note a call of the transformer where a method is watched, which it may call: else the first block decides."""
+        state = self.state
+        state.arguments, state.replay, state.transformer_was_called = arguments, None, False
 
     def _begin_call(self, arguments: Mapping[str, Any] | None, replay: Replay | None, seen: bool) -> None:
         state, decider, block_range = self.state, self.decider, self.block_range
@@ -165,7 +176,9 @@ class RangeCache:
             # never reused.
             call = decider.decide(arguments, seen, compiled)
         if block_range.wiring is None and not active.is_closed:
-            call.observation = Observation(block_range.observed, whole=seen)
+            call.observation, state.held = Observation(block_range.observed, whole=seen), None
+            if self.unverified and not seen and not torch.is_grad_enabled():  # gradients keep all that blocks return
+                state.held = HeldOutputs(block_range.observed)
         if replay is not None and (block_range.wiring is None or (self.unverified and call.mode is not PLAIN)):
             replay.keep()
         call.marks, call.stale = marks, self._is_reattaching
@@ -184,9 +197,9 @@ class RangeCache:
         state = self.state
         call, replay, arguments = state.call, state.replay, state.arguments
         state.call = state.arguments = state.replay = None
-        state.shortcut, state.transformer_was_called = ASK, False
+        state.shortcut = ASK
         if call is None:
-            state.thread.calls = ()
+            state.thread.calls, state.transformer_was_called = (), False
             return
         try:
             if not call.stale:
@@ -210,7 +223,14 @@ class RangeCache:
             if call.run is not None:
                 call.run.in_flight = False
         finally:
-            state.thread.calls = ()  # only now: until it is committed, another thread that moves the range expires it
+            # Only now: until it is committed, another thread that moves the range expires it, and it may be repeated.
+            state.thread.calls, state.transformer_was_called = (), False
+
+    def abandon(self) -> None:
+        """Drop a call that an exception has ended, if one has: blocks that run after it are no part of it."""
+        state = self.state
+        state.call = state.arguments = state.replay = None
+        state.shortcut, state.transformer_was_called, state.thread.calls = ASK, False, ()
 
     @property
     def is_compiled(self) -> bool:
@@ -501,6 +521,8 @@ class RangeCache:
         """Take Δ = h_out − h_in after the range's last block has run."""
         call = self.state.call
         if call is None or call.stale or call.stage is not INSIDE or call.range is None:
+            if call is not None and call.stage is BEFORE and not self.state.transformer_was_called:
+                call.stage = AFTER  # the range has just moved here, and its first block was on its way already
             return
         call.stage = AFTER
         _mark_compiled(call)
@@ -512,10 +534,14 @@ class RangeCache:
 
     def enter_lead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Store the input of the blocks before the range, negated and copied."""
-        call = self.state.call
-        if call is not None and not call.stale and call.lead is not None and call.stage is BEFORE:
+        state = self.state
+        call = state.call
+        if call is None or call.stage is not BEFORE or not state.transformer_was_called:
+            call = self._begin_pass_eagerly(call)
+        if call is not None and not call.stale and call.lead is not None:
             _mark_compiled(call)
-            capture_input(call.lead, self.block_range.leading, self.block_range.spot(0), args, kwargs)
+            blocks = self.block_range
+            capture_input(call.lead, blocks.leading, blocks.observed[blocks.order[0]], args, kwargs)
 
     def leave_lead(self, output: Any) -> None:
         """Take the residual of the blocks before the range."""
@@ -543,19 +569,42 @@ class RangeCache:
         """Pass a block's arguments to the call's observation, if it has one."""
         if torch.compiler.is_dynamo_compiling():
             return
-        call = self.state.call
+        state = self.state
+        blocks = self.block_range
+        if index == blocks.order[0] and blocks.start and not blocks.lead and not state.transformer_was_called:
+            begun = None if state.call is None else state.call.observation
+            if begun is None or begun.first == index:  # else the range runs before the block that is listed first
+                self._begin_pass(state.call)
+        call = state.call
         if call is not None and call.observation is not None and not call.stale:
+            if state.held is not None:
+                state.held.enter(index, args, kwargs)
             call.observation.enter(index, args, kwargs)
 
     def observe_leave(self, index: int, output: Any) -> None:
         """Pass a block's output to the call's observation, if it has one."""
         if torch.compiler.is_dynamo_compiling():
             return
-        call = self.state.call
+        state = self.state
+        call = state.call
         if call is not None and call.observation is not None and not call.stale:
             call.observation.leave(index, output)
+            if state.held is not None:
+                state.held.leave(index, output)
 
     # -- begin and end of a call -------------------------------------------------------------------------------
+
+    def _begin_pass(self, call: Call | None) -> Call | None:
+        """Begin a call at the first of all blocks, if the transformer is not called or makes another pass.
+
+        Returns:
+            The call whose blocks before the range these are; ``None`` for a plain one, or blocks that run once more.
+        """
+        if replaying.get():
+            return call if call is not None and call.stage is BEFORE else None
+        if not self.state.transformer_was_called:
+            return self._restart(None if call is not None and call.stale else call)
+        return self._restart(call) if self.passes_are_calls and call is not None and not call.stale else None
 
     def _restart(self, before: Call | None) -> Call | None:
         """Start a call at the first block, for blocks called without their transformer or a second time in one call."""
@@ -567,19 +616,25 @@ class RangeCache:
             # The next one raises.
             met_unknown_step, state.met_unknown_step = state.met_unknown_step, True
             if not met_unknown_step and not self.decider.clock.knows(state.arguments):
-                return None
+                state.call = Call()
+                return state.call
         else:
             self._after_call(before)
-            if self.unverified and state.transformer_was_called:
-                raise WiringError(
-                    f"{self.block_range.first} runs several times in one call of {self.decider.name}: what happens in "
-                    "between cannot be followed. Choose other blocks; or, if you know better, give verify=False"
-                )
+            if self.passes_are_calls and state.transformer_was_called:
+                state.passes += (before,)
+            elif self.unverified and state.transformer_was_called:
+                raise self._runs_several_times()
             if before.run is not None:
                 before.run.in_flight = False
         self._begin_call(state.arguments, state.replay, state.transformer_was_called)
         call = state.call
         return None if call is None or call.stale else call
+
+    def _runs_several_times(self) -> WiringError:
+        return WiringError(
+            f"{self.block_range.first} runs several times in one call of {self.decider.name}: what happens in between "
+            "cannot be followed. Choose other blocks; or, if you know better, give verify=False"
+        )
 
     def _refuse_late_step(self) -> None:
         """Raise for a step source that was set after the call had been decided."""
@@ -590,34 +645,49 @@ class RangeCache:
             )
 
     def _conclude(self, call: Call, replay: Replay, output: Any) -> None:
-        """Commit a finished call whose arguments were kept, and test its residual if none has been tested yet."""
+        """Commit a finished call whose arguments were kept, and test its residual if none has been tested yet.
+
+        Of several passes that one call of a watched method makes, the first one's residual is tested.
+        """
+        passes = self.state.passes
         if call.observation is not None:
             call.observation.end(output)
         unseen = call.observation is not None and call.observation.empty and call.stage is not BEFORE
         wanted, observed = call.range is not None, call.observation is not None
         moved = self._after_observed(call, output)
-        if moved and wanted and replay.safe:  # the range moved, so this call captured the wrong blocks: repeat it
+        if moved and wanted and replay.safe and not passes:  # it captured the wrong blocks: repeat it
             again = replace(call, mode=CAPTURE, stage=BEFORE, decision=None, range=Capture(), metric_inputs=None)
             again.lead = None if call.lead is None else Capture()
             self.verification.repeat(replay, again)
             self._after_call(again)
         if unseen:  # the call ran as one compiled whole, whose blocks could not be observed
             self._rehearse(replay)
-        branch = call.branch
-        if self.unverified and branch is not None and branch.anchors and call.mode is not REUSE:
-            anchors, refreshed = branch.anchors, branch.history.refreshed
-            # Hide the untested residual: if the test fails or is interrupted, it must not be reused.
+        calls = (*passes, call)
+        branches = [each.branch for each in calls if each.branch is not None]
+        if not self.unverified or len(branches) < len(calls) or any(each.mode is REUSE for each in calls):
+            return
+        if len(set(map(id, branches))) < len(calls):
+            raise self._runs_several_times()
+        # Hide the untested residuals: if the test fails or is interrupted, they must not be reused.
+        hidden = [(branch, branch.anchors, branch.history.refreshed) for branch in branches]
+        for branch in branches:
             branch.anchors, branch.history.refreshed = [], None
             branch.update_nbytes()
-            deltas, counted = weighted_sum(anchors[:1], (1.0,)), call.counted
-            verdict = self.verification.check_residual(replay, call, deltas, output, counted)
+        if anchors := hidden[0][1]:
+            deltas, counted = weighted_sum(anchors[:1], (1.0,)), calls[0].counted
+            verdict = self.verification.check_residual(replay, calls[0], deltas, output, counted)
             self.unverified = verdict is not Verdict.SETTLED
             if verdict is Verdict.UNUSABLE:
-                branch.clear()
+                for branch in branches:
+                    branch.clear()
                 return
-            if observed and not self.unverified and not counted:
-                first = self._without_additions(replay, anchors[0], deltas, frozenset(branch.given.conditioning))
-                anchors = [first, *anchors[1:]]
+            if observed and not self.unverified and not counted and not passes:
+                names = frozenset(branches[0].given.conditioning)
+                first = self._without_additions(replay, anchors[0], deltas, names)
+                hidden[0] = branches[0], [first, *anchors[1:]], hidden[0][2]
+        if passes and self.unverified:  # a later pass of the next call must not reuse what has not been tested
+            return
+        for branch, anchors, refreshed in hidden:
             branch.anchors, branch.history.refreshed = anchors, refreshed
             branch.update_nbytes()
 
@@ -670,7 +740,7 @@ class RangeCache:
 
     def _rehearse(self, replay: Replay) -> None:
         """Record the wiring from an extra call without compiled code; needed once at most."""
-        call = Call(observation=(observation := Observation(self.block_range.observed)))
+        call, self.state.held = Call(observation=(observation := Observation(self.block_range.observed))), None
         outcome = self.verification.repeat(replay, call, eager=self.is_compiled)
         observation.end(outcome.output)
         self._after_observed(call, outcome.output)
@@ -724,6 +794,8 @@ class RangeCache:
 
     def _record_wiring(self, observation: Observation, call: Call) -> bool:
         """Take the order and wiring of the blocks from an observation; return whether the range has moved."""
+        if observation.first == self.block_range.order[0]:  # blocks without their transformer, but all of them
+            observation.whole = True
         try:
             shown = self.block_range.read(observation, self.decider.name)
         except WiringError:
@@ -732,6 +804,8 @@ class RangeCache:
             raise
         if shown is None or call.stale:
             return False
+        if self.state.held is not None:
+            self._refuse_held(self.state.held, shown)
         if shown.moved:  # the range consists of other blocks than expected: drop what was captured from those
             call.mode = PLAIN if call.mode is CAPTURE else call.mode
             call.range, call.lead = None, None if call.lead is None else Capture()
@@ -742,6 +816,19 @@ class RangeCache:
         self.block_range.become(shown)
         self._follow_wiring()
         return shown.moved
+
+    def _refuse_held(self, held: HeldOutputs, shown: LearntRange) -> None:
+        """Raise for an output of a block inside the range that is held behind it, in a call that cannot be repeated."""
+        observed, start = self.block_range.observed, self.block_range.start
+        blocks = shown.order[start : start + len(shown.wiring.block_ios)]
+        index = held.inside(blocks)
+        if index is not None:
+            inner, last = observed[index].path, observed[blocks[-1]].path
+            raise WiringError(
+                f"{self.decider.name}: what {inner} returned is still held when {last} has run: the model uses more of "
+                "these blocks than what leaves the last one (outputs collected on the way, say). Choose other blocks; "
+                "or, if you know better, give verify=False"
+            )
 
     def _follow_wiring(self) -> None:
         """Re-attach according to the recorded wiring; if that is interrupted, the next call does it."""

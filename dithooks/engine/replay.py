@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .argument_copies import Uncopyable, copied, copied_where_possible, is_copyable
 from .output_comparison import tensors_in
@@ -19,6 +19,13 @@ replaying: ContextVar[bool] = ContextVar("dithooks.replaying", default=False)
 
 # The compiler's stance is the whole process's: two threads that change it at once would leave it changed.
 _STANCE = threading.Lock()
+
+
+class Callee(Protocol):
+    """What a call is of: a module, or a method that is watched as a module's call is."""
+
+    @property
+    def forward(self) -> Callable[..., Any]: ...
 
 
 class CallResult(NamedTuple):
@@ -39,7 +46,7 @@ class Replay:
     Arguments are copied, so that a cache kept in one is not fed twice, and nobody's tensor is written into.
     """
 
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, module: Callee, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._module, self._args, self._kwargs = module, args, kwargs
         self._given, self._before = (args, kwargs), _states(args, kwargs)
 
