@@ -521,7 +521,8 @@ class RangeCache:
         """Take Δ = h_out − h_in after the range's last block has run."""
         call = self.state.call
         if call is None or call.stale or call.stage is not INSIDE or call.range is None:
-            if call is not None and call.stage is BEFORE and not self.state.transformer_was_called:
+            wired = self.block_range.wiring is not None
+            if wired and call is not None and call.stage is BEFORE and not self.state.transformer_was_called:
                 call.stage = AFTER  # the range has just moved here, and its first block was on its way already
             return
         call.stage = AFTER
