@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -135,7 +136,7 @@ def dit_cache(
         handle.update(config)
         return handle
     except BaseException:
-        handle.remove()
+        handle.__exit__(*sys.exc_info())
         raise
 
 

@@ -21,7 +21,6 @@ from .timestep_argument import is_same
 NEAR = 0.05  # a change so small that even another call's residual would hardly differ
 JUMP = 3.0  # times the last change: what drifts so much faster than before may be another call's
 APART = 0.8  # as far as latents of other noise are; those of two evaluations of one step are nearer, and do not tell
-BESIDE = 0.5  # as near as all evaluations of one step are
 
 
 @dataclass(eq=False)
@@ -176,7 +175,7 @@ def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> tuple[int, 
         if second >= APART and nearest < second / 2:
             return number, False
     is_seen_once = any(branch.steps == 1 for branch in branches.values())
-    is_doubtful = run.epoch is None and is_seen_once and distances[-1][0] > BESIDE and nearest < distances[-1][0]
+    is_doubtful = run.epoch is None and is_seen_once and nearest < distances[-1][0] and distances[-1][0] >= APART
     number = min(tied, key=lambda each: (branches[each].called != run.last_step, branches[each].position, each))
     return number, is_doubtful
 

@@ -215,15 +215,19 @@ class TestBranches:
 
     x = torch.ones(2)
 
-    def test_a_draw_goes_to_the_branch_whose_turn_it_is(self):
+    def test_a_draw_goes_to_the_one_that_came_first_among_these(self):
         same, other = prompt(), prompt()
-        run = self.run_of(same, same, other, used=[2])
-        assert self.number(run, same) == 1
+        run = self.run_of(other, same, same, used=[])
+        assert self.number(run, same) == 1  # though it is not the first call of a step
+        run.used = [1]
+        assert self.number(run, same) == 2
 
-    def test_a_draw_where_none_has_its_turn_goes_to_the_oldest(self):
+    def test_a_draw_goes_to_those_called_at_the_last_step_first(self):
         same = prompt()
-        run = self.run_of(same, same, same, used=[1])
-        assert self.number(run, same) == 0
+        run = self.run_of(same, same, same, used=[])
+        run.last_step = 4
+        run.branches[1].called = run.branches[2].called = 4
+        assert self.number(run, same) == 1
 
     def test_other_views_of_the_same_memory_are_other_tensors(self):
         square = torch.ones(2, 2)

@@ -432,8 +432,8 @@ def test_a_stream_of_next_to_nothing_is_tested_without_dividing_by_it(size, dtyp
         block.proj.weight.zero_()
         block.proj.bias.zero_()
     with dit_cache(model, DitCacheConfig(0, 2, 0, 4)) as cache:
-        for step in range(2):
+        for step in range(4):
             with timestep_scope(step):
                 out = model(torch.full((4, 4, 4), size, dtype=dtype), t)
-        assert cache.stats.reused_calls == 1
+        assert cache.stats.reused_calls >= 1
     torch.testing.assert_close(out, torch.full((4, 4, 4), size, dtype=dtype))

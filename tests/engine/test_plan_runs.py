@@ -404,7 +404,8 @@ class TestWhichModel:
         cache.remove()
         with listening() as said:  # one that is given counts
             dit_cache(pipe, plan, scheduler=type("Other", (), {"timesteps": None})()).remove()
-        assert said == [scheduler.replace("Counter", "Other")]
+        assert said[0] == scheduler.replace("Counter", "Other")
+        assert ["no call" in each for each in said[1:]] == [True]
 
     def test_nothing_is_said_where_attaching_fails(self):
         pipe = Pipe(Ladder(4))
@@ -415,7 +416,7 @@ class TestWhichModel:
             pytest.raises(ValueError, match="cached already"),
         ):
             dit_cache(pipe, plan)
-        assert said == []
+        assert ["no call" in each for each in said] == [True]  # of the one that was attached
 
     def test_an_adapter_that_has_a_configuration_of_its_own(self):
         net = Ladder(4)
