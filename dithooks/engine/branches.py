@@ -42,9 +42,10 @@ class Likeness:
     changes: dict[str, float] = field(default_factory=dict)
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Return what the nearest branch has the most of."""
-        return -len(self.doubts) - len(self.misfits), self.alike
+    def rank(self) -> tuple[int, int, int]:
+        """Return what the likeliest branch has the most of."""
+        far = sum(self.changes[name] >= APART for name in self.doubts)
+        return -far, -len(self.doubts) - len(self.misfits), self.alike
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Match:
 
 def choose_branch(run: Run, given: CallArguments) -> Match | None:
     """Return the branch that a call belongs to: a new one if no branch fits; ``None`` for a call of another run."""
-    if run.finished and any(_repeats(run.branches[number], given) for number in run.used if number in run.branches):
+    if run.finished and any(_is_next(run.branches[number], given) for number in run.used if number in run.branches):
         return None  # the next picture of a run of one step, say
     free = {number: branch for number, branch in run.branches.items() if number not in run.used}
     # What one branch was given before is not compared by value with what others were: that would wait for the device
@@ -82,7 +83,8 @@ def choose_branch(run: Run, given: CallArguments) -> Match | None:
     fitting = {
         number: like
         for number, like in likenesses.items()
-        if not like.conflicts and not (like.doubts and number in claimed)
+        if not like.conflicts
+        and not (like.doubts and (number in claimed or run.branches[number].called != run.last_step))
     }
     turn = len(run.used)
     new = turn if turn not in run.branches else max(run.branches) + 1
@@ -91,7 +93,7 @@ def choose_branch(run: Run, given: CallArguments) -> Match | None:
     best = max(like.rank for like in fitting.values())
     tied = {number: like for number, like in fitting.items() if like.rank == best}
     number, is_doubtful = next(iter(tied)), False
-    if len(tied) > 1:
+    if len(tied) > 1 or (run.epoch is None and run.branches[number].steps == 1):
         number, is_doubtful = _nearest(run, given, tied)
     like = tied[number]
     if like.doubts:
@@ -143,41 +145,46 @@ def _compare(branch: Branch, given: CallArguments, known: set[str]) -> Likeness:
     return like
 
 
-def _repeats(branch: Branch, given: CallArguments) -> bool:
+def _is_next(branch: Branch, given: CallArguments) -> bool:
     """Whether a call is given what a branch was given at this very step, but other latents."""
-    if all(distance(branch.given.latents.get(name), now) == 0 for name, now in given.latents.items()):
-        return False
-    names = branch.given.conditioning.keys() | given.conditioning.keys()
-    return all(
-        is_same(branch.given.conditioning.get(name), given.conditioning.get(name))
-        or distance(branch.given.conditioning.get(name), given.conditioning.get(name)) == 0
-        for name in names
+    return _are_alike(branch.given.conditioning, given.conditioning) and not _are_alike(
+        branch.given.latents, given.latents
+    )
+
+
+def _are_alike(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> bool:
+    return before.keys() == now.keys() and all(
+        is_same(before[name], now[name]) or distance(before[name], now[name]) == 0 for name in now
     )
 
 
 def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> tuple[int, bool]:
     """Return which of several branches a call goes on from, and whether that is in doubt.
 
-    The one whose conditioning or latents are near, if those of all others are far; else the one whose turn it is among
-    them. Of branches that were called at one step only, one may be left over from a run that was broken off there, of
-    which the loop tells nothing: it is in doubt, unless all are as near as evaluations of one step are.
+    Those whose conditioning or latents are near come before those that are far, as other windows are; among these, the
+    one that came first at the last step. Where all are far, one that was called at one step only may be left over from
+    a run that was broken off there, of which the loop tells nothing.
     """
     branches = {number: run.branches[number] for number in tied}
+    called = {number: branch for number, branch in branches.items() if branch.called == run.last_step}
+    branches = called or branches
+    is_doubtful = False
     for kind in ("conditioning", "latents"):
-        now = getattr(given, kind)
-        distances = []
-        for number, branch in branches.items():
-            before = getattr(branch.given, kind)
-            pairs = [(before.get(name), value) for name, value in now.items()]
-            distances.append((max([0.0 if is_same(*pair) else distance(*pair) for pair in pairs], default=0.0), number))
-        distances.sort()
-        (nearest, number), (second, _) = distances[:2]
-        if second >= APART and nearest < second / 2:
-            return number, False
-    is_seen_once = any(branch.steps == 1 for branch in branches.values())
-    is_doubtful = run.epoch is None and is_seen_once and nearest < distances[-1][0] and distances[-1][0] >= APART
-    number = min(tied, key=lambda each: (branches[each].called != run.last_step, branches[each].position, each))
-    return number, is_doubtful
+        distances = {number: _distance(branch.given, given, kind) for number, branch in branches.items()}
+        farthest = max(distances.values())
+        if farthest >= APART:
+            near = {number: branches[number] for number in branches if distances[number] < farthest / 2}
+            seen_once = any(branch.steps == 1 for branch in branches.values())
+            is_doubtful = is_doubtful or (not near and seen_once and kind == "latents" and run.epoch is None)
+            branches = near or branches
+    return min(branches, key=lambda each: (branches[each].position, each)), is_doubtful
+
+
+def _distance(before: CallArguments, now: CallArguments, kind: str) -> float:
+    """Return the largest distance between what two calls were given of one kind."""
+    former = getattr(before, kind)
+    pairs = [(former.get(name), value) for name, value in getattr(now, kind).items()]
+    return max([0.0 if is_same(*pair) else distance(*pair) for pair in pairs], default=0.0)
 
 
 def _by_name(form: Signature) -> dict[str, tuple[object, ...]]:

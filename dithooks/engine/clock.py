@@ -20,7 +20,7 @@ from ..errors import InvalidSetting, WrongType
 from ..validation import check_count
 from .sessions import Scope, Session, current_context
 from .step_source import Asked, RunTime, Tick
-from .timestep_argument import Reading, check_name, note, read, timesteps_in
+from .timestep_argument import Reading, check_name, host_reader, note, read, timesteps_in
 
 _MISSING = object()
 SCHEDULER, TIMESTEP, SCOPE, COUNT = "scheduler", "timestep", "scope", "count"
@@ -84,9 +84,13 @@ class SchedulerIndex:
         time = asked.time
         if time.index is None:  # the run's first call
             time.first = [note(found) for found in timesteps_in(asked.arguments, self._timesteps.names)]
+            for found in time.first[:1]:
+                time.watched, time.reader = found.path, host_reader(found.original)
+                time.start = time.shown = 0.0 if time.reader is None else time.reader(found.original)
             return True
         if tick.step != time.index:
             time.trusts_scheduler = True
+            goes_back(asked.arguments[0], time)
             return True
         if time.trusts_scheduler is None and self._moved(asked):
             time.trusts_scheduler, time.stood_at, time.offset = False, tick.step, tick.step
@@ -254,8 +258,9 @@ class StepClock:
         if run_time.trusts_scheduler:  # for speed: it has moved, so nothing else is asked
             tick = scheduled(scheduler)
             if tick is not None and tick.step < tick.steps:  # type: ignore[operator]
+                is_new_step = tick.step != run_time.index
                 run_time.index = tick.step
-                return tick
+                return tick._replace(restart=True) if goes_back(arguments, run_time, is_new_step) else tick
         asked = Asked(scheduler, (arguments, *self.enclosing()), run_time)
         for source in self.sources:
             tick = source.tick(asked)
@@ -305,6 +310,27 @@ class StepClock:
             a > b for a, b in pairwise(levels)
         )  # where a level repeats (Heun's method), σ does not identify the step
         return tuple(levels) if falls else None
+
+
+def goes_back(arguments: Mapping[str, Any], time: RunTime, is_new_step: bool = True) -> bool:
+    """Return whether the timestep goes back and the scheduler does not: a call of a pipeline with another scheduler.
+
+    Only where that can be seen without waiting for a device. Within a step it has to go back to the run's first value.
+    """
+    if time.reader is None:
+        return False
+    try:
+        value = time.reader(arguments[time.watched])
+    except (LookupError, TypeError, ValueError, RuntimeError):  # left out, or given otherwise
+        return False
+    moved = value - time.shown
+    if not is_new_step:
+        return moved * time.way < 0 and (value - time.start) * time.way <= 0
+    time.shown = value
+    if not moved:
+        return False
+    way, time.way = time.way, moved
+    return moved * way < 0
 
 
 def scheduled(scheduler: Any) -> Tick | None:

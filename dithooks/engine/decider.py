@@ -40,7 +40,7 @@ from .weights_version import WeightsVersion
 MAX_CAPTURED = 16  # calls of a run's first step whose residuals are kept; are there more, then from the next step on
 MAX_CALLS = 64  # at one step; more mean that the step is not advancing
 LEAST_CALLS = 3  # fewer that reuse nothing are no wonder: one step's
-EXPLANATIONS = ("useless", "standstill", "shared scheduler", "gradients", "diverged", "not finite", "remark")
+EXPLANATIONS = ("standstill", "shared scheduler", "gradients", "diverged", "not finite", "remark")
 FIRST = Match(0)
 DECISION = {reuse: {reason: Decision(reuse, reason) for reason in Reason} for reuse in (False, True)}
 COMPUTE = DECISION[False]
@@ -410,7 +410,9 @@ class CallDecider:
         with self._lock:
             runs = list(self._runs.values())
             self._runs.clear()
-        return [message for run in runs for topic, message in self._warnings(run) if self._claim_topic(topic)]
+        due = [(topic, message) for run in runs for topic, message in self._warnings(run)]
+        self._is_explained = self._is_explained or any(topic.startswith("useless") for topic, _ in due)
+        return [message for topic, message in due if self._claim_topic(topic)]
 
     def why_silent(self) -> str | None:
         """Word why nothing was reused since attaching, where no warning has said so; ``None`` if something was."""
@@ -506,7 +508,7 @@ class CallDecider:
         for warning in self.rank_warnings():
             warn_user(warning)
         single = tick.steps is not None and tick.steps - tick.step < 2
-        self._could_reuse, self._source = self._could_reuse or not single, tick.source
+        self._source = tick.source
         # Nothing is to be reused, so that is no warning, or the policy has said so.
         run.judged = self.on_anchor is not None or single or policy.never_reuses
         if tick.steps is not None and not run.judged:
@@ -514,6 +516,7 @@ class CallDecider:
             if message is not None:
                 run.judged = True
                 self.warn(f"useless in {tick.steps - tick.step}", message)
+        self._could_reuse = self._could_reuse or not run.judged
         return policy
 
     def _free_abandoned(self, begun: Run) -> None:
@@ -615,6 +618,7 @@ class CallDecider:
     def _warn_of(self, run: Run, over: bool = False) -> None:
         """Emit the warnings of an ended run; ``over``: it is known to have ended, not only replaced or dropped."""
         for topic, message in self._warnings(run, over):
+            self._is_explained = self._is_explained or topic.startswith("useless")
             self.warn(topic, message)
 
     def _warnings(self, run: Run, over: bool = False) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..blocks.block_io import BlockIO
 from ..errors import WrongType
-from .call import LOOK, RUN, SKIP
+from .call import ASK, LOOK, RUN, SKIP, Shortcut
 from .range_cache import CallState, RangeCache
 
 
@@ -39,7 +39,7 @@ class _Forward:
         return block._dithooks.override or types.MethodType(self.function, block)
 
     def __set__(self, block: SkipBlock, value: Callable[..., Any]) -> None:
-        block._dithooks.state = None  # no shortcuts: the wrapper has to be called
+        block._dithooks.state = ASKING  # no shortcuts: the wrapper has to be called
         if "forward" in vars(block):
             vars(block)["forward"] = value
         elif isinstance(value, types.MethodType) and value.__self__ is block and value.__func__ is self.function:
@@ -59,6 +59,15 @@ def _no_shortcut(_: object) -> Any:
     raise LookupError
 
 
+class _Asking:
+    """The state of a stand-in that asks the cache at every call."""
+
+    shortcut: Shortcut = ASK
+
+
+ASKING = _Asking()
+
+
 class _StandInState:
     """The stand-in's own attributes, apart from the dictionary it shares with the block."""
 
@@ -67,7 +76,7 @@ class _StandInState:
     def __init__(self, original: nn.Module, offset: int, is_end: bool) -> None:
         self.original, self.offset, self.is_end = original, offset, is_end
         self.cache: RangeCache | None = None  # None: inert, calls the original
-        self.state: CallState | None = None  # the cache's; None if the stand-in always asks the cache
+        self.state: CallState | _Asking = ASKING  # the cache's, unless the stand-in always asks the cache
         self.override: Callable[..., Any] | None = None  # a forward that another library has assigned
         # They pick the block's outputs from its keyword or positional arguments.
         self.by_name: Callable[[Any], Any] = _no_shortcut
@@ -91,16 +100,14 @@ class SkipBlock:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         own = self._dithooks
-        state = own.state  # read once: another thread may disengage the stand-in at any moment
-        if state is not None:
-            shortcut = state.shortcut
-            if shortcut is SKIP:
-                try:
-                    return own.by_place(args) if args else own.by_name(kwargs)
-                except LookupError:  # an argument is missing, or some are positional and some keywords
-                    pass
-            elif shortcut is RUN:
-                return own.original(*args, **kwargs)
+        shortcut = own.state.shortcut
+        if shortcut is SKIP:
+            try:
+                return own.by_place(args) if args else own.by_name(kwargs)
+            except LookupError:  # an argument is missing, or some are positional and some keywords
+                pass
+        elif shortcut is RUN:
+            return own.original(*args, **kwargs)
         return call_stand_in(own, args, kwargs) if own.override is None else own.override(*args, **kwargs)
 
     def __init_subclass__(cls, **_: Any) -> None:
@@ -245,7 +252,7 @@ def engage(module: nn.Module, cache: RangeCache) -> None:
     assert isinstance(module, SkipBlock)
     own = module._dithooks
     own.cache = cache
-    own.state = None if own.is_end or own.override is not None else cache.state
+    own.state = ASKING if own.is_end or own.override is not None else cache.state
 
 
 def set_streams(module: nn.Module, io: BlockIO) -> None:
@@ -264,5 +271,5 @@ def disengage(module: nn.Module) -> bool:
     assert isinstance(module, SkipBlock)
     own = module._dithooks
     own.set_shortcut(None)
-    own.cache = own.state = None
+    own.cache, own.state = None, ASKING
     return own.override is not None

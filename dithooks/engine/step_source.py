@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -43,6 +43,11 @@ class RunTime:
         first: the timestep arguments of the run's first call, by which a scheduler that stands still is found out.
         trusts_scheduler: whether the scheduler has moved in this run; ``False``: it stood still while timesteps moved;
             ``None``: not known yet.
+        watched: name of the timestep argument that is compared with the scheduler's steps.
+        reader: reads its value without waiting for a device; ``None`` where that cannot be.
+        start: the value at the run's first call.
+        shown: the value at the scheduler's latest step.
+        way: in which that went.
         stood_at: the step at which a scheduler stood still.
         path: of the timestep argument in charge.
         readings: different values of it, the first and the latest.
@@ -56,6 +61,11 @@ class RunTime:
     index: int | None = None
     first: list[Noted] = field(default_factory=list)
     trusts_scheduler: bool | None = None
+    watched: str = ""
+    reader: Callable[[Any], float] | None = None
+    start: float = 0.0
+    shown: float = 0.0
+    way: float = 0.0
     stood_at: int | None = None
     path: str | None = None
     readings: list[Reading] = field(default_factory=list)

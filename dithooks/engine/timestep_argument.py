@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -112,6 +112,19 @@ def read(given: Any) -> Reading | None:
         return None
     values = tuple(value for value in different.tolist() if value) or (0.0,)
     return Reading(values, float(different[-1]), float(flat.mean()))
+
+
+def host_reader(given: Any) -> Callable[[Any], float] | None:
+    """Return what reads a timestep that the host has; ``None`` for one on a device, which would be waited for."""
+    if isinstance(given, (int, float)):
+        return float
+    if isinstance(given, Tensor) and given.device.type == "cpu" and given.numel():
+        return float if given.numel() == 1 else _highest
+    return None
+
+
+def _highest(given: Tensor) -> float:
+    return float(given.max())
 
 
 def timesteps_in(arguments: Sequence[Arguments], names: Sequence[str] = TIMESTEP_NAMES) -> Iterator[Found]:

@@ -96,7 +96,9 @@ def fault_of(loop: Loop, call: Played, calls: dict[int, Played]) -> str | None:
     Of several evaluations at one step, branches are told apart by order: by that of the step's evaluations, or of the
     calls of one kind. There are two allowances. At the second step, the first where two evaluations may show, the
     evaluation just before this one serves as well. And of calls that are equal in all that they are given, one serves
-    as well as the other of the same step.
+    as well as the other of the same step, also if one was in a run that was broken off there: it is the same residual.
+    Where such a run is followed by one on the very same latents, and the loop tells nothing of that, nobody can see
+    which calls of that step began the second one: then evaluations of it serve for each other at the second step.
     """
     source = calls.get(call.source or 0)
     if source is None:
@@ -104,9 +106,16 @@ def fault_of(loop: Loop, call: Played, calls: dict[int, Played]) -> str | None:
     if source.source is not None:
         return f"a residual of call {source.number}, which computed none"
     if source.run != call.run:
+        twins = (each for each in calls.values() if each.run == call.run and each.step == source.step)
+        source = next((each for each in twins if each.given == source.given and each.spec == source.spec), source)
+    if source.run != call.run:
         return f"a residual of another run: {described(source)}"
     steps = sorted({each.step for each in calls.values() if each.run == call.run})
     alike = source.spec == call.spec or loop.kind == "equal prompts"
+    given = [(each.run, each.step, each.given) for each in calls.values() if each.spec == source.spec]
+    is_repeated = any(run != call.run and (step, what) == (source.step, source.given) for run, step, what in given)
+    if alike and is_repeated and source.step == steps[0] and call.step == steps[1] and loop.ends_at_once:
+        return None
     if alike and (source.order == call.order or source.turn == call.turn):
         return None
     if alike and source.evaluation == call.evaluation - 1 and call.step in steps[1:2]:

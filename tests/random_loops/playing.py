@@ -20,7 +20,8 @@ from dithooks import DitCacheConfig, Interval, Mask, dit_cache, timestep_scope
 from . import labelled_model as parts
 from .drawing import ARGUMENTS, COUNTED, SCHEDULED, Loop, RunPlan, Spec, steps_of
 
-TOKENS, THREAD_SHIFT = 2, 10_000  # labels are exact in float32, also of the second thread
+THREAD_SHIFT = 10_000  # labels are exact in float32, also of the second thread
+TOKENS = 24  # of each window: latents of different noise are as far apart as those of thousands of numbers
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Played:
         order: how many such calls the step had before.
         turn: how many evaluations the step had before.
         source: the number of the call whose residual was added; ``None`` if the blocks ran.
+        given: latents, prompt and time that the call was given, as bytes.
     """
 
     number: int
@@ -45,6 +47,7 @@ class Played:
     order: int
     turn: int
     source: int | None
+    given: bytes = b""
 
     @property
     def branch(self) -> tuple[Spec, int]:
@@ -318,7 +321,8 @@ class OneRun:
         self.step_calls[true_step, spec] += 1
         turn = self.evaluation - self.true_steps.index(true_step)
         run = (player.thread, self.number)
-        played = Played(player.calls, run, true_step, self.evaluation, spec, order, turn, source)
+        given = b"".join(each.numpy().tobytes() for each in (x, self.prompt(spec, step, len(x)), torch.tensor(value)))
+        played = Played(player.calls, run, true_step, self.evaluation, spec, order, turn, source, given)
         player.outcome.calls[player.calls] = played
         return out[..., 1:]
 
