@@ -15,7 +15,7 @@ from math import inf
 from torch import Tensor
 
 from .arguments import CallArguments, Signature
-from .run import Branch, Run
+from .run import Branch, Claim, Run
 from .timestep_argument import is_same
 
 NEAR = 0.05  # a change so small that even another call's residual would hardly differ
@@ -42,10 +42,14 @@ class Likeness:
     changes: dict[str, float] = field(default_factory=dict)
 
     @property
+    def far(self) -> int:
+        """Count the doubtful arguments that changed as much as another prompt would."""
+        return sum(self.changes[name] >= APART for name in self.doubts)
+
+    @property
     def rank(self) -> tuple[int, int, int]:
         """Return what the likeliest branch has the most of."""
-        far = sum(self.changes[name] >= APART for name in self.doubts)
-        return -far, -len(self.doubts) - len(self.misfits), self.alike
+        return -self.far, -len(self.doubts) - len(self.misfits), self.alike
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,14 @@ class Match:
 
     Args:
         number: of the branch, which may be a new one.
-        replaces: number of the branch whose next call this may be, if that is in doubt: the call then has a new branch,
-            which takes the place of the other, unless that is called at the same step.
+        claim: the branch whose next call this may be, if that is in doubt: the call then has a new branch, which takes
+            the place of the other, unless that is called at the same step, or another one has a better claim.
         changes: how much the conditioning changed since that branch's last call, by name.
         is_doubtful: whether what the branch has kept may be another's: then it must not be reused.
     """
 
     number: int
-    replaces: int | None = None
+    claim: Claim | None = None
     changes: Mapping[str, float] = field(default_factory=dict)
     is_doubtful: bool = False
 
@@ -78,13 +82,14 @@ def choose_branch(run: Run, given: CallArguments) -> Match | None:
         for name, now in given.conditioning.items()
         if any(is_same(branch.given.conditioning.get(name), now) for branch in free.values())
     }
-    claimed = {run.branches[number].replaces for number in run.used if number in run.branches}
+    claims = [branch.claim for number, branch in run.branches.items() if number in run.used]
+    claimed = {claim.number: claim.far for claim in sorted(filter(None, claims), reverse=True)}  # the best one last
     likenesses = {number: _compare(branch, given, known) for number, branch in free.items()}
     fitting = {
         number: like
         for number, like in likenesses.items()
         if not like.conflicts
-        and not (like.doubts and (number in claimed or run.branches[number].called != run.last_step))
+        and not (like.doubts and (claimed.get(number, inf) <= like.far or run.branches[number].called != run.last_step))
     }
     turn = len(run.used)
     new = turn if turn not in run.branches else max(run.branches) + 1
@@ -97,27 +102,37 @@ def choose_branch(run: Run, given: CallArguments) -> Match | None:
         number, is_doubtful = _nearest(run, given, tied)
     like = tied[number]
     if like.doubts:
-        return Match(new, number, like.changes)
+        return Match(new, Claim(number, like.far), like.changes)
     return Match(number, None, like.changes, is_doubtful)
 
 
-def settle_replacements(run: Run) -> None:
+def settle_claims(run: Run) -> None:
     """At the end of a step, find out which new branches took the place of others, whose next calls they were.
 
-    Those others are not called any more, or only with what they were given before: prompts may take turns.
+    Those others are not called any more, or only with what they were given before: prompts may take turns. What changed
+    as much as another prompt would is known to change only after the second time.
     """
-    for number in run.used:
-        branch = run.branches.get(number)
-        if branch is not None and branch.replaces is not None:
-            if branch.replaces in run.used:  # another call after all: what changes in it is not known yet
-                branch.changes = {}
-            branch.replaces = None
+    new = [branch for number, branch in run.branches.items() if number in run.used and branch.claim is not None]
+    best: dict[int, int] = {}
+    for branch in new:
+        number, far = branch.claim  # type: ignore[misc]
+        best[number] = min(far, best.get(number, far))
+    for branch in new:
+        number, far = branch.claim  # type: ignore[misc]
+        branch.claim = None
+        if number in run.used or far > best[number] or number not in run.branches:  # another call after all
+            branch.changes, branch.jumps = {}, set()
+            continue
+        before = run.branches[number].jumps
+        branch.jumps = {name for name, change in branch.changes.items() if change >= APART}
+        for name in branch.jumps - before:
+            del branch.changes[name]
 
 
 def _compare(branch: Branch, given: CallArguments, known: set[str]) -> Likeness:
     """Compare a call to a branch's last call."""
     like = Likeness()
-    few = max((len(latents) for latents in given.latents.values() if latents.dim()), default=1)
+    few = _samples(given)
     for name in branch.given.conditioning.keys() | given.conditioning.keys():
         if name in given.latents:  # only now known to be latents
             continue
@@ -162,8 +177,8 @@ def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> tuple[int, 
     """Return which of several branches a call goes on from, and whether that is in doubt.
 
     Those whose conditioning or latents are near come before those that are far, as other windows are; among these, the
-    one that came first at the last step. Where all are far, one that was called at one step only may be left over from
-    a run that was broken off there, of which the loop tells nothing.
+    one that came first at the last step. One that was called at one step only, and is far or has rivals, may be left
+    over from a run that was broken off at its first step, of which the loop tells nothing.
     """
     branches = {number: run.branches[number] for number in tied}
     called = {number: branch for number, branch in branches.items() if branch.called == run.last_step}
@@ -177,13 +192,21 @@ def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> tuple[int, 
             seen_once = any(branch.steps == 1 for branch in branches.values())
             is_doubtful = is_doubtful or (not near and seen_once and kind == "latents" and run.epoch is None)
             branches = near or branches
+    if run.epoch is None and run.source == "timestep":  # whose first step has one evaluation
+        rivals = [distances[number] for number, branch in branches.items() if branch.is_first and branch.steps == 1]
+        is_doubtful = is_doubtful or len(set(rivals)) > 1
     return min(branches, key=lambda each: (branches[each].position, each)), is_doubtful
+
+
+def _samples(given: CallArguments) -> int:
+    """Return the batch size of a call: a tensor of no more numbers has one for each sample, and tells no prompts."""
+    return max((len(latents) for latents in given.latents.values() if latents.dim()), default=1)
 
 
 def _distance(before: CallArguments, now: CallArguments, kind: str) -> float:
     """Return the largest distance between what two calls were given of one kind."""
-    former = getattr(before, kind)
-    pairs = [(former.get(name), value) for name, value in getattr(now, kind).items()]
+    former, few = getattr(before, kind), 0 if kind == "latents" else _samples(now)
+    pairs = [(former.get(name), value) for name, value in getattr(now, kind).items() if value.numel() > few]
     return max([0.0 if is_same(*pair) else distance(*pair) for pair in pairs], default=0.0)
 
 

@@ -26,7 +26,7 @@ from ..stats.user_warning import warn_user
 from .additions import Additions
 from .anchor import Anchor, weighted_sum
 from .arguments import TIME, CallArguments, Signature, latents_among
-from .branches import Match, choose_branch, settle_replacements
+from .branches import Match, choose_branch, settle_claims
 from .call import CAPTURE, MISMATCH, PLAIN, REUSE, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
 from .clock import SCHEDULER, TIMESTEP, StepClock
@@ -116,7 +116,7 @@ class CallDecider:
         branch = run.branches.get(number := match.number)
         if branch is None:
             branch = run.branches[number] = self._new_branch(run, number)
-            branch.replaces = match.replaces
+            branch.claim, branch.is_first = match.claim, run.steps == 1
             run.newcomers += 1
         elif branch.interrupted or match.is_doubtful:  # an exception ended its last call: keep nothing of it
             branch.clear()
@@ -463,7 +463,7 @@ class CallDecider:
             moved = (first.highest, last.highest) if first.highest != last.highest else (first.mean, last.mean)
             self.warn("source", wording.scheduler_stands_still(self.name, time.stood_at, time.path, *moved))
         if run.newcomers:  # who was not called at a step with new calls, in whose stead these may have come, is retired
-            settle_replacements(run)
+            settle_claims(run)
             for branch in run.branches.values():
                 if branch.called != run.step:
                     branch.free()

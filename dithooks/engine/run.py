@@ -15,6 +15,18 @@ from .protocols import PipelineBar
 from .step_source import RunTime
 
 
+class Claim(NamedTuple):
+    """The claim of a new branch to be another one going on.
+
+    Args:
+        number: of the other branch.
+        far: number of arguments that changed as much as another prompt would.
+    """
+
+    number: int
+    far: int
+
+
 @dataclass(eq=False)
 class Branch:
     """One of the calls that every step makes (conditional, unconditional, …), followed through a run."""
@@ -24,12 +36,14 @@ class Branch:
     anchors: list[Anchor] = field(default_factory=list)  # newest first
     called: int = 0  # step of the last call
     steps: int = 0  # at which it was called
+    is_first: bool = False  # it was new at the run's first step
     position: int = 0  # of the last call among those of its step
     interrupted: bool = False  # a computed call began and has not ended
     given: CallArguments = NOTHING  # to its last call, to recognise the branch by
     changes: dict[str, float] = field(default_factory=dict)  # of each argument at its last call; 0: it repeats
     is_steady: bool = False  # its last call was given the very same as the one before
-    replaces: int | None = None  # branch whose place it takes at the end of the step, if that is not called
+    jumps: set[str] = field(default_factory=set)  # arguments that changed as much as another prompt would, once
+    claim: Claim | None = None  # to the place of another branch, until the step is over
     nbytes: int = 0  # memory held, in bytes
 
     def free(self) -> None:

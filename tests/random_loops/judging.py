@@ -98,7 +98,7 @@ def fault_of(loop: Loop, call: Played, calls: dict[int, Played]) -> str | None:
     evaluation just before this one serves as well. And of calls that are equal in all that they are given, one serves
     as well as the other of the same step, also if one was in a run that was broken off there: it is the same residual.
     Where such a run is followed by one on the very same latents, and the loop tells nothing of that, nobody can see
-    which calls of that step began the second one: then evaluations of it serve for each other at the second step.
+    which calls of that step began the second one: then evaluations of it serve for each other until the next refresh.
     """
     source = calls.get(call.source or 0)
     if source is None:
@@ -114,7 +114,7 @@ def fault_of(loop: Loop, call: Played, calls: dict[int, Played]) -> str | None:
     alike = source.spec == call.spec or loop.kind == "equal prompts"
     given = [(each.run, each.step, each.given) for each in calls.values() if each.spec == source.spec]
     is_repeated = any(run != call.run and (step, what) == (source.step, source.given) for run, step, what in given)
-    if alike and is_repeated and source.step == steps[0] and call.step == steps[1] and loop.ends_at_once:
+    if alike and is_repeated and source.step == steps[0] and loop.ends_at_once:
         return None
     if alike and (source.order == call.order or source.turn == call.turn):
         return None
