@@ -7,7 +7,8 @@
    ``trunk_watch``: on which of several stacks, by their first calls).
 4. ``range_cache``: what hooks and stand-ins call, from the transformer's call to its return.
 5. ``call``: one call of the transformer, a stage and a mode (``active_calls``: those under way in all threads).
-6. ``clock``: the step of a call, by an open scope, scheduler or timestep (``sessions``, ``requests``, ``step_source``).
+6. ``clock``: the step of a call, by an open scope (``sessions``, ``steps_loop``, ``requests``), by a count or a
+   scheduler, or by a timestep (``timestep_argument``, ``step_source``).
 7. ``arguments``, ``branches``: what a call is given, and which of its step's calls it therefore is.
 8. ``decider``: asks the policy, and commits calls that are over; keeps the runs and their branches (``run``).
 9. ``residual``, ``additions``, ``anchor``: Δ taken and added; less what the model adds; kept, and the weighted sum Δ̂.
