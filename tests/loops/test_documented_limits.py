@@ -32,9 +32,9 @@ class Model(nn.Module):
 
 
 @torch.no_grad()
-def letters(loop, policy=None) -> list[str]:
+def letters(loop, policy=None, model=None) -> list[str]:
     """Return C or R for each call that a loop makes of a cached model: a string for each run."""
-    model, runs = Model(), dict[int, str]()
+    model, runs = model or Model(), dict[int, str]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with dit_cache(model, DitCacheConfig(policy=policy or Interval(0, 2))) as cache:
@@ -53,22 +53,29 @@ def test_an_argument_that_changes_by_more_than_a_twentieth_is_computed_at_the_se
     assert letters(loop) == [line]
 
 
-@pytest.mark.parametrize(("mended", "begin"), [(None, ["CCC"]), ("reset", ["CRC"]), ("steps", ["C", "CRC"])])
-def test_a_run_that_was_broken_off_at_its_first_step(mended, begin):
-    """The next one's second step is computed, unless the loop or the user says that it is another run."""
+@pytest.mark.parametrize(
+    ("mended", "latents"),
+    [("reset", NOISE + 0.5 * noise(1, 5, 8, seed=302)), ("steps", NOISE), (None, noise(1, 5, 8, seed=303))],
+    ids=["reset", "steps", "other noise"],
+)
+def test_a_run_that_was_broken_off_at_its_first_step(mended, latents):
+    """The next one is as it would be alone, if the user or the loop says that it is another, or its latents show it."""
+    results, model = [], Model()
+    steps = dithooks.steps if mended == "steps" else iter
 
-    def loop(model, cache):
-        steps = dithooks.steps if mended == "steps" else iter
-        for time in steps(TIMES):
+    def loop(model, cache, early):
+        for time in steps(TIMES[:early]):
             model(NOISE, time, PROMPT)
-            break
         if mended == "reset":
             cache.reset()
-        x = NOISE + 0.5 * noise(1, 5, 8, seed=302)
+        x = latents
         for time in steps(TIMES):
-            x = x + 0.5 * model(x, time, PROMPT)
+            x = x + 0.1 * model(x, time, PROMPT)
+        results.append(x)
 
-    assert [line[:3] for line in letters(loop)] == begin
+    assert letters(lambda *given: loop(*given, early=0), model=model) == ["CRCRCR"]
+    assert "".join(letters(lambda *given: loop(*given, early=1), model=model)).endswith("CRCRCR")
+    assert torch.equal(*results)
 
 
 def test_of_more_than_sixteen_calls_at_a_first_step_the_first_sixteen_are_kept():
