@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -18,6 +19,7 @@ import dithooks
 from dithooks import DitHooksWarning
 from dithooks.cli.main import build_parser
 from dithooks.handle import CacheHandle
+from dithooks.stats import warnings as wording
 
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
@@ -108,14 +110,19 @@ def test_links_lead_to_files(name):
             assert (DOCS / name).parent.joinpath(link.partition("#")[0]).exists(), link
 
 
+def texts_in(tree):
+    """All texts within a syntax tree, with a NUL for what is filled in."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
 def sentences():
-    """All texts of the source, with a NUL for what is filled in."""
+    """All texts of the source."""
     for path in sorted((ROOT / "dithooks").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
+        yield from texts_in(ast.parse(path.read_text(encoding="utf-8")))
 
 
 def quoted(text):
@@ -132,12 +139,30 @@ SOURCE = list(sentences())
 MESSAGES = quoted(PAGES["troubleshooting.md"])
 
 
-@pytest.mark.parametrize("message", MESSAGES)
-def test_messages_are_the_librarys(message):
+def pattern_of(message):
+    """What a quoted message looks like in the source."""
     parts = [part for part in message.split("…") if part.strip()]
     assert max(map(len, parts)) >= 12, "too little is quoted to be looked for"
-    wanted = re.compile(".*".join(map(re.escape, parts)), re.S)
+    return re.compile(".*".join(map(re.escape, parts)), re.S)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_are_the_librarys(message):
+    wanted = pattern_of(message)
     assert any(wanted.search(sentence) for sentence in SOURCE)
+
+
+WARNINGS = {
+    node.name: list(texts_in(node))
+    for node in ast.parse(inspect.getsource(wording)).body
+    if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+}
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_every_warning_of_an_attached_cache_is_explained(name):
+    own = WARNINGS[name][1:]  # without the docstring
+    assert any(pattern_of(message).search(text) for message in MESSAGES for text in own)
 
 
 def test_there_are_messages():
