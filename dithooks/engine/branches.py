@@ -187,7 +187,7 @@ def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> tuple[int, 
     for kind in ("conditioning", "latents"):
         distances = {number: _distance(branch.given, given, kind) for number, branch in branches.items()}
         farthest = max(distances.values())
-        if farthest >= APART:
+        if farthest >= APART and min(distances.values()) < inf:  # none has the form: that shows elsewhere
             near = {number: branches[number] for number in branches if distances[number] < farthest / 2}
             seen_once = any(branch.steps == 1 for branch in branches.values())
             is_doubtful = is_doubtful or (not near and seen_once and kind == "latents" and run.epoch is None)

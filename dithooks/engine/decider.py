@@ -39,7 +39,7 @@ from .weights_version import WeightsVersion
 
 MAX_CAPTURED = 16  # calls of a run's first step whose residuals are kept; are there more, then from the next step on
 MAX_CALLS = 64  # at one step; more mean that the step is not advancing
-LEAST_CALLS = 3  # fewer that reuse nothing are no wonder: one step's
+LEAST_CALLS = 2  # that reuse nothing and are worth a word
 EXPLANATIONS = ("standstill", "shared scheduler", "gradients", "diverged", "not finite", "remark")
 FIRST = Match(0)
 DECISION = {reuse: {reason: Decision(reuse, reason) for reason in Reason} for reuse in (False, True)}

@@ -196,7 +196,10 @@ def nothing_was_reused(name: str, steps: int, counts: RunCounts, policy: Policy)
     message = f"{name}: a run of {steps} steps reused nothing (calls computed for {_listed(counts.reasons)})"
     finite = [value for value in counts.values if math.isfinite(value)]
     why = policy.why_nothing_reused(finite, counts.reasons) if finite else str(policy)
-    return f"{message}: {why}" if why else message
+    message = f"{message}: {why}" if why else message
+    if counts.reasons[Reason.NO_ANCHOR] > 1:  # calls of a step that were not known again at the next
+        message += ". If its calls are given other prompts at every step, name them: timestep_scope(step, branch=...)"
+    return message
 
 
 def nothing_was_ever_reused(name: str, source: str, records: Sequence[CallRecord]) -> str:

@@ -89,7 +89,7 @@ class TestConditioning:
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
     def test_known_prompts_are_not_compared_by_value(self, monkeypatch):
-        """Comparing waits for the device."""
+        """Comparing waits for the device: only at the second step, where runs may have been broken off unseen."""
         net, x, cond, uncond = Net("swapped"), latents(), prompt(), prompt()
         compared, real = [], branches.distance
         monkeypatch.setattr(branches, "distance", lambda a, b: compared.append(1) or real(a, b))
@@ -98,7 +98,7 @@ class TestConditioning:
                 for e in (cond, uncond):
                     net(x + k, torch.tensor(1 - k / 6), encoder_hidden_states=e)
             assert cache.stats.reused_calls == 6
-        assert not compared
+        assert len(compared) <= 2
 
     def test_what_changes_at_every_step_does_not_stop_the_cache(self):
         net, x = Net("single"), latents()

@@ -729,8 +729,8 @@ def stable_audio(model: AudioWrapper) -> Callable:
 
 @pytest.mark.parametrize("target", ["wrapper", "middle"])
 def test_stable_audio_whose_inner_module_knows_no_time(target, start):
-    """The inner module is given the time as a token, and in a condition: both have been seen once only at step 1."""
-    model, line = AudioWrapper(), ("CCCRCRCRCR", LINES[1])[start]
+    """The inner module is given the time as a token, and in a condition, new at each step: that has to be seen twice."""
+    model, line = AudioWrapper(), ("CCCRCRCRCR", "CCCCRCRCRC")[start]
     what = model if target == "wrapper" else model.model
     lists = [model.model.transformer.layers]
     check([model], lists, stable_audio(model), lambda: dit_cache(what, every_other(start)), {"both": line})
