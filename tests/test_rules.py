@@ -21,7 +21,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 LOCKS = {"Lock", "RLock"}
 IMMUTABLE_CALLS = {
     *("ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "TypeVar", *LOCKS),
-    *("attrgetter", "object", "Moment"),
+    *("attrgetter", "object", "Moment", "Match", "StepTelling"),
 }
 REGISTERED = {"_HINTS"}  # what users tell of their models is the process's by nature; the one thing that is
 
@@ -44,7 +44,7 @@ FLOORS = (
     "__init__",
     "cli ray",
 )
-NOUNS = {"loading", "matching", "offloading", "timing", "wiring", "wording"}  # that look like participles
+NOUNS = {"loading", "matching", "offloading", "timing", "warning", "wiring", "wording"}  # that look like participles
 MIRRORED = {"BlockAdapter", "BlockAdapterRegistry", "CacheStats", "DitCacheConfig", "PatchFunctor"}  # by compat
 PUBLIC_ROOMS = {"plot", "ray", "compat", "demo", "cli"}
 PUBLIC_UNDERSCORES = {"_exit", "_fields", "_replace", "_repr_png_"}  # documented: os, namedtuple, IPython

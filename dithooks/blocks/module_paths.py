@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InvalidSetting
+from .block_lists import WRAPPED
 
 # Components of pipelines that encode, decode or steer; the denoiser is none of these.
 OTHERS = (
@@ -113,7 +114,7 @@ def enclosing_modules(target: object, module: nn.Module) -> list[nn.Module]:
     begin = 0 if isinstance(target, nn.Module) else 1
     found = [walk(target, ".".join(parts[:depth])) for depth in range(begin, len(parts))]
     modules = [each for each in reversed(found) if isinstance(each, nn.Module) and each is not module]
-    return [each for each in modules if not hasattr(each, "_orig_mod") and not isinstance(each, nn.ModuleList)]
+    return [each for each in modules if not hasattr(each, WRAPPED) and not isinstance(each, nn.ModuleList)]
 
 
 def dtype_of(owner: nn.Module) -> str | None:

@@ -74,9 +74,6 @@ class CallArguments:
         self.conditioning = {path: tensor for path, tensor in tensors.items() if path not in latents}
 
 
-NOTHING = CallArguments({}, frozenset())
-
-
 def latents_among(arguments: Mapping[str, Any], primary: str | None, output: Any) -> frozenset[str]:
     """Return the paths of the tensors that a model denoises: its first argument, and one for each further output.
 

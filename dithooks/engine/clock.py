@@ -26,7 +26,7 @@ _MISSING = object()
 SCHEDULER, TIMESTEP, SCOPE, COUNT = "scheduler", "timestep", "scope", "count"
 
 
-class Source(Protocol):
+class TimeSource(Protocol):
     """A source of the step of each call."""
 
     def tick(self, asked: Asked) -> Tick | None:
@@ -230,7 +230,7 @@ class StepClock:
         self._attached, self._where, self.created_at = scheduler, where, monotonic_ns()
         self.enclosing: Callable[[], Sequence[Mapping[str, Any]]] = tuple  # arguments of modules around the transformer
         self.timestep = TimestepArgument(check_name(telling.timestep))
-        self.sources: list[Source] = [SchedulerIndex(self.timestep), self.timestep]
+        self.sources: list[TimeSource] = [SchedulerIndex(self.timestep), self.timestep]
         if telling.timestep is not None:  # the user's word comes before a scheduler's
             self.sources.reverse()
         if telling.calls_per_step is not None and telling.steps is not None:

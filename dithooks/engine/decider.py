@@ -115,8 +115,7 @@ class CallDecider:
             match = Match(0)
         branch = run.branches.get(number := match.number)
         if branch is None:
-            branch = run.branches[number] = self._new_branch(run, number)
-            branch.claim, branch.is_first = match.claim, run.steps == 1
+            branch = run.branches[number] = self._new_branch(run, match)
             run.newcomers += 1
         elif branch.interrupted or match.is_doubtful:  # an exception ended its last call: keep nothing of it
             branch.clear()
@@ -152,10 +151,13 @@ class CallDecider:
         self.warn("gradients", wording.gradients_are_enabled(self.name))
         return Call()
 
-    def _new_branch(self, run: Run, number: int) -> Branch:
+    def _new_branch(self, run: Run, match: Match) -> Branch:
         kind = self.policy.metric
         return Branch(
-            BranchHistory(number, run=run.history), None if kind is None else METRICS[kind](self.policy.reduce)
+            BranchHistory(match.number, run=run.history),
+            None if kind is None else METRICS[kind](self.policy.reduce),
+            is_first=run.steps == 1,
+            claim=match.claim,
         )
 
     def _match(self, run: Run, tick: Tick, given: CallArguments) -> Match | None:

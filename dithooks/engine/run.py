@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 from ..policies.history import BranchHistory, Decision, RunHistory, Schedule
 from ..policies.policy import Policy
 from .anchor import Anchor
-from .arguments import NOTHING, CallArguments
+from .arguments import CallArguments
 from .change_metrics import ChangeMetric
 from .protocols import PipelineBar
 from .step_source import RunTime
+
+
+def _nothing() -> CallArguments:
+    return CallArguments({}, frozenset())
 
 
 class Claim(NamedTuple):
@@ -39,7 +43,7 @@ class Branch:
     is_first: bool = False  # it was new at the run's first step
     position: int = 0  # of the last call among those of its step
     interrupted: bool = False  # a computed call began and has not ended
-    given: CallArguments = NOTHING  # to its last call, to recognise the branch by
+    given: CallArguments = field(default_factory=_nothing)  # to its last call, to recognise the branch by
     changes: dict[str, float] = field(default_factory=dict)  # of each argument at its last call; 0: it repeats
     is_steady: bool = False  # its last call was given the very same as the one before
     jumps: set[str] = field(default_factory=set)  # arguments that changed as much as another prompt would, once
@@ -105,7 +109,7 @@ class Run:
         for branch in self.branches.values():
             branch.free()
             if self.schedule.steps != 1:
-                branch.given = NOTHING
+                branch.given = _nothing()
 
 
 class RunEnd(NamedTuple):

@@ -39,7 +39,7 @@ class _Forward:
         return block._dithooks.override or types.MethodType(self.function, block)
 
     def __set__(self, block: SkipBlock, value: Callable[..., Any]) -> None:
-        block._dithooks.state = ASKING  # no shortcuts: the wrapper has to be called
+        block._dithooks.state = Asking  # no shortcuts: the wrapper has to be called
         if "forward" in vars(block):
             vars(block)["forward"] = value
         elif isinstance(value, types.MethodType) and value.__self__ is block and value.__func__ is self.function:
@@ -59,13 +59,10 @@ def _no_shortcut(_: object) -> Any:
     raise LookupError
 
 
-class _Asking:
-    """The state of a stand-in that asks the cache at every call."""
+class Asking:
+    """The state of a stand-in that asks the cache at every call; the class itself is used."""
 
     shortcut: Shortcut = ASK
-
-
-ASKING = _Asking()
 
 
 class _StandInState:
@@ -76,7 +73,7 @@ class _StandInState:
     def __init__(self, original: nn.Module, offset: int, is_end: bool) -> None:
         self.original, self.offset, self.is_end = original, offset, is_end
         self.cache: RangeCache | None = None  # None: inert, calls the original
-        self.state: CallState | _Asking = ASKING  # the cache's, unless the stand-in always asks the cache
+        self.state: CallState | type[Asking] = Asking  # the cache's, unless the stand-in always asks the cache
         self.override: Callable[..., Any] | None = None  # a forward that another library has assigned
         # They pick the block's outputs from its keyword or positional arguments.
         self.by_name: Callable[[Any], Any] = _no_shortcut
@@ -252,7 +249,7 @@ def engage(module: nn.Module, cache: RangeCache) -> None:
     assert isinstance(module, SkipBlock)
     own = module._dithooks
     own.cache = cache
-    own.state = ASKING if own.is_end or own.override is not None else cache.state
+    own.state = Asking if own.is_end or own.override is not None else cache.state
 
 
 def set_streams(module: nn.Module, io: BlockIO) -> None:
@@ -271,5 +268,5 @@ def disengage(module: nn.Module) -> bool:
     assert isinstance(module, SkipBlock)
     own = module._dithooks
     own.set_shortcut(None)
-    own.cache, own.state = None, ASKING
+    own.cache, own.state = None, Asking
     return own.override is not None

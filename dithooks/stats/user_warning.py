@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from pathlib import Path
 
 from ..errors import DitHooksWarning
 
-_OURS = str(Path(__file__).parent.parent)
+_OURS = Path(__file__).parent.parent
 _LIBRARIES = ("torch", "diffusers", "accelerate", "contextlib")
 
 
@@ -23,12 +24,11 @@ def warn_user(message: str) -> None:
         >>> str(caught[0].message)
         'nothing was reused'
     """
-    places = (_OURS, *filter(None, map(_place, _LIBRARIES)))
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(places):
+    places = (str(_OURS), *filter(None, map(_place, _LIBRARIES)))
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(places):
         level, frame = level + 1, frame.f_back
-    inside = frame.f_code.co_filename.startswith(places)
-    warnings.warn(message, DitHooksWarning, stacklevel=2 if inside else level)
+    warnings.warn(message, DitHooksWarning, stacklevel=2 if frame is None else level)
 
 
 def _place(library: str) -> str | None:

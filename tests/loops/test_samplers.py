@@ -729,7 +729,7 @@ def stable_audio(model: AudioWrapper) -> Callable:
 
 @pytest.mark.parametrize("target", ["wrapper", "middle"])
 def test_stable_audio_whose_inner_module_knows_no_time(target, start):
-    """The inner module is given the time as a token, and in a condition, new at each step: that has to be seen twice."""
+    """The inner module is given the time as a token, and in a condition: that these are new has to be seen twice."""
     model, line = AudioWrapper(), ("CCCRCRCRCR", "CCCCRCRCRC")[start]
     what = model if target == "wrapper" else model.model
     lists = [model.model.transformer.layers]
