@@ -30,20 +30,20 @@ from bench.reused_step import (
 
 # Upper bounds: Python calls, bytecodes, and files of dithooks entered, beyond the model without a cache.
 REUSED_STEP = {
-    ("toy", "interval"): (141, 5_016, 13),
-    ("toy", "plan"): (150, 5_415, 15),
-    ("toy", "threshold"): (227, 6_900, 21),
-    ("FLUX", "interval"): (137, 5_967, 12),
-    ("FLUX", "plan"): (148, 6_481, 14),
-    ("FLUX", "threshold"): (228, 7_986, 21),
+    ("toy", "interval"): (142, 4_952, 13),
+    ("toy", "plan"): (151, 5_351, 15),
+    ("toy", "threshold"): (224, 6_792, 21),
+    ("FLUX", "interval"): (138, 5_913, 12),
+    ("FLUX", "plan"): (149, 6_427, 14),
+    ("FLUX", "threshold"): (225, 7_882, 21),
 }
 COMPUTED_STEP = {
-    ("toy", "interval"): (191, 5_430, 19),
-    ("toy", "plan"): (193, 5_511, 19),
-    ("toy", "threshold"): (236, 6_347, 22),
-    ("FLUX", "interval"): (198, 5_779, 19),
-    ("FLUX", "plan"): (200, 5_872, 19),
-    ("FLUX", "threshold"): (248, 6_839, 22),
+    ("toy", "interval"): (190, 5_318, 19),
+    ("toy", "plan"): (192, 5_399, 19),
+    ("toy", "threshold"): (232, 6_195, 22),
+    ("FLUX", "interval"): (197, 5_659, 19),
+    ("FLUX", "plan"): (199, 5_752, 19),
+    ("FLUX", "threshold"): (244, 6_673, 22),
 }
 STORED_WHEN_COMPILED = 0  # tensors that the graph of a whole model returns on a reused step, beside its output
 
