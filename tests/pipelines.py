@@ -33,6 +33,7 @@ class Family(NamedTuple):
     calls: int
     off: dict[str, Any]
     interleaved: bool = False
+    is_told_apart: bool = False  # one of guidance's calls has an argument that the other has not
 
     def blocks(self, transformer: nn.Module) -> list[nn.Module]:
         """The trunk, in the order it is called."""
@@ -332,7 +333,7 @@ FAMILIES = {
     "hunyuan_video": Family(hunyuan_video, DOUBLE_SINGLE, IMAGE_FIRST, 2, TRUE_CFG_OFF),
     "cogvideox": Family(cogvideox, BLOCKS, IMAGE_FIRST, 1, CFG_OFF),
     "ltx": Family(ltx, BLOCKS, ("hidden_states",), 1, CFG_OFF),
-    "qwen_image": Family(qwen_image, BLOCKS, TEXT_FIRST, 2, TRUE_CFG_OFF),
+    "qwen_image": Family(qwen_image, BLOCKS, TEXT_FIRST, 2, TRUE_CFG_OFF, is_told_apart=True),
     "allegro": Family(allegro, BLOCKS, ("hidden_states",), 1, CFG_OFF),
     "pixart": Family(pixart, BLOCKS, ("hidden_states",), 1, CFG_OFF),
     "dit": Family(dit, BLOCKS, ("hidden_states",), 1, CFG_OFF),

@@ -129,7 +129,7 @@ def _switches_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     for key, item in fields:
         if isinstance(item, (bool, str, Enum)):
             yield f"{name}.{key}", item
-        elif isinstance(item, (list, tuple)) and _switches(item):
+        elif isinstance(item, (list, tuple)) and item and _switches(item):  # an empty one may be there to be filled
             yield f"{name}.{key}", repr(item)
         else:
             yield from _switches_in(f"{name}.{key}", item)

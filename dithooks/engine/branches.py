@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
+import torch
 from torch import Tensor
 
 from .arguments import CallArguments, Signature
@@ -225,6 +226,8 @@ def distance(a: Tensor | None, b: Tensor | None) -> float:
             x, y = a.float(), b.float()
         size = max(float(x.norm()), float(y.norm()))
         apart = float((x - y).norm())
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError):  # on the meta device, or a subclass that does not compare
         return inf
     return apart / size if size and apart == apart else (0.0 if apart == 0 else inf)

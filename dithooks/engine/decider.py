@@ -34,7 +34,7 @@ from .protocols import Integrations
 from .rank_consensus import RankConsensus, RankVerdict
 from .run import Branch, Run, RunEnd
 from .sessions import Scope, Session, current_context, current_session
-from .step_source import Tick
+from .step_source import RunTime, Tick
 from .weights_version import WeightsVersion
 
 MAX_CAPTURED = 16  # calls of a run's first step whose residuals are kept; are there more, then from the next step on
@@ -438,7 +438,12 @@ class CallDecider:
             run = self._start(session, run)
         tick = self.clock.read(session, scope, arguments, run.time)
         if tick.restart or _breaks(run, tick):
+            if run.time.moves_after_all(tick):
+                run.judged, next_time = True, RunTime(trusts_scheduler=True)
+            else:
+                next_time = RunTime()
             run = self._start(session, run)
+            run.time = next_time
             tick = self.clock.read(session, scope, arguments, run.time)
         step = tick.step
         if step == run.step and len(run.used) >= max(MAX_CALLS, 2 * run.before[0]) and tick.branch is None:

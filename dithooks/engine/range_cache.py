@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import compress
 from operator import attrgetter
@@ -575,7 +574,7 @@ class RangeCache:
         if index == blocks.order[0] and blocks.start and not blocks.lead and not state.transformer_was_called:
             begun = None if state.call is None else state.call.observation
             if begun is None or begun.first == index:  # else the range runs before the block that is listed first
-                self._begin_pass(state.call)
+                self._begin_pass(state.call, is_observed=True)
         call = state.call
         if call is not None and call.observation is not None and not call.stale:
             if state.held is not None:
@@ -595,8 +594,12 @@ class RangeCache:
 
     # -- begin and end of a call -------------------------------------------------------------------------------
 
-    def _begin_pass(self, call: Call | None) -> Call | None:
+    def _begin_pass(self, call: Call | None, is_observed: bool = False) -> Call | None:
         """Begin a call at the first of all blocks, if the transformer is not called or makes another pass.
+
+        Args:
+            call: the call before.
+            is_observed: whether that is only to observe it whole.
 
         Returns:
             The call whose blocks before the range these are; ``None`` for a plain one, or blocks that run once more.
@@ -604,11 +607,14 @@ class RangeCache:
         if replaying.get():
             return call if call is not None and call.stage is BEFORE else None
         if not self.state.transformer_was_called:
-            return self._restart(None if call is not None and call.stale else call)
+            return self._restart(None if call is not None and call.stale else call, is_observed)
         return self._restart(call) if self.passes_are_calls and call is not None and not call.stale else None
 
-    def _restart(self, before: Call | None) -> Call | None:
-        """Start a call at the first block, for blocks called without their transformer or a second time in one call."""
+    def _restart(self, before: Call | None, is_observed: bool = False) -> Call | None:
+        """Start a call at the first block, for blocks called without their transformer or a second time in one call.
+
+        One that was to be observed is left to the range's first block, if the call before has shown the wiring.
+        """
         state = self.state
         if replaying.get() or _is_tracing_or_exporting():  # another cache repeats the call, or this is a copy
             return None
@@ -620,13 +626,16 @@ class RangeCache:
                 state.call = Call()
                 return state.call
         else:
-            self._after_call(before)
+            moved = self._after_call(before)
             if self.passes_are_calls and state.transformer_was_called:
                 state.passes += (before,)
             elif self.unverified and state.transformer_was_called:
                 raise self._runs_several_times()
             if before.run is not None:
                 before.run.in_flight = False
+            if is_observed and not moved and self.block_range.wiring is not None:
+                state.call = None
+                return None
         self._begin_call(state.arguments, state.replay, state.transformer_was_called)
         call = state.call
         return None if call is None or call.stale else call
@@ -726,8 +735,12 @@ class RangeCache:
             return
         replay = Replay(*given)
         if replay.safe:
-            with suppress(Exception):  # the call may take another way through the blocks, on which they have to run
+            try:
                 self._count_additions(replay, only_if_touched=not is_first)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # the call may take another way through the blocks, on which they have to run
+                return
 
     def _count_additions(self, replay: Replay, only_if_touched: bool) -> list[Tensor | None]:
         """Count the additions that do not depend on the streams from now on; return their sums in the repeated call."""

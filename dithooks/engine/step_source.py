@@ -74,6 +74,11 @@ class RunTime:
     steps: int | None = None
     others: dict[str, Reading] = field(default_factory=dict)
 
+    def moves_after_all(self, tick: Tick) -> bool:
+        """Return whether a scheduler that had seemed to stand still moves: calls have several timesteps at one step."""
+        is_next = self.trusts_scheduler is False and self.index is not None and tick.step == self.index + 1
+        return is_next and tick.source == "scheduler"
+
 
 class RunClock(Protocol):
     """The clock of one transformer, as a step source may ask it: what scheduler and timestep argument make of a call.

@@ -222,6 +222,8 @@ class TestEveryFamily:
         # all blocks, then those outside of the range; five times more where the model makes new tensors between its
         # blocks, to ask how it hands them on, without noise and with (Latte exchanges frames and tokens)
         plan[first] = plan[first] + plan[-1] * (6 if case.family.interleaved else 1)
+        if case.family.is_told_apart:  # asked once whether anything is added between blocks, for arguments new to it
+            plan[first + 1] = plan[-1] + plan[first + 1]
         assert ran.take() == plan
 
     @pytest.mark.parametrize("inner", [False, True], ids=["whole", "inner"])
@@ -229,7 +231,11 @@ class TestEveryFamily:
         config = case.config(1, 3) if inner else case.config()
         cached = case.cached(config, **changes)
         assert cached.isfinite().all()
-        assert torch.equal(cached, case.by_hand(config, case.places(guided), **changes))
+        by_hand = case.by_hand(config, case.places(guided), **changes)
+        if case.family.interleaved:  # Latte adds positions between its blocks, which count apart from the residual
+            torch.testing.assert_close(cached, by_hand, rtol=1e-4, atol=1e-5)
+        else:
+            assert torch.equal(cached, by_hand)
 
     def test_near_the_plain_output_and_far_from_it_without_the_range(self, case):
         config = case.config(interval=2)

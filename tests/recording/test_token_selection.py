@@ -23,7 +23,6 @@ STEPS = 3
 # followed once, and of ranges across that one of two streams is sampled.
 ONE_STREAM = {"MotifVideoTransformer3DModel#decoder": 6}
 NO_RANGE = "RFD4ProteinaTransformer"  # which argument an output carries on is not clear
-REFUSED = {"WanAnimate2Transformer3DModel": "kv_cache .*: its first call cannot be made twice"}
 
 
 def sample(model, inputs, steps=STEPS):
@@ -99,10 +98,6 @@ def grams_of(target, path, run, once):
 @pytest.mark.filterwarnings("ignore")
 def test_every_range_of_every_class(name):
     model, inputs = build(name)
-    if name in REFUSED:
-        with pytest.raises(ValueError, match=REFUSED[name]):
-            record(model, lambda model: sample(model, inputs))
-        return
     recording = record(model, lambda model: sample(model, inputs))
     assert recording.traces
     for trace in recording.traces:

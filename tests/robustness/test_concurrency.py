@@ -317,7 +317,8 @@ class TestPipelines:
         assert all(map(torch.equal, found, expected))
 
     def test_without(self, pipes):
-        """Without requests, the scheduler of one tells the steps of all: that is said, and the others are computed."""
+        """Without requests, the scheduler of one tells the steps of all, which is said: others are computed until it is
+        seen not to move as their timesteps do, and then told by these."""
         plain = self.draw(pipes[1], "taxi")
         cache, others = dit_cache(pipes[0], self.CONFIG), []
 
@@ -337,8 +338,8 @@ class TestPipelines:
                     output_type="latent",
                     callback_on_step_end=meanwhile,
                 ).images
-            assert cache.stats.reasons["shared scheduler"] == 12
-        assert torch.equal(others[0], plain)
+            assert cache.stats.reasons["shared scheduler"] == 2  # both calls of the first step
+        assert 0 < float((others[0] - plain).norm() / plain.norm()) < 0.2  # it is cached as well
         assert torch.equal(found, alone)
 
 
