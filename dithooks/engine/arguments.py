@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
 
-from .timestep_argument import TIMESTEP_NAMES
+from .timestep_argument import FORM, TIMESTEP_NAMES
 
 # What must not change between storing a residual and adding it: the weights, shape, dtype and device of every tensor
 # argument, and every argument that switches something (flags, names, lists of layers, which objects are given). Numbers
 # may change.
 Signature = tuple[tuple[Any, ...], ...]
-FORM = attrgetter("shape", "dtype", "device")
 TIME = frozenset(TIMESTEP_NAMES)
 _SWITCHES = (bool, str, Enum)
 

@@ -7,6 +7,7 @@ timestep argument of the transformer or of a module around it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -61,6 +62,9 @@ class SchedulerIndex:
 
     def __init__(self, timesteps: TimestepArgument) -> None:
         self._timesteps = timesteps
+        # A scheduler that has moved in an earlier run, and after how many calls: so many are not looked at again.
+        self._proven: weakref.ref[Any] | None = None
+        self._calls = 0
 
     def tick(self, asked: Asked) -> Tick | None:
         """Return the scheduler's step, or ``None`` if another one seems to make the steps."""
@@ -82,6 +86,7 @@ class SchedulerIndex:
     def _trusts(self, tick: Tick, asked: Asked) -> bool:
         """Whether the scheduler counts this run's steps: it moved, or nothing else did."""
         time = asked.time
+        time.calls += 1
         if time.index is None:  # the run's first call
             time.first = [note(found) for found in timesteps_in(asked.arguments, self._timesteps.names)]
             for found in time.first[:1]:
@@ -89,10 +94,12 @@ class SchedulerIndex:
                 time.start = time.shown = 0.0 if time.reader is None else time.reader(found.original)
             return True
         if tick.step != time.index:
-            time.trusts_scheduler = True
+            time.trusts_scheduler, time.first = True, []
+            self._proven, self._calls = weak(asked.scheduler), time.calls - 1
             goes_back(asked.arguments[0], time)
             return True
-        if time.trusts_scheduler is None and self._moved(asked):
+        is_proven = self._proven is not None and self._proven() is asked.scheduler and time.calls <= self._calls
+        if time.trusts_scheduler is None and not is_proven and self._moved(asked):
             time.trusts_scheduler, time.stood_at, time.offset = False, tick.step, tick.step
             for found in time.first:  # as if they had been asked from the first call on
                 if (reading := read(found.given)) is not None:
@@ -107,8 +114,7 @@ class SchedulerIndex:
         for noted in time.first:
             if noted.path not in now or noted.is_still(now[noted.path]):
                 continue
-            before, after = read(noted.given), read(now[noted.path])
-            if before is not None and after is not None and before.values != after.values:
+            if noted.differs(now[noted.path]):
                 return True
         return False
 
@@ -343,6 +349,14 @@ def scheduled(scheduler: Any) -> Tick | None:
         return None
     step = index if index is not None else getattr(scheduler, "begin_index", None) or 0
     return Tick(int(step), SCHEDULER, epoch=epoch, steps=len(epoch))
+
+
+def weak(scheduler: object) -> weakref.ref[Any] | None:
+    """Return a weak reference; ``None`` to what cannot be referred to so."""
+    try:
+        return weakref.ref(scheduler)
+    except TypeError:
+        return None
 
 
 def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:

@@ -29,7 +29,7 @@ from .arguments import TIME, CallArguments, Signature, latents_among
 from .branches import Match, choose_branch, settle_claims
 from .call import CAPTURE, MISMATCH, PLAIN, REUSE, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
-from .clock import SCHEDULER, TIMESTEP, StepClock
+from .clock import SCHEDULER, TIMESTEP, StepClock, weak
 from .protocols import Integrations
 from .rank_consensus import RankConsensus, RankVerdict
 from .run import Branch, Run, RunEnd
@@ -502,7 +502,7 @@ class CallDecider:
         """Set a run's schedule at its first call, warn of what it rules out, and return the policy adapted to it."""
         wanted = self.predictor.needs_sigmas or self.policy.needs_sigmas
         run.epoch, run.source = tick.epoch, tick.source
-        run.scheduler = None if tick.epoch is None else _weak(self.clock.scheduler_of(session))
+        run.scheduler = None if tick.epoch is None else weak(self.clock.scheduler_of(session))
         self._free_abandoned(run)
         sigmas = self.clock.sigmas(session, tick) if wanted else None
         run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
@@ -667,13 +667,6 @@ def _breaks(run: Run, tick: Tick) -> bool:
     if tick.epoch is not None and run.epoch is not None and tick.epoch is not run.epoch:
         return True
     return run.step is not None and not 0 <= tick.step - run.step <= 1
-
-
-def _weak(scheduler: object) -> weakref.ref[Any] | None:
-    try:
-        return weakref.ref(scheduler)
-    except TypeError:  # an object that cannot be referred to weakly: what is held for its run stays until the next
-        return None
 
 
 def _tensor_forms(signature: Signature) -> list[tuple[Any, ...]]:

@@ -106,6 +106,7 @@ class Run:
 
     def clear(self) -> None:
         """Drop all tensors of the run; a run of one step keeps its calls' arguments, to recognise the next run."""
+        self.time.first = []
         for branch in self.branches.values():
             branch.free()
             if self.schedule.steps != 1:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..errors import InvalidSetting, WrongType
@@ -28,6 +30,7 @@ TIMESTEP_NAMES = (
 _DEPTH = 2  # containers within containers: transformer_options["sigmas"], video.timesteps
 _MANY = 64  # different values in one call: more are an embedding of the timestep, not timesteps
 
+FORM = attrgetter("shape", "dtype", "device")
 Arguments = Mapping[str, Any]
 
 
@@ -72,6 +75,13 @@ class Noted(NamedTuple):
         if not isinstance(now, Tensor) or self.version is None:
             return now is self.original
         return is_same(now, self.original) and not now.is_inference() and now._version == self.version
+
+    def differs(self, now: Any) -> bool:
+        """Return whether what is given now has another value, which waits for the device, once."""
+        if isinstance(now, Tensor) and isinstance(self.given, Tensor) and FORM(now) == FORM(self.given):
+            return not torch.equal(now, self.given)
+        before, after = read(self.given), read(now)
+        return before is not None and after is not None and before.values != after.values
 
 
 def note(found: Found) -> Noted:
