@@ -134,7 +134,7 @@ class Sweep:
                 figures = {"failed": f"{type(error).__name__}: {text[:200]} ({place})"}
             finally:
                 self.subject.pipe.transformer = self.original
-        remarks = {str(each.message).splitlines()[0][:200] for each in caught if each.category is UserWarning}
+        remarks = {str(each.message).splitlines()[0][:200] for each in caught if issubclass(each.category, UserWarning)}
         return Row(*given, **figures, remarks=tuple(sorted(remarks)), machine=machine())
 
     def figures(self, attached: Attached) -> dict[str, Any]:

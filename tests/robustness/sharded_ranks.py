@@ -56,7 +56,9 @@ def main(*checks) -> None:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 told[check.__name__] = check(rank) or {}
-            told[check.__name__]["said"] = [str(each.message) for each in caught if each.category is UserWarning]
+            told[check.__name__]["said"] = [
+                str(each.message) for each in caught if issubclass(each.category, UserWarning)
+            ]
         except Exception:
             told[check.__name__] = {"traceback": traceback.format_exc()}
         told[check.__name__]["seconds"] = round(time.monotonic() - began, 2)
