@@ -10,26 +10,33 @@ from dithooks import handle
 from dithooks.engine import (
     active_calls,
     anchor,
+    argument_copies,
+    arguments,
     branches,
     change_metrics,
     clock,
     decider,
     noise_probe,
+    output_comparison,
     range_cache,
     replay,
     residual,
     run,
     sessions,
+    steps_loop,
+    timestep_argument,
     verification,
     weights_version,
 )
 from dithooks.engine.active_calls import ActiveCalls
+from dithooks.engine.branches import Likeness
 from dithooks.engine.change_metrics import OutputChangeEstimate, RelativeChange
-from dithooks.engine.clock import StepClock
+from dithooks.engine.clock import CountedCalls, SchedulerIndex, StepClock, TimestepArgument
 from dithooks.engine.decider import CallDecider
 from dithooks.engine.range_cache import RangeCache
 from dithooks.engine.replay import Replay
 from dithooks.engine.run import Branch, Run
+from dithooks.engine.timestep_argument import Noted
 from dithooks.engine.verification import Verification
 from dithooks.handle import CacheHandle
 from dithooks.policies import history, reason
@@ -40,6 +47,12 @@ RUNS = "tests/engine/test_runs.py"
 ENDS = "tests/engine/test_ends.py"
 SAFETY = "tests/engine/test_safety.py"
 CLOCK = "tests/engine/test_clock.py"
+BRANCHES = "tests/engine/test_branches.py"
+SOURCES = "tests/engine/test_step_sources.py"
+COPIES = "tests/engine/test_argument_copies.py"
+COMPARISON = "tests/engine/test_output_comparison.py"
+FINITE = "tests/engine/test_not_finite.py"
+STEPS = "tests/loops/test_steps.py"
 STEP_INDEX = "tests/compat/test_step_index.py"
 SCHEDULERS = "tests/engine/test_schedulers.py"
 HANDED_ON = "tests/engine/test_handed_on.py"
@@ -59,20 +72,25 @@ GUARDS = "tests/engine/test_guards.py"
 TESTS: dict[ModuleType, tuple[str, ...]] = {
     active_calls: (GUARDS, HALF),
     anchor: (GUARDS, ENDS, POLICY_RUNS),
-    branches: (GUARDS, SAFETY, RUNS),
+    argument_copies: (COPIES, GUARDS),
+    arguments: (BRANCHES, RUNS),
+    branches: (BRANCHES, GUARDS, SAFETY, RUNS),
     change_metrics: (METRICS, GUARDS),
-    clock: (CLOCK, STEP_INDEX, GUARDS, SCHEDULERS),
-    decider: (GUARDS, ENDS, RUNS, SAFETY, POLICY_RUNS),
+    clock: (SOURCES, CLOCK, STEP_INDEX, GUARDS, SCHEDULERS),
+    decider: (BRANCHES, GUARDS, ENDS, RUNS, SAFETY, POLICY_RUNS),
     handle: (GUARDS, ATTACH),
     history: (POLICY_RUNS,),
     log: (LOG, STATS),
     noise_probe: (PROBE, GUARDS),
+    output_comparison: (GUARDS, COMPARISON),
     range_cache: (GUARDS, HANDED_ON, RUNS, SAFETY, HALF),
     reason: (GUARDS,),
     replay: (GUARDS, SAFETY),
     residual: (GUARDS, STREAMS),
     run: (ENDS, GUARDS),
-    sessions: (GUARDS, RUNS, CLOCK),
+    sessions: (SOURCES, GUARDS, RUNS, CLOCK),
+    steps_loop: (SOURCES, STEPS),
+    timestep_argument: (SOURCES, GUARDS, CLOCK),
     verification: (GUARDS, HANDED_ON, SAFETY, PROBE, HALF),
     weights_version: (WEIGHTS,),
 }
@@ -141,7 +159,13 @@ def _range_cache() -> list[Mutant]:
             "call = Call()",
             "call = decider.plain_call_with_gradients()",
         ),
-        Mutant("cache with gradients", RangeCache._begin_call, "torch.is_grad_enabled()", "False"),
+        Mutant(
+            "cache with gradients",
+            RangeCache._begin_call,
+            "if torch.is_grad_enabled():\n    call = decider.plain_call_with_gradients()\n"
+            "else:\n    call = decider.decide(arguments, seen, compiled)",
+            "call = decider.decide(arguments, seen, compiled)",
+        ),
         Mutant("replay what the call wrote into", RangeCache._begin_call, "replay.keep()", "None"),
         Mutant(
             "reuse where the first block was left out",
@@ -186,19 +210,223 @@ def _range_cache() -> list[Mutant]:
 
 
 def _branches() -> list[Mutant]:
-    function = branches.choose_branch
+    function, compare = branches.choose_branch, branches._compare
+    is_next = "any(_is_next(run.branches[number], given) for number in run.used if number in run.branches)"
+    forms = "branch.changes.get(f'{name} as form') == 0"
     return [
-        Mutant("choose by age, not by turn", function, "number == turn", "False"),
-        Mutant("choose the latest of alike branches", function, "-number", "number"),
-        Mutant("choose the branch with most that differs", function, "-len(differing)", "len(differing)"),
-        Mutant("take any branch for fitting", function, "differing <= changing", "True"),
-        Mutant("take what changed once for unstable", function, "len(steps) > 1", "len(steps) > 0"),
-        Mutant("never take conditioning for unstable", function, "len(steps) > 1", "False"),
+        Mutant("call near whatever changes", branches, "0.05", "0.5"),
+        Mutant("let drift go ten times as fast", branches, "3.0", "10.0"),
+        Mutant("take half of another prompt for another", branches, "0.8", "0.4"),
+        Mutant("take any change for that of another prompt", Likeness.far, "self.changes[name] >= APART", "True"),
+        Mutant("prefer what changed as much as another prompt", Likeness.rank, "-self.far", "self.far"),
+        Mutant(
+            "choose the branch with most that differs",
+            Likeness.rank,
+            "-len(self.doubts) - len(self.misfits)",
+            "len(self.doubts) + len(self.misfits)",
+        ),
+        Mutant("see no form that differs", Likeness.rank, "-len(self.doubts) - len(self.misfits)", "-len(self.doubts)"),
+        Mutant("choose the branch with least in common", Likeness.rank, "self.alike", "-self.alike"),
+        Mutant("compare what is known to be latents", compare, "name in given.latents", "False"),
+        Mutant("compare known prompts by value", compare, "name in known", "False"),
+        Mutant("doubt a strength that fades", compare, "now.numel() <= few", "False"),
+        Mutant("let prompts change that repeated", compare, "last == 0", "False"),
+        Mutant("take what was seen once for what repeats", compare, "last == 0", "not last"),
+        Mutant("doubt small changes after smaller ones", compare, "max(NEAR, JUMP * last)", "JUMP * last"),
+        Mutant("doubt what drifts as before", compare, "max(NEAR, JUMP * last)", "NEAR"),
+        Mutant(
+            "doubt nothing that was seen once",
+            compare,
+            "NEAR if last is None else max(NEAR, JUMP * last)",
+            "inf if last is None else max(NEAR, JUMP * last)",
+        ),
+        Mutant("let forms change that repeated", compare, forms, "False"),
+        Mutant("refuse a form that was seen once", compare, "like.misfits.add(name)", "like.conflicts.add(name)"),
+        Mutant(
+            "forget which forms repeat",
+            compare,
+            "like.changes[f'{name} as form'] = float(former.get(name) != form.get(name))",
+            "pass",
+        ),
+        Mutant("take another picture for a branch", function, "return None", "pass"),
+        Mutant(
+            "end a run that is through whatever is called",
+            function,
+            f"run.finished and {is_next}",
+            "run.finished",
+        ),
+        Mutant(
+            "take a second evaluation for another picture",
+            function,
+            f"run.finished and {is_next}",
+            is_next,
+        ),
+        Mutant("call a branch twice at a step", function, "number not in run.used", "True"),
+        Mutant("take a branch that conflicts", function, "not like.conflicts", "True"),
         Mutant("number a new branch as its turn", function, "turn not in run.branches", "True"),
-        Mutant("take another picture for a branch", function, "return None", "continue"),
-        Mutant("take views with other strides for one", branches._one, "a.stride() == b.stride()", "True"),
-        Mutant("take tensors of other shapes for one", branches._one, "a.shape != b.shape", "False"),
-        Mutant("compare known prompts by value", branches._differing, "name in known", "False"),
+        Mutant("take the newest number once more", function, "max(run.branches) + 1", "max(run.branches)"),
+        Mutant(
+            "choose the branch least alike",
+            function,
+            "max((like.rank for like in fitting.values()))",
+            "min((like.rank for like in fitting.values()))",
+        ),
+        Mutant(
+            "take the first of branches that are alike",
+            function,
+            "len(tied) > 1 or (run.epoch is None and run.branches[number].steps == 1)",
+            "run.epoch is None and run.branches[number].steps == 1",
+        ),
+        Mutant(
+            "trust the only branch that fits",
+            function,
+            "len(tied) > 1 or (run.epoch is None and run.branches[number].steps == 1)",
+            "len(tied) > 1",
+        ),
+        Mutant(
+            "doubt the only branch though a scheduler tells runs",
+            function,
+            "len(tied) > 1 or (run.epoch is None and run.branches[number].steps == 1)",
+            "len(tied) > 1 or run.branches[number].steps == 1",
+        ),
+        Mutant(
+            "take another picture's latents for the same",
+            branches._is_next,
+            "not _are_alike(branch.given.latents, given.latents)",
+            "True",
+        ),
+        Mutant(
+            "take calls with fewer arguments for alike",
+            branches._are_alike,
+            "before.keys() == now.keys()",
+            "before.keys() >= now.keys()",
+        ),
+        Mutant("ask for the very same tensors", branches._are_alike, "distance(before[name], now[name]) == 0", "False"),
+    ]
+
+
+def _claims() -> list[Mutant]:
+    function, settle = branches.choose_branch, branches.settle_claims
+    lost = "number in run.used or far > best[number] or number not in run.branches"
+    return [
+        Mutant("claim what another call has a claim to", function, "claimed.get(number, inf) <= like.far", "False"),
+        Mutant(
+            "give a draw to the later claim",
+            function,
+            "claimed.get(number, inf) <= like.far",
+            "claimed.get(number, inf) < like.far",
+        ),
+        Mutant(
+            "look at the worst claim",
+            function,
+            "sorted(filter(None, claims), reverse=True)",
+            "sorted(filter(None, claims))",
+        ),
+        Mutant("claim a branch that is idle", function, "run.branches[number].called != run.last_step", "False"),
+        Mutant(
+            "go on with a branch that is in doubt",
+            function,
+            "return Match(new, Claim(number, like.far), like.changes)",
+            "return Match(number, None, like.changes)",
+        ),
+        Mutant(
+            "forget how much a claimed prompt changed",
+            function,
+            "return Match(new, Claim(number, like.far), like.changes)",
+            "return Match(new, Claim(number, like.far))",
+        ),
+        Mutant(
+            "lose what a call is not sure of",
+            function,
+            "return Match(number, None, like.changes, is_doubtful)",
+            "return Match(number, None, like.changes)",
+        ),
+        Mutant(
+            "forget what changed",
+            function,
+            "return Match(number, None, like.changes, is_doubtful)",
+            "return Match(number, None, {}, is_doubtful)",
+        ),
+        Mutant(
+            "let the worst claim hold", settle, "min(far, best.get(number, far))", "max(far, best.get(number, far))"
+        ),
+        Mutant("let every claim hold", settle, lost, "number in run.used or number not in run.branches"),
+        Mutant("let a claim on a called branch hold", settle, lost, "far > best[number] or number not in run.branches"),
+        Mutant("settle claims on a dropped branch", settle, lost, "number in run.used or far > best[number]"),
+        Mutant("believe the changes of a lost claim", settle, "branch.changes, branch.jumps = {}, set()", "pass"),
+        Mutant("keep a claim that is settled", settle, "branch.claim = None", "pass"),
+        Mutant(
+            "believe another prompt at once",
+            settle,
+            "{name for name, change in branch.changes.items() if change >= APART}",
+            "set()",
+        ),
+        Mutant("never believe another prompt", settle, "branch.jumps - before", "branch.jumps"),
+    ]
+
+
+def _nearest() -> list[Mutant]:
+    function, given = branches._nearest, branches._distance
+    far = "not near and seen_once and kind == 'latents' and (run.epoch is None)"
+    return [
+        Mutant("go on from a branch that is idle", function, "called or branches", "branches"),
+        Mutant("look at latents only", function, "('conditioning', 'latents')", "('latents',)"),
+        Mutant("look at conditioning only", function, "('conditioning', 'latents')", "('conditioning',)"),
+        Mutant("take evaluations of one step for windows", function, "farthest >= APART", "True"),
+        Mutant("doubt what has no like form", function, "min(distances.values()) < inf", "True"),
+        Mutant(
+            "call near what is nearer at all",
+            function,
+            "distances[number] < farthest / 2",
+            "distances[number] < farthest",
+        ),
+        Mutant("find none where none is near", function, "near or branches", "near"),
+        Mutant("trust a branch of one call that is far", function, far, "False"),
+        Mutant(
+            "doubt a far branch of many calls", function, far, "not near and kind == 'latents' and run.epoch is None"
+        ),
+        Mutant(
+            "doubt a branch beside a near one", function, far, "seen_once and kind == 'latents' and run.epoch is None"
+        ),
+        Mutant("doubt far conditioning", function, far, "not near and seen_once and run.epoch is None"),
+        Mutant("doubt far latents of a scheduled run", function, far, "not near and seen_once and kind == 'latents'"),
+        Mutant("trust whichever rival", function, "len(set(rivals)) > 1", "False"),
+        Mutant("doubt rivals that are alike", function, "len(set(rivals)) > 1", "len(rivals) > 1"),
+        Mutant("take later calls for rivals", function, "branch.is_first and branch.steps == 1", "branch.steps == 1"),
+        Mutant(
+            "take branches of many calls for rivals",
+            function,
+            "branch.is_first and branch.steps == 1",
+            "branch.is_first",
+        ),
+        Mutant("see rivals where a scope tells steps", function, "run.source == 'timestep'", "True"),
+        Mutant("choose by age, not by position", function, "(branches[each].position, each)", "each"),
+        Mutant(
+            "choose the latest of alike branches",
+            function,
+            "(branches[each].position, each)",
+            "(-branches[each].position, each)",
+        ),
+        Mutant("take one sample for each call", branches._samples, "len(latents)", "1"),
+        Mutant("compare strengths for distances", given, "value.numel() > few", "True"),
+        Mutant("leave out latents of few numbers", given, "0 if kind == 'latents' else _samples(now)", "_samples(now)"),
+        Mutant(
+            "take the nearest argument for the distance",
+            given,
+            "max([0.0 if is_same(*pair) else distance(*pair) for pair in pairs], default=0.0)",
+            "min([0.0 if is_same(*pair) else distance(*pair) for pair in pairs], default=0.0)",
+        ),
+        Mutant(
+            "measure distances by the former's size",
+            branches.distance,
+            "max(float(x.norm()), float(y.norm()))",
+            "float(x.norm())",
+        ),
+        Mutant("measure distances by no size", branches.distance, "apart / size", "apart"),
+        Mutant("take what is not a number for near", branches.distance, "0.0 if apart == 0 else inf", "0.0"),
+        Mutant("measure real parts", branches.distance, "a.is_complex()", "False"),
+        Mutant("measure between dtypes", branches.distance, "a.dtype != b.dtype", "False"),
+        Mutant("fail where nothing can be measured", branches.distance, "a.shape != b.shape", "False"),
     ]
 
 
@@ -216,7 +444,12 @@ def _decider() -> list[Mutant]:
             "min(run.branches, key=lambda number: run.branches[number].called)",
             "min(run.branches)",
         ),
-        Mutant("evict no branch", CallDecider._enter_step, "len(run.branches) > MAX_BRANCHES", "False"),
+        Mutant(
+            "evict no branch",
+            CallDecider._enter_step,
+            "len(run.branches) > max(MAX_CAPTURED, 2 * run.before[0])",
+            "False",
+        ),
         Mutant("reuse after a call that was cut short", CallDecider.decide, "branch.clear()", "None"),
         Mutant(
             "go on with a run that an exception left",
@@ -296,8 +529,8 @@ def _decider() -> list[Mutant]:
         Mutant(
             "allow one call more at a step",
             CallDecider._locate,
-            "len(run.used) >= MAX_BRANCHES",
-            "len(run.used) > MAX_BRANCHES",
+            "len(run.used) >= max(MAX_CALLS, 2 * run.before[0])",
+            "len(run.used) > max(MAX_CALLS, 2 * run.before[0])",
         ),
         Mutant("free branches that are called", CallDecider._enter_step, "idle > 1", "idle > 0"),
         Mutant(
@@ -315,8 +548,8 @@ def _decider() -> list[Mutant]:
         Mutant(
             "share a decision with the next step",
             CallDecider._enter_step,
-            "run.step, run.used, run.shared = (step, [], None)",
-            "run.step, run.used = step, []",
+            "run.last_step, run.step, run.used, run.shared = run.step, step, [], None",
+            "run.last_step, run.step, run.used = run.step, step, []",
         ),
         Mutant(
             "share a scheduler with a run that is over", CallDecider._shares_scheduler, "not other.finished", "True"
@@ -340,6 +573,90 @@ def _decider() -> list[Mutant]:
             "run.scheduler_is_shared",
             "False",
         ),
+        Mutant("free no cancelled requests", CallDecider._free_abandoned, "run.clear()", "None"),
+        Mutant(
+            "free no requests whose scheduler goes on with others",
+            CallDecider._free_abandoned,
+            "is_over or run.session_epoch != session.epoch",
+            "run.session_epoch != session.epoch",
+        ),
+        Mutant(
+            "free no requests that an exception left",
+            CallDecider._free_abandoned,
+            "is_over or run.session_epoch != session.epoch",
+            "is_over",
+        ),
+        Mutant(
+            "free requests of other schedulers",
+            CallDecider._free_abandoned,
+            "scheduler is not None and getattr(scheduler, 'timesteps', None) is not run.epoch",
+            "scheduler is not None and run.epoch is not begun.epoch",
+        ),
+        Mutant(
+            "keep all that a first step makes",
+            CallDecider._ask_policy,
+            "run.steps == 1 and len(run.used) > MAX_CAPTURED and (self.on_anchor is None)",
+            "False",
+        ),
+        Mutant(
+            "keep few calls of any step",
+            CallDecider._ask_policy,
+            "run.steps == 1 and len(run.used) > MAX_CAPTURED and (self.on_anchor is None)",
+            "len(run.used) > MAX_CAPTURED and self.on_anchor is None",
+        ),
+        Mutant(
+            "evict branches that a step calls",
+            CallDecider._enter_step,
+            "len(run.branches) > max(MAX_CAPTURED, 2 * run.before[0])",
+            "len(run.branches) > MAX_CAPTURED",
+        ),
+        Mutant(
+            "end a run at a step of many calls",
+            CallDecider._locate,
+            "len(run.used) >= max(MAX_CALLS, 2 * run.before[0])",
+            "len(run.used) >= MAX_CALLS",
+        ),
+        Mutant(
+            "leave latents among the conditioning",
+            CallDecider.learn_latents,
+            "branch.given.sort(self._latents)",
+            "None",
+        ),
+        Mutant("retire no branch", CallDecider._enter_step, "branch.called != run.step", "False"),
+        Mutant("retire branches that were called", CallDecider._enter_step, "branch.called != run.step", "True"),
+        Mutant("leave claims unsettled", CallDecider._enter_step, "settle_claims(run)", "None"),
+        Mutant(
+            "reuse what may be another run's",
+            CallDecider.decide,
+            "branch.interrupted or match.is_doubtful",
+            "branch.interrupted",
+        ),
+        Mutant(
+            "forget that the only prompt repeats",
+            CallDecider._match,
+            "first.changes.update(dict.fromkeys(now, 0.0))",
+            "None",
+        ),
+        Mutant("take the only branch in any form", CallDecider._match, "first.given.form == given.form", "True"),
+        Mutant(
+            "reuse at a step what was kept at it",
+            CallDecider._why_unusable,
+            "branch.anchors[0].moment.step < step",
+            "True",
+        ),
+        Mutant(
+            "ask why nothing was reused though it was",
+            CallDecider.why_silent,
+            "any((record.reuse for record in records))",
+            "False",
+        ),
+        Mutant("ask why one call reused nothing", CallDecider.why_silent, "len(records) < LEAST_CALLS", "False"),
+        Mutant(
+            "explain twice why nothing was reused",
+            CallDecider.why_silent,
+            "not self._could_reuse or self._is_explained or self.on_anchor is not None",
+            "not self._could_reuse or self.on_anchor is not None",
+        ),
     ]
 
 
@@ -352,14 +669,13 @@ def _run() -> list[Mutant]:
             "self.interrupted = False",
         ),
         Mutant("keep a metric's reference", Branch.free, "self.metric.clear()", "None", (ENDS, POLICY_RUNS)),
-        Mutant(
-            "keep what the last calls were given", Run.clear, "branch.latents, branch.conditioning = ({}, {})", "pass"
-        ),
+        Mutant("keep what the last calls were given", Run.clear, "branch.given = _nothing()", "pass"),
         Mutant("lose what runs of one step are told by", Run.clear, "self.schedule.steps != 1", "True"),
     ]
 
 
 def _clock() -> list[Mutant]:
+    index, argument, back = SchedulerIndex, TimestepArgument, clock.goes_back
     return [
         Mutant("accept a sigma that repeats", StepClock.sigmas, "a > b", "a >= b"),
         Mutant(
@@ -368,14 +684,138 @@ def _clock() -> list[Mutant]:
             "len(sigmas) not in (tick.steps, tick.steps + 1)",
             "False",
         ),
-        Mutant("restart where the value stands", StepClock._ordinal, "moved * way < 0", "moved * way <= 0"),
-        Mutant("never restart by timesteps", StepClock._ordinal, "moved * way < 0", "False"),
-        Mutant("count calls for steps", StepClock._ordinal, "value != history[-1]", "True"),
-        Mutant("forget which way timesteps go", StepClock._ordinal, "self._way = moved", "pass"),
-        Mutant("keep the timesteps of the run before", StepClock._ordinal, "history.clear()", "None"),
-        Mutant("ask the list in mid-run", StepClock.timed, "listed and not history", "listed"),
-        Mutant("ask for the smallest timestep of a token", clock._timestep, "value.max().item()", "value.min().item()"),
-        Mutant("begin at step 0 always", StepClock.scheduled, "getattr(scheduler, 'begin_index', None)", "None"),
+        Mutant("restart where the value stands", argument._goes_back, "moved * way < 0", "moved * way <= 0"),
+        Mutant("never restart by timesteps", argument._goes_back, "moved * way < 0", "False"),
+        Mutant("forget which way timesteps go", argument._goes_back, "self._way = moved", "pass"),
+        Mutant(
+            "go by the way of the run before",
+            argument._goes_back,
+            "last.highest - first.highest if len(time.readings) > 1 else self._way",
+            "self._way",
+        ),
+        Mutant(
+            "keep the way of runs of one timestep",
+            argument._goes_back,
+            "self._way = way if len(time.readings) > 1 else 0.0",
+            "self._way = way",
+        ),
+        Mutant("count calls for steps", argument.tick, "reading.values != time.readings[-1].values", "True"),
+        Mutant(
+            "tell timesteps by their highest alone",
+            argument.tick,
+            "reading.values != time.readings[-1].values",
+            "reading.highest != time.readings[-1].highest",
+        ),
+        Mutant(
+            "keep the timesteps of the run before",
+            argument.tick,
+            "time.readings, time.moves, time.offset = [reading], 0, 0",
+            "pass",
+        ),
+        Mutant("forget the latest timestep", argument.tick, "time.readings[1:] = [reading]", "pass"),
+        Mutant("begin beside the list always", argument.tick, "reading.highest in listed", "False"),
+        Mutant(
+            "count listed timesteps as often as they are",
+            argument.tick,
+            "list(dict.fromkeys(epoch.cpu().tolist()))",
+            "epoch.cpu().tolist()",
+        ),
+        Mutant(
+            "take the list of a scheduler that stands still",
+            argument.tick,
+            "time.trusts_scheduler is None",
+            "True",
+        ),
+        Mutant(
+            "go by the first timestep though it stands",
+            argument._reading,
+            "moved or time.moves or (not time.others)",
+            "True",
+        ),
+        Mutant(
+            "go by another timestep in mid-run", argument._reading, "moved or time.moves or (not time.others)", "moved"
+        ),
+        Mutant(
+            "compare one timestep with another",
+            argument._reading,
+            "time.path, time.readings = path, [first]",
+            "time.path = path",
+        ),
+        Mutant("begin at step 0 always", clock.scheduled, "getattr(scheduler, 'begin_index', None)", "None"),
+        Mutant("trust a scheduler that is through", index.tick, "tick.step >= tick.steps", "tick.step > tick.steps"),
+        Mutant(
+            "forget that a scheduler is through",
+            index.tick,
+            "time.trusts_scheduler, time.index = False, tick.step",
+            "pass",
+        ),
+        Mutant("never trust a scheduler again", index.tick, "tick.step != time.index", "False"),
+        Mutant(
+            "go on with a scheduler that moves after all",
+            index.tick,
+            "tick._replace(restart=True) if tick.step != time.index else None",
+            "tick if tick.step != time.index else None",
+        ),
+        Mutant("see no move of a scheduler", index.tick, "time.index = tick.step", "pass"),
+        Mutant("trust a scheduler no more for moving", index._trusts, "time.trusts_scheduler = True", "pass"),
+        Mutant(
+            "trust a scheduler that stands still",
+            index._trusts,
+            "time.trusts_scheduler is None and self._moved(asked)",
+            "False",
+        ),
+        Mutant(
+            "trust it at the call that shows it", index._trusts, "return time.trusts_scheduler is None", "return True"
+        ),
+        Mutant(
+            "count from 0 where a scheduler stood",
+            index._trusts,
+            "time.trusts_scheduler, time.stood_at, time.offset = False, tick.step, tick.step",
+            "time.trusts_scheduler, time.stood_at = False, tick.step",
+        ),
+        Mutant(
+            "lose the timestep of the first call",
+            index._trusts,
+            "time.path, time.readings = found.path, [reading]",
+            "pass",
+        ),
+        Mutant(
+            "see the highest timestep alone move",
+            index._moved,
+            "before.values != after.values",
+            "before.highest != after.highest",
+        ),
+        Mutant("go back at the first move", back, "moved * way < 0", "moved * way <= 0"),
+        Mutant("never go back", back, "moved * way < 0", "False"),
+        Mutant("go back part of the way within a step", back, "(value - time.start) * time.way <= 0", "True"),
+        Mutant(
+            "never go back within a step",
+            back,
+            "moved * time.way < 0 and (value - time.start) * time.way <= 0",
+            "False",
+        ),
+        Mutant("compare timesteps with the first one", back, "time.shown = value", "pass"),
+        Mutant("forget the way where a timestep stands", back, "if not moved:\n    return False", "pass"),
+        Mutant(
+            "count each call of a step as one", CountedCalls.tick, "time.calls // self.calls_per_step", "time.calls"
+        ),
+        Mutant("count no calls", CountedCalls.tick, "time.calls += 1", "pass"),
+        Mutant("count one step too many", CountedCalls.tick, "step >= self.steps", "step > self.steps"),
+        Mutant("count on where timesteps go back", CountedCalls.tick, "seen is not None and seen.restart", "False"),
+        Mutant("prefer a scheduler to a named timestep", StepClock.__init__, "self.sources.reverse()", "None"),
+        Mutant(
+            "go on by a scheduler where timesteps go back",
+            StepClock.read,
+            "goes_back(arguments, run_time, is_new_step)",
+            "False",
+        ),
+        Mutant("take calls of one step for steps", StepClock.read, "run_time.index = tick.step", "pass"),
+        Mutant(
+            "go on with a scheduler that is through",
+            StepClock.read,
+            "tick is not None and tick.step < tick.steps",
+            "tick is not None",
+        ),
         Mutant(
             "prefer a step source to a scope",
             StepClock.read,
@@ -385,22 +825,130 @@ def _clock() -> list[Mutant]:
     ]
 
 
+def _timestep_argument() -> list[Mutant]:
+    read, same = timestep_argument.read, timestep_argument.is_same
+    return [
+        Mutant("take views with other strides for one", same, "a.stride() == b.stride()", "True"),
+        Mutant("take tensors of other shapes for one", same, "a.shape != b.shape", "False"),
+        Mutant("take tensors of other dtypes for one", same, "a.dtype != b.dtype", "False"),
+        Mutant(
+            "take tensors without memory for one",
+            same,
+            "0 != a.data_ptr() == b.data_ptr()",
+            "a.data_ptr() == b.data_ptr()",
+        ),
+        Mutant("read flags as timesteps", read, "not isinstance(given, bool)", "True"),
+        Mutant("ask for the smallest timestep of a token", read, "float(different[-1])", "float(different[0])"),
+        Mutant(
+            "count clean frames",
+            read,
+            "tuple((value for value in different.tolist() if value)) or (0.0,)",
+            "tuple(different.tolist())",
+        ),
+        Mutant(
+            "read an embedding of timesteps", read, "len(different) > _MANY and 2 * len(different) > len(flat)", "False"
+        ),
+        Mutant(
+            "take many tokens' timesteps for an embedding",
+            read,
+            "len(different) > _MANY and 2 * len(different) > len(flat)",
+            "len(different) > _MANY",
+        ),
+        Mutant(
+            "take any timestep inside for the likeliest",
+            timestep_argument.timesteps_in,
+            "sorted(deeper, key=lambda found: names.index(_name(found.path, names)))",
+            "deeper",
+        ),
+        Mutant(
+            "take names that end alike for one",
+            timestep_argument._is_called,
+            "path.endswith(f'.{name}')",
+            "path.endswith(name)",
+        ),
+        Mutant("look one container deep", timestep_argument._inside, "depth > 1", "False"),
+        Mutant("look into containers without end", timestep_argument._inside, "depth > 1", "True"),
+        Mutant("take what was written into for still", Noted.is_still, "now._version == self.version", "True"),
+        Mutant("note a timestep that is written into", timestep_argument.note, "value.detach().clone()", "value"),
+    ]
+
+
+def _steps() -> list[Mutant]:
+    function = steps_loop._iterate
+    made = "Scope(index, None, sigma, total, session, loop, outer)"
+    return [
+        Mutant("leave the step before open", function, "if scope is not None:\n    scope.is_closed = True", "pass"),
+        Mutant("end the step of another loop", function, "open_scope() is scope", "True"),
+        Mutant("take each loop for broken off", function, "is_over = True", "pass"),
+        Mutant("trust what a loop broken off has cached", function, "session.epoch += 1", "pass"),
+        Mutant(
+            "make each step a loop of its own",
+            function,
+            made,
+            "Scope(index, None, sigma, total, session, object(), outer)",
+        ),
+        Mutant("forget the scope around a loop", function, made, "Scope(index, None, sigma, total, session, loop)"),
+        Mutant(
+            "count on in a step that is over", sessions.open_scope, "scope is not None and scope.is_closed", "False"
+        ),
+        Mutant(
+            "forget the scope around a step that is over", sessions.open_scope, "scope = scope.outer", "scope = None"
+        ),
+        Mutant(
+            "take a step that is over for the open one",
+            sessions.current_context,
+            "scope is not None and scope.is_closed",
+            "False",
+        ),
+        Mutant("lose a request's scope", sessions.inside, "scope and replace(scope, session=session)", "None"),
+    ]
+
+
+def _arguments() -> list[Mutant]:
+    function = arguments.latents_among
+    return [
+        Mutant("take a prompt of the latents' form for latents", function, "shapes = shapes[len(chosen):]", "pass"),
+        Mutant("take all of one form for latents", function, "shapes.remove(tensor.shape)", "None"),
+        Mutant("take timesteps for latents", function, "path.rpartition('.')[2] not in TIME", "True"),
+        Mutant(
+            "know no latents without an output like them", function, "chosen or [path for path, _ in own[:1]]", "chosen"
+        ),
+        Mutant(
+            "take the first list alone for latents",
+            function,
+            "isinstance(given, (Tensor, list, tuple))",
+            "isinstance(given, Tensor)",
+        ),
+    ]
+
+
 def _replay() -> list[Mutant]:
     return [
-        Mutant("tolerate one part in twenty", replay.tolerance, "1e-3", "5e-2"),
-        Mutant("tolerate no rounding", replay.tolerance, "16 * coarsest", "0.0"),
-        Mutant("tolerate anything of nothing", replay.difference, "float(distance > 0)", "0.0"),
+        Mutant("tolerate one part in twenty", output_comparison.tolerance, "1e-3", "5e-2"),
+        Mutant("tolerate no rounding", output_comparison.tolerance, "16 * coarsest", "0.0"),
+        Mutant("tolerate anything of nothing", output_comparison.difference, "float(distance > 0)", "0.0"),
         Mutant(
             "replay with the arguments themselves",
             Replay.keep,
-            "self._args, self._kwargs = (_copied(self._args), _copied(self._kwargs))",
+            "self._args, self._kwargs = _copied(self._args, self._kwargs)",
             "pass",
         ),
-        Mutant("feed a cache in the arguments twice", Replay.__call__, "_copied(self._kwargs, True)", "self._kwargs"),
+        Mutant(
+            "feed a cache in the arguments twice",
+            Replay.__call__,
+            "_copied(self._args, self._kwargs)",
+            "(self._args, self._kwargs)",
+        ),
         Mutant(
             "let other caches take part in a replay", Replay.__call__, "replaying.set(True)", "replaying.set(False)"
         ),
-        Mutant("replay with whatever dicts hold", replay._plain, "all(map(_plain, value.values()))", "True"),
+        Mutant("use up an iterator", argument_copies._Writer.persistent_id, "isinstance(value, Iterator)", "False"),
+        Mutant(
+            "share what a tuple holds",
+            argument_copies._is_unwritable,
+            "not hasattr(value, '__dict__') and all(map(_is_unwritable, value))",
+            "True",
+        ),
     ]
 
 
@@ -430,9 +978,18 @@ def _verification() -> list[Mutant]:
         Mutant("accept any error", Verification.check_residual, "tolerance(output, cache.decider.config.dtype)", "inf"),
         Mutant("never go over to copies", Verification.check_residual, "cache.hands_on_results", "False"),
         Mutant(
-            "test on an output that is not finite", Verification.check_residual, "not finite(output)", "False", (ENDS,)
+            "test on an output that is not finite",
+            Verification.check_residual,
+            "(path := first_not_finite(output)) is not None",
+            "False",
+            (FINITE,),
         ),
-        Mutant("believe a test of a range that was taken off", Verification._error, "trial.stale", "False", (GUARDS,)),
+        Mutant(
+            "believe a test of a range that was taken off",
+            Verification._trial,
+            "if trial.stale:\n    return None",
+            "pass",
+        ),
         Mutant("accept noise that arrives otherwise", Verification.check_residual, "alike < ALIKE", "False"),
         Mutant("probe small streams once", Verification.check_residual, "not few(noisy)", "True"),
         Mutant("replay arguments that remember", Verification.check_residual, "argument is not None", "False"),
@@ -452,8 +1009,8 @@ def _noise_probe() -> list[Mutant]:
         Mutant(
             "let one stream's noise be lost",
             noise_probe.likeness,
-            "min([cosine, *shares, 1 - _astray(arrived, whole) / min(noisy.sizes, default=1.0)])",
-            "min([cosine, 1 - _astray(arrived, whole) / min(noisy.sizes, default=1.0)])",
+            "min([cosine, *shares, 1 - _astray(arrived, whole) / size])",
+            "min([cosine, 1 - _astray(arrived, whole) / size])",
         ),
     ]
 
@@ -526,8 +1083,13 @@ def _handle() -> list[Mutant]:
             "for attached in former:\n    attached.detach()\n    attached.attach()",
         ),
         Mutant("leave nothing attached when an update fails", CacheHandle._change, rollback, "pass"),
-        Mutant("name the new caches when an update fails", CacheHandle._change, "self._attached = former", "pass"),
-        Mutant("leave hooks where attaching fails", handle.dit_cache, "handle.remove()", "None"),
+        Mutant(
+            "name the new caches when an update fails",
+            CacheHandle._change,
+            "self._attached, self._watches = former, former_watches",
+            "self._watches = former_watches",
+        ),
+        Mutant("leave hooks where attaching fails", handle.dit_cache, "handle.__exit__(*sys.exc_info())", "None"),
         Mutant(
             "take a plan for another model's", CacheHandle._change, "config.fingerprint not in (None, here)", "False"
         ),
@@ -651,8 +1213,13 @@ MUTANTS = (
     *_residual(),
     *_replay(),
     *_branches(),
+    *_claims(),
+    *_nearest(),
     *_decider(),
     *_clock(),
+    *_timestep_argument(),
+    *_steps(),
+    *_arguments(),
     *_run(),
     *_change_metrics(),
     *_anchor(),
@@ -664,7 +1231,4 @@ MUTANTS = (
 )
 
 # Survivors, and why no test can kill them.
-EXPLAINED: dict[str, str] = {
-    "choose the branch with most that differs": "branches that fit differ in the same names: one that a branch shares "
-    "with the call is not taken for changing",
-}
+EXPLAINED: dict[str, str] = {}
