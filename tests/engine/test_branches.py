@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from toys import Counter, Net
 
+from dithooks import DitCacheConfig, Interval, dit_cache, timestep_scope
 from dithooks.engine.arguments import CallArguments, latents_among
 from dithooks.engine.branches import Match, choose_branch, distance, settle_claims
 from dithooks.engine.run import Branch, Claim, Run
+from dithooks.engine.sessions import Session, inside
 from dithooks.policies.history import BranchHistory
 
 pytestmark = pytest.mark.core
@@ -128,9 +131,12 @@ class TestForms:
         assert choose_branch(run, given(EAST, flag=False)).number == 1
 
     def test_fewer_differences_count_before_more_in_common(self):
-        more = {"a": "a", "b": "b", "c": "c"}
-        run = at_step_1(seen(given(EAST, flag=True, **more), 0), seen(given(EAST), 1))
-        assert choose_branch(run, given(EAST, **more)).number == 0  # one differs, six are alike; or three and three
+        shared = {"a": "a", "b": "b"}
+        run = at_step_1(
+            seen(given(EAST, **shared, c="c", p=True, q=True), 0),  # two too many, and five alike
+            seen(given(EAST, **shared), 1),  # one too few, and four alike
+        )
+        assert choose_branch(run, given(EAST, **shared, c="c")).number == 1
 
     def test_more_in_common_counts_where_as_much_differs(self):
         run = at_step_1(seen(given(EAST, k=torch.ones(1)), 0), seen(given(NORTH), 1))
@@ -321,7 +327,7 @@ class TestDistance:
 
     def test_of_what_cannot_be_compared_is_infinite(self):
         inf = float("inf")
-        assert distance(EAST, None) == distance(EAST, EAST[0, :2]) == distance(EAST, EAST.double()) == inf
+        assert distance(EAST, None) == distance(EAST, EAST[0]) == distance(EAST, EAST.double()) == inf
         assert distance(EAST, EAST * float("nan")) == inf
         assert distance(EAST.to("meta"), EAST.to("meta")) == inf
 
@@ -351,3 +357,128 @@ class TestLatents:
 
     def test_the_first_tensor_is_taken_where_no_output_is_like_one(self):
         assert self.names(torch.zeros(7), x={"video": self.IMAGE, "e": self.TEXT}) == {"x.video"}
+
+
+REUSE = DitCacheConfig(policy=Interval(0, 100))  # wherever there is something to reuse
+
+
+def letters(cache):
+    """C for each computed call and R for each reused one."""
+    return "".join("CR"[each.reuse] for each in cache.decisions)
+
+
+class TestCalls:
+    """What becomes of the calls of whole loops."""
+
+    PROMPTS = torch.eye(8).reshape(8, 1, 1, 8)  # each as far from the others as can be
+    T = torch.tensor(0.5)
+
+    def sample(self, *calls, config=REUSE):
+        """Call with some prompts at each step, by their numbers; return the letters."""
+        net, x = Net("swapped"), torch.ones(1, 3, 4)
+        with dit_cache(net, config) as cache, torch.no_grad():
+            for step, numbers in enumerate(calls):
+                for number in numbers:
+                    with timestep_scope(step):
+                        net(x, self.T, self.PROMPTS[number])
+            return letters(cache)
+
+    def test_a_prompt_that_another_has_replaced_is_freed(self):
+        assert self.sample([0], [0], [1], [0]) == "CRCC"
+
+    def test_a_prompt_that_another_has_joined_is_not(self):
+        assert self.sample([0], [0], [0, 1], [0, 1]) == "CRRCRR"
+
+    def test_a_prompt_beside_one_that_repeats_does_not_take_its_place(self):
+        """Nor is it known to change, so that the next one is a third one's."""
+        assert self.sample([0], [1, 0], [2, 0]) == "CCRCR"
+
+    def test_a_prompt_that_repeated_takes_two_changes_more_to_be_known_to_change(self):
+        prompts = self.PROMPTS
+        net, x = Net("swapped"), torch.ones(1, 3, 4)
+        with dit_cache(net, REUSE) as cache, torch.no_grad():
+            for step, e in enumerate([prompts[0], prompts[0], *prompts[1:5]]):
+                with timestep_scope(step):
+                    net(x, self.T, e)
+            assert letters(cache) == "CRCCCR"
+
+    def test_a_run_broken_off_at_its_first_step_lends_nothing_to_the_next(self):
+        noise = torch.tensor([1.0, -1, 1, -1])
+        for x, expected in ((torch.ones(1, 3, 4) * 0.9, "CR"), (torch.ones(1, 3, 4) * noise, "CC")):
+            net = Net("swapped")
+            with dit_cache(net, REUSE) as cache, torch.no_grad():
+                net(torch.ones(1, 3, 4), torch.tensor(1.0), self.PROMPTS[0].clone())
+                net(x, torch.tensor(0.9), self.PROMPTS[0].clone())
+                assert letters(cache) == expected
+
+    def test_a_residual_is_not_reused_at_the_step_that_it_was_taken_at(self):
+        net, x = Net(), torch.ones(1, 3, 4)
+        with dit_cache(net, REUSE) as cache, torch.no_grad():
+            for step in (1, 1, 2):
+                with timestep_scope(step, branch=0):
+                    net(x, self.T)
+            assert letters(cache) == "CCR"
+
+    def test_a_step_may_make_twice_the_calls_of_the_one_before(self, recwarn):
+        net, x = Net(), torch.ones(1, 3, 4)
+        with dit_cache(net, REUSE) as cache, torch.no_grad():
+            for step, calls in enumerate((40, 70)):
+                for _ in range(calls):
+                    with timestep_scope(step):
+                        net(x, self.T)
+            assert {each.run for each in cache.decisions} == {0}
+        assert not [each for each in recwarn if "step" in str(each.message)]
+
+    def test_one_call_is_no_reason_for_a_word(self, recwarn):
+        net = Net()
+        with dit_cache(net, REUSE), torch.no_grad(), timestep_scope(0):
+            net(torch.ones(1, 3, 4), self.T)
+        assert not recwarn.list
+
+    def test_pictures_of_one_step_are_told_apart_by_the_second_latents_too(self):
+        class Both(Net):
+            def forward(self, hidden_states, timestep, audio):
+                return super().forward(hidden_states, timestep), audio + 1
+
+        net, x = Both(), torch.ones(1, 3, 4)
+        with dit_cache(net, REUSE) as cache, torch.no_grad():
+            for sign in (1, -1):
+                with timestep_scope(0, steps=1):
+                    net(x * sign, self.T, torch.ones(1, 2, 4) * sign)
+            assert [each.run for each in cache.decisions] == [0, 1]
+
+
+class TestAbandonedRuns:
+    """Requests that were cancelled hold nothing once another one begins."""
+
+    def held(self, cancel, other=None):
+        """Return what a request holds that made two steps, once it was cancelled and another one has begun."""
+        net, x, scheduler = Net(), torch.ones(1, 3, 4), Counter()
+        scheduler.set_timesteps(4)
+        first, second = Session(None), Session(None, other)
+        with dit_cache(net, REUSE, scheduler=scheduler) as cache, torch.no_grad():
+            with inside(first):
+                net(x, torch.tensor(1.0))
+                scheduler.step()
+                net(x, torch.tensor(0.9))
+            runs = cache._attached[0].cache.decider._runs
+            assert runs[first].nbytes > 0
+            cancel(first, scheduler)
+            with inside(second):
+                net(x, torch.tensor(1.0))
+            return runs[first].nbytes
+
+    def test_by_an_exception(self):
+        def cancel(session, scheduler):
+            with pytest.raises(InterruptedError), inside(session):
+                raise InterruptedError
+
+        assert self.held(cancel) == 0
+
+    def test_by_other_timesteps_for_its_scheduler(self):
+        assert self.held(lambda _, scheduler: scheduler.set_timesteps(4)) == 0
+
+    def test_one_whose_scheduler_goes_on_keeps_what_it_has(self):
+        other = Counter()
+        other.set_timesteps(4)
+        assert self.held(lambda *_: None, other) > 0
