@@ -176,6 +176,8 @@ class CallDecider:
             before, now = first.given.conditioning, given.conditioning
             if [*before] == [*now] and all(map(is_, before.values(), now.values())) and first.given.form == given.form:
                 if not first.is_steady:
+                    if first.steps == 1 and run.epoch is None and run.source == TIMESTEP:  # maybe of another run
+                        return choose_branch(run, given)
                     first.changes.update(dict.fromkeys(now, 0.0))
                     first.is_steady = True
                 return Match(number) if number else FIRST

@@ -216,7 +216,7 @@ class TestRunsThatAreThrough:
 class TestNearest:
     """Branches that are given the same: their latents tell, where these are apart, and else their order."""
 
-    WINDOWS = [torch.eye(4)[n : n + 1] for n in range(4)]  # each √2 from the others: at a relative distance of √2
+    WINDOWS = tuple(torch.eye(4)[n : n + 1] for n in range(4))  # each √2 from the others: at a relative distance of √2
 
     def test_windows_are_told_by_their_latents(self):
         run = at_step_1(*[seen(given(EAST, x), n, changes=STEADY) for n, x in enumerate(self.WINDOWS)])
@@ -394,7 +394,7 @@ class TestCalls:
         assert self.sample([0], [1, 0], [2, 0]) == "CCRCR"
 
     def test_a_prompt_that_repeated_takes_two_changes_more_to_be_known_to_change(self):
-        prompts = self.PROMPTS
+        prompts = [*self.PROMPTS]
         net, x = Net("swapped"), torch.ones(1, 3, 4)
         with dit_cache(net, REUSE) as cache, torch.no_grad():
             for step, e in enumerate([prompts[0], prompts[0], *prompts[1:5]]):
@@ -402,13 +402,17 @@ class TestCalls:
                     net(x, self.T, e)
             assert letters(cache) == "CRCCCR"
 
-    def test_a_run_broken_off_at_its_first_step_lends_nothing_to_the_next(self):
+    @pytest.mark.parametrize("prompts", ["one", "copies", "none"])
+    @pytest.mark.filterwarnings("ignore:Net. a run of 2 steps reused nothing")
+    def test_a_run_broken_off_at_its_first_step_lends_nothing_to_the_next(self, prompts):
+        """That one begins at the next timestep with other noise, and the same prompt."""
+        e = None if prompts == "none" else self.PROMPTS[0].clone()
         noise = torch.tensor([1.0, -1, 1, -1])
         for x, expected in ((torch.ones(1, 3, 4) * 0.9, "CR"), (torch.ones(1, 3, 4) * noise, "CC")):
-            net = Net("swapped")
+            net = Net("single" if e is None else "swapped")
             with dit_cache(net, REUSE) as cache, torch.no_grad():
-                net(torch.ones(1, 3, 4), torch.tensor(1.0), self.PROMPTS[0].clone())
-                net(x, torch.tensor(0.9), self.PROMPTS[0].clone())
+                net(torch.ones(1, 3, 4), torch.tensor(1.0), e)
+                net(x, torch.tensor(0.9), e.clone() if prompts == "copies" else e)
                 assert letters(cache) == expected
 
     def test_a_residual_is_not_reused_at_the_step_that_it_was_taken_at(self):
@@ -418,6 +422,18 @@ class TestCalls:
                 with timestep_scope(step, branch=0):
                     net(x, self.T)
             assert letters(cache) == "CCR"
+
+    def test_a_form_that_repeats_beside_one_that_changes_is_told_by(self):
+        class Switched(Net):
+            def forward(self, hidden_states, timestep, flag):
+                return super().forward(hidden_states, timestep)
+
+        net = Switched()
+        with dit_cache(net, REUSE) as cache, torch.no_grad():
+            for step, (tokens, flag) in enumerate([(3, True), (3, False), (5, False)]):
+                with timestep_scope(step):
+                    net(torch.ones(1, tokens, 4), self.T, flag)
+            assert [each.branch for each in cache.decisions] == [0, 0, 1]
 
     def test_a_step_may_make_twice_the_calls_of_the_one_before(self, recwarn):
         net, x = Net(), torch.ones(1, 3, 4)
@@ -448,6 +464,7 @@ class TestCalls:
             assert [each.run for each in cache.decisions] == [0, 1]
 
 
+@pytest.mark.filterwarnings("ignore:Net is called in several threads")
 class TestAbandonedRuns:
     """Requests that were cancelled hold nothing once another one begins."""
 
