@@ -1232,6 +1232,6 @@ MUTANTS = (
 
 # Survivors, and why no test can kill them.
 EXPLAINED: dict[str, str] = {
-    "doubt the only branch though a scheduler tells runs": "where a scheduler tells runs, nothing comes of the distances "
+    "doubt the only branch though a scheduler tells runs": "where a scheduler tells runs, nothing comes of distances "
     "to the only branch: they are measured for nothing, which takes time",
 }

@@ -192,7 +192,7 @@ class TestTimestepArgument:
 
     def test_the_argument_that_moves_is_taken_until_it_has_moved(self):
         loop = self.loop()
-        calls = [(5.0, 0.9), (5.0, 0.7), (5.0, 0.6), (4.0, 0.6)]
+        calls = [(0.5, 0.9), (0.5, 0.7), (0.5, 0.6), (0.4, 0.6)]
         found = [loop.call(None, timestep=t, sigma=sigma) for t, sigma in calls]
         assert found == [(0, False), (1, False), (2, False), (2, False)]
 
