@@ -353,7 +353,7 @@ class TestLatents:
         assert self.names((self.IMAGE, t), x=self.IMAGE, timestep=t, opts={"sigma": t}) == {"x"}
 
     def test_all_of_a_list_is_denoised(self):
-        assert self.names([self.IMAGE, self.TEXT], x=[self.IMAGE, self.TEXT], e=self.TEXT) == {"x.0", "x.1"}
+        assert self.names([self.IMAGE], x=[self.IMAGE, self.TEXT], e=self.TEXT) == {"x.0", "x.1"}
 
     def test_the_first_tensor_is_taken_where_no_output_is_like_one(self):
         assert self.names(torch.zeros(7), x={"video": self.IMAGE, "e": self.TEXT}) == {"x.video"}
