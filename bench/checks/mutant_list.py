@@ -274,19 +274,19 @@ def _branches() -> list[Mutant]:
         Mutant(
             "take the first of branches that are alike",
             function,
-            "len(tied) > 1 or (run.epoch is None and run.branches[number].steps == 1)",
+            "len(tied) > 1 or (may_be_left_over and (len(run.branches) > 1 or run.source == 'timestep'))",
             "run.epoch is None and run.branches[number].steps == 1",
         ),
         Mutant(
             "trust the only branch that fits",
             function,
-            "len(tied) > 1 or (run.epoch is None and run.branches[number].steps == 1)",
+            "len(tied) > 1 or (may_be_left_over and (len(run.branches) > 1 or run.source == 'timestep'))",
             "len(tied) > 1",
         ),
         Mutant(
             "doubt the only branch though a scheduler tells runs",
             function,
-            "len(tied) > 1 or (run.epoch is None and run.branches[number].steps == 1)",
+            "len(tied) > 1 or (may_be_left_over and (len(run.branches) > 1 or run.source == 'timestep'))",
             "len(tied) > 1 or run.branches[number].steps == 1",
         ),
         Mutant(
@@ -757,11 +757,16 @@ def _clock() -> list[Mutant]:
             "tick if tick.step != time.index else None",
         ),
         Mutant("see no move of a scheduler", index.tick, "time.index = tick.step", "pass"),
-        Mutant("trust a scheduler no more for moving", index._trusts, "time.trusts_scheduler = True", "pass"),
+        Mutant(
+            "trust a scheduler no more for moving",
+            index._trusts,
+            "time.trusts_scheduler, time.first = True, []",
+            "pass",
+        ),
         Mutant(
             "trust a scheduler that stands still",
             index._trusts,
-            "time.trusts_scheduler is None and self._moved(asked)",
+            "time.trusts_scheduler is None and not is_proven and self._moved(asked)",
             "False",
         ),
         Mutant(
@@ -778,12 +783,6 @@ def _clock() -> list[Mutant]:
             index._trusts,
             "time.path, time.readings = found.path, [reading]",
             "pass",
-        ),
-        Mutant(
-            "see the highest timestep alone move",
-            index._moved,
-            "before.values != after.values",
-            "before.highest != after.highest",
         ),
         Mutant("go back at the first move", back, "moved * way < 0", "moved * way <= 0"),
         Mutant("never go back", back, "moved * way < 0", "False"),

@@ -99,7 +99,8 @@ def choose_branch(run: Run, given: CallArguments) -> Match | None:
     best = max(like.rank for like in fitting.values())
     tied = {number: like for number, like in fitting.items() if like.rank == best}
     number, is_doubtful = next(iter(tied)), False
-    if len(tied) > 1 or (run.epoch is None and len(run.branches) > 1 and run.branches[number].steps == 1):
+    may_be_left_over = run.epoch is None and run.branches[number].steps == 1
+    if len(tied) > 1 or (may_be_left_over and (len(run.branches) > 1 or run.source == "timestep")):
         number, is_doubtful = _nearest(run, given, tied)
     like = tied[number]
     if like.doubts:

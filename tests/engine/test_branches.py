@@ -277,8 +277,9 @@ class TestDoubts:
         return match.is_doubtful
 
     def test_a_branch_of_one_call_whose_latents_are_far_is_doubtful(self):
-        assert self.doubtful(self.FAR, seen(given(EAST), steps=1))
-        assert not self.doubtful(X * 1.1, seen(given(EAST), steps=1))
+        assert self.doubtful(self.FAR, seen(given(EAST), steps=1), source="timestep")
+        assert not self.doubtful(self.FAR, seen(given(EAST), steps=1), source="scope")  # it is the only one
+        assert not self.doubtful(X * 1.1, seen(given(EAST), steps=1), source="timestep")
 
     def test_one_of_several_calls_is_not(self):
         assert not self.doubtful(self.FAR, seen(given(EAST), steps=2))
