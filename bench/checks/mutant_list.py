@@ -214,7 +214,7 @@ def _branches() -> list[Mutant]:
     is_next = "any(_is_next(run.branches[number], given) for number in run.used if number in run.branches)"
     forms = "branch.changes.get(f'{name} as form') == 0"
     return [
-        Mutant("call near whatever changes", branches, "0.05", "0.5"),
+        Mutant("call near whatever changes", branches, "0.03", "0.5"),
         Mutant("let drift go ten times as fast", branches, "3.0", "10.0"),
         Mutant("take half of another prompt for another", branches, "0.8", "0.4"),
         Mutant("take any change for that of another prompt", Likeness.far, "self.changes[name] >= APART", "True"),
@@ -245,7 +245,7 @@ def _branches() -> list[Mutant]:
         Mutant(
             "forget which forms repeat",
             compare,
-            "like.changes[f'{name} as form'] = float(former.get(name) != form.get(name))",
+            "like.changes[f'{name} as form'] = float(was != is_now)",
             "pass",
         ),
         Mutant("take another picture for a branch", function, "return None", "pass"),
@@ -274,19 +274,19 @@ def _branches() -> list[Mutant]:
         Mutant(
             "take the first of branches that are alike",
             function,
-            "len(tied) > 1 or (may_be_left_over and (len(run.branches) > 1 or run.source == 'timestep'))",
+            "len(tied) > 1 or (may_be_left_over and len(run.branches) > 1)",
             "run.epoch is None and run.branches[number].steps == 1",
         ),
         Mutant(
             "trust the only branch that fits",
             function,
-            "len(tied) > 1 or (may_be_left_over and (len(run.branches) > 1 or run.source == 'timestep'))",
+            "len(tied) > 1 or (may_be_left_over and len(run.branches) > 1)",
             "len(tied) > 1",
         ),
         Mutant(
             "doubt the only branch though a scheduler tells runs",
             function,
-            "len(tied) > 1 or (may_be_left_over and (len(run.branches) > 1 or run.source == 'timestep'))",
+            "len(tied) > 1 or (may_be_left_over and len(run.branches) > 1)",
             "len(tied) > 1 or run.branches[number].steps == 1",
         ),
         Mutant(

@@ -19,7 +19,7 @@ from .arguments import CallArguments, Signature
 from .run import Branch, Claim, Run
 from .timestep_argument import is_same
 
-NEAR = 0.05  # a change so small that even another call's residual would hardly differ
+NEAR = 0.03  # a change so small that even another call's residual would hardly differ
 JUMP = 3.0  # times the last change: what drifts so much faster than before may be another call's
 APART = 0.8  # as far as latents of other noise are; those of two evaluations of one step are nearer, and do not tell
 
@@ -32,7 +32,7 @@ class Likeness:
         alike: number of arguments that are the same.
         doubts: conditioning that may or may not change from step to step: the branch had one call, or it jumps.
         misfits: arguments of another form, of which it is not known whether they change.
-        conflicts: arguments that were the same at two steps and are not now.
+        conflicts: arguments that were the same at two steps and are not now, and switches that are thrown.
         changes: relative change of the conditioning, by name.
     """
 
@@ -100,7 +100,7 @@ def choose_branch(run: Run, given: CallArguments) -> Match | None:
     tied = {number: like for number, like in fitting.items() if like.rank == best}
     number, is_doubtful = next(iter(tied)), False
     may_be_left_over = run.epoch is None and run.branches[number].steps == 1
-    if len(tied) > 1 or (may_be_left_over and (len(run.branches) > 1 or run.source == "timestep")):
+    if len(tied) > 1 or (may_be_left_over and len(run.branches) > 1):
         number, is_doubtful = _nearest(run, given, tied)
     like = tied[number]
     if like.doubts:
@@ -152,13 +152,15 @@ def _compare(branch: Branch, given: CallArguments, known: set[str]) -> Likeness:
             like.doubts.add(name)
     former, form = _by_name(branch.given.form), _by_name(given.form)
     for name in former.keys() | form.keys():
-        if former.get(name) == form.get(name):
+        was, is_now = former.get(name), form.get(name)
+        is_switch = len(was or is_now or ()) == 1  # thrown, nothing could be reused anyway
+        if was == is_now:
             like.alike += 1
-        elif branch.changes.get(f"{name} as form") == 0:
+        elif is_switch or branch.changes.get(f"{name} as form") == 0:
             like.conflicts.add(name)
         else:
             like.misfits.add(name)
-        like.changes[f"{name} as form"] = float(former.get(name) != form.get(name))
+        like.changes[f"{name} as form"] = float(was != is_now)
     return like
 
 

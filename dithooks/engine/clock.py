@@ -91,7 +91,8 @@ class SchedulerIndex:
             time.first = [note(found) for found in timesteps_in(asked.arguments, self._timesteps.names)]
             for found in time.first[:1]:
                 time.watched, time.reader = found.path, host_reader(found.original)
-                time.start = time.shown = 0.0 if time.reader is None else time.reader(found.original)
+                shown = 0.0 if time.reader is None else time.reader(found.original)
+                time.start = time.shown = shown if isinstance(shown, float) else shown.item(0)
             return True
         if tick.step != time.index:
             time.trusts_scheduler, time.first = True, []
@@ -327,6 +328,7 @@ def goes_back(arguments: Mapping[str, Any], time: RunTime, is_new_step: bool = T
         return False
     try:
         value = time.reader(arguments[time.watched])
+        value = value if value.__class__ is float else value.item(0)
     except (LookupError, TypeError, ValueError, RuntimeError):  # left out, or given otherwise
         return False
     moved = value - time.shown

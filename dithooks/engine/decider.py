@@ -89,6 +89,7 @@ class CallDecider:
         self._lock = threading.Lock()  # guards the dictionary; a run belongs to its session
         self._warned: set[str] = set()
         self._is_explained = False  # a warning has said why nothing was reused
+        self._epoch: weakref.ref[Any] | None = None  # of the latest run
         self._could_reuse, self._source = False, ""  # whether a run had two steps, and what told the latest one's
         self._not_finite: set[tuple[int, int]] = set()  # number of the run, and step
 
@@ -176,8 +177,6 @@ class CallDecider:
             before, now = first.given.conditioning, given.conditioning
             if [*before] == [*now] and all(map(is_, before.values(), now.values())) and first.given.form == given.form:
                 if not first.is_steady:
-                    if first.steps == 1 and run.epoch is None and run.source == TIMESTEP:  # maybe of another run
-                        return choose_branch(run, given)
                     first.changes.update(dict.fromkeys(now, 0.0))
                     first.is_steady = True
                 return Match(number) if number else FIRST
@@ -525,7 +524,10 @@ class CallDecider:
             if message is not None:
                 run.judged = True
                 self.warn(f"useless in {tick.steps - tick.step}", message)
-        self._could_reuse = self._could_reuse or not run.judged
+        # A scheduler that has the same timesteps in another run, though of one step, is not the one that steps.
+        again = tick.epoch is not None and self._epoch is not None and self._epoch() is tick.epoch
+        self._could_reuse = self._could_reuse or not run.judged or (again and single)
+        self._epoch = weak(tick.epoch)
         return policy
 
     def _free_abandoned(self, begun: Run) -> None:
@@ -667,6 +669,8 @@ class CallDecider:
 def _breaks(run: Run, tick: Tick) -> bool:
     """Return whether a call cannot continue a run: its schedule is another, or its step goes back or skips some."""
     if tick.epoch is not None and run.epoch is not None and tick.epoch is not run.epoch:
+        return True
+    if run.policy is not None and None not in (tick.steps, run.schedule.steps) and tick.steps != run.schedule.steps:
         return True
     return run.step is not None and not 0 <= tick.step - run.step <= 1
 

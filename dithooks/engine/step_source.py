@@ -62,7 +62,7 @@ class RunTime:
     first: list[Noted] = field(default_factory=list)
     trusts_scheduler: bool | None = None
     watched: str = ""
-    reader: Callable[[Any], float] | None = None
+    reader: Callable[[Any], Any] | None = None
     start: float = 0.0
     shown: float = 0.0
     way: float = 0.0

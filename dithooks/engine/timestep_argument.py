@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ TIMESTEP_NAMES = (
 _DEPTH = 2  # containers within containers: transformer_options["sigmas"], video.timesteps
 _MANY = 64  # different values in one call: more are an embedding of the timestep, not timesteps
 
+_NUMPY = (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32)  # dtypes that NumPy has, too
 FORM = attrgetter("shape", "dtype", "device")
 Arguments = Mapping[str, Any]
 
@@ -124,17 +125,12 @@ def read(given: Any) -> Reading | None:
     return Reading(values, float(different[-1]), float(flat.mean()))
 
 
-def host_reader(given: Any) -> Callable[[Any], float] | None:
-    """Return what reads a timestep that the host has; ``None`` for one on a device, which would be waited for."""
+def host_reader(given: Any) -> Callable[[Any], Any] | None:
+    """Return what reads a timestep that the host has, as a number or NumPy array; ``None`` for one on a device."""
     if isinstance(given, (int, float)):
         return float
-    if isinstance(given, Tensor) and given.device.type == "cpu" and given.numel():
-        return float if given.numel() == 1 else _highest
-    return None
-
-
-def _highest(given: Tensor) -> float:
-    return float(given.max())
+    on_host = isinstance(given, Tensor) and given.device.type == "cpu" and not given.requires_grad
+    return methodcaller("numpy") if on_host and given.numel() and given.dtype in _NUMPY else None
 
 
 def timesteps_in(arguments: Sequence[Arguments], names: Sequence[str] = TIMESTEP_NAMES) -> Iterator[Found]:

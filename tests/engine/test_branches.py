@@ -68,12 +68,12 @@ class TestPrompts:
     @pytest.mark.parametrize(
         ("last", "change", "doubtful"),
         [
-            (None, 0.04, False),
-            (None, 0.06, True),
-            (0.001, 0.04, False),  # small, though far more than before
+            (None, 0.02, False),
+            (None, 0.04, True),
+            (0.001, 0.02, False),  # small, though far more than before
             (0.1, 0.29, False),
             (0.1, 0.31, True),
-            (0.001, 0.06, True),
+            (0.001, 0.04, True),
         ],
     )
     def test_a_prompt_may_drift_but_not_jump(self, last, change, doubtful):
@@ -121,22 +121,15 @@ class TestForms:
         assert choose_branch(run, given(EAST, flag=False)).number == 1
         assert choose_branch(run, given(EAST, flag=True)).number == 0
 
-    def test_a_form_that_was_seen_once_may_change_and_the_change_is_noted(self):
+    def test_a_switch_that_is_thrown_is_another_branch_a_shape_that_changes_may_be_the_same(self):
         run = at_step_1(seen(given(EAST, flag=True)))
-        match = choose_branch(run, given(EAST, flag=False))
-        assert (match.number, match.changes["flag as form"]) == (0, 1.0)
+        assert choose_branch(run, given(EAST, flag=False)).number == 1
+        match = choose_branch(at_step_1(seen(given(EAST))), given(EAST, X.repeat(2, 1)))
+        assert (match.number, match.changes["x as form"]) == (0, 1.0)
 
     def test_the_branch_of_the_same_form_is_taken_first(self):
         run = at_step_1(seen(given(EAST, flag=True, a=1.5), 0), seen(given(EAST, flag=False), 1))
         assert choose_branch(run, given(EAST, flag=False)).number == 1
-
-    def test_fewer_differences_count_before_more_in_common(self):
-        shared = {"a": "a", "b": "b"}
-        run = at_step_1(
-            seen(given(EAST, **shared, c="c", p=True, q=True), 0),  # two too many, and five alike
-            seen(given(EAST, **shared), 1),  # one too few, and four alike
-        )
-        assert choose_branch(run, given(EAST, **shared, c="c")).number == 1
 
     def test_more_in_common_counts_where_as_much_differs(self):
         run = at_step_1(seen(given(EAST, k=torch.ones(1)), 0), seen(given(NORTH), 1))
@@ -277,9 +270,10 @@ class TestDoubts:
         return match.is_doubtful
 
     def test_a_branch_of_one_call_whose_latents_are_far_is_doubtful(self):
-        assert self.doubtful(self.FAR, seen(given(EAST), steps=1), source="timestep")
-        assert not self.doubtful(self.FAR, seen(given(EAST), steps=1), source="scope")  # it is the only one
-        assert not self.doubtful(X * 1.1, seen(given(EAST), steps=1), source="timestep")
+        other = seen(given(NORTH), 1, changes={"e": 0.0})
+        assert self.doubtful(self.FAR, seen(given(EAST), steps=1), other)
+        assert not self.doubtful(self.FAR, seen(given(EAST), steps=1))  # the only one there was
+        assert not self.doubtful(X * 1.1, seen(given(EAST), steps=1), other)
 
     def test_one_of_several_calls_is_not(self):
         assert not self.doubtful(self.FAR, seen(given(EAST), steps=2))
@@ -403,19 +397,6 @@ class TestCalls:
                     net(x, self.T, e)
             assert letters(cache) == "CRCCCR"
 
-    @pytest.mark.parametrize("prompts", ["one", "copies", "none"])
-    @pytest.mark.filterwarnings("ignore:Net. a run of 2 steps reused nothing")
-    def test_a_run_broken_off_at_its_first_step_lends_nothing_to_the_next(self, prompts):
-        """That one begins at the next timestep with other noise, and the same prompt."""
-        e = None if prompts == "none" else self.PROMPTS[0].clone()
-        noise = torch.tensor([1.0, -1, 1, -1])
-        for x, expected in ((torch.ones(1, 3, 4) * 0.9, "CR"), (torch.ones(1, 3, 4) * noise, "CC")):
-            net = Net("single" if e is None else "swapped")
-            with dit_cache(net, REUSE) as cache, torch.no_grad():
-                net(torch.ones(1, 3, 4), torch.tensor(1.0), e)
-                net(x, torch.tensor(0.9), e.clone() if prompts == "copies" else e)
-                assert letters(cache) == expected
-
     def test_a_residual_is_not_reused_at_the_step_that_it_was_taken_at(self):
         net, x = Net(), torch.ones(1, 3, 4)
         with dit_cache(net, REUSE) as cache, torch.no_grad():
@@ -434,7 +415,7 @@ class TestCalls:
             for step, (tokens, flag) in enumerate([(3, True), (3, False), (5, False)]):
                 with timestep_scope(step):
                     net(torch.ones(1, tokens, 4), self.T, flag)
-            assert [each.branch for each in cache.decisions] == [0, 0, 1]
+            assert [each.branch for each in cache.decisions] == [0, 1, 1]
 
     def test_a_step_may_make_twice_the_calls_of_the_one_before(self, recwarn):
         net, x = Net(), torch.ones(1, 3, 4)

@@ -126,4 +126,4 @@ def test_another_member_or_kind_of_object_is_another_work():
         for number, each in enumerate(given):
             step(net, number, each)
         reasons = [each.reason for each in cache.decisions]
-    assert reasons == ["refresh", "reuse", "switch", "reuse", "reuse", "switch", "reuse", "switch"]
+    assert reasons == ["refresh", "reuse", "no anchor", "reuse", "reuse", "no anchor", "reuse", "no anchor"]
