@@ -329,6 +329,8 @@ def goes_back(arguments: Mapping[str, Any], time: RunTime, is_new_step: bool = T
     try:
         value = time.reader(arguments[time.watched])
         value = value if value.__class__ is float else value.item(0)
+    except torch.OutOfMemoryError:
+        raise
     except (LookupError, TypeError, ValueError, RuntimeError):  # left out, or given otherwise
         return False
     moved = value - time.shown
