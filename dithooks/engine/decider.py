@@ -112,6 +112,7 @@ class CallDecider:
         run, tick = self._locate(session, scope, arguments)
         match = self._match(run, tick, given)
         if match is None:  # the first call of another run
+            run.in_flight = False
             run, tick = self._locate(session, scope, arguments, another=True)
             match = Match(0)
         branch = run.branches.get(number := match.number)
@@ -125,7 +126,6 @@ class CallDecider:
         if match.changes:
             branch.changes.update(match.changes)
             branch.is_steady = False
-        run.in_flight = True  # set before the decision, which may raise
         run.used.append(number)
         calls = len(run.used)
         if calls > run.most:
@@ -437,12 +437,14 @@ class CallDecider:
         run = self._runs.get(session)
         if run is None or another or run.in_flight or run.session_epoch != session.epoch:
             run = self._start(session, run)
+        run.in_flight = True  # before anything that may raise
         tick = self.clock.read(session, scope, arguments, run.time)
         if tick.restart or _breaks(run, tick):
             if run.time.moves_after_all(tick):
                 run.judged, next_time = True, RunTime(trusts_scheduler=True)
             else:
                 next_time = RunTime()
+            run.in_flight = False
             run = self._start(session, run)
             run.time = next_time
             tick = self.clock.read(session, scope, arguments, run.time)
@@ -490,7 +492,7 @@ class CallDecider:
 
     def _start(self, session: Session, ended: Run | None) -> Run:
         """Start a run of a session, and emit the warnings of the run that it replaces."""
-        run = Run(session.epoch, self.log.begin_run())
+        run = Run(session.epoch, self.log.begin_run(), in_flight=True)
         with self._lock:
             self._runs[session] = run
         if ended is not None:
