@@ -31,6 +31,10 @@ FOUND = {  # small loops that went wrong once, and what it was in them that did 
     2964: "pairs of evaluations at each step, by the number of calls",
     563: "pairs of evaluations at each timestep",
     1681: "the second timestep is evaluated twice",
+    14882: "a switch is thrown beside a call of the same prompt",
+    6019: "guidance with drifting prompts begins later, with two evaluations",
+    9141: "a scope tells another number of steps for the next run",
+    368: "a scheduler of one step stands still while another makes the steps",
 }
 
 
