@@ -81,9 +81,9 @@ def main() -> int:
         print(story(args.loop))
         return 0
     tally = run(args.first, args.count, args.jobs, dict(each.split("=", 1) for each in args.only))
-    head = (
-        f"By `python -m bench.checks.loops --count {args.count}`, on {machine()}; {datetime.date.today().isoformat()}."
-    )
+    begin = f"--first {args.first} " if args.first else ""
+    command = f"python -m bench.checks.loops {begin}--count {args.count}"
+    head = f"By `{command}`, on {machine()}; {datetime.date.today().isoformat()}."
     text = f"# Random sampling loops\n\n{head}\n\n{page(tally)}"
     print(text)
     if args.out is not None:

@@ -210,9 +210,10 @@ def _range_cache() -> list[Mutant]:
 
 
 def _branches() -> list[Mutant]:
-    function, compare = branches.choose_branch, branches._compare
+    function, compare, believable = branches.choose_branch, branches._compare, branches._believable
     is_next = "any(_is_next(run.branches[number], given) for number in run.used if number in run.branches)"
     forms = "branch.changes.get(f'{name} as form') == 0"
+    nearness = "rival.changes[name] <= like.changes.get(name, -inf)"
     return [
         Mutant("call near whatever changes", branches, "0.03", "0.5"),
         Mutant("let drift go ten times as fast", branches, "3.0", "10.0"),
@@ -232,14 +233,14 @@ def _branches() -> list[Mutant]:
         Mutant("doubt a strength that fades", compare, "now.numel() <= few", "False"),
         Mutant("let prompts change that repeated", compare, "last == 0", "False"),
         Mutant("take what was seen once for what repeats", compare, "last == 0", "not last"),
-        Mutant("doubt small changes after smaller ones", compare, "max(NEAR, JUMP * last)", "JUMP * last"),
-        Mutant("doubt what drifts as before", compare, "max(NEAR, JUMP * last)", "NEAR"),
-        Mutant(
-            "doubt nothing that was seen once",
-            compare,
-            "NEAR if last is None else max(NEAR, JUMP * last)",
-            "inf if last is None else max(NEAR, JUMP * last)",
-        ),
+        Mutant("doubt small changes after smaller ones", believable, "max(NEAR, grown)", "grown"),
+        Mutant("doubt what drifts as before", believable, "max(NEAR, grown)", "NEAR"),
+        Mutant("doubt nothing that was seen once", believable, "return NEAR", "return inf"),
+        Mutant("take another prompt for a drift that grew", believable, "min(grown, APART)", "grown"),
+        Mutant("see no rival of one call", function, "any(_is_as_near(other, like) for other in rivals)", "False"),
+        Mutant("see rivals that were idle", function, "run.branches[key].called == run.last_step", "True"),
+        Mutant("take who is farther for a rival", branches._is_as_near, nearness, nearness.replace("<", ">")),
+        Mutant("doubt what is known to jump", believable, "last < APART", "True"),
         Mutant("let forms change that repeated", compare, forms, "False"),
         Mutant("refuse a form that was seen once", compare, "like.misfits.add(name)", "like.conflicts.add(name)"),
         Mutant(
@@ -338,14 +339,14 @@ def _claims() -> list[Mutant]:
         Mutant(
             "lose what a call is not sure of",
             function,
-            "return Match(number, None, like.changes, is_doubtful)",
-            "return Match(number, None, like.changes)",
+            "is_doubtful or any(_is_as_near(other, like) for other in rivals)",
+            "any(_is_as_near(other, like) for other in rivals)",
         ),
         Mutant(
             "forget what changed",
             function,
-            "return Match(number, None, like.changes, is_doubtful)",
-            "return Match(number, None, {}, is_doubtful)",
+            "Match(number, None, like.changes, is_doubtful or any(_is_as_near(other, like) for other in rivals))",
+            "Match(number, None, {}, is_doubtful or any(_is_as_near(other, like) for other in rivals))",
         ),
         Mutant(
             "let the worst claim hold", settle, "min(far, best.get(number, far))", "max(far, best.get(number, far))"
@@ -670,7 +671,7 @@ def _run() -> list[Mutant]:
         ),
         Mutant("keep a metric's reference", Branch.free, "self.metric.clear()", "None", (ENDS, POLICY_RUNS)),
         Mutant("keep what the last calls were given", Run.clear, "branch.given = _nothing()", "pass"),
-        Mutant("lose what runs of one step are told by", Run.clear, "self.schedule.steps != 1", "True"),
+        Mutant("lose what runs of one step are told by", Run.clear, "self.schedule.steps == 1", "False"),
     ]
 
 

@@ -105,7 +105,8 @@ def choose_branch(run: Run, given: CallArguments) -> Match | None:
     like = tied[number]
     if like.doubts:
         return Match(new, Claim(number, like.far), like.changes)
-    return Match(number, None, like.changes, is_doubtful)
+    rivals = (other for key, other in fitting.items() if run.branches[key].called == run.last_step and key != number)
+    return Match(number, None, like.changes, is_doubtful or any(_is_as_near(other, like) for other in rivals))
 
 
 def settle_claims(run: Run) -> None:
@@ -148,7 +149,7 @@ def _compare(branch: Branch, given: CallArguments, known: set[str]) -> Likeness:
             pass  # a number for each sample: a noise level, or a strength that fades
         elif last == 0:
             like.conflicts.add(name)
-        elif change > (NEAR if last is None else max(NEAR, JUMP * last)):
+        elif change > _believable(last):
             like.doubts.add(name)
     former, form = _by_name(branch.given.form), _by_name(given.form)
     for name in former.keys() | form.keys():
@@ -162,6 +163,21 @@ def _compare(branch: Branch, given: CallArguments, known: set[str]) -> Likeness:
             like.misfits.add(name)
         like.changes[f"{name} as form"] = float(was != is_now)
     return like
+
+
+def _believable(last: float | None) -> float:
+    """Return up to which change a drift is believed, after the last change: another prompt is no drift that grew."""
+    if last is None:
+        return NEAR
+    grown = JUMP * last
+    if last < APART:
+        grown = min(grown, APART)
+    return max(NEAR, grown)
+
+
+def _is_as_near(rival: Likeness, like: Likeness) -> bool:
+    """Whether a branch is doubted only as its call is the first, and else fits as well as the one without doubts."""
+    return bool(rival.doubts) and all(rival.changes[name] <= like.changes.get(name, -inf) for name in rival.doubts)
 
 
 def _is_next(branch: Branch, given: CallArguments) -> bool:

@@ -105,11 +105,13 @@ class Run:
         return sum([branch.nbytes for branch in list(self.branches.values())])
 
     def clear(self) -> None:
-        """Drop all tensors of the run; a run of one step keeps its calls' arguments, to recognise the next run."""
-        self.time.first = []
+        """Drop all tensors of the run; a run of one step keeps what its calls were given, to recognise the next run."""
+        is_recognised = self.schedule.steps == 1
+        if not is_recognised:
+            self.time.first = []
         for branch in self.branches.values():
             branch.free()
-            if self.schedule.steps != 1:
+            if not is_recognised:
                 branch.given = _nothing()
 
 

@@ -74,6 +74,9 @@ class TestPrompts:
             (0.1, 0.29, False),
             (0.1, 0.31, True),
             (0.001, 0.04, True),
+            (0.4, 0.79, False),
+            (0.4, 0.81, True),  # as far as another prompt, though not thrice the last change
+            (0.9, 1.3, False),  # known to change as much
         ],
     )
     def test_a_prompt_may_drift_but_not_jump(self, last, change, doubtful):
@@ -82,7 +85,7 @@ class TestPrompts:
         run = at_step_1(seen(given(EAST), changes={} if last is None else {"e": last}))
         match = choose_branch(run, given(now))
         assert match.changes["e"] == pytest.approx(change, abs=1e-4)
-        assert (match.number, match.claim) == ((1, Claim(0, 0)) if doubtful else (0, None))
+        assert (match.number, match.claim) == ((1, Claim(0, int(change > 0.8))) if doubtful else (0, None))
 
     def test_a_prompt_is_far_if_it_changed_by_four_fifths(self):
         run = at_step_1(seen(given(EAST)))
@@ -291,7 +294,20 @@ class TestDoubts:
         assert not self.doubtful(X, seen(given(NORTH), steps=1, changes=changes))
 
     def test_latents_of_another_form_show_elsewhere(self):
-        assert not self.doubtful(torch.ones(1, 6), seen(given(EAST), steps=1))
+        assert not self.doubtful(torch.ones(1, 6), *(seen(given(EAST), n, steps=1) for n in range(2)))
+
+    @pytest.mark.parametrize(
+        ("prompt", "called", "doubtful"),
+        [
+            (EAST, 0, True),  # an evaluation that began at the last step, given what the other one was
+            (EAST, -1, False),
+            (towards_north(-0.1), 0, False),  # farther
+        ],
+    )
+    def test_one_is_doubtful_if_a_branch_of_one_call_is_as_near(self, prompt, called, doubtful):
+        known, once = seen(given(EAST), 0, changes={"e": 0.09}), seen(given(prompt), 1, called=called, steps=1)
+        match = choose_branch(at_step_1(known, once), given(towards_north(0.1)))
+        assert (match.number, match.is_doubtful) == (0, doubtful)
 
     @pytest.mark.parametrize(
         ("source", "is_first", "steps", "rival", "doubtful"),
