@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from itertools import pairwise
 from time import monotonic_ns
 from typing import Any, Protocol
@@ -25,6 +26,14 @@ from .timestep_argument import Reading, check_name, host_reader, note, read, tim
 
 _MISSING = object()
 SCHEDULER, TIMESTEP, SCOPE, COUNT = "scheduler", "timestep", "scope", "count"
+
+
+class Standing(Enum):
+    """Whether timesteps stood still while the scheduler moved: never so far, once, or as this loop's always do."""
+
+    NEVER = auto()
+    ONCE = auto()
+    KNOWN = auto()
 
 
 class TimeSource(Protocol):
@@ -65,6 +74,7 @@ class SchedulerIndex:
         # A scheduler that has moved in an earlier run, and after how many calls: so many are not looked at again.
         self._proven: weakref.ref[Any] | None = None
         self._calls = 0
+        self._standing = Standing.NEVER
 
     def tick(self, asked: Asked) -> Tick | None:
         """Return the scheduler's step, or ``None`` if another one seems to make the steps."""
@@ -78,10 +88,28 @@ class SchedulerIndex:
         if time.trusts_scheduler is False:
             # It moves after all: calls with several timesteps at one step had looked like steps.
             return tick._replace(restart=True) if tick.step != time.index else None
-        if not time.trusts_scheduler and not self._trusts(tick, asked):
-            return None
+        if not time.trusts_scheduler:
+            if self._moves_alone(tick, asked):
+                return tick._replace(restart=True)
+            if not self._trusts(tick, asked):
+                return None
         time.index = tick.step
         return tick
+
+    def _moves_alone(self, tick: Tick, asked: Asked) -> bool:
+        """Whether the scheduler moved for the first time in a run, and the timestep did not: the run was broken off.
+
+        Another pipeline makes this call, whose timesteps begin as that run's did. A loop whose timesteps stand still at
+        each step is known by the second time.
+        """
+        time = asked.time
+        if self._standing is Standing.KNOWN or not time.first or time.index in (None, tick.step):
+            return False
+        if self._moved(asked):
+            self._standing = Standing.NEVER
+            return False
+        self._standing = Standing.KNOWN if self._standing is Standing.ONCE else Standing.ONCE
+        return self._standing is Standing.ONCE
 
     def _trusts(self, tick: Tick, asked: Asked) -> bool:
         """Whether the scheduler counts this run's steps: it moved, or nothing else did."""
@@ -102,6 +130,7 @@ class SchedulerIndex:
         is_proven = self._proven is not None and self._proven() is asked.scheduler and time.calls <= self._calls
         if time.trusts_scheduler is None and not is_proven and self._moved(asked):
             time.trusts_scheduler, time.stood_at, time.offset = False, tick.step, tick.step
+            self._standing = Standing.NEVER
             for found in time.first:  # as if they had been asked from the first call on
                 if (reading := read(found.given)) is not None:
                     time.path, time.readings = found.path, [reading]

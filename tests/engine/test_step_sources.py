@@ -86,6 +86,36 @@ class TestSchedulerIndex:
         assert (tick.step, tick.restart, tick.epoch, tick.steps) == (4, False, None, None)  # the list is another's
 
 
+class TestTimestepsThatStand:
+    """The scheduler moves, and the timestep does not: the step of another pipeline, or as this loop's always do."""
+
+    def loop(self):
+        return Loop(SchedulerIndex(TimestepArgument(TIMESTEP_NAMES)))
+
+    def restarts(self, loop, *calls):
+        loop.time = RunTime()  # of another run
+        return [tick and tick[1] for tick in (loop.call(index, timestep=t) for index, t in calls)]
+
+    def test_the_first_time_it_is_another_run(self):
+        assert self.restarts(self.loop(), (0, 9.0), (1, 9.0)) == [False, True]
+
+    def test_the_second_time_it_is_this_loops_way(self):
+        loop = self.loop()
+        assert self.restarts(loop, (0, 9.0), (1, 9.0)) == [False, True]
+        assert self.restarts(loop, (1, 9.0), (2, 9.0), (3, 9.0)) == [False, False, False]
+        assert self.restarts(loop, (0, 9.0), (1, 9.0)) == [False, False]
+
+    @pytest.mark.parametrize("second", [(1, 8.0), (2, 8.0)], ids=["another makes the steps", "both move"])
+    def test_a_timestep_that_moves_shows_that_it_was_another_run(self, second):
+        loop = self.loop()
+        assert self.restarts(loop, (0, 9.0), (1, 9.0)) == [False, True]
+        self.restarts(loop, (1, 9.0), second)
+        assert self.restarts(loop, (0, 9.0), (1, 9.0)) == [False, True]
+
+    def test_later_in_a_run_timesteps_may_come_in_pairs(self):
+        assert self.restarts(self.loop(), (0, 9.0), (1, 8.0), (2, 8.0)) == [False, False, False]
+
+
 class TestGoesBack:
     def returns(self, *values, new=True):
         time = RunTime(watched="t", reader=float, start=values[0], shown=values[0])

@@ -35,7 +35,8 @@ FOUND = {  # small loops that went wrong once, and what it was in them that did 
     6019: "guidance with drifting prompts begins later, with two evaluations",
     9141: "a scope tells another number of steps for the next run",
     368: "a scheduler of one step stands still while another makes the steps",
-    34327: "the same, after a run that was broken off at its only step",
+    52557: "another pipeline begins when a scheduler has moved on to a step that no call came for",
+    34327: "a scheduler of one step stands still after a run that was broken off at that step",
     5396: "an outer module adds much time to three prompts in any order",
     27151: "second evaluations of prompts with time added begin in the middle",
 }
