@@ -341,8 +341,8 @@ class Front:
     async def generate(self, ask: Ask, request: Request) -> Response:
         """The answer to a request, which is dropped when its client hangs up or its time is over."""
         settings, end = ask.model_dump(exclude={"prompt", "seed"}, exclude_none=True), "failed"
-        drawn = self.worker.draw.remote(ask.prompt, ask.seed, settings)
-        answered, left = asyncio.ensure_future(drawn), asyncio.create_task(hung_up(request))
+        answered = asyncio.create_task(self.drawn(ask.prompt, ask.seed, settings))
+        left = asyncio.create_task(hung_up(request))
         self.requests["underway"] += 1
         try:
             await asyncio.wait((answered, left), timeout=self.options.timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -370,10 +370,18 @@ class Front:
             text = "the replica was lost: send it again, the same seed gives the same picture"
             raise HTTPException(503, text, {"Retry-After": "5"}) from None
         finally:
-            drawn.cancel()  # of no effect on what is done
-            answered.cancel(), left.cancel()
+            answered.cancel(), left.cancel()  # of no effect on what is done
             self.requests["underway"] -= 1
             self.requests[end] += 1
+
+    async def drawn(self, *ask: Any) -> dict[str, Any]:
+        """A replica's answer. Cancelled, it is taken out of the queue, or the replica is told."""
+        response = self.worker.draw.remote(*ask)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
 
     async def stats(self) -> dict[str, Any]:
         """All requests; sums over the replicas; and each replica as it was at its last answer."""
@@ -444,6 +452,19 @@ def application(options: Options) -> serve.Application:
     ).bind(options.model_dump())
 
 
+def http_server(options: Options, worker: DeploymentHandle) -> uvicorn.Server:
+    """What speaks HTTP, within its bounds."""
+    config = uvicorn.Config(
+        Front(options, worker).api,
+        http=timed(options.read_time, options.read_time + options.timeout + GRACE),
+        ws="none",
+        headers=[("Connection", "close")],  # one request each, so that its end is the connection's
+        limit_concurrency=options.connections,
+        timeout_graceful_shutdown=GRACE,
+    )
+    return uvicorn.Server(config)
+
+
 def main() -> None:
     """Serve until interrupted, or told to end."""
     parser = argparse.ArgumentParser(description="Serve a diffusion pipeline with a cache.")
@@ -467,16 +488,8 @@ def main() -> None:
             for each in (signal.SIGINT, signal.SIGTERM):  # Ray has just set its own
                 signal.signal(each, signal.default_int_handler)
             serve.start(proxy_location="Disabled")  # no HTTP of Serve's own
-            front = Front(options, serve.run(application(options), route_prefix=None))
-            config = uvicorn.Config(
-                front.api,
-                http=timed(options.read_time, options.read_time + options.timeout + GRACE),
-                ws="none",
-                headers=[("Connection", "close")],  # one request each, so that its end is the connection's
-                limit_concurrency=options.connections,
-                timeout_graceful_shutdown=GRACE,
-            )
-            uvicorn.Server(config).run(sockets=[listening])
+            worker = serve.run(application(options), route_prefix=None)
+            http_server(options, worker).run(sockets=[listening])
     finally:
         ray.shutdown()
 
