@@ -460,6 +460,7 @@ def http_server(options: Options, worker: DeploymentHandle) -> uvicorn.Server:
         ws="none",
         headers=[("Connection", "close")],  # one request each, so that its end is the connection's
         limit_concurrency=options.connections,
+        access_log=False,  # a line for every request would be for its senders to fill the disk with
         timeout_graceful_shutdown=GRACE,
     )
     return uvicorn.Server(config)
