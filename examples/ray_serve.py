@@ -1,59 +1,61 @@
 """Pictures over HTTP with Ray Serve: requests in batches, one cache, and a state of its own for every pipeline call.
 
     python examples/ray_serve.py --port 8000 --plan 2x --batch 4
-    serve run examples.ray_serve:app_builder plan=2x batch=4 replicas=2 gpus=0.5
 
 ``POST /generate`` gives a PNG, ``GET /stats`` what was drawn and what the cache did; docs/howto/ray_serve.md says what
 is guaranteed. :class:`Painter` is a pipeline with its cache, and knows nothing of Ray; :class:`Worker` is a replica,
-which makes batches; :class:`Front` speaks HTTP.
+which makes batches; :class:`Front` speaks HTTP, by uvicorn in the process that was started: Ray Serve's own proxy hands
+a request on as soon as its head is there, and so half a request takes up a place.
 """
 
 import argparse
 import asyncio
 import copy
 import importlib
+import inspect
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from operator import itemgetter
 from typing import Any, Literal
 
+import ray
 import torch
-from fastapi import FastAPI, HTTPException, Response
-from pydantic import BaseModel, ConfigDict, Field
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dithooks import CachePlan, CallRecord, __version__, dit_cache
 from dithooks.demo import load_plan
 
 EXPECTED = {"mask", "reuse"}  # how the calls of a plan are settled if nothing is amiss
 IN_A_ROW = 3  # requests that failed for no fault of theirs: then the replica is taken for broken
+GRACE = 5  # seconds for those that are being drawn when the service ends, and for an answer to be read
 log = logging.getLogger("ray.serve")
 
 
-class Ask(BaseModel):
-    """A request. What it leaves out is not passed on, so that the pipeline's own defaults hold."""
-
-    model_config = ConfigDict(extra="forbid")  # a misspelt field is an error, not a default
-    prompt: str = Field(min_length=1, max_length=2000)
-    seed: int = Field(ge=0, lt=2**63)
-    num_inference_steps: int | None = Field(None, ge=1, le=1000)
-    guidance_scale: float | None = Field(None, ge=0, allow_inf_nan=False)
-
-
 class Options(BaseModel):
-    """What is served, and how: arguments of the command line, and of the builder."""
+    """What is served, and how: arguments of the command line."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, lt=2**16, description="port to listen on")
     load: str = Field("dithooks.demo:load_pipeline", description="module:function that returns the pipeline")
     plan: str = Field("2x", description="a file that a search wrote, one of the demo's (1.5x, 2x, 3x), or none")
     warm_up: str = Field("cat face", description="what the first picture is of, which nobody waits for")
@@ -62,9 +64,34 @@ class Options(BaseModel):
     wait: float = Field(0.05, ge=0, description="seconds that a request waits for others to fill the batch")
     concurrent: int = Field(1, ge=1, description="pipeline calls at once in a replica, in threads")
     replicas: int = Field(1, ge=1, description="processes with a pipeline each")
-    queue: int = Field(64, ge=1, description="requests that may wait for a replica: further ones get 503")
     cpus: float = Field(1, ge=0, description="CPU cores of a replica")
     gpus: float = Field(0, ge=0, description="GPUs of a replica, such as 1 or 0.5")
+    queue: int = Field(64, ge=1, description="requests that may wait for a replica: further ones get 503")
+    timeout: float = Field(120, gt=0, description="seconds that a request may wait and be drawn: then it gets 504")
+    max_steps: int = Field(100, ge=1, description="steps that a request may ask for")
+    max_guidance: float = Field(30, ge=0, description="guidance scale that a request may ask for")
+    max_body: int = Field(2**16, ge=1, description="bytes of a request: a longer one gets 413")
+    read_time: float = Field(5, gt=0, description="seconds in which a request has to arrive, or its connection is cut")
+    connections: int = Field(1000, ge=1, description="connections at once: at more, requests get 503")
+
+
+class Ask(BaseModel):
+    """A request. What it leaves out is not passed on, so that the pipeline's own defaults hold."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)  # a misspelt field is an error, not a default
+    prompt: str = Field(min_length=1, max_length=2000)
+    seed: int = Field(ge=0, lt=2**63)
+
+    @classmethod
+    def within(cls, options: Options) -> type["Ask"]:
+        """Also with what is bounded by options: whatever costs time or memory has a bound."""
+        steps = int | None, Field(None, ge=1, le=options.max_steps)
+        guidance = float | None, Field(None, ge=0, le=options.max_guidance)
+        return create_model("Ask", __base__=cls, num_inference_steps=steps, guidance_scale=guidance)
+
+
+class Abandoned(Exception):
+    """Nobody waits any more for what is being drawn."""
 
 
 class Painter:
@@ -77,6 +104,7 @@ class Painter:
     def __init__(self, pipe: Any, plan: CachePlan | None, warm_up: str) -> None:
         self.pipe, self.plan, self.call = pipe, plan, threading.local()
         self.steps = 28 if plan is None else plan.made.steps  # of a request that does not say
+        self.stops = "callback_on_step_end" in inspect.signature(pipe.__call__).parameters
         self.handle = None if plan is None else dit_cache(pipe, plan, on_decision=self._settled)
         try:  # the first call learns how the blocks are wired and tests the residual: no request waits for that
             self.draw([warm_up], [0], num_inference_steps=self.steps)
@@ -86,15 +114,28 @@ class Painter:
         if self.handle is not None:
             self.handle.reset()
 
-    def draw(self, prompts: list[str], seeds: list[int], **settings: Any) -> tuple[list[bytes], dict[str, str]]:
+    def draw(
+        self, prompts: list[str], seeds: list[int], wanted: Callable[[], bool] = lambda: True, **settings: Any
+    ) -> tuple[list[bytes], dict[str, str]]:
         """One pipeline call: PNG files, and headers that tell what the cache did in it.
 
         A pipeline keeps its scheduler's place, its guidance and the like in itself: each call has a shallow copy, which
         shares the models, and a scheduler of its own. By that the cache tells its steps, and its request from others.
+
+        Raises:
+            Abandoned: after a step the pictures were not wanted any more.
         """
+
+        def go_on(*_: Any) -> dict[str, Any]:
+            if not wanted():
+                raise Abandoned
+            return {}
+
         pipe = copy.copy(self.pipe)
         pipe.scheduler = copy.deepcopy(self.pipe.scheduler)
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]  # one each, and on the CPU: as if drawn alone
+        if self.stops:
+            settings = {"callback_on_step_end": go_on, **settings}
         request = nullcontext() if self.handle is None else self.handle.request(scheduler=pipe.scheduler)
         settled = self.call.settled = {}
         begin = time.perf_counter()
@@ -164,11 +205,11 @@ class Worker:
         self.waiting: list[Waiting] = []
         self.came = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
-        self.errors = self.in_a_row = 0
+        self.errors = self.in_a_row = self.broken_off = 0
         self.sizes: Counter[int] = Counter()
 
     async def draw(self, prompt: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-        """A picture, or an error, in plain values. Cancelled before its turn, it is not drawn."""
+        """A picture, or an error, in plain values. Cancelled before its turn, it is not drawn; later, broken off."""
         settings = {"num_inference_steps": self.painter.steps, **settings}
         steps, plan = settings["num_inference_steps"], self.painter.plan
         if plan is not None and steps != plan.made.steps and self.options.other_steps == "refuse":
@@ -208,8 +249,17 @@ class Worker:
     async def _answer(self, batch: list[Waiting]) -> None:
         """Draw a batch in a thread, so that the replica stays responsive, and answer each of it."""
         prompts, seeds = [each.prompt for each in batch], [each.seed for each in batch]
+
+        def wanted() -> bool:
+            return not all(each.answer.cancelled() for each in batch)
+
+        if not wanted():
+            return
         try:
-            files, told = await asyncio.to_thread(self.painter.draw, prompts, seeds, **batch[0].settings)
+            files, told = await asyncio.to_thread(self.painter.draw, prompts, seeds, wanted, **batch[0].settings)
+        except Abandoned:
+            self.broken_off += 1
+            return
         except Exception as error:
             if len(batch) > 1:  # drawn alone, each shows whose fault it was; and what is too much at once may fit
                 for each in batch:
@@ -246,6 +296,7 @@ class Worker:
             "at": time.time(),
             "batch_sizes": {str(size): count for size, count in sorted(self.sizes.items())},
             "errors": self.errors,
+            "broken_off": self.broken_off,
             "cache": {} if handle is None else {k: v for k, v in handle.stats.to_dict().items() if k != "runs"},
             "plan": plan and {"fingerprint": plan.made.fingerprint, "steps": plan.made.steps, "speedup": plan.speedup},
             "device": str(self.painter.pipe.device),
@@ -263,27 +314,45 @@ class Worker:
             self.painter.close()
 
 
-api = FastAPI(title="dithooks")
 AT = itemgetter("at")
 
 
-@serve.deployment
-@serve.ingress(api)
 class Front:
     """HTTP. It sees every request and draws none, so that it answers while all replicas are busy."""
 
-    def __init__(self, worker: DeploymentHandle) -> None:
-        self.worker, self.name = worker, serve.get_replica_context().app_name
-        self.requests = dict.fromkeys(("underway", "served", "refused", "failed", "turned_away", "cancelled"), 0)
+    def __init__(self, options: Options, worker: DeploymentHandle) -> None:
+        self.options, self.worker = options, worker
+        ends = ("underway", "served", "refused", "failed", "turned_away", "cancelled", "timed_out")
+        self.requests = dict.fromkeys(ends, 0)
         self.heard: dict[str, dict[str, Any]] = {}  # the last of each replica
+        self.api = FastAPI(title="dithooks")
+        self.api.add_middleware(RequestBodyLimitMiddleware, max_body_size=options.max_body)
+        self.api.add_exception_handler(RequestValidationError, unfit)
+        bounded = Ask.within(options)
 
-    @api.post("/generate", response_class=Response)
-    async def generate(self, ask: Ask) -> Response:
-        """A picture as PNG; its headers tell what the cache did."""
+        @self.api.post("/generate", response_class=Response)
+        async def generate(ask: bounded, request: Request) -> Response:
+            """A picture as PNG; its headers tell what the cache did."""
+            return await self.generate(ask, request)
+
+        self.api.get("/stats")(self.stats)
+        self.api.get("/-/healthz")(self.healthz)
+
+    async def generate(self, ask: Ask, request: Request) -> Response:
+        """The answer to a request, which is dropped when its client hangs up or its time is over."""
         settings, end = ask.model_dump(exclude={"prompt", "seed"}, exclude_none=True), "failed"
+        answered = asyncio.create_task(self.drawn(ask.prompt, ask.seed, settings))
+        left = asyncio.create_task(hung_up(request))
         self.requests["underway"] += 1
         try:
-            answer = await self.worker.draw.remote(ask.prompt, ask.seed, settings)
+            await asyncio.wait((answered, left), timeout=self.options.timeout, return_when=asyncio.FIRST_COMPLETED)
+            if left.done():
+                end = "cancelled"
+                return Response(status_code=499)  # nobody reads it
+            if not answered.done():
+                end = "timed_out"
+                raise HTTPException(504, f"not drawn within {self.options.timeout:g} s")
+            answer = answered.result()
             numbers = answer["numbers"]
             self.heard[numbers["replica"]] = max(numbers, self.heard.get(numbers["replica"], numbers), key=AT)
             if "error" in answer:
@@ -301,14 +370,23 @@ class Front:
             text = "the replica was lost: send it again, the same seed gives the same picture"
             raise HTTPException(503, text, {"Retry-After": "5"}) from None
         finally:
+            answered.cancel(), left.cancel()  # of no effect on what is done
             self.requests["underway"] -= 1
             self.requests[end] += 1
 
-    @api.get("/stats")
+    async def drawn(self, *ask: Any) -> dict[str, Any]:
+        """A replica's answer. Cancelled, it is taken out of the queue, or the replica is told."""
+        response = self.worker.draw.remote(*ask)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
     async def stats(self) -> dict[str, Any]:
         """All requests; sums over the replicas; and each replica as it was at its last answer."""
         status = await asyncio.to_thread(serve.status)
-        states = status.applications[self.name].deployments["Worker"].replica_states
+        states = status.applications["default"].deployments["Worker"].replica_states
         heard, sizes = sorted(self.heard.values(), key=AT), Counter[str]()
         for each in heard:
             sizes.update(each["batch_sizes"])
@@ -322,41 +400,99 @@ class Front:
             "replicas": heard,
         }
 
+    async def healthz(self) -> str:
+        """That requests are taken."""
+        return "success"
 
-def app_builder(options: Options) -> serve.Application:
-    """The application: for :func:`main`, and for ``serve run`` with options as ``name=value``."""
-    inside = 2 * options.batch * options.concurrent  # as many are drawn, and as many wait in the replica
-    worker = Worker.options(
+
+async def hung_up(request: Request) -> None:
+    """Wait until the client of a request, which has arrived as a whole, is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unfit(request: Request, error: RequestValidationError) -> Response:
+    """Which fields are wrong, and nothing of what they hold: that may be long, or more than JSON can say."""
+
+    def name(part: str | int) -> str | int:
+        return part if isinstance(part, int) else part[:80].encode("ascii", "backslashreplace").decode()
+
+    told = [{"loc": [name(part) for part in each["loc"]], "msg": each["msg"]} for each in error.errors()[:10]]
+    return JSONResponse({"detail": told}, 422)
+
+
+def timed(read: float, life: float) -> type[H11Protocol]:
+    """uvicorn's HTTP, but with an end to every connection: uvicorn waits for the rest of a request for ever."""
+
+    class Timed(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self.ends = [self.loop.call_later(read, self.cut), self.loop.call_later(life, transport.abort)]
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            for each in self.ends:
+                each.cancel()
+
+        def cut(self) -> None:
+            if self.cycle is None or self.cycle.more_body:  # no head, or not all of the body
+                self.transport.abort()
+
+    return Timed
+
+
+def application(options: Options) -> serve.Application:
+    """What Ray Serve runs: the replicas, and the queue in front of them."""
+    return Worker.options(
         num_replicas=options.replicas,
-        max_ongoing_requests=inside,
+        max_ongoing_requests=2 * options.batch * options.concurrent,  # as many are drawn, and as many wait in it
         max_queued_requests=options.queue,
         max_constructor_retry_count=1,  # a plan that does not fit will not the next time either
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
     ).bind(options.model_dump())
-    room = options.replicas * inside + options.queue + 100  # the rest for /stats
-    return Front.options(max_ongoing_requests=room, ray_actor_options={"num_cpus": 0}).bind(worker)
 
 
-app = app_builder(Options())
+def http_server(options: Options, worker: DeploymentHandle) -> uvicorn.Server:
+    """What speaks HTTP, within its bounds."""
+    config = uvicorn.Config(
+        Front(options, worker).api,
+        http=timed(options.read_time, options.read_time + options.timeout + GRACE),
+        ws="none",
+        headers=[("Connection", "close")],  # one request each, so that its end is the connection's
+        limit_concurrency=options.connections,
+        access_log=False,  # a line for every request would be for its senders to fill the disk with
+        timeout_graceful_shutdown=GRACE,
+    )
+    return uvicorn.Server(config)
 
 
 def main() -> None:
     """Serve until interrupted, or told to end."""
     parser = argparse.ArgumentParser(description="Serve a diffusion pipeline with a cache.")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
     for name, each in Options.model_fields.items():
         text = f"{each.description} (default: {each.default})"
         parser.add_argument(f"--{name.replace('_', '-')}", default=each.default, help=text)
-    given = vars(parser.parse_args())
-    serve.start(http_options={"host": given.pop("host"), "port": given.pop("port")})
-    for each in (signal.SIGINT, signal.SIGTERM):  # Ray has just set its own
-        signal.signal(each, signal.default_int_handler)
     try:
-        with suppress(KeyboardInterrupt):
-            serve.run(app_builder(Options(**given)), blocking=True)
+        options = Options(**vars(parser.parse_args()))
+    except ValidationError as error:
+        parser.error("; ".join(f"--{each['loc'][0]}: {each['msg']}".replace("_", "-") for each in error.errors()))
+    place = options.host, options.port
+    try:  # before Ray, and not shared with anyone: two services on one port would each get some of the requests
+        listening = socket.create_server(place, family=socket.AF_INET6 if ":" in options.host else socket.AF_INET)
+    except OSError as error:
+        parser.error(f"cannot listen on port {options.port} of {options.host}: {error.strerror}; see --port and --host")
+    if "RAY_ADDRESS" in os.environ:
+        log.warning("RAY_ADDRESS is ignored: this service starts a Ray of its own, and ends it")
+    try:
+        with listening, suppress(KeyboardInterrupt):
+            ray.init(address="local", include_dashboard=False)
+            for each in (signal.SIGINT, signal.SIGTERM):  # Ray has just set its own
+                signal.signal(each, signal.default_int_handler)
+            serve.start(proxy_location="Disabled")  # no HTTP of Serve's own
+            worker = serve.run(application(options), route_prefix=None)
+            http_server(options, worker).run(sockets=[listening])
     finally:
-        serve.shutdown()
+        ray.shutdown()
 
 
 if __name__ == "__main__":

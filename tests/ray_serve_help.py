@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,9 +71,16 @@ class Halting:
         self.began = threading.Event()
         self.pipe = type("Pipe", (), {"device": "cpu"})()
 
-    def draw(self, prompts: list[str], seeds: list[int], **settings: Any) -> tuple[list[bytes], dict[str, str]]:
+    def draw(
+        self, prompts: list[str], seeds: list[int], wanted: Callable[[], bool], **settings: Any
+    ) -> tuple[list[bytes], dict[str, str]]:
+        from ray_serve import Abandoned  # the folder of examples is on the path of who uses this
+
+        self.wanted = wanted
         self.began.set()
         assert self.go_on.wait(20)
+        if not wanted():
+            raise Abandoned
         self.drawn.append((tuple(prompts), settings))
         if "bad" in prompts:
             raise ValueError("a word that is not known")
