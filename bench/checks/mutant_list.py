@@ -676,8 +676,13 @@ def _run() -> list[Mutant]:
 
 
 def _clock() -> list[Mutant]:
+    standing = "self._standing is Standing.KNOWN or not time.first or time.index in (None, tick.step)"
+    never = "self._standing = Standing.NEVER"
     index, argument, back = SchedulerIndex, TimestepArgument, clock.goes_back
     return [
+        Mutant("go on where another pipeline began", index._moves_alone, "self._moved(asked)", "True"),
+        Mutant("take timesteps that always stand for another run", index._moves_alone, standing, "False"),
+        Mutant("forget that the other pipeline made the steps", index._trusts, never, "None"),
         Mutant("accept a sigma that repeats", StepClock.sigmas, "a > b", "a >= b"),
         Mutant(
             "accept sigmas of another schedule",
