@@ -30,6 +30,7 @@ from .engine.trunk_watch import Evidence, TrunkWatch
 from .engine.watched_method import module_with
 from .errors import InvalidSetting, RunMismatch, WrongType
 from .integrations.dispatch import BlockIntegrations
+from .integrations.dynamo_lock import DYNAMO_LOCK
 from .stats.table import summary
 from .stats.types import CachedRange, CacheStats, CallRecord, total
 from .stats.user_warning import warn_user
@@ -288,7 +289,7 @@ class CacheHandle:
             RuntimeError: the handle was removed.
             TypeError, ValueError: as :func:`dit_cache`.
         """
-        with MODEL_LOCK.lock:
+        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
             self._refuse_if_removed()
             if not isinstance(config, (DitCacheConfig, CachePlan)):
                 raise WrongType(
@@ -441,7 +442,9 @@ class CacheHandle:
 
     def _take_off(self) -> list[str]:
         """Remove the cache, from wherever a removal was broken off; return the warnings that are due."""
-        with MODEL_LOCK.lock:
+        for each in self._attached:  # before the locks, which a call that is passing over the range may need
+            each.cache.active_calls.close()
+        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
             remarks = self._detach()
         attached = self._attached  # before the state is asked: another thread may have come to the end
         if self._state is HandleState.REMOVED:
@@ -477,8 +480,14 @@ class CacheHandle:
         Raises:
             RuntimeError: the handle was removed.
         """
-        self._refuse_if_removed()
-        return self
+        try:
+            self._refuse_if_removed()
+            return self
+        except RunMismatch:
+            raise
+        except BaseException:  # nobody would leave it
+            complete(self._take_off)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -549,7 +558,7 @@ class CacheHandle:
     def _settle(self, watch: TrunkWatch, chain: Chain, evidence: Evidence) -> None:
         """Cache the stack that is the trunk by its calls, after one of them."""
         remarks, former = list[str](), list[Attachment]()
-        with MODEL_LOCK.lock:
+        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
             if self._state is not HandleState.ATTACHED or not any(each is watch for each in self._watches):
                 return
             if not watch.is_about(chain):

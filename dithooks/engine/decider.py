@@ -416,7 +416,11 @@ class CallDecider(ForkAware):
 
     def bytes_held(self) -> int:
         """Return the memory that all runs hold now, in bytes."""
-        return sum([run.nbytes for _, run in self._sessions()])
+        while True:  # as in _sessions, without a call more: it is asked at every computed step
+            try:
+                return sum([run.nbytes for run in list(self._runs.values())])
+            except RuntimeError:
+                continue
 
     def drop(self) -> list[Run]:
         """Drop all runs and their residuals, and return them."""

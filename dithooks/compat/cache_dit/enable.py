@@ -16,6 +16,7 @@ from ...engine.attachment import Attachment
 from ...engine.model_lock import MODEL_LOCK
 from ...errors import InvalidSetting
 from ...handle import CacheHandle, handles_of
+from ...integrations.dynamo_lock import DYNAMO_LOCK
 from .adapters import BlockAdapter, adapter_of
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, DBCacheConfig, check_names
 from .expectation import Expectation
@@ -86,7 +87,7 @@ class Enabled(CacheHandle):
         if ranges is None:  # CacheType.NONE
             self.remove()
             return
-        with MODEL_LOCK.lock:
+        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
             self._refuse_if_removed()
             before = self._target, self._expectations
             try:
