@@ -148,6 +148,7 @@ def left_on(model):
 def race(kind, pairs, seed=0):
     """Attach, update or reset, and remove so often beside four calling threads; return what has come of it."""
     model, tally, chance = model_of(kind), Counter(), random.Random(seed)
+    sample(Sum())  # what is imported at the first attaching takes long where threads take turns
     with callers(model, kind, tally), hasty():
         for _ in range(pairs):
             cache = dit_cache(model, chance.choice((CONFIG, OTHER)), verify=chance.random() < 0.5)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
-Result = TypeVar("Result")
 ATTEMPTS = 20  # an error that comes back as often is not from outside
 
 
-def complete(work: Callable[[], Result]) -> Result:
-    """Do some work, again and again until it has ended; then raise what has broken it off first, if anything has.
+def complete(work: Callable[[], object]) -> None:
+    """Do what an exception has broken off, to its end, though others come meanwhile; the caller raises the first one.
 
     Args:
         work: what can be done again, from wherever it was broken off.
+
+    Raises:
+        BaseException: the work cannot be done, however often.
     """
-    first: BaseException | None = None
-    for _ in range(ATTEMPTS):
+    for _ in range(ATTEMPTS - 1):
         try:
-            result = work()
-            if first is None:
-                return result
-            break
-        except BaseException as error:
-            first = first or error
-    assert first is not None
-    raise first
+            work()
+            return
+        except BaseException:
+            continue
+    work()
