@@ -2,8 +2,8 @@
 
 Caches are put on, changed and taken off a small model beside four threads that call it, one of them with asyncio tasks;
 SIGINT comes at random moments of attaching, running and removing; and the process is forked under load, whereupon the
-child calls the model and takes its cache off. The output of a call tells the steps that it is made of, by which an oracle
-counts wrong ones.
+child calls the model and takes its cache off. The output of a call tells the steps that it is made of: by that an
+oracle counts wrong ones.
 
 ``--out`` writes ``upheaval.json`` and ``upheaval.md`` there. Exit codes: 0 nothing was lost; 1 something was.
 """
