@@ -10,7 +10,7 @@ from .engine.requests import Request
 from .engine.sessions import timestep_scope
 from .engine.steps_loop import steps
 from .errors import DitHooksError, DitHooksWarning, InvalidSetting, RankMismatch, RunMismatch, WiringError, WrongType
-from .handle import CacheHandle, dit_cache
+from .handle import CacheHandle, detach, dit_cache, handle_of
 from .planning.plan import frontier, plan
 from .policies.budget import Budget
 from .policies.easycache import EasyCache
@@ -79,8 +79,10 @@ __all__ = [
     "WiringError",
     "WrongType",
     "__version__",
+    "detach",
     "dit_cache",
     "frontier",
+    "handle_of",
     "plan",
     "profile",
     "record",

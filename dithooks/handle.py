@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 from torch import nn
@@ -20,7 +20,9 @@ from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
 from .engine.attachment import Attachment, check, is_compiled, prepare
 from .engine.clock import UNTOLD, StepTelling, scheduler_of
+from .engine.completion import complete
 from .engine.hooks import caches_of
+from .engine.model_lock import MODEL_LOCK
 from .engine.range_settings import config_of_plan, configure_ranges
 from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
@@ -28,13 +30,35 @@ from .engine.trunk_watch import Evidence, TrunkWatch
 from .engine.watched_method import module_with
 from .errors import InvalidSetting, RunMismatch, WrongType
 from .integrations.dispatch import BlockIntegrations
+from .integrations.dynamo_lock import DYNAMO_LOCK
 from .stats.table import summary
 from .stats.types import CachedRange, CacheStats, CallRecord, total
 from .stats.user_warning import warn_user
-from .stats.warnings import no_call_was_seen, refreshes_every_step, trunk_does_not_fit, trunk_is_another
+from .stats.warnings import (
+    no_call_was_seen,
+    nothing_is_attached,
+    refreshes_every_step,
+    trunk_does_not_fit,
+    trunk_is_another,
+)
 
-# A model is changed by one thread at a time: of two that attach to the same blocks, the second has to see the first.
-_CHANGING = threading.RLock()
+
+class HandleState(Enum):
+    """How far a handle has come, for good: none of these is ever left for one above it."""
+
+    ATTACHED = "its cache is on the model, or just being put on or changed"
+    LEAVING = "its cache is coming off, or has come off in part"
+    REMOVED = "nothing of it is left on the model"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a removed handle still tells."""
+
+    stats: CacheStats
+    decisions: tuple[CallRecord, ...]
+    ranges: tuple[CachedRange, ...]
+    described: list[str]
 
 
 def dit_cache(
@@ -186,9 +210,8 @@ class CacheHandle:
         self._given: DitCacheConfig | CachePlan | None = None
         self._chosen = frozenset[str]()  # paths of the parts that first calls have shown to be trunks
         self._watches: list[TrunkWatch] = []
-        self._last, self._settled, self._described = total([]), tuple[CallRecord, ...](), list[str]()
-        self._ranges: tuple[CachedRange, ...] = ()
-        self._active = True
+        self._last = Numbers(total([]), (), (), [])
+        self._state = HandleState.ATTACHED
 
     @property
     def config(self) -> DitCacheConfig:
@@ -199,7 +222,7 @@ class CacheHandle:
     @property
     def active(self) -> bool:
         """Whether the cache is attached."""
-        return self._active
+        return self._state is not HandleState.REMOVED
 
     @property
     def stats(self) -> CacheStats:
@@ -207,9 +230,8 @@ class CacheHandle:
 
         Once the cache is removed, the numbers as they were then, with nothing held any more.
         """
-        if not self.active:
-            return self._last
-        return total([attached.stats() for attached in self._attached])
+        attached = self._attached  # before the state is asked: another thread may be removing the cache
+        return total([each.stats() for each in attached]) if self.active else self._last.stats
 
     @property
     def decisions(self) -> tuple[CallRecord, ...]:
@@ -236,9 +258,8 @@ class CacheHandle:
             ...     [(each.step, each.reason, each.value) for each in cache.decisions]
             [(0, 'warm-up', None), (1, 'reuse', 0.0)]
         """
-        if not self.active:
-            return self._settled
-        return tuple(each for attached in self._attached for each in attached.log.records())
+        attached = self._attached
+        return tuple(each for one in attached for each in one.log.records()) if self.active else self._last.decisions
 
     @property
     def ranges(self) -> tuple[CachedRange, ...]:
@@ -247,7 +268,8 @@ class CacheHandle:
 
         Until the first call they are counted list by list, from then on in the order in which the model calls them.
         """
-        return tuple(attached.where() for attached in self._attached) if self.active else self._ranges
+        attached = self._attached
+        return tuple(each.where() for each in attached) if self.active else self._last.ranges
 
     def summary(self) -> str:
         """The statistics as a table of at most 100 columns; ``print(handle)`` prints it.
@@ -256,7 +278,9 @@ class CacheHandle:
         the differences that decided, if any did. For each run: how many times fewer blocks, how many times as fast that
         should be by the blocks' times, and how many times as fast the calls were; see :class:`RunStats`.
         """
-        return summary(self.stats, [attached.describe() for attached in self._attached] or self._described)
+        attached = self._attached
+        described = [each.describe() for each in attached] if self.active else self._last.described
+        return summary(self.stats, described)
 
     def update(self, config: DitCacheConfig | CachePlan) -> None:
         """Go on with another configuration or plan; what was cached is dropped. Errors leave the old one in force.
@@ -265,18 +289,31 @@ class CacheHandle:
             RuntimeError: the handle was removed.
             TypeError, ValueError: as :func:`dit_cache`.
         """
-        if not self.active:
-            raise RunMismatch("this cache was removed: attach a new one with dit_cache(...)")
-        if not isinstance(config, (DitCacheConfig, CachePlan)):
-            raise WrongType(f"config must be a DitCacheConfig or CachePlan, not {config!r} ({type(config).__name__})")
-        with _CHANGING:
-            remarks = self._change(config)
+        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
+            self._refuse_if_removed()
+            if not isinstance(config, (DitCacheConfig, CachePlan)):
+                raise WrongType(
+                    f"config must be a DitCacheConfig or CachePlan, not {config!r} ({type(config).__name__})"
+                )
+            changed = self._change(config)
+        self._report(*changed)
+
+    def _report(self, remarks: list[str], former: list[Attachment]) -> None:
+        """Conclude a change once the model's lock is free, as this waits for others: forget, log and warn."""
+        remarks = remarks + _forgotten(former)
         for attached in self._attached:
             logging.getLogger("dithooks").info("%s: attached to %s", attached.log.name, attached.describe())
         _warn(remarks)
 
-    def _change(self, config: DitCacheConfig | CachePlan) -> list[str]:
-        """Attach to the model as it is now; return the warnings that are due."""
+    def _refuse_if_removed(self) -> None:
+        if self._state is not HandleState.ATTACHED:
+            raise RunMismatch("this cache was removed: attach a new one with dit_cache(...)")
+
+    def _change(self, config: DitCacheConfig | CachePlan) -> tuple[list[str], list[Attachment]]:
+        """Attach to the model as it is now; return the warnings that are due, and the former attachments.
+
+        The model's lock has to be held. A finalizer or a signal handler may remove the cache meanwhile.
+        """
         given = config
         mine = [skip for attached in self._attached for skip in attached.skips]
         found, plan = self._chains(config), config if isinstance(config, CachePlan) else None
@@ -303,7 +340,24 @@ class CacheHandle:
             for chain, _ in found
             if chain.rivals and chain.owner in owners
         ]
-        former, former_watches = self._attached, self._watches
+        former, former_watches, before = self._attached, self._watches, (self._given, self._config)
+
+        def take_back() -> None:
+            for watch in (*watches, *former_watches):
+                watch.remove()
+            for attached in prepared:
+                attached.detach()
+            if self._state is not HandleState.ATTACHED:
+                self._attached, self._watches = [], []
+                return
+            self._attached, self._watches, (self._given, self._config) = former, former_watches, before
+            for watch in former_watches:
+                watch.attach()
+            for attached in former:  # as it was, less what was cached
+                attached.detach()
+                attached.cache.drop()
+                attached.attach()
+
         try:
             for watch in former_watches:
                 watch.remove()
@@ -314,34 +368,22 @@ class CacheHandle:
                 watch.attach()
             for attached in prepared:
                 attached.attach()
+            self._given, self._config = given, replace(config, fingerprint=here)
+            self._refuse_if_removed()
         except BaseException:
-            for watch in watches:
-                watch.remove()
-            for attached in prepared:
-                attached.detach()
-            self._attached, self._watches = former, former_watches
-            for watch in former_watches:
-                watch.remove()
-                watch.attach()
-            for attached in former:  # as it was, less what was cached
-                attached.detach()
-                attached.cache.forget()
-                attached.attach()
+            complete(take_back)
             raise
-        self._given, self._config = given, replace(config, fingerprint=here)
-        for attached in former:
-            remarks += attached.cache.forget()
         for attached in prepared:
             remarks += attached.cache.decider.rank_warnings()
         if not useful:
             remarks.append(refreshes_every_step())
-        return remarks
+        return remarks, former
 
     def reset(self) -> None:
         """Drop everything cached and set the counts to zero; the cache stays attached."""
-        remarks = []
-        for attached in self._attached:
-            remarks += attached.cache.forget()
+        now = self._attached
+        remarks = _forgotten(now)
+        for attached in now:
             attached.log.clear()
         _warn(remarks)
 
@@ -379,52 +421,81 @@ class CacheHandle:
             ...     print(cache.stats.reused_calls, "of", cache.stats.computed_calls + cache.stats.reused_calls)
             2 of 8
         """
-        if not self.active:
-            raise RunMismatch("this cache was removed: attach a new one with dit_cache(...)")
+        self._refuse_if_removed()
         scheduler_of(self._target, scheduler)
         return Request(scheduler)
 
     def remove(self) -> None:
         """Put the original blocks back, take the hooks off and free what was cached. A second call does nothing.
 
+        Once begun, it is done to the end: what Ctrl-C or another thread raises in it meanwhile is raised afterwards.
+
         Warns:
             UserWarning: another library has wrapped a block since; its stand-in stays, as a plain way to the block.
         """
-        if not self.active:
-            return
-        self._last, self._settled = replace(self.stats, bytes_held=0), self.decisions
-        self._described, self._ranges = [attached.describe() for attached in self._attached], self.ranges
-        remarks = []
-        with _CHANGING:
-            for watch in self._watches:
-                watch.remove()
-            for attached in self._attached:
-                remarks += attached.detach()
-        for attached in self._attached:
-            remarks += attached.cache.forget()
-            logging.getLogger("dithooks").info("%s: removed", attached.log.name)
-        if not self._is_interrupted:
-            remarks += self._silences()
-        self._active = False  # not before all is done: interrupted, it can be called again
-        self._attached, self._watches = [], []
-        self._target = self._scheduler = self._blocks = self._consensus = self._on_decision = None
+        try:  # before all else: what is raised in here is caught
+            remarks = self._take_off()
+        except BaseException:
+            complete(self._take_off)
+            raise
         _warn(remarks)
 
-    def _silences(self) -> list[str]:
-        """Return why the cache did nothing all the time, if that has not been said."""
-        if not self._attached:
+    def _take_off(self) -> list[str]:
+        """Remove the cache, from wherever a removal was broken off; return the warnings that are due."""
+        for each in self._attached:  # before the locks, which a call that is passing over the range may need
+            each.cache.active_calls.close()
+        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
+            remarks = self._detach()
+        attached = self._attached  # before the state is asked: another thread may have come to the end
+        if self._state is HandleState.REMOVED:
             return []
-        if self._last.calls == 0:
-            return [no_call_was_seen([attached.where().range for attached in self._attached])]
-        why = (attached.cache.decider.why_silent() for attached in self._attached)
-        return [message for message in why if message is not None][:1]
+        last = Numbers(
+            replace(total([each.stats() for each in attached]), bytes_held=0),
+            tuple(record for each in attached for record in each.log.records()),
+            tuple(each.where() for each in attached),
+            [each.describe() for each in attached],
+        )
+        remarks += _forgotten(attached)
+        if not self._is_interrupted:
+            remarks += _silences(attached, last)
+        self._last = last
+        self._state = HandleState.REMOVED
+        self._attached, self._watches = [], []
+        self._target = self._scheduler = self._blocks = self._consensus = self._on_decision = None
+        for each in attached:
+            logging.getLogger("dithooks").info("%s: removed", each.log.name)
+        return remarks
+
+    def _detach(self) -> list[str]:
+        """Leave the model as if there were no cache; return the warnings about that. The model's lock is held."""
+        if self._state is HandleState.ATTACHED:
+            self._state = HandleState.LEAVING
+        for watch in self._watches:
+            watch.remove()
+        return [remark for attached in self._attached for remark in attached.detach()]
 
     def __enter__(self) -> CacheHandle:
-        return self
+        """Begin what removes the cache at its end.
+
+        Raises:
+            RuntimeError: the handle was removed.
+        """
+        try:
+            self._refuse_if_removed()
+            return self
+        except RunMismatch:
+            raise
+        except BaseException:  # nobody would leave it
+            complete(self._take_off)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._is_interrupted = kind is not None
-        self.remove()
+        try:
+            self._is_interrupted = kind is not None
+            self.remove()
+        except BaseException:
+            complete(self._take_off)
+            raise
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse to be copied or pickled while attached: a copy would hold a model that it is not attached to.
@@ -432,7 +503,7 @@ class CacheHandle:
         Raises:
             TypeError: it is attached.
         """
-        if self.active:
+        if self._state is not HandleState.REMOVED:
             raise WrongType(
                 "a cache that is attached cannot be copied or pickled: copy or save the model, which comes out without "
                 "a cache, and attach another to it with dit_cache(copy, handle.config); handle.config, .stats and "
@@ -486,43 +557,39 @@ class CacheHandle:
 
     def _settle(self, watch: TrunkWatch, chain: Chain, evidence: Evidence) -> None:
         """Cache the stack that is the trunk by its calls, after one of them."""
-        if not _CHANGING.acquire(blocking=False):  # another thread changes the model: a later call brings it up again
-            return
-        remarks = []
-        try:
-            if not any(each is watch for each in self._watches):
+        remarks, former = list[str](), list[Attachment]()
+        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
+            if self._state is not HandleState.ATTACHED or not any(each is watch for each in self._watches):
                 return
             if not watch.is_about(chain):
-                remarks = self._move(watch, chain)
+                remarks, former = self._move(watch, chain)
             if evidence is Evidence.CERTAIN:
                 watch.remove()
                 self._watches = [each for each in self._watches if each is not watch]
             for attached in self._attached:
                 if watch.is_about(attached.chain):
                     attached.begin()
-        finally:
-            _CHANGING.release()
-        _warn(remarks)
+        _warn(remarks + _forgotten(former))
 
-    def _move(self, watch: TrunkWatch, now: Chain) -> list[str]:
-        """Cache another stack; return the warnings about it."""
+    def _move(self, watch: TrunkWatch, now: Chain) -> tuple[list[str], list[Attachment]]:
+        """Cache another stack; return the warnings about it, and the former attachments."""
         assert self._given is not None
         before, former = watch.chains[0], self._chosen
         names = [", ".join(each.path for each in chain.block_lists) for chain in (now, before)]
         lists = [each.path for each in now.block_lists]
         for attached in self._attached:
             if watch.is_about(attached.chain):
-                attached.cache.forget()  # without a warning: that it reused nothing was not its fault
+                attached.cache.drop()  # without a warning: that it reused nothing was not its fault
         self._chosen = former - {each.path for each in watch.chains} | {now.path}
         try:
-            remarks = self._change(self._given)
+            remarks, former_attachments = self._change(self._given)
         except (InvalidSetting, WrongType) as error:  # raised before anything is touched
             self._chosen = former
-            return [trunk_does_not_fit(names[0], names[1], str(error), lists)]
+            return [trunk_does_not_fit(names[0], names[1], str(error), lists)], []
         except BaseException:
             self._chosen = former
             raise
-        return [trunk_is_another(names[0], names[1], watch.inputs(before), lists), *remarks]
+        return [trunk_is_another(names[0], names[1], watch.inputs(before), lists), *remarks], former_attachments
 
     def _look_up(self) -> Callable[[], Any]:
         target = self._target.pipe if isinstance(self._target, BlockAdapter) else self._target
@@ -540,6 +607,105 @@ def _warn(remarks: list[str]) -> None:
     """Issue the warnings that were collected while the model was being changed."""
     for remark in remarks:
         warn_user(remark)
+
+
+def _forgotten(attachments: list[Attachment]) -> list[str]:
+    """Drop all that is cached; return the warnings that are due. This waits for logs: the model's lock is not held."""
+    return [remark for attached in attachments for remark in attached.cache.forget()]
+
+
+def _silences(attachments: list[Attachment], last: Numbers) -> list[str]:
+    """Return why a cache did nothing all the time, if that has not been said."""
+    if not attachments:
+        return []
+    if last.stats.calls == 0:
+        return [no_call_was_seen([each.range for each in last.ranges])]
+    why = (attached.cache.decider.why_silent() for attached in attachments)
+    return [message for message in why if message is not None][:1]
+
+
+def handle_of(target: object) -> CacheHandle | None:
+    """Find the handle of the cache on a model, though nobody has kept it: its hooks on the model lead to it.
+
+    Args:
+        target: a pipeline, or what was cached in it: a model, a module around it, or a :class:`BlockAdapter`.
+
+    Returns:
+        The handle; ``None`` if nothing is cached there. A copy of a cached model has none.
+
+    Raises:
+        TypeError: ``target`` is none of these.
+        ValueError: several caches are attached there.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x)
+        ...         return x
+        >>> model = Model()
+        >>> _ = dit_cache(model, DitCacheConfig(1, 2, 0, 3))
+        >>> handle_of(model)
+        <CacheHandle blocks.0 … blocks.2 of 3 blocks>
+    """
+    found = _found(target)
+    if len(found) > 1:
+        ranges = ", ".join(each.range for handle in found for each in handle.ranges)
+        raise InvalidSetting(
+            f"{type(target).__name__} has {len(found)} caches attached ({ranges:.120}): give the part that one of them "
+            "is on, or take off all of them with dithooks.detach(...)"
+        )
+    return found[0] if found else None
+
+
+def detach(target: object) -> None:
+    """Remove every cache that is on a model or pipeline, whoever has attached it, and also where its handle is lost.
+
+    A cache that was attached to several models at once is removed from all of them.
+
+    Args:
+        target: as for :func:`handle_of`.
+
+    Raises:
+        TypeError: ``target`` is none of these.
+
+    Warns:
+        UserWarning: nothing was attached.
+
+    Example:
+        >>> import torch
+        >>> class Model(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+        ...     def forward(self, x, timestep):
+        ...         for block in self.blocks:
+        ...             x = block(x * timestep)
+        ...         return x
+        >>> model = Model()
+        >>> _ = dit_cache(model, DitCacheConfig(1, 2, 0, 3))
+        >>> with torch.no_grad():
+        ...     _ = [model(torch.ones(1, 4), t) for t in (1.0, 0.8, 0.6, 0.4)]
+        >>> detach(model)
+        >>> print(handle_of(model))
+        None
+    """
+    found = _found(target)
+    for handle in found:
+        handle.remove()
+    if not found:
+        warn_user(nothing_is_attached(type(target).__name__))
+
+
+def _found(target: object) -> list[CacheHandle]:
+    inside = target.target if isinstance(target, BlockAdapter) else target
+    if not isinstance(inside, nn.Module) and not modules_of(inside):
+        raise WrongType(f"{type(target).__name__} is neither a model nor holds one: give what was cached")
+    return handles_of(target)
 
 
 def handles_of(target: object) -> list[CacheHandle]:

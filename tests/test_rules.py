@@ -12,23 +12,25 @@ from pathlib import Path
 
 import pytest
 
+import dithooks.fork
 from dithooks.engine.call import Call, Mode, Stage
 from dithooks.engine.run import Branch, Run
 
 PACKAGE = Path(__file__).parent.parent / "dithooks"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
-LOCKS = {"Lock", "RLock"}
+LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"}
 IMMUTABLE_CALLS = {
-    *("ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "TypeVar", *LOCKS),
-    *("attrgetter", "object", "Moment", "Match", "StepTelling"),
+    *("ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "TypeVar"),
+    *("attrgetter", "object", "Moment", "Match", "StepTelling", "ForkLock", "_Stance", "DynamoLock"),
 }
-REGISTERED = {"_HINTS"}  # what users tell of their models is the process's by nature; the one thing that is
+REGISTERED = {"_HINTS"}  # what users tell of their models is the process's by nature
+OF_THE_PROCESS = {"_EACH"}  # so is a fork: weak references to what a forked child has to let go of
 
 # From the ground up: what stands on one line does not import each other.
 FLOORS = (
     "errors",
-    "validation environment tiny progress_bars",
+    "fork validation environment tiny progress_bars",
     "policies",
     "predictors stats",
     "config",
@@ -130,7 +132,20 @@ def test_no_mutable_state_of_module_or_class(path):
             assert not mutated, f"{ast.unparse(target)} is written in lines {mutated}"
         if isinstance(node.value, ast.Call) and node in tree.body and not isinstance(target, ast.Tuple):
             function = ast.unparse(node.value.func).rpartition(".")[2]
-            assert function in IMMUTABLE_CALLS, f"line {node.lineno}: {ast.unparse(target)} = {function}(...)"
+            held = isinstance(target, ast.Name) and target.id in OF_THE_PROCESS
+            assert held or function in IMMUTABLE_CALLS, f"line {node.lineno}: {ast.unparse(target)} = {function}(...)"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
+def test_a_lock_is_freed_in_a_forked_child(path):
+    """All locks are made by the one file that makes them anew after a fork."""
+    if PACKAGE / named(path) == Path(dithooks.fork.__file__):
+        return
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.ImportFrom) and node.module in ("threading", "multiprocessing", "_thread"):
+            assert not LOCKS & {alias.name for alias in node.names}, f"line {node.lineno}"
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("threading", "multiprocessing", "_thread"):
+            assert node.attr not in LOCKS, f"line {node.lineno}: {ast.unparse(node)}"
 
 
 def files_imported(path):

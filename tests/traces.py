@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dis
+import functools
 import sys
 
 
@@ -15,6 +17,22 @@ def attributes(model):
     ]
 
 
+@functools.cache
+def seamless(code):
+    """The lines of a function on which a ``with`` begins, and ends, or a ``try`` begins.
+
+    There, a tracer interrupts between leaving a block and giving its lock back, or in an instruction that does nothing
+    and has no handler, which no signal can.
+    """
+    bound = ("BEFORE_WITH", "SETUP_WITH", "LOAD_SPECIAL", "NOP")
+    lines, found, line = dict(dis.findlinestarts(code)), set(), None
+    for each in dis.get_instructions(code):
+        line = lines.get(each.offset, line)
+        if each.opname in bound:
+            found.add(line)
+    return found
+
+
 def interrupted(action, after, modules):
     """Do something, and raise KeyboardInterrupt after so many lines of these modules. Whether it came to its end."""
     count, files = after, {module.__file__ for module in modules}
@@ -23,7 +41,7 @@ def interrupted(action, after, modules):
         nonlocal count
         if frame.f_code.co_filename not in files:
             return None
-        if event == "line":
+        if event == "line" and frame.f_lineno not in seamless(frame.f_code):
             count -= 1
             if count == 0:
                 sys.settrace(None)

@@ -905,7 +905,12 @@ def _steps() -> list[Mutant]:
             "scope is not None and scope.is_closed",
             "False",
         ),
-        Mutant("lose a request's scope", sessions.inside, "scope and replace(scope, session=session)", "None"),
+        Mutant(
+            "lose a request's scope",
+            sessions.SessionEntry.__init__,
+            "scope and replace(scope, session=session)",
+            "None",
+        ),
     ]
 
 
@@ -1079,7 +1084,7 @@ def _active_calls() -> list[Mutant]:
 
 
 def _handle() -> list[Mutant]:
-    rollback = "for attached in former:\n    attached.detach()\n    attached.cache.forget()\n    attached.attach()"
+    rollback = "for attached in former:\n    attached.detach()\n    attached.cache.drop()\n    attached.attach()"
     return [
         Mutant(
             "keep what was cached when an update fails",
@@ -1091,15 +1096,15 @@ def _handle() -> list[Mutant]:
         Mutant(
             "name the new caches when an update fails",
             CacheHandle._change,
-            "self._attached, self._watches = former, former_watches",
-            "self._watches = former_watches",
+            "self._attached, self._watches, (self._given, self._config) = (former, former_watches, before)",
+            "self._watches, (self._given, self._config) = (former_watches, before)",
         ),
         Mutant("leave hooks where attaching fails", handle.dit_cache, "handle.__exit__(*sys.exc_info())", "None"),
         Mutant(
             "take a plan for another model's", CacheHandle._change, "config.fingerprint not in (None, here)", "False"
         ),
         Mutant("keep counts when reset", CacheHandle.reset, "attached.log.clear()", "None"),
-        Mutant("keep residuals when removed", CacheHandle.remove, "remarks += attached.cache.forget()", "pass"),
+        Mutant("keep residuals when removed", CacheHandle._take_off, "remarks += _forgotten(attached)", "pass"),
         Mutant("attach what never reuses", CacheHandle._change, "not own.when.never_reuses", "True"),
     ]
 
@@ -1108,8 +1113,8 @@ def _sessions() -> list[Mutant]:
     return [
         Mutant(
             "trust what was cached before an exception in a request",
-            sessions.inside,
-            "session.epoch += 1",
+            sessions.SessionEntry.leave,
+            "self._session.epoch += failed",
             "pass",
             (GUARDS, "tests/engine/test_handles.py"),
         ),

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 
+from ..fork import ForkAware
 from .call import Call, is_passing
 
 PATIENCE = 1.0  # seconds; from the first block of a reused range to its last, a call takes far less
@@ -21,7 +22,7 @@ class ThreadCalls:
         self.thread = threading.get_ident()
 
 
-class ActiveCalls:
+class ActiveCalls(ForkAware):
     """The calls of one range that have begun, in whichever thread.
 
     A thread writes its own :class:`ThreadCalls`, and then asks ``is_closed``; who closes does so before looking at
@@ -31,13 +32,18 @@ class ActiveCalls:
     def __init__(self) -> None:
         self.is_closed = True  # until all hooks and stand-ins are in: a call that met some of them would see half
         self._threads: weakref.WeakSet[ThreadCalls] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        super().__init__()
+
+    def after_fork(self) -> None:
+        """Drop the calls of threads that are not in a forked child."""
+        for thread in self._all():
+            if thread.thread != threading.get_ident():
+                self._threads.discard(thread)
 
     def join(self) -> ThreadCalls:
         """Return the place for the calls of this thread."""
         calls = ThreadCalls()
-        with self._lock:
-            self._threads.add(calls)
+        self._threads.add(calls)
         return calls
 
     def expire(self, but: Call | None = None) -> None:
@@ -68,8 +74,11 @@ class ActiveCalls:
         return True
 
     def _all(self) -> list[ThreadCalls]:
-        with self._lock:
-            return list(self._threads)
+        while True:
+            try:
+                return list(self._threads)
+            except RuntimeError:  # other threads make their first calls, or end, meanwhile
+                continue
 
     def _passing(self) -> bool:
         others = [thread for thread in self._all() if thread.thread != threading.get_ident()]

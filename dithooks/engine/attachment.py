@@ -33,6 +33,7 @@ from .hooks import (
     unhook,
     unhook_method,
 )
+from .model_lock import MODEL_LOCK
 from .protocols import Integrations
 from .range_cache import RangeCache
 from .rank_consensus import RankConsensus
@@ -93,7 +94,7 @@ class Attachment:
         """Remove hooks and stand-ins; return a warning for each that could not be removed."""
         owner, cache = self.chain.owner, self.cache
         all_calls_left = cache.active_calls.close()
-        with cache.wiring_lock:  # a call that records the wiring and moves the range ends first, or sees it is stale
+        with MODEL_LOCK.lock:  # a call that records the wiring and moves the range ends first, or sees it is stale
             if self._observing is not None:  # also from blocks that are no longer in the model
                 self._observing.remove()
             others = [*self._around, *(module for module in self._modules() if module is not owner)]
@@ -294,7 +295,8 @@ def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
             )
         if is_engaged(block_ref.block) and not any(block_ref.block is skip for skip in mine):
             raise InvalidSetting(
-                f"{block_ref.path} is cached already: remove that cache first, or use its handle's update()"
+                f"{block_ref.path} is cached already: remove that cache first, or use its handle's update(). Where the "
+                "handle is lost, dithooks.handle_of(model) finds it, and dithooks.detach(model) takes the cache off"
             )
     if getattr(chain.owner, "is_cache_enabled", False) is True:
         raise InvalidSetting(f"{chain.name} has another cache enabled: call its disable_cache() first")

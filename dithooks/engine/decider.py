@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..blocks.block_io import parameter_names
 from ..blocks.block_lists import Chain
 from ..config.cache_config import DitCacheConfig
+from ..fork import ForkAware
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
 from ..policies.reason import Reason
@@ -46,7 +46,7 @@ DECISION = {reuse: {reason: Decision(reuse, reason) for reason in Reason} for re
 COMPUTE = DECISION[False]
 
 
-class CallDecider:
+class CallDecider(ForkAware):
     """Decider of the calls of one range; holds one sampling run per thread, task or request.
 
     Example: with ``Interval(1, 2)``, ``decide`` answers the calls of a run with mode CAPTURE, CAPTURE, REUSE, CAPTURE,
@@ -85,13 +85,13 @@ class CallDecider:
         self._time_names = TIME.union(clock.timestep.names)
         self._model, self._integrations = chain.owner, integrations
         self._weights = WeightsVersion(chain.owner, integrations.adapters())
-        self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()  # guards the dictionary; a run belongs to its session
+        self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()  # a run is its session's
         self._warned: set[str] = set()
         self._is_explained = False  # a warning has said why nothing was reused
         self._epoch: weakref.ref[Any] | None = None  # of the latest run
         self._could_reuse, self._source = False, ""  # whether a run had two steps, and what told the latest one's
         self._not_finite: set[tuple[int, int]] = set()  # number of the run, and step
+        super().__init__()
 
     # -- before the range --------------------------------------------------------------------------------------
 
@@ -141,9 +141,7 @@ class CallDecider:
         if self._knows_latents or not arguments:
             return
         self._latents, self._knows_latents = latents_among(arguments, self.latents_name, output), True
-        with self._lock:
-            runs = list(self._runs.values())
-        for branch in [branch for run in runs for branch in run.branches.values()]:
+        for branch in [branch for _, run in self._sessions() for branch in run.branches.values()]:
             branch.given.sort(self._latents)
 
     def plain_call_with_gradients(self) -> Call:
@@ -402,17 +400,36 @@ class CallDecider:
 
     # -- runs --------------------------------------------------------------------------------------------------
 
+    def after_fork(self) -> None:
+        """Drop the runs of threads that are not in a forked child, and say that no call of theirs is under way."""
+        for session, _ in self._sessions():
+            if session.has_ended:
+                self._runs.pop(session, None)
+
+    def _sessions(self) -> list[tuple[Session, Run]]:
+        """List the sessions and their runs, though other threads may begin and end some meanwhile."""
+        while True:
+            try:
+                return list(self._runs.items())
+            except RuntimeError:  # "changed size during iteration"
+                continue
+
     def bytes_held(self) -> int:
         """Return the memory that all runs hold now, in bytes."""
-        with self._lock:
-            runs = list(self._runs.values())
-        return sum([run.nbytes for run in runs])
+        while True:  # as in _sessions, without a call more: it is asked at every computed step
+            try:
+                return sum([run.nbytes for run in list(self._runs.values())])
+            except RuntimeError:
+                continue
 
-    def forget(self) -> list[str]:
-        """Drop all runs and their residuals; return their pending warnings."""
-        with self._lock:
-            runs = list(self._runs.values())
-            self._runs.clear()
+    def drop(self) -> list[Run]:
+        """Drop all runs and their residuals, and return them."""
+        runs = [run for _, run in self._sessions()]
+        self._runs.clear()
+        return runs
+
+    def warnings_of(self, runs: Sequence[Run]) -> list[str]:
+        """Return the pending warnings of runs."""
         due = [(topic, message) for run in runs for topic, message in self._warnings(run)]
         self._is_explained = self._is_explained or any(topic.startswith("useless") for topic, _ in due)
         return [message for topic, message in due if self._claim_topic(topic)]
@@ -493,8 +510,7 @@ class CallDecider:
     def _start(self, session: Session, ended: Run | None) -> Run:
         """Start a run of a session, and emit the warnings of the run that it replaces."""
         run = Run(session.epoch, self.log.begin_run(), in_flight=True)
-        with self._lock:
-            self._runs[session] = run
+        self._runs[session] = run
         if ended is not None:
             if ended.is_last_step and not ended.finished and not ended.in_flight:
                 self._warn_of_missed_target(ended, session)
@@ -537,9 +553,9 @@ class CallDecider:
 
         Their session was left by an exception, or their scheduler has been given other timesteps: cancelled requests.
         """
-        with self._lock:
-            others = [(session, run) for session, run in self._runs.items() if run is not begun]
-        for session, run in others:
+        for session, run in self._sessions():
+            if run is begun:
+                continue
             scheduler = None if run.scheduler is None else run.scheduler()
             is_over = scheduler is not None and getattr(scheduler, "timesteps", None) is not run.epoch
             if is_over or run.session_epoch != session.epoch:
@@ -547,8 +563,7 @@ class CallDecider:
 
     def _shares_scheduler(self, run: Run) -> bool:
         """Return whether an unfinished run of another thread, task or request has the same schedule, and warn if so."""
-        with self._lock:
-            others = [other for other in self._runs.values() if other is not run]
+        others = [other for _, other in self._sessions() if other is not run]
         if not any(other.epoch is run.epoch and not other.finished for other in others):
             return False
         self.warn("shared scheduler", wording.scheduler_is_shared(self.name))

@@ -42,6 +42,7 @@ from .call import (
 )
 from .change_metrics import METRICS
 from .decider import CallDecider
+from .model_lock import MODEL_LOCK
 from .output_comparison import first_not_finite
 from .protocols import Integrations
 from .replay import Callee, Replay, replaying
@@ -54,6 +55,7 @@ from .residual import (
     measured_deltas,
     metric_inputs,
 )
+from .run import Run
 from .verification import Verdict, Verification, fill_new_outputs
 
 _COMPILED_CALL, _VERSION = attrgetter("_compiled_call_impl"), attrgetter("_version")
@@ -119,7 +121,6 @@ class RangeCache:
         if verify:  # without a test, what is added cannot be told from other work on the streams
             self.additions.ask = self._ask_for_additions
         self._compilable = tuple(compilable)
-        self.wiring_lock = threading.RLock()  # held by the thread that records the wiring, or detaches
         self._is_reattaching = False  # stand-ins are being exchanged: other calls begin as plain ones
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
         # Not as a decorator: that would import the compiler with this file.
@@ -160,7 +161,7 @@ class RangeCache:
         self.integrations.refresh()
         if self._is_reattaching:
             # Another thread is re-attaching: wait. If that was interrupted, do it here.
-            with self.wiring_lock:
+            with MODEL_LOCK.lock:
                 if self._is_reattaching:
                     self._follow_wiring()
         active, compiled = self.active_calls, not self._compilable or any(map(_COMPILED_CALL, self._compilable))
@@ -238,6 +239,10 @@ class RangeCache:
 
     def forget(self) -> list[str]:
         """Drop all cached state and abandon calls under way; return the pending warnings."""
+        return self.decider.warnings_of(self.drop())
+
+    def drop(self) -> list[Run]:
+        """Do the same, and return the runs; waits for no lock."""
         self.active_calls.expire()
         state = self.state
         state.latest = state.given = None
@@ -248,7 +253,7 @@ class RangeCache:
             if not (call.stage is INSIDE and call.mode in (REUSE, UNDECIDED)):
                 call.deltas, call.results, call.streams, call.metric_inputs, call.sums = (), None, (), None, None
                 call.range = call.lead = call.observation = state.arguments = None
-        return self.decider.forget()
+        return self.decider.drop()
 
     # -- blocks of a skipped range -----------------------------------------------------------------------------
 
@@ -781,7 +786,7 @@ class RangeCache:
         observation, call.observation = call.observation, None
         if observation is not None:
             observation.close()
-            with self.wiring_lock:
+            with MODEL_LOCK.lock:
                 moved = block_range.wiring is None and not call.stale and self._record_wiring(observation, call)
         if call.stale:  # a call of another thread has moved the range
             return False

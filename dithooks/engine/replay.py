@@ -11,14 +11,30 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..fork import ForkLock
 from .argument_copies import Uncopyable, copied, copied_where_possible, is_copyable
 from .output_comparison import tensors_in
 
 # Set while a call is replayed, so that other caches on the same model stand aside.
 replaying: ContextVar[bool] = ContextVar("dithooks.replaying", default=False)
 
-# The compiler's stance is the whole process's: two threads that change it at once would leave it changed.
-_STANCE = threading.Lock()
+
+class _Stance(ForkLock):
+    """The compiler's stance is the whole process's: two threads that change it at once would leave it changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed: tuple[int, Any] | None = None  # by which thread, and what takes it back
+
+    def after_fork(self) -> None:
+        """Take back, in a forked child, what a thread has changed that is not there."""
+        super().after_fork()
+        if self.changed is not None and self.changed[0] != threading.get_ident():
+            self.changed[1].__exit__(None, None, None)
+            self.changed = None
+
+
+_STANCE = _Stance()
 
 
 class Callee(Protocol):
@@ -85,8 +101,14 @@ class Replay:
 @contextmanager
 def eagerly() -> Iterator[None]:
     """Compiled code stands aside, in the whole process."""
-    with _STANCE, torch.compiler.set_stance("force_eager"):
-        yield
+    with _STANCE.lock:
+        former, stance = _STANCE.changed, torch.compiler.set_stance("force_eager")
+        with stance:
+            _STANCE.changed = threading.get_ident(), stance
+            try:
+                yield
+            finally:
+                _STANCE.changed = former
 
 
 def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -33,6 +33,12 @@ class Session:
         self.step_source: StepSource | None = None  # gives the steps of its calls, where no scope is open
         self.epoch = 0  # counts scopes left by an exception: what was cached before one is not trusted
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is a thread's that has ended, as in a forked child all but one have."""
+        owner = None if self.owner is None else self.owner()
+        return isinstance(owner, threading.Thread) and not owner.is_alive()
+
     def holds(self, owner: object) -> bool:
         """Whether it is this thread's or task's; a task inherits its parent's context, but not its state."""
         return self.owner is None or self.owner() is owner
@@ -109,19 +115,19 @@ def enter_scope(scope: Scope | None) -> None:
     _scope.set(scope)
 
 
-@contextmanager
-def inside(session: Session) -> Iterator[None]:
-    """Make the calls inside belong to this session, also those under a scope that is open already."""
-    scope = open_scope()
-    former, within = _session.set(session), _scope.set(scope and replace(scope, session=session))
-    try:
-        yield
-    except BaseException:
-        session.epoch += 1
-        raise
-    finally:
-        _scope.reset(within)
-        _session.reset(former)
+class SessionEntry:
+    """Makes the calls made until it is left belong to a session, also those under a scope that is open already."""
+
+    def __init__(self, session: Session) -> None:
+        scope = open_scope()
+        self._session = session
+        self._former, self._within = _session.set(session), _scope.set(scope and replace(scope, session=session))
+
+    def leave(self, failed: bool) -> None:
+        """Let calls belong to the former session again; what was cached before an exception is not trusted."""
+        self._session.epoch += failed
+        _scope.reset(self._within)
+        _session.reset(self._former)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..blocks.block_lists import Chain
 from ..blocks.containers import leaves_of
-from ..blocks.tap import Tap, tap
+from ..blocks.tap import Tap, remove_hooks, tap
 from .attachment import original
 from .replay import replaying
 
@@ -57,6 +57,7 @@ class TrunkWatch:
         self.chains, self._on_found = tuple(chains), on_found
         self._seen = _InputsSeen()
         self._tap: Tap | None = None
+        self._hooked: list[nn.Module] = []
 
     def attach(self) -> None:
         """Hook the first and last block of each stack, and the module that calls it."""
@@ -64,13 +65,13 @@ class TrunkWatch:
         for chain in self.chains:
             refs = chain.block_refs
             modules += [chain.owner, original(refs[0].block), original(refs[-1].block)]
+        self._hooked = modules  # first: an interruption in between leaves hooks that are found by them
         self._tap = tap(modules, self._enter, self._leave, owner=self)
 
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing."""
-        if self._tap is not None:
-            self._tap.remove()
         self._tap = None
+        remove_hooks(self, self._hooked)
 
     def is_about(self, chain: Chain) -> bool:
         """Return whether a chain is of the stack that is taken for the trunk so far."""

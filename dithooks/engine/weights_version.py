@@ -10,7 +10,6 @@ those into a few parameters only.
 from __future__ import annotations
 
 import random
-import threading
 import weakref
 from collections.abc import Sequence
 from operator import attrgetter
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..fork import ForkLock
 from .protocols import AdapterWatch
 
 WATCHED = 64  # layers at most, drawn from all: what loads or fuses weights is seldom content with fewer
@@ -50,7 +50,7 @@ class _Seen(NamedTuple):
     adapters: Any
 
 
-class WeightsVersion:
+class WeightsVersion(ForkLock):
     """Counts the changes of a model's weights.
 
     Example: ``version(walk=False)`` is 0 at every call of a run, and 1 once ``model.fuse_lora()`` has written into the
@@ -62,9 +62,9 @@ class WeightsVersion:
     """
 
     def __init__(self, model: nn.Module, adapters: AdapterWatch) -> None:
+        super().__init__()
         self._model, self._adapters = weakref.ref(model), adapters
         self._has_adapters, self._listed = False, tuple[Any, ...]()
-        self._lock = threading.Lock()
         self._state: tuple[_Watched, _Seen, int] | None = None  # at once: interrupted, it is the former
 
     def version(self, walk: bool) -> int:
@@ -77,7 +77,7 @@ class WeightsVersion:
         if model is None:
             return -1
         # Attributes of tensors go through the code of a subclass, or of a mode, unless these are left out.
-        with self._lock, torch._C.DisableTorchFunction():
+        with self.lock, torch._C.DisableTorchFunction():
             if self._state is None:
                 self._state = *self._found(model), 0
                 return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
@@ -64,24 +65,26 @@ def job_progress(total: int, verbose: bool) -> Iterator[Any]:
     if collector is None:
         yield None
         return
-    ended = threading.Event()
+    ended: SimpleQueue[None] = SimpleQueue()  # to put something never waits, also where a fork has met a reader
     watcher = threading.Thread(target=_watch, args=(collector, total, ended), daemon=True)
     watcher.start()
     try:
         yield collector
     finally:
-        ended.set()
+        ended.put(None)
         watcher.join(TIMEOUT)
         with suppress(Exception):
             ray.kill(collector)
 
 
-def _watch(collector: Any, total: int, ended: threading.Event) -> None:
+def _watch(collector: Any, total: int, ended: SimpleQueue[None]) -> None:
     display = ProgressDisplay(LINE_EVERY)
     with suppress(Exception):
         over = False
         while not over:
-            over = ended.wait(POLL_SECONDS)
+            with suppress(Empty):
+                ended.get(timeout=POLL_SECONDS)
+                over = True
             with suppress(ray.exceptions.GetTimeoutError):
                 display.show(*bars_of(ray.get(collector.progress.remote(), timeout=TIMEOUT), total))
     display.close()

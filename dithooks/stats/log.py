@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
+from ..fork import ForkLock
 from ..policies.history import BranchHistory, Decision
 from .timing import Mark, is_ready, seconds_between
 from .types import CacheStats, CallRecord, RunStats, branch_stats
@@ -139,7 +139,7 @@ class _RunLog:
         return estimated, len(spent) * plain / sum(spent) if self.reused else None
 
 
-class DecisionLog:
+class DecisionLog(ForkLock):
     """Every decision of one range, appended as it is made; threads may share the log.
 
     Nothing in it is changed or counted back: a correction is appended to the call that it corrects, and counts are
@@ -164,17 +164,17 @@ class DecisionLog:
     def __init__(
         self, name: str, blocks: int, skippable: int, on_decision: Callable[[CallRecord], object] | None = None
     ) -> None:
+        super().__init__()
         self.name, self.blocks, self.skippable, self.on_decision = name, blocks, skippable, on_decision
         self._calls: deque[LoggedCall] = deque()
         self._totals: Counter[tuple[bool, str]] = Counter()  # of calls that are not in _calls (any more)
         self._runs: dict[int, _RunLog] = {}
         self._begun = self._recorded = self._peak = 0
-        self._lock = threading.Lock()
         self._logger = logging.getLogger("dithooks")
 
     def begin_run(self) -> int:
         """Open another run, and return its number."""
-        with self._lock:
+        with self.lock:
             run, now = self._begun, time.perf_counter()
             self._begun += 1
             self._runs[run] = _RunLog(run, now, now)
@@ -194,12 +194,12 @@ class DecisionLog:
             decision: how the call was decided.
         """
         if run is None:
-            with self._lock:
+            with self.lock:
                 self._totals[decision.reuse, str.__str__(decision.reason)] += 1
             return
         record = CallRecord(self.name, run, step, branch, decision.reuse, str.__str__(decision.reason), decision.value)
         call = [record]
-        with self._lock:
+        with self.lock:
             self._calls.append(call)
             self._recorded += 1
             log = self._runs.get(run)
@@ -220,7 +220,7 @@ class DecisionLog:
         A call that is no longer among the latest 10,000 stays as it is.
         """
         record = CallRecord(self.name, run, step, branch, decision.reuse, str.__str__(decision.reason), decision.value)
-        with self._lock:
+        with self.lock:
             call = next((call for call in reversed(self._calls) if call[-1][1:4] == (run, step, branch)), None)
             if call is None:
                 return
@@ -231,12 +231,12 @@ class DecisionLog:
 
     def records_of(self, run: int) -> list[CallRecord]:
         """The calls of a run in order, each as it was decided in the end."""
-        with self._lock:
+        with self.lock:
             return [call[-1] for call in self._runs[run].calls] if run in self._runs else []
 
     def counts_of(self, run: int) -> RunCounts:
         """The counts of a run so far, not to be written to. Only calls that are new since the last time are counted."""
-        with self._lock:
+        with self.lock:
             return self._runs[run].counts() if run in self._runs else RunCounts()
 
     def time_call(self, run: int, reuse: bool, marks: list[Mark]) -> None:
@@ -247,7 +247,7 @@ class DecisionLog:
             reuse: whether the range was left out.
             marks: the call's beginning and end; between them, where it could be timed, the range's beginning and end.
         """
-        with self._lock:
+        with self.lock:
             if (log := self._runs.get(run)) is not None:
                 log.ended = time.perf_counter()
                 log.marks.append((reuse, marks))
@@ -256,7 +256,7 @@ class DecisionLog:
 
     def hold(self, now_bytes: int, run: int, branch: int, own_bytes: int) -> None:
         """Note the memory held now: by the whole range, and by one branch of a run."""
-        with self._lock:
+        with self.lock:
             self._peak = max(self._peak, now_bytes)
             if (log := self._runs.get(run)) is not None:
                 log.bytes_peak[branch] = max(log.bytes_peak.get(branch, 0), own_bytes)
@@ -265,7 +265,7 @@ class DecisionLog:
         """Write the counts of a run that has ended to Python's ``logging``, at level INFO."""
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        with self._lock:
+        with self.lock:
             log = self._runs.get(run)
             stats = None if log is None else log.stats(self.name, self.blocks, self.skippable)
         if stats is not None:
@@ -275,7 +275,7 @@ class DecisionLog:
 
     def clear(self) -> None:
         """Empty the log; the next run is number 0 again."""
-        with self._lock:
+        with self.lock:
             self._calls.clear()
             self._totals.clear()
             self._runs.clear()
@@ -283,12 +283,12 @@ class DecisionLog:
 
     def records(self) -> list[CallRecord]:
         """The latest 10,000 calls of all runs in order, each as it was decided in the end."""
-        with self._lock:
+        with self.lock:
             return [call[-1] for call in self._calls]
 
     def stats(self, bytes_held: int) -> CacheStats:
         """Derive the statistics of all calls since the log was made or cleared, with the memory that is held now."""
-        with self._lock:
+        with self.lock:
             counts = Counter((call[-1].reuse, call[-1].reason) for call in self._calls)
             counts.update(self._totals)
             peak = self._peak
@@ -317,7 +317,7 @@ class DecisionLog:
         oldest = call[-1]
         self._totals[oldest.reuse, oldest.reason] += 1
         log = self._runs.get(oldest.run)
-        if log is not None and log.calls[-1] is call and log.run < self._begun - MAX_RUNS:
+        if log is not None and log.calls and log.calls[-1] is call and log.run < self._begun - MAX_RUNS:
             del self._runs[oldest.run]
 
     def _report(self, record: CallRecord) -> None:

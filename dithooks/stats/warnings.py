@@ -20,6 +20,7 @@ worded by                               when                                    
 :func:`nothing_was_reused`              a run has ended, and nothing was reused              the handle, the engine
 :func:`nothing_was_ever_reused`         the cache is removed, and nothing was ever reused    the handle
 :func:`no_call_was_seen`                the cache is removed, and nothing was called         the handle
+:func:`nothing_is_attached`             there is no cache to take off                        the handle
 :func:`trunk_is_another`                the first calls show that another stack denoises     the handle
 :func:`trunk_does_not_fit`              so they do, but the settings do not fit that stack   the handle
 ======================================  ===================================================  ======================
@@ -229,6 +230,11 @@ def no_call_was_seen(ranges: Sequence[str]) -> str:
         f"no call of {', '.join(ranges)} was seen while the cache was attached: is another model called, or a copy? "
         "Attach to the one that is called, or name its blocks: dit_cache(..., blocks='path.to.its.blocks')"
     )
+
+
+def nothing_is_attached(kind: str) -> str:
+    """Word that there is no cache where one was to be taken off."""
+    return f"nothing is cached in this {kind}, so there was nothing to detach"
 
 
 _LOOP = "write `for t in dithooks.steps(timesteps):` around its calls"

@@ -5,9 +5,12 @@ import gc
 import weakref
 
 import pytest
+import torch
 from toys import Net, Pipe, latents
 
-from dithooks import BlockAdapter, DitCacheConfig, dit_cache
+from dithooks import BlockAdapter, DitCacheConfig, detach, dit_cache, handle_of
+from dithooks.compat import cache_dit
+from dithooks.engine.stand_in import SkipBlock
 from dithooks.handle import handles_of
 
 CONFIG = DitCacheConfig(2, 2, 1, 3)
@@ -79,3 +82,89 @@ def test_a_model_that_is_sharded_is_the_same_model():
         assert cache.config == config
     with pytest.raises(ValueError, match="another model"):
         dit_cache(Net("two_lists", 3), config)
+
+
+def is_bare(net):
+    """Whether nothing of a cache is on a model: no hook on it, no stand-in in its lists."""
+    return not net._forward_pre_hooks and not any(isinstance(block, SkipBlock) for block in net.blocks)
+
+
+class TestLost:
+    """A handle that nobody has kept is found, and what it has attached is taken off."""
+
+    def test_out_of_scope(self):
+        pipe = Pipe(Net())
+
+        def attach():
+            dit_cache(pipe, CONFIG)
+
+        attach()
+        gc.collect()
+        pipe(latents())
+        with pytest.raises(
+            ValueError, match=r"cached already.*dithooks\.handle_of\(model\).*dithooks\.detach\(model\)"
+        ):
+            dit_cache(pipe, CONFIG)
+        assert handle_of(pipe).stats.reused_calls == 3
+        assert handle_of(pipe) is handle_of(pipe.transformer)
+        detach(pipe)
+        assert is_bare(pipe.transformer)
+        assert handle_of(pipe) is None
+        dit_cache(pipe, CONFIG).remove()
+
+    @pytest.mark.parametrize("attached_to", ["inner", "outer"])
+    @pytest.mark.parametrize("asked_of", ["inner", "outer"])
+    def test_in_nested_modules(self, attached_to, asked_of):
+        """Whichever of a model and a module around it was attached to, either leads to the handle."""
+
+        class Around(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.dit = Net()
+
+        outer = Around()
+        parts = {"inner": outer.dit, "outer": outer}
+        cache = dit_cache(parts[attached_to], CONFIG)
+        assert handle_of(parts[asked_of]) is cache
+        detach(parts[asked_of])
+        assert is_bare(outer.dit)
+        assert not cache.active
+
+    def test_of_cache_dit(self):
+        pipe = Pipe(Net())
+        cache_dit.enable_cache(pipe, cache_dit.DBCacheConfig(Fn_compute_blocks=1, max_warmup_steps=2))
+        assert handle_of(pipe.transformer) is cache_dit.enable.enabled(pipe)[0]
+        detach(pipe)
+        assert is_bare(pipe.transformer)
+        assert cache_dit.enable.enabled(pipe) == []
+
+    def test_several(self):
+        """Which one is meant has to be said; all of them can be taken off at once."""
+        pipe = Pipe(Net("two_lists"))
+        one = dit_cache(pipe, CONFIG, blocks="transformer.blocks")
+        two = dit_cache(pipe, CONFIG, blocks="transformer.singles")
+        with pytest.raises(
+            ValueError, match=r"Pipe has 2 caches attached \(transformer\.blocks, transformer\.singles\)"
+        ):
+            handle_of(pipe)
+        detach(pipe)
+        assert (one.active, two.active, is_bare(pipe.transformer)) == (False, False, True)
+
+    def test_nothing_there(self):
+        """Which is said, and is no error; what can hold no cache at all is one."""
+        pipe = Pipe(Net())
+        assert handle_of(pipe) is None
+        with pytest.warns(UserWarning, match="nothing is cached in this Pipe"):
+            detach(pipe)
+        for target in (None, "flux", 3):
+            for find in (handle_of, detach):
+                with pytest.raises(TypeError, match="neither a model nor holds one"):
+                    find(target)
+
+
+def test_a_handle_that_was_removed_is_not_entered():
+    """A ``with`` on it would run without a cache, and say nothing."""
+    cache = dit_cache(Net(), CONFIG)
+    cache.remove()
+    with pytest.raises(RuntimeError, match="was removed: attach a new one"), cache:
+        raise AssertionError

@@ -3,8 +3,6 @@ tensor operation, and by Ctrl-C at lines of the library itself; what comes next 
 """
 
 import contextlib
-import dis
-import functools
 import gc
 import os
 import sys
@@ -19,7 +17,7 @@ from oracle import WIDTH, Oracle, Speaker
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import Counter, Net, latents, prompt
-from traces import attributes
+from traces import attributes, seamless
 
 import dithooks
 from dithooks import DitCacheConfig, Linear, Mask, Threshold, dit_cache, engine, integrations, stats, timestep_scope
@@ -353,18 +351,6 @@ class TestOutOfMemory:
             assert torch.equal(server.x, x)
             server.check(handle, f"operation {after}")
             server.close(handle, f"operation {after}")
-
-
-@functools.cache
-def seamless(code):
-    """The lines of a function on which a ``with`` begins, and ends, or a ``try`` begins."""
-    bound = ("BEFORE_WITH", "SETUP_WITH", "LOAD_SPECIAL", "NOP")
-    lines, found, line = dict(dis.findlinestarts(code)), set(), None
-    for each in dis.get_instructions(code):
-        line = lines.get(each.offset, line)
-        if each.opname in bound:
-            found.add(line)
-    return found
 
 
 def interrupted(action, after):

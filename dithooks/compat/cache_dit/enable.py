@@ -13,12 +13,14 @@ from ...blocks.block_lists import Chain
 from ...blocks.registry import chains_of
 from ...config.cache_config import DitCacheConfig
 from ...engine.attachment import Attachment
+from ...engine.model_lock import MODEL_LOCK
 from ...errors import InvalidSetting
 from ...handle import CacheHandle, handles_of
+from ...integrations.dynamo_lock import DYNAMO_LOCK
 from .adapters import BlockAdapter, adapter_of
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, DBCacheConfig, check_names
 from .expectation import Expectation
-from .functors import PatchFunctor, patched
+from .functors import Patch, PatchFunctor
 from .modifiers import FLAT, ParamsModifier, applied, from_keywords, merged, without_others
 from .translate import translate
 
@@ -71,7 +73,9 @@ class Enabled(CacheHandle):
         functor = self.adapter.patch_functor
         try:
             if isinstance(functor, PatchFunctor):
-                self._restore = patched(functor, self.adapter.transformers())
+                patch = Patch(functor, self.adapter.transformers())
+                self._restore = patch.undo
+                patch.apply()
             self.refresh(self.adapter, self.settings)
         except BaseException:
             self.remove()
@@ -83,14 +87,18 @@ class Enabled(CacheHandle):
         if ranges is None:  # CacheType.NONE
             self.remove()
             return
-        before = self._target, self._expectations
-        self._target, self._expectations = ranges
-        try:
-            self.update(ranges[0].params[0])
-        except BaseException:
-            self._target, self._expectations = before
-            raise
-        self.adapter, self.settings = adapter, settings
+        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
+            self._refuse_if_removed()
+            before = self._target, self._expectations
+            try:
+                self._target, self._expectations = ranges
+                changed = self._change(ranges[0].params[0])
+            except BaseException:
+                if self.active:
+                    self._target, self._expectations = before
+                raise
+            self.adapter, self.settings = adapter, settings
+        self._report(*changed)
 
     def owners(self) -> dict[int, nn.Module]:
         """Return the modules that call the blocks, by id."""
@@ -107,10 +115,10 @@ class Enabled(CacheHandle):
         found = list(self.lists(target).values())
         return None if len(found) == len(self.lists()) else found
 
-    def remove(self) -> None:
+    def _detach(self) -> list[str]:
         self._restore()  # first: if this is interrupted, the handle can still be found by its hooks
-        super().remove()
         self._restore, self._expectations = lambda: None, {}
+        return super()._detach()
 
     def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
         attached = super()._prepare(chain, config)

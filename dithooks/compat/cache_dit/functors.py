@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -35,28 +35,6 @@ GlmImagePatchFunctor = HiDreamPatchFunctor = HunyuanDiTPatchFunctor = LTX2PatchF
 Cosmos3OmniPatchFunctor = QwenImageControlNetPatchFunctor = ZImageControlNetPatchFunctor = Unneeded
 
 
-def patched(functor: PatchFunctor, transformers: Sequence[nn.Module]) -> Callable[[], None]:
-    """Apply a functor.
-
-    Returns:
-        A function that undoes every change, except where others have changed the same attribute since.
-
-    Raises:
-        Exception: whatever the functor raises; every change is undone first.
-    """
-    modules = {id(module): module for transformer in transformers for module in transformer.modules()}
-    places = [place for module in modules.values() for place in _places(module)]
-    before = [(place, dict(place)) for place in places]
-    try:
-        for transformer in transformers:
-            functor.apply(transformer)
-        changes = _changes(before)
-    except BaseException:
-        _take_back(_changes(before), before)
-        raise
-    return lambda: _take_back(changes, before)
-
-
 Place = dict[str, Any]  # attributes, submodules, hooks …: what a module keeps by name
 
 
@@ -79,17 +57,50 @@ def _changes(before: Sequence[tuple[Place, Place]]) -> list[tuple[Place, str, An
     ]
 
 
-def _take_back(changes: Sequence[tuple[Place, str, Any, Any]], before: Sequence[tuple[Place, Place]]) -> None:
-    """Undo changes, except where the value is not the functor's any more."""
-    for place, name, former, made in changes:
-        if place.get(name, _Nothing) is not made:
-            continue
-        if former is _Nothing:
-            del place[name]
-        else:
-            place[name] = former
-    for place, values in before:  # restore the order as well: that of the state dict depends on it
-        if list(place) != list(values) and place.keys() == values.keys():
-            here = {name: place[name] for name in values}
+class Patch:
+    """What a functor does to some transformers, to be done and undone.
+
+    Args:
+        functor: the functor.
+        transformers: what it is applied to.
+    """
+
+    def __init__(self, functor: PatchFunctor, transformers: Sequence[nn.Module]) -> None:
+        self._functor, self._transformers = functor, transformers
+        modules = {id(module): module for transformer in transformers for module in transformer.modules()}
+        places = [place for module in modules.values() for place in _places(module)]
+        self._before = [(place, dict(place)) for place in places]
+        self._changes: list[tuple[Place, str, Any, Any]] | None = None  # unknown: all that there are
+        self._emptied: tuple[Place, Place] | None = None  # a place that is being put in order, and what belongs there
+
+    def apply(self) -> None:
+        """Apply the functor.
+
+        Raises:
+            Exception: whatever the functor raises.
+        """
+        for transformer in self._transformers:
+            self._functor.apply(transformer)
+        self._changes = _changes(self._before)
+
+    def undo(self) -> None:
+        """Undo every change, from wherever that was broken off; but not where others have changed the same since."""
+        self._fill()
+        for place, name, former, made in _changes(self._before) if self._changes is None else self._changes:
+            if place.get(name, _Nothing) is not made:
+                continue
+            if former is _Nothing:
+                del place[name]
+            else:
+                place[name] = former
+        for place, values in self._before:  # restore the order as well: that of the state dict depends on it
+            if list(place) != list(values) and place.keys() == values.keys():
+                self._emptied = place, {name: place[name] for name in values}
+                self._fill()
+
+    def _fill(self) -> None:
+        if self._emptied is not None:
+            place, content = self._emptied
             place.clear()
-            place.update(here)
+            place.update(content)
+            self._emptied = None
