@@ -31,7 +31,7 @@ def outside_graphs(why: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 def run_eagerly(function: Callable[..., Any], why: str) -> Callable[..., Any]:
     """Return a function that runs eagerly, with all that it calls; ``why``: for those who want no graph break."""
-    disable = torch.compiler.disable
+    disable: Callable[..., Any] = torch.compiler.disable
     if "reason" in inspect.signature(disable).parameters:  # since torch 2.7
         disable = partial(disable, reason=why)
     eager: Callable[..., Any] = disable(function)
