@@ -55,6 +55,7 @@ PYTORCH = {  # what hooks, stand-ins and the watch on weights need, and what has
     "_C",  # torch._C.DisableTorchFunctionSubclass
     "_buffers",
     "_compiled_call_impl",
+    "_dynamo",  # which functions are about to be compiled, and which it is not to read
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_pre_hooks",

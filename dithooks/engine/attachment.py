@@ -22,6 +22,7 @@ from ..stats.warnings import range_left_late, stand_in_is_wrapped
 from .active_calls import PATIENCE
 from .block_range import BlockRange
 from .clock import UNTOLD, StepClock, StepTelling
+from .compiled_code import are_compiled
 from .decider import CallDecider
 from .hooks import (
     hook_call,
@@ -250,6 +251,7 @@ def prepare(
     look_at = () if metric is None else config.look_at or ()
     block_range = BlockRange(observed, first, end, weights, leads=metric == "change", look_at=look_at)
     cache = RangeCache(decider, block_range, compilable_of(chain), verify, integrations)
+    cache.callees = lambda: (chain.owner, *(block_ref.block for block_ref in chain.block_refs))
     return Attachment(chain, cache, log, around, waits, method)
 
 
@@ -263,7 +265,7 @@ def compilable_of(chain: Chain) -> tuple[nn.Module, ...]:
 def is_compiled(chain: Chain) -> bool:
     """Return whether a chain's transformer or a block of it is known to be compiled."""
     modules = compilable_of(chain)
-    return not modules or any(module._compiled_call_impl is not None for module in modules)
+    return not modules or are_compiled(modules)
 
 
 def original(block: nn.Module) -> nn.Module:

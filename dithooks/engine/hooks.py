@@ -11,9 +11,15 @@ from torch import nn
 
 from ..blocks.block_io import bind, parameter_names
 from ..blocks.tap import EnterHook, Hook, LeaveHook, Tap, hooks_on, remove_hooks, tap
+from .compiled_code import compiler_in_force, outside_graphs, run_eagerly
 from .range_cache import RangeCache
 from .replay import replaying
 from .watched_method import WatchedMethod, names_of, unwatch, watch
+
+_INSIDE = (
+    "dithooks decides outside of compiled code, before the transformer's forward: compile the transformer itself "
+    "(torch.compile(transformer)), not a function that calls it; or leave fullgraph=True out"
+)
 
 
 class _RangeEnter(EnterHook):
@@ -90,16 +96,20 @@ def _hook_owner(
     finish: Callable[[Any], None],
 ) -> None:
     # Classes of their own, made here: disabling is per function, and imports the compiler, which can wait until now.
+    begins, ends, compiler = run_eagerly(begin, _INSIDE), run_eagerly(finish, _INSIDE), compiler_in_force()
+
     class Begins(Hook):
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        @outside_graphs(_INSIDE)
         def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if kwargs is not None:
-                begin(module, args, kwargs)
+                if compiler():
+                    cache.compilable = ()
+                begins(module, args, kwargs)
 
     class Ends(Hook):
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        @outside_graphs(_INSIDE)
         def __call__(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
-            finish(kwargs_and_output[-1])
+            ends(kwargs_and_output[-1])
 
     def others() -> list[RangeCache]:
         alone = len(owner._forward_pre_hooks) == 1

@@ -41,6 +41,7 @@ from .call import (
     Shortcut,
 )
 from .change_metrics import METRICS
+from .compiled_code import are_compiled, run_eagerly
 from .decider import CallDecider
 from .model_lock import MODEL_LOCK
 from .output_comparison import first_not_finite
@@ -57,6 +58,17 @@ from .residual import (
 )
 from .run import Run
 from .verification import Verdict, Verification, fill_new_outputs
+
+# What the compiler says of a graph break that fullgraph=True rules out.
+_UNCALLED = (
+    "dithooks decides outside of compiled code, where the transformer is called, but its blocks were reached without "
+    "that: compile the transformer (torch.compile(transformer), transformer.compile()) instead of its forward or a "
+    "function that calls its blocks; or leave fullgraph=True out"
+)
+_LOOKS = (
+    "this dithooks policy decides between two blocks, by what it sees there: compile the blocks "
+    "(compile_repeated_blocks(fullgraph=True)); or take a plan, Mask or Interval; or leave fullgraph=True out"
+)
 
 _COMPILED_CALL, _VERSION = attrgetter("_compiled_call_impl"), attrgetter("_version")
 
@@ -113,6 +125,7 @@ class RangeCache:
         self.on_wired: Callable[[bool], None] | None = None  # called with whether the range has moved to other blocks
         self.on_compiled: Callable[[], None] | None = None  # called once compiled code has run the range
         self.handle: Any = None  # the CacheHandle: found through the hooks, it need not be kept anywhere else
+        self.callees: Callable[[], Iterable[nn.Module]] = tuple  # returns the transformer and its blocks
         self.others: Callable[[], Sequence[RangeCache]] = tuple  # returns the other caches on the transformer
         self.active_calls = ActiveCalls()
         self.state = CallState(self.active_calls)
@@ -120,13 +133,13 @@ class RangeCache:
         self.additions = decider.additions
         if verify:  # without a test, what is added cannot be told from other work on the streams
             self.additions.ask = self._ask_for_additions
-        self._compilable = tuple(compilable)
+        self.compilable = tuple(compilable)
         self._is_reattaching = False  # stand-ins are being exchanged: other calls begin as plain ones
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
         # Not as a decorator: that would import the compiler with this file.
-        self._restart_eagerly = torch.compiler.disable(self._restart)
-        self._begin_pass_eagerly = torch.compiler.disable(self._begin_pass)
-        self._judge = torch.compiler.disable(decider.judge)
+        self._restart_eagerly = run_eagerly(self._restart, _UNCALLED)
+        self._begin_pass_eagerly = run_eagerly(self._begin_pass, _UNCALLED)
+        self._judge = run_eagerly(decider.judge, _LOOKS)
 
     # -- the transformer is called and returns -----------------------------------------------------------------
 
@@ -164,9 +177,11 @@ class RangeCache:
             with MODEL_LOCK.lock:
                 if self._is_reattaching:
                     self._follow_wiring()
-        active, compiled = self.active_calls, not self._compilable or any(map(_COMPILED_CALL, self._compilable))
-        if compiled and seen and block_range.wiring is None and replay is not None and not active.is_closed:
-            self._rehearse(replay)
+        active, compiled = self.active_calls, not self.compilable or any(map(_COMPILED_CALL, self.compilable))
+        if seen and block_range.wiring is None and replay is not None and not active.is_closed:
+            compiled = compiled or are_compiled(self.callees())
+            if compiled:  # before it is traced: what is known then stays true, and nothing is compiled again
+                self._rehearse(replay)
         if active.is_closed:  # the cache is being attached or detached: run a plain call and learn nothing from it
             call = Call()
         elif torch.is_grad_enabled():
@@ -235,7 +250,7 @@ class RangeCache:
     @property
     def is_compiled(self) -> bool:
         """Whether the transformer or a block of it is known to be compiled now."""
-        return not self._compilable or any(map(_COMPILED_CALL, self._compilable))
+        return not self.compilable or any(map(_COMPILED_CALL, self.compilable))
 
     def forget(self) -> list[str]:
         """Drop all cached state and abandon calls under way; return the pending warnings."""
@@ -572,9 +587,11 @@ class RangeCache:
 
     def observe_enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pass a block's arguments to the call's observation, if it has one."""
-        if torch.compiler.is_dynamo_compiling():
-            return
         state = self.state
+        if torch.compiler.is_dynamo_compiling():
+            if state.call is not None:
+                state.call.compiled = True
+            return
         blocks = self.block_range
         if index == blocks.order[0] and blocks.start and not blocks.lead and not state.transformer_was_called:
             begun = None if state.call is None else state.call.observation
@@ -667,7 +684,9 @@ class RangeCache:
         passes = self.state.passes
         if call.observation is not None:
             call.observation.end(output)
-        unseen = call.observation is not None and call.observation.empty and call.stage is not BEFORE
+            unseen = call.observation.empty and call.stage is not BEFORE
+            if unseen or call.compiled:  # compiled in a way that did not show beforehand
+                self._rehearse(replay)
         wanted, observed = call.range is not None, call.observation is not None
         moved = self._after_observed(call, output)
         if moved and wanted and replay.safe and not passes:  # it captured the wrong blocks: repeat it
@@ -675,8 +694,6 @@ class RangeCache:
             again.lead = None if call.lead is None else Capture()
             self.verification.repeat(replay, again)
             self._after_call(again)
-        if unseen:  # the call ran as one compiled whole, whose blocks could not be observed
-            self._rehearse(replay)
         calls = (*passes, call)
         branches = [each.branch for each in calls if each.branch is not None]
         if not self.unverified or len(branches) < len(calls) or any(each.mode is REUSE for each in calls):
@@ -760,7 +777,7 @@ class RangeCache:
     def _rehearse(self, replay: Replay) -> None:
         """Record the wiring from an extra call without compiled code; needed once at most."""
         call, self.state.held = Call(observation=(observation := Observation(self.block_range.observed))), None
-        outcome = self.verification.repeat(replay, call, eager=self.is_compiled)
+        outcome = self.verification.repeat(replay, call, eager=True)
         observation.end(outcome.output)
         self._after_observed(call, outcome.output)
 
@@ -801,7 +818,9 @@ class RangeCache:
         if call.lead is not None and block_range.leading is not None and isinstance(call.lead.entry, dict):
             finish_capture(call.lead, block_range.leading)
             call.metric_inputs = measured_deltas(call.lead, block_range.leading)
-        if call.compiled:  # copy: with CUDA graphs the next call overwrites the outputs of this one
+        if call.compiled:
+            self.compilable = ()
+            # Copy: with CUDA graphs the next call overwrites the outputs of this one.
             if captured is not None:
                 captured.deltas, captured.output = clones(captured.deltas) or (), clones(captured.output)
             call.metric_inputs = clones(call.metric_inputs)

@@ -12,13 +12,20 @@ from torch import Tensor, nn
 
 from ..blocks.block_lists import Chain
 from ..blocks.containers import leaves_of
-from ..blocks.tap import Tap, remove_hooks, tap
+from ..blocks.tap import Hook, Tap, remove_hooks, tap
 from .attachment import original
+from .compiled_code import are_compiled, compiler_in_force, outside_graphs, run_eagerly
 from .replay import replaying
 
 NEW_IN_A_ROW = 2  # new inputs of one stack, and none of another meanwhile: it is called at every step
 ALONE = 8  # as many, where no other stack has been called at all
 UNDECIDED_AFTER = 12  # new inputs of stacks in turn: all of them denoise
+
+# What the compiler says of a graph break that fullgraph=True rules out.
+_APART = (
+    "dithooks looks at the first calls of several parts of this model to find its trunk: compile these parts, not a "
+    "function that calls them; or name the blocks with blocks=..."
+)
 
 
 class Evidence(Enum):
@@ -29,11 +36,10 @@ class Evidence(Enum):
 
 
 class _Place(IntEnum):
-    """Where a hook is."""
+    """Which block of a stack a hook is on."""
 
-    OWNER = 0
-    FIRST = 1
-    LAST = 2
+    FIRST = 0
+    LAST = 1
 
 
 class _InputsSeen(threading.local):
@@ -63,10 +69,31 @@ class TrunkWatch:
         """Hook the first and last block of each stack, and the module that calls it."""
         modules: list[nn.Module] = []
         for chain in self.chains:
-            refs = chain.block_refs
-            modules += [chain.owner, original(refs[0].block), original(refs[-1].block)]
-        self._hooked = modules  # first: an interruption in between leaves hooks that are found by them
+            modules += [original(chain.block_refs[0].block), original(chain.block_refs[-1].block)]
+        owners = [chain.owner for chain in self.chains]
+        self._hooked = modules + owners  # first: an interruption in between leaves hooks that are found by them
+        for number, owner in enumerate(owners):
+            self._hook_owner(number, owner)
         self._tap = tap(modules, self._enter, self._leave, owner=self)
+
+    def _hook_owner(self, number: int, owner: nn.Module) -> None:
+        """Hook the module that calls a stack; these hooks stay out of compiled graphs, which the blocks' may be in."""
+        enters, leaves = run_eagerly(self._enter_owner, _APART), run_eagerly(self._leave_owner, _APART)
+        compiler = compiler_in_force()
+
+        class EntersStack(Hook):
+            @outside_graphs(_APART)
+            def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+                if kwargs is not None:
+                    enters(number, args, kwargs, bool(compiler()) or are_compiled([module]))
+
+        class LeavesStack(Hook):
+            @outside_graphs(_APART)
+            def __call__(self, *_: Any) -> None:
+                leaves(number)
+
+        owner.register_forward_pre_hook(EntersStack(self), with_kwargs=True)
+        owner.register_forward_hook(LeavesStack(self), with_kwargs=True)
 
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing."""
@@ -81,31 +108,43 @@ class TrunkWatch:
         """Return how many different inputs a stack was given in this thread."""
         return sum(self.chains[number] is chain for number, _ in self._seen.inputs)
 
+    def _enter_owner(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], compiled: bool) -> None:
+        """Note that a stack is called; ``compiled``: also with what, as its blocks will show nothing."""
+        if replaying.get():
+            return
+        self._seen.inside.add(number)
+        if compiled:
+            self._note(number, args, kwargs)
+
+    def _leave_owner(self, number: int) -> None:
+        if not replaying.get():
+            self._seen.inside.discard(number)
+            self._report(number)
+
     def _enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the input of a stack at its first block."""
-        number, place = divmod(index, len(_Place))
-        if torch.compiler.is_dynamo_compiling() or replaying.get():
-            return
+        if not (torch.compiler.is_dynamo_compiling() or replaying.get() or index % len(_Place) != _Place.FIRST):
+            self._note(index // len(_Place), args, kwargs)
+
+    def _note(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note an input of a stack, if it had not been given that one before."""
         seen = self._seen
-        if place == _Place.OWNER:
-            seen.inside.add(number)
-        if place != _Place.FIRST or (mark := _mark((*args, *kwargs.values()))) is None:
-            return
-        if (number, mark) in seen.inputs:
+        mark = _mark((*args, *kwargs.values()))
+        if mark is None or (number, mark) in seen.inputs:
             return
         seen.inputs.add((number, mark))
         seen.in_a_row = seen.in_a_row + 1 if seen.leader == number else 1
         seen.leader = number
 
     def _leave(self, index: int, output: Any) -> None:
+        """Report what is known at the last block, for stacks that run without their owner."""
+        if not (torch.compiler.is_dynamo_compiling() or replaying.get() or index % len(_Place) != _Place.LAST):
+            self._report(index // len(_Place))
+
+    def _report(self, number: int) -> None:
         """Report what is known when a stack has been left: stand-ins would be met by the rest of its call."""
-        number, place = divmod(index, len(_Place))
-        if torch.compiler.is_dynamo_compiling() or replaying.get():
-            return
         seen = self._seen
-        if place == _Place.OWNER:
-            seen.inside.discard(number)
-        if place == _Place.FIRST or number in seen.inside or seen.leader != number or self._tap is None:
+        if number in seen.inside or seen.leader != number or self._tap is None:
             return
         others = len({each for each, _ in seen.inputs}) > 1
         if seen.in_a_row >= (NEW_IN_A_ROW if others else ALONE):

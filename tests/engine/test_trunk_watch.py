@@ -314,3 +314,53 @@ def test_a_copy_of_the_model_is_not_watched(inputs):
         steps(twin, *inputs)
         assert (cache.ranges[0].range, len(cache._watches)) == ("one.layers", 1)
         assert lists_with_stand_ins(twin) == []
+
+
+@pytest.mark.parametrize(
+    "way", ["each, by torch.compile(part)", "the trunk, by torch.compile(part)", "the trunk, in place"]
+)
+@pytest.mark.filterwarnings("ignore:.*two.layers is cached from now on")
+@torch.no_grad()
+def test_compiled_once_attached(way):
+    """What a part is called with tells it as well, where its blocks run in compiled code and show nothing."""
+    torch._dynamo.reset()
+
+    def run(model, parts):
+        encode, denoise = parts
+        x, condition = torch.linspace(-1, 1, 24).reshape(1, 3, 8), encode(torch.ones(1, 3, 8), torch.zeros(()))
+        for step in range(STEPS):
+            with timestep_scope(step, steps=STEPS):
+                x = x - 0.1 * denoise(x + 0.1 * condition, torch.tensor(1 - step / STEPS))
+        return x
+
+    def model_of_plain_blocks():
+        model = Model(6, 4)
+        for layer in [*model.one.layers, *model.two.layers]:
+            layer.__class__ = Silent
+        return model
+
+    eager, model = model_of_plain_blocks(), model_of_plain_blocks()
+    with dit_cache(eager, CONFIG) as cache:
+        expected = [run(eager, (eager.one, eager.two)) for _ in range(2)]
+        told = [each.reuse for each in cache.decisions]
+    with dit_cache(model, CONFIG) as cache:
+        parts = [model.one, model.two]
+        if way == "the trunk, in place":
+            model.two.compile(backend="eager", fullgraph=True)
+        else:
+            parts[1] = torch.compile(model.two, backend="eager", fullgraph=True)
+            if way.startswith("each"):
+                parts[0] = torch.compile(model.one, backend="eager", fullgraph=True)
+        for wanted in expected:
+            assert torch.equal(run(model, parts), wanted)
+        assert [each.reuse for each in cache.decisions] == told
+        assert told.count(True) == 6
+        assert cache.ranges[0].range == "two.layers"
+    torch._dynamo.reset()
+
+
+class Silent(Block):
+    """A block that does not count its runs, which would be compiled."""
+
+    def forward(self, x, t):
+        return x + 0.3 * self.two(torch.tanh(self.one(x + t)))
