@@ -60,22 +60,24 @@ _COMPILED_CALL, _VERSION = attrgetter("_compiled_call_impl"), attrgetter("_versi
 
 
 class CallState(threading.local):
-    """The call under way in one thread; threads never see each other's."""
+    """The call under way in one thread; threads never see each other's.
 
-    call: Call | None = None
-    shortcut: Shortcut = ASK  # what stand-ins between the two ends of the range may do without asking the cache
-    latest: Call | None = None  # the last finished call, until the next begins; kept if another cache may repeat it
-    arguments: Mapping[str, Any] | None = None  # arguments of the transformer, by name
-    replay: Replay | None = None  # how to repeat the call; None if it need not be repeated
-    given: tuple[Callee, tuple[Any, ...], dict[str, Any]] | None = None  # the call that is being decided
-    transformer_was_called: bool = False  # else its blocks are called without it
-    held: HeldOutputs | None = None  # beside the observation of a call that cannot be repeated
-    in_method: bool = False  # the method that stands for the transformer's call is under way
-    passes: tuple[Call, ...] = ()  # passes over the blocks that the watched method has made before this one
-    met_unknown_step: bool = False  # whether a call without a readable step was let pass once in this thread
+    The values are set in each thread, none is a default of the class: the compiler of some releases would read that.
+    """
 
     def __init__(self, active: ActiveCalls) -> None:  # once in each thread
         self.thread = active.join()
+        self.call: Call | None = None
+        self.shortcut: Shortcut = ASK  # what stand-ins between the range's two ends may do without asking the cache
+        self.latest: Call | None = None  # the last finished call, until the next begins; for caches that may repeat it
+        self.arguments: Mapping[str, Any] | None = None  # arguments of the transformer, by name
+        self.replay: Replay | None = None  # how to repeat the call; None if it need not be repeated
+        self.given: tuple[Callee, tuple[Any, ...], dict[str, Any]] | None = None  # the call that is being decided
+        self.transformer_was_called = False  # else its blocks are called without it
+        self.held: HeldOutputs | None = None  # beside the observation of a call that cannot be repeated
+        self.in_method = False  # the method that stands for the transformer's call is under way
+        self.passes: tuple[Call, ...] = ()  # passes over the blocks that the watched method has made before this one
+        self.met_unknown_step = False  # whether a call without a readable step was let pass once in this thread
 
 
 class RangeCache:
