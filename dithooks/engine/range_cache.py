@@ -16,6 +16,8 @@ from ..blocks.block_io import bind
 from ..blocks.held_outputs import HeldOutputs
 from ..blocks.observation import Observation
 from ..blocks.wiring import Wiring
+from ..environment.compiler_support import refusing_compiled
+from ..environment.torch_api import OutOfMemoryError, is_dynamo_compiling, is_exporting
 from ..errors import InvalidSetting, RunMismatch, WiringError
 from ..stats import warnings as wording
 from ..stats.timing import marker_for
@@ -125,8 +127,8 @@ class RangeCache:
         self._is_reattaching = False  # stand-ins are being exchanged: other calls begin as plain ones
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
         # Not as a decorator: that would import the compiler with this file.
-        self._restart_eagerly = torch.compiler.disable(self._restart)
-        self._begin_pass_eagerly = torch.compiler.disable(self._begin_pass)
+        self._restart_eagerly = torch.compiler.disable(refusing_compiled(self._restart, lambda: self.is_compiled))
+        self._begin_pass_eagerly = torch.compiler.disable(refusing_compiled(self._begin_pass, lambda: self.is_compiled))
         self._judge = torch.compiler.disable(decider.judge)
 
     # -- the transformer is called and returns -----------------------------------------------------------------
@@ -302,7 +304,7 @@ class RangeCache:
             if self.state.transformer_was_called:
                 return None
             call = None  # the blocks are called without the transformer, so that no hook has ended the stale call
-        compiling = torch.compiler.is_dynamo_compiling()
+        compiling = is_dynamo_compiling()
         if not compiling and call is not None and call.stage is BEFORE and call.session is not None:
             session = call.session()
             if session is not None and session.step_source is not call.step_source:
@@ -358,7 +360,7 @@ class RangeCache:
         """Prepare a computed call to sum up what is added between the blocks, if that is not to be in its residual."""
         wiring = self.block_range.wiring
         if call.counted and call.range is not None and wiring is not None:
-            call.sums = AdditionSum(wiring, not torch.compiler.is_dynamo_compiling())
+            call.sums = AdditionSum(wiring, not is_dynamo_compiling())
 
     def _look_before(self, call: Call, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add up what was added since the block before; return ``LOOK``, for the block to be run and looked at."""
@@ -406,9 +408,9 @@ class RangeCache:
         if (
             versions is not None
             and not all_counted
-            and (torch.compiler.is_dynamo_compiling() or _versions(results) != versions[: len(results)])
+            and (is_dynamo_compiling() or _versions(results) != versions[: len(results)])
         ):
-            if not torch.compiler.is_dynamo_compiling() and _versions(streams) != versions[len(results) :]:
+            if not is_dynamo_compiling() and _versions(streams) != versions[len(results) :]:
                 raise WiringError(
                     f"{self.decider.name}: between {self.block_range.first} and {self.block_range.last} the model "
                     "writes into what the range was given, so that a reused step cannot be made of it. "
@@ -569,7 +571,7 @@ class RangeCache:
 
     def observe_enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pass a block's arguments to the call's observation, if it has one."""
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             return
         state = self.state
         blocks = self.block_range
@@ -585,7 +587,7 @@ class RangeCache:
 
     def observe_leave(self, index: int, output: Any) -> None:
         """Pass a block's output to the call's observation, if it has one."""
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             return
         state = self.state
         call = state.call
@@ -739,7 +741,7 @@ class RangeCache:
         if replay.safe:
             try:
                 self._count_additions(replay, only_if_touched=not is_first)
-            except torch.OutOfMemoryError:
+            except OutOfMemoryError:
                 raise
             except Exception:  # the call may take another way through the blocks, on which they have to run
                 return
@@ -855,13 +857,13 @@ class RangeCache:
 
 def _mark_compiled(call: Call) -> None:
     """Mark a call whose tensors come from compiled code; checked in each hook, as blocks may be compiled one by one."""
-    if torch.compiler.is_dynamo_compiling():
+    if is_dynamo_compiling():
         call.compiled = True
 
 
 def _mark_time(call: Call, mark: Callable[[], Any]) -> None:
     """Add a time mark at the start or end of a computed range; compiled code cannot."""
-    if not torch.compiler.is_dynamo_compiling() and call.marks:
+    if not is_dynamo_compiling() and call.marks:
         call.marks.append(mark())
 
 
@@ -869,7 +871,7 @@ def _is_tracing_or_exporting() -> bool:
     """Return whether a call is being traced or exported: that makes a copy of the model, which is not cached."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True
-    return bool(getattr(torch.compiler, "is_exporting", bool)())  # since torch 2.7
+    return bool(is_exporting())
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..blocks.block_lists import Chain
 from ..blocks.containers import leaves_of
 from ..blocks.tap import Tap, tap
+from ..environment.torch_api import is_dynamo_compiling
 from .attachment import original
 from .replay import replaying
 
@@ -83,7 +84,7 @@ class TrunkWatch:
     def _enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the input of a stack at its first block."""
         number, place = divmod(index, len(_Place))
-        if torch.compiler.is_dynamo_compiling() or replaying.get():
+        if is_dynamo_compiling() or replaying.get():
             return
         seen = self._seen
         if place == _Place.OWNER:
@@ -99,7 +100,7 @@ class TrunkWatch:
     def _leave(self, index: int, output: Any) -> None:
         """Report what is known when a stack has been left: stand-ins would be met by the rest of its call."""
         number, place = divmod(index, len(_Place))
-        if torch.compiler.is_dynamo_compiling() or replaying.get():
+        if is_dynamo_compiling() or replaying.get():
             return
         seen = self._seen
         if place == _Place.OWNER:

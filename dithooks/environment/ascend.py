@@ -14,9 +14,12 @@ TABLE = "https://github.com/Ascend/pytorch/blob/master/COMPATIBILITY.en.md"
 # without the post.
 CANN_OF = {
     "2.12.0": "9.1.0",
+    "2.12.0rc1": "8.5.0",
     "2.11.0": "9.1.0",
+    "2.11.0rc1": "8.5.0",
     "2.10.0.post4": "9.1.0",
     "2.10.0": "9.0.0",
+    "2.10.0rc2": "8.5.0",
     "2.9.0.post6": "9.1.0",
     "2.9.0.post2": "9.0.0",
     "2.9.0": "8.5.0",
@@ -30,6 +33,25 @@ CANN_OF = {
     "2.6.0.post5": "8.5.0",
     "2.6.0.post3": "8.3.RC1",
     "2.6.0": "8.2.RC1",
+    "2.5.1.post1": "8.2.RC1",
+    "2.5.1": "8.1.RC1",
+    "2.4.0.post4": "8.1.RC1",
+    "2.4.0.post2": "8.0.0",
+    "2.4.0": "8.0.RC3",
+    "2.3.1.post6": "8.1.RC1",
+    "2.3.1.post4": "8.0.0",
+    "2.3.1.post2": "8.0.RC3",
+    "2.3.1": "8.0.RC2",
+    "2.2.0.post2": "8.0.RC2",
+    "2.2.0": "8.0.RC1",
+    "2.1.0.post17": "8.3.RC1",
+    "2.1.0.post13": "8.2.RC1",
+    "2.1.0.post12": "8.1.RC1",
+    "2.1.0.post10": "8.0.0",
+    "2.1.0.post8": "8.0.RC3",
+    "2.1.0.post6": "8.0.RC2",
+    "2.1.0.post4": "8.0.RC1",
+    "2.1.0": "7.0.0",
 }
 HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")  # set by CANN's set_env.sh
 INSTALLED = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")

@@ -1,6 +1,7 @@
 """PyTorch and its accelerator, examined in another process: importing PyTorch may fail, or end the process.
 
-This file imports Python's standard library only, and nothing of this package, as the other process runs this very file.
+This file imports Python's standard library only, and nothing of this package, as the other process runs this very file;
+it reads ``torch_api.py`` in the same way.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import importlib.metadata
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 Answer = dict[str, Any]
@@ -112,17 +115,18 @@ def seen_by_torch() -> Answer:
             importlib.import_module("torch_npu")
         except BaseException as error:
             answer["torch_npu"]["error"] = chain(error)
-    answer["accelerator"] = accelerator(torch)
+    answer["accelerator"] = accelerator()
     return answer
 
 
-def accelerator(torch: Any) -> Answer | None:
-    """The accelerator and its devices, by ``torch.accelerator``; names and memory by the accelerator's own module."""
-    if not torch.accelerator.is_available():
+def accelerator() -> Answer | None:
+    """The accelerator and its devices; names and memory by the accelerator's own module."""
+    api = runpy.run_path(str(Path(__file__).with_name("torch_api.py")))  # not imported: that would import the package
+    kind = api["current_accelerator"]()
+    if kind is None:
         return None
-    kind = torch.accelerator.current_accelerator()
-    module, devices = torch.get_device_module(kind), []
-    for index in range(torch.accelerator.device_count()):
+    module, devices = api["device_module"](kind), []
+    for index in range(api["device_count"]()):
         device: Answer = {"name": None, "free": None, "total": None}
         try:
             device["name"] = module.get_device_name(index)

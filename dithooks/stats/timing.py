@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..environment.torch_api import Event
+
 Mark = Any  # a point in time: seconds of the host's clock, an event of a stream, or None where neither can be had
 
 
@@ -20,7 +22,7 @@ def mark(device: torch.device | None) -> Mark:
     if capturing is not None and capturing():  # an event that is captured into a graph cannot be timed
         return None
     try:
-        event = torch.Event(device=device, enable_timing=True)
+        event = Event(device=device, enable_timing=True)
         event.record()
     except (RuntimeError, NotImplementedError, TypeError):  # not all backends have events with times
         return None

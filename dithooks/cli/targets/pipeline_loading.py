@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ...environment.machine import accelerator
+from ...environment.torch_api import OutOfMemoryError, device_count
 from ...errors import TargetError, UsageError
 from ...integrations.diffusers_placeholders import missing_packages
 from ..extras import extra_needed
@@ -63,7 +64,7 @@ class PipelineSource:
             pipe = self._load(dtype, quiet)
             pipe.set_progress_bar_config(disable=quiet)
             return pipe if device.type == "cpu" else pipe.to(device)
-        except torch.OutOfMemoryError as error:
+        except OutOfMemoryError as error:
             raise TargetError(f"{self.title} does not fit into the memory of {device}: {first_line(error)}") from error
         except (OSError, ValueError, ImportError) as error:  # diffusers' errors for a missing component
             raise TargetError(f"{self.title} cannot be loaded: {first_line(error)}") from error
@@ -138,7 +139,7 @@ def device_of(name: str) -> torch.device:
         raise UsageError(
             f"--device is {name}, but PyTorch sees {there or 'no accelerator'} here: dithooks env shows more"
         )
-    if (device.index or 0) >= (count := torch.accelerator.device_count()):
+    if (device.index or 0) >= (count := device_count()):
         raise UsageError(f"--device is {name}, but there are {count}, from {device.type}:0 on")
     return device
 
