@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .measured import ASKS_FOR_TRUST, outside, release_of
+
 SWITCH = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 TABLE = "https://github.com/Ascend/pytorch/blob/master/COMPATIBILITY.en.md"
 # The CANN that each torch_npu was made for, by the table. A torch_npu goes with the PyTorch of its own version number,
@@ -77,8 +79,26 @@ def findings(report: EnvReport) -> Iterator[Finding]:
         what = f"torch_npu {npu['installed']} cannot be imported: {npu['error']}"
         yield (WARNING if off else BROKEN), f"{what}{f' ({SWITCH}=0 keeps it aside)' if off else ''}", remedy_of(report)
     yield from versions_of(report)
+    yield from not_measured(report)
     if report["compiler"] is None:
         yield NOTE, "there is no C++ compiler: torch.compile for the CPU needs one", "install g++ or clang, or set CXX"
+
+
+def not_measured(report: EnvReport) -> Iterator[Finding]:
+    """The packages whose releases this library was not measured with, or that it does not take."""
+    packages = report["packages"]
+    diffusers = release_of(packages.get("diffusers"))
+    if diffusers is not None and diffusers < ASKS_FOR_TRUST:
+        what = f"diffusers {packages['diffusers']} runs code that it finds in a model's folder, without being asked to"
+        yield WARNING, what, f"pip install 'diffusers>={'.'.join(map(str, ASKS_FOR_TRUST))}'"
+        packages = {}
+    here = {"python": report["python"]["version"], "torch": report["torch"]["installed"], **packages}
+    for name, version, wanted in outside(here):
+        yield (
+            NOTE,
+            f"{name} {version} was not measured with dithooks, {wanted} was",
+            "docs/versions.md says what was run",
+        )
 
 
 def versions_of(report: EnvReport) -> Iterator[Finding]:

@@ -44,6 +44,23 @@ def outside(installed: dict[str, str | None]) -> Iterator[tuple[str, str, str]]:
             yield name, version, text_of(first, last)
 
 
+def compiled_by(release: Release) -> str:
+    """What a release of PyTorch compiles with a cache, in words.
+
+    Example:
+        >>> compiled_by((2, 7))
+        'with a cache: blocks one by one; models as a whole from 2.8 on'
+    """
+    blocks, models, graph = (".".join(map(str, each)) for each in (COMPILED_BLOCKS, COMPILED_MODELS, FULL_GRAPH))
+    if release < COMPILED_BLOCKS:
+        return f"with a cache: nothing; blocks one by one from {blocks} on, models as a whole from {models} on"
+    if release < COMPILED_MODELS:
+        return f"with a cache: blocks one by one; models as a whole from {models} on"
+    if release < FULL_GRAPH:
+        return f"with a cache: blocks and models, with breaks between graphs; fullgraph from {graph} on"
+    return "with a cache: blocks and models, fullgraph too"
+
+
 def text_of(first: Release, last: Release) -> str:
     """A range of releases in words.
 
