@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .measured import ASKS_FOR_TRUST, outside, release_of
+from .measured_releases import ASKS_FOR_TRUST, outside, release_of
 
 SWITCH = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 TABLE = "https://github.com/Ascend/pytorch/blob/master/COMPATIBILITY.en.md"

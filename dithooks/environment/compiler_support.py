@@ -7,24 +7,21 @@ is asked, and nothing costs time, where the release compiles whole models.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
-import sys
 from collections.abc import Callable
-from types import FrameType
-from typing import ParamSpec, TypeVar
+from typing import Any
 
 import torch
 
 from ..errors import InvalidSetting
-from .measured import COMPILED_BLOCKS, COMPILED_MODELS, Release, release_of
+from .measured_releases import COMPILED_BLOCKS, COMPILED_MODELS, Release, release_of
 
-P = ParamSpec("P")
-R = TypeVar("R")
 RELEASE: Release = release_of(torch.__version__) or COMPILED_MODELS
-_WRAPPERS = os.path.join("torch", "_dynamo", "eval_frame.py")
+_WRAPPERS = "torch/_dynamo/eval_frame.py"
 
 
-def refusing_compiled(function: Callable[P, R], is_compiled: Callable[[], bool]) -> Callable[P, R]:
+def refusing_compiled(function: Callable[..., Any], is_compiled: Callable[[], bool]) -> Callable[..., Any]:
     """Return a function that refuses to run for compiled code that this release cannot compile; else the very same.
 
     Args:
@@ -35,7 +32,7 @@ def refusing_compiled(function: Callable[P, R], is_compiled: Callable[[], bool])
         return function
 
     @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+    def checked(*args: Any, **kwargs: Any) -> Any:
         if (RELEASE < COMPILED_BLOCKS and is_compiled()) or _is_called_by_compiled_code():
             raise _refusal()
         return function(*args, **kwargs)
@@ -57,11 +54,11 @@ def _is_called_by_compiled_code() -> bool:
     The innermost wrapper that keeps code out of the compiler is this library's own; another one is the user's, under
     which nothing is compiled.
     """
-    frame: FrameType | None = sys._getframe(1)
+    frame = inspect.currentframe()
     is_own = True
     while frame is not None:
         code = frame.f_code
-        if code.co_name == "_fn" and code.co_filename.endswith(_WRAPPERS):
+        if code.co_name == "_fn" and code.co_filename.replace(os.sep, "/").endswith(_WRAPPERS):
             if callable(frame.f_locals.get("callback")):
                 return True
             if not is_own:

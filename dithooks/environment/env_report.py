@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .ascend import BROKEN, HOMES, LIBRARIES, NOTE, SWITCH, WARNING, EnvReport, cann, findings
-from .measured import compiled_by, release_of
+from .measured_releases import compiled_by, release_of
 from .torch_subprocess import ask_torch, backends, installed, loads
 
 PACKAGES = ("diffusers", "accelerate", "peft", "torchao", "transformers", "numpy", "safetensors")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .torch_api import accelerator_modules, current_accelerator, device_module
+from .accelerators import accelerator_modules, current_accelerator, device_module
 
 
 def machine(device: torch.device | None = None) -> str:

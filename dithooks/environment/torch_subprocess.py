@@ -1,7 +1,7 @@
 """PyTorch and its accelerator, examined in another process: importing PyTorch may fail, or end the process.
 
 This file imports Python's standard library only, and nothing of this package, as the other process runs this very file;
-it reads ``torch_api.py`` in the same way.
+a second one, of which it is told the path, knows where PyTorch has its accelerators.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 Answer = dict[str, Any]
@@ -43,9 +42,11 @@ def backends() -> list[dict[str, str]]:
 
 def ask_torch(environment: Mapping[str, str] | None = None) -> Answer:
     """Run :func:`probe` in another process and return its answer, or ``{"error": …}``."""
-    code = "import runpy, sys; runpy.run_path(sys.argv[1])['probe'](sys.argv[2])"
+    from . import accelerators  # not in the other process, which has no package
+
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['probe'](*sys.argv[2:])"
     mark = f"dithooks-env-{os.getpid()}: "
-    command = [sys.executable, "-c", code, __file__, mark]
+    command = [sys.executable, "-c", code, __file__, mark, accelerators.__file__]
     try:
         done = subprocess.run(
             command,
@@ -74,10 +75,10 @@ def ended(code: int) -> str:
     return f"the process is killed by {names.get(-code, f'signal {-code}')}"
 
 
-def probe(mark: str) -> None:
+def probe(mark: str, file: str) -> None:
     """Import PyTorch and print :func:`seen_by_torch`, or the error, in a line that begins with a mark."""
     try:
-        answer = seen_by_torch()
+        answer = seen_by_torch(file)
     except BaseException as error:  # a plug-in may end the process, too
         answer = {"error": chain(error)}
     print(mark + json.dumps(answer), flush=True)
@@ -93,8 +94,8 @@ def chain(error: BaseException | None) -> str:
     return "; ".join(reversed(texts))
 
 
-def seen_by_torch() -> Answer:
-    """The version, the build and the accelerator of PyTorch."""
+def seen_by_torch(file: str) -> Answer:
+    """The version, the build and the accelerator of PyTorch, which is found by the functions of a file."""
     import torch
 
     distributed = torch.distributed
@@ -115,18 +116,17 @@ def seen_by_torch() -> Answer:
             importlib.import_module("torch_npu")
         except BaseException as error:
             answer["torch_npu"]["error"] = chain(error)
-    answer["accelerator"] = accelerator()
+    answer["accelerator"] = accelerator(runpy.run_path(file))
     return answer
 
 
-def accelerator() -> Answer | None:
+def accelerator(finding: Mapping[str, Any]) -> Answer | None:
     """The accelerator and its devices; names and memory by the accelerator's own module."""
-    api = runpy.run_path(str(Path(__file__).with_name("torch_api.py")))  # not imported: that would import the package
-    kind = api["current_accelerator"]()
+    kind = finding["current_accelerator"]()
     if kind is None:
         return None
-    module, devices = api["device_module"](kind), []
-    for index in range(api["device_count"]()):
+    module, devices = finding["device_module"](kind), []
+    for index in range(finding["device_count"]()):
         device: Answer = {"name": None, "free": None, "total": None}
         try:
             device["name"] = module.get_device_name(index)

@@ -169,8 +169,6 @@ def _listed(samples: Any) -> list[Any]:
 
 def _is_device_error(error: BaseException) -> bool:
     """Whether an error is the device's own, after which this process can draw nothing more; lack of memory is not."""
-    if AcceleratorError is None:  # this release of PyTorch has no such error
-        return False
     return isinstance(error, AcceleratorError) and not isinstance(error, OutOfMemoryError)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from dithooks import DitCacheConfig, dit_cache
 from dithooks.environment import compiler_support
 from dithooks.environment.compiler_support import refusing_compiled
-from dithooks.environment.measured import COMPILED_BLOCKS, COMPILED_MODELS, outside, release_of
+from dithooks.environment.measured_releases import COMPILED_BLOCKS, COMPILED_MODELS, outside, release_of
 from dithooks.errors import InvalidSetting
 
 WRAPPERS = os.path.join("site-packages", "torch", "_dynamo", "eval_frame.py")

@@ -3,27 +3,24 @@
 import runpy
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
-from dithooks.environment import torch_api
-
-FILE = Path(torch_api.__file__)
+from dithooks.environment import accelerators, torch_api
 
 
 @pytest.fixture
 def older(monkeypatch):
     """Run the file once more without some names of PyTorch."""
 
-    def without(*names):
+    def without(*names, file=torch_api.__file__):
         for name in names:
             owner, _, last = ("torch." + name).rpartition(".")
             module = sys.modules[owner]
             if hasattr(module, last):
                 monkeypatch.delattr(module, last)
-        return types.SimpleNamespace(**runpy.run_path(str(FILE)))
+        return types.SimpleNamespace(**runpy.run_path(file))
 
     return without
 
@@ -51,20 +48,19 @@ class TestAcceleratorsBefore26:
         """A module as torch_npu registers it."""
         npu = types.SimpleNamespace(is_available=lambda: devices > 0, device_count=lambda: devices)
         monkeypatch.setattr(torch, "privateuseone", npu, raising=False)
-        monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: "privateuseone")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         return npu
 
     def test_a_plug_in_is_found(self, older, monkeypatch):
         npu = self.plug_in(monkeypatch, 3)
-        api = older("accelerator")
+        api = older("accelerator", file=accelerators.__file__)
         assert api.current_accelerator() == torch.device("privateuseone")
         assert api.device_count() == 3
         assert api.accelerator_modules(torch.device("privateuseone")) == [npu]
 
     def test_none(self, older, monkeypatch):
         self.plug_in(monkeypatch, 0)
-        api = older("accelerator")
+        api = older("accelerator", file=accelerators.__file__)
         assert api.current_accelerator() is None
         assert api.device_count() == 0
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from ...environment.accelerators import device_count
 from ...environment.machine import accelerator
-from ...environment.torch_api import OutOfMemoryError, device_count
+from ...environment.torch_api import OutOfMemoryError
 from ...errors import TargetError, UsageError
 from ...integrations.diffusers_placeholders import missing_packages
 from ..extras import extra_needed
