@@ -5,6 +5,7 @@ PyTorch is imported where it is used only: ``dithooks env`` hands this very file
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ def current_accelerator() -> torch.device | None:
     if hasattr(torch, "accelerator"):  # since 2.6
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     plugged_in = torch.device("privateuseone").type  # its own name, such as "npu", once torch_npu has been imported
-    for kind in (plugged_in, "cuda", "xpu", "mps"):
+    for kind in (plugged_in, *(name for name, module in vars(torch).items() if isinstance(module, ModuleType))):
         module = device_module(kind)
-        if module is not None and hasattr(module, "is_available") and module.is_available():
+        has_devices = module is not None and {"is_available", "device_count"} <= vars(module).keys()
+        if has_devices and kind != "cpu" and module.is_available():
             return torch.device(kind)
     return None
 

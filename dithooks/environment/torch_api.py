@@ -5,29 +5,24 @@ The other rooms import these names, so that none of them asks for a version.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
+
+import torch
 
 try:
     from torch import OutOfMemoryError  # since 2.5
 except ImportError:
-    from torch.cuda import OutOfMemoryError
+    _BY_DEVICE = [module for module in vars(torch).values() if isinstance(module, ModuleType)]
+    OutOfMemoryError = next(  # type: ignore[misc]
+        vars(each)["OutOfMemoryError"] for each in _BY_DEVICE if "OutOfMemoryError" in vars(each)
+    )
 try:
     from torch import AcceleratorError  # since 2.8
 except ImportError:
 
     class AcceleratorError(RuntimeError):  # type: ignore[no-redef]
         """An error that releases without one of that name never raise."""
-
-
-try:
-    from torch import Event  # since 2.4
-except ImportError:
-
-    class Event:  # type: ignore[no-redef]
-        """No event can be had: raises what a backend without timed events does."""
-
-        def __init__(self, **_: object) -> None:
-            raise NotImplementedError
 
 
 try:
@@ -48,7 +43,7 @@ except ImportError:
         return False
 
 
-__all__ = ["AcceleratorError", "Event", "OutOfMemoryError", "is_dynamo_compiling", "is_exporting", "mesh_classes"]
+__all__ = ["AcceleratorError", "OutOfMemoryError", "is_dynamo_compiling", "is_exporting", "mesh_classes"]
 
 
 def mesh_classes() -> tuple[Any, ...]:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from ..environment.machine import synchronize
-from ..environment.torch_api import Event
 
 OTHER, SAMPLING = "other", "sampling"
 
@@ -20,12 +19,12 @@ def has_timed_events(device: torch.device) -> bool:
     if device.type in ("cpu", "meta"):
         return False
     try:
-        since, until = (Event(device=device, enable_timing=True) for _ in range(2))
+        since, until = (torch.Event(device=device, enable_timing=True) for _ in range(2))
         since.record()
         until.record()
         until.synchronize()
         return bool(since.elapsed_time(until) >= 0)
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, AttributeError):  # the last before PyTorch 2.4
         return False
 
 
@@ -49,7 +48,7 @@ class Stopwatch:
     def mark(self, what: int | str | None) -> None:
         """Set the label of the time from here on: a block's number, ``OTHER``, ``SAMPLING``; ``None``: not counted."""
         if self._events:
-            event = Event(device=self._device, enable_timing=True)
+            event = torch.Event(device=self._device, enable_timing=True)
             event.record()
             self._marks.append((event, what))
             return

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from ..environment.torch_api import Event
-
 Mark = Any  # a point in time: seconds of the host's clock, an event of a stream, or None where neither can be had
 
 
@@ -22,9 +20,9 @@ def mark(device: torch.device | None) -> Mark:
     if capturing is not None and capturing():  # an event that is captured into a graph cannot be timed
         return None
     try:
-        event = Event(device=device, enable_timing=True)
+        event = torch.Event(device=device, enable_timing=True)
         event.record()
-    except (RuntimeError, NotImplementedError, TypeError):  # not all backends have events with times
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError):  # not all backends, or PyTorch before 2.4
         return None
     return event
 
