@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="FILE", help="picture or video (generated.png, or .mp4, or .gif without ffmpeg)")
     add("--json", metavar="FILE", help="the statistics (beside the result); - writes them to stdout")
     add("--quiet", action="store_true", help="show no progress")
+    add(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that the pipeline's folder brings (refused otherwise)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -45,6 +45,7 @@ class GenerateOptions:
     out: Path | None = None
     json: str | None = None
     quiet: bool = False
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         check_least(self, steps=1, frames=1, count=1)

@@ -37,7 +37,7 @@ def generate(options: GenerateOptions) -> int:
         DitHooksError: as :func:`dithooks.dit_cache`.
     """
     with stdout_kept_for_json(options.json):
-        source = find_pipeline(options.model)
+        source = find_pipeline(options.model, options.trust_remote_code)
         setting = setting_of(options, source)
         call, ignored = call_of(options, source, setting)
         video = source.video and options.frames != 1

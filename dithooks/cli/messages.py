@@ -6,8 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
+from ..environment.torch_api import OutOfMemoryError
 from ..errors import DitHooksError, UsageError
 
 
@@ -22,7 +21,7 @@ def one_line() -> Iterator[None]:
         yield
     except DitHooksError:
         raise
-    except torch.OutOfMemoryError as error:
+    except OutOfMemoryError as error:
         raise UsageError(f"{first_line(error)} (smaller pictures, fewer frames or --dtype take less)") from error
     except (ValueError, TypeError, RuntimeError) as error:
         if not _is_of_a_pipeline(error):

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
-import torch
 from torch import Tensor
 
+from ..environment.torch_api import OutOfMemoryError
 from .arguments import CallArguments, Signature
 from .run import Branch, Claim, Run
 from .timestep_argument import is_same
@@ -245,7 +245,7 @@ def distance(a: Tensor | None, b: Tensor | None) -> float:
             x, y = a.float(), b.float()
         size = max(float(x.norm()), float(y.norm()))
         apart = float((x - y).norm())
-    except torch.OutOfMemoryError:
+    except OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError):  # on the meta device, or a subclass that does not compare
         return inf

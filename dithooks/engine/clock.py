@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WrongType
 from ..validation import check_count
 from .sessions import Scope, Session, current_context
@@ -358,7 +359,7 @@ def goes_back(arguments: Mapping[str, Any], time: RunTime, is_new_step: bool = T
     try:
         value = time.reader(arguments[time.watched])
         value = value if value.__class__ is float else value.item(0)
-    except torch.OutOfMemoryError:
+    except OutOfMemoryError:
         raise
     except (LookupError, TypeError, ValueError, RuntimeError):  # left out, or given otherwise
         return False

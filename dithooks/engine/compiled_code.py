@@ -45,7 +45,8 @@ def compiler_in_force() -> Callable[[], object]:
     """
     import torch._dynamo  # loads what the next line asks for
 
-    found: Callable[[], object] = torch._C._dynamo.eval_frame.get_eval_frame_callback  # since torch 2.6
+    # Since torch 2.6; with older releases no model can be compiled as a whole.
+    found: Callable[[], object] = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: None)
     return found
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..blocks.block_io import bind, parameter_names
 from ..blocks.tap import EnterHook, Hook, LeaveHook, Tap, hooks_on, remove_hooks, tap
+from ..environment.compiler_support import refusing_compiled
 from .compiled_code import compiler_in_force, outside_graphs, run_eagerly
 from .range_cache import RangeCache
 from .replay import replaying
@@ -95,6 +96,8 @@ def _hook_owner(
     begin: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None],
     finish: Callable[[Any], None],
 ) -> None:
+    begin = refusing_compiled(begin, lambda: cache.is_compiled)
+
     # Classes of their own, made here: disabling is per function, and imports the compiler, which can wait until now.
     begins, ends, compiler = run_eagerly(begin, _INSIDE), run_eagerly(finish, _INSIDE), compiler_in_force()
 

@@ -16,6 +16,8 @@ from ..blocks.block_io import bind
 from ..blocks.held_outputs import HeldOutputs
 from ..blocks.observation import Observation
 from ..blocks.wiring import Wiring
+from ..environment.compiler_support import refusing_compiled
+from ..environment.torch_api import OutOfMemoryError, is_dynamo_compiling, is_exporting
 from ..errors import InvalidSetting, RunMismatch, WiringError
 from ..stats import warnings as wording
 from ..stats.timing import marker_for
@@ -74,22 +76,24 @@ _COMPILED_CALL, _VERSION = attrgetter("_compiled_call_impl"), attrgetter("_versi
 
 
 class CallState(threading.local):
-    """The call under way in one thread; threads never see each other's."""
+    """The call under way in one thread; threads never see each other's.
 
-    call: Call | None = None
-    shortcut: Shortcut = ASK  # what stand-ins between the two ends of the range may do without asking the cache
-    latest: Call | None = None  # the last finished call, until the next begins; kept if another cache may repeat it
-    arguments: Mapping[str, Any] | None = None  # arguments of the transformer, by name
-    replay: Replay | None = None  # how to repeat the call; None if it need not be repeated
-    given: tuple[Callee, tuple[Any, ...], dict[str, Any]] | None = None  # the call that is being decided
-    transformer_was_called: bool = False  # else its blocks are called without it
-    held: HeldOutputs | None = None  # beside the observation of a call that cannot be repeated
-    in_method: bool = False  # the method that stands for the transformer's call is under way
-    passes: tuple[Call, ...] = ()  # passes over the blocks that the watched method has made before this one
-    met_unknown_step: bool = False  # whether a call without a readable step was let pass once in this thread
+    The values are set in each thread, none is a default of the class: the compiler of some releases would read that.
+    """
 
     def __init__(self, active: ActiveCalls) -> None:  # once in each thread
         self.thread = active.join()
+        self.call: Call | None = None
+        self.shortcut: Shortcut = ASK  # what stand-ins between the range's two ends may do without asking the cache
+        self.latest: Call | None = None  # the last finished call, until the next begins; for caches that may repeat it
+        self.arguments: Mapping[str, Any] | None = None  # arguments of the transformer, by name
+        self.replay: Replay | None = None  # how to repeat the call; None if it need not be repeated
+        self.given: tuple[Callee, tuple[Any, ...], dict[str, Any]] | None = None  # the call that is being decided
+        self.transformer_was_called = False  # else its blocks are called without it
+        self.held: HeldOutputs | None = None  # beside the observation of a call that cannot be repeated
+        self.in_method = False  # the method that stands for the transformer's call is under way
+        self.passes: tuple[Call, ...] = ()  # passes over the blocks that the watched method has made before this one
+        self.met_unknown_step = False  # whether a call without a readable step was let pass once in this thread
 
 
 class RangeCache:
@@ -137,8 +141,8 @@ class RangeCache:
         self._is_reattaching = False  # stand-ins are being exchanged: other calls begin as plain ones
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
         # Not as a decorator: that would import the compiler with this file.
-        self._restart_eagerly = run_eagerly(self._restart, _UNCALLED)
-        self._begin_pass_eagerly = run_eagerly(self._begin_pass, _UNCALLED)
+        self._restart_eagerly = run_eagerly(refusing_compiled(self._restart, lambda: self.is_compiled), _UNCALLED)
+        self._begin_pass_eagerly = run_eagerly(refusing_compiled(self._begin_pass, lambda: self.is_compiled), _UNCALLED)
         self._judge = run_eagerly(decider.judge, _LOOKS)
 
     # -- the transformer is called and returns -----------------------------------------------------------------
@@ -320,7 +324,7 @@ class RangeCache:
             if self.state.transformer_was_called:
                 return None
             call = None  # the blocks are called without the transformer, so that no hook has ended the stale call
-        compiling = torch.compiler.is_dynamo_compiling()
+        compiling = is_dynamo_compiling()
         if not compiling and call is not None and call.stage is BEFORE and call.session is not None:
             session = call.session()
             if session is not None and session.step_source is not call.step_source:
@@ -376,7 +380,7 @@ class RangeCache:
         """Prepare a computed call to sum up what is added between the blocks, if that is not to be in its residual."""
         wiring = self.block_range.wiring
         if call.counted and call.range is not None and wiring is not None:
-            call.sums = AdditionSum(wiring, not torch.compiler.is_dynamo_compiling())
+            call.sums = AdditionSum(wiring, not is_dynamo_compiling())
 
     def _look_before(self, call: Call, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add up what was added since the block before; return ``LOOK``, for the block to be run and looked at."""
@@ -424,9 +428,9 @@ class RangeCache:
         if (
             versions is not None
             and not all_counted
-            and (torch.compiler.is_dynamo_compiling() or _versions(results) != versions[: len(results)])
+            and (is_dynamo_compiling() or _versions(results) != versions[: len(results)])
         ):
-            if not torch.compiler.is_dynamo_compiling() and _versions(streams) != versions[len(results) :]:
+            if not is_dynamo_compiling() and _versions(streams) != versions[len(results) :]:
                 raise WiringError(
                     f"{self.decider.name}: between {self.block_range.first} and {self.block_range.last} the model "
                     "writes into what the range was given, so that a reused step cannot be made of it. "
@@ -588,7 +592,7 @@ class RangeCache:
     def observe_enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pass a block's arguments to the call's observation, if it has one."""
         state = self.state
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             if state.call is not None:
                 state.call.compiled = True
             return
@@ -605,7 +609,7 @@ class RangeCache:
 
     def observe_leave(self, index: int, output: Any) -> None:
         """Pass a block's output to the call's observation, if it has one."""
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             return
         state = self.state
         call = state.call
@@ -759,7 +763,7 @@ class RangeCache:
         if replay.safe:
             try:
                 self._count_additions(replay, only_if_touched=not is_first)
-            except torch.OutOfMemoryError:
+            except OutOfMemoryError:
                 raise
             except Exception:  # the call may take another way through the blocks, on which they have to run
                 return
@@ -877,13 +881,13 @@ class RangeCache:
 
 def _mark_compiled(call: Call) -> None:
     """Mark a call whose tensors come from compiled code; checked in each hook, as blocks may be compiled one by one."""
-    if torch.compiler.is_dynamo_compiling():
+    if is_dynamo_compiling():
         call.compiled = True
 
 
 def _mark_time(call: Call, mark: Callable[[], Any]) -> None:
     """Add a time mark at the start or end of a computed range; compiled code cannot."""
-    if not torch.compiler.is_dynamo_compiling() and call.marks:
+    if not is_dynamo_compiling() and call.marks:
         call.marks.append(mark())
 
 
@@ -891,7 +895,7 @@ def _is_tracing_or_exporting() -> bool:
     """Return whether a call is being traced or exported: that makes a copy of the model, which is not cached."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True
-    return bool(getattr(torch.compiler, "is_exporting", bool)())  # since torch 2.7
+    return bool(is_exporting())
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[int]:

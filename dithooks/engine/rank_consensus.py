@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..environment.torch_api import mesh_classes
 from ..errors import InvalidSetting, RankMismatch, WrongType
 from ..policies.history import BranchHistory
 from .change_metrics import ChangeMetric
@@ -246,10 +247,8 @@ def consensus_of(process_group: object) -> RankConsensus | None:
         raise InvalidSetting(
             "process_group was given, but torch.distributed is not initialized: init_process_group(...)"
         )
-    from torch.distributed.device_mesh import DeviceMesh
-
     group: Any = process_group
-    if isinstance(group, DeviceMesh):
+    if isinstance(group, mesh_classes()):
         if group.ndim != 1:
             raise InvalidSetting(
                 f"process_group is a mesh of {group.ndim} dimensions, {group.mesh_dim_names}: give one of them, "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..blocks.block_lists import Chain
 from ..blocks.containers import leaves_of
 from ..blocks.tap import Hook, Tap, remove_hooks, tap
+from ..environment.torch_api import is_dynamo_compiling
 from .attachment import original
 from .compiled_code import are_compiled, compiler_in_force, outside_graphs, run_eagerly
 from .replay import replaying
@@ -123,7 +124,7 @@ class TrunkWatch:
 
     def _enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the input of a stack at its first block."""
-        if not (torch.compiler.is_dynamo_compiling() or replaying.get() or index % len(_Place) != _Place.FIRST):
+        if not (is_dynamo_compiling() or replaying.get() or index % len(_Place) != _Place.FIRST):
             self._note(index // len(_Place), args, kwargs)
 
     def _note(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -138,7 +139,7 @@ class TrunkWatch:
 
     def _leave(self, index: int, output: Any) -> None:
         """Report what is known at the last block, for stacks that run without their owner."""
-        if not (torch.compiler.is_dynamo_compiling() or replaying.get() or index % len(_Place) != _Place.LAST):
+        if not (is_dynamo_compiling() or replaying.get() or index % len(_Place) != _Place.LAST):
             self._report(index // len(_Place))
 
     def _report(self, number: int) -> None:

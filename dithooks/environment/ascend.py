@@ -8,15 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .measured_releases import ASKS_FOR_TRUST, outside, release_of
+
 SWITCH = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 TABLE = "https://github.com/Ascend/pytorch/blob/master/COMPATIBILITY.en.md"
 # The CANN that each torch_npu was made for, by the table. A torch_npu goes with the PyTorch of its own version number,
 # without the post.
 CANN_OF = {
     "2.12.0": "9.1.0",
+    "2.12.0rc1": "8.5.0",
     "2.11.0": "9.1.0",
+    "2.11.0rc1": "8.5.0",
     "2.10.0.post4": "9.1.0",
     "2.10.0": "9.0.0",
+    "2.10.0rc2": "8.5.0",
     "2.9.0.post6": "9.1.0",
     "2.9.0.post2": "9.0.0",
     "2.9.0": "8.5.0",
@@ -30,6 +35,25 @@ CANN_OF = {
     "2.6.0.post5": "8.5.0",
     "2.6.0.post3": "8.3.RC1",
     "2.6.0": "8.2.RC1",
+    "2.5.1.post1": "8.2.RC1",
+    "2.5.1": "8.1.RC1",
+    "2.4.0.post4": "8.1.RC1",
+    "2.4.0.post2": "8.0.0",
+    "2.4.0": "8.0.RC3",
+    "2.3.1.post6": "8.1.RC1",
+    "2.3.1.post4": "8.0.0",
+    "2.3.1.post2": "8.0.RC3",
+    "2.3.1": "8.0.RC2",
+    "2.2.0.post2": "8.0.RC2",
+    "2.2.0": "8.0.RC1",
+    "2.1.0.post17": "8.3.RC1",
+    "2.1.0.post13": "8.2.RC1",
+    "2.1.0.post12": "8.1.RC1",
+    "2.1.0.post10": "8.0.0",
+    "2.1.0.post8": "8.0.RC3",
+    "2.1.0.post6": "8.0.RC2",
+    "2.1.0.post4": "8.0.RC1",
+    "2.1.0": "7.0.0",
 }
 HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")  # set by CANN's set_env.sh
 INSTALLED = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest")
@@ -55,8 +79,26 @@ def findings(report: EnvReport) -> Iterator[Finding]:
         what = f"torch_npu {npu['installed']} cannot be imported: {npu['error']}"
         yield (WARNING if off else BROKEN), f"{what}{f' ({SWITCH}=0 keeps it aside)' if off else ''}", remedy_of(report)
     yield from versions_of(report)
+    yield from not_measured(report)
     if report["compiler"] is None:
         yield NOTE, "there is no C++ compiler: torch.compile for the CPU needs one", "install g++ or clang, or set CXX"
+
+
+def not_measured(report: EnvReport) -> Iterator[Finding]:
+    """The packages whose releases this library was not measured with, or that it does not take."""
+    packages = report["packages"]
+    diffusers = release_of(packages.get("diffusers"))
+    if diffusers is not None and diffusers < ASKS_FOR_TRUST:
+        what = f"diffusers {packages['diffusers']} runs code that it finds in a model's folder, without being asked to"
+        yield WARNING, what, f"pip install 'diffusers>={'.'.join(map(str, ASKS_FOR_TRUST))}'"
+        packages = {}
+    here = {"python": report["python"]["version"], "torch": report["torch"]["installed"], **packages}
+    for name, version, wanted in outside(here):
+        yield (
+            NOTE,
+            f"{name} {version} was not measured with dithooks, {wanted} was",
+            "docs/versions.md says what was run",
+        )
 
 
 def versions_of(report: EnvReport) -> Iterator[Finding]:

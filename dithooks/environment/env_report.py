@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .ascend import BROKEN, HOMES, LIBRARIES, NOTE, SWITCH, WARNING, EnvReport, cann, findings
+from .measured_releases import compiled_by, release_of
 from .torch_subprocess import ask_torch, backends, installed, loads
 
 PACKAGES = ("diffusers", "accelerate", "peft", "torchao", "transformers", "numpy", "safetensors")
@@ -106,6 +107,8 @@ def rows(report: EnvReport) -> Iterator[tuple[str, str]]:
     built = ", ".join(f"{name} {value}" for name, value in (torch["build"] or {}).items() if value)
     state = "" if torch["imports"] else ", cannot be imported"
     yield "torch", f"{torch['version'] or torch['installed'] or 'none'}{f' ({built})' if built else ''}{state}"
+    if (release := release_of(torch["version"] or torch["installed"])) is not None:
+        yield "compiled", compiled_by(release)
     if torch["distributed"]:
         yield "distributed", ", ".join(torch["distributed"])
     yield "accelerator", "none" if report["accelerator"] is None else report["accelerator"]["type"]

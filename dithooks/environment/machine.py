@@ -1,7 +1,7 @@
 """The machine that figures were taken on, and its accelerator.
 
 Accelerators are used through ``torch.accelerator``. Where a backend or an older release of PyTorch lacks one of its
-functions, the device's own module (``torch.get_device_module``) is used.
+functions, the device's own module is used.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import platform
 from pathlib import Path
 
 import torch
+
+from .accelerators import accelerator_modules, current_accelerator, device_module
 
 
 def machine(device: torch.device | None = None) -> str:
@@ -36,13 +38,13 @@ def versions(*packages: str) -> dict[str, str]:
 
 def accelerator() -> torch.device | None:
     """The accelerator of this machine, None if there is none."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return current_accelerator()
 
 
 def device_name(device: torch.device) -> str:
     """The name that the backend has for a device, or else that of PyTorch, such as "cuda:0"."""
     try:
-        return str(torch.get_device_module(device).get_device_name(device))
+        return str(device_module(device).get_device_name(device))
     except (AttributeError, RuntimeError):
         return str(device)
 
@@ -59,10 +61,24 @@ def synchronize(device: torch.device | None = None) -> None:
     device = accelerator() if device is None else device
     if device is None or device.type in ("cpu", "meta"):
         return
-    try:
-        torch.accelerator.synchronize(device)
-    except RuntimeError:  # the backend lacks this, or its work failed: the next line raises that again
-        torch.get_device_module(device).synchronize(device)
+    failure: RuntimeError | None = None
+    for place in accelerator_modules(device):
+        try:
+            place.synchronize(device)
+            return
+        except RuntimeError as error:  # the backend lacks this, or its work failed: then the next one raises that again
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def empty_cache() -> None:
+    """Return the memory that the accelerator's allocator keeps to the device, if there is one that does."""
+    device = accelerator()
+    for place in [] if device is None else accelerator_modules(device):
+        with contextlib.suppress(AttributeError, RuntimeError):
+            place.empty_cache()
+            return
 
 
 def memory_allocated(device: torch.device) -> int | None:
@@ -82,7 +98,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 def _memory(device: torch.device, name: str) -> int | None:
     """Call a memory function of ``torch.accelerator`` (from PyTorch 2.9 on), or else of the device's own module."""
-    for place in (torch.accelerator, torch.get_device_module(device)):
+    for place in accelerator_modules(device):
         # ValueError: it is not the accelerator that this build of PyTorch is for.
         with contextlib.suppress(AttributeError, RuntimeError, ValueError):
             value = getattr(place, name)(device)

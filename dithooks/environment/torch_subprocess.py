@@ -1,6 +1,7 @@
 """PyTorch and its accelerator, examined in another process: importing PyTorch may fail, or end the process.
 
-This file imports Python's standard library only, and nothing of this package, as the other process runs this very file.
+This file imports Python's standard library only, and nothing of this package, as the other process runs this very file;
+a second one, of which it is told the path, knows where PyTorch has its accelerators.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -40,9 +42,11 @@ def backends() -> list[dict[str, str]]:
 
 def ask_torch(environment: Mapping[str, str] | None = None) -> Answer:
     """Run :func:`probe` in another process and return its answer, or ``{"error": …}``."""
-    code = "import runpy, sys; runpy.run_path(sys.argv[1])['probe'](sys.argv[2])"
+    from . import accelerators  # not in the other process, which has no package
+
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['probe'](*sys.argv[2:])"
     mark = f"dithooks-env-{os.getpid()}: "
-    command = [sys.executable, "-c", code, __file__, mark]
+    command = [sys.executable, "-c", code, __file__, mark, accelerators.__file__]
     try:
         done = subprocess.run(
             command,
@@ -71,10 +75,10 @@ def ended(code: int) -> str:
     return f"the process is killed by {names.get(-code, f'signal {-code}')}"
 
 
-def probe(mark: str) -> None:
+def probe(mark: str, file: str) -> None:
     """Import PyTorch and print :func:`seen_by_torch`, or the error, in a line that begins with a mark."""
     try:
-        answer = seen_by_torch()
+        answer = seen_by_torch(file)
     except BaseException as error:  # a plug-in may end the process, too
         answer = {"error": chain(error)}
     print(mark + json.dumps(answer), flush=True)
@@ -90,8 +94,8 @@ def chain(error: BaseException | None) -> str:
     return "; ".join(reversed(texts))
 
 
-def seen_by_torch() -> Answer:
-    """The version, the build and the accelerator of PyTorch."""
+def seen_by_torch(file: str) -> Answer:
+    """The version, the build and the accelerator of PyTorch, which is found by the functions of a file."""
     import torch
 
     distributed = torch.distributed
@@ -112,17 +116,17 @@ def seen_by_torch() -> Answer:
             importlib.import_module("torch_npu")
         except BaseException as error:
             answer["torch_npu"]["error"] = chain(error)
-    answer["accelerator"] = accelerator(torch)
+    answer["accelerator"] = accelerator(runpy.run_path(file))
     return answer
 
 
-def accelerator(torch: Any) -> Answer | None:
-    """The accelerator and its devices, by ``torch.accelerator``; names and memory by the accelerator's own module."""
-    if not torch.accelerator.is_available():
+def accelerator(finding: Mapping[str, Any]) -> Answer | None:
+    """The accelerator and its devices; names and memory by the accelerator's own module."""
+    kind = finding["current_accelerator"]()
+    if kind is None:
         return None
-    kind = torch.accelerator.current_accelerator()
-    module, devices = torch.get_device_module(kind), []
-    for index in range(torch.accelerator.device_count()):
+    module, devices = finding["device_module"](kind), []
+    for index in range(finding["device_count"]()):
         device: Answer = {"name": None, "free": None, "total": None}
         try:
             device["name"] = module.get_device_name(index)

@@ -7,12 +7,12 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 
-from ..environment.machine import synchronize
+from ..environment.machine import empty_cache, synchronize
+from ..environment.torch_api import AcceleratorError, OutOfMemoryError
 from ..errors import WrongType
 from ..handle import CacheHandle, dit_cache
 from ..stats.warning_collector import collect_warnings
@@ -130,8 +130,7 @@ class PipelineRunner:
         if self.handle is not None:
             self.handle.reset()
         gc.collect()
-        with suppress(AttributeError, RuntimeError):  # releases of PyTorch that lack it, machines without
-            torch.accelerator.empty_cache()
+        empty_cache()
 
 
 def generators_of(rows: Rows) -> list[torch.Generator]:
@@ -170,8 +169,7 @@ def _listed(samples: Any) -> list[Any]:
 
 def _is_device_error(error: BaseException) -> bool:
     """Whether an error is the device's own, after which this process can draw nothing more; lack of memory is not."""
-    kind = getattr(torch, "AcceleratorError", None)  # since PyTorch 2.8
-    return kind is not None and isinstance(error, kind) and not isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, AcceleratorError) and not isinstance(error, OutOfMemoryError)
 
 
 def _failed(text: str) -> dict[str, Any]:

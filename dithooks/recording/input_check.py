@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..blocks.block_io import bind, parameter_names
 from ..engine.arguments import CallArguments
 from ..engine.replay import replaying
+from ..environment.torch_api import is_dynamo_compiling
 from ..errors import InvalidSetting
 
 Inputs = dict[str, NDArray[np.float32]]
@@ -64,7 +64,7 @@ def same_inputs(module: nn.Module, known: Mapping[str, NDArray[np.float32]], sec
     samples = InputSamples(module)
 
     def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_dynamo_compiling() or replaying.get():
+        if is_dynamo_compiling() or replaying.get():
             return
         number = samples.calls
         samples.note(bind(samples.names, args, kwargs), bool(second) and number == second)

@@ -24,7 +24,7 @@ def has_timed_events(device: torch.device) -> bool:
         until.record()
         until.synchronize()
         return bool(since.elapsed_time(until) >= 0)
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, AttributeError):  # the last before PyTorch 2.4
         return False
 
 

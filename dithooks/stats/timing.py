@@ -22,7 +22,7 @@ def mark(device: torch.device | None) -> Mark:
     try:
         event = torch.Event(device=device, enable_timing=True)
         event.record()
-    except (RuntimeError, NotImplementedError, TypeError):  # not all backends have events with times
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError):  # not all backends, or PyTorch before 2.4
         return None
     return event
 

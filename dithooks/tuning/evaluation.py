@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..blocks.discovery import Blocks
 from ..config.cache_plan import CachePlan
+from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
 from ..handle import dit_cache
 from ..recording.image_metrics import Score, compare, samples_of
@@ -80,7 +80,7 @@ class Evaluator:
             try:
                 results, seconds = self.timed_run(self.target)
                 stats = handle.stats
-            except (WiringError, torch.OutOfMemoryError) as error:
+            except (WiringError, OutOfMemoryError) as error:
                 return Evaluation(plan, 0.0, 0.0, None, 0.0, f"{type(error).__name__}: {error}")
             finally:
                 handle.remove()

@@ -255,6 +255,51 @@ class TestFindings:
         assert (level, what) == ("note", "which CANN goes with torch_npu 2.10.0.post99 is not known here")
         assert ascend.TABLE in remedy
 
+    @pytest.mark.parametrize("version", ["2.13.0", "2.14.0", "2.1.0.post3"])
+    def test_releases_whose_cann_has_no_source_are_not_guessed(self, version):
+        assert version not in ascend.CANN_OF
+
+    @pytest.mark.parametrize(
+        ("npu", "cann"), [("2.1.0.post17", "8.3.RC1"), ("2.1.0", "7.0.0"), ("2.4.0", "8.0.RC3"), ("2.5.1", "8.1.RC1")]
+    )
+    def test_pairs_of_old_releases(self, npu, cann):
+        assert ascend.CANN_OF[npu] == cann
+
+    def test_releases_that_were_not_measured(self):
+        report = changed(NONE, torch={"installed": "2.16.0"}, packages={"diffusers": "0.43.0", "numpy": "9"})
+        assert said(report) == [
+            (
+                "note",
+                "torch 2.16.0 was not measured with dithooks, 2.1 to 2.15 was",
+                "docs/versions.md says what was run",
+            ),
+            (
+                "note",
+                "diffusers 0.43.0 was not measured with dithooks, 0.38 to 0.42 was",
+                "docs/versions.md says what was run",
+            ),
+        ]
+
+    def test_a_diffusers_that_runs_code_unasked(self):
+        ((level, what, remedy),) = said(changed(NONE, packages={"diffusers": "0.37.1"}))
+        assert (level, remedy) == ("warning", "pip install 'diffusers>=0.38'")
+        assert what.startswith("diffusers 0.37.1 runs code")
+
+    @pytest.mark.parametrize(
+        ("version", "words"),
+        [
+            ("2.1.0", "with a cache: nothing"),
+            ("2.5.1", "with a cache: nothing"),
+            ("2.6.0", "with a cache: blocks one by one;"),
+            ("2.7.1", "with a cache: blocks one by one;"),
+            ("2.8.0", "with a cache: blocks and models, with breaks"),
+            ("2.10.0", "with a cache: blocks and models, fullgraph too"),
+        ],
+    )
+    def test_what_a_release_compiles(self, version, words):
+        rows = dict(env.rows(changed(SOUND, torch={"version": version})))
+        assert rows["compiled"].startswith(words)
+
     def test_no_pytorch(self):
         report = changed(NONE, torch={"installed": None, "imports": False, "error": "ModuleNotFoundError"})
         assert said(report) == [("broken", "PyTorch is not installed", "pip install torch")]

@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 
+from ...environment.accelerators import device_count
 from ...environment.machine import accelerator
+from ...environment.torch_api import OutOfMemoryError
 from ...errors import TargetError, UsageError
 from ...integrations.diffusers_placeholders import missing_packages
 from ..extras import extra_needed
 from ..messages import first_line
+from .model_code import refuse_code
 
 DEMO = "demo"
 SHIPPED = "EmojiPipeline"  # of dithooks.demo
@@ -35,11 +38,13 @@ class PipelineSource:
         title: the name on the command line.
         kind: the class of the pipeline.
         source: its folder or id; None for the pipeline that ships.
+        is_trusted: whether code that it brings may run.
     """
 
     title: str
     kind: Any = field(repr=False)
     source: str | None
+    is_trusted: bool = False
 
     @property
     def takes(self) -> Mapping[str, Any]:
@@ -63,7 +68,7 @@ class PipelineSource:
             pipe = self._load(dtype, quiet)
             pipe.set_progress_bar_config(disable=quiet)
             return pipe if device.type == "cpu" else pipe.to(device)
-        except torch.OutOfMemoryError as error:
+        except OutOfMemoryError as error:
             raise TargetError(f"{self.title} does not fit into the memory of {device}: {first_line(error)}") from error
         except (OSError, ValueError, ImportError) as error:  # diffusers' errors for a missing component
             raise TargetError(f"{self.title} cannot be loaded: {first_line(error)}") from error
@@ -77,16 +82,22 @@ class PipelineSource:
         newer = not _diffusers().__version__.startswith("0.")  # older releases know the longer name only
         with _bars(not quiet), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)
-            return self.kind.from_pretrained(self.source, **{"dtype" if newer else "torch_dtype": dtype})
+            trust = {"trust_remote_code": True} if self.is_trusted else {}
+            return self.kind.from_pretrained(self.source, **{"dtype" if newer else "torch_dtype": dtype}, **trust)
 
 
-def find_pipeline(name: str) -> PipelineSource:
+def find_pipeline(name: str, trust_code: bool = False) -> PipelineSource:
     """Find a pipeline: ``demo``, the folder of a saved pipeline, or an id of the Hugging Face Hub.
 
     No weights are loaded; for an id, its ``model_index.json`` is fetched.
 
+    Args:
+        name: the pipeline's name on the command line.
+        trust_code: whether code that it brings may run.
+
     Raises:
-        TargetError: there is no such pipeline, it lacks a component, or its class is not known here.
+        TargetError: there is no such pipeline, it lacks a component, its class is not known here, or it brings code
+            that is not trusted.
         UsageError: a package that it needs is missing.
     """
     if name == DEMO:
@@ -101,7 +112,10 @@ def find_pipeline(name: str) -> PipelineSource:
         raise TargetError(
             f"there is no folder {name}: give {DEMO}, the folder of a pipeline, or an id such as owner/name"
         )
-    return PipelineSource(name, _class(name, index.get("_class_name")), name)
+    kind = _class(name, index.get("_class_name"))
+    if not trust_code:
+        refuse_code(name, index, folder if folder.is_dir() else None)
+    return PipelineSource(name, kind, name, trust_code)
 
 
 def load_shipped() -> Any:
@@ -138,7 +152,7 @@ def device_of(name: str) -> torch.device:
         raise UsageError(
             f"--device is {name}, but PyTorch sees {there or 'no accelerator'} here: dithooks env shows more"
         )
-    if (device.index or 0) >= (count := torch.accelerator.device_count()):
+    if (device.index or 0) >= (count := device_count()):
         raise UsageError(f"--device is {name}, but there are {count}, from {device.type}:0 on")
     return device
 
