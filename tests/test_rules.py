@@ -29,6 +29,7 @@ REGISTERED = {"_HINTS"}  # what users tell of their models is the process's by n
 FLOORS = (
     "errors",
     "validation environment tiny progress_bars",
+    "storage",
     "policies",
     "predictors stats",
     "config",

@@ -19,6 +19,7 @@ import torch
 from ...environment.machine import accelerator
 from ...errors import TargetError, UsageError
 from ...integrations.diffusers_placeholders import missing_packages
+from ...validation import shown
 from ..extras import extra_needed
 from ..messages import first_line
 
@@ -186,7 +187,9 @@ def _check_parts(title: str, folder: Path, index: Mapping[str, Any]) -> None:
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] is None or name.startswith("_"):
             continue
         if not (folder / name).is_dir():
-            raise TargetError(f"{title} lacks the component {name!r} ({entry[1]}): there is no folder {folder / name}")
+            raise TargetError(
+                f"{title} lacks the component {shown(name)} ({entry[1]}): there is no folder {folder / name}"
+            )
 
 
 def _fetched(name: str) -> Mapping[str, Any]:
@@ -206,7 +209,7 @@ def _class(title: str, name: object) -> Any:
     if name == SHIPPED:
         return _shipped()
     if not isinstance(name, str):
-        raise TargetError(f"{title} names no class of diffusers ({name!r} in its model_index.json)")
+        raise TargetError(f"{title} names no class of diffusers ({shown(name)} in its model_index.json)")
     diffusers = _diffusers()
     kind = getattr(diffusers, name, None)
     if not isinstance(kind, type):

@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from ...config.safe_json import parsed, shortened
+from ...config.safe_json import parsed, read_file
 from ...errors import InvalidSetting
-from ...validation import check_count
+from ...storage.replacement import write_text
+from ...validation import check_count, shown
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DitCacheConfig:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the four numbers to a JSON file."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DitCacheConfig:
@@ -60,9 +60,9 @@ class DitCacheConfig:
             ValueError: the file does not hold these four numbers; the message names the file.
         """
         try:
-            return cls(**parsed(Path(path).read_text(encoding="utf-8"), "DitCacheConfig"))
+            return read_file(path, lambda text: cls(**parsed(text, "DitCacheConfig")))
         except (TypeError, ValueError) as error:
-            raise InvalidSetting(f"{os.fspath(path)} is not a DitCacheConfig: {shortened(error)}") from None
+            raise InvalidSetting(f"not a DitCacheConfig: {error}") from None
 
 
 @dataclass
@@ -93,7 +93,9 @@ class DitCacheSearchConfig:
     def __post_init__(self) -> None:
         ratio: object = self.cache_ratio
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 1 < ratio < float("inf"):
-            raise InvalidSetting(f"cache_ratio={ratio!r} must be a number above 1: so many times fewer blocks are run")
+            raise InvalidSetting(
+                f"cache_ratio={shown(ratio)} must be a number above 1: so many times fewer blocks are run"
+            )
         if self.num_sampling_steps is None:
             raise InvalidSetting("num_sampling_steps must be given: the number of steps that the pipeline takes")
         if self.dit_block_num is not None:
