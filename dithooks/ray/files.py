@@ -12,7 +12,10 @@ import pyarrow.fs as arrow_fs  # type: ignore[import-untyped]
 
 from ..errors import InvalidSetting, RunMismatch
 from ..storage import replacement
+from ..storage.regular_file import opened_regular
 from ..validation import shown
+
+PROMPTS_BYTES = 2**31
 
 
 class Folder:
@@ -131,12 +134,17 @@ def locked(folder: Folder, name: str) -> Iterator[None]:
 
 @contextmanager
 def opened(place: str) -> Iterator[Any]:
-    """Open a file to read, by path or URI.
+    """Open a file to read, by path or URI; on a disk, a regular one of at most 2 GiB.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        OSError: the file does not exist (:class:`FileNotFoundError`), or cannot be read.
+        ValueError: it is too large.
     """
     filesystem, path = _found(place)
+    if isinstance(filesystem, arrow_fs.LocalFileSystem):
+        with opened_regular(path, PROMPTS_BYTES) as regular:
+            yield regular
+        return
     with filesystem.open_input_file(path) as file:
         yield file
 

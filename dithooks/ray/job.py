@@ -20,7 +20,7 @@ from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
 from ..config.safe_json import parsed, read_file
 from ..environment.machine import versions
-from ..errors import InvalidSetting, RunMismatch, WrongType
+from ..errors import InvalidSetting, MissingFile, RunMismatch, WrongType
 from ..validation import shown
 
 SCHEMA = 1
@@ -156,7 +156,7 @@ def read_plan(plan: Any) -> Plan | None:
     try:
         return read_file(plan, _read)
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"plan={shown(os.fspath(plan))}: there is no such file: give one that plan.save(path) wrote"
         ) from None
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
+from ..config.safe_json import strict
 from ..errors import InvalidSetting
 from ..validation import shown
 from .files import Folder
@@ -62,7 +63,7 @@ def claim_folder(folder: Folder, job: Job, rows_per_file: int) -> int:
     purpose = job.purpose()
     if (data := folder.read(HEAD)) is not None:
         try:
-            stored = json.loads(data)
+            stored = strict(data.decode())
             if (stored["kind"], stored["schema"]) != (KIND, SCHEMA):
                 raise InvalidSetting(f"it is a {stored['kind']} of schema {stored['schema']}, not {KIND} of {SCHEMA}")
             former, known, chosen = stored["purpose"], stored["versions"], int(stored["rows_per_file"])

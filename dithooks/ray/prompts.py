@@ -12,7 +12,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.csv as arrow_csv  # type: ignore[import-untyped]
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
-from ..errors import InvalidSetting, WrongType
+from ..errors import InvalidSetting, MissingFile, WrongType
 from ..validation import shown
 from .files import opened
 
@@ -69,7 +69,7 @@ def read_prompts(path: str | os.PathLike[str], seed: int = 0) -> pa.Table:
         with opened(name) as file:
             table = _parsed(file.read(), ending)
     except FileNotFoundError:
-        raise FileNotFoundError(f"prompts={shown(name)}: there is no such file") from None
+        raise MissingFile(f"prompts={shown(name)}: there is no such file") from None
     except (pa.ArrowInvalid, UnicodeDecodeError, ValueError) as error:  # the first two are of the third
         raise InvalidSetting(f"prompts={shown(name)} cannot be read as {ending}: {error}") from None
     if "prompt" not in table.column_names:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ...config.safe_json import read_file
 from ...environment.machine import accelerator
 from ...errors import TargetError, UsageError
 from ...integrations.diffusers_placeholders import missing_packages
@@ -174,8 +175,8 @@ def _index(folder: Path) -> Mapping[str, Any]:
         )
         raise TargetError(f"{folder} has no model_index.json: {reason}")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        index = read_file(path, json.loads)
+    except (OSError, ValueError, RecursionError) as error:
         raise TargetError(f"{path} cannot be read: {error}") from error
     if not isinstance(index, dict):
         raise TargetError(f"{path} holds no JSON object")
