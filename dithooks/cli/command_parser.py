@@ -98,16 +98,13 @@ def _check_plan(name: str, ships: bool) -> None:
     try:
         read_file(name, lambda text: parsed(text, "CachePlan"))
     except FileNotFoundError:
-        names = sorted(path.stem for path in SHIPPED_PLANS.glob("*.json")) if ships else []
+        if not ships:
+            raise UsageError(f"there is no file {name}: give a plan that a search wrote") from None
+        names = sorted(path.stem for path in SHIPPED_PLANS.glob("*.json"))
         if name not in names:
-            what, others = (
-                (
-                    f"plan {name!r}",
-                    f"a file that a search wrote, or one of those that ship with dithooks: {', '.join(names)}",
-                )
-                if ships
-                else (f"file {name}", "a plan that a search wrote")
-            )
-            raise UsageError(f"there is no {what}: give {others}") from None
+            raise UsageError(
+                f"there is no plan {name!r}: give a file that a search wrote, or one of those that ship with "
+                f"dithooks: {', '.join(names)}"
+            ) from None
     except DitHooksError as error:
         raise UsageError(str(error)) from None

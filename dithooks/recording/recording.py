@@ -246,8 +246,9 @@ def _check(trace: Trace, where: str, total: int) -> None:
             f"{where}: ranges has blocks that are none of {blocks}, or a range that ends before it begins"
         )
     for name in ("norms", "block_ms"):
-        if (getattr(trace, name) < 0).any():
-            raise InvalidSetting(f"{where}: {name} has numbers below 0")
+        array = getattr(trace, name)
+        if (array < 0).any() or ((array > 0) & (array < 1 / LARGEST_NUMBER)).any():
+            raise InvalidSetting(f"{where}: {name} has numbers below 0, or nearer to it than {1 / LARGEST_NUMBER:g}")
     for name, array in trace.inputs.items():
         if array.dtype.kind not in "biuf":
             raise InvalidSetting(f"{where}: inputs[{shown(name)}] is of {array.dtype}, and should be of numbers")

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from typing import Any, BinaryIO
@@ -24,7 +25,7 @@ PACKED = 20  # times its size: what is recorded packs to a half at best
 PART = 2**20  # bytes that are unpacked at a time
 SAID = (  # of zipfile, zlib and NumPy for what is no archive, or no array
     *(ValueError, KeyError, TypeError, EOFError, RuntimeError, NotImplementedError, OverflowError, SyntaxError),
-    *(MemoryError, struct.error, zipfile.BadZipFile, zlib.error),
+    *(MemoryError, RecursionError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 
 

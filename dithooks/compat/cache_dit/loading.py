@@ -18,7 +18,8 @@ from .modifiers import from_keywords, without_others
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 SECTION = "cache_config"
-YAML_BYTES = 2**15  # 32 KiB: PyYAML takes most of a second for them
+YAML_BYTES = 2**14  # 16 KiB: PyYAML takes a quarter of a second for them
+BRACKETS = 200  # that are opened in a file of YAML: PyYAML takes a time that grows with the square of their depth
 
 
 @overload
@@ -98,6 +99,8 @@ def _from_yaml(text: str) -> Any:
         yaml = importlib.import_module("yaml")
     except ImportError:
         raise ImportError("YAML is read with PyYAML: pip install pyyaml, or write the file as JSON") from None
+    if text.count("[") + text.count("{") > BRACKETS:
+        raise InvalidSetting(f"it opens more than {BRACKETS} brackets")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
