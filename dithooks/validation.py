@@ -11,7 +11,7 @@ from typing import Any
 from .errors import DitHooksError, InvalidSetting, WrongType
 
 SHOWN = 80  # characters of a value in a message
-PRINTED = ("builtins", "pathlib", "enum", "fractions", "decimal", "torch", "dithooks.policies", "dithooks.predictors")
+PRINTED = ("builtins", "pathlib", "enum", "fractions", "decimal", "dithooks.policies", "dithooks.predictors")
 
 
 class _Brief(reprlib.Repr):
@@ -33,7 +33,7 @@ class _Brief(reprlib.Repr):
             return x.__qualname__
         if callable(x) and hasattr(x, "__qualname__"):
             return f"function {x.__qualname__}"
-        if kind.__module__.startswith(PRINTED) or isinstance(x, (Real, str)):
+        if kind.__module__ == "torch" or kind.__module__.startswith(PRINTED) or isinstance(x, (Real, str)):
             return super().repr_instance(x, level)
         if isinstance(x, Mapping):
             return self.repr1(dict(list(x.items())[: self.maxdict]), level)

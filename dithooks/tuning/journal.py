@@ -90,7 +90,7 @@ class Journal:
         """
         if self._recording is None and self.folder is not None:
             paths = [self.folder / RECORDING, self.folder / REFERENCE]
-            if all(path.is_file() for path in paths):
+            if all(path.exists() for path in paths):
                 recording, samples = (_readable(path, read) for path, read in zip(paths, _READERS, strict=True))
                 self._recording = replace(recording, results=samples)
         return self._recording
@@ -136,7 +136,7 @@ class Journal:
 def _claim(folder: Path, ours: dict[str, Any]) -> None:
     """Check that a folder is this search's, or make it so."""
     path = folder / PURPOSE
-    if path.is_file():
+    if path.exists():
         stored = _readable(path, _read_purpose)
         differing = [n for n in {**stored, **ours} if n not in stored or n not in ours or stored[n] != ours[n]]
         if differing:
