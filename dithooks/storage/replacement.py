@@ -23,7 +23,7 @@ REMEDIES = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "it is a link that leads to itself",
 }
-DRAFT = re.compile(r"\.(.*)\.[0-9a-f]{12}\.part(\.\w*)?")
+DRAFT = r"\.(.*)\.[0-9a-f]{12}\.part(\.\w*)?"
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def is_draft(name: str) -> bool:
         >>> is_draft(".plan.0123456789ab.part.json"), is_draft("plan.json")
         (True, False)
     """
-    return DRAFT.fullmatch(name) is not None
+    return re.fullmatch(DRAFT, name) is not None
 
 
 def _new_draft(file: Path) -> Path:

@@ -96,8 +96,9 @@ def _changed(draw, value):
             inner[_one(draw, ("strange", "kind", "schema", "", "\ud800", "x" * 5000, "key"))] = copy.deepcopy(
                 _one(draw, ODD)
             )
-        elif how == 5:
-            inner.extend([inner[key]] * int(_one(draw, (1, 2, 20_000))))
+        elif how == 5:  # what is long by itself is not repeated
+            more = int(_one(draw, (1, 2, 20_000 if len(repr(inner[key])) < 50 else 3)))
+            inner.extend(copy.deepcopy(inner[key]) for _ in range(more))
         elif how == 6 and isinstance(inner[key], (int, float)) and not isinstance(inner[key], bool):
             inner[key] *= _one(draw, (-1, 0, 0.5, 2, 1000, 1e30, 1e-30))
         else:
