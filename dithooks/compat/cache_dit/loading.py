@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from ...config.safe_json import JSON_BYTES, bounded, read_file, strict
+from ...config.safe_json import bounded, read_file, strict
 from ...errors import InvalidSetting, WrongType, shortened
 from ...validation import shown
 from .configs import CalibratorConfig, DBCacheConfig, check_names
@@ -83,8 +83,9 @@ def load_cache_config(path_or_dict: Source, reset: bool = False) -> tuple[DBCach
         raise WrongType(f"path_or_dict must be the path of a file, or a mapping, not {shown(path_or_dict)}")
     path = Path(path_or_dict)
     is_json = path.suffix.lower() == ".json"
-    read = _from_json if is_json else _from_yaml
-    return read_file(path, lambda text: _configs(read(text), reset), JSON_BYTES if is_json else YAML_BYTES)
+    if is_json:
+        return read_file(path, lambda text: _configs(_from_json(text), reset))
+    return read_file(path, lambda text: _configs(_from_yaml(text, path), reset), YAML_BYTES)
 
 
 def _from_json(text: str) -> Any:
@@ -94,11 +95,11 @@ def _from_json(text: str) -> Any:
         raise InvalidSetting(f"this is not JSON: {error}") from None
 
 
-def _from_yaml(text: str) -> Any:
+def _from_yaml(text: str, path: Path) -> Any:
     try:
         yaml = importlib.import_module("yaml")
     except ImportError:
-        raise ImportError("YAML is read with PyYAML: pip install pyyaml, or write the file as JSON") from None
+        raise ImportError(f"{path}: YAML is read with PyYAML: pip install pyyaml, or write the file as JSON") from None
     if text.count("[") + text.count("{") > BRACKETS:
         raise InvalidSetting(f"it opens more than {BRACKETS} brackets")
     try:

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from ...config.safe_json import parsed, read_file
+from ...config.safe_json import JSON_BYTES, parsed
 from ...errors import InvalidSetting
+from ...storage.regular_file import read_bytes
 from ...storage.replacement import write_text
 from ...validation import check_count, shown
 
@@ -59,10 +60,11 @@ class DitCacheConfig:
         Raises:
             ValueError: the file does not hold these four numbers; the message names the file.
         """
+        data = read_bytes(path, JSON_BYTES)
         try:
-            return read_file(path, lambda text: cls(**parsed(text, "DitCacheConfig")))
+            return cls(**parsed(data.decode("utf-8"), "DitCacheConfig"))
         except (TypeError, ValueError) as error:
-            raise InvalidSetting(f"not a DitCacheConfig: {error}") from None
+            raise InvalidSetting(f"{os.fspath(path)} is not a DitCacheConfig: {error}") from None
 
 
 @dataclass
