@@ -13,8 +13,8 @@ LONG = 120_000
 ODD = (
     None, True, False, -1, 0, 1, 2, 7, 1.5, -0.0, 1e-320, 1e300, 10**12, 10**30, 10**500, float("nan"), float("inf"),
     float("-inf"), "", "text", "1", "inf", "nan", "a\nb", "\0", "\ud800", "x" * 5000, "ä" * LONG, [], {}, [[]], [None],
-    [1] * 9, [0] * LONG, [[0] for _ in range(3000)], {"kind": "Mask"}, {"kind": "Reuse"}, {"kind": "nothing"}, {"float": "inf"},
-    {"float": 1}, {"": {}}, {str(n): n for n in range(5000)},
+    [1] * 9, [0] * LONG, [[0] for _ in range(3000)], {"kind": "Mask"}, {"kind": "Reuse"}, {"kind": "nothing"},
+    {"float": "inf"}, {"float": 1}, {"": {}}, {str(n): n for n in range(5000)},
 )  # fmt: skip
 TOKENS = (
     "NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, "9" * LONG, "1." + "9" * LONG, "[" * 5000,
