@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from .errors import DitHooksError, InvalidSetting, WrongType
+from .errors import DitHooksError, InvalidSetting, WrongType, shortened
 
-SHOWN = 80  # characters of a value in a message
+SHOWN, NAME = 80, 200  # characters of a value in a message, and of a text, which may be a path
 PRINTED = ("builtins", "pathlib", "enum", "fractions", "decimal", "dithooks.policies", "dithooks.predictors")
 
 
@@ -47,6 +47,8 @@ def shown(value: object) -> str:
         >>> shown("text"), shown(list(range(1000))), shown(object())
         ("'text'", '[0, 1, 2, 3, 4, 5, ...]', 'a object')
     """
+    if isinstance(value, str):
+        return repr(shortened(value, NAME))
     text = " ".join(_Brief().repr(value).split())
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
