@@ -8,6 +8,8 @@
     ├── WrongType (TypeError)         a value of the wrong type
     ├── UsageError                    a command line that asks for what cannot be done
     ├── TargetError                   a target or file of a command that is not there
+    ├── FileError (OSError)           a file that cannot be read or written
+    │   └── MissingFile (FileNotFoundError)   ... because there is none
     ├── WiringError (ValueError)      streams that cannot be followed through the blocks
     │   └── BlockError                streams that cannot be followed through one block
     ├── RunMismatch (RuntimeError)    a call that does not fit its run, handle or request
@@ -16,9 +18,12 @@
 
 from __future__ import annotations
 
+LONGEST = 400  # characters of a message, whatever it quotes
+ENDING = 150  # of these from the end of a longer one, where the remedy stands
+
 
 class DitHooksError(Exception):
-    """The base of all errors that this library raises on purpose.
+    """The base of all errors that this library raises on purpose. Of a long message, the beginning and end are kept.
 
     Example:
         >>> from dithooks import DitCacheConfig
@@ -28,6 +33,9 @@ class DitHooksError(Exception):
         ...     print(error)
         cache_step_interval=0 is out of range: it must be at least 1
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(str(message)))
 
 
 class InvalidSetting(DitHooksError, ValueError):
@@ -50,6 +58,14 @@ class TargetError(DitHooksError):
     """A command's target or file that is not there, or cannot be used."""
 
 
+class FileError(DitHooksError, OSError):
+    """A file that cannot be read or written; ``errno`` is that of the system, where it gave one."""
+
+
+class MissingFile(FileError, FileNotFoundError):
+    """A file that is not there."""
+
+
 class WiringError(DitHooksError, ValueError):
     """Streams that cannot be followed through the blocks of a range; the message names what was observed."""
 
@@ -68,3 +84,16 @@ class RankMismatch(DitHooksError, RuntimeError):
 
 class DitHooksWarning(UserWarning):
     """Warning of an attached cache, at the user's line: something does not work as the user will expect."""
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """Return a text; of a long one, its beginning and its end.
+
+    Example:
+        >>> shortened("a" * 90, 9), len(shortened("a" * 900))
+        ('aaa … aaa', 400)
+    """
+    if len(text) <= longest:
+        return text
+    end = min(ENDING, (longest - 3) // 2)
+    return f"{text[: longest - 3 - end]} … {text[-end:]}"

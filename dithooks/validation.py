@@ -3,9 +3,54 @@
 from __future__ import annotations
 
 import math
+import reprlib
+from collections.abc import Mapping
 from numbers import Real
+from typing import Any
 
-from .errors import DitHooksError, InvalidSetting, WrongType
+from .errors import DitHooksError, InvalidSetting, WrongType, shortened
+
+SHOWN, NAME = 80, 200  # characters of a value in a message, and of a text, which may be a path
+PRINTED = ("builtins", "pathlib", "enum", "fractions", "decimal", "dithooks.policies", "dithooks.predictors")
+
+
+class _Brief(reprlib.Repr):
+    """Representations of a few characters, of values as large as they come; objects are known by their class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = SHOWN
+        self.maxlevel = 3
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 256 else f"an int of {x.bit_length()} bits"  # of more, Python prints none
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        kind = type(x)
+        if hasattr(x, "shape") and hasattr(x, "dtype"):
+            return f"{kind.__name__} {tuple(x.shape)} {x.dtype}"
+        if isinstance(x, type):
+            return x.__qualname__
+        if callable(x) and hasattr(x, "__qualname__"):
+            return f"function {x.__qualname__}"
+        if kind.__module__ == "torch" or kind.__module__.startswith(PRINTED) or isinstance(x, (Real, str)):
+            return super().repr_instance(x, level)
+        if isinstance(x, Mapping):
+            return self.repr1(dict(list(x.items())[: self.maxdict]), level)
+        return f"a {kind.__name__}"
+
+
+def shown(value: object) -> str:
+    """A value for a message: no longer than a line, and of an array, a model or another object its kind alone.
+
+    Example:
+        >>> shown("text"), shown(list(range(1000))), shown(object())
+        ("'text'", '[0, 1, 2, 3, 4, 5, ...]', 'a object')
+    """
+    if isinstance(value, str):
+        return repr(shortened(value, NAME))
+    text = " ".join(_Brief().repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 def set_field(part: object, name: str, value: object) -> None:
@@ -31,7 +76,7 @@ def check_bool(name: str, value: object) -> bool:
         TypeError: it is neither.
     """
     if not isinstance(value, bool):
-        raise WrongType(f"{name} must be True or False, not {value!r}")
+        raise WrongType(f"{name} must be True or False, not {shown(value)}")
     return value
 
 
@@ -43,7 +88,7 @@ def check_text(name: str, value: object, empty: bool = False) -> str:
         ValueError: empty.
     """
     if not isinstance(value, str):
-        raise WrongType(f"{name} must be a string, not {value!r} ({type(value).__name__})")
+        raise WrongType(f"{name} must be a string, not {shown(value)} ({type(value).__name__})")
     if not value and not empty:
         raise InvalidSetting(f"{name} is an empty string")
     return value
@@ -57,7 +102,7 @@ def check_number(name: str, value: object, least: float, *, strictly: bool = Fal
         ValueError: out of range.
     """
     if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's, too
-        raise WrongType(f"{name} must be a number, not {value!r} ({type(value).__name__})")
+        raise WrongType(f"{name} must be a number, not {shown(value)} ({type(value).__name__})")
     try:
         number = float(value)
     except OverflowError:  # a whole number that no float comes near
@@ -79,12 +124,12 @@ def check_count(name: str, value: object, least: int) -> int:
         ValueError: out of range.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise WrongType(f"{name} must be an int, not {value!r} ({type(value).__name__})")
+        raise WrongType(f"{name} must be an int, not {shown(value)} ({type(value).__name__})")
     count: int = value.__index__()
     if count.bit_length() > 1024:  # no float comes near, and Python refuses to print it
         raise InvalidSetting(f"{name} is out of range: it has too many digits")
     if count < least:
-        raise InvalidSetting(f"{name}={count} is out of range: it must be at least {least}")
+        raise InvalidSetting(f"{name}={shown(count)} is out of range: it must be at least {least}")
     return count
 
 
@@ -95,5 +140,5 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
         ValueError: it is another value.
     """
     if value not in choices:
-        raise InvalidSetting(f"{name}={value!r}: there are {', '.join(map(repr, choices))}")
+        raise InvalidSetting(f"{name}={shown(value)}: there are {', '.join(map(repr, choices))}")
     return str(value)

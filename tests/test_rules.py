@@ -31,6 +31,7 @@ OF_THE_PROCESS = {"_EACH"}  # so is a fork: weak references to what a forked chi
 FLOORS = (
     "errors",
     "fork validation environment tiny progress_bars",
+    "storage",
     "policies",
     "predictors stats",
     "config",

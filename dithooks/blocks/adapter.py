@@ -12,6 +12,7 @@ from torch import nn
 
 from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting, WrongType
+from ..validation import shown
 from .block_io import PatchFunctor
 from .block_lists import Chain
 from .discovery import find_chains, group, resolve
@@ -73,17 +74,17 @@ class BlockAdapter:
         if self.blocks is None and not self.auto:
             raise InvalidSetting("BlockAdapter(auto=False) looks for nothing: give blocks, or auto=True")
         if isinstance(self.transformer, str) and self.pipe is None:
-            raise InvalidSetting(f"transformer={self.transformer!r} is a name, but there is no pipe that has it")
+            raise InvalidSetting(f"transformer={shown(self.transformer)} is a name, but there is no pipe that has it")
         if self.blocks is not None and not list(flat(self.blocks)):
             raise InvalidSetting("blocks is an empty list: name at least one nn.ModuleList, or leave it out")
         object.__setattr__(self, "forward_pattern", _each(self.forward_pattern, _pattern))
         for name, kind in (("patch_functor", PatchFunctor), ("params", DitCacheConfig)):
             for item in flat(getattr(self, name)):
                 if item is not None and not isinstance(item, kind):
-                    raise WrongType(f"{name}: {item!r} ({type(item).__name__}) is not a {kind.__name__}")
+                    raise WrongType(f"{name}: {shown(item)} ({type(item).__name__}) is not a {kind.__name__}")
         for item in flat(self.has_separate_cfg):
             if item is not None and not isinstance(item, bool):
-                raise WrongType(f"has_separate_cfg: {item!r} is neither True, False nor None")
+                raise WrongType(f"has_separate_cfg: {shown(item)} is neither True, False nor None")
 
     @property
     def target(self) -> object:
@@ -181,7 +182,9 @@ def _pattern(value: Any) -> ForwardPattern | None:
     if value is None or isinstance(value, ForwardPattern):
         return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise WrongType(f"forward_pattern: {value!r} ({type(value).__name__}) is neither a ForwardPattern nor 0 to 5")
+        raise WrongType(
+            f"forward_pattern: {shown(value)} ({type(value).__name__}) is neither a ForwardPattern nor 0 to 5"
+        )
     try:
         return ForwardPattern(operator.index(value))  # NumPy's integers, too
     except ValueError:

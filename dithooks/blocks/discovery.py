@@ -8,6 +8,7 @@ from contextlib import suppress
 from torch import nn
 
 from ..errors import InvalidSetting, WrongType
+from ..validation import shown
 from .block_lists import WRAPPED, BlockList, Chain
 from .module_paths import denoisers_of, modules_of, path_of, walk
 from .trunk_heuristics import LIGHT, Owner, find_owners
@@ -31,7 +32,7 @@ def find_chains(target: object, blocks: Blocks, chosen: Collection[str] = ()) ->
     held = isinstance(target, nn.Module) or modules_of(target) or (isinstance(blocks, str) and _leads(target, blocks))
     if isinstance(target, type) or not held:
         raise WrongType(
-            f"target is {target!r} ({type(target).__name__}): give a pipeline with a transformer, a transformer, "
+            f"target is {shown(target)} ({type(target).__name__}): give a pipeline with a transformer, a transformer, "
             "or an nn.Module with blocks='path.to.its.block_list'"
         )
     if isinstance(target, nn.ModuleList):
@@ -41,7 +42,7 @@ def find_chains(target: object, blocks: Blocks, chosen: Collection[str] = ()) ->
     if blocks is None:
         return [_chain(owner) for owner in owners_of(target, chosen)]
     if not isinstance(named, Sequence):
-        raise WrongType(f"blocks={blocks!r}: give a dotted path, an nn.ModuleList, or a list of these")
+        raise WrongType(f"blocks={shown(blocks)}: give a dotted path, an nn.ModuleList, or a list of these")
     if not named:
         raise InvalidSetting("blocks is an empty list: name at least one nn.ModuleList, or leave it out")
     return group(target, [resolve(target, item) for item in named])
@@ -114,19 +115,19 @@ def resolve(target: object, item: object) -> BlockList:
     elif isinstance(item, str):
         path, item = item, walk(target, item)
     else:
-        raise WrongType(f"blocks: {item!r} ({type(item).__name__}) is neither a dotted path nor an nn.ModuleList")
+        raise WrongType(f"blocks: {shown(item)} ({type(item).__name__}) is neither a dotted path nor an nn.ModuleList")
     if isinstance(item, nn.Sequential):
         raise InvalidSetting(
-            f"blocks={path!r} leads to an nn.Sequential, whose blocks are not called by the model: in a model that "
-            "runs over its entries, make it an nn.ModuleList of these"
+            f"blocks={shown(path)} leads to an nn.Sequential, whose blocks are not called by the model: in a model "
+            "that runs over its entries, make it an nn.ModuleList of these"
         )
     if not isinstance(item, nn.ModuleList):
-        raise InvalidSetting(f"blocks={path!r} leads to a {type(item).__name__}, not to an nn.ModuleList")
+        raise InvalidSetting(f"blocks={shown(path)} leads to a {type(item).__name__}, not to an nn.ModuleList")
     if not len(item):
-        raise InvalidSetting(f"blocks={path!r} leads to an empty nn.ModuleList: there is no block to cache")
+        raise InvalidSetting(f"blocks={shown(path)} leads to an empty nn.ModuleList: there is no block to cache")
     if all(isinstance(entry, nn.ModuleList) for entry in item):
         inner = [f"{path}.{index}" for index in range(len(item))]
-        raise InvalidSetting(f"blocks={path!r} leads to a list of lists: name these, blocks={inner}")
+        raise InvalidSetting(f"blocks={shown(path)} leads to a list of lists: name these, blocks={inner}")
     return BlockList(path, item)
 
 

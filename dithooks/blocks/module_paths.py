@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InvalidSetting
+from ..validation import shown
 from .block_lists import WRAPPED
 
 # Components of pipelines that encode, decode or steer; the denoiser is none of these.
@@ -71,7 +72,7 @@ def walk(target: object, path: str) -> Any:
         return target
     parts = path.split(".")
     if not all(part.isidentifier() or part.isdigit() for part in parts):
-        raise InvalidSetting(f"blocks={path!r} is not a dotted path such as 'transformer.transformer_blocks'")
+        raise InvalidSetting(f"blocks={shown(path)} is not a dotted path such as 'transformer.transformer_blocks'")
     here: Any = target
     for depth, part in enumerate(parts):
         try:
@@ -82,7 +83,7 @@ def walk(target: object, path: str) -> Any:
         except (AttributeError, IndexError):
             before = ".".join(parts[:depth]) or type(target).__name__
             options = sorted(dict(here.named_children()) if isinstance(here, nn.Module) else modules_of(here))
-            raise InvalidSetting(f"blocks={path!r}: {before} has no {part!r}; it has {options}") from None
+            raise InvalidSetting(f"blocks={shown(path)}: {before} has no {shown(part)}; it has {options}") from None
     return here
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting, WrongType
+from ..validation import shown
 from .adapter import BlockAdapter
 from .block_lists import Chain
 from .discovery import Blocks, find_chains
@@ -76,7 +77,7 @@ class BlockAdapterRegistry:
             return None
         adapter, kind = make(model), type(model).__name__
         if not isinstance(adapter, BlockAdapter):
-            raise WrongType(f"the hint for {kind} made {adapter!r}, not a BlockAdapter")
+            raise WrongType(f"the hint for {kind} made {shown(adapter)}, not a BlockAdapter")
         if adapter.target is not model:
             raise InvalidSetting(f"the hint for {kind} made an adapter of another object than it was given")
         return adapter

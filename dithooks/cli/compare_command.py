@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 
+from .command_parser import Parser
 from .run_arguments import TARGET, add_target, run_request
 
 SUMMARY = "run the same without a cache and with each of several, and compare time and pictures"
@@ -27,11 +28,19 @@ exit codes: 0 done; 2 cannot be done as asked; 130 interrupted.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks compare``."""
     add = parser.add_argument
     add_target(parser)
-    add("--plan", action="append", default=[], dest="plans", metavar="FILE", help="with this plan; repeatable")
+    parser.add_plan(
+        "--plan",
+        ships=lambda args: args.subject == "demo",
+        action="append",
+        default=[],
+        dest="plans",
+        metavar="FILE",
+        help="with this plan; repeatable",
+    )
     add(
         "--target",
         action="append",
@@ -42,8 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steered to this speed-up, in blocks that run; repeatable",
     )
     add("--pairs", type=int, default=3, metavar="N", help="timed runs of each (default: %(default)s)")
-    add("--out", type=Path, default=Path("compare.png"), metavar="FILE", help="the picture (default: %(default)s)")
-    add("--json", metavar="FILE", help="write the numbers too; - writes them instead of the table")
+    parser.add_output(
+        "--out", type=Path, default=Path("compare.png"), metavar="FILE", help="the picture (default: %(default)s)"
+    )
+    parser.add_output("--json", metavar="FILE", help="write the numbers too; - writes them instead of the table")
     add("--quiet", action="store_true", help="show no progress")
 
 
@@ -60,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
     from ..environment.machine import machine
     from ..errors import UsageError
     from ..progress_bars import progress
+    from ..storage.replacement import replacing
     from .cache_settings import for_speedup, from_file, numbered
     from .compare_output import draw, show
     from .comparison import measure
     from .media import check_suffix
     from .option_checks import check_least
-    from .output_files import as_json, check_results, json_file, stdout_kept_for_json, write_json, written
+    from .output_files import as_json, json_file, stdout_kept_for_json, write_json
     from .targets.pipeline_loading import DEMO
     from .targets.runnable import RunRequest, runnable
 
@@ -76,7 +88,6 @@ def run(args: argparse.Namespace) -> int:
     file = json_file(args.json)
     with stdout_kept_for_json(args.json):
         check_suffix(args.out, video=False)
-        check_results([args.out, *([] if file is None else [file])], [Path(plan) for plan in args.plans])
         shipped = request.target == DEMO
         settings = numbered([from_file(plan, shipped) for plan in args.plans] + [*map(for_speedup, args.speedups)])
         subject = runnable(request)
@@ -84,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
             comparison = measure(subject, settings, args.pairs, report)
     sheet = draw(comparison, subject.captions)
     if sheet is not None:
-        written(args.out, sheet.save)
+        with replacing(args.out) as draft:
+            sheet.save(draft)
     for outcome in comparison.outcomes:
         for remark in outcome.remarks:
             print(f"dithooks: {outcome.setting.name}: {remark}", file=sys.stderr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .command_parser import Parser
+
 SUMMARY = "draw emoji without and with the cache and compare them"
 
 DESCRIPTION = """Draw the same emoji without and with the cache, with the small pipeline that ships with dithooks: no
@@ -13,19 +15,24 @@ network, no accelerator, under two minutes on two CPU cores."""
 EPILOG = ""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks demo``."""
     add = parser.add_argument
     add("--prompt", action="append", metavar="CAPTION", help="what to draw; repeat it for more pictures")
     add("--steps", type=int, default=28, help="sampling steps (default: %(default)s)")
     add("--seed", type=int, default=0, help="where the noise comes from (default: %(default)s)")
     add("--guidance", type=float, default=3.0, help="guidance scale (default: %(default)s)")
-    add("--plan", metavar="PLAN", help="a file that a search wrote, or one that ships: 1.5x, 2x, 3x (default: 2x)")
+    parser.add_plan(
+        "--plan",
+        ships=lambda args: True,
+        metavar="PLAN",
+        help="a file that a search wrote, or one that ships: 1.5x, 2x, 3x (default: 2x)",
+    )
     add("--start", type=int, help="no plan, but cache_step_start: first steps, all computed (6)")
     add("--interval", type=int, help="no plan, but cache_step_interval: then every n-th (2)")
     add("--pairs", type=int, default=3, help="timed runs of each kind (default: %(default)s)")
-    add("--out", type=Path, default=Path("demo.png"), help="the picture (default: %(default)s)")
-    add("--json", metavar="FILE", help="write the numbers too; - writes them instead of the table")
+    parser.add_output("--out", type=Path, default=Path("demo.png"), help="the picture (default: %(default)s)")
+    parser.add_output("--json", metavar="FILE", help="write the numbers too; - writes them instead of the table")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,12 +62,9 @@ def run(args: argparse.Namespace) -> int:
             plan_name=plan_name,
             **static,
         )
-        demonstration.check_outputs(args.out, args.json)
+        demonstration.check_ending(args.out)
         pipe = demonstration.load_checked(options)
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
-    try:
-        demonstration.run_demo(pipe, options, out=args.out, json_to=args.json)
-    except OSError as error:
-        raise UsageError(f"the results cannot be written: {error}") from error
+    demonstration.run_demo(pipe, options, out=args.out, json_to=args.json)
     return 0

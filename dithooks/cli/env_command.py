@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .command_parser import Parser
+
 SUMMARY = "show what is installed and what is wrong with it"
 
 DESCRIPTION = """Show what is installed, which accelerator PyTorch sees, and what keeps it from working. Works where
@@ -18,9 +20,9 @@ be run as given.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks env``."""
-    parser.add_argument("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the text")
+    parser.add_output("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the text")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,10 +32,9 @@ def run(args: argparse.Namespace) -> int:
         UsageError: the file cannot be written.
     """
     from ..environment import env_report
-    from .output_files import as_json, check_results, write_json
+    from .output_files import as_json, write_json
 
     file = None if args.json in (None, "-") else Path(args.json)
-    check_results([] if file is None else [file])
     report = env_report.look()
     if args.json == "-":
         print(as_json(report))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .command_parser import Parser
+
 SUMMARY = "draw pictures or a video with any pipeline, as it is or made faster"
 
 DESCRIPTION = """Draw pictures or a video with any pipeline of diffusers: as it is, with a plan, or with a speed-up that
@@ -33,13 +35,15 @@ exit codes: 0 written; 2 cannot be done as asked; 130 interrupted, what was done
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks generate``."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="what draws, see below")
     add("--prompt", action="append", default=[], dest="prompts", metavar="TEXT", help="what to draw; repeatable")
     add("--negative-prompt", metavar="TEXT", help="what not to draw")
-    add("--plan", metavar="FILE", help="what to reuse, as found by a search")
+    parser.add_plan(
+        "--plan", ships=lambda args: args.model == "demo", metavar="FILE", help="what to reuse, as found by a search"
+    )
     add("--target", type=float, metavar="X", help="or a speed-up, in blocks that run")
     add("--policy-free", action="store_true", help="with --target: steps chosen before the run, evenly spread")
     add("--steps", type=int, metavar="N", help="sampling steps (those of the plan, else the pipeline's own)")
@@ -52,8 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--set", action="append", default=[], dest="others", metavar="NAME=VALUE", help="another argument; repeatable")
     add("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, npu, xpu, mps (auto: an accelerator, if any)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="(float32 on the CPU, bfloat16 elsewhere)")
-    add("--out", type=Path, metavar="FILE", help="picture or video (generated.png, or .mp4, or .gif without ffmpeg)")
-    add("--json", metavar="FILE", help="the statistics (beside the result); - writes them to stdout")
+    parser.add_output(
+        "--out",
+        files=_results,
+        type=Path,
+        metavar="FILE",
+        help="picture or video (generated.png, or .mp4, or .gif without ffmpeg)",
+    )
+    parser.add_output("--json", metavar="FILE", help="the statistics (beside the result); - writes them to stdout")
     add("--quiet", action="store_true", help="show no progress")
     add(
         "--trust-remote-code",
@@ -78,3 +88,8 @@ def run(args: argparse.Namespace) -> int:
     options = {field.name: getattr(args, field.name) for field in fields(GenerateOptions)}
     options |= {"prompts": tuple(args.prompts), "others": tuple(args.others)}
     return generate(GenerateOptions(**options))
+
+
+def _results(args: argparse.Namespace) -> list[Path]:
+    """A file in the folder of the results, which have numbers or another ending where that becomes known later."""
+    return [args.out or Path("generated.png")]

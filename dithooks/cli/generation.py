@@ -14,11 +14,12 @@ import torch
 
 from ..environment.machine import machine, synchronize, versions
 from ..handle import CacheHandle
+from ..storage.replacement import replacing
 from .cache_settings import CacheSetting, cached, summary
 from .generate_options import DrawTask, GenerateOptions, call_of, setting_of, tasks_of
 from .media import ANIMATED, ENCODED, check_suffix, default_path, frames_of, write_frames
 from .messages import one_line
-from .output_files import as_json, check_results, stdout_kept_for_json, write_json, written
+from .output_files import as_json, check_results, stdout_kept_for_json, write_json
 from .targets.pipeline_loading import PipelineSource, device_of, dtype_of, find_pipeline
 
 DONE, INTERRUPTED = 0, 130  # exit codes
@@ -131,7 +132,8 @@ def _run(
         remarks.append(f"{task.file} cannot hold the {len(frames)} frames that were drawn: they are in {file}")
     if len(drawn) > 1:
         remarks.append(f"a run drew {len(drawn)} results: the first is in {file}")
-    written(file, lambda path: write_frames(path, frames, options.fps))
+    with replacing(file) as draft:
+        write_frames(draft, frames, options.fps)
     entry = {"file": str(file), "prompt": task.prompt, "seed": task.seed, "seconds": round(seconds, 4)}
     return entry | {"frames": len(frames), "size": list(frames[0].size)}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .command_parser import Parser
+
 SUMMARY = "show a model's lists of blocks and the ranges that can be cached"
 
 DESCRIPTION = """Show a model's lists of blocks, what it does between them, which ranges can be cached and which
@@ -29,7 +31,7 @@ Classes are inspected as tiny models with random weights. A file for `dithooks i
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks inspect``."""
     parser.add_argument("target", nargs="?", metavar="TARGET", help="what to look at, see below")
     parser.add_argument(
@@ -42,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the most ranges to try out, each by three calls (default: %(default)s)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the tables")
+    parser.add_output("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the tables")
     parser.add_argument("--all", action="store_true", help="a table of all transformer classes; takes minutes")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="with --all: write the table to a file instead")
+    parser.add_output("--markdown", type=Path, metavar="FILE", help="with --all: write the table to a file instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,11 +80,11 @@ def _show_one(target: str, blocks: tuple[str, ...], tests: int, json_to: str | N
     if ":" not in target:
         _need_diffusers()
     from ..inspection.model_report import inspect, show, to_json
-    from .output_files import check_results, written
+    from ..storage.replacement import write_text
+    from .output_files import json_file
     from .targets.resolver import find_subject
 
-    file = None if json_to in (None, "-") else Path(json_to or "")
-    check_results([] if file is None else [file])
+    file = json_file(json_to)
     inspection = inspect(find_subject(target), blocks, tests)
     if json_to == "-":
         print(to_json(inspection))
@@ -91,20 +93,18 @@ def _show_one(target: str, blocks: tuple[str, ...], tests: int, json_to: str | N
 
     show(inspection, Console())
     if file is not None:
-        written(file, lambda path: path.write_text(to_json(inspection) + "\n", encoding="utf-8"))
+        write_text(file, to_json(inspection) + "\n")
 
 
 def _show_all(markdown_to: Path | None) -> None:
     """Print the table of all classes, or write it to a file."""
     _need_rich()
     _need_diffusers()
-    from .output_files import check_results, written
-
-    check_results([] if markdown_to is None else [markdown_to])
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from ..inspection.model_table import all_rows, markdown, summary, table
+    from ..storage.replacement import write_text
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:  # stdout holds the table alone
@@ -116,7 +116,7 @@ def _show_all(markdown_to: Path | None) -> None:
     if markdown_to is None:
         console.print(table(rows))
     else:
-        written(markdown_to, lambda path: path.write_text(markdown(rows, missing), encoding="utf-8"))
+        write_text(markdown_to, markdown(rows, missing))
         console.print(f"{summary(rows)}: {markdown_to}", highlight=False, soft_wrap=True)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
-from ..errors import DitHooksError, UsageError
+from ..errors import DitHooksError
 from . import (
     compare_command,
     demo_command,
@@ -16,6 +17,7 @@ from . import (
     profile_command,
     search_command,
 )
+from .command_parser import Parser
 
 EXAMPLES = """examples:
   dithooks demo
@@ -44,8 +46,8 @@ class Command(Protocol):
     DESCRIPTION: str
     EPILOG: str
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the subcommand's arguments to its parser."""
+    def add_arguments(self, parser: Parser) -> None:
+        """Add the subcommand's arguments to its parser, those that name files by the parser's own methods."""
 
     def run(self, args: argparse.Namespace) -> int:
         """Run the subcommand and return the exit code; a ``DitHooksError`` is shown as one line."""
@@ -62,13 +64,6 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a wrong command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
 class Version(argparse.Action):
     """The option ``--version``: only here is the version needed, which a package without PyTorch cannot give."""
 
@@ -79,7 +74,7 @@ class Version(argparse.Action):
         sys.exit(0)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, before: Callable[[argparse.Namespace], object] | None = None) -> int:
     """Run the command line and return its exit code.
 
     0: done, all files written. 1: the environment is broken (``env``). 2: the command cannot be done as asked; one line
@@ -88,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Args:
         argv: the arguments after the command's name; those of the process if None.
+        before: is called with the parsed arguments once the files that they name are checked, before the work.
 
     Raises:
         SystemExit: after ``--help`` and ``--version``, as argparse does.
@@ -98,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.command is None:
             parser.print_help(sys.stderr)
             return 2
+        args.check_files(args)
+        if before is not None:
+            before(args)
         return COMMANDS[args.command].run(args)
     except DitHooksError as error:  # raised on purpose; all other errors are faults and keep their traceback
         print(f"dithooks: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -107,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Build the parser of the whole command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(
@@ -125,4 +124,5 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=command.SUMMARY, description=command.DESCRIPTION, epilog=command.EPILOG, formatter_class=raw
         )
         command.add_arguments(subparser)
+        subparser.set_defaults(check_files=subparser.check_files)
     return parser

@@ -5,31 +5,31 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import FileError, UsageError
+from ..storage.replacement import check_writable, is_special, write_text
 
 
 def check_results(files: Sequence[Path], given: Sequence[Path] = ()) -> None:
-    """Check before the work that its results can be written. Files that exist are overwritten.
+    """Check before the work that its results can be written, without a trace. Files that exist are replaced.
 
     Args:
         files: the files to be written.
-        given: files that the command reads, and which it must not overwrite.
+        given: files that the command reads, and which it must not replace.
 
     Raises:
         UsageError: a file cannot be written, two results would go to one file, or one to a file that was given.
     """
-    for path in files:
-        if path.is_dir() or not path.parent.is_dir():
-            lack = f"{path} is a folder" if path.is_dir() else f"{path.parent} is not a folder"
-            raise UsageError(f"{path} cannot be written: {lack}")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UsageError(f"{path} cannot be written: you may not write there")
-    places = [path.resolve() for path in files]
+    try:
+        for path in files:
+            check_writable(path)
+    except FileError as error:
+        raise UsageError(str(error)) from None
+    places = [path.resolve() for path in files if not is_special(path)]
     if len(set(places)) < len(places):
         twice = next(path for path in files if places.count(path.resolve()) > 1)
         raise UsageError(f"two results would go to {twice}: give them other names")
@@ -38,16 +38,20 @@ def check_results(files: Sequence[Path], given: Sequence[Path] = ()) -> None:
         raise UsageError(f"{lost[0]} would be overwritten, which was given to be read: write the results elsewhere")
 
 
-def written(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file by a function that takes its path.
+def check_folder(path: Path) -> None:
+    """Check before the work that files can be written in a folder, which may have to be made.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: they cannot.
     """
     try:
-        write(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error}") from error
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file: give a folder")
+        there = next(each for each in (path, *path.absolute().parents) if each.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise UsageError(f"{path} cannot be made or written into: you may not write in {there}")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be made: {error}") from None
 
 
 def json_file(json_to: str | None) -> Path | None:
@@ -61,8 +65,12 @@ def stdout_kept_for_json(json_to: str | None) -> AbstractContextManager[object]:
 
 
 def write_json(path: Path, numbers: Mapping[str, Any]) -> None:
-    """Write numbers as JSON; errors as :func:`written`."""
-    written(path, lambda file: file.write_text(as_json(numbers) + "\n", encoding="utf-8"))
+    """Write numbers as JSON.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    write_text(path, as_json(numbers) + "\n")
 
 
 def as_json(numbers: Any) -> str:

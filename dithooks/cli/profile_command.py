@@ -7,6 +7,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .command_parser import Parser
 from .run_arguments import TARGET, add_target, run_request
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ exit codes: 0 done; 2 cannot be done as asked; 130 interrupted.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks profile``."""
     add = parser.add_argument
     add_target(parser)
     add("--threshold", action="append", type=float, dest="thresholds", metavar="X", help="predict this; repeatable")
     add("--first", type=int, metavar="N", help="first block of the range; those before it decide")
-    add("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
+    parser.add_output("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from ..stats.warning_collector import collect_warnings
     from .messages import one_line
     from .option_checks import check_least
-    from .output_files import as_json, check_results, json_file, stdout_kept_for_json, write_json
+    from .output_files import as_json, json_file, stdout_kept_for_json, write_json
     from .targets.runnable import RunRequest, runnable
 
     thresholds = tuple(args.thresholds or THRESHOLDS)
@@ -62,7 +63,6 @@ def run(args: argparse.Namespace) -> int:
     check_least(args, first=0)
     request = RunRequest(**run_request(args))
     file = json_file(args.json)
-    check_results([] if file is None else [file])
     remarks: list[str] = []
     with stdout_kept_for_json(args.json):
         subject = runnable(request)

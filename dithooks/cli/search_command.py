@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .command_parser import Parser
+
 SUMMARY = "find the plan for a speed-up that keeps nearest to the pictures without the cache"
 
 DESCRIPTION = """Find, for a speed-up, the plan that keeps nearest to the pictures without the cache: which
@@ -32,12 +34,18 @@ far is written if there is one.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks search``."""
     add = parser.add_argument
     add("target", metavar="TARGET", help="what to search a plan for, see below")
     add("--target", action="append", type=float, dest="speedups", metavar="X", help="speed-up (2); repeatable")
-    add("--out", default="plan.json", metavar="FILE", help="the plan; with several targets plan-{target}x.json or so")
+    parser.add_output(
+        "--out",
+        files=_plans,
+        default="plan.json",
+        metavar="FILE",
+        help="the plan; with several targets plan-{target}x.json or so",
+    )
     add(
         "--steps",
         type=int,
@@ -63,10 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nproc-per-node=2 --no-python dithooks search ...",
     )
     add("--workers", type=int, metavar="N", help="with --executor ray: actors (as many as there is room for)")
-    add("--journal", type=Path, metavar="FOLDER", help="keep the results of plans there, and continue from them")
-    add("--record", type=Path, metavar="FILE", help="keep the recorded run too, .npz")
-    add("--recording", type=Path, metavar="FILE", help="read the recorded run from there instead of recording one")
-    add("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
+    parser.add_folder(
+        "--journal", type=Path, metavar="FOLDER", help="keep the results of plans there, and continue from them"
+    )
+    parser.add_output("--record", type=Path, metavar="FILE", help="keep the recorded run too, .npz")
+    parser.add_input(
+        "--recording", type=Path, metavar="FILE", help="read the recorded run from there instead of recording one"
+    )
+    parser.add_output("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
     add("--quiet", action="store_true", help="show no progress")
     add("--prompt", action="append", default=[], dest="prompts", metavar="CAPTION", help="demo: draw this; repeatable")
     add("--seed", type=int, help="demo: of the first caption; the next has the next (1000)")
@@ -88,3 +100,11 @@ def run(args: argparse.Namespace) -> int:
     options = {field.name: getattr(args, field.name) for field in fields(SearchOptions)}
     options |= {"speedups": tuple(args.speedups or [2.0]), "prompts": tuple(args.prompts)}
     return run_search(SearchOptions(**options))
+
+
+def _plans(args: argparse.Namespace) -> list[str]:
+    """The files of the plans; that of several targets in one file, the options themselves refuse."""
+    speedups = args.speedups or [2.0]
+    return [
+        args.out.replace("{target}", f"{speedup:g}") for speedup in speedups[: None if "{target}" in args.out else 1]
+    ]

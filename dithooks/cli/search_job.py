@@ -15,13 +15,14 @@ import torch
 from ..errors import UsageError
 from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
+from ..storage.replacement import write_text
 from ..tuning.evaluation import Evaluation
 from ..tuning.executors.executor import Executor
 from ..tuning.result import SearchResult
 from ..tuning.search import search
 from .messages import one_line
 from .option_checks import check_guidance, check_least, check_seed, check_speedup
-from .output_files import as_json, check_results, stdout_kept_for_json, written
+from .output_files import as_json, stdout_kept_for_json
 from .search_workers import workers
 from .targets.pipeline_loading import DEMO
 from .targets.runnable import GUIDANCE, STEPS, check_target, drawing_of, shipped
@@ -37,7 +38,7 @@ class SearchOptions:
 
     Raises:
         TargetError: the target is neither the demo nor a factory.
-        UsageError: a number is out of its range, options exclude each other, or a file cannot be written.
+        UsageError: a number is out of its range, or options exclude each other.
     """
 
     target: str
@@ -80,10 +81,6 @@ class SearchOptions:
             raise UsageError("--workers goes with --executor ray: torchrun sets the number of its ranks itself")
         if self.record is not None and self.recording is not None:
             raise UsageError("--record goes without --recording: that one is saved already")
-        if self.journal is not None and self.journal.exists() and not self.journal.is_dir():
-            raise UsageError(f"{self.journal} is a file: --journal takes a folder")
-        others = [Path(file) for file in (self.record, self.json) if file is not None and file != "-"]
-        check_results([*map(self.path, self.speedups), *others])
 
     def path(self, speedup: float) -> Path:
         """The file of the plan for a speed-up."""
@@ -121,7 +118,7 @@ def run_search(options: SearchOptions) -> int:
     if first and options.json == "-":
         print(text)
     elif first and options.json is not None:
-        written(Path(options.json), lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        write_text(options.json, text + "\n")
     reached = all(result.reached for result in results)
     return INTERRUPTED if results[-1].interrupted else DONE if reached else MISSED
 
@@ -193,9 +190,9 @@ def _load(path: Path) -> Recording:
 def _deliver(options: SearchOptions, speedup: float, results: Sequence[SearchResult]) -> None:
     """Write the plan of the last search, and print it."""
     result, path = results[-1], options.path(speedup)
-    written(path, result.plan.save)
+    result.plan.save(path)
     if options.record is not None and len(results) == 1:
-        written(options.record, result.recording.save)
+        result.recording.save(options.record)
     if options.json != "-":
         print(f"{result}\n\n{result.plan}\n\nwritten to {path}" + "\n" * (speedup != options.speedups[-1]))
     if not result.reached and not result.interrupted:

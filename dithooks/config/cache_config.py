@@ -14,7 +14,7 @@ from ..policies.interval import Interval
 from ..policies.policy import Policy
 from ..predictors.polynomial import Reuse
 from ..predictors.predictor import Predictor
-from ..validation import check_bool, check_count, located, set_field
+from ..validation import check_bool, check_count, located, set_field, shown
 from .codec import JsonFile, plain
 
 
@@ -108,16 +108,18 @@ class DitCacheConfig(JsonFile):
         for name, kind in (("policy", Policy), ("predictor", Predictor)):
             part = getattr(self, name)
             if not isinstance(part, kind) and not (name == "policy" and part is None):
-                raise WrongType(f"{name} must be a {kind.__name__} such as {_SUCH_AS[name]}, not {part!r}")
+                raise WrongType(f"{name} must be a {kind.__name__} such as {_SUCH_AS[name]}, not {shown(part)}")
         if self.cache_dtype is not None and self.cache_dtype not in tuple(DTYPES):
-            raise InvalidSetting(f"cache_dtype={self.cache_dtype!r}: there are {', '.join(DTYPES)}, or None")
+            raise InvalidSetting(f"cache_dtype={shown(self.cache_dtype)}: there are {', '.join(DTYPES)}, or None")
         if self.cache_device not in (None, "cpu"):
-            raise InvalidSetting(f"cache_device={self.cache_device!r}: there are 'cpu' and None, the activations' own")
+            raise InvalidSetting(
+                f"cache_device={shown(self.cache_device)}: there are 'cpu' and None, the activations' own"
+            )
         check_bool("free_at_end", self.free_at_end)
         if self.look_at is not None:
             set_field(self, "look_at", _streams(self.look_at))
         if self.fingerprint is not None and not isinstance(self.fingerprint, str):
-            raise WrongType(f"fingerprint must be a string or None, not {self.fingerprint!r}")
+            raise WrongType(f"fingerprint must be a string or None, not {shown(self.fingerprint)}")
         if not isinstance(self.overrides, Mapping) or not all(
             isinstance(name, str) and isinstance(changes, Mapping) for name, changes in self.overrides.items()
         ):
@@ -163,7 +165,7 @@ class DitCacheConfig(JsonFile):
                 changes = {"cache_num_blocks": None, **changes}
             return replace(self, **{"overrides": {}, **changes})
         except (TypeError, ValueError) as error:
-            raise located(f"overrides[{name!r}]", error) from None
+            raise located(f"overrides[{shown(name)}]", error) from None
 
     def _check_overrides(self) -> None:
         """Refuse invalid overrides. A list's entry is valid also if it is so only on top of its transformer's entry."""
@@ -190,9 +192,9 @@ class DitCacheConfig(JsonFile):
 def _streams(names: Any) -> tuple[str, ...]:
     """The names of streams, each given once."""
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise WrongType(f'look_at must be a tuple of streams\' names, ("hidden_states",), or None, not {names!r}')
+        raise WrongType(f'look_at must be a tuple of streams\' names, ("hidden_states",), or None, not {shown(names)}')
     if not names or len(set(names)) < len(names):
-        raise InvalidSetting(f"look_at={names!r}: name each stream once, and at least one; None leaves the choice")
+        raise InvalidSetting(f"look_at={shown(names)}: name each stream once, and at least one; None leaves the choice")
     return tuple(names)
 
 

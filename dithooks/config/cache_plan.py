@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +10,7 @@ from typing import ClassVar
 from ..errors import InvalidSetting, WrongType
 from ..policies.uncached import Uncached
 from ..predictors.polynomial import Reuse
-from ..validation import set_field
+from ..validation import set_field, shown
 from .cache_config import DitCacheConfig
 from .codec import JsonFile
 from .provenance import PlanTarget, Provenance
@@ -65,16 +66,18 @@ class CachePlan(JsonFile):
         ):
             if not all(isinstance(part, kind) for part in parts):
                 kinds = f"a tuple of {kind.__name__}" if name == "pieces" else f"a {kind.__name__}"
-                raise WrongType(f"{name} must be {kinds}, not {getattr(self, name)!r}")
+                raise WrongType(f"{name} must be {kinds}, not {shown(getattr(self, name))}")
         if not pieces:
             raise InvalidSetting("pieces is empty: a plan caches one transformer at least")
         set_field(self, "pieces", pieces)
-        paths = [piece.path for piece in self.pieces]
-        if twice := sorted({path for path in paths if paths.count(path) > 1}):
-            raise InvalidSetting(f"pieces has several of {twice[0]!r}: give one of each transformer")
+        paths = Counter(piece.path for piece in self.pieces)
+        if twice := sorted(path for path, count in paths.items() if count > 1):
+            raise InvalidSetting(f"pieces has several of {shown(twice[0])}: give one of each transformer")
         for piece in self.pieces:
             if len(piece.steps) != self.made.steps:
-                raise InvalidSetting(f"{piece.path!r} has {len(piece.steps)} steps, but made.steps={self.made.steps}")
+                raise InvalidSetting(
+                    f"{shown(piece.path)} has {len(piece.steps)} steps, but made.steps={self.made.steps}"
+                )
         if (total := sum(piece.total for piece in self.pieces)) > self.made.blocks:
             raise InvalidSetting(f"pieces are of {total} blocks together, but made.blocks={self.made.blocks}")
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from math import inf
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -24,7 +23,8 @@ from ..policies.uncached import Uncached
 from ..predictors.fitted import Fitted
 from ..predictors.polynomial import Linear, Reuse, Taylor
 from ..predictors.predictor import Predictor
-from ..validation import located
+from ..storage.replacement import write_text
+from ..validation import located, shown
 from .safe_json import parsed, read_file
 
 PARTS = (Interval, Mask, Threshold, Budget, MagnitudeRatio, EasyCache, Uncached, Reuse, Linear, Taylor, Fitted)
@@ -63,13 +63,13 @@ class JsonFile:
             raise InvalidSetting(f'not a {name}: a JSON object with "kind": "{name}" is expected')
         if data.get("schema") not in cls._schemas:
             known = ", ".join(map(str, cls._schemas))
-            raise InvalidSetting(f"{name} schema {data.get('schema')!r} is not known: this version reads {known}")
+            raise InvalidSetting(f"{name} schema {shown(data.get('schema'))} is not known: this version reads {known}")
         values = {field: value for field, value in data.items() if field not in ("schema", "kind")}
         return cls(**_arguments(cls, values, name, cls._required))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_json` to a file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write :meth:`to_json` to a file, which is replaced once all is written (:func:`.replacing`)."""
+        write_text(path, self.to_json() + "\n")
 
     @classmethod
     def load(cls: type[T], path: str | os.PathLike[str]) -> T:
@@ -114,7 +114,7 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
     items = get_args(hint)
     if isinstance(hint, type) and is_dataclass(hint):
         if not isinstance(value, dict):
-            raise WrongType(f"{where} must be an object with the fields of a {hint.__name__}, not {value!r}")
+            raise WrongType(f"{where} must be an object with the fields of a {hint.__name__}, not {shown(value)}")
         arguments = _arguments(hint, value, where)
         try:
             return hint(**arguments)
@@ -122,7 +122,7 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
             raise located(where, error) from None
     if get_origin(hint) is tuple and is_dataclass(items[0]):
         if not isinstance(value, list):
-            raise WrongType(f"{where} must be a list, not {value!r}")
+            raise WrongType(f"{where} must be a list, not {shown(value)}")
         return tuple(_decode(item, items[0], f"{where}[{number}]") for number, item in enumerate(value))
     if get_origin(hint) is Mapping and isinstance(value, dict):  # its keys are names: "kind" may be one of them
         return {key: _decode(item, items[1], f"{where}[{key!r}]") for key, item in value.items()}
@@ -139,7 +139,7 @@ def _decode_part(data: dict[str, Any]) -> Any:
     """A policy or predictor."""
     name = data["kind"]
     if not isinstance(name, str) or name not in KINDS:
-        raise InvalidSetting(f"there is no policy or predictor {name!r}: known are {', '.join(KINDS)}")
+        raise InvalidSetting(f"there is no policy or predictor {shown(name)}: known are {', '.join(KINDS)}")
     return KINDS[name](**_arguments(KINDS[name], {k: v for k, v in data.items() if k != "kind"}, name))
 
 
@@ -147,7 +147,7 @@ def _arguments(kind: type, values: dict[str, Any], where: str, required: Collect
     """The arguments of a dataclass, from the values of its fields in JSON."""
     known = {each.name: each for each in fields(kind)}
     if unknown := sorted(set(values) - set(known)):
-        raise InvalidSetting(f"{where} has no field {', '.join(unknown)}: known are {', '.join(known)}")
+        raise InvalidSetting(f"{where} has no field {', '.join(map(_word, unknown[:3]))}: known are {', '.join(known)}")
     if missing := [name for name, each in known.items() if name not in values and _is_required(each, required)]:
         raise InvalidSetting(f"{where} lacks {', '.join(missing)}")
     hints = get_type_hints(kind)
@@ -155,6 +155,10 @@ def _arguments(kind: type, values: dict[str, Any], where: str, required: Collect
         name: inf if value == "inf" and known[name].metadata.get("infinite") else _decode(value, hints[name], name)
         for name, value in values.items()
     }
+
+
+def _word(name: str) -> str:
+    return name if name.isidentifier() and len(name) < 60 else shown(name)
 
 
 def _is_required(each: Field[Any], required: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_bool, check_count, check_number, check_text, set_field
+from ..validation import check_bool, check_count, check_number, check_text, set_field, shown
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PlanTarget:
             check_text("scheduler", self.scheduler)
         size: Any = self.size
         if not isinstance(size, Iterable) or isinstance(size, str):
-            raise WrongType(f"size must be the shape of the latents without the batch, not {size!r}")
+            raise WrongType(f"size must be the shape of the latents without the batch, not {shown(size)}")
         set_field(self, "size", tuple(check_count("a length in size", length, 1) for length in size))
 
 
@@ -92,7 +92,7 @@ class Provenance:
             set_field(self, name, check_text(name, getattr(self, name)))
         items = self.versions.items() if isinstance(self.versions, Mapping) else [(None, None)]
         if not all(isinstance(part, str) for item in items for part in item):
-            raise WrongType(f"versions must be a mapping of packages to versions, not {self.versions!r}")
+            raise WrongType(f"versions must be a mapping of packages to versions, not {shown(self.versions)}")
         set_field(self, "versions", dict(self.versions))
         set_field(self, "samples", check_count("samples", self.samples, 1))
         for name, least, strictly in _LEAST:

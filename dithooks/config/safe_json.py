@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import InvalidSetting, WrongType
+from ..errors import InvalidSetting
+from ..storage.regular_file import read_bytes
+from ..validation import located, shown
 
-DEEPEST, LARGEST = 32, 1_000_000  # levels and values of a file; those of this library stay far below
-LONGEST = 250  # characters of a message, which may quote a value as long as the file
+DEEPEST, LARGEST = 32, 100_000  # levels and values of a file; those of this library stay far below
+JSON_BYTES = 2**22  # 4 MiB, of a file: a plan of 1000 steps has 200 kB
+DIGITS = 400  # of a number: no float has more before its point
 T = TypeVar("T")
 
 
@@ -29,11 +32,20 @@ def strict(text: str) -> Any:
     Raises:
         ValueError: the text is not JSON, has a name twice, NaN or infinity, or is nested too deeply or too large.
     """
+    if text.count(",") + text.count("[") + text.count("{") > LARGEST:  # before anything is made of it
+        raise InvalidSetting(f"it holds more than {LARGEST:,} values")
     try:
-        data = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        data = json.loads(
+            text, object_pairs_hook=_once, parse_constant=_no_number, parse_int=_whole, parse_float=_finite
+        )
     except RecursionError:
         raise InvalidSetting("it is nested too deeply") from None
     bounded(data)
+    if "\\u" in text:
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InvalidSetting("a text in it holds one half of a character (\\ud800 … \\udfff)") from None
     return data
 
 
@@ -55,33 +67,47 @@ def bounded(data: Any) -> None:
     raise InvalidSetting(f"it is nested more than {DEEPEST} deep")
 
 
-def read_file(path: str | os.PathLike[str], read: Callable[[str], T]) -> T:
+def read_file(path: str | os.PathLike[str], read: Callable[[str], T], most: int = JSON_BYTES) -> T:
     """Read a file with a function of its text.
+
+    Args:
+        path: the file.
+        read: the function.
+        most: the most bytes that the file may have.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError, TypeError: the text is refused; the message names the file.
+        ValueError, TypeError: the file is too large, or its text is refused; the message names the file.
     """
+    data = read_bytes(path, most)
     try:
-        return read(Path(path).read_text(encoding="utf-8"))
+        return read(data.decode("utf-8"))
     except (ValueError, TypeError) as error:
-        kind = WrongType if isinstance(error, TypeError) else InvalidSetting
-        raise kind(f"{os.fspath(path)}: {shortened(error)}") from None
-
-
-def shortened(error: Exception) -> str:
-    """The text of an error; of a long one, its beginning and end."""
-    text = str(error)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 103]} … {text[-100:]}"
+        raise located(os.fspath(path), error) from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise InvalidSetting(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise InvalidSetting(f"{shown(name)} stands there twice")
+            seen.add(name)
     return data
 
 
 def _no_number(word: str) -> Any:
     raise InvalidSetting(f"{word} is no number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise InvalidSetting(f"a number of {len(digits)} digits is none that this library writes")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise InvalidSetting(f"{shown(digits)} is more than a number can be")
+    return number

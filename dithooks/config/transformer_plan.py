@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InvalidSetting, WrongType
 from ..policies.mask import Mask
 from ..predictors.fitted import Fitted
-from ..validation import check_choice, check_count, check_text, set_field
+from ..validation import check_choice, check_count, check_text, set_field, shown
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ class TransformerPlan:
         steps: Any = self.steps
         steps = steps.tolist() if hasattr(steps, "tolist") else steps
         if not isinstance(steps, Iterable) or isinstance(steps, str):
-            raise WrongType(f"steps must be a 1 or 0 for each step, not {self.steps!r}")
+            raise WrongType(f"steps must be a 1 or 0 for each step, not {shown(self.steps)}")
         bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in steps)
         if -1 in bits or bits[:1] != (1,):
-            raise InvalidSetting(f"steps={self.steps!r}: give 1 (computed) or 0 (reused) for each step, the first a 1")
+            raise InvalidSetting(
+                f"steps={shown(self.steps)}: give 1 (computed) or 0 (reused) for each step, the first a 1"
+            )
         fitted = Fitted(self.coefficients, self.sigmas)
         set_field(self, "steps", bits)
         set_field(self, "coefficients", fitted.coefficients)
@@ -144,7 +146,7 @@ class TransformerPlan:
 
 def _span(value: Any, steps: int) -> tuple[int, int]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise WrongType(f"called must be the first step and the one after the last, or None, not {value!r}")
+        raise WrongType(f"called must be the first step and the one after the last, or None, not {shown(value)}")
     first, end = (check_count("called", step, 0) for step in value)
     if not first < end <= steps:
         raise InvalidSetting(f"called=({first}, {end}) is out of range: there are {steps} steps, from 0 on")

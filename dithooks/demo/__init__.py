@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..config.cache_plan import CachePlan
+from ..errors import MissingFile
 
 if TYPE_CHECKING:
     from .pipeline import EmojiPipeline
@@ -77,7 +78,7 @@ def load_plan(name_or_path: str | Path = PLAN) -> CachePlan:
     if isinstance(name_or_path, str) and name_or_path in names:
         return CachePlan.load(PLANS / f"{name_or_path}.json")
     if not Path(name_or_path).is_file():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"there is no plan {str(name_or_path)!r}: give a file that a search wrote, or one of those that ship with "
             f"dithooks: {', '.join(names)}"
         )

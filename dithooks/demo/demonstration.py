@@ -19,6 +19,7 @@ from ..config.cache_config import DitCacheConfig
 from ..environment.machine import machine
 from ..errors import InvalidSetting
 from ..handle import dit_cache
+from ..storage.replacement import replacing, write_text
 from . import load_pipeline
 from .outcome import PROMPTS, DemoOptions, DemoResult, psnr
 from .pipeline import EmojiPipeline
@@ -35,19 +36,14 @@ class DemoRun(NamedTuple):
     cache: Any = None
 
 
-def check_outputs(picture: Path, json_to: str | None = None) -> None:
-    """Check before the work that its results can be written.
+def check_ending(picture: Path) -> None:
+    """Check before the work that a picture's name has an ending that can be written.
 
     Raises:
-        InvalidSetting: no picture format has this ending, or a folder does not exist.
+        InvalidSetting: no picture format has it.
     """
     if Image.registered_extensions().get(picture.suffix.lower()) not in Image.SAVE:
         raise InvalidSetting(f"{picture} has an ending that no picture format knows: use .png")
-    for path in (picture, *([Path(json_to)] if json_to not in (None, "-") else [])):
-        if not path.parent.is_dir():
-            raise InvalidSetting(f"{path.parent} is not a folder: create it, or write elsewhere than {path}")
-        if path.is_dir():
-            raise InvalidSetting(f"{path} is a folder: give the name of a file")
 
 
 def load_checked(options: DemoOptions) -> EmojiPipeline:
@@ -76,7 +72,9 @@ def run_demo(pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: s
             progress.update(task, description=text, completed=done, total=total)
 
         result = measure(pipe, options, report)
-    draw_comparison(result, options).save(out)
+    sheet = draw_comparison(result, options)
+    with replacing(out) as draft:
+        sheet.save(draft)
     numbers = options.to_dict() | {"machine": machine()} | result.to_dict()
     for remark in result.remarks:
         print(f"dithooks: {' '.join(remark.split())}", file=sys.stderr)
@@ -87,7 +85,7 @@ def run_demo(pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: s
         console.print(table(result, options))
         console.print(f"plain above, cached below: {out}", highlight=False, soft_wrap=True)
         if json_to is not None:
-            Path(json_to).write_text(json.dumps(numbers, indent=2) + "\n")
+            write_text(json_to, json.dumps(numbers, indent=2) + "\n")
     return result
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InvalidSetting
+from ..storage.replacement import replacing
 
 CAPTIONS = (
     "dog face",
@@ -179,7 +180,8 @@ def main(arguments: list[str] | None = None) -> None:
         return_dict=False,
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(to_images(pictures), CAPTIONS).save(options.out)
+    with replacing(options.out) as draft:
+        contact_sheet(to_images(pictures), CAPTIONS).save(draft)
     print(options.out)
 
 

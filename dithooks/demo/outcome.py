@@ -11,6 +11,7 @@ import torch
 
 from ..config.cache_plan import CachePlan
 from ..errors import InvalidSetting
+from ..validation import shown
 from .emoji import clean
 
 PROMPTS = (
@@ -57,7 +58,9 @@ class DemoOptions:
             raise InvalidSetting("there is no prompt: give at least one caption")
         for prompt in self.prompts:
             if not clean(prompt):
-                raise InvalidSetting(f"prompt {prompt!r} holds no word: give a caption such as {PROMPTS[0]!r}")
+                raise InvalidSetting(
+                    f"prompt {shown(prompt)} holds no word: give a caption such as {shown(PROMPTS[0])}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The options, fit for JSON; those that are not used are None."""

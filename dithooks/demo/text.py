@@ -10,6 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ..errors import InvalidSetting
+from ..validation import shown
 from .emoji import clean
 
 PAD = 0
@@ -46,8 +47,10 @@ class CaptionEncoder(ModelMixin, ConfigMixin):
             if unknown:
                 hints = {word: difflib.get_close_matches(word, self._index, n=3) for word in unknown}
                 raise InvalidSetting(
-                    f"caption {caption!r}: the demo has never seen {', '.join(map(repr, unknown))}; "
-                    + "; ".join(f"close to {word!r}: {', '.join(near) or 'nothing'}" for word, near in hints.items())
+                    f"caption {shown(caption)}: the demo has never seen {', '.join(map(repr, unknown))}; "
+                    + "; ".join(
+                        f"close to {shown(word)}: {', '.join(near) or 'nothing'}" for word, near in hints.items()
+                    )
                 )
             tokens = torch.tensor([self._index[word] for word in words[: self.config.max_length]])
             ids[row, : len(tokens)] = tokens

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import InvalidSetting
 from ..recording.noise_levels import falling_times, noise_drops, noise_levels
 from ..recording.recording import Floats, Recording, Trace
+from ..validation import shown
 
 Cost = Literal["time", "blocks"]
 
@@ -48,7 +49,7 @@ def check_cost(cost: object) -> None:
         ValueError: it is neither.
     """
     if cost not in ("time", "blocks"):
-        raise InvalidSetting(f"cost={cost!r}: there are 'time', as it was measured, and 'blocks'")
+        raise InvalidSetting(f"cost={shown(cost)}: there are 'time', as it was measured, and 'blocks'")
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from ..environment.machine import machine, versions
 from ..errors import InvalidSetting, WrongType
 from ..progress_bars import ProgressCallback
 from ..recording.recording import Recording
-from ..validation import check_count, check_number
+from ..validation import check_count, check_number, shown
 from .costs import Cost
 from .interval_planner import IntervalPlanner
 from .planner import Candidate, Planner, Variant
@@ -78,7 +78,7 @@ def plan(
     """
     if not isinstance(recording, Recording):
         raise WrongType(
-            f"recording must be a Recording, as record() returns and Recording.load reads, not {recording!r}"
+            f"recording must be a Recording, as record() returns and Recording.load reads, not {shown(recording)}"
         )
     target = check_target_speedup(target_speedup)
     planner = make_planner(recording, cost, check_interval(interval))

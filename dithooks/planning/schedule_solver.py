@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidSetting
 from ..recording.recording import Floats
+from ..validation import shown
 from .weight_fit import RIDGE
 
 GAMMA = 2.0  # errors of different segments add up as if unrelated; 4 gave almost the same schedules
@@ -94,7 +95,9 @@ class Schedules:
         """
         refreshes = [step for step, bit in enumerate(computed) if bit]
         if len(computed) != self.steps or refreshes[:1] != [0]:
-            raise InvalidSetting(f"{computed!r} is not a 0 or 1 for each of {self.steps} steps, the first of them 1")
+            raise InvalidSetting(
+                f"{shown(computed)} is not a 0 or 1 for each of {self.steps} steps, the first of them 1"
+            )
         total = np.zeros(len(self.grams))
         for place, (last, following) in enumerate(zip(refreshes, [*refreshes[1:], self.steps], strict=True)):
             earlier = tuple(reversed(refreshes[max(place - self.anchors + 1, 0) : place]))

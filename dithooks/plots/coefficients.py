@@ -13,6 +13,7 @@ from ..planning.costs import Cost
 from ..planning.plan import plan
 from ..recording.recording import Recording
 from ..tuning.result import SearchResult
+from ..validation import shown
 from .style import COLOURS, FONT, MARKERS, RULE, new_figure, plain_axes
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def coefficients(
     elif isinstance(found, SearchResult):
         found = found.plan
     elif not isinstance(found, CachePlan):
-        raise WrongType(f"coefficients takes a CachePlan, a SearchResult or a Recording, not {found!r}")
+        raise WrongType(f"coefficients takes a CachePlan, a SearchResult or a Recording, not {shown(found)}")
     number = len(found.pieces)
     figure = new_figure(HEIGHT * number + 0.45)
     panels: list[Axes] = figure.subplots(number, squeeze=False)[:, 0].tolist()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_count, check_number
+from ..validation import check_count, check_number, shown
 from .inputs import Sample, check_alike, samples_of
 from .style import FONT, RULE, SCALE, WIDTH, new_figure
 
@@ -120,7 +120,7 @@ def factor_for(largest: float) -> float:
 
 def _captions(captions: Sequence[str], number: int) -> list[str]:
     if isinstance(captions, str) or not all(isinstance(each, str) for each in captions):
-        raise WrongType(f"captions must be a string for each picture, not {captions!r}")
+        raise WrongType(f"captions must be a string for each picture, not {shown(captions)}")
     if len(captions) != number:
         raise InvalidSetting(f"there are {len(captions)} captions for {number} pictures or videos: give one for each")
     return list(captions)

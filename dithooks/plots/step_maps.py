@@ -12,7 +12,7 @@ from ..config.transformer_plan import TransformerPlan
 from ..errors import InvalidSetting, WrongType
 from ..handle import CacheHandle
 from ..stats.types import CallRecord
-from ..validation import check_count
+from ..validation import check_count, shown
 
 
 class Bar(NamedTuple):
@@ -109,7 +109,7 @@ def maps_of(source: CacheHandle | CachePlan, run: int | None) -> list[StepMap]:
             raise InvalidSetting(f"run={run}: a plan has no runs; leave it out")
         return [_of_piece(piece) for piece in source.pieces]
     if not isinstance(source, CacheHandle):
-        raise WrongType(f"steps takes the handle that dit_cache returns, or a CachePlan, not {source!r}")
+        raise WrongType(f"steps takes the handle that dit_cache returns, or a CachePlan, not {shown(source)}")
     decisions = source.decisions
     if not decisions:
         raise InvalidSetting(

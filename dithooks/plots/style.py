@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InvalidSetting
+from ..storage.replacement import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,8 +86,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         raise ModuleNotFoundError(MISSING, name=error.name) from error
     nothing = {".svg": ("Date", "Creator"), ".pdf": ("CreationDate", "Creator", "Producer"), ".png": ("Software",)}
     left_out = dict.fromkeys(nothing.get(Path(path).suffix.lower(), ()))
-    with rc_context({"svg.hashsalt": "dithooks", "svg.fonttype": "path"}):
-        figure.savefig(path, metadata=left_out or None, dpi=200)
+    with rc_context({"svg.hashsalt": "dithooks", "svg.fonttype": "path"}), replacing(path) as draft:
+        figure.savefig(draft, metadata=left_out or None, dpi=200)
 
 
 def _png(figure: Figure) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_count, check_number, set_field
+from ..validation import check_count, check_number, set_field, shown
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy
 from .reason import Reason
@@ -54,7 +54,9 @@ class MagnitudeRatio(Policy):
         ratios: Any = self.ratios
         given = ratios.tolist() if hasattr(ratios, "tolist") else ratios
         if not isinstance(given, (list, tuple)) or not given:
-            raise WrongType(f"ratios must be a number for each step, or such a list for each branch, not {given!r}")
+            raise WrongType(
+                f"ratios must be a number for each step, or such a list for each branch, not {shown(given)}"
+            )
         nested = all(isinstance(each, (list, tuple)) for each in given)
         checked = tuple(tuple(_ratio(g) for g in each) for each in (given if nested else (given,)))
         if not checked[0] or len({len(each) for each in checked}) > 1:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_number, set_field
+from ..validation import check_number, set_field, shown
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, steps_are_needed
 from .reason import Reason
@@ -51,21 +51,23 @@ class Mask(Policy):
     def __post_init__(self) -> None:
         if isinstance(self.steps, str):
             if self.steps not in PRESETS:
-                raise InvalidSetting(f"Mask({self.steps!r}): there are the presets {', '.join(PRESETS)}")
+                raise InvalidSetting(f"Mask({shown(self.steps)}): there are the presets {', '.join(PRESETS)}")
             if self.sigmas is not None:
                 raise InvalidSetting("sigmas belong to a mask of 0 and 1: a preset is made for the steps of the run")
         else:
             steps: Any = self.steps
             if not isinstance(steps, Iterable):
-                raise WrongType(f"steps must be a mask of 0 and 1, or a preset by its name, not {self.steps!r}")
+                raise WrongType(f"steps must be a mask of 0 and 1, or a preset by its name, not {shown(self.steps)}")
             bits = tuple(int(bit) if bit in (0, 1) else -1 for bit in _listed(steps))
             if -1 in bits or bits[:1] != (1,):
-                raise InvalidSetting(f"Mask({self.steps!r}): give a 0 or 1 for each step, the first of them 1")
+                raise InvalidSetting(f"Mask({shown(self.steps)}): give a 0 or 1 for each step, the first of them 1")
             set_field(self, "steps", bits)
         if self.sigmas is not None:
             set_field(self, "sigmas", _levels(self.sigmas, len(self.steps)))
         if self.dynamic is not None and (not isinstance(self.dynamic, Policy) or self.dynamic.metric is None):
-            raise WrongType(f"dynamic={self.dynamic!r} must be a policy that decides by looking, such as Threshold")
+            raise WrongType(
+                f"dynamic={shown(self.dynamic)} must be a policy that decides by looking, such as Threshold"
+            )
         if self.dynamic is not None:
             for name in ("metric", "separate_branches", "reduce"):
                 set_field(self, name, getattr(self.dynamic, name))

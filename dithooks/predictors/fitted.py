@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InvalidSetting, WrongType
 from ..policies.history import Schedule
-from ..validation import check_number, set_field
+from ..validation import check_number, set_field, shown
 from .predictor import Moment, Predictor
 
 # Two times are the same within this share of the larger |σ|. The same schedule in another precision or from another
@@ -52,7 +52,9 @@ class Fitted(Predictor):
         coefficients = _listed(self.coefficients)
         given = list(coefficients) if isinstance(coefficients, Iterable) else None
         if given is None or not all(each is None or isinstance(each, Iterable) for each in given):
-            raise WrongType(f"coefficients must be None or a list of weights for each step, not {self.coefficients!r}")
+            raise WrongType(
+                f"coefficients must be None or a list of weights for each step, not {shown(self.coefficients)}"
+            )
         if not given or given[0] is not None:
             raise InvalidSetting("coefficients must begin with None: the first step is computed")
         checked = tuple(
@@ -60,15 +62,16 @@ class Fitted(Predictor):
             for each in given
         )
         set_field(self, "coefficients", checked)
+        before = 0
         for step, each in enumerate(checked):
-            before = len(list(self._planned(step)))
             if each is not None and not 1 <= len(each) <= before:
                 raise InvalidSetting(f"step {step} has {len(each)} coefficients, but {before} computed steps before it")
+            before += each is None
         if self.sigmas is None:
             return
         sigmas = _listed(self.sigmas)
         if not isinstance(sigmas, Iterable) or isinstance(sigmas, str):
-            raise WrongType(f"sigmas must be a number for each step, or None, not {self.sigmas!r}")
+            raise WrongType(f"sigmas must be a number for each step, or None, not {shown(self.sigmas)}")
         set_field(self, "sigmas", tuple(check_number("a sigma", s, -float("1e30")) for s in sigmas))
         if len(self.sigmas) != len(checked):
             raise InvalidSetting(f"sigmas has {len(self.sigmas)} entries, but coefficients has {len(checked)}")

@@ -21,6 +21,7 @@ from ..planning.weight_fit import RIDGE, fit
 from ..policies.threshold import Threshold
 from ..predictors.fitted import Fitted
 from ..predictors.predictor import Moment
+from ..validation import shown
 from .change_recorder import ChangeWatch, RecordedChanges, recording
 
 THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.24, 0.32)
@@ -71,7 +72,7 @@ class Profile:
         paths = list(dict.fromkeys(each.range for each in self.branches))
         found = [path for path in paths if range is None or path == range or path.endswith(f".{range}")]
         if len(found) != 1:
-            raise InvalidSetting(f"range={range!r}: there are {', '.join(paths)}")
+            raise InvalidSetting(f"range={shown(range)}: there are {', '.join(paths)}")
         return tuple(each for each in self.branches if each.range == found[0])
 
     def ratios(self, range: str | None = None) -> tuple[tuple[float, ...], ...]:
@@ -184,7 +185,7 @@ def profile(
         ['0.25', '0.33', '0.50']
     """
     if not callable(call):
-        raise WrongType(f"call must be a function that makes the run, such as lambda: pipe(...), not {call!r}")
+        raise WrongType(f"call must be a function that makes the run, such as lambda: pipe(...), not {shown(call)}")
     policy = config.when if config is not None and isinstance(config.when, Threshold) else Threshold(0.1)
     chains = chains_of(target, blocks)
     if config is None:

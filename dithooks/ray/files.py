@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,8 +11,11 @@ from typing import Any
 import pyarrow.fs as arrow_fs  # type: ignore[import-untyped]
 
 from ..errors import InvalidSetting, RunMismatch
+from ..storage import replacement
+from ..storage.regular_file import opened_regular
+from ..validation import shown
 
-PART = ".part"
+PROMPTS_BYTES = 2**31
 
 
 class Folder:
@@ -54,7 +56,7 @@ class Folder:
             ValueError: the path is a file.
         """
         if self.filesystem.get_file_info(self.path(name)).type == arrow_fs.FileType.File:
-            raise InvalidSetting(f"out={self.place!r} is a file: give a folder")
+            raise InvalidSetting(f"out={shown(self.place)} is a file: give a folder")
         self.filesystem.create_dir(self.path(name), recursive=True)
 
     def names(self, folder: str = "") -> list[str]:
@@ -86,17 +88,7 @@ class Folder:
             with self.filesystem.open_output_stream(self.path(name)) as file:
                 file.write(data)
             return
-        # A unique name: a process that Ray took for dead may be writing the same file
-        path = Path(self.path(name))
-        draft = path.with_name(f"_{uuid.uuid4().hex}{PART}")
-        try:
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        replacement.write_bytes(self.path(name), data)
 
     def delete(self, name: str) -> None:
         """Delete a file, if it exists."""
@@ -106,7 +98,7 @@ class Folder:
     def tidy(self, folder: str = "") -> None:
         """Delete the half-written files of killed processes."""
         for name in self.names(folder):
-            if name.endswith(PART):
+            if replacement.is_draft(name):
                 self.delete(f"{folder}/{name}" if folder else name)
 
 
@@ -132,7 +124,8 @@ def locked(folder: Folder, name: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunMismatch(
-                f"out={folder.place!r}: another process is at work on this job: wait for it, or give another folder"
+                f"out={shown(folder.place)}: another process is at work on this job: wait for it, or give "
+                "another folder"
             ) from None
         except OSError:  # a filesystem without locks
             pass
@@ -141,12 +134,17 @@ def locked(folder: Folder, name: str) -> Iterator[None]:
 
 @contextmanager
 def opened(place: str) -> Iterator[Any]:
-    """Open a file to read, by path or URI.
+    """Open a file to read, by path or URI; on a disk, a regular one of at most 2 GiB.
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        OSError: the file does not exist (:class:`FileNotFoundError`), or cannot be read.
+        ValueError: it is too large.
     """
     filesystem, path = _found(place)
+    if isinstance(filesystem, arrow_fs.LocalFileSystem):
+        with opened_regular(path, PROMPTS_BYTES) as regular:
+            yield regular
+        return
     with filesystem.open_input_file(path) as file:
         yield file
 

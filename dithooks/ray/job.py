@@ -20,7 +20,8 @@ from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
 from ..config.safe_json import parsed, read_file
 from ..environment.machine import versions
-from ..errors import InvalidSetting, RunMismatch, WrongType
+from ..errors import InvalidSetting, MissingFile, RunMismatch, WrongType
+from ..validation import shown
 
 SCHEMA = 1
 KINDS = ("CachePlan", "DitCacheConfig")
@@ -70,32 +71,32 @@ class Job:
         if isinstance(self.load, str):
             where, _, name = self.load.rpartition(":")
             if not (where and name):
-                raise InvalidSetting(f"load={self.load!r} names no function: give 'package.module:function'")
+                raise InvalidSetting(f"load={shown(self.load)} names no function: give 'package.module:function'")
         elif not callable(self.load):
-            raise WrongType(f"load={self.load!r} cannot be called: give a function that returns the pipeline")
+            raise WrongType(f"load={shown(self.load)} cannot be called: give a function that returns the pipeline")
         if self.plan is not None and not isinstance(self.plan, (CachePlan, DitCacheConfig)):
-            raise WrongType(f"plan={self.plan!r} is no plan: give a CachePlan, a DitCacheConfig, a file, or None")
+            raise WrongType(f"plan={shown(self.plan)} is no plan: give a CachePlan, a DitCacheConfig, a file, or None")
         for name in ("draw", "encode"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise WrongType(f"{name}={getattr(self, name)!r} cannot be called: give a function, or None")
+                raise WrongType(f"{name}={shown(getattr(self, name))} cannot be called: give a function, or None")
         check_whole("batch_size", self.batch_size, 1)
         check_whole("seed", self.seed)
         self._check_options()
 
     def _check_options(self) -> None:
         if not isinstance(self.options, Mapping) or not all(isinstance(name, str) for name in self.options):
-            raise WrongType(f"options={self.options!r} must be a dict of the call's keyword arguments by name")
+            raise WrongType(f"options={shown(self.options)} must be a dict of the call's keyword arguments by name")
         if self.draw is None and (own := sorted(set(OWN) & set(self.options))):
             raise InvalidSetting(
-                f"options has {own[0]!r}, which comes from the rows: leave it out; for several pictures of a prompt, "
-                "give it several rows, or give a function as draw"
+                f"options has {shown(own[0])}, which comes from the rows: leave it out; for several pictures of a "
+                "prompt, give it several rows, or give a function as draw"
             )
         for name, value in self.options.items():
             try:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise type(error)(
-                    f"options[{name!r}]={setting_text(value)} cannot be kept beside what is drawn ({error}): give "
+                    f"options[{shown(name)}]={setting_text(value)} cannot be kept beside what is drawn ({error}): give "
                     "numbers, texts, lists and dicts, or make it in a function given as draw"
                 ) from None
 
@@ -155,8 +156,8 @@ def read_plan(plan: Any) -> Plan | None:
     try:
         return read_file(plan, _read)
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"plan={os.fspath(plan)!r}: there is no such file: give one that plan.save(path) wrote"
+        raise MissingFile(
+            f"plan={shown(os.fspath(plan))}: there is no such file: give one that plan.save(path) wrote"
         ) from None
 
 
@@ -210,7 +211,7 @@ def check_whole(name: str, value: object, least: int | None = None) -> None:
         TypeError, ValueError: it is none, or is less than ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise WrongType(f"{name}={value!r} must be a whole number")
+        raise WrongType(f"{name}={shown(value)} must be a whole number")
     if least is not None and value < least:
         raise InvalidSetting(f"{name}={value} is too small: give {least} or more")
 
@@ -241,7 +242,7 @@ def _function(text: str, home: str) -> Callable[[], Any]:
     if where.endswith(".py"):
         path = Path(home, where)
         if not path.is_file():
-            raise InvalidSetting(f"load={text!r}: there is no file {path} on {platform.node()}")
+            raise InvalidSetting(f"load={shown(text)}: there is no file {path} on {platform.node()}")
         folder, where = str(path.parent), path.stem
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -250,9 +251,11 @@ def _function(text: str, home: str) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
             raise  # something that the module needs
-        raise InvalidSetting(f"load={text!r}: there is no module {error.name!r} on {platform.node()}") from None
+        raise InvalidSetting(
+            f"load={shown(text)}: there is no module {shown(error.name)} on {platform.node()}"
+        ) from None
     function = getattr(module, name, None)
     if not callable(function):
-        raise InvalidSetting(f"load={text!r}: {where} has no function {name!r}")
+        raise InvalidSetting(f"load={shown(text)}: {where} has no function {shown(name)}")
     made: Callable[[], Any] = function
     return made

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from ..errors import InvalidSetting, RunMismatch, WrongType
+from ..validation import shown
 from .actor import ChunkResult
 from .attempts import FOLDER as ATTEMPTS_FOLDER
 from .attempts import forget_attempts
@@ -134,7 +135,9 @@ def generate(
                     results += answers
         final = scan_rows(folder)
         if missing := [row_id for row_id in table["id"].to_pylist() if row_id not in final]:
-            raise RunMismatch(f"{len(missing)} rows, {missing[0]!r} first, are not in {folder.place}: call it again")
+            raise RunMismatch(
+                f"{len(missing)} rows, {shown(missing[0])} first, are not in {folder.place}: call it again"
+            )
     before = [there[row_id] for row_id in table["id"].to_pylist() if row_id in there]
     return _report(folder, table.num_rows, [row.failed for row in before], results, time.perf_counter() - begin)
 
@@ -165,18 +168,18 @@ def cut(table: pa.Table, done: set[Any], rows_per_file: int) -> list[tuple[str, 
 def _pool(actors: object) -> tuple[int, int]:
     pair = (actors, actors) if not isinstance(actors, (tuple, list)) else tuple(actors)
     if len(pair) != 2:
-        raise InvalidSetting(f"actors={actors!r}: give how many, or a pair of the least and the most")
+        raise InvalidSetting(f"actors={shown(actors)}: give how many, or a pair of the least and the most")
     for each in pair:
         check_whole("actors", each, 1)
     if pair[0] > pair[1]:
-        raise InvalidSetting(f"actors={actors!r}: the least is more than the most")
+        raise InvalidSetting(f"actors={shown(actors)}: the least is more than the most")
     return pair[0], pair[1]
 
 
 def _resources(num_cpus: object, num_gpus: object) -> None:
     for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise WrongType(f"{name}={value!r} must be a number")
+            raise WrongType(f"{name}={shown(value)} must be a number")
         if not 0 <= value < math.inf:
             raise InvalidSetting(f"{name}={value} is out of range: give 0 or more")
     if isinstance(num_gpus, float) and num_gpus > 1 and not num_gpus.is_integer():

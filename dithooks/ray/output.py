@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
+from ..config.safe_json import strict
 from ..errors import InvalidSetting
+from ..validation import shown
 from .files import Folder
 from .job import SCHEMA, Job, differences
 
@@ -61,14 +63,16 @@ def claim_folder(folder: Folder, job: Job, rows_per_file: int) -> int:
     purpose = job.purpose()
     if (data := folder.read(HEAD)) is not None:
         try:
-            stored = json.loads(data)
+            stored = strict(data.decode())
             if (stored["kind"], stored["schema"]) != (KIND, SCHEMA):
                 raise InvalidSetting(f"it is a {stored['kind']} of schema {stored['schema']}, not {KIND} of {SCHEMA}")
             former, known, chosen = stored["purpose"], stored["versions"], int(stored["rows_per_file"])
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidSetting(f"{folder.path(HEAD)} cannot be read ({error}): give another folder as out") from None
         if other := differences(former, purpose):
-            raise InvalidSetting(f"out={folder.place!r} holds another job ({'; '.join(other)}): give another folder")
+            raise InvalidSetting(
+                f"out={shown(folder.place)} holds another job ({'; '.join(other)}): give another folder"
+            )
         if other := differences(known, job.versions):
             warnings.warn(
                 f"{folder.place} was begun with other versions ({'; '.join(other)}): pictures may differ", stacklevel=3
@@ -76,7 +80,7 @@ def claim_folder(folder: Folder, job: Job, rows_per_file: int) -> int:
         return chosen
     if names := chunks_in(folder):
         raise InvalidSetting(
-            f"out={folder.place!r} holds {names[0]} but no {HEAD} that names its job: give another folder"
+            f"out={shown(folder.place)} holds {names[0]} but no {HEAD} that names its job: give another folder"
         )
     head = {"schema": SCHEMA, "kind": KIND, "purpose": purpose, "rows_per_file": rows_per_file}
     text = json.dumps({**head, "versions": dict(job.versions)}, indent=2, ensure_ascii=False)
@@ -165,7 +169,9 @@ def check_same(folder: Folder, prompts: pa.Table, there: Mapping[Any, OutputRow]
     ids = prompts["id"].to_pylist()
     if there and type(next(iter(there))) is not type(ids[0]):
         kinds = [type(each).__name__ for each in (next(iter(there)), ids[0])]
-        raise InvalidSetting(f"the ids in out={folder.place!r} are of type {kinds[0]}, those of the prompts {kinds[1]}")
+        raise InvalidSetting(
+            f"the ids in out={shown(folder.place)} are of type {kinds[0]}, those of the prompts {kinds[1]}"
+        )
     for row_id, prompt, seed in zip(ids, prompts["prompt"].to_pylist(), prompts["seed"].to_pylist(), strict=True):
         row = there.get(row_id)
         if row is None or (row.failed and retry_failed):
@@ -175,8 +181,8 @@ def check_same(folder: Folder, prompts: pa.Table, there: Mapping[Any, OutputRow]
                 remedy = "retry_failed=True draws it again" if row.failed else "give it another id, or another folder"
                 done = "failed" if row.failed else "drawn"
                 raise InvalidSetting(
-                    f"row {row_id!r} of the prompts has the {name} {now!r}, and {row.file} in out={folder.place!r} "
-                    f"holds it {done} with {then!r}: {remedy}"
+                    f"row {shown(row_id)} of the prompts has the {name} {shown(now)}, and {row.file} in "
+                    f"out={shown(folder.place)} holds it {done} with {shown(then)}: {remedy}"
                 )
 
 

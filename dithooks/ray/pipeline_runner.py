@@ -16,6 +16,7 @@ from ..environment.torch_api import AcceleratorError, OutOfMemoryError
 from ..errors import WrongType
 from ..handle import CacheHandle, dit_cache
 from ..stats.warning_collector import collect_warnings
+from ..validation import shown
 from .attempts import ATTEMPTS, AttemptLog
 from .job import Job
 from .output import FAILED, OK
@@ -157,7 +158,7 @@ def _check_call(pipe: Any, job: Job) -> None:
         return
     if strange := [name for name in ("generator", *job.options) if name not in takes]:
         remedy = "give a function as draw that makes the noise" if strange[0] == "generator" else "see to options"
-        raise WrongType(f"{type(pipe).__name__} takes no {strange[0]!r}, only {', '.join(takes)}: {remedy}")
+        raise WrongType(f"{type(pipe).__name__} takes no {shown(strange[0])}, only {', '.join(takes)}: {remedy}")
 
 
 def _listed(samples: Any) -> list[Any]:

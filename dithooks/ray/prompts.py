@@ -12,8 +12,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.csv as arrow_csv  # type: ignore[import-untyped]
 import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
-from ..errors import InvalidSetting, WrongType
-from ..recording.image_metrics import short_repr
+from ..errors import InvalidSetting, MissingFile, WrongType
+from ..validation import shown
 from .files import opened
 
 FORMATS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv")
@@ -62,21 +62,23 @@ def read_prompts(path: str | os.PathLike[str], seed: int = 0) -> pa.Table:
     name = os.fspath(path)
     ending = os.path.splitext(name)[1].lower()
     if ending not in FORMATS:
-        raise InvalidSetting(f"prompts={name!r} ends in {ending or 'nothing'!r}: give a file of {', '.join(FORMATS)}")
+        raise InvalidSetting(
+            f"prompts={shown(name)} ends in {shown(ending or 'nothing')}: give a file of {', '.join(FORMATS)}"
+        )
     try:
         with opened(name) as file:
             table = _parsed(file.read(), ending)
     except FileNotFoundError:
-        raise FileNotFoundError(f"prompts={name!r}: there is no such file") from None
+        raise MissingFile(f"prompts={shown(name)}: there is no such file") from None
     except (pa.ArrowInvalid, UnicodeDecodeError, ValueError) as error:  # the first two are of the third
-        raise InvalidSetting(f"prompts={name!r} cannot be read as {ending}: {error}") from None
+        raise InvalidSetting(f"prompts={shown(name)} cannot be read as {ending}: {error}") from None
     if "prompt" not in table.column_names:
         there = ", ".join(table.column_names) or "none"
-        raise InvalidSetting(f"prompts={name!r} has no column 'prompt': there are {there}; rename one of them")
+        raise InvalidSetting(f"prompts={shown(name)} has no column 'prompt': there are {there}; rename one of them")
     if not table.num_rows:
-        raise InvalidSetting(f"prompts={name!r} has no rows: give a prompt at least")
+        raise InvalidSetting(f"prompts={shown(name)} has no rows: give a prompt at least")
     if taken := sorted(set(MADE) & set(table.column_names)):
-        raise InvalidSetting(f"prompts={name!r} has a column {taken[0]!r}, as the output will: rename it")
+        raise InvalidSetting(f"prompts={shown(name)} has a column {shown(taken[0])}, as the output will: rename it")
     rows = pa.array(range(table.num_rows), pa.int64())
     ids = _ids(table, name) if "id" in table.column_names else rows
     others = [column for column in table.column_names if column not in GIVEN]
@@ -128,7 +130,7 @@ def _objects(text: str, ending: str) -> list[dict[str, Any]]:
                     ) from None
     for where, each in found:
         if not isinstance(each, dict):
-            raise InvalidSetting(f"{where} is no object: {short_repr(each)}")
+            raise InvalidSetting(f"{where} is no object: {shown(each)}")
     return [each for _, each in found]
 
 
@@ -139,7 +141,7 @@ def _columns(objects: list[dict[str, Any]]) -> pa.Table:
         try:
             columns[name] = pa.array([each.get(name) for each in objects])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            raise InvalidSetting(f"column {name!r} has values of several kinds ({error})") from None
+            raise InvalidSetting(f"column {shown(name)} has values of several kinds ({error})") from None
     return pa.table(columns)
 
 
@@ -149,7 +151,7 @@ def _columns(objects: list[dict[str, Any]]) -> pa.Table:
 def _texts(column: Any, name: str) -> Any:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-        raise WrongType(f"prompts={name!r}: the column 'prompt' holds {column.type}: give texts")
+        raise WrongType(f"prompts={shown(name)}: the column 'prompt' holds {column.type}: give texts")
     return column.cast(pa.string())
 
 
@@ -158,15 +160,15 @@ def _ids(table: pa.Table, name: str) -> Any:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     whole = pa.types.is_integer(kind)
     if not (whole or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise WrongType(f"prompts={name!r}: the column 'id' holds {column.type}: give texts or whole numbers")
+        raise WrongType(f"prompts={shown(name)}: the column 'id' holds {column.type}: give texts or whole numbers")
     if column.null_count:
         row = column.to_pylist().index(None)
-        raise InvalidSetting(f"prompts={name!r}: row {row} has no id: give it one, or leave the column out")
+        raise InvalidSetting(f"prompts={shown(name)}: row {row} has no id: give it one, or leave the column out")
     twice = [each for each, count in Counter(column.to_pylist()).items() if count > 1]
     if twice:
         more = f" and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
         raise InvalidSetting(
-            f"prompts={name!r}: several rows have the id {', '.join(map(short_repr, twice[:SHOWN]))}{more}: "
+            f"prompts={shown(name)}: several rows have the id {', '.join(map(shown, twice[:SHOWN]))}{more}: "
             "no two may be alike"
         )
     return column.cast(pa.int64() if whole else pa.string())
@@ -177,10 +179,12 @@ def _seeds(table: pa.Table, ids: Any, seed: int, name: str) -> Any:
     if "seed" in table.column_names:
         column = table["seed"]
         if not (pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
-            raise WrongType(f"prompts={name!r}: the column 'seed' holds {column.type}: give whole numbers")
+            raise WrongType(f"prompts={shown(name)}: the column 'seed' holds {column.type}: give whole numbers")
         try:
             given = column.cast(pa.int64()).to_pylist()
         except pa.ArrowInvalid as error:
-            raise InvalidSetting(f"prompts={name!r}: a seed is too large ({error}): give less than 2**63") from None
+            raise InvalidSetting(
+                f"prompts={shown(name)}: a seed is too large ({error}): give less than 2**63"
+            ) from None
     drawn = [seed_of(seed, row_id) if own is None else own for row_id, own in zip(ids.to_pylist(), given, strict=True)]
     return pa.array(drawn, pa.int64())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from ..errors import InvalidSetting
+from ..validation import shown
 from .files import Folder
 from .output import chunks_in, read_rows
 
@@ -30,12 +31,12 @@ def read(out: str | os.PathLike[str], columns: Sequence[str] | None = None) -> p
     folder = Folder(os.fspath(out))
     names = chunks_in(folder)
     if not names:
-        raise FileNotFoundError(f"out={folder.place!r} holds no rows: generate(…) writes them")
+        raise FileNotFoundError(f"out={shown(folder.place)} holds no rows: generate(…) writes them")
     asked = None if columns is None else list(dict.fromkeys([*columns, "row"]))
     tables = [read_rows(folder, name, asked).replace_schema_metadata() for name in names]
     table = pa.concat_tables(tables, promote_options="permissive").sort_by("row")
     if columns is None:
         return table
     if strange := [name for name in columns if name not in table.column_names]:
-        raise InvalidSetting(f"columns has {strange[0]!r}, which is not in {folder.place}")
+        raise InvalidSetting(f"columns has {shown(strange[0])}, which is not in {folder.place}")
     return table.select(list(columns))

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import InvalidSetting, WrongType
 from ..recording.image_metrics import FIELDS
+from ..validation import shown
 
 
 def samples_in(output: Any) -> list[Any]:
@@ -88,7 +89,7 @@ def decoded(data: bytes, kind: str) -> Any:
         return Image.open(io.BytesIO(data))
     if kind == "npy":
         return np.load(io.BytesIO(data), allow_pickle=False)
-    raise InvalidSetting(f"format={kind!r} is not one of png, npy: read it with what wrote it")
+    raise InvalidSetting(f"format={shown(kind)} is not one of png, npy: read it with what wrote it")
 
 
 def _array(sample: Any) -> Any:

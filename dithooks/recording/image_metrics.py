@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InvalidSetting, WrongType
+from ..validation import shown
 
 CEILING = 120.0  # dB, of a sample, so that an equal one does not make the mean infinite
 TOLERANCE = 1e-4  # by which values may exceed a range: a decoder rounds
@@ -152,7 +153,7 @@ def _array(value: Any) -> NDArray[np.float32]:
         value = value.convert("RGBA" if value.mode == "PA" or "transparency" in value.info else "RGB")
     elif isinstance(value, (str, bytes)) or not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
         raise WrongType(
-            f"run returned {short_repr(value)} ({type(value).__name__}): it has to return what it draws, a list of "
+            f"run returned {shown(value)} ({type(value).__name__}): it has to return what it draws, a list of "
             "pictures, arrays or tensors, one for each sample"
         )
     array = np.asarray(value)
@@ -164,12 +165,6 @@ def _array(value: Any) -> NDArray[np.float32]:
     if not array.size:
         raise InvalidSetting(f"run returned an empty array, of shape {array.shape}: it has to return what it draws")
     return np.array(array, dtype=np.float32, order="C")
-
-
-def short_repr(value: object) -> str:
-    """Return a value's repr for a message, shortened to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # -- figures ----------------------------------------------------------------------------------------------------

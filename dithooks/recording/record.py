@@ -19,7 +19,7 @@ from ..engine.clock import scheduler_of
 from ..engine.replay import eagerly
 from ..errors import InvalidSetting, WrongType
 from ..progress_bars import ProgressCallback
-from ..validation import check_count, check_number
+from ..validation import check_count, check_number, shown
 from .input_check import same_inputs
 from .recorder import Recorder
 from .recording import Recording
@@ -83,7 +83,7 @@ def record(
         (4, 4)
     """
     if not callable(run):
-        raise WrongType(f"run must be a function that is given the target and draws, not {run!r}")
+        raise WrongType(f"run must be a function that is given the target and draws, not {shown(run)}")
     if check_number("share", share, 0, strictly=True) > 1:
         raise InvalidSetting(f"share={share}: of the tokens, at most all can be kept, 1")
     check_number("memory", memory, 0, strictly=True)

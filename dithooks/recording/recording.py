@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config.provenance import PlanTarget
-from ..config.safe_json import parsed, shortened
-from ..errors import InvalidSetting
-from ..validation import check_count, check_number, check_text
+from ..config.safe_json import parsed
+from ..errors import InvalidSetting, WrongType
+from ..storage.archive import read_arrays
+from ..storage.replacement import replacing
+from ..validation import check_choice, check_count, check_number, check_text, shown
 
 Floats = NDArray[np.float64]  # on the host: what counts are small differences of large products
 SCHEMA = 1
-# Errors of NumPy, zipfile and the checks for a file that is truncated, altered, or no recording.
-_GARBLED = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+MOST_STEPS = 10_000  # of a schedule; ten times as many as any sampler takes
+HEAD_BYTES = 2**20  # of the head's text: the paths of a hundred thousand blocks
+LARGEST_NUMBER = 1e30  # of what is recorded: beyond it, squares leave the range of doubles
 _ARRAYS = ("ranges", "grams", "norms", "steps", "times", "block_ms")
 
 
@@ -140,99 +128,131 @@ class Recording:
         return self.made.steps
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the recording to a file, ``.npz``, without its results."""
+        """Write the recording to a file, ``.npz``, without its results; it replaces the file once it is whole.
+
+        Raises:
+            OSError: the file cannot be written; a :class:`.FileError`.
+        """
         head = {"schema": SCHEMA, "kind": "Recording", "made": asdict(self.made), "sigmas": self.sigmas}
         head |= {name: getattr(self, name) for name in (*_NUMBERS, "sensitivity")}
         head["traces"] = [{name: getattr(trace, name) for name in _PLAIN} for trace in self.traces]
         arrays = {f"{n}.{name}": getattr(trace, name) for n, trace in enumerate(self.traces) for name in _ARRAYS}
         arrays |= {f"{n}.inputs.{name}": a for n, trace in enumerate(self.traces) for name, a in trace.inputs.items()}
-        with Path(path).open("wb") as file:  # given a name, NumPy would add an ending to it
+        with replacing(path) as draft, draft.open("wb") as file:  # given a name, NumPy would add an ending to it
             np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recording:
-        """Read a file that :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote: a regular file of at most 8 GiB, and as much unpacked.
 
         Raises:
+            OSError: the file cannot be opened; a :class:`.FileError`.
             ValueError: the file is none of these, or of another version.
         """
         try:
-            _see_size(path)
-            with np.load(path, allow_pickle=False) as file:
-                stored = {name: file[name] for name in file.files}
-            head = parsed(str(stored["head"]), "Recording")
-            kind, schema = head["kind"], head["schema"]
-            if (kind, schema) == ("Recording", SCHEMA):
-                return cls._read(head, stored)
-        except _GARBLED as error:
-            if isinstance(error, OSError) and not Path(path).is_file():
-                raise
-            why = shortened(error) if isinstance(error, (ValueError, TypeError)) else type(error).__name__
-            raise InvalidSetting(
-                f"{os.fspath(path)} is no file that Recording.save wrote ({why}): record the run again"
-            ) from error
-        found = (
-            f"a {kind} of schema {schema}" if isinstance(kind, str) and isinstance(schema, int) else "something else"
-        )
-        raise InvalidSetting(f"{os.fspath(path)} is {found[:80]}: a Recording of {SCHEMA} is expected")
+            stored = read_arrays(path)
+            if (text := stored.get("head")) is None or text.dtype.kind != "U" or text.nbytes > 4 * HEAD_BYTES:
+                raise InvalidSetting("it has no head")
+            head = parsed(str(text), "Recording")
+            if not isinstance(head, dict) or (head.get("kind"), head.get("schema")) != ("Recording", SCHEMA):
+                found = head if not isinstance(head, dict) else f"{head.get('kind')} {head.get('schema')}"
+                raise InvalidSetting(f"it is {shown(found)}: a Recording of schema {SCHEMA} is expected")
+            return cls._read(head, stored)
+        except KeyError as error:
+            why = f"it lacks {shown(error.args[0])}"
+        except (ValueError, TypeError, AttributeError) as error:
+            why = str(error)
+        raise InvalidSetting(f"{os.fspath(path)} is no file that Recording.save wrote ({why}): record the run again")
 
     @classmethod
     def _read(cls, head: dict[str, Any], stored: dict[str, Any]) -> Recording:
+        made = PlanTarget(**head["made"])
+        if made.steps > MOST_STEPS:
+            raise InvalidSetting(f"made.steps={made.steps}: at most {MOST_STEPS:,} are read")
         traces = []
-        for number, plain in enumerate(head["traces"]):
-            arrays = {name: stored[f"{number}.{name}"] for name in _ARRAYS}
+        for number, plain in enumerate(_listed("traces", head["traces"])):
+            where = f"traces[{number}]"
+            arrays: dict[str, Any] = {n: _numbers(f"{where}: {n}", stored[f"{number}.{n}"]) for n in _ARRAYS}
             start = f"{number}.inputs."
             inputs = {name.removeprefix(start): array for name, array in stored.items() if name.startswith(start)}
-            traces.append(Trace(**{**plain, "blocks": tuple(plain["blocks"])}, **arrays, inputs=inputs))
-            _check(traces[-1], f"traces[{number}]")
-        made = PlanTarget(**{**head["made"], "size": tuple(head["made"]["size"])})
-        sigmas = None if head["sigmas"] is None else tuple(check_number("a sigma", s, -1e30) for s in head["sigmas"])
+            blocks = tuple(_listed(f"{where}: blocks", plain["blocks"]))
+            traces.append(Trace(**{**plain, "blocks": blocks}, **arrays, inputs=inputs))
+            _check(traces[-1], where, made.steps)
+        if not traces:
+            raise InvalidSetting("traces is empty")
         for name in _NUMBERS:
             (check_number if name.endswith("_ms") else check_count)(name, head[name], 0)
-        left = head.get("sensitivity")  # there is none in files of earlier versions
-        if left is not None:
-            left = tuple(check_number("a sensitivity", value, 0, strictly=True) for value in left)
-            if len(left) != made.steps:
-                raise InvalidSetting(f"sensitivity has {len(left)} values for {made.steps} steps")
-        numbers = {name: head[name] for name in _NUMBERS}
-        return cls(tuple(traces), made, sigmas, **numbers, sensitivity=left)
+        series: dict[str, Any] = {
+            "sigmas": _series("sigmas", head["sigmas"], made.steps, -LARGEST_NUMBER),
+            "sensitivity": _series("sensitivity", head.get("sensitivity"), made.steps, 0, strictly=True),
+        }  # the latter is not in files of earlier versions
+        return cls(tuple(traces), made, **{name: head[name] for name in _NUMBERS}, **series)
 
 
-def _see_size(path: str | os.PathLike[str]) -> None:
-    """Refuse a small archive that unpacks to more than memory holds."""
-    with zipfile.ZipFile(path) as file:
-        unpacked = sum(each.file_size for each in file.infolist())
-    if unpacked > max(BOMB * Path(path).stat().st_size, 2**26):
-        raise InvalidSetting(f"it unpacks to {unpacked:,} bytes, more than {BOMB} times its size")
+def _listed(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise WrongType(f"{name} must be a list, not {shown(value)}")
+    return value
 
 
-def _check(trace: Trace, where: str) -> None:
-    """Check the types and shapes of a trace that was read.
+def _series(name: str, values: Any, steps: int, least: float, strictly: bool = False) -> tuple[float, ...] | None:
+    """The numbers of a schedule, one for each of its steps, or ``None``."""
+    if values is None:
+        return None
+    found = enumerate(_listed(name, values))
+    numbers = tuple(check_number(f"{name}[{step}]", value, least, strictly=strictly) for step, value in found)
+    if len(numbers) != steps:
+        raise InvalidSetting(f"{name} has {len(numbers)} values for {steps} steps")
+    return numbers
+
+
+def _numbers(where: str, array: NDArray[Any]) -> NDArray[Any]:
+    """An array with numbers of this library's dtypes, all of them finite."""
+    whole = where.endswith((": ranges", ": steps"))
+    if array.dtype.kind not in ("iu" if whole else "iuf"):
+        raise InvalidSetting(f"{where} is of {array.dtype}, and should be of {'whole ' * whole}numbers")
+    with np.errstate(over="ignore"):
+        numbers = array.astype(np.int64 if whole else np.float64)
+    if not (np.abs(numbers) <= LARGEST_NUMBER).all():  # nor is NaN
+        raise InvalidSetting(f"{where} has numbers that are not finite, or beyond {LARGEST_NUMBER:g}")
+    return numbers
+
+
+def _check(trace: Trace, where: str, total: int) -> None:
+    """Check a trace that was read, of a schedule of so many steps.
 
     Raises:
-        TypeError, ValueError: a type is wrong, or shapes do not match.
+        TypeError, ValueError: a type is wrong, shapes do not match, or values are none that a run has.
     """
-    for name, text in (
-        ("path", trace.path),
-        ("axis", trace.axis),
-        *(("a path in blocks", path) for path in trace.blocks),
-    ):
-        check_text(f"{where}: {name}", text, empty=name == "path")
+    check_text(f"{where}: path", trace.path, empty=True)
+    check_choice(f"{where}: axis", trace.axis, ("sigma", "timestep", "step"))
+    for path in trace.blocks:
+        check_text(f"{where}: a path in blocks", path)
     for name in ("second", "calls"):
         check_count(f"{where}: {name}", getattr(trace, name), 0)
     for name in ("branches", "call_ms", "share"):
-        check_number(f"{where}: {name}", getattr(trace, name), 0)
+        if check_number(f"{where}: {name}", getattr(trace, name), 0) > LARGEST_NUMBER:
+            raise InvalidSetting(f"{where}: {name} is beyond {LARGEST_NUMBER:g}")
     blocks, steps, ranges = len(trace.blocks), trace.steps.size, len(np.atleast_1d(trace.ranges))
     shapes = {"ranges": (ranges, 2), "grams": (ranges, steps, steps), "norms": (blocks, steps), "steps": (steps,)}
     for name, shape in (shapes | {"times": (steps,), "block_ms": (blocks,)}).items():
+        if (found := getattr(trace, name).shape) != shape:
+            raise InvalidSetting(f"{where}: {name} is of shape {found}, and should be {shape}")
+    if not steps or trace.steps[0] < 0 or trace.steps[-1] >= total or (np.diff(trace.steps) <= 0).any():
+        raise InvalidSetting(f"{where}: steps must rise from one to the next, within the {total} of the schedule")
+    first, last = trace.ranges[:, 0], trace.ranges[:, 1]
+    if (first < 0).any() or (first > last).any() or (last >= blocks).any():
+        raise InvalidSetting(
+            f"{where}: ranges has blocks that are none of {blocks}, or a range that ends before it begins"
+        )
+    for name in ("norms", "block_ms"):
         array = getattr(trace, name)
-        kinds = "iu" if name in ("ranges", "steps") else "iuf"
-        if array.shape != shape or array.dtype.kind not in kinds:
-            raise InvalidSetting(f"{where}: {name} is {array.dtype} {array.shape}, and should be numbers {shape}")
-    if ranges and (trace.ranges.min() < 0 or trace.ranges.max() >= blocks):
-        raise InvalidSetting(f"{where}: ranges has blocks that are none of {blocks}")
+        if (array < 0).any() or ((array > 0) & (array < 1 / LARGEST_NUMBER)).any():
+            raise InvalidSetting(f"{where}: {name} has numbers below 0, or nearer to it than {1 / LARGEST_NUMBER:g}")
+    for name, array in trace.inputs.items():
+        if array.dtype.kind not in "biuf":
+            raise InvalidSetting(f"{where}: inputs[{shown(name)}] is of {array.dtype}, and should be of numbers")
 
 
-BOMB = 200  # no recording packs that well
 _NUMBERS = ("samples", "runs", "run_ms", "recorded_ms")
 _PLAIN = ("path", "blocks", "axis", "branches", "call_ms", "share", "second", "calls")

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
-from zlib import error as ZlibError
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InvalidSetting, WrongType
+from ..config.safe_json import LARGEST, read_file, strict
+from ..errors import FileError, InvalidSetting, MissingFile, WrongType, shortened
 from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
+from ..storage.archive import read_arrays
+from ..storage.regular_file import read_bytes
+from ..storage.replacement import replacing, write_text
+from ..validation import shown
 
 SCHEMA = 1
 PURPOSE, RECORDING, REFERENCE, EVALUATIONS = "purpose.json", "recording.npz", "reference.npz", "evaluations.jsonl"
 FLOAT = "float"  # {"float": "inf"}: a number that JSON lacks
-UNREADABLE = (
-    *(ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError, EOFError, OSError, RuntimeError),
-    *(BadZipFile, ZlibError),
-)
+SPECIAL = ("inf", "-inf", "nan")
+JOURNAL_BYTES = 2**24  # 16 MiB, of the evaluations of some ten thousand plans
+Check = Callable[[Mapping[str, Any]], object]
 
 
 class Journal:
@@ -43,16 +46,20 @@ class Journal:
         self._recording: Recording | None = None
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str] | None, purpose: Mapping[str, Any]) -> Journal:
+    def open(
+        cls, folder: str | os.PathLike[str] | None, purpose: Mapping[str, Any], check: Check | None = None
+    ) -> Journal:
         """Open the journal of an earlier search with the same purpose, or a new one.
 
         Args:
             folder: the journal's folder, made if it does not exist; ``None``: the journal is kept in memory only.
             purpose: what distinguishes one search from another, in JSON's types: fingerprint, steps, size.
+            check: is given the values of each evaluation that is read, and raises for those that are none.
 
         Raises:
             TypeError, ValueError: ``purpose`` is not JSON; or the folder is a file, or holds a journal that is another
                 search's or cannot be read.
+            OSError: the folder cannot be read or written; a :class:`.FileError`.
 
         Example:
             >>> journal = Journal.open(None, {"fingerprint": "0123456789abcdef", "steps": 28})
@@ -65,14 +72,15 @@ class Journal:
         try:
             ours: dict[str, Any] = json.loads(json.dumps(dict(purpose), allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"purpose={purpose!r} cannot be written as JSON ({error}): give plain values") from None
+            kind = WrongType if isinstance(error, TypeError) else InvalidSetting
+            raise kind(f"purpose={shown(purpose)} cannot be written as JSON ({error}): give plain values") from None
         if folder is None:
             return cls(None, {})
         path = Path(folder)
         if path.exists() and not path.is_dir():
             raise InvalidSetting(f"{path} is a file: give a folder for the journal")
         _claim(path, ours)
-        return cls(path, _evaluations(path / EVALUATIONS))
+        return cls(path, _evaluations(path / EVALUATIONS, check))
 
     def recording(self) -> Recording | None:
         """Return what :meth:`keep_recording` kept, with the samples as results; ``None``: nothing yet.
@@ -82,7 +90,7 @@ class Journal:
         """
         if self._recording is None and self.folder is not None:
             paths = [self.folder / RECORDING, self.folder / REFERENCE]
-            if all(path.is_file() for path in paths):
+            if all(path.exists() for path in paths):
                 recording, samples = (_readable(path, read) for path, read in zip(paths, _READERS, strict=True))
                 self._recording = replace(recording, results=samples)
         return self._recording
@@ -93,10 +101,9 @@ class Journal:
         if self.folder is None or not is_rank_0():
             return
         # The reference first: a search that is killed in between records again, rather than go on without it
-        with _replacing(self.folder / REFERENCE) as path, path.open("wb") as file:
+        with replacing(self.folder / REFERENCE) as draft, draft.open("wb") as file:
             np.savez(file, *samples)
-        with _replacing(self.folder / RECORDING) as path:
-            recording.save(path)
+        recording.save(self.folder / RECORDING)
 
     def evaluation(self, key: str) -> dict[str, Any] | None:
         """Return what was last kept under a key, tuples as lists; ``None``: nothing."""
@@ -115,15 +122,12 @@ class Journal:
         """
         if "key" in values:
             raise InvalidSetting(
-                f"an evaluation's values cannot be called 'key', as those of {key!r}: give another name"
+                f"an evaluation's values cannot be called 'key', as those of {shown(key)}: give another name"
             )
         line = _encode(key, {"key": key, **values})
         self._evaluations[key] = {name: value for name, value in _decode(line).items() if name != "key"}
         if self.folder is not None and is_rank_0():
-            with (self.folder / EVALUATIONS).open("ab") as file:
-                file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            _append(self.folder / EVALUATIONS, json.dumps(line, allow_nan=False).encode() + b"\n")
 
 
 # -- files ------------------------------------------------------------------------------------------------------
@@ -132,7 +136,7 @@ class Journal:
 def _claim(folder: Path, ours: dict[str, Any]) -> None:
     """Check that a folder is this search's, or make it so."""
     path = folder / PURPOSE
-    if path.is_file():
+    if path.exists():
         stored = _readable(path, _read_purpose)
         differing = [n for n in {**stored, **ours} if n not in stored or n not in ours or stored[n] != ours[n]]
         if differing:
@@ -141,52 +145,90 @@ def _claim(folder: Path, ours: dict[str, Any]) -> None:
     elif left := [name for name in (RECORDING, REFERENCE, EVALUATIONS) if (folder / name).exists()]:
         raise InvalidSetting(f"{folder} has {left[0]}, but no {PURPOSE} that names its search: give another folder")
     elif is_rank_0():
-        folder.mkdir(parents=True, exist_ok=True)
         head = {"schema": SCHEMA, "kind": "Journal", "purpose": ours}
-        with _replacing(path) as draft:
-            draft.write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{folder} cannot be made: {error.strerror}: give another folder") from error
+        write_text(path, json.dumps(head, indent=2) + "\n")
 
 
 def _text(purpose: Mapping[str, Any], name: str) -> str:
-    return json.dumps(purpose[name]) if name in purpose else "nothing"
+    return shortened(json.dumps(purpose[name]), 80) if name in purpose else "nothing"
 
 
-def _evaluations(path: Path) -> dict[str, dict[str, Any]]:
+def _append(path: Path, line: bytes) -> None:
+    """Add a line to a file, or nothing of it."""
+    try:
+        with path.open("ab") as file:
+            before = file.tell()
+            try:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                with suppress(OSError):  # else the next line would go on where this one broke off
+                    os.truncate(path, before)
+                raise
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _evaluations(path: Path, check: Check | None) -> dict[str, dict[str, Any]]:
     """Read all whole lines, and cut off an unfinished last one, which a killed process has left."""
-    if not path.is_file():
+    try:
+        data = read_bytes(path, JOURNAL_BYTES)
+    except MissingFile:
         return {}
-    *lines, torn = path.read_bytes().split(b"\n")
-    evaluations = {}
-    for number, line in enumerate(lines, 1):
+    evaluations, torn = {}, len(data) - (data.rfind(b"\n") + 1)
+    if data.count(b",") + data.count(b"{") + data.count(b"[") > LARGEST:
+        raise InvalidSetting(f"{path} holds more than {LARGEST:,} values: give another folder")
+    for number, line in enumerate(io.BytesIO(data[: len(data) - torn]), 1):
         if not line.strip():
             continue
         try:
-            values = {name: _decode(value) for name, value in json.loads(line).items()}
-            key = values.pop("key")
-            if not isinstance(key, str):
-                raise InvalidSetting(f"its key is {key!r}, not a text")
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            key, values = _evaluation(line)
+            if check is not None:
+                check(values)
+        except (ValueError, TypeError) as error:
             raise InvalidSetting(
-                f"{path}, line {number} is no evaluation ({error!r}): delete the line, and it is made again, or give "
+                f"{path}, line {number} is no evaluation ({error}): delete the line, and it is made again, or give "
                 "another folder"
             ) from None
         evaluations[key] = values
     if torn and is_rank_0():
-        os.truncate(path, path.stat().st_size - len(torn))
+        os.truncate(path, len(data) - torn)
     return evaluations
 
 
+def _evaluation(line: bytes) -> tuple[str, dict[str, Any]]:
+    read = strict(line.decode())
+    if not isinstance(read, dict) or "key" not in read:
+        raise InvalidSetting("it has no key")
+    values = {name: _decode(value) for name, value in read.items()}
+    key = values.pop("key")
+    if not isinstance(key, str):
+        raise InvalidSetting(f"its key is {shown(key)}, not a text")
+    return key, values
+
+
 def _read_purpose(path: Path) -> dict[str, Any]:
-    head = json.loads(path.read_text(encoding="utf-8"))
+    head = read_file(path, strict)
     if not isinstance(head, dict) or (head.get("kind"), head.get("schema")) != ("Journal", SCHEMA):
         raise InvalidSetting(f"a Journal of schema {SCHEMA} is expected")
-    purpose: dict[str, Any] = dict(head["purpose"])
+    if not isinstance(purpose := head.get("purpose"), dict):
+        raise InvalidSetting("it names no purpose")
     return purpose
 
 
 def _read_samples(path: Path) -> list[NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        return [file[f"arr_{number}"] for number in range(len(file.files))]
+    arrays = read_arrays(path)
+    if lacking := [name for name in (f"arr_{number}" for number in range(len(arrays))) if name not in arrays]:
+        raise InvalidSetting(f"it lacks {lacking[0]}")
+    samples = [arrays[f"arr_{number}"] for number in range(len(arrays))]
+    if odd := [sample.dtype for sample in samples if sample.dtype.kind not in "biuf"]:
+        raise InvalidSetting(f"it has an array of {odd[0]}, and pictures are of numbers")
+    return samples
 
 
 _READERS = (Recording.load, _read_samples)
@@ -195,23 +237,10 @@ _READERS = (Recording.load, _read_samples)
 def _readable(path: Path, read: Any) -> Any:
     try:
         return read(path)
-    except UNREADABLE as error:
+    except (ValueError, TypeError, OSError) as error:
         raise InvalidSetting(
             f"{path} cannot be read ({error}): delete its folder to search again, or give another"
         ) from None
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a draft's path, and rename the draft when it is written: a file of the given name is always whole."""
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------
@@ -230,7 +259,8 @@ def _encode(name: str, value: Any) -> Any:
         return [_encode(name, item) for item in value]
     if not isinstance(value, (int, float)):
         raise WrongType(
-            f"{name} must be made of numbers, texts, None, lists and mappings, not {value!r} ({type(value).__name__})"
+            f"{name} must be made of numbers, texts, None, lists and mappings, not {shown(value)} "
+            f"({type(value).__name__})"
         )
     return value if math.isfinite(value) else {FLOAT: repr(float(value))}
 
@@ -241,5 +271,7 @@ def _decode(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if set(value) == {FLOAT}:
+        if value[FLOAT] not in SPECIAL:
+            raise InvalidSetting(f"{shown(value[FLOAT])} is no number that JSON lacks")
         return float(value[FLOAT])
     return {name: _decode(item) for name, item in value.items()}

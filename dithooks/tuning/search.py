@@ -22,13 +22,14 @@ from ..recording.image_metrics import samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
 from ..recording.record import MEMORY, record
 from ..recording.recording import Recording
+from ..validation import shown
 from .evaluation import Evaluator
 from .executors.executor import Executor, ParallelRunner
 from .executors.lookup import executor_of
 from .journal import Journal
 from .result import SearchResult
 from .timed_run import TimedRun, picture_mismatch
-from .trial_driver import Limits, LocalRunner, PlanRunner, TrialDriver
+from .trial_driver import Limits, LocalRunner, PlanRunner, TrialDriver, check_measures
 
 
 def search(
@@ -132,9 +133,9 @@ def search(
     check_cost(cost)
     workers = executor_of(executor)
     if not callable(run):
-        raise WrongType(f"run must be a function that is given the target and draws, not {run!r}")
+        raise WrongType(f"run must be a function that is given the target and draws, not {shown(run)}")
     if recording is not None and not isinstance(recording, Recording):
-        raise WrongType(f"recording must be a Recording, as record() returns, not {recording!r}")
+        raise WrongType(f"recording must be a Recording, as record() returns, not {shown(recording)}")
     chains_and_configs = chains_of(target, blocks)
     chains = [chain for chain, _ in chains_and_configs]
     if any(config is not None for _, config in chains_and_configs):
@@ -156,7 +157,8 @@ def search(
             UserWarning,
             stacklevel=2,
         )
-    kept = Journal.open(journal, {"fingerprint": here, "num_inference_steps": num_inference_steps, "cost": cost})
+    purpose = {"fingerprint": here, "num_inference_steps": num_inference_steps, "cost": cost}
+    kept = Journal.open(journal, purpose, check_measures)
     with progress(verbose and is_rank_0()) as report:
         recorded = recording or kept.recording()
         resumed = recorded is not None and recording is None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 from ..config.cache_plan import CachePlan
-from ..errors import RunMismatch
+from ..errors import InvalidSetting, RunMismatch
 from ..planning.plan import build_plan
 from ..planning.planner import Candidate, Planner
 from ..progress_bars import ProgressReport
 from ..recording.image_metrics import Score
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
-from ..validation import check_count, check_number
+from ..validation import check_count, check_number, check_text
 from .evaluation import Evaluation, Evaluator
 from .executors.executor import KnownScore, LikelyPlans, plan_key
 from .executors.lookahead import TrialScore, likely_next
@@ -226,3 +226,24 @@ def _evaluation_of(plan: CachePlan, values: dict[str, Any]) -> Evaluation:
     """Make an evaluation from a journal's values."""
     score = None if values["failure"] else Score(**{field.name: values[field.name] for field in fields(Score)})
     return Evaluation(plan, score=score, **{name: values[name] for name in MEASURED})
+
+
+def check_measures(values: Mapping[str, Any]) -> None:
+    """Check what a journal's line says of a run: numbers where these belong. Of one that is missing, nothing is said.
+
+    Raises:
+        TypeError, ValueError: a value is of another kind, or none that is measured.
+
+    Example:
+        >>> check_measures({"seconds": 1.5, "speedup": 2.0, "psnr": math.inf, "failure": ""})
+    """
+    for name in ("seconds", "speedup", "blocks"):
+        if name in values:
+            check_number(name, values[name], 0)
+    for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("relative_l1", 0)):
+        if name in values and values[name] not in (math.inf, -math.inf):  # as of equal or broken pictures
+            check_number(name, values[name], least)
+    if values.get("ssim") is not None and check_number("ssim", values["ssim"], -1) > 1:
+        raise InvalidSetting(f"ssim={values['ssim']} is out of range: it must be at most 1")
+    if "failure" in values:
+        check_text("failure", values["failure"], empty=True)

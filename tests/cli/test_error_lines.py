@@ -101,7 +101,9 @@ def test_compare(message, here, capsys):
 
 def test_search(message, here, capsys):
     command = ["search", "collects.py:collecting", "--cost", "blocks", "--evals", "1", "--out", "new.json", "--quiet"]
-    assert refused(capsys, *command) == f"dithooks: error: none of # plans could be run: WiringError: {message}"
+    line = refused(capsys, *command)  # the middle of a long message is left out
+    assert line.startswith(f"dithooks: error: none of # plans could be run: WiringError: {message[:80]}")
+    assert line.endswith(message[-100:])
     assert not (here / "new.json").exists()
 
 

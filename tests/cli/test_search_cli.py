@@ -283,7 +283,7 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
             (["--record", "no/run.npz"], "no is not a folder"),
             (["--json", "no/n.json"], "no is not a folder"),
             (["--json", "plan.json"], "two results would go to plan.json"),
-            (["--journal", "mine.py"], "mine.py is a file: --journal takes a folder"),
+            (["--journal", "mine.py"], "mine.py is a file: give a folder"),
             (["--recording", "no.npz"], "no.npz"),
             (["--recording", "mine.py"], "mine.py is no file that Recording.save wrote"),
             (["--recording", "mine.py", "--record", "run.npz"], "--record goes without --recording"),

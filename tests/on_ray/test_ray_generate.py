@@ -418,7 +418,7 @@ def test_half_a_file_is_never_met(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="ended"):
         folder.write("a", b"other")
     assert (folder.names(), folder.read("a")) == (["a"], b"whole")
-    (tmp_path / "_x.part").touch()
+    (tmp_path / ".x.0123456789ab.part.json").touch()
     folder.tidy()
     assert folder.names() == ["a"]
 

@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
+from ...config.safe_json import read_file
 from ...environment.accelerators import device_count
 from ...environment.machine import accelerator
 from ...environment.torch_api import OutOfMemoryError
 from ...errors import TargetError, UsageError
 from ...integrations.diffusers_placeholders import missing_packages
+from ...validation import shown
 from ..extras import extra_needed
 from ..messages import first_line
 from .model_code import refuse_code
@@ -187,8 +189,8 @@ def _index(folder: Path) -> Mapping[str, Any]:
         )
         raise TargetError(f"{folder} has no model_index.json: {reason}")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        index = read_file(path, json.loads)
+    except (OSError, ValueError, RecursionError) as error:
         raise TargetError(f"{path} cannot be read: {error}") from error
     if not isinstance(index, dict):
         raise TargetError(f"{path} holds no JSON object")
@@ -200,7 +202,9 @@ def _check_parts(title: str, folder: Path, index: Mapping[str, Any]) -> None:
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] is None or name.startswith("_"):
             continue
         if not (folder / name).is_dir():
-            raise TargetError(f"{title} lacks the component {name!r} ({entry[1]}): there is no folder {folder / name}")
+            raise TargetError(
+                f"{title} lacks the component {shown(name)} ({entry[1]}): there is no folder {folder / name}"
+            )
 
 
 def _fetched(name: str) -> Mapping[str, Any]:
@@ -220,7 +224,7 @@ def _class(title: str, name: object) -> Any:
     if name == SHIPPED:
         return _shipped()
     if not isinstance(name, str):
-        raise TargetError(f"{title} names no class of diffusers ({name!r} in its model_index.json)")
+        raise TargetError(f"{title} names no class of diffusers ({shown(name)} in its model_index.json)")
     diffusers = _diffusers()
     kind = getattr(diffusers, name, None)
     if not isinstance(kind, type):

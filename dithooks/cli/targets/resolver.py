@@ -11,6 +11,7 @@ from ...errors import TargetError
 from ...inspection.diffusers_class import Subject, components_of, of_pipeline, of_transformer, quiet
 from ...integrations.diffusers_placeholders import missing_packages
 from ...tiny import names
+from ...validation import shown
 from .saved_model import of_folder, of_id
 from .user_factory import of_factory
 
@@ -42,4 +43,4 @@ def find_subject(name: str) -> Subject:
     pipelines = [each for each in dir(diffusers) if each.endswith("Pipeline")]
     close = difflib.get_close_matches(name, [*names(), *pipelines], n=3)
     hint = f"do you mean {' or '.join(close)}?" if close else "give a class of diffusers, a folder, or FILE.py:FACTORY"
-    raise TargetError(f"there is no {name!r} (diffusers {diffusers.__version__}): {hint}")
+    raise TargetError(f"there is no {shown(name)} (diffusers {diffusers.__version__}): {hint}")

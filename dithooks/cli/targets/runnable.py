@@ -12,6 +12,7 @@ from torch import nn
 from ...blocks.adapter import BlockAdapter
 from ...blocks.module_paths import denoisers_of
 from ...errors import TargetError, UsageError
+from ...validation import shown
 from ..option_checks import check_guidance, check_least, check_seed
 from .pipeline_loading import DEMO, load_shipped
 
@@ -83,7 +84,7 @@ def check_target(target: str, demo_options: Mapping[str, object]) -> None:
         UsageError: an option of the demo is given along with a factory.
     """
     if target != DEMO and ":" not in target:
-        raise TargetError(f"there is no target {target!r}: give {DEMO}, FILE.py:FACTORY or MODULE:FACTORY")
+        raise TargetError(f"there is no target {shown(target)}: give {DEMO}, FILE.py:FACTORY or MODULE:FACTORY")
     given = [name for name, value in demo_options.items() if value is not None]
     if target != DEMO and given:
         raise UsageError(f"--{given[0]} goes with the target {DEMO} only: a factory chooses what it draws")
@@ -131,7 +132,7 @@ def shipped(prompts: tuple[str, ...], fresh: bool) -> tuple[Any, tuple[str, ...]
     prompts = prompts or (PROMPTS if fresh else CALIBRATION)
     words = pipe.text_encoder.tokenize(list(prompts))
     if not words.any(1).all():
-        raise UsageError(f"a --prompt holds no word: give a caption such as {PROMPTS[0]!r}")
+        raise UsageError(f"a --prompt holds no word: give a caption such as {shown(PROMPTS[0])}")
     return pipe, prompts
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...config.safe_json import read_file
 from ...errors import TargetError
 from ...inspection.diffusers_class import Subject, counts_of, of_pipeline, of_transformer
 from ...tiny import build, of_class
@@ -84,8 +85,8 @@ def _json(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        read = read_file(path, json.loads)
+    except (OSError, ValueError, RecursionError) as error:
         raise TargetError(f"{path} cannot be read: {error}") from error
     if not isinstance(read, dict):
         raise TargetError(f"{path} holds no JSON object")

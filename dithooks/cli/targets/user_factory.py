@@ -22,6 +22,7 @@ import torch
 from ...blocks.adapter import BlockAdapter
 from ...errors import TargetError
 from ...inspection.diffusers_class import Subject
+from ...validation import shown
 
 RETURNS = "a pair: the target, and a dict of keyword arguments, a tuple of positional ones or a function that runs it"
 
@@ -39,7 +40,7 @@ def of_factory(spelled: str) -> Subject:
     factory = getattr(module, name, None)
     if not callable(factory):
         has = "has no" if factory is None else f"has a {type(factory).__name__}, not a function,"
-        raise TargetError(f"{where} {has} {name!r}: give FILE.py:FACTORY or MODULE:FACTORY")
+        raise TargetError(f"{where} {has} {shown(name)}: give FILE.py:FACTORY or MODULE:FACTORY")
     made = factory()
     if not isinstance(made, tuple) or len(made) != 2 or not (isinstance(made[1], (dict, tuple)) or callable(made[1])):
         got = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
@@ -100,9 +101,11 @@ def _module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # something that the module needs
-        raise TargetError(f"there is no module {error.name!r} here: give FILE.py:FACTORY or MODULE:FACTORY") from error
+        raise TargetError(
+            f"there is no module {shown(error.name)} here: give FILE.py:FACTORY or MODULE:FACTORY"
+        ) from error
     except ValueError:
-        raise TargetError(f"{name!r} is no module: give FILE.py:FACTORY or MODULE:FACTORY") from None
+        raise TargetError(f"{shown(name)} is no module: give FILE.py:FACTORY or MODULE:FACTORY") from None
 
 
 def _file(path: Path) -> ModuleType:

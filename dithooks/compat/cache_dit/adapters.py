@@ -15,6 +15,7 @@ from ...blocks.block_io import PatchFunctor as Reader
 from ...blocks.module_paths import walk
 from ...blocks.registry import BlockAdapterRegistry as Registry
 from ...errors import InvalidSetting, WrongType
+from ...validation import shown
 from .configs import check_fields
 from .functors import PatchFunctor
 from .modifiers import ParamsModifier
@@ -85,9 +86,9 @@ class BlockAdapter:
     def __post_init__(self) -> None:
         functor = self.patch_functor
         if functor is not None and not isinstance(functor, (PatchFunctor, Reader)):
-            raise WrongType(f"patch_functor: {functor!r} ({type(functor).__name__}) is not a PatchFunctor")
+            raise WrongType(f"patch_functor: {shown(functor)} ({type(functor).__name__}) is not a PatchFunctor")
         if self.has_separate_cfg not in (None, True, False):
-            raise WrongType(f"has_separate_cfg={self.has_separate_cfg!r} is neither True, False nor None")
+            raise WrongType(f"has_separate_cfg={shown(self.has_separate_cfg)} is neither True, False nor None")
         self.plain()
 
     def plain(self) -> Adapter:
@@ -121,7 +122,7 @@ class BlockAdapter:
         found = [] if chosen is None else list(flat(chosen))
         for each in found:
             if each is not None and not isinstance(each, ParamsModifier):
-                raise WrongType(f"params_modifiers: {each!r} ({type(each).__name__}) is not a ParamsModifier")
+                raise WrongType(f"params_modifiers: {shown(each)} ({type(each).__name__}) is not a ParamsModifier")
         return found
 
     def transformers(self) -> list[Any]:
@@ -198,7 +199,7 @@ class _Registered:
         alone = isinstance(model, nn.Module)
         adapter = self.make(SimpleNamespace(transformer=model) if alone else model)
         if not isinstance(adapter, BlockAdapter):
-            raise WrongType(f"{self.make!r}, which is registered, made {adapter!r}, not a BlockAdapter")
+            raise WrongType(f"{shown(self.make)}, which is registered, made {shown(adapter)}, not a BlockAdapter")
         return replace(adapter, pipe=None) if alone else adapter
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from ...errors import InvalidSetting, WrongType
+from ...validation import shown
 
 
 class CacheType(Enum):
@@ -35,7 +36,7 @@ def caching_type(value: CacheType | str | None) -> CacheType:
     names = {each.value.lower(): each for each in CacheType}
     found = CacheType.DBCache if value is None else names.get(str(value).lower())
     if found is None:
-        raise InvalidSetting(f"cache_type={value!r}: there are 'DBCache' and 'NONE'")
+        raise InvalidSetting(f"cache_type={shown(value)}: there are 'DBCache' and 'NONE'")
     if found is CacheType.DBPrune:
         raise InvalidSetting("cache_type=DBPrune is not available: blocks are cached here, not pruned; take DBCache")
     return found
@@ -51,7 +52,7 @@ def check_names(owner: str, names: Iterable[object], known: Collection[str], wha
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise WrongType(f"{owner} has no {what} {name!r}: {hint}")
+            raise WrongType(f"{owner} has no {what} {shown(name)}: {hint}")
 
 
 def check_fields(cls: type, names: Iterable[object]) -> None:

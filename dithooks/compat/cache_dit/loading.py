@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from ...config.safe_json import bounded, read_file, strict
-from ...errors import InvalidSetting, WrongType
+from ...errors import InvalidSetting, WrongType, shortened
+from ...validation import shown
 from .configs import CalibratorConfig, DBCacheConfig, check_names
 from .masks import named_mask
 from .modifiers import from_keywords, without_others
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 SECTION = "cache_config"
+YAML_BYTES = 2**14  # 16 KiB: PyYAML takes a quarter of a second for them
+BRACKETS = 200  # that are opened in a file of YAML: PyYAML takes a time that grows with the square of their depth
 
 
 @overload
@@ -76,25 +80,35 @@ def load_cache_config(path_or_dict: Source, reset: bool = False) -> tuple[DBCach
     if isinstance(path_or_dict, Mapping):
         return _configs(path_or_dict, reset)
     if not isinstance(path_or_dict, (str, os.PathLike)):
-        raise WrongType(f"path_or_dict must be the path of a file, or a mapping, not {path_or_dict!r}")
+        raise WrongType(f"path_or_dict must be the path of a file, or a mapping, not {shown(path_or_dict)}")
     path = Path(path_or_dict)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {os.fspath(path_or_dict)!r}")
-    return read_file(path, lambda text: _configs(_read(path, text), reset))
+    is_json = path.suffix.lower() == ".json"
+    if is_json:
+        return read_file(path, lambda text: _configs(_from_json(text), reset))
+    return read_file(path, lambda text: _configs(_from_yaml(text, path), reset), YAML_BYTES)
 
 
-def _read(path: Path, text: str) -> Any:
-    if path.suffix.lower() == ".json":
-        try:
-            return strict(text)
-        except ValueError as error:
-            raise InvalidSetting(f"this is not JSON: {error}") from None
+def _from_json(text: str) -> Any:
+    try:
+        return strict(text)
+    except ValueError as error:
+        raise InvalidSetting(f"this is not JSON: {error}") from None
+
+
+def _from_yaml(text: str, path: Path) -> Any:
     try:
         yaml = importlib.import_module("yaml")
     except ImportError:
         raise ImportError(f"{path}: YAML is read with PyYAML: pip install pyyaml, or write the file as JSON") from None
+    if text.count("[") + text.count("{") > BRACKETS:
+        raise InvalidSetting(f"it opens more than {BRACKETS} brackets")
     try:
-        data = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_nodes(node)
+        data = loader.construct_document(node)
         bounded(data)
         return data
     # PyYAML raises the built-in errors for values that do not fit their tags.
@@ -104,18 +118,37 @@ def _read(path: Path, text: str) -> Any:
         raise InvalidSetting("this is nested too deeply") from None
 
 
+def _check_nodes(root: Any) -> None:
+    """Refuse names that stand there twice, and merged mappings, which may grow without end."""
+    nodes, seen = [root], {id(root)}
+    for node in nodes:
+        inner = node.value if isinstance(node.value, list) else []
+        pairs = [part for part in inner if isinstance(part, tuple)]
+        names = Counter(name.value for name, _ in pairs if isinstance(name.value, str))
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise InvalidSetting(f"{shown(twice[0])} stands there twice")
+        if any(name.tag.endswith(":merge") for name, _ in pairs):
+            raise InvalidSetting("it merges mappings by <<: write them out")
+        for part in inner:
+            for each in part if isinstance(part, tuple) else (part,):
+                if id(each) not in seen:
+                    seen.add(id(each))
+                    nodes.append(each)
+
+
 def _configs(data: Any, reset: bool) -> tuple[DBCacheConfig, CalibratorConfig | None]:
     if not isinstance(data, Mapping):
-        raise WrongType(f"a mapping with the section {SECTION} is expected, not {data!r}")
+        raise WrongType(f"a mapping with the section {SECTION} is expected, not {shown(data)}")
     entries = without_others(data)
     sections = [name for name, value in entries.items() if isinstance(value, Mapping)]
     check_names("a configuration", sections, (SECTION,), "section")
     if SECTION in entries:
         section = entries.pop(SECTION)
         if entries:
-            raise WrongType(f"{', '.join(map(str, entries))} beside {SECTION}: what is to be read stands inside it")
+            others = shortened(", ".join(map(str, entries)), 80)
+            raise WrongType(f"{others} beside {SECTION}: what is to be read stands inside it")
         if not isinstance(section, Mapping):
-            raise WrongType(f"{SECTION} must be a mapping of fields, not {section!r}")
+            raise WrongType(f"{SECTION} must be a mapping of fields, not {shown(section)}")
         entries = dict(section)
     values, forecast = from_keywords(entries, "DBCacheConfig")
     if "steps_computation_mask" in values:

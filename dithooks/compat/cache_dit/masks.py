@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import cycle, zip_longest
 
 from ...errors import InvalidSetting, WrongType
-from ...validation import check_choice, check_count
+from ...validation import check_choice, check_count, shown
 
 POLICIES = ("slow", "medium", "fast", "ultra")
 
@@ -92,12 +92,14 @@ def named_mask(mask: object, steps: int | None) -> list[int]:
     """
     if not isinstance(mask, str):
         if not isinstance(mask, Iterable):
-            raise WrongType(f"steps_computation_mask must have a 1 or 0 for each step, or be a name, not {mask!r}")
+            raise WrongType(f"steps_computation_mask must have a 1 or 0 for each step, or be a name, not {shown(mask)}")
         if not (bits := list(mask)):
             raise InvalidSetting("steps_computation_mask is empty: give a 1 or 0 for each step, or None")
         return bits
     if steps is None:
-        raise InvalidSetting(f"steps_computation_mask={mask!r} is made for a number of steps: give num_inference_steps")
+        raise InvalidSetting(
+            f"steps_computation_mask={shown(mask)} is made for a number of steps: give num_inference_steps"
+        )
     return steps_mask(total_steps=steps, mask_policy=mask)
 
 

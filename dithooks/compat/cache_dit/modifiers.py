@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import InvalidSetting, WrongType
+from ...validation import shown
 from .configs import (
     BasicCacheConfig,
     C,
@@ -67,7 +68,7 @@ def from_keywords(keywords: Mapping[str, Any], owner: str) -> tuple[dict[str, An
     for name in ABSENT:
         if keywords.get(name):
             raise InvalidSetting(
-                f"{name}={keywords[name]!r}: this forecast is not available; take enable_taylorseer=True, or none"
+                f"{name}={shown(keywords[name])}: this forecast is not available; take enable_taylorseer=True, or none"
             )
     if keywords.get("cache_type") is not None:  # first, or the fields of another type would count as misspelt
         keywords = {**keywords, "cache_type": caching_type(keywords["cache_type"])}
@@ -115,7 +116,7 @@ class ParamsModifier:
             ("calibrator_config", calibrator_config, CalibratorConfig),
         ):
             if part is not None and not isinstance(part, kind):
-                raise WrongType(f"{name} must be a {kind.__name__}, not {part!r}")
+                raise WrongType(f"{name} must be a {kind.__name__}, not {shown(part)}")
         if values:
             cache_config = merged(cache_config, DBCacheConfig().reset(**values))
         self.cache_config = cache_config

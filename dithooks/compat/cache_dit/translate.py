@@ -19,7 +19,7 @@ from ...policies.reason import Reason
 from ...policies.threshold import Threshold
 from ...predictors.polynomial import Reuse, Taylor
 from ...predictors.predictor import Predictor
-from ...validation import check_choice, check_count, check_number
+from ...validation import check_choice, check_count, check_number, shown
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, caching_type, filled
 from .masks import named_mask
 
@@ -81,13 +81,13 @@ def translate(
         predictor=Taylor(order=1, axis='step'))
     """
     if not isinstance(cache_config, BasicCacheConfig):
-        raise WrongType(f"cache_config must be a DBCacheConfig of {__package__}, not {cache_config!r}")
+        raise WrongType(f"cache_config must be a DBCacheConfig of {__package__}, not {shown(cache_config)}")
     given = filled(cache_config)
     if given["num_inference_steps"] is not None:
         check_count("num_inference_steps", given["num_inference_steps"], 1)
     for name in ("enable_separate_cfg", "cfg_compute_first"):
         if given[name] not in (None, True, False):
-            raise WrongType(f"{name} must be True or False, not {given[name]!r}")
+            raise WrongType(f"{name} must be True or False, not {shown(given[name])}")
     if caching_type(given["cache_type"]) is CacheType.NONE:
         return None
     return DitCacheConfig(
@@ -134,7 +134,7 @@ def _threshold(given: Mapping[str, Any]) -> Threshold | Never:
     most, row = (_at_most(given, name) for name in ("max_cached_steps", "max_continuous_cached_steps"))
     separate = given["cfg_diff_compute_separate"]
     if not isinstance(separate, bool):
-        raise WrongType(f"cfg_diff_compute_separate must be True or False, not {separate!r}")
+        raise WrongType(f"cfg_diff_compute_separate must be True or False, not {shown(separate)}")
     forced = _forced(given)
     warm = check_count("max_warmup_steps", given["max_warmup_steps"], 0)
     every = check_count("warmup_interval", given["warmup_interval"], 1)
@@ -172,18 +172,18 @@ def _what(config: CalibratorConfig | None) -> Predictor:
     if config is None:
         return Reuse()
     if not isinstance(config, CalibratorConfig):
-        raise WrongType(f"calibrator_config must be a TaylorSeerCalibratorConfig of {__package__}, not {config!r}")
+        raise WrongType(f"calibrator_config must be a TaylorSeerCalibratorConfig of {__package__}, not {shown(config)}")
     given = filled(config)
     own, encoder = bool(given["enable_calibrator"]), bool(given["enable_encoder_calibrator"])
     if not own and not encoder:
         return Reuse()
     if given["calibrator_type"] != "taylorseer":
         raise InvalidSetting(
-            f"calibrator_type={given['calibrator_type']!r} is not available: take 'taylorseer', or none"
+            f"calibrator_type={shown(given['calibrator_type'])} is not available: take 'taylorseer', or none"
         )
     if given["calibrator_cache_type"] != "residual":
         raise InvalidSetting(
-            f"calibrator_cache_type={given['calibrator_cache_type']!r}: residuals are what is cached here; "
+            f"calibrator_cache_type={shown(given['calibrator_cache_type'])}: residuals are what is cached here; "
             "take 'residual'"
         )
     if strange := set(given["calibrator_kwargs"]) - {"n_derivatives"}:

@@ -16,7 +16,7 @@ from ...handle import CacheHandle, dit_cache
 from ...planning.interval_planner import interval_config
 from ...recording.rank_broadcast import is_rank_0
 from ...tuning.search import search
-from ...validation import check_count
+from ...validation import check_count, shown
 from .adaptor_configs import DitCacheConfig, DitCacheSearchConfig
 from .step_index import set_step_index
 
@@ -64,15 +64,17 @@ class DitCacheAdaptor:
         dit_block_path: str = "transformer.transformer_blocks",
     ) -> None:
         if config is not None and not isinstance(config, DitCacheSearchConfig):
-            raise InvalidSetting(f"config must be a DitCacheSearchConfig, not {config!r} ({type(config).__name__})")
+            raise InvalidSetting(
+                f"config must be a DitCacheSearchConfig, not {shown(config)} ({type(config).__name__})"
+            )
         if not isinstance(dit_block_path, str) or not dit_block_path:
             raise InvalidSetting(
-                f"dit_block_path={dit_block_path!r} must be a path such as 'transformer.transformer_blocks'"
+                f"dit_block_path={shown(dit_block_path)} must be a path such as 'transformer.transformer_blocks'"
             )
         try:
             blocks = len(find_chains(pipeline, dit_block_path)[0].block_refs)
         except (TypeError, ValueError) as error:
-            raise InvalidSetting(f"dit_block_path={dit_block_path!r} leads to no blocks: {error}") from None
+            raise InvalidSetting(f"dit_block_path={shown(dit_block_path)} leads to no blocks: {error}") from None
         if config is not None and config.dit_block_num not in (None, blocks):
             raise InvalidSetting(f"dit_block_num={config.dit_block_num}, but {dit_block_path} has {blocks} blocks")
         self.pipeline, self.search_config, self.dit_block_path = pipeline, config, dit_block_path
@@ -109,7 +111,9 @@ class DitCacheAdaptor:
     @dit_cache_config.setter
     def dit_cache_config(self, config: DitCacheConfig | CachePlan | None) -> None:
         if not (config is None or isinstance(config, (DitCacheConfig, CachePlan))):
-            raise InvalidSetting(f"dit_cache_config must be a DitCacheConfig, not {config!r} ({type(config).__name__})")
+            raise InvalidSetting(
+                f"dit_cache_config must be a DitCacheConfig, not {shown(config)} ({type(config).__name__})"
+            )
         self._attach(config if self._enabled else None)
         self._config = config
 
@@ -180,10 +184,10 @@ class DitCacheAdaptor:
             )
         if not callable(run_pipeline_and_save_videos):
             raise InvalidSetting(
-                f"run_pipeline_and_save_videos must be a function, not {run_pipeline_and_save_videos!r}"
+                f"run_pipeline_and_save_videos must be a function, not {shown(run_pipeline_and_save_videos)}"
             )
         if plan not in ("interval", "free"):
-            raise InvalidSetting(f"plan={plan!r}: there are 'interval' and 'free'")
+            raise InvalidSetting(f"plan={shown(plan)}: there are 'interval' and 'free'")
         try:
             expected = check_count("prompts_num", prompts_num, 1) * check_count("num_videos", num_videos, 1)
         except TypeError as error:

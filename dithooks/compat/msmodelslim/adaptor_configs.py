@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from ...config.safe_json import parsed, shortened
+from ...config.safe_json import JSON_BYTES, parsed
 from ...errors import InvalidSetting
-from ...validation import check_count
+from ...storage.regular_file import read_bytes
+from ...storage.replacement import write_text
+from ...validation import check_count, shown
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class DitCacheConfig:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the four numbers to a JSON file."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DitCacheConfig:
@@ -59,10 +60,11 @@ class DitCacheConfig:
         Raises:
             ValueError: the file does not hold these four numbers; the message names the file.
         """
+        data = read_bytes(path, JSON_BYTES)
         try:
-            return cls(**parsed(Path(path).read_text(encoding="utf-8"), "DitCacheConfig"))
+            return cls(**parsed(data.decode("utf-8"), "DitCacheConfig"))
         except (TypeError, ValueError) as error:
-            raise InvalidSetting(f"{os.fspath(path)} is not a DitCacheConfig: {shortened(error)}") from None
+            raise InvalidSetting(f"{os.fspath(path)} is not a DitCacheConfig: {error}") from None
 
 
 @dataclass
@@ -93,7 +95,9 @@ class DitCacheSearchConfig:
     def __post_init__(self) -> None:
         ratio: object = self.cache_ratio
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 1 < ratio < float("inf"):
-            raise InvalidSetting(f"cache_ratio={ratio!r} must be a number above 1: so many times fewer blocks are run")
+            raise InvalidSetting(
+                f"cache_ratio={shown(ratio)} must be a number above 1: so many times fewer blocks are run"
+            )
         if self.num_sampling_steps is None:
             raise InvalidSetting("num_sampling_steps must be given: the number of steps that the pipeline takes")
         if self.dit_block_num is not None:

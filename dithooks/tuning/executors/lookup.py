@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...errors import InvalidSetting, WrongType
+from ...validation import shown
 from .executor import Executor
 from .ray_actors import Actors
 from .torchrun_ranks import Ranks
@@ -25,9 +26,9 @@ def executor_of(executor: str | Executor | None) -> Executor | None:
     if isinstance(executor, str):
         if executor not in ("ray", "torchrun"):
             raise InvalidSetting(
-                f"executor={executor!r} is not known: give 'ray' or 'torchrun', or leave it out to run plans here"
+                f"executor={shown(executor)} is not known: give 'ray' or 'torchrun', or leave it out to run plans here"
             )
         return Actors() if executor == "ray" else Ranks()
     if executor is not None and not all(callable(getattr(executor, name, None)) for name in ("check", "start")):
-        raise WrongType(f"executor must be 'ray', 'torchrun' or dithooks.ray.Actors(...), not {executor!r}")
+        raise WrongType(f"executor must be 'ray', 'torchrun' or dithooks.ray.Actors(...), not {shown(executor)}")
     return executor

@@ -18,7 +18,7 @@ from ...config.cache_plan import CachePlan
 from ...errors import InvalidSetting, WrongType
 from ...recording.image_metrics import samples_of
 from ...recording.rank_broadcast import is_single_process
-from ...validation import check_count, check_number
+from ...validation import check_count, check_number, shown
 from ..evaluation import Evaluation, Evaluator
 from ..timed_run import picture_mismatch
 from .executor import ExecutorResult, plan_key
@@ -68,7 +68,7 @@ class Actors:
         for name, amount in self.resources.items():
             check_number(f"resources[{name!r}]", amount, 0)
         if self.load is not None and not callable(self.load):
-            raise WrongType(f"load must be a function without arguments that makes the target, not {self.load!r}")
+            raise WrongType(f"load must be a function without arguments that makes the target, not {shown(self.load)}")
 
     def check(self, models: Sequence[nn.Module]) -> None:
         """Check that Ray is installed, and that this is the only process.

@@ -1,0 +1,110 @@
+"""The parser of a command, which knows the files that its options name, and checks them before anything is done."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import DitHooksError, UsageError
+
+SHIPPED_PLANS = Path(__file__).parents[1] / "demo" / "plans"
+Files = Callable[[argparse.Namespace], Iterable[Any]]  # the files that an option names, of the arguments
+Ships = Callable[[argparse.Namespace], bool]  # whether the name of a plan may be that of one that ships
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that reports a wrong command line in one line.
+
+    Options that name files are added by :meth:`add_output`, :meth:`add_folder`, :meth:`add_plan` and
+    :meth:`add_input`. After parsing, :meth:`check_files` checks all of them at once.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._outputs: list[Files] = []
+        self._folders: list[Files] = []
+        self._inputs: list[Files] = []
+        self._plans: list[tuple[Files, Ships]] = []
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def add_output(self, *names: str, files: Files | None = None, **options: Any) -> None:
+        """Add an option whose file is written.
+
+        Args:
+            names: as for ``add_argument``.
+            files: the files, of the arguments, where they are not what is given.
+            options: as for ``add_argument``.
+        """
+        action = self.add_argument(*names, **options)
+        self._outputs.append(files or _given(action))
+
+    def add_folder(self, *names: str, **options: Any) -> None:
+        """Add an option whose folder is written into, and made if it does not exist."""
+        self._folders.append(_given(self.add_argument(*names, **options)))
+
+    def add_input(self, *names: str, **options: Any) -> None:
+        """Add an option whose file is read."""
+        self._inputs.append(_given(self.add_argument(*names, **options)))
+
+    def add_plan(self, *names: str, ships: Ships, **options: Any) -> None:
+        """Add an option whose file is a plan or a configuration; ``ships``: or the name of a plan that ships."""
+        self._plans.append((_given(self.add_argument(*names, **options)), ships))
+
+    def check_files(self, args: argparse.Namespace) -> None:
+        """Check that what is to be read is there, and that what is to be written can be; no trace is left.
+
+        Raises:
+            UsageError: it is not, or cannot; two results would go to one file, or one to a file that is read.
+        """
+        from .output_files import check_folder, check_results
+
+        plans = {name: ships(args) for files, ships in self._plans for name in files(args)}
+        inputs = [name for files in self._inputs for name in files(args)]
+        for name, ships in plans.items():
+            _check_plan(name, ships)
+        for name in inputs:
+            _check_input(name)
+        check_results([Path(name) for files in self._outputs for name in files(args)], [*map(Path, [*plans, *inputs])])
+        for name in (name for files in self._folders for name in files(args)):
+            check_folder(Path(name))
+
+
+def _given(action: argparse.Action) -> Files:
+    """The files of an option are what it is given, once or again and again."""
+
+    def files(args: argparse.Namespace) -> Iterable[Any]:
+        value = getattr(args, action.dest)
+        return [name for name in (value if isinstance(value, list) else [value]) if name not in (None, "-")]
+
+    return files
+
+
+def _check_input(name: str) -> None:
+    from ..storage.regular_file import check_readable
+
+    try:
+        check_readable(name)
+    except DitHooksError as error:
+        raise UsageError(str(error)) from None
+
+
+def _check_plan(name: str, ships: bool) -> None:
+    from ..config.safe_json import parsed, read_file
+
+    try:
+        read_file(name, lambda text: parsed(text, "CachePlan"))
+    except FileNotFoundError:
+        if not ships:
+            raise UsageError(f"there is no file {name}: give a plan that a search wrote") from None
+        names = sorted(path.stem for path in SHIPPED_PLANS.glob("*.json"))
+        if name not in names:
+            raise UsageError(
+                f"there is no plan {name!r}: give a file that a search wrote, or one of those that ship with "
+                f"dithooks: {', '.join(names)}"
+            ) from None
+    except DitHooksError as error:
+        raise UsageError(str(error)) from None
