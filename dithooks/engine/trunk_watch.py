@@ -83,7 +83,7 @@ class TrunkWatch:
     def _enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the input of a stack at its first block."""
         number, place = divmod(index, len(_Place))
-        if torch.compiler.is_dynamo_compiling() or replaying.get():
+        if torch.compiler.is_dynamo_compiling() or replaying.get() or torch.is_grad_enabled():
             return
         seen = self._seen
         if place == _Place.OWNER:
@@ -99,7 +99,7 @@ class TrunkWatch:
     def _leave(self, index: int, output: Any) -> None:
         """Report what is known when a stack has been left: stand-ins would be met by the rest of its call."""
         number, place = divmod(index, len(_Place))
-        if torch.compiler.is_dynamo_compiling() or replaying.get():
+        if torch.compiler.is_dynamo_compiling() or replaying.get() or torch.is_grad_enabled():
             return
         seen = self._seen
         if place == _Place.OWNER:
