@@ -13,6 +13,7 @@ from ..errors import BlockError
 from .block_io import BlockIO, show
 from .observation import BlockCall, Observation, ObservedBlock
 from .passed_parts import passed_parts, step_at, step_of
+from .pattern import ForwardPattern
 
 
 def block_io_of(observation: Observation, call: BlockCall, streams: Collection[str] = ()) -> BlockIO:
@@ -43,7 +44,7 @@ def block_io_of(observation: Observation, call: BlockCall, streams: Collection[s
                 else passed.kept.get(position) or _carried(observation, call, position)
                 for position, form in enumerate(call.outputs)
             )
-            remark = _otherwise(block, call, carries)
+            remark = _otherwise(observation, block, call, carries)
         except BlockError:
             if block.pattern is None:
                 raise
@@ -74,12 +75,12 @@ def block_io_of(observation: Observation, call: BlockCall, streams: Collection[s
     return BlockIO(block.reader, builder, carries, new_forms, remark, names)
 
 
-def _otherwise(block: ObservedBlock, call: BlockCall, carries: tuple[str | None, ...]) -> str:
+def _otherwise(observation: Observation, block: ObservedBlock, call: BlockCall, carries: tuple[str | None, ...]) -> str:
     """Describe how a declared pattern differs from what was observed; empty if it does not."""
     if block.pattern is None:
         return ""
     with suppress(ValueError):  # zip: another number of them, or no such argument
-        pairs = zip(block.pattern.carries(list(call.inputs)), carries, call.outputs, strict=True)
+        pairs = zip(_by_pattern(block.pattern, observation, call), carries, call.outputs, strict=True)
         if all(declared == name for declared, name, form in pairs if form is not None):
             return ""
     streams = ", ".join(map(str, carries))
@@ -99,7 +100,7 @@ def _declared(observation: Observation, block: ObservedBlock, call: BlockCall) -
             f"{block.path} returns {len(call.outputs)} value(s), but {pattern}, says {len(block.pattern.returns)}"
         )
     try:
-        carries = block.pattern.carries(list(call.inputs))
+        carries = _by_pattern(block.pattern, observation, call)
     except ValueError as error:
         raise BlockError(f"{block.path}: {error}") from None
     for position, name in enumerate(carries):
@@ -119,6 +120,24 @@ def _declared(observation: Observation, block: ObservedBlock, call: BlockCall) -
                 f"but the model hands it to the next block as {call.fed[position]}"
             )
     return tuple(name if call.outputs[p] is not None else None for p, name in enumerate(carries))
+
+
+def _by_pattern(pattern: ForwardPattern, observation: Observation, call: BlockCall) -> tuple[str | None, ...]:
+    """Return what the outputs carry on by a pattern; of outputs that are one tensor, the first stands for all.
+
+    Where they are declared as several streams, it is the one that the model hands to the next block, or to this one.
+
+    Raises:
+        ValueError: the block has fewer arguments than the pattern has streams.
+    """
+    carries = list(pattern.carries(list(call.inputs)))
+    if len(carries) == len(call.outputs):
+        for twin, first in call.output_builder.twins:
+            names = [name for name in (carries[first], carries[twin]) if name is not None]
+            before = _before(observation, call)
+            fed = [call.fed.get(first), *(before.fed.values() if before is not None else ())]
+            carries[first], carries[twin] = next((name for name in [*fed, *names] if name in names), None), None
+    return tuple(carries)
 
 
 def _carried(observation: Observation, call: BlockCall, position: int) -> str | None:

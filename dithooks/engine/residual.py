@@ -42,7 +42,8 @@ def capture_output(
             capture.output = _measured(wiring, values)
         capture.deltas, capture.entry = take_residual(wiring, capture.entry, values), None
     else:
-        capture.exit = tuple(value.clone() if isinstance(value, Tensor) else None for value in values)
+        copies = {id(value): value.clone() for value in values if isinstance(value, Tensor)}  # one of each
+        capture.exit = tuple(copies.get(id(value)) for value in values)
 
 
 def finish_capture(capture: Capture, wiring: Wiring, with_output: bool = False) -> None:
@@ -50,8 +51,9 @@ def finish_capture(capture: Capture, wiring: Wiring, with_output: bool = False) 
     named, capture.entry = capture.entry, None
     if not isinstance(named, dict) or not capture.exit or not set(wiring.entry) <= set(named):
         return
-    kept = wiring.block_ios[-1].kept or (None,) * len(capture.exit)
-    values = [value if name is None else None for value, name in zip(capture.exit, kept, strict=False)]
+    io = wiring.block_ios[-1]
+    kept, taken = io.kept or (None,) * len(capture.exit), io.output_builder.without_twins(capture.exit)
+    values = [value if name is None else None for value, name in zip(taken, kept, strict=False)]
     if with_output:
         capture.output = _measured(wiring, values)
     capture.deltas, capture.exit = take_residual(wiring, [named[name] for name in wiring.entry], values), ()
