@@ -399,6 +399,13 @@ def form_of(value: Any) -> Form | None:
     return (value.shape, value.dtype) if isinstance(value, Tensor) else None
 
 
+def may_become(before: Form | None, after: Form | None) -> bool:
+    """Whether a tensor of one form may leave a block in the other: autocast, and some blocks, change its dtype."""
+    if before is None or after is None or before[0] != after[0]:
+        return False
+    return before[1] == after[1] or (before[1].is_floating_point and after[1].is_floating_point)
+
+
 def show(form: Form | None) -> str:
     """Write a form as text."""
     return "None" if form is None else f"{list(form[0])} {str(form[1]).removeprefix('torch.')}"

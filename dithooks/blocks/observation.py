@@ -267,7 +267,7 @@ def _is_only_rearranged(value: Tensor, made: StreamTransform | None, outputs: Se
         return True
     like = next(out for out in outputs if out is not None)
     joined = build(made, [like if out is None else out for out in outputs], value.shape)
-    return joined is not None and torch.equal(joined, value)
+    return joined is not None and torch.equal(joined.to(value.dtype), value)
 
 
 def _places(call: BlockCall) -> list[str]:

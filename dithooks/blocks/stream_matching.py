@@ -10,7 +10,7 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from ..errors import BlockError
-from .block_io import BlockIO, show
+from .block_io import BlockIO, may_become, show
 from .observation import BlockCall, Observation, ObservedBlock
 from .passed_parts import passed_parts, step_at, step_of
 from .pattern import ForwardPattern
@@ -109,7 +109,8 @@ def _declared(observation: Observation, block: ObservedBlock, call: BlockCall) -
                 f"{block.path}: by {pattern}, output {position} is no stream, "
                 f"but the model hands it to the next block as {call.fed[position]}"
             )
-        if name is not None and call.outputs[position] not in (None, call.inputs[name]):
+        output = call.outputs[position]
+        if name is not None and output is not None and not may_become(call.inputs[name], output):
             raise BlockError(
                 f"{block.path}: by {pattern}, output {position} carries on {name}, "
                 f"but they are {show(call.outputs[position])} and {show(call.inputs[name])}"
@@ -143,7 +144,12 @@ def _by_pattern(pattern: ForwardPattern, observation: Observation, call: BlockCa
 def _carried(observation: Observation, call: BlockCall, position: int) -> str | None:
     """Return the argument that output ``position`` carries on; ``None`` for an output that is no stream."""
     observed, block, form = observation.observed, observation.observed[call.index], call.outputs[position]
-    alike = [name for name, other in call.inputs.items() if other == form]
+    # An argument of another dtype is as likely, if no other output has that dtype.
+    others = [other for p, other in enumerate(call.outputs) if p != position]
+    loosely = [
+        n for n, other in call.inputs.items() if may_become(other, form) and (other == form or other not in others)
+    ]
+    alike = [name for name in loosely if call.inputs[name] == form] or loosely
     kin = [
         other
         for other in observation.calls
@@ -163,7 +169,7 @@ def _carried(observation: Observation, call: BlockCall, position: int) -> str | 
     # Another list may configure blocks of this class differently: what it shows has to agree with the values.
     if not own and any(call.near.get(p, name) != name for p, name in fed.items()):
         fed = {}
-    if fed.get(position) in alike:  # this block has an argument of the same name
+    if fed.get(position) in loosely:  # this block has an argument of the same name
         return fed[position]
     alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
     step = step_at(call, position)
@@ -174,12 +180,11 @@ def _carried(observation: Observation, call: BlockCall, position: int) -> str | 
         return "hidden_states"
     if len(alike) == 1:
         return alike[0]
-    others = [form for p, form in enumerate(call.outputs) if p != position and form in call.inputs.values()]
-    if form not in call.inputs.values() and position not in call.fed and others:
+    carried = any(may_become(given, other) for other in others for given in call.inputs.values())
+    if not loosely and position not in call.fed and carried:
         return None
     seen = ", ".join(f"{name} {show(other)}" for name, other in call.inputs.items())
-    taken = [name for name, other in call.inputs.items() if other == form]
-    why = f"alike: {', '.join(alike or taken)}: {_advice(call)}" if taken else "none is alike"
+    why = f"alike: {', '.join(alike or loosely)}: {_advice(call)}" if loosely else "none is alike"
     raise BlockError(
         f"{block.path}: which argument does output {position}, {show(form)}, carry on? Its arguments are {seen}; {why}"
     )

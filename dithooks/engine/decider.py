@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from operator import is_
 from typing import Any
 
@@ -247,6 +248,8 @@ class CallDecider:
             return Reason.SHARED_SCHEDULER
         if not branch.anchors:
             return Reason.NO_ANCHOR
+        if branch.unread and not self._is_finite(run, branch):
+            return Reason.NOT_FINITE
         former = branch.anchors[0].signature
         if former == signature:
             return None if branch.anchors[0].moment.step < step else Reason.NO_ANCHOR  # of a run that was broken off
@@ -254,16 +257,49 @@ class CallDecider:
             return Reason.WEIGHTS
         return Reason.SWITCH if _tensor_forms(former) == _tensor_forms(signature) else Reason.SHAPE
 
+    def _is_finite(self, run: Run, branch: Branch) -> bool:
+        """Read whether the residuals that are new are finite, and drop those that are not.
+
+        This waits until the device has come to where they were taken. Returns whether the newest one is still there.
+        """
+        unread, branch.unread, are_finite = branch.unread, [], True
+        for check in unread:
+            if check.event is not None:
+                check.event.synchronize()
+            if not all(map(isfinite, check.norms.tolist())):
+                are_finite = False
+        if are_finite:
+            return True
+        former, newest = branch.anchors, branch.anchors[0]
+        branch.anchors = [each for each in former if each.check is None or isfinite(each.check.peak)]
+        branch.update_nbytes()
+        if len(branch.anchors) == len(former):  # those that are not were dropped before
+            return True
+        run.judged = True  # that nothing is reused is no wonder
+        self._say_not_finite(newest.moment.step)
+        return newest in branch.anchors
+
+    def _say_not_finite(self, step: int) -> None:
+        """Warn once of all ranges of the handle that a residual is not finite."""
+        if self._claim_topic("not finite residual"):
+            for peer in self.deciders_of_handle:
+                peer._claim_topic("not finite residual")
+            warn_user(wording.residual_is_not_finite(self.name, step))
+
     def _record(self, call: Call, run: Run, branch: Branch, decision: Decision) -> None:
         """Log a decision and set the call's mode and tensors accordingly."""
         assert run.policy is not None
+        if decision.reuse:
+            call.deltas = self._predicted(branch, call.moment)
+            if not call.deltas:
+                decision = COMPUTE[Reason.NOT_FINITE]
         if not run.policy.separate_branches and run.shared is None:
             own = isinstance(decision.reason, Reason) and decision.reason.is_own
             run.shared = None if own else decision
         call.decision = decision
         self.log.record(run.number, call.moment.step, branch.history.number, decision)
         if decision.reuse:
-            call.mode, call.deltas = REUSE, self._predicted(branch, call.moment)
+            call.mode = REUSE
             return
         call.mode = PLAIN
         if call.keeps:
@@ -274,7 +310,7 @@ class CallDecider:
         branch.update_nbytes()
 
     def _predicted(self, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
-        """Return Δ̂, the residual that a reused step adds."""
+        """Return Δ̂, the residual that a reused step adds; nothing where half precision may have no such numbers."""
         newest = branch.anchors[0]
         if self.predictor.takes_the_last and newest.is_as_taken:
             return newest.kept
@@ -287,6 +323,12 @@ class CallDecider:
                 "unfitted", wording.coefficients_are_missing(self.name, now.step, steps, self.predictor, self._anchors)
             )
             weights = lagrange_weights(moments[:2], now, "sigma")
+        if newest.check is not None and newest.check.is_narrow:
+            checks = [anchor.check for anchor in fitting]
+            size = sum(abs(weight) * check.peak for weight, check in zip(weights, checks, strict=False) if check)
+            if size > newest.check.limit:
+                self._say_not_finite(now.step)
+                return ()
         return weighted_sum(fitting[: len(weights)], weights)
 
     # -- at the first block ------------------------------------------------------------------------------------
@@ -389,7 +431,11 @@ class CallDecider:
         deltas, captured.deltas = captured.deltas, ()
         if self.on_anchor is not None:
             self.on_anchor(call, deltas)
-        anchor = Anchor.keep(call.moment, call.signature, deltas, self.config.dtype, self.config.cache_device)
+        assert call.run is not None
+        form = self.config.dtype, self.config.cache_device
+        anchor = Anchor.keep(call.moment, call.signature, deltas, *form, is_checked=call.run.checks)
+        if anchor.check is not None:
+            branch.unread.append(anchor.check)
         branch.anchors.insert(0, anchor)
         branch.history.refreshed = call.moment.step
         return captured.output or deltas
@@ -511,6 +557,8 @@ class CallDecider:
         run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
         run.scheduler_is_shared = tick.source == "scheduler" and self._shares_scheduler(run)
         policy = self.policy.for_run(run.schedule)
+        agreed = self.consensus is not None and policy.metric is not None
+        run.checks = agreed or self._integrations.ranks_sharing(self._model) is None
         if warning := policy.warning_at_start(run.schedule):
             self._remark(warning)
         if warning := self.predictor.warning_at_start(run.schedule):

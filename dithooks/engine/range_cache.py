@@ -453,8 +453,8 @@ class RangeCache:
                     "the computed step. Choose other blocks"
                 )
             elif not (were_handed_on and wiring.is_handed_on[number]):
-                value = value + call.deltas[number]
-            found.append(value)
+                value = value.to(call.deltas[number].dtype) + call.deltas[number]
+            found.append(value.to(call.deltas[number].dtype))
         return found
 
     def _watch_additions(
@@ -714,7 +714,7 @@ class RangeCache:
         if not additions.signature:
             return anchor
         pure = [
-            delta if total is None or not counts else delta - total
+            delta if total is None or not counts else (delta - total).to(delta.dtype)
             for delta, total, counts in zip(deltas, sums, additions.counted, strict=True)
         ]
         config = self.decider.config

@@ -79,7 +79,7 @@ def clones(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
 
 
 def take_residual(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Return Δ of each output, computed in the memory of −h_in where possible.
+    """Return Δ of each output in that one's dtype, computed in the memory of −h_in where possible.
 
     Args:
         wiring: the wiring of the range.
@@ -102,12 +102,14 @@ def take_residual(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]
         if before is None or not _fits(value, before):
             return ()
         made_for_this = wiring.plain or isinstance(bridge, (Concat, Unrelated))
+        if before.dtype is not value.dtype:  # a stream changes its dtype in the range, as under autocast
+            before, made_for_this = before.to(value.dtype), True
         deltas.append(before.add_(value) if made_for_this else before + value)
     return tuple(deltas)
 
 
 def apply_residual(wiring: Wiring, streams: Sequence[Any], deltas: Sequence[Tensor]) -> list[Tensor] | None:
-    """Return h_in + Δ̂ for each output, or ``None`` if a residual does not fit.
+    """Return h_in + Δ̂ for each output, in the dtype that it had; or ``None`` if a residual does not fit.
 
     Args:
         wiring: the wiring of the range.
@@ -124,12 +126,14 @@ def apply_residual(wiring: Wiring, streams: Sequence[Any], deltas: Sequence[Tens
             before = build(bridge, streams, delta.shape) if all(isinstance(s, Tensor) for s in streams) else None
         if not isinstance(before, Tensor) or not _fits(before, delta):
             return None
+        if before.dtype is not delta.dtype:
+            before = before.to(delta.dtype)
         results.append(before + delta)
     return results
 
 
 def _fits(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    return one.shape == other.shape and one.device == other.device
 
 
 def _measured(wiring: Wiring, values: Sequence[Any]) -> tuple[Tensor, ...] | None:
