@@ -238,7 +238,13 @@ def prepare(
 
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
+        InvalidSetting: another library's cache is at work in the model.
     """
+    if (other := integrations.other_cache(chain.owner)) is not None:
+        raise InvalidSetting(
+            f"{chain.name} has another cache at work ({other}): take it off first, as it would stand still where "
+            "blocks are passed over"
+        )
     observed = observed_blocks(chain, original)
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1

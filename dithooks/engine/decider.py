@@ -19,6 +19,7 @@ from ..config.cache_config import DitCacheConfig
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
 from ..policies.reason import Reason
+from ..policies.uncached import Uncached
 from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
 from ..stats import warnings as wording
@@ -41,7 +42,7 @@ from .weights_version import WeightsVersion
 MAX_CAPTURED = 16  # calls of a run's first step whose residuals are kept; are there more, then from the next step on
 MAX_CALLS = 64  # at one step; more mean that the step is not advancing
 LEAST_CALLS = 2  # that reuse nothing and are worth a word
-EXPLANATIONS = ("standstill", "shared scheduler", "gradients", "diverged", "not finite", "remark")
+EXPLANATIONS = ("standstill", "shared scheduler", "gradients", "diverged", "not alone", "not finite", "remark")
 FIRST = Match(0)
 DECISION = {reuse: {reason: Decision(reuse, reason) for reason in Reason} for reuse in (False, True)}
 COMPUTE = DECISION[False]
@@ -557,6 +558,9 @@ class CallDecider:
         run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
         run.scheduler_is_shared = tick.source == "scheduler" and self._shares_scheduler(run)
         policy = self.policy.for_run(run.schedule)
+        if (other := self._integrations.other_cache(self._model)) is not None:  # since the cache was attached
+            policy = Uncached()
+            self.warn("not alone", wording.another_cache_is_at_work(self.name, other))
         agreed = self.consensus is not None and policy.metric is not None
         run.checks = agreed or self._integrations.ranks_sharing(self._model) is None
         if warning := policy.warning_at_start(run.schedule):
