@@ -12,8 +12,8 @@ from torch import nn
 from .block_lists import WRAPPED
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CONTROL = re.compile("control|zero")  # controlnet_blocks, zero_convs
-_SAMPLES = re.compile(r"block.*samples?$")  # down_block_res_samples, controlnet_block_samples
+_CONTROL = "control|zero"  # controlnet_blocks, zero_convs
+_SAMPLES = r"block.*samples?$"  # down_block_res_samples, controlnet_block_samples
 
 
 def why_not_a_trunk(module: nn.Module) -> str | None:
@@ -47,8 +47,8 @@ def is_controlnet(module: nn.Module) -> bool:
     lists = _lists(module)
     layers = {name for name, each in lists.items() if all(isinstance(entry, _LAYERS) for entry in each)}
     blocks = [len(each) for name, each in lists.items() if name not in layers]
-    one_for_each = any(_CONTROL.search(name) and len(lists[name]) in blocks for name in layers)
-    return one_for_each or any(_SAMPLES.search(name) for name in _returned(module)) or _returns_by_number(module)
+    one_for_each = any(re.search(_CONTROL, name) and len(lists[name]) in blocks for name in layers)
+    return one_for_each or any(re.search(_SAMPLES, name) for name in _returned(module)) or _returns_by_number(module)
 
 
 def _lists(module: nn.Module) -> dict[str, nn.ModuleList]:
