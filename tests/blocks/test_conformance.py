@@ -234,6 +234,8 @@ class TestRanges:
                 assert re.search(REFUSED[subject.name][1], str(trial.error)), trial.range
 
     def test_there_is_no_block_past_the_last(self, subject):
+        if "ControlNetModel" in subject.name:
+            pytest.skip("refused whatever the range")
         with pytest.raises(ValueError, match="past the end"), subject.attach(subject.size, 1):
             subject.step(0)
 
