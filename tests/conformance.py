@@ -129,7 +129,7 @@ def attempt(subject, start, count):
         try:
             handle = subject.attach(start, count)
         except ValueError as error:
-            trial.error = error
+            trial.error, trial.keys = error, list(subject.model.state_dict())
             return trial
         try:
             _observe(subject, handle, trial)
