@@ -126,7 +126,11 @@ def attempt(subject, start, count):
     trial = Trial(start, count)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*reused nothing")
-        handle = subject.attach(start, count)
+        try:
+            handle = subject.attach(start, count)
+        except ValueError as error:
+            trial.error, trial.keys = error, list(subject.model.state_dict())
+            return trial
         try:
             _observe(subject, handle, trial)
         finally:

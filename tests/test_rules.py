@@ -69,6 +69,8 @@ EXCEPTIONS = {
     ("engine", "_get_running_loop"),  # in asyncio.__all__; get_running_loop raises, at 10 times the cost
     ("engine", "_get_backend"),  # torch.distributed has no other way to a group's time limit
     ("engine", "_timeout"),
+    ("engine", "_is_any_autocast_enabled"),  # torch.is_autocast_enabled asks one kind of device
+    ("engine", "_current_graph_task_id"),  # torch.utils.checkpoint tells a backward pass by it
     ("demo", "_execution_device"),  # what diffusers offers to pipelines, which are its subclasses
 }
 WRITTEN_BY_SEVERAL = {  # by the decider, and by the range cache, which learns meanwhile how the call goes

@@ -9,8 +9,9 @@
 5. ``stream_transforms``: what a model does to its streams between two blocks (join, slice, swap batch and tokens).
 6. ``block_io``: read a block's streams from its call, and build an output of its form from streams (``containers``:
    what tuples, dicts and dataclasses hold).
-7. ``block_lists``: a block's place in a list, a list, and the lists of one transformer.
-8. ``discovery``: find those lists (``trunk_heuristics``), or follow a user's path to them (``module_paths``).
-9. ``adapter``: what a user declares about blocks that observation cannot resolve.
-10. ``registry``: such declarations by class name, and the choice between declared, named and found blocks.
+7. ``model_kinds``: U-Nets and ControlNets, which are no trunks.
+8. ``block_lists``: a block's place in a list, a list, and the lists of one transformer.
+9. ``discovery``: find those lists (``trunk_heuristics``), or follow a user's path to them (``module_paths``).
+10. ``adapter``: what a user declares about blocks that observation cannot resolve.
+11. ``registry``: such declarations by class name, and the choice between declared, named and found blocks.
 """

@@ -157,6 +157,7 @@ class OutputBuilder:
         given: reads from a call what the output is made of, if it is a container that the block was given, with some
             parts replaced.
         kept: numbers of the values that stay as they are in what was given.
+        twins: by number of a value that is the very same object as an earlier one, the number of that one.
     """
 
     kind: type
@@ -165,13 +166,17 @@ class OutputBuilder:
     parts: tuple[OutputBuilder | None, ...] = ()
     given: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None
     kept: frozenset[int] = frozenset()
+    twins: tuple[tuple[int, int], ...] = ()
     is_tuple: bool = field(init=False, compare=False)  # of this kind, and nothing else: made at once on reused steps
 
     def __post_init__(self) -> None:
-        flat = self.functor is None and not self.keys and not self.parts
+        flat = self.functor is None and not self.keys and not self.parts and not self.twins
         object.__setattr__(self, "is_tuple", self.kind is tuple and flat)
 
     def __call__(self, values: Sequence[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.twins:
+            numbers = dict(self.twins)
+            values = [values[numbers.get(number, number)] for number in range(len(values))]
         if self.functor is not None:
             return self.functor.build(values, args, kwargs)
         if self.kind is Tensor:
@@ -248,10 +253,20 @@ class OutputBuilder:
             return ()
         return tuple(None if number in self.kept else value for number, value in enumerate(values))
 
+    def without_twins(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Return an output's values, ``None`` for those that are earlier ones; none at all if they are others."""
+        if not self.twins:
+            return tuple(values)
+        numbers = dict(self.twins)
+        if any(max(pair) >= len(values) or values[pair[0]] is not values[pair[1]] for pair in self.twins):
+            return ()
+        return tuple(None if number in numbers else value for number, value in enumerate(values))
+
     @property
     def simple(self) -> bool:
         """Whether the output is a tensor, or a tuple or list of tensors."""
-        return self.functor is None and not self.keys and not self.parts and self.kind in (Tensor, tuple, list)
+        flat = not self.keys and not self.parts and not self.twins
+        return self.functor is None and flat and self.kind in (Tensor, tuple, list)
 
     @property
     def text(self) -> str:
@@ -322,9 +337,10 @@ class BlockIO:
         return self.reader.read(name, args, kwargs)
 
     def take(self, output: Any) -> tuple[Any, ...]:
-        """Return the values of an output by position, ``None`` for those that are kept."""
+        """Return the values of an output by position, ``None`` for those that are kept or are earlier ones."""
         builder = self.output_builder
-        return builder.take(output) if builder.functor is None else self.reader.take(output)[1]
+        values = builder.take(output) if builder.functor is None else self.reader.take(output)[1]
+        return builder.without_twins(values) if builder.twins else values
 
     def carried(self, position: int) -> str | None:
         """Return the argument that an output carries on, changed or not; ``None`` if it carries on none."""
@@ -381,6 +397,13 @@ def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -
 def form_of(value: Any) -> Form | None:
     """Return shape and dtype of a tensor; ``None`` of anything else."""
     return (value.shape, value.dtype) if isinstance(value, Tensor) else None
+
+
+def may_become(before: Form | None, after: Form | None) -> bool:
+    """Whether a tensor of one form may leave a block in the other: autocast, and some blocks, change its dtype."""
+    if before is None or after is None or before[0] != after[0]:
+        return False
+    return before[1] == after[1] or (before[1].is_floating_point and after[1].is_floating_point)
 
 
 def show(form: Form | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -55,7 +55,7 @@ class BlockCall:
     inputs: dict[str, Form]  # forms of the tensor arguments
     given: tuple[str, ...] = ()  # names of all arguments that are not None
     output_builder: OutputBuilder = field(default_factory=lambda: OutputBuilder(object))
-    outputs: tuple[Form | None, ...] = ()
+    outputs: tuple[Form | None, ...] = ()  # None also for one that is the very same tensor as an earlier one
     odd: dict[int, str] = field(
         default_factory=dict
     )  # output position → description of an output that is neither tensor nor None
@@ -153,7 +153,13 @@ class Observation:
         if not self.calls or self.calls[-1].index != index:  # blocks within blocks: the outer call is not followed
             return
         here = self.calls[-1]
-        here.output_builder, self._outputs = self.observed[index].reader.take(output)
+        here.output_builder, values = self.observed[index].reader.take(output)
+        if here.output_builder.parts:
+            for position, value in enumerate(values):
+                here.kept[position] = tuple(name for name in self._arguments if self._is_unchanged(name, value))
+        if twins := _twins([None if here.kept.get(position) else value for position, value in enumerate(values)]):
+            here.output_builder = replace(here.output_builder, twins=twins)
+        self._outputs = here.output_builder.without_twins(values)
         here.outputs = tuple(form_of(value) for value in self._outputs)
         self._marks = [_mark(value) for value in self._outputs]
         here.odd = {
@@ -166,8 +172,6 @@ class Observation:
         for position, value in enumerate(self._outputs):
             if isinstance(value, Tensor):
                 self._produced[id(value)] = len(self.calls) - 1, position, weakref.ref(value)
-            if here.output_builder.parts:
-                here.kept[position] = tuple(name for name in self._arguments if self._is_unchanged(name, value))
             if (name := _nearest(value, self._arguments)) is not None:
                 here.near[position] = name
 
@@ -219,6 +223,14 @@ class Observation:
                     here.touched.add(name)
 
 
+def _twins(values: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    """Return the numbers of values that are the very same tensor as an earlier one, with the number of that one."""
+    first: dict[int, int] = {}
+    numbers = [first.setdefault(id(value), number) for number, value in enumerate(values)]
+    pairs = ((number, found) for number, found in enumerate(numbers) if found < number)
+    return tuple(pair for pair in pairs if isinstance(values[pair[0]], Tensor))
+
+
 def _nearest(value: Any, arguments: Mapping[str, Any]) -> str | None:
     """Return the argument of a value's form that differs least from it; ``None`` unless several have that form."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
@@ -255,7 +267,7 @@ def _is_only_rearranged(value: Tensor, made: StreamTransform | None, outputs: Se
         return True
     like = next(out for out in outputs if out is not None)
     joined = build(made, [like if out is None else out for out in outputs], value.shape)
-    return joined is not None and torch.equal(joined, value)
+    return joined is not None and torch.equal(joined.to(value.dtype), value)
 
 
 def _places(call: BlockCall) -> list[str]:

@@ -12,8 +12,9 @@ from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting, WrongType
 from ..validation import shown
 from .adapter import BlockAdapter
-from .block_lists import Chain
+from .block_lists import WRAPPED, Chain
 from .discovery import Blocks, find_chains
+from .model_kinds import is_unet, why_not_a_trunk
 from .module_paths import denoisers_of
 
 AdapterMaker = TypeVar("AdapterMaker", bound=Callable[..., BlockAdapter])
@@ -116,6 +117,9 @@ def chains_of(
     parts: Mapping[str, nn.Module] = {} if isinstance(target, nn.Module) else denoisers_of(target)
     hinted = {name: found for name, module in parts.items() if (found := BlockAdapterRegistry.adapter_for(module))}
     if not hinted:
+        for module in [target] if isinstance(target, nn.Module) else parts.values():
+            if is_unet(getattr(module, WRAPPED, module)):
+                raise InvalidSetting(str(why_not_a_trunk(module)))
         return [(chain, None) for chain in find_chains(target, None, chosen)]
     others: list[Chain] = []
     with suppress(ValueError):  # no other part has lists

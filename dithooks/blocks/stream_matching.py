@@ -10,9 +10,10 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from ..errors import BlockError
-from .block_io import BlockIO, show
+from .block_io import BlockIO, may_become, show
 from .observation import BlockCall, Observation, ObservedBlock
 from .passed_parts import passed_parts, step_at, step_of
+from .pattern import ForwardPattern
 
 
 def block_io_of(observation: Observation, call: BlockCall, streams: Collection[str] = ()) -> BlockIO:
@@ -43,7 +44,7 @@ def block_io_of(observation: Observation, call: BlockCall, streams: Collection[s
                 else passed.kept.get(position) or _carried(observation, call, position)
                 for position, form in enumerate(call.outputs)
             )
-            remark = _otherwise(block, call, carries)
+            remark = _otherwise(observation, block, call, carries)
         except BlockError:
             if block.pattern is None:
                 raise
@@ -74,12 +75,12 @@ def block_io_of(observation: Observation, call: BlockCall, streams: Collection[s
     return BlockIO(block.reader, builder, carries, new_forms, remark, names)
 
 
-def _otherwise(block: ObservedBlock, call: BlockCall, carries: tuple[str | None, ...]) -> str:
+def _otherwise(observation: Observation, block: ObservedBlock, call: BlockCall, carries: tuple[str | None, ...]) -> str:
     """Describe how a declared pattern differs from what was observed; empty if it does not."""
     if block.pattern is None:
         return ""
     with suppress(ValueError):  # zip: another number of them, or no such argument
-        pairs = zip(block.pattern.carries(list(call.inputs)), carries, call.outputs, strict=True)
+        pairs = zip(_by_pattern(block.pattern, observation, call), carries, call.outputs, strict=True)
         if all(declared == name for declared, name, form in pairs if form is not None):
             return ""
     streams = ", ".join(map(str, carries))
@@ -99,7 +100,7 @@ def _declared(observation: Observation, block: ObservedBlock, call: BlockCall) -
             f"{block.path} returns {len(call.outputs)} value(s), but {pattern}, says {len(block.pattern.returns)}"
         )
     try:
-        carries = block.pattern.carries(list(call.inputs))
+        carries = _by_pattern(block.pattern, observation, call)
     except ValueError as error:
         raise BlockError(f"{block.path}: {error}") from None
     for position, name in enumerate(carries):
@@ -108,7 +109,8 @@ def _declared(observation: Observation, block: ObservedBlock, call: BlockCall) -
                 f"{block.path}: by {pattern}, output {position} is no stream, "
                 f"but the model hands it to the next block as {call.fed[position]}"
             )
-        if name is not None and call.outputs[position] not in (None, call.inputs[name]):
+        output = call.outputs[position]
+        if name is not None and output is not None and not may_become(call.inputs[name], output):
             raise BlockError(
                 f"{block.path}: by {pattern}, output {position} carries on {name}, "
                 f"but they are {show(call.outputs[position])} and {show(call.inputs[name])}"
@@ -121,10 +123,33 @@ def _declared(observation: Observation, block: ObservedBlock, call: BlockCall) -
     return tuple(name if call.outputs[p] is not None else None for p, name in enumerate(carries))
 
 
+def _by_pattern(pattern: ForwardPattern, observation: Observation, call: BlockCall) -> tuple[str | None, ...]:
+    """Return what the outputs carry on by a pattern; of outputs that are one tensor, the first stands for all.
+
+    Where they are declared as several streams, it is the one that the model hands to the next block, or to this one.
+
+    Raises:
+        ValueError: the block has fewer arguments than the pattern has streams.
+    """
+    carries = list(pattern.carries(list(call.inputs)))
+    if len(carries) == len(call.outputs):
+        for twin, first in call.output_builder.twins:
+            names = [name for name in (carries[first], carries[twin]) if name is not None]
+            before = _before(observation, call)
+            fed = [call.fed.get(first), *(before.fed.values() if before is not None else ())]
+            carries[first], carries[twin] = next((name for name in [*fed, *names] if name in names), None), None
+    return tuple(carries)
+
+
 def _carried(observation: Observation, call: BlockCall, position: int) -> str | None:
     """Return the argument that output ``position`` carries on; ``None`` for an output that is no stream."""
     observed, block, form = observation.observed, observation.observed[call.index], call.outputs[position]
-    alike = [name for name, other in call.inputs.items() if other == form]
+    # An argument of another dtype is as likely, if no other output has that dtype.
+    others = [other for p, other in enumerate(call.outputs) if p != position]
+    loosely = [
+        n for n, other in call.inputs.items() if may_become(other, form) and (other == form or other not in others)
+    ]
+    alike = [name for name in loosely if call.inputs[name] == form] or loosely
     kin = [
         other
         for other in observation.calls
@@ -144,7 +169,7 @@ def _carried(observation: Observation, call: BlockCall, position: int) -> str | 
     # Another list may configure blocks of this class differently: what it shows has to agree with the values.
     if not own and any(call.near.get(p, name) != name for p, name in fed.items()):
         fed = {}
-    if fed.get(position) in alike:  # this block has an argument of the same name
+    if fed.get(position) in loosely:  # this block has an argument of the same name
         return fed[position]
     alike = [name for name in alike if name not in {to for p, to in fed.items() if p != position}]
     step = step_at(call, position)
@@ -155,12 +180,11 @@ def _carried(observation: Observation, call: BlockCall, position: int) -> str | 
         return "hidden_states"
     if len(alike) == 1:
         return alike[0]
-    others = [form for p, form in enumerate(call.outputs) if p != position and form in call.inputs.values()]
-    if form not in call.inputs.values() and position not in call.fed and others:
+    carried = any(may_become(given, other) for other in others for given in call.inputs.values())
+    if not loosely and position not in call.fed and carried:
         return None
     seen = ", ".join(f"{name} {show(other)}" for name, other in call.inputs.items())
-    taken = [name for name, other in call.inputs.items() if other == form]
-    why = f"alike: {', '.join(alike or taken)}: {_advice(call)}" if taken else "none is alike"
+    why = f"alike: {', '.join(alike or loosely)}: {_advice(call)}" if loosely else "none is alike"
     raise BlockError(
         f"{block.path}: which argument does output {position}, {show(form)}, carry on? Its arguments are {seen}; {why}"
     )

@@ -153,9 +153,8 @@ def recognise(value: Tensor, outputs: Sequence[Tensor | None]) -> StreamTransfor
     """
     if value.is_meta:
         return None
-    readings = list(
-        _readings(value, [(i, out) for i, out in enumerate(outputs) if out is not None and _akin(value, out)])
-    )
+    akin = [(i, out.to(value.dtype)) for i, out in enumerate(outputs) if out is not None and _akin(value, out)]
+    readings = list(_readings(value, akin))
     best = max((rank for rank, _ in readings), default=None)
     likeliest = [transform for rank, transform in readings if rank == best]
     return likeliest[0] if len(likeliest) == 1 else None
@@ -237,7 +236,8 @@ def _length(transform: StreamTransform, streams: Sequence[Tensor], shape: torch.
 
 
 def _akin(value: Tensor, out: Tensor) -> bool:
-    return value.dim() == out.dim() and value.dtype == out.dtype and value.device == out.device
+    floating = value.is_floating_point() and out.is_floating_point()
+    return value.dim() == out.dim() and value.device == out.device and (floating or value.dtype == out.dtype)
 
 
 def _resized(shape: torch.Size, dim: int, length: int) -> torch.Size:

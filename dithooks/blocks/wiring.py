@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WiringError
-from .block_io import BlockIO, show
+from .block_io import BlockIO, may_become, show
 from .observation import BlockCall, Observation, ObservedBlock
 from .stream_matching import block_io_of
 from .stream_transforms import Stream, StreamTransform, Unrelated, streams_of, substitute
@@ -168,7 +168,7 @@ def gap(observation: Observation, before: BlockCall, sender: BlockIO, after: Blo
             continue  # an argument of the block before, passed on untouched
         elif before.next is after and (like := _elsewhere(observation, before, after, name)) is not None:
             made[name] = like  # an addition (of positions, before the first block) hides the values
-        elif name in sender.carries and before.outputs[sender.carries.index(name)] == form:
+        elif name in sender.carries and may_become(before.outputs[sender.carries.index(name)], form):
             made[name] = Stream(sender.carries.index(name))
             how[name] = "a new tensor in its place"
         else:

@@ -136,7 +136,7 @@ class AdditionSum:
             total = self._sums.get(name) if name is not None and counts else None
             if total is not None and total.shape != delta.shape:
                 return ()
-            pure.append(delta if total is None else delta - total)
+            pure.append(delta if total is None else (delta - total).to(delta.dtype))
         return tuple(pure)
 
     def _is_as_returned(self, value: Any, number: int) -> bool:

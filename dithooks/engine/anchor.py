@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..predictors.predictor import Moment
 from .arguments import Signature
+from .finite_check import FiniteCheck
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,7 @@ class Anchor:
         kept: a residual for each stream, in the dtype and on the device chosen for keeping it.
         forms: dtype and device of each stream.
         is_as_taken: whether the residuals are kept in just these.
+        check: whether all its numbers are finite; ``None`` if that is not asked.
     """
 
     moment: Moment
@@ -29,6 +31,7 @@ class Anchor:
     kept: tuple[Tensor, ...]
     forms: tuple[tuple[torch.dtype, torch.device], ...]
     is_as_taken: bool = True
+    check: FiniteCheck | None = None
 
     @classmethod
     def keep(
@@ -38,14 +41,16 @@ class Anchor:
         deltas: Sequence[Tensor],
         dtype: torch.dtype | None,
         device: str | None,
+        is_checked: bool = True,
     ) -> Anchor:
         """Take residuals over, as they are or converted and moved; nothing is waited for."""
         kept = [delta if dtype is None else delta.to(dtype) for delta in deltas]
+        check = FiniteCheck(kept, [delta.dtype for delta in deltas]) if is_checked else None
         if device is not None:
             kept = [_moved(delta, device) for delta in kept]
         forms = tuple((delta.dtype, delta.device) for delta in deltas)
         as_taken = forms == tuple((tensor.dtype, tensor.device) for tensor in kept)
-        return cls(moment, signature, tuple(kept), forms, as_taken)
+        return cls(moment, signature, tuple(kept), forms, as_taken, check)
 
     @property
     def nbytes(self) -> int:

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .output_comparison import autocast_of
 from .timestep_argument import FORM, TIMESTEP_NAMES
 
 # What must not change between storing a residual and adding it: the weights, shape, dtype and device of every tensor
@@ -17,6 +19,7 @@ from .timestep_argument import FORM, TIMESTEP_NAMES
 Signature = tuple[tuple[Any, ...], ...]
 TIME = frozenset(TIMESTEP_NAMES)
 _SWITCHES = (bool, str, Enum)
+_IS_AUTOCAST = torch._C._is_any_autocast_enabled  # on any device, asked once: most calls are without
 
 
 class CallArguments:
@@ -61,6 +64,8 @@ class CallArguments:
                     for path, tensor in tensors_in(name, value):
                         if path not in time and path.rpartition(".")[2] not in time:
                             (streams if name in latents or path in latents else conditioning)[path] = tensor
+        if _IS_AUTOCAST():
+            form.append(("autocast", autocast_of([*streams.values(), *conditioning.values()])))
         self.latents, self.conditioning = streams, conditioning
         self.form: Signature = tuple(form)
         self.scales = scales  # strengths of adapters: joint_attention_kwargs={"scale": 0.5}

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from ..blocks.block_lists import BlockRef, Chain
+from ..blocks.model_kinds import is_controlnet, why_not_a_trunk
 from ..blocks.observation import observed_blocks
 from ..blocks.tap import Tap
 from ..config.cache_config import DitCacheConfig
-from ..errors import InvalidSetting, WrongType
+from ..errors import InvalidSetting, WiringError, WrongType
 from ..stats.log import DecisionLog
 from ..stats.types import CachedRange, CacheStats, CallRecord
 from ..stats.warnings import range_left_late, stand_in_is_wrapped
@@ -239,7 +240,13 @@ def prepare(
 
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
+        InvalidSetting: another library's cache is at work in the model.
     """
+    if (other := integrations.other_cache(chain.owner)) is not None:
+        raise InvalidSetting(
+            f"{chain.name} has another cache at work ({other}): take it off first, as it would stand still where "
+            "blocks are passed over"
+        )
     observed = observed_blocks(chain, original)
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1
@@ -278,9 +285,12 @@ def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
 
     Raises:
         WrongType: a block is scripted.
+        WiringError: the model is a ControlNet.
         InvalidSetting: the range goes past the end, its blocks are cached already, another cache is enabled, or a
             stream to look at is an argument of no block.
     """
+    if is_controlnet(chain.owner):
+        raise WiringError(str(why_not_a_trunk(chain.owner)))
     start, number = config.cache_block_start, config.cache_num_blocks
     has = f"{chain.name} has {len(chain.block_refs)} blocks, {chain.block_refs[0].path} … {chain.block_refs[-1].path}"
     if number is None and start + config.compute_last >= len(chain.block_refs):

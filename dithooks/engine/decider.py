@@ -6,6 +6,7 @@ import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from operator import is_
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..fork import ForkAware
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
 from ..policies.reason import Reason
+from ..policies.uncached import Uncached
 from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
 from ..stats import warnings as wording
@@ -40,7 +42,7 @@ from .weights_version import WeightsVersion
 MAX_CAPTURED = 16  # calls of a run's first step whose residuals are kept; are there more, then from the next step on
 MAX_CALLS = 64  # at one step; more mean that the step is not advancing
 LEAST_CALLS = 2  # that reuse nothing and are worth a word
-EXPLANATIONS = ("standstill", "shared scheduler", "gradients", "diverged", "not finite", "remark")
+EXPLANATIONS = ("standstill", "shared scheduler", "gradients", "diverged", "not alone", "not finite", "remark")
 FIRST = Match(0)
 DECISION = {reuse: {reason: Decision(reuse, reason) for reason in Reason} for reuse in (False, True)}
 COMPUTE = DECISION[False]
@@ -245,6 +247,8 @@ class CallDecider(ForkAware):
             return Reason.SHARED_SCHEDULER
         if not branch.anchors:
             return Reason.NO_ANCHOR
+        if branch.unread and not self._is_finite(run, branch):
+            return Reason.NOT_FINITE
         former = branch.anchors[0].signature
         if former == signature:
             return None if branch.anchors[0].moment.step < step else Reason.NO_ANCHOR  # of a run that was broken off
@@ -252,16 +256,49 @@ class CallDecider(ForkAware):
             return Reason.WEIGHTS
         return Reason.SWITCH if _tensor_forms(former) == _tensor_forms(signature) else Reason.SHAPE
 
+    def _is_finite(self, run: Run, branch: Branch) -> bool:
+        """Read whether the residuals that are new are finite, and drop those that are not.
+
+        This waits until the device has come to where they were taken. Returns whether the newest one is still there.
+        """
+        unread, branch.unread, are_finite = branch.unread, [], True
+        for check in unread:
+            if check.event is not None:
+                check.event.synchronize()
+            if not all(map(isfinite, check.norms.tolist())):
+                are_finite = False
+        if are_finite:
+            return True
+        former, newest = branch.anchors, branch.anchors[0]
+        branch.anchors = [each for each in former if each.check is None or isfinite(each.check.peak)]
+        branch.update_nbytes()
+        if len(branch.anchors) == len(former):  # those that are not were dropped before
+            return True
+        run.judged = True  # that nothing is reused is no wonder
+        self._say_not_finite(newest.moment.step)
+        return newest in branch.anchors
+
+    def _say_not_finite(self, step: int) -> None:
+        """Warn once of all ranges of the handle that a residual is not finite."""
+        if self._claim_topic("not finite residual"):
+            for peer in self.deciders_of_handle:
+                peer._claim_topic("not finite residual")
+            warn_user(wording.residual_is_not_finite(self.name, step))
+
     def _record(self, call: Call, run: Run, branch: Branch, decision: Decision) -> None:
         """Log a decision and set the call's mode and tensors accordingly."""
         assert run.policy is not None
+        if decision.reuse:
+            call.deltas = self._predicted(branch, call.moment)
+            if not call.deltas:
+                decision = COMPUTE[Reason.NOT_FINITE]
         if not run.policy.separate_branches and run.shared is None:
             own = isinstance(decision.reason, Reason) and decision.reason.is_own
             run.shared = None if own else decision
         call.decision = decision
         self.log.record(run.number, call.moment.step, branch.history.number, decision)
         if decision.reuse:
-            call.mode, call.deltas = REUSE, self._predicted(branch, call.moment)
+            call.mode = REUSE
             return
         call.mode = PLAIN
         if call.keeps:
@@ -272,7 +309,7 @@ class CallDecider(ForkAware):
         branch.update_nbytes()
 
     def _predicted(self, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
-        """Return Δ̂, the residual that a reused step adds."""
+        """Return Δ̂, the residual that a reused step adds; nothing where half precision may have no such numbers."""
         newest = branch.anchors[0]
         if self.predictor.takes_the_last and newest.is_as_taken:
             return newest.kept
@@ -285,6 +322,12 @@ class CallDecider(ForkAware):
                 "unfitted", wording.coefficients_are_missing(self.name, now.step, steps, self.predictor, self._anchors)
             )
             weights = lagrange_weights(moments[:2], now, "sigma")
+        if newest.check is not None and newest.check.is_narrow:
+            checks = [anchor.check for anchor in fitting]
+            size = sum(abs(weight) * check.peak for weight, check in zip(weights, checks, strict=False) if check)
+            if size > newest.check.limit:
+                self._say_not_finite(now.step)
+                return ()
         return weighted_sum(fitting[: len(weights)], weights)
 
     # -- at the first block ------------------------------------------------------------------------------------
@@ -387,7 +430,11 @@ class CallDecider(ForkAware):
         deltas, captured.deltas = captured.deltas, ()
         if self.on_anchor is not None:
             self.on_anchor(call, deltas)
-        anchor = Anchor.keep(call.moment, call.signature, deltas, self.config.dtype, self.config.cache_device)
+        assert call.run is not None
+        form = self.config.dtype, self.config.cache_device
+        anchor = Anchor.keep(call.moment, call.signature, deltas, *form, is_checked=call.run.checks)
+        if anchor.check is not None:
+            branch.unread.append(anchor.check)
         branch.anchors.insert(0, anchor)
         branch.history.refreshed = call.moment.step
         return captured.output or deltas
@@ -527,6 +574,11 @@ class CallDecider(ForkAware):
         run.schedule = Schedule(tick.steps, tick.step, sigmas, self.log.blocks, self.log.skippable)
         run.scheduler_is_shared = tick.source == "scheduler" and self._shares_scheduler(run)
         policy = self.policy.for_run(run.schedule)
+        if (other := self._integrations.other_cache(self._model)) is not None:  # since the cache was attached
+            policy = Uncached()
+            self.warn("not alone", wording.another_cache_is_at_work(self.name, other))
+        agreed = self.consensus is not None and policy.metric is not None
+        run.checks = agreed or self._integrations.ranks_sharing(self._model) is None
         if warning := policy.warning_at_start(run.schedule):
             self._remark(warning)
         if warning := self.predictor.warning_at_start(run.schedule):

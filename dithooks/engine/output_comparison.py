@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -43,11 +43,17 @@ def first_not_finite(output: Any) -> str | None:
     return next((n for n, tensor in floating.items() if not tensor.is_meta and not bool(tensor.isfinite().all())), None)
 
 
-def tolerance(output: Any, kept: torch.dtype | None = None) -> float:
+def tolerance(output: Any, *kept: torch.dtype | None) -> float:
     """What rounding alone may make of :func:`difference`, by the coarsest dtype of an output, or of what was kept."""
     dtypes = [tensor.dtype for tensor in tensors_in(output).values() if tensor.is_floating_point()]
-    coarsest = max((torch.finfo(dtype).eps for dtype in [*dtypes, *([kept] if kept else [])]), default=0.0)
+    coarsest = max((torch.finfo(dtype).eps for dtype in [*dtypes, *kept] if dtype is not None), default=0.0)
     return max(1e-3, 16 * coarsest)
+
+
+def autocast_of(tensors: Iterable[Tensor]) -> tuple[torch.dtype, ...]:
+    """Return the dtypes that autocast computes in on the devices of some tensors; none where it is off."""
+    devices = sorted({tensor.device.type for tensor in tensors} - {"meta"})
+    return tuple(torch.get_autocast_dtype(device) for device in devices if torch.is_autocast_enabled(device))
 
 
 def tensors_in(value: Any) -> dict[str, Tensor]:

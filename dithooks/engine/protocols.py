@@ -61,5 +61,8 @@ class Integrations(Protocol):
     def adapters(self) -> AdapterWatch:
         """Return a watch on the adapters of a model."""
 
+    def other_cache(self, model: nn.Module) -> str | None:
+        """Return what another library's cache in the model is called; ``None``: there is none."""
+
     def ranks_sharing(self, model: nn.Module) -> str | None:
         """Return how several ranks run the model together, in words; ``None``: they do not."""

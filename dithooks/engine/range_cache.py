@@ -182,21 +182,21 @@ class RangeCache:
                 if self._is_reattaching:
                     self._follow_wiring()
         active, compiled = self.active_calls, not self.compilable or any(map(_COMPILED_CALL, self.compilable))
-        if seen and block_range.wiring is None and replay is not None and not active.is_closed:
-            compiled = compiled or are_compiled(self.callees())
-            if compiled:  # before it is traced: what is known then stays true, and nothing is compiled again
-                self._rehearse(replay)
-        if active.is_closed:  # the cache is being attached or detached: run a plain call and learn nothing from it
-            call = Call()
-        elif torch.is_grad_enabled():
-            call = decider.plain_call_with_gradients()
+        differentiated = torch.is_grad_enabled()
+        if differentiated or active.is_closed:  # run a plain call and learn nothing from it
+            call = Call() if active.is_closed else decider.plain_call_with_gradients()
+            state.replay = replay = None
         else:
+            if seen and block_range.wiring is None and replay is not None:
+                compiled = compiled or are_compiled(self.callees())
+                if compiled:  # before it is traced: what is known then stays true, and nothing is compiled again
+                    self._rehearse(replay)
             # Compiled code always captures, to keep one graph fewer; eager code skips it at steps whose residual is
             # never reused.
             call = decider.decide(arguments, seen, compiled)
-        if block_range.wiring is None and not active.is_closed:
+        if block_range.wiring is None and not active.is_closed and not differentiated:
             call.observation, state.held = Observation(block_range.observed, whole=seen), None
-            if self.unverified and not seen and not torch.is_grad_enabled():  # gradients keep all that blocks return
+            if self.unverified and not seen:
                 state.held = HeldOutputs(block_range.observed)
         if replay is not None and (block_range.wiring is None or (self.unverified and call.mode is not PLAIN)):
             replay.keep()
@@ -477,8 +477,8 @@ class RangeCache:
                     "the computed step. Choose other blocks"
                 )
             elif not (were_handed_on and wiring.is_handed_on[number]):
-                value = value + call.deltas[number]
-            found.append(value)
+                value = value.to(call.deltas[number].dtype) + call.deltas[number]
+            found.append(value.to(call.deltas[number].dtype))
         return found
 
     def _watch_additions(
@@ -642,7 +642,8 @@ class RangeCache:
         One that was to be observed is left to the range's first block, if the call before has shown the wiring.
         """
         state = self.state
-        if replaying.get() or _is_tracing_or_exporting():  # another cache repeats the call, or this is a copy
+        # Another cache repeats the call, this is a copy, or checkpointed blocks run again for their gradients.
+        if replaying.get() or _is_tracing_or_exporting() or _is_in_backward_pass():
             return None
         if before is None:
             # Once per thread, let a call pass whose step is unknown: it may have begun before the hooks were attached.
@@ -739,7 +740,7 @@ class RangeCache:
         if not additions.signature:
             return anchor
         pure = [
-            delta if total is None or not counts else delta - total
+            delta if total is None or not counts else (delta - total).to(delta.dtype)
             for delta, total, counts in zip(deltas, sums, additions.counted, strict=True)
         ]
         config = self.decider.config
@@ -896,6 +897,11 @@ def _is_tracing_or_exporting() -> bool:
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return True
     return bool(is_exporting())
+
+
+def _is_in_backward_pass() -> bool:
+    """Return whether autograd is at work in this thread, asked as ``torch.utils.checkpoint`` asks it."""
+    return torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[int]:

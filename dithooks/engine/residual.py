@@ -42,7 +42,8 @@ def capture_output(
             capture.output = _measured(wiring, values)
         capture.deltas, capture.entry = take_residual(wiring, capture.entry, values), None
     else:
-        capture.exit = tuple(value.clone() if isinstance(value, Tensor) else None for value in values)
+        copies = {id(value): value.clone() for value in values if isinstance(value, Tensor)}  # one of each
+        capture.exit = tuple(copies.get(id(value)) for value in values)
 
 
 def finish_capture(capture: Capture, wiring: Wiring, with_output: bool = False) -> None:
@@ -50,8 +51,9 @@ def finish_capture(capture: Capture, wiring: Wiring, with_output: bool = False) 
     named, capture.entry = capture.entry, None
     if not isinstance(named, dict) or not capture.exit or not set(wiring.entry) <= set(named):
         return
-    kept = wiring.block_ios[-1].kept or (None,) * len(capture.exit)
-    values = [value if name is None else None for value, name in zip(capture.exit, kept, strict=False)]
+    io = wiring.block_ios[-1]
+    kept, taken = io.kept or (None,) * len(capture.exit), io.output_builder.without_twins(capture.exit)
+    values = [value if name is None else None for value, name in zip(taken, kept, strict=False)]
     if with_output:
         capture.output = _measured(wiring, values)
     capture.deltas, capture.exit = take_residual(wiring, [named[name] for name in wiring.entry], values), ()
@@ -77,7 +79,7 @@ def clones(tensors: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
 
 
 def take_residual(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Return Δ of each output, computed in the memory of −h_in where possible.
+    """Return Δ of each output in that one's dtype, computed in the memory of −h_in where possible.
 
     Args:
         wiring: the wiring of the range.
@@ -100,12 +102,14 @@ def take_residual(wiring: Wiring, entry: Sequence[Tensor], values: Sequence[Any]
         if before is None or not _fits(value, before):
             return ()
         made_for_this = wiring.plain or isinstance(bridge, (Concat, Unrelated))
+        if before.dtype is not value.dtype:  # a stream changes its dtype in the range, as under autocast
+            before, made_for_this = before.to(value.dtype), True
         deltas.append(before.add_(value) if made_for_this else before + value)
     return tuple(deltas)
 
 
 def apply_residual(wiring: Wiring, streams: Sequence[Any], deltas: Sequence[Tensor]) -> list[Tensor] | None:
-    """Return h_in + Δ̂ for each output, or ``None`` if a residual does not fit.
+    """Return h_in + Δ̂ for each output, in the dtype that it had; or ``None`` if a residual does not fit.
 
     Args:
         wiring: the wiring of the range.
@@ -122,12 +126,14 @@ def apply_residual(wiring: Wiring, streams: Sequence[Any], deltas: Sequence[Tens
             before = build(bridge, streams, delta.shape) if all(isinstance(s, Tensor) for s in streams) else None
         if not isinstance(before, Tensor) or not _fits(before, delta):
             return None
+        if before.dtype is not delta.dtype:
+            before = before.to(delta.dtype)
         results.append(before + delta)
     return results
 
 
 def _fits(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    return one.shape == other.shape and one.device == other.device
 
 
 def _measured(wiring: Wiring, values: Sequence[Any]) -> tuple[Tensor, ...] | None:

@@ -11,6 +11,7 @@ from ..policies.policy import Policy
 from .anchor import Anchor
 from .arguments import CallArguments
 from .change_metrics import ChangeMetric
+from .finite_check import FiniteCheck
 from .protocols import PipelineBar
 from .step_source import RunTime
 
@@ -42,6 +43,7 @@ class Branch:
     steps: int = 0  # at which it was called
     is_first: bool = False  # it was new at the run's first step
     position: int = 0  # of the last call among those of its step
+    unread: list[FiniteCheck] = field(default_factory=list)  # of the residuals that nothing has been made of yet
     interrupted: bool = False  # a computed call began and has not ended
     given: CallArguments = field(default_factory=_nothing)  # to its last call, to recognise the branch by
     changes: dict[str, float] = field(default_factory=dict)  # of each argument at its last call; 0: it repeats
@@ -52,7 +54,7 @@ class Branch:
 
     def free(self) -> None:
         """Drop all tensors of the branch's residuals and metric."""
-        self.anchors, self.nbytes = [], 0
+        self.anchors, self.unread, self.nbytes = [], [], 0
         if self.metric is not None:
             self.metric.clear()
 
@@ -86,6 +88,7 @@ class Run:
     branches: dict[int, Branch] = field(default_factory=dict)
     shared: Decision | None = None  # this step's, if its branches share one
     names: dict[str, int] = field(default_factory=dict)  # numbers of branches that a scope names
+    checks: bool = True  # whether its residuals are finite decides; not where ranks would decide differently
     newcomers: int = 0  # branches that are new at this step
     time: RunTime = field(default_factory=RunTime)  # what the sources of its steps have shown
     source: str = ""  # of its steps, in a word

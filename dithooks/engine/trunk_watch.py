@@ -111,20 +111,20 @@ class TrunkWatch:
 
     def _enter_owner(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], compiled: bool) -> None:
         """Note that a stack is called; ``compiled``: also with what, as its blocks will show nothing."""
-        if replaying.get():
+        if _looks_away():
             return
         self._seen.inside.add(number)
         if compiled:
             self._note(number, args, kwargs)
 
     def _leave_owner(self, number: int) -> None:
-        if not replaying.get():
+        if not _looks_away():
             self._seen.inside.discard(number)
             self._report(number)
 
     def _enter(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the input of a stack at its first block."""
-        if not (is_dynamo_compiling() or replaying.get() or index % len(_Place) != _Place.FIRST):
+        if not (is_dynamo_compiling() or _looks_away() or index % len(_Place) != _Place.FIRST):
             self._note(index // len(_Place), args, kwargs)
 
     def _note(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ class TrunkWatch:
 
     def _leave(self, index: int, output: Any) -> None:
         """Report what is known at the last block, for stacks that run without their owner."""
-        if not (is_dynamo_compiling() or replaying.get() or index % len(_Place) != _Place.LAST):
+        if not (is_dynamo_compiling() or _looks_away() or index % len(_Place) != _Place.LAST):
             self._report(index // len(_Place))
 
     def _report(self, number: int) -> None:
@@ -154,6 +154,11 @@ class TrunkWatch:
             self._on_found(self, self.chains[0], Evidence.CERTAIN)
         elif number == 0 and seen.in_a_row >= NEW_IN_A_ROW:
             self._on_found(self, self.chains[0], Evidence.LIKELY)
+
+
+def _looks_away() -> bool:
+    """Return whether a call is none to learn from: it is made again, or with gradients."""
+    return replaying.get() or torch.is_grad_enabled()
 
 
 def _mark(arguments: Sequence[Any]) -> str | None:

@@ -19,7 +19,7 @@ from .block_range import BlockRange
 from .call import Call, Mode, Shortcut, Stage
 from .decider import CallDecider
 from .noise_probe import ALIKE, NoiseProbe, are_independent, few, likeness
-from .output_comparison import difference, first_not_finite, first_unlike, tolerance
+from .output_comparison import autocast_of, difference, first_not_finite, first_unlike, tensors_in, tolerance
 from .protocols import Integrations
 from .replay import CallResult, Replay
 
@@ -118,7 +118,7 @@ class Verification:
         if (path := first_not_finite(output)) is not None:
             cache.decider.note_non_finite(call, f"output{path}")
             return Verdict.UNUSABLE
-        allowed = tolerance(output, cache.decider.config.dtype)
+        allowed = tolerance((output, deltas), cache.decider.config.dtype, *autocast_of(tensors_in(output).values()))
         reference = replay.outcome(output)
         trial = self._trial(replay, deltas, reference, allowed, counted)
         if trial is not None and not trial[1] <= allowed and cache.hands_on_results:

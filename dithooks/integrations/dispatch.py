@@ -14,6 +14,7 @@ from ..engine.protocols import AdapterWatch, PipelineBar
 from .diffusers_context_parallel import REGISTRY, divided, divides
 from .diffusers_group_offloading import grouped, hand_over
 from .fsdp_prefetch import drop_prefetched, sharded
+from .other_caches import other_cache
 from .peft_adapters import PeftAdapters
 from .shared_model import shared_by_ranks
 from .tqdm_bar import find_bar
@@ -78,6 +79,10 @@ class BlockIntegrations:
     def adapters(self) -> AdapterWatch:
         """Return a watch on the adapters of a model."""
         return PeftAdapters()
+
+    def other_cache(self, model: nn.Module) -> str | None:
+        """Return what another library's cache in the model is called; ``None``: there is none."""
+        return other_cache(model)
 
     def ranks_sharing(self, model: nn.Module) -> str | None:
         """Return how several ranks run the model together, in words; ``None``: they do not."""

@@ -34,6 +34,7 @@ class Reason(str, Enum):
     SHAPE = "shape"
     SWITCH = "switch"
     NOT_REACHED = "not reached"
+    NOT_FINITE = "residual not finite"
     SHARED_SCHEDULER = "shared scheduler"
     ANOTHER_RANK = "another rank"
     RANKS_DIFFER = "ranks differ"
@@ -59,6 +60,7 @@ _OWN = frozenset(
         Reason.SHAPE,
         Reason.SWITCH,
         Reason.NOT_REACHED,
+        Reason.NOT_FINITE,
         Reason.SHARED_SCHEDULER,
         Reason.ANOTHER_RANK,
     }

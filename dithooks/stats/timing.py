@@ -16,8 +16,7 @@ def mark(device: torch.device | None) -> Mark:
     """Mark the present in the device's order of work, after all work queued so far, without waiting for it."""
     if device is None or device.type in ("cpu", "meta"):
         return time.perf_counter()
-    capturing = getattr(getattr(torch, device.type, None), "is_current_stream_capturing", None)
-    if capturing is not None and capturing():  # an event that is captured into a graph cannot be timed
+    if is_capturing(device):  # an event that is captured into a graph cannot be timed
         return None
     try:
         event = torch.Event(device=device, enable_timing=True)
@@ -25,6 +24,12 @@ def mark(device: torch.device | None) -> Mark:
     except (RuntimeError, NotImplementedError, TypeError, AttributeError):  # not all backends, or PyTorch before 2.4
         return None
     return event
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Return whether what is queued on a device now is captured into a graph, and not run."""
+    capturing = getattr(getattr(torch, device.type, None), "is_current_stream_capturing", None)
+    return capturing is not None and bool(capturing())
 
 
 def marker_for(device: torch.device | None) -> Callable[[], Mark]:

@@ -222,6 +222,7 @@ class CallRecord(NamedTuple):
     - ``"shape"``, ``"switch"``, ``"weights"``: it was computed with other shapes, another flag, or other weights.
     - ``"unmeasured"``: there was nothing yet to measure the difference against.
     - ``"non-finite"``: a tensor that the difference is measured by was not finite.
+    - ``"residual not finite"``: it held NaN or infinity, or a forecast of several might.
     - ``"not reached"``: the call did not reach the range.
     - ``"shared scheduler"``: one scheduler gives the steps of several threads or tasks.
     - ``"another rank"``: another rank of the process group had nothing to reuse.

@@ -16,6 +16,8 @@ worded by                               when                                    
 :func:`coefficients_are_missing`        a predictor was not fitted for the computed steps    the engine
 :func:`argument_may_be_written`         a first residual cannot be tested                    the engine
 :func:`model_is_not_finite`             computed calls give NaN, at more than one step       the engine
+:func:`another_cache_is_at_work`        another library's cache was enabled since attaching  the engine
+:func:`residual_is_not_finite`          a residual holds NaN or infinity, so none is reused  the engine
 :func:`additions_are_stale`             what is added between blocks is not this step's      the engine
 :func:`nothing_was_reused`              a run has ended, and nothing was reused              the handle, the engine
 :func:`nothing_was_ever_reused`         the cache is removed, and nothing was ever reused    the handle
@@ -172,6 +174,23 @@ def model_is_not_finite(name: str, what: str, step: int) -> str:
     return (
         f"{name} itself gives NaN or infinity: {what} at step {step}, and not there alone, with all blocks computed. "
         "Nothing is reused of such calls: see that the model's weights, dtype and inputs are right without a cache"
+    )
+
+
+def another_cache_is_at_work(name: str, what: str) -> str:
+    """Word that another library's cache was enabled on the model after this one was attached."""
+    return (
+        f"{name} has another cache at work ({what}), enabled since this one was attached: it would stand still where "
+        "blocks are passed over, so nothing is reused while it is there. Use one of the two"
+    )
+
+
+def residual_is_not_finite(name: str, step: int) -> str:
+    """Word that a residual holds NaN or infinity, or may, and that the step is computed instead."""
+    return (
+        f"{name}: a residual is not finite (step {step}): what the range adds is NaN, infinite or beyond what its "
+        "dtype holds. It is never reused, the step is computed instead. Where only float16 is too narrow, run the "
+        "model in bfloat16"
     )
 
 

@@ -30,20 +30,20 @@ from bench.reused_step import (
 
 # Upper bounds: Python calls, bytecodes, and files of dithooks entered, beyond the model without a cache.
 REUSED_STEP = {
-    ("toy", "interval"): (142, 4_990, 13),
-    ("toy", "plan"): (151, 5_389, 15),
-    ("toy", "threshold"): (224, 6_830, 21),
-    ("FLUX", "interval"): (138, 5_951, 12),
-    ("FLUX", "plan"): (149, 6_465, 14),
-    ("FLUX", "threshold"): (225, 7_920, 21),
+    ("toy", "interval"): (143, 5_044, 13),
+    ("toy", "plan"): (152, 5_450, 15),
+    ("toy", "threshold"): (225, 6_889, 21),
+    ("FLUX", "interval"): (139, 5_999, 12),
+    ("FLUX", "plan"): (150, 6_520, 14),
+    ("FLUX", "threshold"): (226, 7_973, 21),
 }
 COMPUTED_STEP = {
-    ("toy", "interval"): (190, 5_356, 19),
-    ("toy", "plan"): (192, 5_437, 19),
-    ("toy", "threshold"): (232, 6_233, 22),
-    ("FLUX", "interval"): (197, 5_697, 19),
-    ("FLUX", "plan"): (199, 5_790, 19),
-    ("FLUX", "threshold"): (244, 6_711, 22),
+    ("toy", "interval"): (199, 5_608, 21),
+    ("toy", "plan"): (201, 5_689, 21),
+    ("toy", "threshold"): (241, 6_490, 24),
+    ("FLUX", "interval"): (209, 6_065, 21),
+    ("FLUX", "plan"): (211, 6_158, 21),
+    ("FLUX", "threshold"): (256, 7_084, 24),
 }
 STORED_WHEN_COMPILED = 0  # tensors that the graph of a whole model returns on a reused step, beside its output
 

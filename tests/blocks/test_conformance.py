@@ -87,6 +87,8 @@ TRUNKS = {name: layout for layout, listed in LAYOUTS.items() for name in listed.
 # Which ranges, by their first and last block, the first call refuses, and why.
 COLLECTED = r"comes out [\d.]+ off \(relative L2\): the model uses more of these blocks than what leaves the last one"
 
+CONTROLNET = "is a ControlNet: what each of its blocks returns is an output of its own"
+
 
 def several(first, last):
     return first < last
@@ -102,8 +104,8 @@ REFUSED = {
         lambda first, last: first // 4 != last // 4,
         r"the stream (encoder_)?hidden_states \[.*\] float32 is lost",
     ),
-    "FluxControlNetModel": (several, COLLECTED),
-    "HunyuanDiT2DControlNetModel": (several, COLLECTED),
+    "FluxControlNetModel": (lambda *_: True, CONTROLNET),
+    "HunyuanDiT2DControlNetModel": (lambda *_: True, CONTROLNET),
     "HunyuanDiT2DModel": (
         passes_a_long_skip,
         r"an output of blocks\.[01] goes to blocks\.[45] \(skip=\), past the end",
@@ -113,11 +115,11 @@ REFUSED = {
         lambda first, last: first < 6 <= last,
         r"the model does more to hidden_states than was recognised",
     ),
-    "QwenImageControlNetModel": (several, COLLECTED),
+    "QwenImageControlNetModel": (lambda *_: True, CONTROLNET),
     "RFD4ProteinaTransformer": (lambda *_: True, r"transformer_layers\.\d runs several times in one call"),
     "RFD4ProteinaTransformer#single_pass": (lambda first, last: first == 0 < last < 3, COLLECTED),  # pairs, in between
-    "SD3ControlNetModel": (several, COLLECTED),
-    "SanaControlNetModel": (several, COLLECTED),
+    "SD3ControlNetModel": (lambda *_: True, CONTROLNET),
+    "SanaControlNetModel": (lambda *_: True, CONTROLNET),
     "TransformerSpatioTemporalModel": (  # each temporal block's output is mixed with what entered it
         lambda first, last: first < last and last % 2 == 1,
         COLLECTED,
@@ -232,6 +234,8 @@ class TestRanges:
                 assert re.search(REFUSED[subject.name][1], str(trial.error)), trial.range
 
     def test_there_is_no_block_past_the_last(self, subject):
+        if "ControlNetModel" in subject.name:
+            pytest.skip("refused whatever the range")
         with pytest.raises(ValueError, match="past the end"), subject.attach(subject.size, 1):
             subject.step(0)
 

@@ -83,10 +83,15 @@ class TestRecognised:
         assert recognise(torch.cat([h, h], 1), [h, h.clone()]) is None
         assert recognise(torch.ones(2, 2, 4), [torch.ones(2, 3, 4)]) is None  # its first tokens, or its last?
 
+    def test_a_copy_in_another_dtype(self):
+        h, e = random(2, 3, 4), random(2, 2, 4)
+        assert recognise(h.float(), [h, e]) == Stream(0)
+        assert recognise(h.long(), [h, e]) is None
+
     def test_nothing_that_is_unlike(self):
         h, e = random(2, 3, 4), random(2, 2, 4)
         woven = torch.cat([e[:, :1], h, e[:, 1:]], 1)
-        for value in (random(2, 5, 4), woven, h.float(), h[0], random(2, 3, 4)):
+        for value in (random(2, 5, 4), woven, h[0], random(2, 3, 4)):
             assert recognise(value, [h, e]) is None
 
 

@@ -364,3 +364,16 @@ class Silent(Block):
 
     def forward(self, x, t):
         return x + 0.3 * self.two(torch.tanh(self.one(x + t)))
+
+
+def test_training_shows_nothing(inputs):
+    """With gradients nothing is observed, whatever is called: the cache stays where it was put."""
+    model = Model()
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "one is called with gradients|two is called with gradients|no call of")
+        warnings.filterwarnings("error", "two.layers is cached")
+        with dit_cache(model, CONFIG) as cache:
+            steps(model, *inputs, per_step=True)
+            assert lists_with_stand_ins(model) == ["one.layers"]
+            assert cache.stats.reused_calls == 0
+            cache.update(CONFIG)

@@ -345,11 +345,17 @@ class TestTriedRanges:
 
 
 def test_refused_reasons_that_are_alike_are_said_once():
-    (found,) = looked_at("FluxControlNetModel").surveys
+    (found,) = looked_at("UTransformer2DModel").surveys
     assert kind_of(found) == "single"
-    ((where, why),) = reasons(found)
-    assert where.count("transformer_blocks") == 2
+    ((_, why),) = reasons(found)
     assert why.startswith("the model uses more of these blocks than what leaves the last one")
+
+
+def test_a_controlnet_has_nothing_to_paste():
+    found = looked_at("FluxControlNetModel")
+    assert kind_of(found.surveys[0]) == "none"
+    assert paste(found) == ""
+    assert "FluxControlNetModel is a ControlNet" in " ".join(printed(found).split())
 
 
 def test_places_in_words():

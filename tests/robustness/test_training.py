@@ -131,9 +131,69 @@ def test_checkpointed_blocks(kind, config):
     net = Checkpointed(kind)
     x, target, extra = latents(), latents(), given(net)
     expected = trained(copy.deepcopy(net), x, target, extra)
-    with dit_cache(net, config), pytest.warns(UserWarning, match=SAID):
-        found = trained(net, x, target, extra)
+    with dit_cache(net, config) as cache:
+        with pytest.warns(UserWarning, match=SAID):
+            found = trained(net, x, target, extra)
+        assert cache.stats.reasons == {"gradients": 8}  # not one more for each block that ran again
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+class Labelled(torch.nn.Module):
+    """A block that returns a label beside its stream, which no range can hand on."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = torch.nn.Linear(4, 4)
+
+    def forward(self, hidden_states):
+        return hidden_states + self.proj(hidden_states).tanh(), object()
+
+
+class Labels(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Labelled() for _ in range(5))
+
+    def forward(self, hidden_states, timestep):
+        h = hidden_states * timestep
+        for block in self.blocks:
+            h, _ = block(h)
+        return h
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_blocks_that_cannot_be_followed_are_trained_all_the_same(config, verify):
+    """What is refused without gradients is not even looked at with them."""
+    torch.manual_seed(0)
+    net, x, target = Labels(), latents(), latents()
+    expected = trained(copy.deepcopy(net), x, target, {})
+    with dit_cache(net, config, verify=verify) as cache:
+        with pytest.warns(UserWarning, match=SAID):
+            found = trained(net, x, target, {})
+        assert cache.stats.reasons == {"gradients": 8}
+        with torch.no_grad(), pytest.raises(ValueError, match="object; tensors, alone or in tuples"):
+            net(x, torch.tensor(1.0))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_blocks_that_are_trained_without_their_model(config):
+    """The loop calls the blocks itself: the same."""
+    torch.manual_seed(0)
+    net, x = Labels(), latents()
+
+    def gradients():
+        h = x.clone().requires_grad_()
+        begun = h
+        for block in net.blocks:
+            h, _ = block(h)
+        h.square().mean().backward()
+        return begun.grad
+
+    with torch.enable_grad():
+        expected = gradients()
+        with dit_cache(net, config), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert all(torch.equal(gradients(), expected) for _ in range(4))
 
 
 def test_nothing_of_the_graph_is_kept(net, config):

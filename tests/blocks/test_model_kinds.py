@@ -1,0 +1,116 @@
+"""U-Nets and ControlNets are named as such when a cache is attached to them; no other transformer is taken for one."""
+
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+from dithooks import DitCacheConfig, dit_cache
+from dithooks.blocks.model_kinds import is_controlnet, is_unet
+from dithooks.tiny import build, names
+
+CONFIG = DitCacheConfig(0, 2, 0, 1)
+UNETS = {
+    "UNet2DConditionModel": {},
+    "UNet2DModel": {},
+    "UNet1DModel": {},
+    "UNet3DConditionModel": {},
+    "UNetMotionModel": {},
+    "UNetSpatioTemporalConditionModel": {},
+    "I2VGenXLUNet": {},
+    "Kandinsky3UNet": {},
+    "StableCascadeUNet": {},
+}
+CONTROLNETS = {
+    "ControlNetModel": {},
+    "SparseControlNetModel": {},
+    "FluxControlNetModel": {"num_layers": 2, "num_single_layers": 2},
+    "SD3ControlNetModel": {"num_layers": 2},
+    "QwenImageControlNetModel": {"num_layers": 2},
+    "HunyuanDiT2DControlNetModel": None,  # has no usable defaults
+    "SanaControlNetModel": {"num_layers": 2},
+    "CosmosControlNetModel": {},
+}
+
+
+def empty(name, config):
+    with torch.device("meta"):
+        return getattr(diffusers, name)(**config)
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unets(name):
+    model = empty(name, UNETS[name])
+    for target in (model, SimpleNamespace(unet=model, scheduler=None)):
+        with pytest.raises(ValueError, match=f"{name} is a U-Net: .*Name the blocks of one stage") as error:
+            dit_cache(target, CONFIG)
+        assert len(str(error.value)) <= 300
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())
+
+
+@pytest.mark.parametrize("name", CONTROLNETS)
+def test_controlnets_as_they_are_before_training(name):
+    config = CONTROLNETS[name]
+    model = build(name).model if config is None else empty(name, config)
+    assert is_controlnet(model)
+    lists = [path for path, each in model.named_children() if isinstance(each, nn.ModuleList) and len(each)]
+    for path in lists:  # also where the user names the blocks
+        with pytest.raises(ValueError, match=f"{name} is a ControlNet: .*Cache the model that it steers") as error:
+            dit_cache(model, CONFIG, blocks=path)
+        assert len(str(error.value)) <= 300
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())
+
+
+def test_one_list_within_a_unet_may_be_named():
+    """Blocks in a row, that the model does nothing else with: they are cached as any others."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=2,
+    ).eval()
+    given = [torch.randn(1, 4, 8, 8), torch.tensor(10), torch.randn(1, 3, 8)]
+    with torch.no_grad():
+        plain = unet(*given).sample
+        with dit_cache(unet, DitCacheConfig(0, 2, 0, 2), blocks="mid_block.attentions.0.transformer_blocks") as cache:
+            found = [unet(given[0], torch.tensor(t), given[2]).sample for t in (10, 9)]
+            assert cache.stats.reused_calls == 1
+    torch.testing.assert_close(found[0], plain)
+    assert (found[1] - plain).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_transformer_is_taken_for_one(name):
+    model = build(name).model
+    assert not is_unet(model)
+    assert is_controlnet(model) is ("ControlNet" in name)
+
+
+class Modulated(nn.Module):
+    """A transformer of somebody's own, with a layer for each block that is no output."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))
+        self.modulations = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x, timestep):
+        for block, modulation in zip(self.blocks, self.modulations, strict=True):
+            x = block(x) + modulation(timestep.expand(4))
+        return x
+
+
+def test_a_layer_for_each_block_is_no_controlnet():
+    assert not is_controlnet(Modulated())
+    renamed = Modulated()
+    renamed.zero_convs = renamed.modulations
+    del renamed.modulations
+    assert is_controlnet(renamed)
