@@ -964,7 +964,6 @@ def _replay() -> list[Mutant]:
 
 def _residual() -> list[Mutant]:
     return [
-        Mutant("add residuals of another dtype", residual._fits, "one.dtype == other.dtype", "True"),
         Mutant("add residuals of another shape", residual._fits, "one.shape == other.shape", "True"),
         Mutant(
             "take residuals in the place of a stream used twice",
