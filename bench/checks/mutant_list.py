@@ -52,6 +52,7 @@ SOURCES = "tests/engine/test_step_sources.py"
 COPIES = "tests/engine/test_argument_copies.py"
 COMPARISON = "tests/engine/test_output_comparison.py"
 FINITE = "tests/engine/test_not_finite.py"
+RESIDUALS = "tests/engine/test_finite_residuals.py"
 STEPS = "tests/loops/test_steps.py"
 STEP_INDEX = "tests/compat/test_step_index.py"
 SCHEDULERS = "tests/engine/test_schedulers.py"
@@ -156,16 +157,10 @@ def _range_cache() -> list[Mutant]:
         Mutant(
             "decide calls while hooks go on",
             RangeCache._begin_call,
-            "call = Call()",
-            "call = decider.plain_call_with_gradients()",
+            "Call() if active.is_closed else decider.plain_call_with_gradients()",
+            "decider.plain_call_with_gradients()",
         ),
-        Mutant(
-            "cache with gradients",
-            RangeCache._begin_call,
-            "if torch.is_grad_enabled():\n    call = decider.plain_call_with_gradients()\n"
-            "else:\n    call = decider.decide(arguments, seen, compiled)",
-            "call = decider.decide(arguments, seen, compiled)",
-        ),
+        Mutant("cache with gradients", RangeCache._begin_call, "torch.is_grad_enabled()", "False"),
         Mutant("replay what the call wrote into", RangeCache._begin_call, "replay.keep()", "None"),
         Mutant(
             "reuse where the first block was left out",
@@ -433,6 +428,21 @@ def _nearest() -> list[Mutant]:
 
 def _decider() -> list[Mutant]:
     return [
+        Mutant(
+            "add what is not finite",
+            CallDecider._why_unusable,
+            "branch.unread and not self._is_finite(run, branch)",
+            "False",
+            (RESIDUALS,),
+        ),
+        Mutant("keep what is not finite", CallDecider._is_finite, "isfinite(each.check.peak)", "True", (RESIDUALS,)),
+        Mutant(
+            "add more than half precision holds",
+            CallDecider._predicted,
+            "size > newest.check.limit",
+            "False",
+            (RESIDUALS,),
+        ),
         Mutant(
             "evict the newest branch",
             CallDecider._enter_step,
@@ -975,7 +985,7 @@ def _residual() -> list[Mutant]:
         Mutant(
             "keep the last block's output itself",
             residual.capture_output,
-            "value.clone() if isinstance(value, Tensor) else None",
+            "value.clone()",
             "value",
         ),
         Mutant("keep what is measured itself", residual._measured, "output.clone()", "output", (GUARDS,)),
@@ -983,8 +993,9 @@ def _residual() -> list[Mutant]:
 
 
 def _verification() -> list[Mutant]:
+    allowed = "tolerance((output, deltas), cache.decider.config.dtype, *autocast_of(tensors_in(output).values()))"
     return [
-        Mutant("accept any error", Verification.check_residual, "tolerance(output, cache.decider.config.dtype)", "inf"),
+        Mutant("accept any error", Verification.check_residual, allowed, "inf"),
         Mutant("never go over to copies", Verification.check_residual, "cache.hands_on_results", "False"),
         Mutant(
             "test on an output that is not finite",
