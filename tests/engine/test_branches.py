@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from entered_sessions import inside
 from toys import Counter, Net
 
 from dithooks import DitCacheConfig, Interval, dit_cache, timestep_scope
 from dithooks.engine.arguments import CallArguments, latents_among
 from dithooks.engine.branches import Match, choose_branch, distance, settle_claims
 from dithooks.engine.run import Branch, Claim, Run
-from dithooks.engine.sessions import Session, inside
+from dithooks.engine.sessions import Session
 from dithooks.policies.history import BranchHistory
 
 pytestmark = pytest.mark.core

@@ -494,8 +494,8 @@ def test_a_scheduler_may_serve_a_request_after_another_that_is_through():
         for requests in (nullcontext(), cache.request()):
             pipe.scheduler.step_index = 0  # the same schedule, from its start
             with requests:
-                for _ in range(4):
-                    pipe.transformer(x, HALF)
+                for step in range(4):
+                    pipe.transformer(x, torch.tensor(1 - step / 4))
                     pipe.scheduler.step()
         assert [each.reason for each in cache.decisions] == ["refresh", "reuse"] * 4
 

@@ -5,10 +5,11 @@ from contextlib import suppress
 
 import pytest
 import torch
+from entered_sessions import inside
 
 from dithooks import steps, timestep_scope
 from dithooks.engine.clock import CountedCalls, SchedulerIndex, StepClock, StepTelling, TimestepArgument, goes_back
-from dithooks.engine.sessions import Session, current_context, current_session, inside, open_scope
+from dithooks.engine.sessions import Session, current_context, current_session, open_scope
 from dithooks.engine.step_source import Asked, RunTime
 from dithooks.engine.timestep_argument import TIMESTEP_NAMES, Found, is_same, note, read, timesteps_in
 
