@@ -251,6 +251,13 @@ class RangeCache:
         state.call = state.arguments = state.replay = None
         state.shortcut, state.transformer_was_called, state.thread.calls = ASK, False, ()
 
+    def passes_over(self) -> bool:
+        """Return whether blocks of the range that this thread's call comes to next are passed over."""
+        call = self.state.call
+        if call is None or call.stale or call.mode is not REUSE:
+            return False
+        return call.stage is INSIDE or (call.stage is BEFORE and self.state.transformer_was_called)
+
     @property
     def is_compiled(self) -> bool:
         """Whether the transformer or a block of it is known to be compiled now."""

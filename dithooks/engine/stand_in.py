@@ -68,16 +68,30 @@ class Asking:
 class _StandInState:
     """The stand-in's own attributes, apart from the dictionary it shares with the block."""
 
-    __slots__ = ("by_name", "by_place", "cache", "is_end", "offset", "original", "override", "state")
+    __slots__ = ("by_name", "by_place", "cache", "device", "is_end", "offset", "original", "override", "state")
 
     def __init__(self, original: nn.Module, offset: int, is_end: bool) -> None:
         self.original, self.offset, self.is_end = original, offset, is_end
         self.cache: RangeCache | None = None  # None: inert, calls the original
         self.state: CallState | type[Asking] = Asking  # the cache's, unless the stand-in always asks the cache
         self.override: Callable[..., Any] | None = None  # a forward that another library has assigned
+        self.device: torch.device | None = None  # where the block was to be moved, which waits until it runs
         # They pick the block's outputs from its keyword or positional arguments.
         self.by_name: Callable[[Any], Any] = _no_shortcut
         self.by_place: Callable[[Any], Any] = _no_shortcut
+
+    def put_off(self, device: torch.device | None) -> None:
+        """Note where the block is to be moved before it runs; ``None``: nowhere."""
+        self.device = device
+        asks = self.is_end or device is not None or self.override is not None or self.cache is None
+        self.state = Asking if asks else self.cache.state  # type: ignore[union-attr]
+
+    def make_up(self) -> None:
+        """Move the block to where it was to be moved."""
+        device = self.device
+        if device is not None:
+            self.put_off(None)
+            self.original.to(device)
 
     def set_shortcut(self, io: BlockIO | None) -> None:
         """Set how to return the block's streams directly from its arguments, if its outputs are plain arguments."""
@@ -130,6 +144,29 @@ class SkipBlock:
     def __hash__(self) -> int:
         return hash(self._dithooks.original)
 
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast the block; a move to another device waits, on a reused step, until the block runs.
+
+        Models that keep their blocks in the host's memory fetch each before its turn, and put it back.
+        """
+        own, device = self._dithooks, _device_among(*args, **kwargs)
+        if device is None:  # a cast is of the block as it would be now
+            own.make_up()
+        elif own.cache is not None and own.cache.passes_over():
+            own.put_off(None if _is_on(own.original, device) else device)
+            return self
+        else:
+            own.put_off(None)
+        moved = own.original.to(*args, **kwargs)
+        return self if moved is own.original else moved
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or cast the block with the whole model: whatever waits is out of date."""
+        own = self._dithooks
+        own.put_off(None)
+        own.original._apply(*args, **kwargs)
+        return self
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the original, which leaves the stand-in outside of compiled code."""
         self._dithooks.original.compile(*args, **kwargs)
@@ -150,14 +187,31 @@ def call_stand_in(own: _StandInState, args: tuple[Any, ...], kwargs: dict[str, A
             return _shown(own, cache, args, kwargs)
         if output is not NotImplemented:
             return output
+    if own.device is not None:
+        own.make_up()
     # Compiled code does not check hooks: call hooked blocks from a line of their own, so that it compiles them apart.
     if own.is_end:
         return own.original(*args, **kwargs)
     return own.original(*args, **kwargs)
 
 
+def _device_among(*args: Any, **kwargs: Any) -> torch.device | None:
+    """Return the device in arguments of ``to`` that name one and nothing else."""
+    named = {name: value for name, value in kwargs.items() if name != "non_blocking"}
+    given = [*args, *named.values()]
+    is_device = len(given) == 1 and isinstance(given[0], str | int | torch.device) and named.keys() <= {"device"}
+    return torch.device(given[0]) if is_device else None
+
+
+def _is_on(block: nn.Module, device: torch.device) -> bool:
+    """Return whether all of a block's weights are on a device; ``cuda`` is any of that kind, as it is for PyTorch."""
+    tensors = [*block.parameters(), *block.buffers()]
+    return all(each.device.type == device.type and device.index in (None, each.device.index) for each in tensors)
+
+
 def _shown(own: _StandInState, cache: RangeCache, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the block, and show the cache its output."""
+    own.make_up()
     if own.is_end:  # from a line of its own, as above
         output = own.original(*args, **kwargs)
         cache.look(own.offset, output)
@@ -268,5 +322,6 @@ def disengage(module: nn.Module) -> bool:
     assert isinstance(module, SkipBlock)
     own = module._dithooks
     own.set_shortcut(None)
+    own.make_up()
     own.cache, own.state = None, Asking
     return own.override is not None
