@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import DitHooksError, UsageError
+from ..validation import shown
 
 SHIPPED_PLANS = Path(__file__).parents[1] / "demo" / "plans"
 Files = Callable[[argparse.Namespace], Iterable[Any]]  # the files that an option names, of the arguments
@@ -103,7 +104,7 @@ def _check_plan(name: str, ships: bool) -> None:
         names = sorted(path.stem for path in SHIPPED_PLANS.glob("*.json"))
         if name not in names:
             raise UsageError(
-                f"there is no plan {name!r}: give a file that a search wrote, or one of those that ship with "
+                f"there is no plan {shown(name)}: give a file that a search wrote, or one of those that ship with "
                 f"dithooks: {', '.join(names)}"
             ) from None
     except DitHooksError as error:
