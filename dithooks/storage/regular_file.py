@@ -16,24 +16,27 @@ from ..validation import NAME, shown
 def opened_regular(path: str | os.PathLike[str], most: int) -> Iterator[BinaryIO]:
     """Open a regular file to read, if it is not larger than ``most`` bytes. Nothing is waited for.
 
+    What the block makes of the file's content, and raises, is left as it is.
+
     Raises:
         OSError: there is no such file (:class:`.MissingFile`), it is none, or cannot be opened (:class:`.FileError`).
         ValueError: it is too large.
     """
     name = os.fsdecode(path)
     try:
+        if "\0" in name:
+            raise FileError(f"{shown(name)} cannot be read: no name of a file has a NUL")
         _check(name, os.stat(path), most)  # before it is opened: of some devices that alone has effects
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
             _check(name, os.fstat(descriptor), most)
             yield file
-    except (FileError, InvalidSetting):
+    except FileError:
         raise
     except FileNotFoundError:
         raise MissingFile(f"there is no file {shown(name)}") from None
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise FileError(f"{shown(name)} cannot be read: {reason}") from error
+    except OSError as error:
+        raise FileError(f"{shown(name)} cannot be read: {error.strerror or error}") from error
 
 
 def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:

@@ -74,6 +74,17 @@ def test_a_plan_that_is_no_json(command, tmp_path, monkeypatch, capsys):
     assert "plan.json: not a CachePlan: the text is not JSON" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["demo", "generate", "compare"])
+def test_a_folder_of_the_name_of_a_plan_that_ships(command, tmp_path, monkeypatch):
+    """The plan is meant, as it is where it is read."""
+    begun = []
+    monkeypatch.setattr(COMMANDS[command], "run", lambda args: begun.append(command) or 0)
+    (tmp_path / "2x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main([command, *GIVEN.get(command, ["demo"]), "--plan", "2x"]) == 0
+    assert begun == [command]
+
+
 def test_what_is_read_is_not_written_over(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(COMMANDS["compare"], "run", lambda args: 1 / 0)
