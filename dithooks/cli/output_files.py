@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -50,8 +51,10 @@ def check_folder(path: Path) -> None:
         there = next(each for each in (path, *path.absolute().parents) if each.exists())
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise UsageError(f"{path} cannot be made or written into: you may not write in {there}")
+        os.rmdir(tempfile.mkdtemp(dir=there))  # some folders, as those of /proc, take none whatever permissions say
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be made: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path} cannot be made or written into: {reason}") from None
 
 
 def json_file(json_to: str | None) -> Path | None:

@@ -58,6 +58,14 @@ def test_what_cannot_be_written(command, option, place, nothing_is_done, capsys)
     assert "cannot be written: " in line
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no such folder")
+@pytest.mark.parametrize("option", ["--journal", "--out"])
+def test_a_folder_that_takes_nothing_whatever_its_permissions_say(option, nothing_is_done, capsys):
+    assert main(["search", "demo", option, "/proc/place"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dithooks: error: /proc/place cannot be ")
+
+
 @pytest.mark.parametrize(("command", "option"), READ)
 @pytest.mark.parametrize("place", ["none.json", "/dev/zero", "/"])
 def test_what_cannot_be_read(command, option, place, nothing_is_done, capsys):
