@@ -80,7 +80,7 @@ def load_plan(name_or_path: str | Path = PLAN) -> CachePlan:
         return CachePlan.load(PLANS / f"{name_or_path}.json")
     if not Path(name_or_path).is_file():
         raise MissingFile(
-            f"there is no plan {shown(str(name_or_path))}: give a file that a search wrote, or one of those that ship with "
-            f"dithooks: {', '.join(names)}"
+            f"there is no plan {shown(str(name_or_path))}: give a file that a search wrote, or one of those that ship "
+            f"with dithooks: {', '.join(names)}"
         )
     return CachePlan.load(name_or_path)

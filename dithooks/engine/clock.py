@@ -400,5 +400,7 @@ def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:
         WrongType: the explicit scheduler is none.
     """
     if explicit is not None and (isinstance(explicit, type) or not hasattr(explicit, "timesteps")):
-        raise WrongType(f"scheduler={shown(explicit)} has no timesteps: give a scheduler as diffusers has them, or none")
+        raise WrongType(
+            f"scheduler={shown(explicit)} has no timesteps: give a scheduler as diffusers has them, or none"
+        )
     return lambda: getattr(target, "scheduler", None) if explicit is None else explicit

@@ -39,7 +39,9 @@ def config_of_plan(plan: CachePlan, chains: Sequence[tuple[Chain, DitCacheConfig
     planned: dict[str, TransformerPlan] = {}
     for piece in plan.pieces:
         if (chain := by_path.get(_without_wrappers(piece.path))) is None:
-            raise InvalidSetting(f"the plan is for {shown(piece.path)}, which is none of {', '.join(map(repr, by_path))}")
+            raise InvalidSetting(
+                f"the plan is for {shown(piece.path)}, which is none of {', '.join(map(repr, by_path))}"
+            )
         planned[chain.path] = piece
     for chain, own in chains:
         if own is not None and chain.path in planned:
@@ -66,7 +68,9 @@ def configure_ranges(
     paths = {name: _path_named(name, [chain for chain, _ in chains]) for name in config.overrides}
     for name, path in paths.items():
         if (other := next(each for each in paths if paths[each] == path)) != name:
-            raise InvalidSetting(f"overrides names {path} twice, as {shown(other)} and as {shown(name)}: give one of both")
+            raise InvalidSetting(
+                f"overrides names {path} twice, as {shown(other)} and as {shown(name)}: give one of both"
+            )
     ranges: list[tuple[Chain, DitCacheConfig]] = []
     for chain, own in chains:
         list_paths = [block_list.path for block_list in chain.block_lists]

@@ -179,7 +179,9 @@ def _index(name: str, value: object) -> int:
             raise TypeError
         index = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise WrongType(f"timestep_scope: {name} must be an integer, not {shown(value)} ({type(value).__name__})") from None
+        raise WrongType(
+            f"timestep_scope: {name} must be an integer, not {shown(value)} ({type(value).__name__})"
+        ) from None
     if index < 0:
         raise InvalidSetting(f"timestep_scope: {name}={index} is negative: it counts from 0")
     return index

@@ -112,12 +112,16 @@ def module_with(name: object, target: object, owner: nn.Module) -> nn.Module:
     if not isinstance(name, str):
         raise WrongType(f"method={shown(name)} ({type(name).__name__}): give the name of a method, such as 'decode'")
     if name in ("forward", "__call__"):
-        raise InvalidSetting(f"method={shown(name)} is what a call of the model runs, which is watched: leave method= out")
+        raise InvalidSetting(
+            f"method={shown(name)} is what a call of the model runs, which is watched: leave method= out"
+        )
     module = target if isinstance(target, nn.Module) and _has(target, name) else owner
     kind = type(module).__name__
     if not _has(module, name):
         if isinstance(module._modules.get(name), nn.Module):
-            raise WrongType(f"method={shown(name)} is a module of {kind}, not a method: give it as target, without method=")
+            raise WrongType(
+                f"method={shown(name)} is a module of {kind}, not a method: give it as target, without method="
+            )
         raise InvalidSetting(f"method={shown(name)}: {kind} has no method of that name")
     if not callable(value := getattr(module, name)):
         raise WrongType(f"method={shown(name)} of {kind} is {shown(value)}, which cannot be called")

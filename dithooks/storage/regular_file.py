@@ -51,7 +51,9 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
     with opened_regular(path, most) as file:
         data = file.read(most + 1)  # it may have grown, and some files of the system say that they are empty
     if len(data) > most:
-        raise InvalidSetting(f"{shortened(os.fsdecode(path), NAME)} is larger than {most:,} bytes, the most that is read")
+        raise InvalidSetting(
+            f"{shortened(os.fsdecode(path), NAME)} is larger than {most:,} bytes, the most that is read"
+        )
     return data
 
 
