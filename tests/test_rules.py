@@ -73,6 +73,9 @@ EXCEPTIONS = {
     ("engine", "_current_graph_task_id"),  # torch.utils.checkpoint tells a backward pass by it
     ("demo", "_execution_device"),  # what diffusers offers to pipelines, which are its subclasses
 }
+WRITING_NO_RESULTS = {  # but what a check works on; and what a test has printed, by a process without PyTorch
+    *("bench/__main__.py", "bench/batch.py", "bench/checks/hostile_files.py", "bench/checks/mutants.py"),
+}
 WRITTEN_BY_SEVERAL = {  # by the decider, and by the range cache, which learns meanwhile how the call goes
     Call: {"deltas", "marks", "metric_inputs", "mode", "range", "stage", "stale"},
     Run: {"in_flight"},
@@ -295,6 +298,17 @@ def test_the_core_imports_torch_and_numpy_only():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
             assert {name.partition(".")[0] for name in names} <= allowed, f"{named(path)} line {node.lineno}"
+
+
+def test_results_are_written_by_the_one_writer():
+    """Not in place: a process that is killed meanwhile, or a full disk, would take the former results along."""
+    root, found = PACKAGE.parent, set()
+    for path in [*SOURCES, *root.glob("bench/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_writing = isinstance(node, ast.Attribute) and node.attr in ("write_text", "write_bytes")
+            if is_writing and ast.unparse(node.value) not in ("draft", "replacement"):
+                found.add(path.relative_to(root).as_posix())
+    assert found == WRITING_NO_RESULTS
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
