@@ -46,8 +46,8 @@ def check_folder(path: Path) -> None:
         UsageError: they cannot.
     """
     try:
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{path} is a file: give a folder")
+        if os.path.lexists(path) and not path.is_dir():
+            raise UsageError(f"{path} is a {'file' if path.exists() else 'link to nothing'}: give a folder")
         there = next(each for each in (path, *path.absolute().parents) if each.exists())
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise UsageError(f"{path} cannot be made or written into: you may not write in {there}")

@@ -66,6 +66,14 @@ def test_a_folder_that_takes_nothing_whatever_its_permissions_say(option, nothin
     assert line.startswith("dithooks: error: /proc/place cannot be ")
 
 
+def test_a_folder_that_is_a_link_to_nothing(tmp_path, monkeypatch, capsys):
+    """A folder of that name cannot be made."""
+    monkeypatch.setattr(COMMANDS["search"], "run", lambda args: 1 / 0)
+    (tmp_path / "link").symlink_to("nothing")
+    assert main(["search", "demo", "--journal", str(tmp_path / "link")]) == 2
+    assert "link is a link to nothing: give a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("command", "option"), READ)
 @pytest.mark.parametrize("place", ["none.json", "/dev/zero", "/"])
 def test_what_cannot_be_read(command, option, place, nothing_is_done, capsys):
