@@ -53,6 +53,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     Path(folder, "plan.json").read_text(), os.listdir(folder)
         ('whole', ['plan.json'])
     """
+    path = os.fsdecode(path)
     try:
         file = _place(path)
         if file is None:
@@ -91,6 +92,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it cannot; a :class:`.FileError` with the reason.
     """
+    path = os.fsdecode(path)
     try:
         if (file := _place(path)) is not None:
             _new_draft(file).unlink()  # some folders, as those of /proc, take no file whatever their permissions say
@@ -100,7 +102,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise _refusal(path, error) from error
 
 
-def _place(path: str | os.PathLike[str]) -> Path | None:
+def _place(path: str) -> Path | None:
     """The regular file that a path leads to, there or not yet, or None for a special one; errors if it cannot be."""
     try:
         if is_special(path):
@@ -109,17 +111,16 @@ def _place(path: str | os.PathLike[str]) -> Path | None:
             return None
         file = Path(os.path.realpath(path))
         if file.is_dir():
-            raise FileError(f"{os.fspath(path)} cannot be written: {os.fspath(path)} is a folder")
+            raise FileError(f"{path} cannot be written: it is a folder")
         if not file.parent.is_dir():
-            raise FileError(f"{os.fspath(path)} cannot be written: {file.parent} is not a folder: create it first")
+            raise FileError(f"{path} cannot be written: {file.parent} is not a folder: create it first")
         with suppress(FileNotFoundError):
             os.stat(path)  # a name that is too long, or a link that leads to itself
             if not os.access(file, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if not os.access(file.parent, os.W_OK | os.X_OK):
             raise FileError(
-                f"{os.fspath(path)} cannot be written: you may not write in {file.parent}, where a draft of it has to "
-                "lie first"
+                f"{path} cannot be written: you may not write in {file.parent}, where a draft of it has to lie first"
             )
         return file
     except FileError:
@@ -194,16 +195,16 @@ def _settle(draft: Path, file: Path) -> None:
             os.close(folder)
 
 
-def _copy(draft: Path, path: str | os.PathLike[str]) -> None:
+def _copy(draft: Path, path: str) -> None:
     """Write a draft to a device or a pipe; what a shell has sent to a file goes on behind what is there."""
     with draft.open("rb") as data, os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as target:
         while part := data.read(2**20):
             target.write(part)
 
 
-def _refusal(path: str | os.PathLike[str], error: OSError | ValueError) -> FileError:
+def _refusal(path: str, error: OSError | ValueError) -> FileError:
     number = error.errno if isinstance(error, OSError) else None
     reason = REMEDIES.get(number or 0) or (error.strerror if isinstance(error, OSError) else None) or str(error)
-    refusal = FileError(f"{os.fspath(path)} cannot be written: {reason}")
+    refusal = FileError(f"{path} cannot be written: {reason}")
     refusal.errno = number
     return refusal

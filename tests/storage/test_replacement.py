@@ -154,6 +154,13 @@ def test_without_permission(file):
     assert file.read_text() == "old"
 
 
+def test_a_path_of_bytes_is_a_path(file):
+    write_text(os.fsencode(file), "new")
+    assert file.read_text() == "new"
+    with pytest.raises(FileError, match=r"^/no/such/file cannot be written: "):
+        check_writable(b"/no/such/file")
+
+
 def test_two_that_write_at_once_leave_one_of_both(tmp_path):
     path, texts = tmp_path / "file", ["a" * 100_000, "b" * 50_000]
     threads = [threading.Thread(target=lambda text=text: [write_text(path, text) for _ in range(20)]) for text in texts]
