@@ -111,7 +111,7 @@ def _place(path: str) -> Path | None:
             return None
         file = Path(os.path.realpath(path))
         if file.is_dir():
-            raise FileError(f"{path} cannot be written: it is a folder")
+            raise FileError(f"{path} cannot be written: {path} is a folder")
         if not file.parent.is_dir():
             raise FileError(f"{path} cannot be written: {file.parent} is not a folder: create it first")
         with suppress(FileNotFoundError):
