@@ -26,6 +26,7 @@ from dithooks.demo import PLANS, load_pipeline
 from dithooks.demo.outcome import PROMPTS
 from dithooks.environment.machine import machine
 from dithooks.ray import generate, read
+from dithooks.storage.replacement import write_text
 
 STEPS = 28
 
@@ -240,8 +241,8 @@ def main(arguments: list[str] | None = None) -> None:
     }
     text = text_of(found)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "batch.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (options.out / "batch.md").write_text(text, encoding="utf-8")
+    write_text(options.out / "batch.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_text(options.out / "batch.md", text)
     print(text)
 
 

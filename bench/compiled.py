@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from bench.costs_peers import METHODS, Loop, Method, Missing, call, flux, quiet
 from dithooks.environment.machine import machine, versions
+from dithooks.storage.replacement import write_text
 
 STEPS, WITHIN = 10, 1e-5
 PLAIN = Method("without a cache", "", lambda *_: None)
@@ -173,8 +174,8 @@ def measure_all(out: Path, methods: Sequence[Method]) -> dict[str, Any]:
             seconds = time.perf_counter() - begun
             about = f"{machine()}, {known}; FLUX of 2+3 blocks, two runs of {STEPS} steps; {seconds:.0f} s"
             results = {"about": about, "steps": STEPS, "rows": rows}
-            out.joinpath("compiled.json").write_text(json.dumps(results, indent=1) + "\n")
-            out.joinpath("compiled.md").write_text(table(results))
+            write_text(out / "compiled.json", json.dumps(results, indent=1) + "\n")
+            write_text(out / "compiled.md", table(results))
     return results
 
 

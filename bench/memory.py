@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from bench.costs_peers import LISTS, METHODS, Method, Missing, Remove, Steps, by_cache_dit, quiet
 from dithooks.environment.machine import versions
+from dithooks.storage.replacement import write_text
 
 SMALL = 64  # bytes; numbers of the loop's own are no more
 RUN, COMPUTED = 9, 3  # steps of the run, and computed ones that are made: at its end caches may let go
@@ -304,8 +305,8 @@ def measure_all(out: Path, methods: Sequence[Method], geometries: Sequence[Geome
             print(f"{time.perf_counter() - begun:5.0f} s  {rows[-1]}", flush=True)
             about = f"On the meta device, bfloat16; {', '.join(f'{n} {v}' for n, v in known.items())}"
             results = {"about": about, "rows": rows}
-            out.joinpath("memory.json").write_text(json.dumps(results, indent=1) + "\n")
-            out.joinpath("memory.md").write_text(table(results))
+            write_text(out / "memory.json", json.dumps(results, indent=1) + "\n")
+            write_text(out / "memory.md", table(results))
     return results
 
 

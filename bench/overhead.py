@@ -46,6 +46,7 @@ from bench.costs_peers import (
     quiet,
 )
 from dithooks.environment.machine import machine, versions
+from dithooks.storage.replacement import write_text
 
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 Times = dict[str, float]  # in seconds, by clock
@@ -340,8 +341,8 @@ def measure_all(out: Path, methods: Sequence[Method], rounds: int, steps: int, t
         for each in rows:
             each["attaching"] = attached.get(each["name"])
         results.update(about=about, blocks=[DOUBLE, SINGLE], rows=rows)
-        out.joinpath("overhead.json").write_text(json.dumps(results, indent=1) + "\n")
-        out.joinpath("overhead.md").write_text(table(results))
+        write_text(out / "overhead.json", json.dumps(results, indent=1) + "\n")
+        write_text(out / "overhead.md", table(results))
 
     known = versions("dithooks", "cache-dit", "diffusers", "msmodelslim")
     for number in range(rounds):

@@ -41,6 +41,7 @@ from dithooks.policies.policy import Policy
 from dithooks.policies.threshold import Threshold
 from dithooks.predictors.predictor import Predictor
 from dithooks.profiling.profile import Profile, profile
+from dithooks.storage.replacement import write_text
 
 Names = tuple[str, ...]
 CALIBRATION = ("cat face", "watermelon", "taxi", "grinning face")
@@ -246,8 +247,8 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(row)
             print(f"{row.target:g}x {row.policy}, {row.predictor}: {cell(row, math.inf)}  {row.parameters}", flush=True)
             results |= {"warnings": sorted({str(each.message) for each in caught}), "rows": [*map(asdict, rows)]}
-            (options.out / "policies.json").write_text(json.dumps(results, indent=1) + "\n")
-            (options.out / "policies.md").write_text(tables(rows, about))
+            write_text(options.out / "policies.json", json.dumps(results, indent=1) + "\n")
+            write_text(options.out / "policies.md", tables(rows, about))
 
 
 if __name__ == "__main__":

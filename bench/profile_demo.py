@@ -9,6 +9,7 @@ import torch
 
 from dithooks import DitCacheConfig, Threshold, profile
 from dithooks.demo import load_pipeline
+from dithooks.storage.replacement import write_text
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print(found)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "profile.txt").write_text(f"{found}\n", encoding="utf-8")
+    write_text(options.out / "profile.txt", f"{found}\n")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from bench.overhead import Spread, cut
 from bench.peers.closures import Closures, first_stream, flux_streams
 from dithooks import CacheHandle, DitCacheConfig, Fitted, Interval, Mask, Threshold, dit_cache
 from dithooks.environment.machine import machine, versions
+from dithooks.storage.replacement import write_text
 
 PACKAGE = str(Path(dithooks.__file__).parent)
 STEPS, COMPUTED, REUSED = 12, 6, 7  # of a run, and the two that are counted
@@ -573,11 +574,11 @@ def main(arguments: list[str] | None = None) -> None:
     results = {"about": f"{machine()}, {named}; {DOUBLE}+{SINGLE} blocks; {seconds:.0f} s", **results}
     text = json.dumps(results, indent=1) + "\n"
     if options.json is not None:
-        options.json.write_text(text)
+        write_text(options.json, text)
     else:
         options.out.mkdir(parents=True, exist_ok=True)
-        options.out.joinpath("reused_step.json").write_text(text)
-        options.out.joinpath("reused_step.md").write_text(table(results))
+        write_text(options.out / "reused_step.json", text)
+        write_text(options.out / "reused_step.md", table(results))
     print(table(results))
 
 

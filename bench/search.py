@@ -49,6 +49,7 @@ from dithooks.demo.draw import CAPTIONS
 from dithooks.demo.pipeline import EmojiPipeline
 from dithooks.environment.machine import machine
 from dithooks.predictors.predictor import Predictor
+from dithooks.storage.replacement import write_text
 
 CALIBRATION = ("cat face", "watermelon", "taxi", "grinning face")
 CALIBRATION_SEED, TEST_SEEDS = 1000, (0, 100)  # of the first caption; the next has the next
@@ -362,11 +363,12 @@ def main(arguments: list[str] | None = None) -> None:
             )
             results = {"about": about, "steps": options.steps, "calibration": CALIBRATION, "test": bench.test}
             results |= {"seconds": seconds, "warnings": sorted({str(each.message) for each in caught})}
-            stem.with_suffix(".json").write_text(
-                json.dumps({**results, "rows": [each.to_dict() for each in rows]}, indent=1) + "\n"
+            write_text(
+                stem.with_suffix(".json"),
+                json.dumps({**results, "rows": [each.to_dict() for each in rows]}, indent=1) + "\n",
             )
             taken = f"{about}; {seconds:.0f} s in all"
-            stem.with_suffix(".md").write_text(tables(rows, taken, options.steps))
+            write_text(stem.with_suffix(".md"), tables(rows, taken, options.steps))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from dithooks import CachePlan, DitCacheConfig, dit_cache, plan, record, search
 from dithooks.demo import load_pipeline
 from dithooks.demo.draw import CAPTIONS
 from dithooks.environment.machine import machine
+from dithooks.storage.replacement import write_text
 
 try:
     from msmodelslim.pytorch.multi_modal.dit_cache import DitCacheAdaptor, DitCacheSearchConfig
@@ -206,8 +207,8 @@ def main(arguments: list[str] | None = None) -> None:
                 f"{row.target:g}x {row.method}: {row.runs} runs, {row.run_equivalents:.2f} run equivalents", flush=True
             )
             text = json.dumps({"about": about, "steps": STEPS, "rows": [*map(asdict, rows)]}, indent=1)
-            (options.out / "search_cost.json").write_text(text + "\n")
-            (options.out / "search_cost.md").write_text(table(rows, about))
+            write_text(options.out / "search_cost.json", text + "\n")
+            write_text(options.out / "search_cost.md", table(rows, about))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from bench.batch import table
 from dithooks import CachePlan, record, search
 from dithooks.demo import CALIBRATION, load_pipeline
 from dithooks.environment.machine import machine
+from dithooks.storage.replacement import write_text
 from dithooks.tuning.evaluation import Evaluation, Evaluator
 from dithooks.tuning.executors.executor import plan_key
 from dithooks.tuning.executors.ray_actors import Actors
@@ -119,8 +120,8 @@ in it.
 """
     options.out.mkdir(parents=True, exist_ok=True)
     told = {"machine": machine(), "rows": rows, "seconds": spent}
-    (options.out / "search_workers.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    (options.out / "search_workers.md").write_text(text, encoding="utf-8")
+    write_text(options.out / "search_workers.json", json.dumps(told, indent=2) + "\n")
+    write_text(options.out / "search_workers.md", text)
     print(text)
 
 

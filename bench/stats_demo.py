@@ -9,6 +9,7 @@ import torch
 
 from dithooks import Budget, DitCacheConfig, Linear, dit_cache
 from dithooks.demo import load_pipeline
+from dithooks.storage.replacement import write_text
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
         pipe(["penguin", "rocket"], num_inference_steps=8 if options.quick else 28, generator=noise)
         print(cache)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "stats.txt").write_text(f"{cache.summary()}\n", encoding="utf-8")
+    write_text(options.out / "stats.txt", f"{cache.summary()}\n")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from .stats.warnings import (
     trunk_does_not_fit,
     trunk_is_another,
 )
+from .validation import shown
 
 
 class HandleState(Enum):
@@ -152,7 +153,7 @@ def dit_cache(
         9 of 12
     """
     if on_decision is not None and not callable(on_decision):
-        raise WrongType(f"on_decision={on_decision!r} cannot be called: give a function of one argument, or none")
+        raise WrongType(f"on_decision={shown(on_decision)} cannot be called: give a function of one argument, or none")
     telling = StepTelling(timestep, calls_per_step, steps)
     consensus = consensus_of(process_group)
     handle = CacheHandle(target, blocks, scheduler, verify, consensus, on_decision, telling, method)
@@ -293,7 +294,7 @@ class CacheHandle:
             self._refuse_if_removed()
             if not isinstance(config, (DitCacheConfig, CachePlan)):
                 raise WrongType(
-                    f"config must be a DitCacheConfig or CachePlan, not {config!r} ({type(config).__name__})"
+                    f"config must be a DitCacheConfig or CachePlan, not {shown(config)} ({type(config).__name__})"
                 )
             changed = self._change(config)
         self._report(*changed)

@@ -73,6 +73,9 @@ EXCEPTIONS = {
     ("engine", "_current_graph_task_id"),  # torch.utils.checkpoint tells a backward pass by it
     ("demo", "_execution_device"),  # what diffusers offers to pipelines, which are its subclasses
 }
+WRITING_NO_RESULTS = {  # but what a check works on; and what a test has printed, by a process without PyTorch
+    *("bench/__main__.py", "bench/batch.py", "bench/checks/hostile_files.py", "bench/checks/mutants.py"),
+}
 WRITTEN_BY_SEVERAL = {  # by the decider, and by the range cache, which learns meanwhile how the call goes
     Call: {"deltas", "marks", "metric_inputs", "mode", "range", "stage", "stale"},
     Run: {"in_flight"},
@@ -297,14 +300,33 @@ def test_the_core_imports_torch_and_numpy_only():
             assert {name.partition(".")[0] for name in names} <= allowed, f"{named(path)} line {node.lineno}"
 
 
+def test_results_are_written_by_the_one_writer():
+    """Not in place: a process that is killed meanwhile, or a full disk, would take the former results along."""
+    root, found = PACKAGE.parent, set()
+    for path in [*SOURCES, *root.glob("bench/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_writing = isinstance(node, ast.Attribute) and node.attr in ("write_text", "write_bytes")
+            if is_writing and ast.unparse(node.value) not in ("draft", "replacement"):
+                found.add(path.relative_to(root).as_posix())
+    assert found == WRITING_NO_RESULTS
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
+def test_no_error_prints_a_value_as_it_prints_itself(path):
+    """A model or a tensor would fill the screen: ``validation.shown`` names it, and quotes texts as ``!r`` does."""
+    errors = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.Raise)]
+    fields = [inner for each in errors for inner in ast.walk(each) if isinstance(inner, ast.FormattedValue)]
+    assert not [f"line {field.lineno}: {ast.unparse(field.value)}" for field in fields if field.conversion == ord("r")]
+
+
 def test_importing_is_cheap_and_needs_no_diffusers():
-    """What it adds to importing torch: no third-party package, and little time."""
+    """What it adds to importing torch: no third-party package, and little work, whatever else the machine does."""
     code = """
 import sys, time
 import torch
-before, start = set(sys.modules), time.perf_counter()
+before, start = set(sys.modules), time.process_time()
 import dithooks
-spent = time.perf_counter() - start
+spent = time.process_time() - start
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(new - {"dithooks", "numpy"} - set(sys.stdlib_module_names)), spent)
 """

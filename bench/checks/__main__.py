@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from dithooks.environment.machine import accelerator, machine, versions
+from dithooks.storage.replacement import write_text
 
 
 def main() -> int:
@@ -42,8 +43,8 @@ def main() -> int:
     print(text)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / f"checks_{device.type}.json").write_text(json.dumps(found, indent=1) + "\n")
-        (args.out / f"checks_{device.type}.md").write_text(text + "\n")
+        write_text(args.out / f"checks_{device.type}.json", json.dumps(found, indent=1) + "\n")
+        write_text(args.out / f"checks_{device.type}.md", text + "\n")
     return 1 if any(check["ok"] is False for check in found["checks"].values()) else 0
 
 

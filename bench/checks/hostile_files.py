@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dithooks.environment.machine import machine, versions
+from dithooks.storage.replacement import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -92,8 +93,8 @@ def main() -> int:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         numbers = {"machine": machine(), "date": date, "count": args.count, "kinds": figures}
-        (args.out / "hostile_files.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-        (args.out / "hostile_files.md").write_text(text + "\n", encoding="utf-8")
+        write_text(args.out / "hostile_files.json", json.dumps(numbers, indent=1) + "\n")
+        write_text(args.out / "hostile_files.md", text + "\n")
     return 1 if any(found["wrong"] for found in figures.values()) else 0
 
 

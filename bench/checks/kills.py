@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from dithooks.environment.machine import machine
+from dithooks.storage.replacement import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -62,8 +63,8 @@ def main() -> int:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         numbers = {"machine": machine(), "date": date, "kinds": rows}
-        (args.out / "kills.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-        (args.out / "kills.md").write_text(text + "\n", encoding="utf-8")
+        write_text(args.out / "kills.json", json.dumps(numbers, indent=1) + "\n")
+        write_text(args.out / "kills.md", text + "\n")
     return 1 if any(row["wrong"] for row in rows) else 0
 
 

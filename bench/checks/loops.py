@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from dithooks.environment.machine import machine
+from dithooks.storage.replacement import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -60,8 +61,8 @@ def write(tally: Tally, folder: Path, text: str) -> None:
         for (dimension, value), share in sorted(tally.shares.items())
     ]
     figures = {**vars(tally), "shares": shares, "machine": machine(), "date": datetime.date.today().isoformat()}
-    (folder / "loops.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    (folder / "loops.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "loops.json", json.dumps(figures, indent=1) + "\n")
+    write_text(folder / "loops.md", text + "\n")
 
 
 def main() -> int:

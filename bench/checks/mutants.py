@@ -37,6 +37,7 @@ from typing import Any
 import dithooks
 from bench.checks.mutant_list import EXPLAINED, MUTANTS, TESTS, Mutant
 from dithooks.environment.machine import machine
+from dithooks.storage.replacement import write_text
 
 ROOT = Path(dithooks.__file__).parent.parent
 SECONDS = 60  # of the processor, for a test file: many times what one takes
@@ -258,8 +259,8 @@ def write(verdicts: list[Verdict], path: Path) -> None:
     by_name = {verdict.name: verdict for verdict in [*(Verdict(**each) for each in former), *verdicts]}
     every = [by_name[mutant.name] for mutant in MUTANTS if mutant.name in by_name]
     found = {"machine": machine(), "date": datetime.date.today().isoformat(), "mutants": [vars(each) for each in every]}
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(page(every) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text(path.with_suffix(".md"), page(every) + "\n")
 
 
 def main() -> int:

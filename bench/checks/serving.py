@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from dithooks.environment.machine import machine, versions
+from dithooks.storage.replacement import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "ray_serve.py"
@@ -375,8 +376,8 @@ def main() -> int:
     print(text)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "serving.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        (args.out / "serving.md").write_text(text + "\n", encoding="utf-8")
+        write_text(args.out / "serving.json", json.dumps(figures, indent=1) + "\n")
+        write_text(args.out / "serving.md", text + "\n")
     return 1 if figures["faults"] else 0
 
 

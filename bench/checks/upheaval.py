@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from dithooks.environment.machine import machine
+from dithooks.storage.replacement import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -90,8 +91,8 @@ def main() -> int:
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         figures = {"machine": machine(), "date": today, "checks": found}
-        (args.out / "upheaval.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        (args.out / "upheaval.md").write_text(text + "\n", encoding="utf-8")
+        write_text(args.out / "upheaval.json", json.dumps(figures, indent=1) + "\n")
+        write_text(args.out / "upheaval.md", text + "\n")
     return 1 if any(each["faults"] for each in found.values()) else 0
 
 

@@ -14,6 +14,7 @@ from bench.compare.curves import Axis, cost, envelope, libraries, measured, psnr
 from bench.compare.quality import interval
 from bench.compare.sweep import Row
 from bench.peers.own import LIBRARY, SEARCH
+from dithooks.storage.replacement import replacing
 
 COLOURS = {  # Okabe and Ito's, which all can tell apart
     LIBRARY: "#D55E00",
@@ -41,7 +42,8 @@ def draw(found: Mapping[str, tuple[dict[str, Any], Sequence[Row]]], folder: Path
 
 def save(figure: Any, path: Path) -> None:
     """Without a date, so that the same data give the same file."""
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    with replacing(path) as draft:
+        figure.savefig(draft, metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
 
 

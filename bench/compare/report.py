@@ -19,6 +19,7 @@ from bench.compare.curves import Axis, Duel, cost, duels, libraries, measured
 from bench.compare.quality import interval
 from bench.compare.sweep import Row
 from bench.peers.own import CONTROL, LIBRARY, SEARCH
+from dithooks.storage.replacement import replacing, write_text
 
 Compared = tuple[dict[str, Any], list[Row]]  # about, and rows
 
@@ -177,7 +178,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Means and intervals of every row: what the plots are made of."""
     head = ["library", "method", "knob", "value", "block_fraction", "time_fraction", "psnr", "psnr_low", "psnr_high"]
     head += ["psnr_min", "ssim", "latent_l1", "motion_psnr", "worst_frame", "run_equivalents", "shown", "failed"]
-    with path.open("w", newline="") as file:
+    with replacing(path) as draft, draft.open("w", newline="") as file:
         writer = csv.DictWriter(file, head, lineterminator="\n")
         writer.writeheader()
         for row in rows:
@@ -205,11 +206,11 @@ def main(arguments: list[str] | None = None) -> None:
     found: dict[str, Compared] = {}
     for path in sorted(options.out.glob("compare_*.json")):
         about, rows = found[path.stem.removeprefix("compare_")] = load(path)
-        path.with_suffix(".md").write_text(page(about, rows))
+        write_text(path.with_suffix(".md"), page(about, rows))
         write_csv(path.with_suffix(".csv"), rows)
     if not found:
         raise SystemExit(f"{options.out} holds no compare_*.json: run python -m bench.compare.sweep first")
-    (options.out / "compare.md").write_text(summary(found))
+    write_text(options.out / "compare.md", summary(found))
     from bench.compare import plots
 
     plots.draw(found, options.out)

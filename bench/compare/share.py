@@ -16,6 +16,7 @@ from bench.compare.subject import Subject
 from bench.compare.sweep import SUBJECTS, subject_named
 from dithooks import record
 from dithooks.environment.machine import machine
+from dithooks.storage.replacement import write_text
 
 TIMES = 5
 FEWER = (2.0, 2.5, 3.0, 4.0)
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     text = f"# What share of a run is spent in blocks\n\n{machine()}\n\n{table}\n"
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "compare_share.md").write_text(text, encoding="utf-8")
+    write_text(options.out / "compare_share.md", text)
     print(text)
 
 

@@ -33,6 +33,7 @@ from bench.compare.quality import EQUAL, Quality, compare
 from bench.compare.subject import Case, Subject, counting
 from bench.peers.peer import Attached, Knob, Method, Spent
 from dithooks.environment.machine import machine, versions
+from dithooks.storage.replacement import write_text
 
 GROUP = 4  # cases in a batch
 PAIRS = 3  # of timed runs
@@ -237,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(row)
             print(line(row), flush=True)
             text = json.dumps({"about": about, "rows": [each.to_dict() for each in rows]})
-            path.write_text(text.replace('{"library"', '\n{"library"') + "\n")
+            write_text(path, text.replace('{"library"', '\n{"library"') + "\n")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from torch import Tensor
 from bench.compare.subject import Case, Subject, counting
 from bench.peers.peer import Knob, Method
 from dithooks.environment.machine import machine, versions
+from dithooks.storage.replacement import write_text
 
 from .classifier import SEEN, Classifier, load_classifier, look, part
 from .data import NAMES, Split, load_fashion
@@ -136,8 +137,8 @@ class Table:
         self.rows.append(row)
         content = {"about": self.about, "rows": [asdict(each) for each in self.rows]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(content, indent=2) + "\n")
-        self.path.with_suffix(".md").write_text(markdown(self.rows, self.about))
+        write_text(self.path, json.dumps(content, indent=2) + "\n")
+        write_text(self.path.with_suffix(".md"), markdown(self.rows, self.about))
         print(line(row), flush=True)
 
     def real(self, split: Split) -> None:

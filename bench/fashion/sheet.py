@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dithooks.storage.replacement import replacing
+
 from . import GUIDANCE, STEPS, WEIGHTS, load
 from .data import NAMES, SIZE
 
@@ -46,7 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
         output_type="pt",
     ).images
     options.out.mkdir(parents=True, exist_ok=True)
-    sheet(pictures).save(options.out / "fashion_sheet.png")
+    with replacing(options.out / "fashion_sheet.png") as draft:
+        sheet(pictures).save(draft)
     print(options.out / "fashion_sheet.png")
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dithooks.environment.machine import device_name, machine, versions
+from dithooks.storage.replacement import write_text
 
 SCHEMA = 1
 PACKAGES = ("torch", "triton", "diffusers", "cache-dit", "transformers", "numpy", "dithooks")
@@ -85,7 +85,7 @@ class Report:
         return [row for part in self.found["parts"].values() for row in part["rows"]]
 
     def write(self, seconds: float) -> None:
-        """Both files, as a whole or not at all. What an earlier run on the same has measured, and this not, stays."""
+        """Both files. What an earlier run on the same has measured, and this not, stays."""
         self.found["seconds"] = round(seconds, 1)
         if self.folder is None:
             return
@@ -93,10 +93,7 @@ class Report:
         found = {**self.found, "parts": {**self.before, **self.found["parts"]}}
         texts = {".json": json.dumps(found, indent=1, allow_nan=False, default=str) + "\n", ".md": page(found) + "\n"}
         for ending, text in texts.items():
-            path = self.folder / f"{self.stem}{ending}"
-            draft = path.with_name(path.name + ".part")
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, path)
+            write_text(self.folder / f"{self.stem}{ending}", text)
 
     def _read(self) -> dict[str, Any]:
         """Parts that an earlier run on this very device, with these very versions, has left."""

@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dithooks.storage.replacement import replacing
+
 from . import GUIDANCE, STEPS, WEIGHTS, load
 from .pipeline import to_images
 
@@ -62,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
         output_type="pt",
     ).frames
     options.out.mkdir(parents=True, exist_ok=True)
-    sheet(clips, CAPTIONS).save(options.out / "video_sheet.png")
+    with replacing(options.out / "video_sheet.png") as draft:
+        sheet(clips, CAPTIONS).save(draft)
     print(options.out / "video_sheet.png")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import DitHooksError, UsageError
+from ..validation import shown
 
 SHIPPED_PLANS = Path(__file__).parents[1] / "demo" / "plans"
 Files = Callable[[argparse.Namespace], Iterable[Any]]  # the files that an option names, of the arguments
@@ -95,16 +96,17 @@ def _check_input(name: str) -> None:
 def _check_plan(name: str, ships: bool) -> None:
     from ..config.safe_json import parsed, read_file
 
+    names = sorted(path.stem for path in SHIPPED_PLANS.glob("*.json"))
+    if ships and name in names and not Path(name).is_file():
+        return
     try:
         read_file(name, lambda text: parsed(text, "CachePlan"))
     except FileNotFoundError:
         if not ships:
             raise UsageError(f"there is no file {name}: give a plan that a search wrote") from None
-        names = sorted(path.stem for path in SHIPPED_PLANS.glob("*.json"))
-        if name not in names:
-            raise UsageError(
-                f"there is no plan {name!r}: give a file that a search wrote, or one of those that ship with "
-                f"dithooks: {', '.join(names)}"
-            ) from None
+        raise UsageError(
+            f"there is no plan {shown(name)}: give a file that a search wrote, or one of those that ship with "
+            f"dithooks: {', '.join(names)}"
+        ) from None
     except DitHooksError as error:
         raise UsageError(str(error)) from None

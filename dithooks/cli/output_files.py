@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -45,13 +46,15 @@ def check_folder(path: Path) -> None:
         UsageError: they cannot.
     """
     try:
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{path} is a file: give a folder")
+        if os.path.lexists(path) and not path.is_dir():
+            raise UsageError(f"{path} is a {'file' if path.exists() else 'link to nothing'}: give a folder")
         there = next(each for each in (path, *path.absolute().parents) if each.exists())
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise UsageError(f"{path} cannot be made or written into: you may not write in {there}")
+        os.rmdir(tempfile.mkdtemp(dir=there))  # some folders, as those of /proc, take none whatever permissions say
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be made: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path} cannot be made or written into: {reason}") from None
 
 
 def json_file(json_to: str | None) -> Path | None:

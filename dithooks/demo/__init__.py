@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..config.cache_plan import CachePlan
 from ..errors import MissingFile
+from ..validation import shown
 
 if TYPE_CHECKING:
     from .pipeline import EmojiPipeline
@@ -79,7 +80,7 @@ def load_plan(name_or_path: str | Path = PLAN) -> CachePlan:
         return CachePlan.load(PLANS / f"{name_or_path}.json")
     if not Path(name_or_path).is_file():
         raise MissingFile(
-            f"there is no plan {str(name_or_path)!r}: give a file that a search wrote, or one of those that ship with "
-            f"dithooks: {', '.join(names)}"
+            f"there is no plan {shown(str(name_or_path))}: give a file that a search wrote, or one of those that ship "
+            f"with dithooks: {', '.join(names)}"
         )
     return CachePlan.load(name_or_path)

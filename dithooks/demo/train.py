@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
+from ..storage.replacement import replacing
 from .emoji import ARCHIVE, SIZE, Emoji, load_emoji
 from .model import WIDTH, build_transformer, patchify, position_ids
 from .text import CaptionEncoder
@@ -183,9 +184,8 @@ def run(trainer: TrainingRun, folder: Path, *, save_every: int = 250, log_every:
                 log.info("%(step)d  loss %(loss).4f  %(seconds_per_step).2f s/step  ETA %(eta_minutes).0f min", row)
                 losses, mark = [], time.monotonic()
             if trainer.step % save_every == 0 or trainer.step == total:
-                partial = folder / "checkpoint.partial"
-                torch.save(trainer.state_dict(), partial)
-                partial.replace(folder / "checkpoint.pt")  # a killed run never leaves half a file
+                with replacing(folder / "checkpoint.pt") as draft:
+                    torch.save(trainer.state_dict(), draft)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WrongType
-from ..validation import check_count
+from ..validation import check_count, shown
 from .sessions import Scope, Session, current_context
 from .step_source import Asked, RunTime, Tick
 from .timestep_argument import Reading, check_name, host_reader, note, read, timesteps_in
@@ -400,5 +400,7 @@ def scheduler_of(target: object, explicit: object) -> Callable[[], Any]:
         WrongType: the explicit scheduler is none.
     """
     if explicit is not None and (isinstance(explicit, type) or not hasattr(explicit, "timesteps")):
-        raise WrongType(f"scheduler={explicit!r} has no timesteps: give a scheduler as diffusers has them, or none")
+        raise WrongType(
+            f"scheduler={shown(explicit)} has no timesteps: give a scheduler as diffusers has them, or none"
+        )
     return lambda: getattr(target, "scheduler", None) if explicit is None else explicit

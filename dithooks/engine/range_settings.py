@@ -10,6 +10,7 @@ from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
 from ..config.transformer_plan import TransformerPlan
 from ..errors import InvalidSetting
+from ..validation import shown
 
 
 def config_of_plan(plan: CachePlan, chains: Sequence[tuple[Chain, DitCacheConfig | None]]) -> DitCacheConfig:
@@ -38,7 +39,9 @@ def config_of_plan(plan: CachePlan, chains: Sequence[tuple[Chain, DitCacheConfig
     planned: dict[str, TransformerPlan] = {}
     for piece in plan.pieces:
         if (chain := by_path.get(_without_wrappers(piece.path))) is None:
-            raise InvalidSetting(f"the plan is for {piece.path!r}, which is none of {', '.join(map(repr, by_path))}")
+            raise InvalidSetting(
+                f"the plan is for {shown(piece.path)}, which is none of {', '.join(map(repr, by_path))}"
+            )
         planned[chain.path] = piece
     for chain, own in chains:
         if own is not None and chain.path in planned:
@@ -65,7 +68,9 @@ def configure_ranges(
     paths = {name: _path_named(name, [chain for chain, _ in chains]) for name in config.overrides}
     for name, path in paths.items():
         if (other := next(each for each in paths if paths[each] == path)) != name:
-            raise InvalidSetting(f"overrides names {path} twice, as {other!r} and as {name!r}: give one of both")
+            raise InvalidSetting(
+                f"overrides names {path} twice, as {shown(other)} and as {shown(name)}: give one of both"
+            )
     ranges: list[tuple[Chain, DitCacheConfig]] = []
     for chain, own in chains:
         list_paths = [block_list.path for block_list in chain.block_lists]
@@ -102,7 +107,7 @@ def _path_named(name: str, chains: Sequence[Chain]) -> str:
     matches = [path for path in paths if path == name] or [path for path in paths if path.endswith(f".{name}")]
     if len(matches) != 1:
         what = "is none of" if not matches else f"could be {' or '.join(matches)}; there are"
-        raise InvalidSetting(f"overrides: {name!r} {what} {', '.join(paths)}")
+        raise InvalidSetting(f"overrides: {shown(name)} {what} {', '.join(paths)}")
     return matches[0]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..environment.torch_api import mesh_classes
 from ..errors import InvalidSetting, RankMismatch, WrongType
 from ..policies.history import BranchHistory
+from ..validation import shown
 from .change_metrics import ChangeMetric
 from .run import Run
 
@@ -260,7 +261,7 @@ def consensus_of(process_group: object) -> RankConsensus | None:
     if not isinstance(group, dist.ProcessGroup):
         raise WrongType(
             "process_group must be a torch.distributed.ProcessGroup or a DeviceMesh of one dimension, "
-            f"not {group!r} ({type(group).__name__})"
+            f"not {shown(group)} ({type(group).__name__})"
         )
     if dist.get_rank(group) < 0:
         raise InvalidSetting(

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from ..errors import InvalidSetting, WrongType
+from ..validation import shown
 from .step_source import StepSource
 
 
@@ -178,7 +179,9 @@ def _index(name: str, value: object) -> int:
             raise TypeError
         index = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise WrongType(f"timestep_scope: {name} must be an integer, not {value!r} ({type(value).__name__})") from None
+        raise WrongType(
+            f"timestep_scope: {name} must be an integer, not {shown(value)} ({type(value).__name__})"
+        ) from None
     if index < 0:
         raise InvalidSetting(f"timestep_scope: {name}={index} is negative: it counts from 0")
     return index
@@ -190,7 +193,7 @@ def _level(value: float) -> float:
             raise TypeError
         level = float(value)
     except (TypeError, ValueError):
-        raise WrongType(f"timestep_scope: sigma must be a number, not {value!r}") from None
+        raise WrongType(f"timestep_scope: sigma must be a number, not {shown(value)}") from None
     if not math.isfinite(level) or level < 0:
         raise InvalidSetting(f"timestep_scope: sigma={level} is not a noise level: it must be finite and not negative")
     return level

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidSetting, WrongType
+from ..validation import shown
 
 # Names that samplers give to what moves from step to step and only then, by how sure they are.
 TIMESTEP_NAMES = (
@@ -159,9 +160,9 @@ def check_name(name: object) -> tuple[str, ...]:
     if name is None:
         return TIMESTEP_NAMES
     if not isinstance(name, str):
-        raise WrongType(f"timestep={name!r} must be the name of an argument, such as 'sigma'")
+        raise WrongType(f"timestep={shown(name)} must be the name of an argument, such as 'sigma'")
     if not all(part.isidentifier() for part in name.split(".")):
-        raise InvalidSetting(f"timestep={name!r} is not the name of an argument, such as 'sigma' or 'video.sigma'")
+        raise InvalidSetting(f"timestep={shown(name)} is not the name of an argument, such as 'sigma' or 'video.sigma'")
     return (name,)
 
 

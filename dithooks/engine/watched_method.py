@@ -11,6 +11,7 @@ from torch import nn
 
 from ..blocks.block_io import positional_names
 from ..errors import InvalidSetting, WrongType
+from ..validation import shown
 
 
 class MethodWatcher(Protocol):
@@ -109,17 +110,21 @@ def module_with(name: object, target: object, owner: nn.Module) -> nn.Module:
         InvalidSetting: there is no such method, or it is the forward that the model's own call runs.
     """
     if not isinstance(name, str):
-        raise WrongType(f"method={name!r} ({type(name).__name__}): give the name of a method, such as 'decode'")
+        raise WrongType(f"method={shown(name)} ({type(name).__name__}): give the name of a method, such as 'decode'")
     if name in ("forward", "__call__"):
-        raise InvalidSetting(f"method={name!r} is what a call of the model runs, which is watched: leave method= out")
+        raise InvalidSetting(
+            f"method={shown(name)} is what a call of the model runs, which is watched: leave method= out"
+        )
     module = target if isinstance(target, nn.Module) and _has(target, name) else owner
     kind = type(module).__name__
     if not _has(module, name):
         if isinstance(module._modules.get(name), nn.Module):
-            raise WrongType(f"method={name!r} is a module of {kind}, not a method: give it as target, without method=")
-        raise InvalidSetting(f"method={name!r}: {kind} has no method of that name")
+            raise WrongType(
+                f"method={shown(name)} is a module of {kind}, not a method: give it as target, without method="
+            )
+        raise InvalidSetting(f"method={shown(name)}: {kind} has no method of that name")
     if not callable(value := getattr(module, name)):
-        raise WrongType(f"method={name!r}: {kind}.{name} is {value!r:.80}, which cannot be called")
+        raise WrongType(f"method={shown(name)} of {kind} is {shown(value)}, which cannot be called")
     return module
 
 

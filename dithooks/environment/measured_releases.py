@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 Release = tuple[int, int]
 
-# The first and the last release; nothing outside is refused, but said.
-MEASURED: dict[str, tuple[Release, Release]] = {
-    "python": ((3, 11), (3, 11)),
-    "torch": ((2, 1), (2, 15)),
+# All of them, from the first to the last; no other is refused, but said.
+MEASURED: dict[str, tuple[Release, ...]] = {
+    "python": ((3, 11),),
+    "torch": (*((2, minor) for minor in range(1, 11)), (2, 13), (2, 15)),
     "diffusers": ((0, 38), (0, 42)),
 }
 # Of PyTorch: from where on compiled code can have a cache, and is refused before.
@@ -35,13 +35,25 @@ def release_of(version: str | None) -> Release | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def outside(installed: dict[str, str | None]) -> Iterator[tuple[str, str, str]]:
-    """The packages whose releases were not measured: each name, its version, and the range that was measured."""
-    for name, (first, last) in MEASURED.items():
+def unmeasured(installed: dict[str, str | None]) -> Iterator[str]:
+    """The packages whose releases were not measured, in words: each with its version, and what was measured instead.
+
+    Example:
+        >>> list(unmeasured({"torch": "2.12.1", "diffusers": "0.37.0"}))
+        ['torch 2.12.1 was not measured itself with dithooks, 2.10 and 2.13 were', \
+'diffusers 0.37.0 was not measured with dithooks, 0.38 to 0.42 was']
+    """
+    for name, releases in MEASURED.items():
         version = installed.get(name)
         release = release_of(version)
-        if version is not None and release is not None and not first <= release <= last:
-            yield name, version, text_of(first, last)
+        if release is None or release in releases:
+            continue
+        if releases[0] < release < releases[-1]:
+            below, above = max(each for each in releases if each < release), min(e for e in releases if e > release)
+            around = " and ".join(".".join(map(str, each)) for each in (below, above))
+            yield f"{name} {version} was not measured itself with dithooks, {around} were"
+        else:
+            yield f"{name} {version} was not measured with dithooks, {text_of(releases[0], releases[-1])} was"
 
 
 def compiled_by(release: Release) -> str:

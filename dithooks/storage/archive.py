@@ -61,7 +61,11 @@ def _check_directory(file: BinaryIO) -> None:
         raise InvalidSetting("it is no archive of arrays, or damaged: its list of arrays is missing")
     length = struct.unpack("<L", tail[place + 12 : place + 16])[0]
     # The longer form of the list, which the other function would believe, is for more than 4 GiB or 65,535 arrays
-    if length > DIRECTORY_BYTES or (tail[max(place - 20, 0) : place].startswith(b"PK\x06\x07") and size < 2**32):
+    if tail[max(place - 20, 0) : place].startswith(b"PK\x06\x07"):
+        longer = tail[max(place - 76, 0) : place - 20]
+        is_there = size >= 2**32 and longer.startswith(b"PK\x06\x06")
+        length = struct.unpack("<Q", longer[40:48])[0] if is_there else size
+    if length > DIRECTORY_BYTES:
         raise InvalidSetting("it claims more arrays than any recording has")
     file.seek(0)
 
@@ -70,6 +74,8 @@ def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
     members = archive.infolist()
     if len({member.filename for member in members}) < len(members):
         raise InvalidSetting("it holds two arrays of one name")
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        raise InvalidSetting("it is packed as NumPy packs nothing")  # of these, no part can be unpacked by itself
     unpacked = sum(member.file_size for member in members)
     if unpacked > min(max(PACKED * size, SMALL), ARCHIVE_BYTES):
         raise InvalidSetting(f"it unpacks to {unpacked:,} bytes from {size:,}, which no recording does")
@@ -87,7 +93,7 @@ def _shape_and_type(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[
     if read is None:
         raise InvalidSetting(f"its array {shown(name)} is of a format that is not read here")
     shape, by_column, kind = read(start)
-    if kind.hasobject or kind.kind not in "biufcUS":
+    if kind.hasobject or kind.kind not in "biufcUS" or not kind.itemsize:  # NumPy would make room for one byte each
         raise InvalidSetting(f"its array {shown(name)} holds neither numbers nor texts: nothing else is read")
     if min(shape, default=0) < 0 or start.tell() + math.prod(shape) * kind.itemsize != member.file_size:
         raise InvalidSetting(f"its array {shown(name)} is not as large as its header says")

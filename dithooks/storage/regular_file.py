@@ -9,32 +9,34 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from ..errors import FileError, InvalidSetting, MissingFile, shortened
-
-NAME = 240  # characters of a path in a message
+from ..validation import NAME, shown
 
 
 @contextmanager
 def opened_regular(path: str | os.PathLike[str], most: int) -> Iterator[BinaryIO]:
     """Open a regular file to read, if it is not larger than ``most`` bytes. Nothing is waited for.
 
+    What the block makes of the file's content, and raises, is left as it is.
+
     Raises:
         OSError: there is no such file (:class:`.MissingFile`), it is none, or cannot be opened (:class:`.FileError`).
         ValueError: it is too large.
     """
-    name = shortened(os.fsdecode(path), NAME)
+    name = os.fsdecode(path)
     try:
+        if "\0" in name:
+            raise FileError(f"{shown(name)} cannot be read: no name of a file has a NUL")
         _check(name, os.stat(path), most)  # before it is opened: of some devices that alone has effects
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
             _check(name, os.fstat(descriptor), most)
             yield file
-    except (FileError, InvalidSetting):
+    except FileError:
         raise
     except FileNotFoundError:
-        raise MissingFile(f"there is no file {name!r}") from None
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise FileError(f"{name!r} cannot be read: {reason}") from error
+        raise MissingFile(f"there is no file {shown(name)}") from None
+    except OSError as error:
+        raise FileError(f"{shown(name)} cannot be read: {error.strerror or error}") from error
 
 
 def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
@@ -49,7 +51,9 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
     with opened_regular(path, most) as file:
         data = file.read(most + 1)  # it may have grown, and some files of the system say that they are empty
     if len(data) > most:
-        raise InvalidSetting(f"{os.fspath(path)} is larger than {most:,} bytes, the most that is read")
+        raise InvalidSetting(
+            f"{shortened(os.fsdecode(path), NAME)} is larger than {most:,} bytes, the most that is read"
+        )
     return data
 
 
@@ -61,8 +65,8 @@ def check_readable(path: str | os.PathLike[str]) -> None:
 
 def _check(name: str, found: os.stat_result, most: int) -> None:
     if stat.S_ISDIR(found.st_mode):
-        raise FileError(f"{name!r} cannot be read: it is a folder")
+        raise FileError(f"{shown(name)} cannot be read: it is a folder")
     if not stat.S_ISREG(found.st_mode):
-        raise FileError(f"{name!r} cannot be read: it is no regular file")
+        raise FileError(f"{shown(name)} cannot be read: it is no regular file")
     if found.st_size > most:
-        raise InvalidSetting(f"{name} has {found.st_size:,} bytes: at most {most:,} are read")
+        raise InvalidSetting(f"{shortened(name, NAME)} has {found.st_size:,} bytes: at most {most:,} are read")

@@ -8,8 +8,10 @@ import re
 import secrets
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from ..errors import FileError
@@ -22,8 +24,11 @@ REMEDIES = {
     errno.EROFS: "the disk can only be read from",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "it is a link that leads to itself",
+    errno.EBUSY: "it is in use, or mounted by itself: mount its folder instead, or write elsewhere",
 }
-DRAFT = r"\.(.*)\.[0-9a-f]{12}\.part(\.\w*)?"
+DRAFT = r"\.(.*)\.[0-9a-f]{12}\.part(\.[^.]*)?"
+ABANDONED = 86_400  # seconds after which a draft that was not written to is one of a process that was killed
+LOOKED_AT = 1_000  # files of a folder that are looked at for such drafts: a save is not to cost more in a large one
 
 
 @contextmanager
@@ -32,7 +37,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The draft has the file's ending. It is removed if the block raises, and what was there before is then as it was. A
     link stays a link: the file that it leads to is replaced. Permissions are those of the old file; those of a new one
-    follow from the umask. To what is no regular file, such as ``/dev/stdout`` or a pipe, the draft is copied.
+    follow from the umask. To what is no regular file, such as ``/dev/stdout`` or a pipe, the draft is copied. Drafts of
+    the same file that a killed process left a day ago or earlier are removed.
 
     Args:
         path: the file.
@@ -47,15 +53,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         ...     Path(folder, "plan.json").read_text(), os.listdir(folder)
         ('whole', ['plan.json'])
     """
+    path = os.fsdecode(path)
     try:
-        check_writable(path)
-        if is_special(path):
+        file = _place(path)
+        if file is None:
             with tempfile.TemporaryDirectory() as folder:
                 draft = Path(folder, f"draft{Path(path).suffix}")
                 yield draft
                 _copy(draft, path)
             return
-        file = Path(os.path.realpath(path))
+        _tidy(file)
         draft = _new_draft(file)
         try:
             yield draft
@@ -80,30 +87,42 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Check that a file can be written or replaced, without a trace.
+    """Check that a file can be written or replaced, by a draft that is removed at once: no trace is left.
 
     Raises:
         OSError: it cannot; a :class:`.FileError` with the reason.
     """
+    path = os.fsdecode(path)
+    try:
+        if (file := _place(path)) is not None:
+            _new_draft(file).unlink()  # some folders, as those of /proc, take no file whatever their permissions say
+    except FileError:
+        raise
+    except OSError as error:
+        raise _refusal(path, error) from error
+
+
+def _place(path: str) -> Path | None:
+    """The regular file that a path leads to, there or not yet, or None for a special one; errors if it cannot be."""
     try:
         if is_special(path):
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            return
+            return None
         file = Path(os.path.realpath(path))
         if file.is_dir():
-            raise FileError(f"{os.fspath(path)} cannot be written: {os.fspath(path)} is a folder")
+            raise FileError(f"{path} cannot be written: {path} is a folder")
         if not file.parent.is_dir():
-            raise FileError(f"{os.fspath(path)} cannot be written: {file.parent} is not a folder: create it first")
+            raise FileError(f"{path} cannot be written: {file.parent} is not a folder: create it first")
         with suppress(FileNotFoundError):
             os.stat(path)  # a name that is too long, or a link that leads to itself
             if not os.access(file, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if not os.access(file.parent, os.W_OK | os.X_OK):
             raise FileError(
-                f"{os.fspath(path)} cannot be written: you may not write in {file.parent}, where a draft of it has to "
-                "lie first"
+                f"{path} cannot be written: you may not write in {file.parent}, where a draft of it has to lie first"
             )
+        return file
     except FileError:
         raise
     except (OSError, ValueError) as error:  # of a name with a NUL
@@ -132,10 +151,28 @@ def is_draft(name: str) -> bool:
 
 
 def _new_draft(file: Path) -> Path:
-    """Make an empty draft, whose permissions follow from the umask; names of two processes differ."""
-    draft = file.with_name(f".{file.stem[:40]}.{secrets.token_hex(6)}.part{file.suffix[:40]}")
-    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    """Make an empty draft; names of two processes differ.
+
+    Its permissions follow from the umask, or are the owner's alone until it gets those of the file that it replaces,
+    which may be private.
+    """
+    draft = file.with_name(_draft_name(file, secrets.token_hex(6)))
+    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if file.exists() else 0o666))
     return draft
+
+
+def _draft_name(file: Path, number: str) -> str:
+    return f".{file.stem[:40]}.{number}.part{file.suffix[:40]}"
+
+
+def _tidy(file: Path) -> None:
+    """Remove the drafts of a file that are abandoned."""
+    before, after = _draft_name(file, "/").split("/")
+    with suppress(OSError), os.scandir(file.parent) as found:
+        for each in islice(found, LOOKED_AT):
+            ours = each.name.startswith(before) and each.name.endswith(after) and is_draft(each.name)
+            if ours and each.stat(follow_symlinks=False).st_mtime < time.time() - ABANDONED:
+                os.unlink(each.path)
 
 
 def _settle(draft: Path, file: Path) -> None:
@@ -147,20 +184,27 @@ def _settle(draft: Path, file: Path) -> None:
         with suppress(OSError, AttributeError):  # only the superuser may, and not on every system
             if (old.st_uid, old.st_gid) != (draft.stat().st_uid, draft.stat().st_gid):
                 os.chown(draft, old.st_uid, old.st_gid)
-        os.chmod(draft, stat.S_IMODE(old.st_mode))
+        if (mode := stat.S_IMODE(old.st_mode)) != stat.S_IMODE(draft.stat().st_mode):  # not every disk has permissions
+            os.chmod(draft, mode)
     os.replace(draft, file)
+    with suppress(OSError):  # not every system has folders that can be opened
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # else a power cut may bring the old file back
+        finally:
+            os.close(folder)
 
 
-def _copy(draft: Path, path: str | os.PathLike[str]) -> None:
+def _copy(draft: Path, path: str) -> None:
     """Write a draft to a device or a pipe; what a shell has sent to a file goes on behind what is there."""
     with draft.open("rb") as data, os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as target:
         while part := data.read(2**20):
             target.write(part)
 
 
-def _refusal(path: str | os.PathLike[str], error: OSError | ValueError) -> FileError:
+def _refusal(path: str, error: OSError | ValueError) -> FileError:
     number = error.errno if isinstance(error, OSError) else None
     reason = REMEDIES.get(number or 0) or (error.strerror if isinstance(error, OSError) else None) or str(error)
-    refusal = FileError(f"{os.fspath(path)} cannot be written: {reason}")
+    refusal = FileError(f"{path} cannot be written: {reason}")
     refusal.errno = number
     return refusal

@@ -72,7 +72,7 @@ def build(name: str, seed: int = 0) -> Tiny:
     """
     facts = _facts()
     if name not in facts:
-        raise KeyError(f"{name!r} is none of names(); of that class there are {of_class(name.partition('#')[0])}")
+        raise KeyError(f"{name} is none of names(); of that class there are {of_class(name.partition('#')[0])}")
     plain, fact = facts[name.partition("#")[0]], facts[name]
     config = {**plain.get("config", {}), **fact.get("config", {})}
     specs = {**plain["inputs"], **fact.get("inputs", {})}

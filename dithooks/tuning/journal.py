@@ -160,11 +160,12 @@ def _text(purpose: Mapping[str, Any], name: str) -> str:
 def _append(path: Path, line: bytes) -> None:
     """Add a line to a file, or nothing of it."""
     try:
-        with path.open("ab") as file:
+        with path.open("ab", buffering=0) as file:  # a buffer would write what is left of the line when it is closed
             before = file.tell()
             try:
-                file.write(line)
-                file.flush()
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except BaseException:
                 with suppress(OSError):  # else the next line would go on where this one broke off

@@ -58,6 +58,22 @@ def test_what_cannot_be_written(command, option, place, nothing_is_done, capsys)
     assert "cannot be written: " in line
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no such folder")
+@pytest.mark.parametrize("option", ["--journal", "--out"])
+def test_a_folder_that_takes_nothing_whatever_its_permissions_say(option, nothing_is_done, capsys):
+    assert main(["search", "demo", option, "/proc/place"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dithooks: error: /proc/place cannot be ")
+
+
+def test_a_folder_that_is_a_link_to_nothing(tmp_path, monkeypatch, capsys):
+    """A folder of that name cannot be made."""
+    monkeypatch.setattr(COMMANDS["search"], "run", lambda args: 1 / 0)
+    (tmp_path / "link").symlink_to("nothing")
+    assert main(["search", "demo", "--journal", str(tmp_path / "link")]) == 2
+    assert "link is a link to nothing: give a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("command", "option"), READ)
 @pytest.mark.parametrize("place", ["none.json", "/dev/zero", "/"])
 def test_what_cannot_be_read(command, option, place, nothing_is_done, capsys):
@@ -72,6 +88,17 @@ def test_a_plan_that_is_no_json(command, tmp_path, monkeypatch, capsys):
     (tmp_path / "plan.json").write_text("{")
     assert main([command, *GIVEN.get(command, ["demo"]), "--plan", str(tmp_path / "plan.json")]) == 2
     assert "plan.json: not a CachePlan: the text is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "generate", "compare"])
+def test_a_folder_of_the_name_of_a_plan_that_ships(command, tmp_path, monkeypatch):
+    """The plan is meant, as it is where it is read."""
+    begun = []
+    monkeypatch.setattr(COMMANDS[command], "run", lambda args: begun.append(command) or 0)
+    (tmp_path / "2x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main([command, *GIVEN.get(command, ["demo"]), "--plan", "2x"]) == 0
+    assert begun == [command]
 
 
 def test_what_is_read_is_not_written_over(tmp_path, monkeypatch, capsys):

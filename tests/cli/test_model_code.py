@@ -1,6 +1,7 @@
 """Pipelines that bring code of their own: found before anything is loaded, and refused unless it is asked for."""
 
 import json
+import os
 
 import pytest
 
@@ -59,6 +60,33 @@ def test_what_is_no_package_known_here(folder, library):
 def test_an_auto_map(folder):
     (folder / "text_encoder" / "config.json").write_text('{"auto_map": {"AutoModel": "mine.Model"}}')
     assert list(code_of(INDEX, folder)) == ["auto_map in text_encoder/config.json"]
+
+
+@pytest.mark.parametrize("config", ["video_preprocessor_config.json", "generation_config.json"])
+def test_an_auto_map_of_any_configuration(folder, config):
+    (folder / "text_encoder" / config).write_text('{"auto_map": {"AutoVideoProcessor": "mine.Processor"}}')
+    assert list(code_of(INDEX, folder)) == [f"auto_map in text_encoder/{config}"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes by name")
+@pytest.mark.parametrize("file", ["model_index.json", "text_encoder/config.json"])
+def test_a_configuration_that_is_a_pipe(folder, file):
+    """Nothing waits for what nobody writes."""
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(TargetError, match=rf"{file} cannot be read: .*no regular file"):
+        pipeline_loading.find_pipeline(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("[" * 100_000, "recursion"), ('{"a": "' + "x" * 2**25 + '"}', "at most 33,554,432"), ("[]", "no JSON object")],
+    ids=["deep", "large", "list"],
+)
+def test_a_configuration_that_hides_what_it_says(folder, text, words):
+    (folder / "text_encoder" / "config.json").write_text(text)
+    with pytest.raises(TargetError, match=words):
+        pipeline_loading.find_pipeline(str(folder))
 
 
 def test_a_component_that_leaves_the_folder(folder):

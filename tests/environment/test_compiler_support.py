@@ -1,6 +1,8 @@
 """Releases of PyTorch whose compiler cannot take a cache are refused in words; others are not even asked."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from dithooks import DitCacheConfig, dit_cache
 from dithooks.environment import compiler_support
 from dithooks.environment.compiler_support import refusing_compiled
-from dithooks.environment.measured_releases import COMPILED_BLOCKS, COMPILED_MODELS, outside, release_of
+from dithooks.environment.measured_releases import COMPILED_BLOCKS, COMPILED_MODELS, MEASURED, release_of, unmeasured
 from dithooks.errors import InvalidSetting
 
 WRAPPERS = os.path.join("site-packages", "torch", "_dynamo", "eval_frame.py")
@@ -117,7 +119,25 @@ def test_the_release_of_a_version(version, release):
 
 def test_versions_that_were_not_measured_are_named_with_the_range():
     installed = {"python": "3.11.7", "torch": "2.0.1", "diffusers": "0.43.0", "numpy": "3.0"}
-    assert list(outside(installed)) == [("torch", "2.0.1", "2.1 to 2.15"), ("diffusers", "0.43.0", "0.38 to 0.42")]
+    assert list(unmeasured(installed)) == [
+        "torch 2.0.1 was not measured with dithooks, 2.1 to 2.15 was",
+        "diffusers 0.43.0 was not measured with dithooks, 0.38 to 0.42 was",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "around"), [("2.11.0", "2.10 and 2.13"), ("2.12.1+cpu", "2.10 and 2.13"), ("2.14.0", "2.13 and 2.15")]
+)
+def test_a_version_between_those_that_were_measured_was_not_measured_itself(version, around):
+    said = f"torch {version} was not measured itself with dithooks, {around} were"
+    assert list(unmeasured({"torch": version})) == [said]
+
+
+def test_the_page_on_versions_lists_those_that_were_measured():
+    page = (Path(__file__).parents[2] / "docs" / "versions.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+\.\d+)\.\d+ \| [^|]+ \| (none|\d+\.\d+)", page, re.M)
+    assert [release_of(torch) for torch, _ in rows] == list(MEASURED["torch"])
+    assert {release_of(diffusers) for _, diffusers in rows if diffusers != "none"} == set(MEASURED["diffusers"])
 
 
 def test_blocks_compile_no_later_than_models():

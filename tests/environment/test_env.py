@@ -374,6 +374,13 @@ class TestCann:
         assert ascend.cann()["version"] is None
         assert ascend.cann()["home"] == str(tmp_path / "gone")
 
+    def test_a_file_that_cannot_be_read_is_passed_over(self, tmp_path, monkeypatch):
+        """In place of one that is the superuser's alone."""
+        (tmp_path / "ascend_toolkit_install.info").mkdir()
+        (tmp_path / "version.info").write_text("Version=8.5.0\n")
+        monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+        assert ascend.cann()["version"] == "8.5.0"
+
     def test_in_words(self):
         shown = dict(env.rows(SOUND))
         assert shown["CANN"] == "9.0.0: /opt/cann (ASCEND_HOME_PATH)"

@@ -1,6 +1,7 @@
 """Archives of arrays are what they claim to be, before anything of them is unpacked."""
 
 import io
+import struct
 import zipfile
 
 import numpy as np
@@ -83,5 +84,33 @@ def test_a_list_that_would_fill_the_memory(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
         for number in range(300):
             file.writestr(f"{number}.npy", b"")
+    with pytest.raises(InvalidSetting, match="more arrays than any recording has"):
+        read_arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packings_of_which_any_part_may_unpack_to_gigabytes(packing, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", packing) as file:
+        file.writestr("a.npy", member((2,), bytes(16)))
+    with pytest.raises(InvalidSetting, match="packed as NumPy packs nothing"):
+        read_arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", ["|S0", "<U0"])
+def test_texts_without_letters_that_would_fill_the_memory(kind, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("a.npy", member((2**20,), kind=kind))
+    with pytest.raises(InvalidSetting, match="neither numbers nor texts"):
+        read_arrays(tmp_path / "a.npz")
+
+
+def test_a_longer_list_that_would_fill_the_memory(tmp_path):
+    """A file that is a hole of 5 GiB, whose list of arrays is said to be as long."""
+    longer = b"PK\x06\x06" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, 1, 1, 5 * 2**30 - 98, 0)
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, 5 * 2**30 - 98, 1)
+    with (tmp_path / "a.npz").open("wb") as file:
+        file.seek(5 * 2**30 - 98)
+        file.write(longer + locator + b"PK\x05\x06" + struct.pack("<HHHHLLH", 0, 0, 1, 1, 46, 0, 0))
+    assert (tmp_path / "a.npz").stat().st_size == 5 * 2**30
     with pytest.raises(InvalidSetting, match="more arrays than any recording has"):
         read_arrays(tmp_path / "a.npz")

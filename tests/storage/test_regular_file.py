@@ -11,7 +11,7 @@ from dithooks.compat.msmodelslim.adaptor_configs import DitCacheConfig as SlimCo
 from dithooks.config.safe_json import JSON_BYTES
 from dithooks.errors import DitHooksError, FileError, InvalidSetting, MissingFile
 from dithooks.storage.archive import ARCHIVE_BYTES
-from dithooks.storage.regular_file import read_bytes
+from dithooks.storage.regular_file import opened_regular, read_bytes
 from dithooks.tuning.journal import PURPOSE, Journal
 
 LOADERS = {
@@ -69,3 +69,17 @@ def test_what_is_missing_is_missing_in_the_systems_terms_too(tmp_path):
         read_bytes(tmp_path / "none", 8)
     assert type(caught.value) is MissingFile
     assert issubclass(MissingFile, FileError)
+
+
+def test_what_the_reader_makes_of_the_content_is_not_an_error_of_the_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"text")
+    with pytest.raises(ZeroDivisionError), opened_regular(tmp_path / "file", 8):
+        raise ZeroDivisionError
+    with pytest.raises(ValueError, match=r"^line 1 is wrong$") as caught, opened_regular(tmp_path / "file", 8):
+        raise ValueError("line 1 is wrong")
+    assert type(caught.value) is ValueError
+
+
+def test_a_name_with_a_nul():
+    with pytest.raises(FileError, match=r"'a\\x00b' cannot be read: no name of a file has a NUL"):
+        read_bytes("a\0b", 8)

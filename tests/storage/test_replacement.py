@@ -154,6 +154,13 @@ def test_without_permission(file):
     assert file.read_text() == "old"
 
 
+def test_a_path_of_bytes_is_a_path(file):
+    write_text(os.fsencode(file), "new")
+    assert file.read_text() == "new"
+    with pytest.raises(FileError, match=r"^/no/such/file cannot be written: "):
+        check_writable(b"/no/such/file")
+
+
 def test_two_that_write_at_once_leave_one_of_both(tmp_path):
     path, texts = tmp_path / "file", ["a" * 100_000, "b" * 50_000]
     threads = [threading.Thread(target=lambda text=text: [write_text(path, text) for _ in range(20)]) for text in texts]
@@ -166,3 +173,62 @@ def test_two_that_write_at_once_leave_one_of_both(tmp_path):
 
 def test_names_of_drafts():
     assert not any(map(is_draft, ("plan.json", ".part", "_x.part", ".plan.part.json", Path("a.json").name)))
+    assert is_draft(".plan.0123456789ab.part.v-2")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no such folder")
+def test_a_folder_that_takes_no_files_whatever_its_permissions_say():
+    with pytest.raises(FileError, match=r"/proc/plan\.json cannot be written: "):
+        check_writable("/proc/plan.json")
+
+
+def test_the_draft_of_a_private_file_is_private(file):
+    file.chmod(0o600)
+    with replacing(file) as draft:
+        assert stat.S_IMODE(draft.stat().st_mode) == 0o600
+        draft.write_text("secret")
+    assert (stat.S_IMODE(file.stat().st_mode), file.read_text()) == (0o600, "secret")
+
+
+def test_drafts_of_processes_that_were_killed_a_day_ago_are_removed(file):
+    old, young, others = ".file.0123456789ab.part.txt", ".file.ba9876543210.part.txt", ".other.0123456789ab.part.txt"
+    unlike = (".file.0123456789ab.part.md", ".file.0123456789ab.part.txt.md", ".file.notes.part.txt", "file.md")
+    for name in (old, young, others, *unlike):
+        (file.parent / name).write_text("")
+        os.utime(file.parent / name, (0, 0) if name != young else None)
+    write_text(file, "new")
+    assert sorted(os.listdir(file.parent)) == sorted(["file.txt", young, others, *unlike])
+
+
+def test_the_file_and_then_its_name_are_brought_to_the_disk(file, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor):
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), file.read_text()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_text(file, "new")
+    assert synced == [(False, "old"), (True, "new")]
+
+
+def test_a_file_that_is_mounted_by_itself(file, monkeypatch):
+    def busy(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", busy)
+    with pytest.raises(FileError, match="mounted by itself: mount its folder instead"):
+        write_text(file, "new")
+    assert (file.read_text(), os.listdir(file.parent)) == ("old", ["file.txt"])
+
+
+def test_a_disk_without_permissions(file, monkeypatch):
+    """On which all files have the same ones, and every change is refused."""
+    file.chmod(0o600)
+
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refused)
+    write_text(file, "new")
+    assert file.read_text() == "new"

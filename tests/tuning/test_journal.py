@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import Net, Pipe, latents
 
+from dithooks.errors import FileError
 from dithooks.recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
 from dithooks.recording.record import record
 from dithooks.tuning import journal as journal_module
@@ -261,6 +262,26 @@ def test_what_is_broken_off_leaves_nothing_half(folder, recording, monkeypatch, 
     assert again.recording() is None
     again.keep_recording(replace(recording, run_ms=5.0), SAMPLES)
     assert Journal.open(folder, PURPOSE).recording().run_ms == 5.0
+
+
+@pytest.mark.parametrize("length", [150, 1000, 5000])
+def test_a_disk_that_is_full_within_a_line_leaves_nothing_of_it(folder, length):
+    """A limit of the process in place of a disk: some bytes are still written, and then none."""
+    resource = pytest.importorskip("resource")
+    journal = Journal.open(folder, PURPOSE)
+    journal.keep_evaluation("first", {"psnr": 1.0})
+    kept = (folder / "evaluations.jsonl").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 100, hard))
+    try:
+        with pytest.raises(FileError, match=r"evaluations\.jsonl cannot be written: File too large"):
+            journal.keep_evaluation("second", {"failure": "x" * length})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (folder / "evaluations.jsonl").read_bytes() == kept
+    journal.keep_evaluation("third", {"psnr": 3.0})
+    again = Journal.open(folder, PURPOSE)
+    assert [again.evaluation(key) for key in ("first", "second", "third")] == [{"psnr": 1.0}, None, {"psnr": 3.0}]
 
 
 def test_what_was_kept_outlives_a_killed_process(folder):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import TargetError
+from .saved_json import read_object
 
 OPTION = "--trust-remote-code"
 KNOWN = ("diffusers", "transformers", "dithooks")  # packages that components may come from
-CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+CONFIGS = "*config.json"  # of models, tokenizers, processors of pictures and of videos, and others
 
 
 def refuse_code(title: str, index: Mapping[str, Any], folder: Path | None) -> None:
@@ -23,7 +23,7 @@ def refuse_code(title: str, index: Mapping[str, Any], folder: Path | None) -> No
         folder: its folder; None if there is none here yet.
 
     Raises:
-        TargetError: it brings code; the message names where.
+        TargetError: it brings code, or a configuration that cannot be read; the message names where.
     """
     found = next(code_of(index, folder), None)
     if found is not None:
@@ -49,9 +49,9 @@ def _code_in(component: str, folder: Path) -> Iterator[str]:
         yield f"model_index.json has a component outside of the folder, {component[:60]!r}"
         return
     yield from sorted(str(file.relative_to(folder)) for file in place.glob("*.py"))
-    for config in CONFIGS:
-        if "auto_map" in _json(place / config):
-            yield f"auto_map in {component}/{config}"
+    for config in sorted(place.glob(CONFIGS)):
+        if "auto_map" in read_object(config):
+            yield f"auto_map in {component}/{config.name}"
 
 
 def _is_known(library: object) -> bool:
@@ -63,12 +63,3 @@ def _is_known(library: object) -> bool:
     from diffusers import pipelines
 
     return library.isidentifier() and hasattr(pipelines, library)
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    """The JSON object of a file; empty if there is none: loading says what is wrong with it."""
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 
-from ...config.safe_json import read_file
 from ...environment.accelerators import device_count
 from ...environment.machine import accelerator
 from ...environment.torch_api import OutOfMemoryError
@@ -26,6 +24,7 @@ from ...validation import shown
 from ..extras import extra_needed
 from ..messages import first_line
 from .model_code import refuse_code
+from .saved_json import read_object
 
 DEMO = "demo"
 SHIPPED = "EmojiPipeline"  # of dithooks.demo
@@ -182,18 +181,13 @@ def _bars(shown: bool) -> Iterator[None]:
 
 def _index(folder: Path) -> Mapping[str, Any]:
     path = folder / "model_index.json"
-    if not path.is_file():
+    index = read_object(path)
+    if not path.exists():
         single = (folder / "config.json").is_file()
         reason = (
             "it holds a single model (config.json): give the folder of its pipeline" if single else "it is no pipeline"
         )
         raise TargetError(f"{folder} has no model_index.json: {reason}")
-    try:
-        index = read_file(path, json.loads)
-    except (OSError, ValueError, RecursionError) as error:
-        raise TargetError(f"{path} cannot be read: {error}") from error
-    if not isinstance(index, dict):
-        raise TargetError(f"{path} holds no JSON object")
     return index
 
 

@@ -6,15 +6,13 @@ Only the configurations are read. Weights are neither downloaded nor loaded.
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...config.safe_json import read_file
 from ...errors import TargetError
 from ...inspection.diffusers_class import Subject, counts_of, of_pipeline, of_transformer
 from ...tiny import build, of_class
+from .saved_json import read_object
 
 
 def of_folder(folder: Path, title: str = "") -> Subject:
@@ -24,16 +22,16 @@ def of_folder(folder: Path, title: str = "") -> Subject:
         TargetError: the folder holds neither, or one of a class that is not known.
     """
     title = title or str(folder)
-    single = _json(folder / "config.json").get("_class_name")
+    single = read_object(folder / "config.json").get("_class_name")
     if isinstance(single, str):
         if not of_class(single):
             raise TargetError(f"{title} holds a {single}, which is no transformer class that is known here")
         return of_transformer(single, _counts(single, folder), f"config.json of {title}")
-    index = _json(folder / "model_index.json")
+    index = read_object(folder / "model_index.json")
     if index:
         listed = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
     else:  # a snapshot may hold only some of the folders
-        configs = {path.parent.name: _json(path) for path in sorted(folder.glob("*/config.json"))}
+        configs = {path.parent.name: read_object(path) for path in sorted(folder.glob("*/config.json"))}
         listed = {name: config.get("_class_name") for name, config in configs.items()}
     parts = {name: cls for name, cls in listed.items() if isinstance(cls, str) and of_class(cls)}
     if not parts:
@@ -69,25 +67,8 @@ def of_id(name: str) -> Subject:
 def _counts(name: str, folder: Path) -> dict[str, int]:
     """Blocks per list of a class with the configuration in a folder."""
     cls: Any = type(build(name).model)
-    known = cls.extract_init_dict(_json(folder / "config.json"))[0]
+    known = cls.extract_init_dict(read_object(folder / "config.json"))[0]
     try:
         return counts_of(cls, known)
     except Exception as error:  # a constructor may raise anything for a configuration that is not its own
         raise TargetError(f"{folder / 'config.json'} makes no {name}: {' '.join(str(error).split())}") from error
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    """The JSON object of a file, ``{}`` if there is no such file.
-
-    Raises:
-        TargetError: the file cannot be read as one.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        read = read_file(path, json.loads)
-    except (OSError, ValueError, RecursionError) as error:
-        raise TargetError(f"{path} cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise TargetError(f"{path} holds no JSON object")
-    return read
