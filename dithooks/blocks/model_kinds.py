@@ -12,7 +12,7 @@ from torch import nn
 from .block_lists import WRAPPED
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CONTROL = "control|zero"  # controlnet_blocks, zero_convs
+_CONTROL = "controlnet|zero_conv"  # of layers; in a model that is steered, others put a control into each block
 _SAMPLES = r"block.*samples?$"  # down_block_res_samples, controlnet_block_samples
 
 
@@ -35,8 +35,8 @@ def why_not_a_trunk(module: nn.Module) -> str | None:
 
 def is_unet(module: nn.Module) -> bool:
     """Return whether a model has one list of blocks on the way down and another on the way up."""
-    lists = _lists(module)
-    return all(any(name.split("_")[0] == way for name in lists) for way in ("down", "up"))
+    blocks = {name for name, each in _lists(module).items() if not _are_layers(each)}
+    return all(any(name.split("_")[0] == way for name in blocks) for way in ("down", "up"))
 
 
 def is_controlnet(module: nn.Module) -> bool:
@@ -45,7 +45,7 @@ def is_controlnet(module: nn.Module) -> bool:
     Weights do not tell: those layers are zeros before it is trained.
     """
     lists = _lists(module)
-    layers = {name for name, each in lists.items() if all(isinstance(entry, _LAYERS) for entry in each)}
+    layers = {name for name, each in lists.items() if _are_layers(each)}
     blocks = [len(each) for name, each in lists.items() if name not in layers]
     one_for_each = any(re.search(_CONTROL, name) and len(lists[name]) in blocks for name in layers)
     return one_for_each or any(re.search(_SAMPLES, name) for name in _returned(module)) or _returns_by_number(module)
@@ -53,6 +53,10 @@ def is_controlnet(module: nn.Module) -> bool:
 
 def _lists(module: nn.Module) -> dict[str, nn.ModuleList]:
     return {name: each for name, each in module.named_children() if isinstance(each, nn.ModuleList) and len(each)}
+
+
+def _are_layers(entries: nn.ModuleList) -> bool:
+    return all(isinstance(entry, _LAYERS) for entry in entries)
 
 
 def _returns(module: nn.Module) -> Any:
