@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..environment.torch_api import autocast_dtype
+
 _WITHOUT_TENSORS = (type, nn.Module, ModuleType, FunctionType, BuiltinFunctionType, MethodType, torch.Generator)
 
 
@@ -53,7 +55,7 @@ def tolerance(output: Any, *kept: torch.dtype | None) -> float:
 def autocast_of(tensors: Iterable[Tensor]) -> tuple[torch.dtype, ...]:
     """Return the dtypes that autocast computes in on the devices of some tensors; none where it is off."""
     devices = sorted({tensor.device.type for tensor in tensors} - {"meta"})
-    return tuple(torch.get_autocast_dtype(device) for device in devices if torch.is_autocast_enabled(device))
+    return tuple(dtype for device in devices if (dtype := autocast_dtype(device)) is not None)
 
 
 def tensors_in(value: Any) -> dict[str, Tensor]:
