@@ -45,6 +45,12 @@ def first_not_finite(output: Any) -> str | None:
     return next((n for n, tensor in floating.items() if not tensor.is_meta and not bool(tensor.isfinite().all())), None)
 
 
+def is_zero(output: Any) -> bool:
+    """Return whether all numbers of an output are 0, so that nothing that is left out could show in it."""
+    floating = [tensor for tensor in tensors_in(output).values() if tensor.is_floating_point()]
+    return bool(floating) and not any(tensor.is_meta or bool(tensor.any()) for tensor in floating)
+
+
 def tolerance(output: Any, *kept: torch.dtype | None) -> float:
     """What rounding alone may make of :func:`difference`, by the coarsest dtype of an output, or of what was kept."""
     dtypes = [tensor.dtype for tensor in tensors_in(output).values() if tensor.is_floating_point()]
