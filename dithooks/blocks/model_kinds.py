@@ -11,7 +11,8 @@ from torch import nn
 
 from .block_lists import WRAPPED
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LAYERS = (nn.Linear, *_CONVOLUTIONS)
 _CONTROL = "controlnet|zero_conv"  # of layers; in a model that is steered, others put a control into each block
 _SAMPLES = r"block.*samples?$"  # down_block_res_samples, controlnet_block_samples
 
@@ -34,8 +35,11 @@ def why_not_a_trunk(module: nn.Module) -> str | None:
 
 
 def is_unet(module: nn.Module) -> bool:
-    """Return whether a model has one list of blocks on the way down and another on the way up."""
-    blocks = {name for name, each in _lists(module).items() if not _are_layers(each)}
+    """Return whether a model has a list of convolutional blocks on the way down and another on the way up.
+
+    Transformers that go down and up need not hand anything past what is between: of those, the first call shows it.
+    """
+    blocks = {name for name, each in _lists(module).items() if not _are_layers(each) and _has_convolutions(each)}
     return all(any(name.split("_")[0] == way for name in blocks) for way in ("down", "up"))
 
 
@@ -57,6 +61,10 @@ def _lists(module: nn.Module) -> dict[str, nn.ModuleList]:
 
 def _are_layers(entries: nn.ModuleList) -> bool:
     return all(isinstance(entry, _LAYERS) for entry in entries)
+
+
+def _has_convolutions(blocks: nn.ModuleList) -> bool:
+    return any(isinstance(each, _CONVOLUTIONS) for each in blocks.modules())
 
 
 def _returns(module: nn.Module) -> Any:

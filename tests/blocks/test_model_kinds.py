@@ -134,6 +134,37 @@ class Steered(nn.Module):
         return self.up_projs[0](x)
 
 
+class Hourglass(nn.Module):
+    """A transformer whose blocks on the way down hand nothing past those that follow."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.down_blocks, self.mid_blocks, self.up_blocks = (
+            nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(number)) for number in (2, 4, 2)
+        )
+
+    def forward(self, x, timestep):
+        for block in (*self.down_blocks, *self.mid_blocks, *self.up_blocks):
+            x = block(x)
+        return x
+
+
+def test_down_and_up_without_skips():
+    model, x = Hourglass(), torch.randn(1, 5, 4)
+    with torch.no_grad(), dit_cache(model, DitCacheConfig(0, 2, 0, 2)) as cache:
+        found = [model(x + step, torch.tensor(1.0 - step / 2)) for step in range(2)]
+        assert cache.stats.reused_calls == 1
+        assert str(cache).startswith("down_blocks.0 … down_blocks.1 of 8 blocks")
+        h = x
+        for block in model.down_blocks:
+            h = block(h)
+        h = x + 1 + (h - x)
+        for block in (*model.mid_blocks, *model.up_blocks):
+            h = block(h)
+    torch.testing.assert_close(found[1], h)
+
+
 def test_a_model_that_is_steered_is_neither():
     """By hand: the second step has the residual of the first between the same two layers."""
     model, x, control = Steered(), torch.randn(2, 5, 4), torch.randn(2, 5, 4)

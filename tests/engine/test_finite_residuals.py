@@ -264,6 +264,23 @@ def test_a_policy_that_looks():
     assert len(said) == 1
 
 
+def test_one_branch_does_not_speak_for_the_others():
+    """Branches share their decisions, and what one is given is NaN from step 3 on: the other goes on reusing."""
+    policy = Threshold(1e9, max_warmup_steps=2, separate_branches=False)
+    model, left = Model(), []
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with dit_cache(model, DitCacheConfig(cache_block_start=0, cache_num_blocks=3, policy=policy)) as cache:
+            for step in range(6):
+                for branch, x in enumerate((math.nan if step > 2 else 1.0, 10.0 + step)):
+                    with timestep_scope(step, steps=6, branch=branch):
+                        model(torch.full((1, 3, 4), x), torch.tensor(1 - step / 6))
+                left.append(model.left[0, 0, 0].item())
+            reused = [[each.reuse for each in cache.decisions if each.branch == number] for number in (0, 1)]
+    assert reused == [[False, False, True, False, False, False], [False, False, True, True, True, True]]
+    assert left == [10 + step + 3 for step in range(6)]
+
+
 def test_reading_waits_once_for_each_computed_step(monkeypatch):
     """Nothing is read at a computed step, nor again at the second reuse of a residual."""
     read = []
