@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dithooks import DitCacheConfig, Linear, Mask, Threshold, dit_cache, timestep_scope
+from dithooks.engine import finite_check
 from dithooks.engine.finite_check import FiniteCheck
 from dithooks.engine.hooks import caches_of
 from dithooks.engine.rank_consensus import RankVerdict
@@ -230,9 +231,9 @@ def test_nothing_is_read_while_a_graph_is_captured(monkeypatch):
         return norms, Event()
 
     waited, is_captured = [], False
-    monkeypatch.setattr("dithooks.engine.finite_check.is_capturing", lambda device: is_captured)
-    monkeypatch.setattr("dithooks.engine.finite_check._home", sent)
-    monkeypatch.setattr("dithooks.engine.finite_check._HOST", "none")  # the host is another device here
+    monkeypatch.setattr(finite_check, "is_capturing", lambda device: is_captured)
+    monkeypatch.setattr(finite_check, "_home", sent)
+    monkeypatch.setattr(finite_check, "_HOST", "none")  # the host is another device here
     model = Model()
     with torch.no_grad(), dit_cache(model, DitCacheConfig(0, 4, 0, 3)) as cache:
         for step in range(4):
