@@ -439,7 +439,14 @@ def _decider() -> list[Mutant]:
         Mutant(
             "add more than half precision holds",
             CallDecider._predicted,
-            "size > newest.check.limit",
+            "is_read and is_beyond(checks, weights)",
+            "False",
+            (RESIDUALS,),
+        ),
+        Mutant(
+            "say nothing of it before ranks agree",
+            CallDecider._agreed,
+            "not self._predicted(branch, call.moment)",
             "False",
             (RESIDUALS,),
         ),
@@ -996,6 +1003,14 @@ def _verification() -> list[Mutant]:
     allowed = "tolerance((output, deltas), cache.decider.config.dtype, *autocast_of(tensors_in(output).values()))"
     return [
         Mutant("accept any error", Verification.check_residual, allowed, "inf"),
+        Mutant("take zeros for a proof", Verification.check_residual, "is_zero(output)", "False"),
+        Mutant(
+            "refuse a model for what float16 cannot hold",
+            Verification.check_residual,
+            "first_not_finite(deltas) is not None",
+            "False",
+            (RESIDUALS,),
+        ),
         Mutant("never go over to copies", Verification.check_residual, "cache.hands_on_results", "False"),
         Mutant(
             "test on an output that is not finite",

@@ -11,8 +11,9 @@ from torch import nn
 
 from .block_lists import WRAPPED
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CONTROL = "control|zero"  # controlnet_blocks, zero_convs
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LAYERS = (nn.Linear, *_CONVOLUTIONS)
+_CONTROL = "controlnet|zero_conv"  # of layers; in a model that is steered, others put a control into each block
 _SAMPLES = r"block.*samples?$"  # down_block_res_samples, controlnet_block_samples
 
 
@@ -34,9 +35,12 @@ def why_not_a_trunk(module: nn.Module) -> str | None:
 
 
 def is_unet(module: nn.Module) -> bool:
-    """Return whether a model has one list of blocks on the way down and another on the way up."""
-    lists = _lists(module)
-    return all(any(name.split("_")[0] == way for name in lists) for way in ("down", "up"))
+    """Return whether a model has a list of convolutional blocks on the way down and another on the way up.
+
+    Transformers that go down and up need not hand anything past what is between: of those, the first call shows it.
+    """
+    blocks = {name for name, each in _lists(module).items() if not _are_layers(each) and _has_convolutions(each)}
+    return all(any(name.split("_")[0] == way for name in blocks) for way in ("down", "up"))
 
 
 def is_controlnet(module: nn.Module) -> bool:
@@ -45,7 +49,7 @@ def is_controlnet(module: nn.Module) -> bool:
     Weights do not tell: those layers are zeros before it is trained.
     """
     lists = _lists(module)
-    layers = {name for name, each in lists.items() if all(isinstance(entry, _LAYERS) for entry in each)}
+    layers = {name for name, each in lists.items() if _are_layers(each)}
     blocks = [len(each) for name, each in lists.items() if name not in layers]
     one_for_each = any(re.search(_CONTROL, name) and len(lists[name]) in blocks for name in layers)
     return one_for_each or any(re.search(_SAMPLES, name) for name in _returned(module)) or _returns_by_number(module)
@@ -53,6 +57,14 @@ def is_controlnet(module: nn.Module) -> bool:
 
 def _lists(module: nn.Module) -> dict[str, nn.ModuleList]:
     return {name: each for name, each in module.named_children() if isinstance(each, nn.ModuleList) and len(each)}
+
+
+def _are_layers(entries: nn.ModuleList) -> bool:
+    return all(isinstance(entry, _LAYERS) for entry in entries)
+
+
+def _has_convolutions(blocks: nn.ModuleList) -> bool:
+    return any(isinstance(each, _CONVOLUTIONS) for each in blocks.modules())
 
 
 def _returns(module: nn.Module) -> Any:

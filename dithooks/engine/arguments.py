@@ -44,15 +44,13 @@ class CallArguments:
         form: list[tuple[Any, ...]] = []
         scales: tuple[float, ...] = ()
         for name, value in arguments.items():
-            if value is None:
-                continue
             if isinstance(value, Tensor):
                 form.append((name, *FORM(value)))
                 if name not in time:
                     (streams if name in latents else conditioning)[name] = value
             elif isinstance(value, _SWITCHES):
                 form.append((name, value))
-            elif not isinstance(value, (int, float)):
+            elif value is not None and not isinstance(value, (int, float)):
                 if isinstance(value, dict) and isinstance(scale := value.get("scale"), (int, float)):
                     scales += (scale,)
                 if name not in time:

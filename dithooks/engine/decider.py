@@ -32,6 +32,7 @@ from .branches import Match, choose_branch, settle_claims
 from .call import CAPTURE, MISMATCH, PLAIN, REUSE, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
 from .clock import SCHEDULER, TIMESTEP, StepClock, weak
+from .finite_check import is_beyond
 from .protocols import Integrations
 from .rank_consensus import RankConsensus, RankVerdict
 from .run import Branch, Run, RunEnd
@@ -264,6 +265,9 @@ class CallDecider(ForkAware):
         unread, branch.unread, are_finite = branch.unread, [], True
         for check in unread:
             if check.event is not None:
+                if check.is_out_of_reach:  # reused as it is, and read at a later step
+                    branch.unread = unread
+                    return True
                 check.event.synchronize()
             if not all(map(isfinite, check.norms.tolist())):
                 are_finite = False
@@ -323,9 +327,9 @@ class CallDecider(ForkAware):
             )
             weights = lagrange_weights(moments[:2], now, "sigma")
         if newest.check is not None and newest.check.is_narrow:
-            checks = [anchor.check for anchor in fitting]
-            size = sum(abs(weight) * check.peak for weight, check in zip(weights, checks, strict=False) if check)
-            if size > newest.check.limit:
+            checks = [anchor.check for anchor in fitting[: len(weights)] if anchor.check is not None]
+            is_read = not any(check.is_out_of_reach for check in checks)
+            if is_read and is_beyond(checks, weights):
                 self._say_not_finite(now.step)
                 return ()
         return weighted_sum(fitting[: len(weights)], weights)
@@ -357,6 +361,10 @@ class CallDecider(ForkAware):
                 None if call.metric_inputs is None or branch.metric is None else branch.metric.sums(call.metric_inputs)
             )
             mine = COMPUTE[Reason.UNMEASURED] if sums is None else None
+        if mine is None or mine.reuse:  # asked before the ranks agree: afterwards, this one would compute alone
+            check = branch.anchors[0].check
+            if check is not None and check.is_narrow and not self._predicted(branch, call.moment):
+                mine = COMPUTE[Reason.NOT_FINITE]
         place = next((place for place, peer in enumerate(self.deciders_of_handle) if peer is self), 0)
         verdict: RankVerdict = consensus.ask(
             self.name,
@@ -578,7 +586,8 @@ class CallDecider(ForkAware):
             policy = Uncached()
             self.warn("not alone", wording.another_cache_is_at_work(self.name, other))
         agreed = self.consensus is not None and policy.metric is not None
-        run.checks = agreed or self._integrations.ranks_sharing(self._model) is None
+        alone = self.consensus is None and self._integrations.ranks_sharing(self._model) is None
+        run.checks = agreed or alone
         if warning := policy.warning_at_start(run.schedule):
             self._remark(warning)
         if warning := self.predictor.warning_at_start(run.schedule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..stats.timing import is_capturing, mark
 
 _REDUCED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # dtypes with a norm of their own
+_HOST = "cpu"
 _VAST = 1e30  # a dtype with such numbers is not left by a sum of a few residuals
 
 
@@ -23,38 +24,65 @@ class FiniteCheck:
 
     Args:
         tensors: the residual, a tensor for each stream.
-        dtypes: of the streams that it will be added to.
+        dtypes: of the streams that these will be added to.
 
     Example:
         >>> FiniteCheck([torch.tensor([-3.0, 2.0])]).peak, FiniteCheck([torch.tensor([1.0, torch.nan])]).peak
         (3.0, nan)
     """
 
-    def __init__(self, tensors: Sequence[Tensor], dtypes: Iterable[torch.dtype] = ()) -> None:
-        # Where a graph of the device's work is captured, nothing can be read.
-        tensors = [each for each in tensors if each.numel() and not each.is_meta and not is_capturing(each.device)]
+    def __init__(self, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype] = ()) -> None:
         found = [_norm(tensor) for tensor in tensors]
         self.norms = torch.stack([norm.to(found[0].device) for norm in found]) if found else torch.zeros(1)
         self.event: Any = None  # to wait for before they are read; None: reading them waits, if need be
-        self.limit = min([torch.finfo(dtype).max for dtype in dtypes], default=math.inf)
-        self.is_narrow = self.limit < _VAST
-        if self.norms.device.type != "cpu" and (sent := _home(self.norms)) is not None:
-            self.norms, self.event = sent
+        self.limits = [torch.finfo(dtype).max for dtype in dtypes]
+        self.is_narrow = min(self.limits, default=math.inf) < _VAST
+        if self.norms.device.type != _HOST and (sent := _home(self.norms)) is not None:
+            self.device, (self.norms, self.event) = self.norms.device, sent
 
     @property
-    def peak(self) -> float:
-        """The greatest magnitude; waits for the device."""
+    def peaks(self) -> list[float]:
+        """The greatest magnitude of each stream; waits for the device."""
         if self.event is not None:
             self.event.synchronize()
         found: list[float] = self.norms.tolist()
+        return found
+
+    @property
+    def peak(self) -> float:
+        """The greatest magnitude of all; waits for the device."""
+        found = self.peaks
         return next((norm for norm in found if not math.isfinite(norm)), max(found))
+
+    @property
+    def is_out_of_reach(self) -> bool:
+        """Whether to wait for the device would break off a graph of its work, which is being captured."""
+        return self.event is not None and is_capturing(self.device)
+
+
+def is_beyond(checks: Sequence[FiniteCheck], weights: Sequence[float]) -> bool:
+    """Return whether Σ w_k Δ_k may have numbers that the dtype of a stream has not.
+
+    Example:
+        >>> delta, dtypes = torch.tensor([4e4]), (torch.float16, torch.float32)
+        >>> [is_beyond([FiniteCheck([delta], [dtype])] * 2, (2.0, -1.0)) for dtype in dtypes]
+        [True, False]
+    """
+    sizes = [0.0] * len(checks[0].limits)
+    for check, weight in zip(checks, weights, strict=True):
+        sizes = [size + abs(weight) * peak for size, peak in zip(sizes, check.peaks, strict=True)]
+    return any(size > limit for size, limit in zip(sizes, checks[0].limits, strict=True))
 
 
 def _norm(tensor: Tensor) -> Tensor:
     local: Tensor = getattr(tensor, "to_local", lambda: tensor)()  # of a distributed tensor, this rank's part
-    wide = local if local.dtype in _REDUCED else local.float()
+    if local.is_meta or is_capturing(local.device):  # where a graph of the device's work is captured, nothing is read
+        return torch.zeros(())
+    if not local.numel():
+        return torch.zeros((), device=local.device)
+    wide = local if local.dtype in _REDUCED or local.is_complex() else local.float()
     norm: Tensor = torch.linalg.vector_norm(wide, torch.inf)
-    return norm.double() if wide.dtype is torch.float64 else norm.float()
+    return norm if norm.dtype is torch.float64 else norm.float()
 
 
 def _home(norms: Tensor) -> tuple[Tensor, Any] | None:

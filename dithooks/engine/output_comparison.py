@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..environment.torch_api import autocast_dtype
+
 _WITHOUT_TENSORS = (type, nn.Module, ModuleType, FunctionType, BuiltinFunctionType, MethodType, torch.Generator)
 
 
@@ -43,6 +45,12 @@ def first_not_finite(output: Any) -> str | None:
     return next((n for n, tensor in floating.items() if not tensor.is_meta and not bool(tensor.isfinite().all())), None)
 
 
+def is_zero(output: Any) -> bool:
+    """Return whether all numbers of an output are 0, so that nothing that is left out could show in it."""
+    floating = [tensor for tensor in tensors_in(output).values() if tensor.is_floating_point()]
+    return bool(floating) and not any(tensor.is_meta or bool(tensor.any()) for tensor in floating)
+
+
 def tolerance(output: Any, *kept: torch.dtype | None) -> float:
     """What rounding alone may make of :func:`difference`, by the coarsest dtype of an output, or of what was kept."""
     dtypes = [tensor.dtype for tensor in tensors_in(output).values() if tensor.is_floating_point()]
@@ -53,7 +61,7 @@ def tolerance(output: Any, *kept: torch.dtype | None) -> float:
 def autocast_of(tensors: Iterable[Tensor]) -> tuple[torch.dtype, ...]:
     """Return the dtypes that autocast computes in on the devices of some tensors; none where it is off."""
     devices = sorted({tensor.device.type for tensor in tensors} - {"meta"})
-    return tuple(torch.get_autocast_dtype(device) for device in devices if torch.is_autocast_enabled(device))
+    return tuple(dtype for device in devices if (dtype := autocast_dtype(device)) is not None)
 
 
 def tensors_in(value: Any) -> dict[str, Tensor]:

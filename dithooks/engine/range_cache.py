@@ -729,6 +729,8 @@ class RangeCache:
                 names = frozenset(branches[0].given.conditioning)
                 first = self._without_additions(replay, anchors[0], deltas, names)
                 hidden[0] = branches[0], [first, *anchors[1:]], hidden[0][2]
+                if first.check is not None and first is not anchors[0]:
+                    branches[0].unread.append(first.check)
         if passes and self.unverified:  # a later pass of the next call must not reuse what has not been tested
             return
         for branch, anchors, refreshed in hidden:
@@ -750,9 +752,9 @@ class RangeCache:
             delta if total is None or not counts else (delta - total).to(delta.dtype)
             for delta, total, counts in zip(deltas, sums, additions.counted, strict=True)
         ]
-        config = self.decider.config
+        config, is_checked = self.decider.config, anchor.check is not None
         signature = (*anchor.signature, *additions.signature)
-        return Anchor.keep(anchor.moment, signature, pure, config.dtype, config.cache_device)
+        return Anchor.keep(anchor.moment, signature, pure, config.dtype, config.cache_device, is_checked)
 
     def _ask_for_additions(self, names: frozenset[str]) -> None:
         """Ask the model whether it adds anything between the blocks in the call that is being decided.

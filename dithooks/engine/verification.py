@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from math import inf, isfinite, isnan
+from math import inf, isfinite
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,15 @@ from .block_range import BlockRange
 from .call import Call, Mode, Shortcut, Stage
 from .decider import CallDecider
 from .noise_probe import ALIKE, NoiseProbe, are_independent, few, likeness
-from .output_comparison import autocast_of, difference, first_not_finite, first_unlike, tensors_in, tolerance
+from .output_comparison import (
+    autocast_of,
+    difference,
+    first_not_finite,
+    first_unlike,
+    is_zero,
+    tensors_in,
+    tolerance,
+)
 from .protocols import Integrations
 from .replay import CallResult, Replay
 
@@ -31,7 +39,7 @@ class Verdict(Enum):
     """What the test of a residual has shown."""
 
     SETTLED = "the residual was tested, or cannot be"
-    OPEN = "the range changed meanwhile: another call has to be tested"
+    OPEN = "the range changed meanwhile, or this call could not have shown a fault: another call has to be tested"
     UNUSABLE = "this call proves nothing, and its residual must not be reused: another call has to be tested"
 
 
@@ -130,7 +138,7 @@ class Verification:
         if unlike is not None:
             self._refuse_if_often(call, unlike)
             return Verdict.UNUSABLE
-        if isnan(error) and first_not_finite(deltas) is not None:  # inside, though the model makes up for it
+        if not error <= allowed and first_not_finite(deltas) is not None:  # inside, or in float16's difference alone
             cache.decider.note_non_finite(call, f"the residual of {block_range.first} … {block_range.last}")
             return Verdict.UNUSABLE
         if not error <= allowed:
@@ -140,6 +148,8 @@ class Verification:
                 "these blocks than what leaves the last one (outputs collected on the way, say), or is not "
                 "deterministic. Choose other blocks; or, if you know better, give verify=False"
             )
+        if is_zero(output):  # as of a model whose last layers are zeros before it is trained
+            return Verdict.OPEN
         assert block_range.wiring is not None
         if block_range.wiring.certain:
             return Verdict.SETTLED

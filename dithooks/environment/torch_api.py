@@ -43,7 +43,37 @@ except ImportError:
         return False
 
 
-__all__ = ["AcceleratorError", "OutOfMemoryError", "is_dynamo_compiling", "is_exporting", "mesh_classes"]
+if hasattr(torch, "get_autocast_dtype"):  # since 2.4
+
+    def autocast_dtype(device: str) -> torch.dtype | None:
+        """Return the dtype that autocast computes in on a type of device; ``None`` where it is off, or not known."""
+        try:
+            return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        except RuntimeError:  # a device without autocast
+            return None
+
+else:
+
+    def autocast_dtype(device: str) -> torch.dtype | None:
+        """Do the same, by what each device has of its own."""
+        if device == "cpu":
+            asked: tuple[Any, ...] = torch.is_autocast_cpu_enabled, torch.get_autocast_cpu_dtype
+        elif device == "cuda":
+            asked = torch.is_autocast_enabled, torch.get_autocast_gpu_dtype
+        else:  # torch_npu's module has these names
+            module = getattr(torch, device, None)
+            asked = getattr(module, "is_autocast_enabled", None), getattr(module, "get_autocast_dtype", None)
+        return asked[1]() if all(asked) and asked[0]() else None
+
+
+__all__ = [
+    "AcceleratorError",
+    "OutOfMemoryError",
+    "autocast_dtype",
+    "is_dynamo_compiling",
+    "is_exporting",
+    "mesh_classes",
+]
 
 
 def mesh_classes() -> tuple[Any, ...]:

@@ -17,7 +17,8 @@ def other_cache(model: nn.Module) -> str | None:
     Of diffusers' hooks, those are meant that keep something from call to call; those of group offloading, casting and
     context parallel do not. cache-dit and its kin mark a model that they have changed.
     """
-    if (config := vars(model).get("_cache_config")) is not None:
+    config = vars(model).get("_cache_config")
+    if config is not None and getattr(model, "is_cache_enabled", False) is True:  # else it is the model's own
         return type(config).__name__
     if vars(model).get("_is_cached") is True:
         return "cache-dit or one like it"

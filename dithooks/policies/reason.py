@@ -56,6 +56,7 @@ _OWN = frozenset(
     {
         Reason.NO_ANCHOR,
         Reason.UNMEASURED,
+        Reason.NON_FINITE,
         Reason.WEIGHTS,
         Reason.SHAPE,
         Reason.SWITCH,

@@ -114,3 +114,72 @@ def test_a_layer_for_each_block_is_no_controlnet():
     renamed.zero_convs = renamed.modulations
     del renamed.modulations
     assert is_controlnet(renamed)
+
+
+class Steered(nn.Module):
+    """A transformer that a control is put into, through a layer for each block, with an adapter around all of them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))
+        self.control_projs = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.adaln_zeros = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.down_projs, self.up_projs = (nn.ModuleList([nn.Linear(4, 4)]) for _ in range(2))
+
+    def forward(self, x, timestep, control):
+        x = self.down_projs[0](x)
+        for block, proj, zero in zip(self.blocks, self.control_projs, self.adaln_zeros, strict=True):
+            x = block(x + proj(control)) + zero(timestep.expand(4))
+        return self.up_projs[0](x)
+
+
+class Hourglass(nn.Module):
+    """A transformer whose blocks on the way down hand nothing past those that follow."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.down_blocks, self.mid_blocks, self.up_blocks = (
+            nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(number)) for number in (2, 4, 2)
+        )
+
+    def forward(self, x, timestep):
+        for block in (*self.down_blocks, *self.mid_blocks, *self.up_blocks):
+            x = block(x)
+        return x
+
+
+def test_down_and_up_without_skips():
+    model, x = Hourglass(), torch.randn(1, 5, 4)
+    with torch.no_grad(), dit_cache(model, DitCacheConfig(0, 2, 0, 2)) as cache:
+        found = [model(x + step, torch.tensor(1.0 - step / 2)) for step in range(2)]
+        assert cache.stats.reused_calls == 1
+        assert str(cache).startswith("down_blocks.0 … down_blocks.1 of 8 blocks")
+        h = x
+        for block in model.down_blocks:
+            h = block(h)
+        h = x + 1 + (h - x)
+        for block in (*model.mid_blocks, *model.up_blocks):
+            h = block(h)
+    torch.testing.assert_close(found[1], h)
+
+
+def test_a_model_that_is_steered_is_neither():
+    """By hand: the second step has the residual of the first between the same two layers."""
+    model, x, control = Steered(), torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    with torch.no_grad(), dit_cache(model, DitCacheConfig(0, 2, 1, 1)) as cache:
+        found = [model(x + step, torch.tensor(1.0 - step / 2), control) for step in range(2)]
+        assert cache.stats.reused_calls == 1
+        for step, own in enumerate((torch.tensor(1.0), torch.tensor(0.5))):
+            h = model.down_projs[0](x + step)
+            h = model.blocks[0](h + model.control_projs[0](control)) + model.adaln_zeros[0](own.expand(4))
+            h = entered = h + model.control_projs[1](control)
+            if step == 0:
+                h = model.blocks[1](h)
+                delta = h - entered
+            else:
+                h = h + delta
+            h = h + model.adaln_zeros[1](own.expand(4))
+            h = model.blocks[2](h + model.control_projs[2](control)) + model.adaln_zeros[2](own.expand(4))
+            torch.testing.assert_close(found[step], model.up_projs[0](h))

@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting, apply_pyramid_attention_broadcast
+from torch import nn
 
 from dithooks import DitCacheConfig, dit_cache, timestep_scope
 from dithooks.tiny import build
@@ -88,6 +89,30 @@ def test_cache_dit_s_mark():
     model._is_cached = True
     with pytest.raises(ValueError, match=r"another cache at work \(cache-dit or one like it\)"):
         dit_cache(model, CONFIG)
+
+
+def test_an_attribute_of_a_model_s_own():
+    """A name as common as this one says nothing by itself."""
+
+    class Block(nn.Module):
+        def forward(self, hidden_states):
+            return hidden_states + 1
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks, self._cache_config = nn.ModuleList(Block() for _ in range(2)), {"keys": 4}
+
+        def forward(self, hidden_states, timestep):
+            for block in self.blocks:
+                hidden_states = block(hidden_states)
+            return hidden_states
+
+    model = Model()
+    with torch.no_grad(), dit_cache(model, DitCacheConfig(0, 2, 0, 2)) as cache:
+        found = [model(torch.full((1, 2, 3), 10.0 * step), torch.tensor(1.0 - step)) for step in range(2)]
+        assert cache.stats.reused_calls == 1
+    assert [each.unique().item() for each in found] == [2, 12]
 
 
 @pytest.mark.parametrize("name", ["PyramidAttentionBroadcastConfig", "TaylorSeerCacheConfig", "FirstBlockCacheConfig"])

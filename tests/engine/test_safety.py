@@ -162,6 +162,47 @@ class TestSideOutputs:
 
         self.refuse(Collecting())
 
+    def test_collected_by_layers_that_are_zeros_at_first(self):
+        """As a ControlNet's before it is trained: its first output shows nothing, so the next one has to."""
+
+        class Collecting(Net):
+            gain = 0.0
+
+            def forward(self, hidden_states, timestep):
+                h, outs = self.embed(hidden_states), []
+                temb = self.time(timestep.reshape(-1, 1)).expand(2, -1)
+                for block in self.blocks:
+                    h = block(h, temb)
+                    outs.append(h)
+                return self.gain * self.proj(sum(outs))
+
+        net, x = Collecting(), latents()
+        with dit_cache(net, DitCacheConfig(0, 2, 0, 4)) as cache:
+            loop(net, x)
+            assert cache.stats.reused_calls == 2
+            net.gain = 1.0
+            with pytest.raises(ValueError, match="the model uses more of these blocks"):
+                net(x, torch.tensor(0.5))
+
+    def test_a_model_that_is_zeros_at_first(self):
+        """It is tested at each computed step until there is something to see, then once more, and no more."""
+
+        class Zeros(Net):
+            gain = 0.0
+
+            def forward(self, hidden_states, timestep):
+                return self.gain * super().forward(hidden_states, timestep)
+
+        net, x, executions = Zeros("single"), latents(), []
+        with dit_cache(net, DitCacheConfig(0, 2, 1, 3)) as cache:
+            for gain in (0.0, 1.0, 1.0):
+                net.gain = gain
+                loop(net, x)
+                executions.append(net.executions)
+            assert cache.stats.reused_calls == 6
+        once = 2 * 5 + 2 * 2  # two computed, two reused; a test is of blocks 0 and 4
+        assert executions == [once + 2 * 2, 2 * once + 3 * 2, 3 * once + 3 * 2]
+
     def test_several_passes_in_one_call(self):
         class Recycling(Net):
             def forward(self, hidden_states, timestep):

@@ -35,6 +35,38 @@ def test_nothing_is_compiled_where_that_cannot_be_asked(older):
     assert (api.is_dynamo_compiling(), api.is_exporting()) == (False, False)
 
 
+class TestAutocastBefore24:
+    """Which can't be asked for a device by its name; what it says is another function for each."""
+
+    @pytest.fixture
+    def api(self, older, monkeypatch):
+        def is_enabled():  # takes no arguments
+            return True
+
+        api = older("get_autocast_dtype")
+        monkeypatch.setattr(torch, "is_autocast_enabled", is_enabled)
+        monkeypatch.setattr(torch, "is_autocast_cpu_enabled", lambda: True)
+        monkeypatch.setattr(torch, "get_autocast_cpu_dtype", lambda: torch.bfloat16)
+        monkeypatch.setattr(torch, "get_autocast_gpu_dtype", lambda: torch.float16)
+        return api
+
+    def test_each_device_has_a_function_of_its_own(self, api, monkeypatch):
+        npu = types.SimpleNamespace(is_autocast_enabled=lambda: True, get_autocast_dtype=lambda: torch.float16)
+        monkeypatch.setattr(torch, "npu", npu, raising=False)
+        found = [api.autocast_dtype(device) for device in ("cpu", "cuda", "npu", "vulkan")]
+        assert found == [torch.bfloat16, torch.float16, torch.float16, None]
+        npu.is_autocast_enabled = lambda: False
+        monkeypatch.setattr(torch, "is_autocast_cpu_enabled", lambda: False)
+        assert [api.autocast_dtype(device) for device in ("cpu", "npu")] == [None, None]
+
+
+def test_autocast_of_devices():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch_api.autocast_dtype("cpu") is torch.bfloat16
+    assert torch_api.autocast_dtype("cpu") is None
+    assert torch_api.autocast_dtype("vulkan") is None  # has none, which PyTorch raises for
+
+
 def test_timed_events_before_2_4(monkeypatch):
     monkeypatch.delattr(torch, "Event")
     assert has_timed_events(torch.device("xpu")) is False
