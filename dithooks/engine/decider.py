@@ -264,12 +264,14 @@ class CallDecider(ForkAware):
         """
         unread, branch.unread, are_finite = branch.unread, [], True
         for check in unread:
-            if check.event is not None:
-                if check.is_out_of_reach:  # reused as it is, and read at a later step
-                    branch.unread = unread
-                    return True
-                check.event.synchronize()
-            if not all(map(isfinite, check.norms.tolist())):
+            if check.event is None:
+                peaks = check.norms.tolist()
+            elif check.is_out_of_reach:  # reused as it is, and read at a later step
+                branch.unread = unread
+                return True
+            else:
+                peaks = check.peaks
+            if not all(map(isfinite, peaks)):
                 are_finite = False
         if are_finite:
             return True

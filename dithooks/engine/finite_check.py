@@ -38,13 +38,17 @@ class FiniteCheck:
         self.limits = [torch.finfo(dtype).max for dtype in dtypes]
         self.is_narrow = min(self.limits, default=math.inf) < _VAST
         if self.norms.device.type != _HOST and (sent := _home(self.norms)) is not None:
-            self.device, (self.norms, self.event) = self.norms.device, sent
+            self._taken = self.norms
+            self.norms, self.event = sent
 
     @property
     def peaks(self) -> list[float]:
         """The greatest magnitude of each stream; waits for the device."""
         if self.event is not None:
-            self.event.synchronize()
+            try:
+                self.event.synchronize()
+            except (RuntimeError, NotImplementedError):  # a device that waits for all or nothing: for all, then
+                self.norms, self.event = self._taken, None
         found: list[float] = self.norms.tolist()
         return found
 
@@ -57,7 +61,7 @@ class FiniteCheck:
     @property
     def is_out_of_reach(self) -> bool:
         """Whether to wait for the device would break off a graph of its work, which is being captured."""
-        return self.event is not None and is_capturing(self.device)
+        return self.event is not None and is_capturing(self._taken.device)
 
 
 def is_beyond(checks: Sequence[FiniteCheck], weights: Sequence[float]) -> bool:
