@@ -34,12 +34,12 @@ class FiniteCheck:
     def __init__(self, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype] = ()) -> None:
         found = [_norm(tensor) for tensor in tensors]
         self.norms = torch.stack([norm.to(found[0].device) for norm in found]) if found else torch.zeros(1)
-        self.event: Any = None  # to wait for before they are read; None: reading them waits, if need be
+        self.event: Any = None  # to wait for before they are read; None: they are on the host
         self.limits = [torch.finfo(dtype).max for dtype in dtypes]
         self.is_narrow = min(self.limits, default=math.inf) < _VAST
-        if self.norms.device.type != _HOST and (sent := _home(self.norms)) is not None:
+        if self.norms.device.type != _HOST:
             self._taken = self.norms
-            self.norms, self.event = sent
+            self.norms, self.event = _home(self.norms)
 
     @property
     def peaks(self) -> list[float]:
@@ -48,7 +48,7 @@ class FiniteCheck:
             try:
                 self.event.synchronize()
             except (RuntimeError, NotImplementedError):  # a device that waits for all or nothing: for all, then
-                self.norms, self.event = self._taken, None
+                self.norms, self.event = self._taken.cpu(), None
         found: list[float] = self.norms.tolist()
         return found
 
@@ -89,11 +89,18 @@ def _norm(tensor: Tensor) -> Tensor:
     return norm if norm.dtype is torch.float64 else norm.float()
 
 
-def _home(norms: Tensor) -> tuple[Tensor, Any] | None:
-    """Send numbers to the host's memory; return them and the event to wait for, ``None`` where there are no such."""
+class _NoEvent:
+    """In an event's place, where none can be had."""
+
+    def synchronize(self) -> None:
+        raise NotImplementedError
+
+
+def _home(norms: Tensor) -> tuple[Tensor, Any]:
+    """Send numbers to the host's memory; return them there, or where they are, and what to wait for."""
     try:
         home = torch.empty(norms.shape, dtype=norms.dtype, pin_memory=True).copy_(norms, non_blocking=True)
     except RuntimeError:  # a device whose host memory cannot be pinned
-        return None
+        return norms, _NoEvent()
     event = mark(norms.device)
-    return None if event is None else (home, event)
+    return (norms, _NoEvent()) if event is None else (home, event)
