@@ -68,11 +68,13 @@ class Asking:
 class _StandInState:
     """The stand-in's own attributes, apart from the dictionary it shares with the block."""
 
-    __slots__ = ("by_name", "by_place", "cache", "is_end", "offset", "original", "override", "state")
+    __slots__ = ("by_name", "by_place", "cache", "is_end", "is_engaged", "offset", "original", "override", "state")
+
+    cache: RangeCache  # once it was engaged, for good: compiled code under way may read it again
 
     def __init__(self, original: nn.Module, offset: int, is_end: bool) -> None:
         self.original, self.offset, self.is_end = original, offset, is_end
-        self.cache: RangeCache | None = None  # None: inert, calls the original
+        self.is_engaged = False  # inert: calls the original
         self.state: CallState | type[Asking] = Asking  # the cache's, unless the stand-in always asks the cache
         self.override: Callable[..., Any] | None = None  # a forward that another library has assigned
         # They pick the block's outputs from its keyword or positional arguments.
@@ -143,11 +145,10 @@ class SkipBlock:
 
 def call_stand_in(own: _StandInState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the output of a stand-in's call: ask the cache to pass over the block, else run the block."""
-    cache = own.cache
-    if cache is not None:
-        output = cache.pass_over(own.offset, args, kwargs)
+    if own.is_engaged:
+        output = own.cache.pass_over(own.offset, args, kwargs)
         if output is LOOK:
-            return _shown(own, cache, args, kwargs)
+            return _shown(own, own.cache, args, kwargs)
         if output is not NotImplemented:
             return output
     # Compiled code does not check hooks: call hooked blocks from a line of their own, so that it compiles them apart.
@@ -248,7 +249,7 @@ def engage(module: nn.Module, cache: RangeCache) -> None:
     """Connect a stand-in to a range's cache."""
     assert isinstance(module, SkipBlock)
     own = module._dithooks
-    own.cache = cache
+    own.cache, own.is_engaged = cache, True
     own.state = Asking if own.is_end or own.override is not None else cache.state
 
 
@@ -260,7 +261,7 @@ def set_streams(module: nn.Module, io: BlockIO) -> None:
 
 def is_engaged(module: object) -> bool:
     """Return whether a module is a stand-in connected to a cache."""
-    return isinstance(module, SkipBlock) and module._dithooks.cache is not None
+    return isinstance(module, SkipBlock) and module._dithooks.is_engaged
 
 
 def disengage(module: nn.Module) -> bool:
@@ -268,5 +269,5 @@ def disengage(module: nn.Module) -> bool:
     assert isinstance(module, SkipBlock)
     own = module._dithooks
     own.set_shortcut(None)
-    own.cache, own.state = None, Asking
+    own.is_engaged, own.state = False, Asking
     return own.override is not None
