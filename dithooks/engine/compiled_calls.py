@@ -64,8 +64,10 @@ class CompiledCalls(ForkAware):
         calls.are_compiled = True
         while not is_inside and self._is_changing() and calls.are_compiled:
             calls.are_compiled = False
-            if self._wait_while(self._is_changing, 2 * PATIENCE):  # else it waits for something else, or was broken off
+            if self._wait_while(self._is_changing, 2 * PATIENCE):
                 calls.are_compiled = True
+            else:  # it waits for something else, or was broken off: it is waited for once
+                self._changing.clear()
         calls.are_compiled = True
 
     @contextmanager

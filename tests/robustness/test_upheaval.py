@@ -195,6 +195,16 @@ class TestBesideCompiledCalls:
         model.go_on.set()
         thread.join(20)
 
+    def test_a_change_that_was_broken_off_is_waited_for_once(self, monkeypatch):
+        """Ctrl-C may have come before its last line: the first call waits in vain, the others do not."""
+        monkeypatch.setattr("dithooks.engine.compiled_calls.PATIENCE", 0.02)
+        model, cache = compiled_model()
+        cache._compiled_calls._changing.append(-1)
+        for _ in run_of(model, "called", tally := Counter()):
+            assert cache._compiled_calls._changing == []
+        cache.remove()
+        assert (tally["calls"], tally["wrong"], left_on(model)) == (STEPS, 0, 0)
+
     def test_attached_in_the_midst_of_a_call(self):
         """A call that has begun without the hooks is a plain one: nothing of it is counted, nor learnt."""
         model = Pausing()
