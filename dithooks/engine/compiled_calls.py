@@ -19,7 +19,7 @@ from torch import nn
 from ..fork import ForkAware
 from .active_calls import PATIENCE, ThreadCalls, listed
 
-_CALL = nn.Module._wrapped_call_impl.__code__  # is on the stack for as long as a module is called
+_CALL = vars(nn.Module)["__call__"].__code__  # is on the stack for as long as a module is called
 
 
 class CompilerLock(Protocol):
