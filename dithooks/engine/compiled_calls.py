@@ -5,7 +5,7 @@ Compiled code reads the stand-ins once to choose a graph, and again to run it; i
 
 from __future__ import annotations
 
-import sys
+import inspect
 import threading
 import time
 import weakref
@@ -118,7 +118,7 @@ class CompiledCalls(ForkAware):
 
 def is_called_here(module: nn.Module) -> bool:
     """Return whether this thread is in a call of a module."""
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         code = frame.f_code  # a copy, where the compiler has read it
         is_call = code.co_name == _CALL.co_name and code.co_filename == _CALL.co_filename
