@@ -20,6 +20,7 @@ from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
 from .engine.attachment import Attachment, check, is_compiled, prepare
 from .engine.clock import UNTOLD, StepTelling, scheduler_of
+from .engine.compiled_calls import CompiledCalls
 from .engine.completion import complete
 from .engine.hooks import caches_of
 from .engine.model_lock import MODEL_LOCK
@@ -211,6 +212,7 @@ class CacheHandle:
         self._given: DitCacheConfig | CachePlan | None = None
         self._chosen = frozenset[str]()  # paths of the parts that first calls have shown to be trunks
         self._watches: list[TrunkWatch] = []
+        self._compiled_calls = CompiledCalls(DYNAMO_LOCK)
         self._last = Numbers(total([]), (), (), [])
         self._state = HandleState.ATTACHED
 
@@ -290,7 +292,7 @@ class CacheHandle:
             RuntimeError: the handle was removed.
             TypeError, ValueError: as :func:`dit_cache`.
         """
-        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
+        with self._compiled_calls.kept_out(), DYNAMO_LOCK.held(), MODEL_LOCK.lock:
             self._refuse_if_removed()
             if not isinstance(config, (DitCacheConfig, CachePlan)):
                 raise WrongType(
@@ -334,6 +336,7 @@ class CacheHandle:
         deciders = [attached.cache.decider for attached in prepared]
         for attached in prepared:
             attached.cache.handle, attached.cache.decider.deciders_of_handle = self, deciders
+            attached.cache.compiled_calls = self._compiled_calls
         remarks = [] if plan is None else plan.mismatch_warnings(dtype_of(found[0][0].owner), self._scheduler_name())
         owners = [attached.chain.owner for attached in prepared]
         watches = [
@@ -443,10 +446,11 @@ class CacheHandle:
 
     def _take_off(self) -> list[str]:
         """Remove the cache, from wherever a removal was broken off; return the warnings that are due."""
-        for each in self._attached:  # before the locks, which a call that is passing over the range may need
-            each.cache.active_calls.close()
-        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
-            remarks = self._detach()
+        with self._compiled_calls.kept_out():
+            for each in self._attached:  # before the locks, which a call that is passing over the range may need
+                each.cache.active_calls.close()
+            with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
+                remarks = self._detach()
         attached = self._attached  # before the state is asked: another thread may have come to the end
         if self._state is HandleState.REMOVED:
             return []
@@ -559,7 +563,7 @@ class CacheHandle:
     def _settle(self, watch: TrunkWatch, chain: Chain, evidence: Evidence) -> None:
         """Cache the stack that is the trunk by its calls, after one of them."""
         remarks, former = list[str](), list[Attachment]()
-        with DYNAMO_LOCK.held(), MODEL_LOCK.lock:
+        with self._compiled_calls.kept_out(), DYNAMO_LOCK.held(), MODEL_LOCK.lock:
             if self._state is not HandleState.ATTACHED or not any(each is watch for each in self._watches):
                 return
             if not watch.is_about(chain):

@@ -42,6 +42,7 @@ def checks(pairs: int, signals: int, forks: int) -> dict[str, Callable[[], Count
         ),
         "the same, while its `forward` is called": lambda: races.race("forward", pairs // 10),
         "the same, while its blocks are looped over": lambda: races.race("looped", pairs // 10),
+        "the same, while it is called compiled": lambda: races.race("compiled", pairs // 20),
         "`update()` and `remove()` of one handle at once": lambda: races.race_of_changes(300),
         f"{signals} times Ctrl-C in attaching, running or removing": lambda: races.signalled(signals),
         f"{forks} forks under load": lambda: races.forks(forks),

@@ -15,11 +15,12 @@ PATIENCE = 1.0  # seconds; from the first block of a reused range to its last, a
 class ThreadCalls:
     """The calls of one range that are under way in one thread: one, and another while that is made again."""
 
-    __slots__ = ("__weakref__", "calls", "thread")
+    __slots__ = ("__weakref__", "are_compiled", "calls", "thread")
 
     def __init__(self) -> None:
         self.calls: tuple[Call, ...] = ()
         self.thread = threading.get_ident()
+        self.are_compiled = False  # they run compiled code, as far as that is known
 
 
 class ActiveCalls(ForkAware):
@@ -74,12 +75,17 @@ class ActiveCalls(ForkAware):
         return True
 
     def _all(self) -> list[ThreadCalls]:
-        while True:
-            try:
-                return list(self._threads)
-            except RuntimeError:  # other threads make their first calls, or end, meanwhile
-                continue
+        return listed(self._threads)
 
     def _passing(self) -> bool:
         others = [thread for thread in self._all() if thread.thread != threading.get_ident()]
         return any(is_passing(call) for thread in others for call in thread.calls)
+
+
+def listed(threads: weakref.WeakSet[ThreadCalls]) -> list[ThreadCalls]:
+    """List the threads of a set, though others make their first calls, or end, meanwhile."""
+    while True:
+        try:
+            return list(threads)
+        except RuntimeError:
+            continue

@@ -43,6 +43,7 @@ from .call import (
     Shortcut,
 )
 from .change_metrics import METRICS
+from .compiled_calls import CompiledCalls, is_called_here
 from .compiled_code import are_compiled, run_eagerly
 from .decider import CallDecider
 from .model_lock import MODEL_LOCK
@@ -132,6 +133,7 @@ class RangeCache:
         self.callees: Callable[[], Iterable[nn.Module]] = tuple  # returns the transformer and its blocks
         self.others: Callable[[], Sequence[RangeCache]] = tuple  # returns the other caches on the transformer
         self.active_calls = ActiveCalls()
+        self.compiled_calls: CompiledCalls | None = None  # the handle's
         self.state = CallState(self.active_calls)
         self.verification = Verification(self)
         self.additions = decider.additions
@@ -202,6 +204,8 @@ class RangeCache:
             replay.keep()
         call.marks, call.stale = marks, self._is_reattaching
         state.call, state.thread.calls = call, (call,)
+        if compiled and seen and self.compiled_calls is not None:
+            self.compiled_calls.enter(state.thread)
         if active.is_closed:  # check again: close() marks the calls it sees, and this one was registered only just now
             call.stale = True
 
@@ -652,6 +656,9 @@ class RangeCache:
         # Another cache repeats the call, this is a copy, or checkpointed blocks run again for their gradients.
         if replaying.get() or _is_tracing_or_exporting() or _is_in_backward_pass():
             return None
+        if self._began_unhooked(before):
+            state.call = Call()
+            return state.call
         if before is None:
             # Once per thread, let a call pass whose step is unknown: it may have begun before the hooks were attached.
             # The next one raises.
@@ -673,6 +680,16 @@ class RangeCache:
         self._begin_call(state.arguments, state.replay, state.transformer_was_called)
         call = state.call
         return None if call is None or call.stale else call
+
+    def _began_unhooked(self, before: Call | None) -> bool:
+        """Return whether the transformer's call that this is in began before the hooks were on it: a plain one."""
+        if (
+            self.state.transformer_was_called
+            or self.passes_are_calls
+            or (before is not None and before.run is not None)
+        ):
+            return False
+        return any(is_called_here(module) for module in list(self.callees())[:1])
 
     def _runs_several_times(self) -> WiringError:
         return WiringError(
@@ -793,7 +810,12 @@ class RangeCache:
         call, self.state.held = Call(observation=(observation := Observation(self.block_range.observed))), None
         outcome = self.verification.repeat(replay, call, eager=True)
         observation.end(outcome.output)
-        self._after_observed(call, outcome.output)
+        calls = self.compiled_calls
+        if calls is None:
+            self._after_observed(call, outcome.output)
+            return
+        with calls.kept_out(), calls.nothing_compiled():  # it takes hooks off
+            self._after_observed(call, outcome.output)
 
     def _after_observed(self, call: Call, output: Any) -> bool:
         """Do as :meth:`_after_call`, but learn nothing of a call whose numbers are not finite and show no streams."""

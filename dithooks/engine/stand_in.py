@@ -68,11 +68,24 @@ class Asking:
 class _StandInState:
     """The stand-in's own attributes, apart from the dictionary it shares with the block."""
 
-    __slots__ = ("by_name", "by_place", "cache", "device", "is_end", "offset", "original", "override", "state")
+    __slots__ = (
+        "by_name",
+        "by_place",
+        "cache",
+        "device",
+        "is_end",
+        "is_engaged",
+        "offset",
+        "original",
+        "override",
+        "state",
+    )
+
+    cache: RangeCache  # once it was engaged, for good: compiled code under way may read it again
 
     def __init__(self, original: nn.Module, offset: int, is_end: bool) -> None:
         self.original, self.offset, self.is_end = original, offset, is_end
-        self.cache: RangeCache | None = None  # None: inert, calls the original
+        self.is_engaged = False  # inert: calls the original
         self.state: CallState | type[Asking] = Asking  # the cache's, unless the stand-in always asks the cache
         self.override: Callable[..., Any] | None = None  # a forward that another library has assigned
         self.device: torch.device | None = None  # where the block was to be moved, which waits until it runs
@@ -83,8 +96,8 @@ class _StandInState:
     def put_off(self, device: torch.device | None) -> None:
         """Note where the block is to be moved before it runs; ``None``: nowhere."""
         self.device = device
-        asks = self.is_end or device is not None or self.override is not None or self.cache is None
-        self.state = Asking if asks else self.cache.state  # type: ignore[union-attr]
+        asks = self.is_end or device is not None or self.override is not None or not self.is_engaged
+        self.state = Asking if asks else self.cache.state
 
     def make_up(self) -> None:
         """Move the block to where it was to be moved."""
@@ -152,7 +165,7 @@ class SkipBlock:
         own, device = self._dithooks, _device_among(*args, **kwargs)
         if device is None:  # a cast is of the block as it would be now
             own.make_up()
-        elif own.cache is not None and own.cache.passes_over():
+        elif own.is_engaged and own.cache.passes_over():
             own.put_off(None if _is_on(own.original, device) else device)
             return self
         else:
@@ -180,11 +193,10 @@ class SkipBlock:
 
 def call_stand_in(own: _StandInState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the output of a stand-in's call: ask the cache to pass over the block, else run the block."""
-    cache = own.cache
-    if cache is not None:
-        output = cache.pass_over(own.offset, args, kwargs)
+    if own.is_engaged:
+        output = own.cache.pass_over(own.offset, args, kwargs)
         if output is LOOK:
-            return _shown(own, cache, args, kwargs)
+            return _shown(own, own.cache, args, kwargs)
         if output is not NotImplemented:
             return output
     if own.device is not None:
@@ -302,7 +314,7 @@ def engage(module: nn.Module, cache: RangeCache) -> None:
     """Connect a stand-in to a range's cache."""
     assert isinstance(module, SkipBlock)
     own = module._dithooks
-    own.cache = cache
+    own.cache, own.is_engaged = cache, True
     own.state = Asking if own.is_end or own.override is not None else cache.state
 
 
@@ -314,7 +326,7 @@ def set_streams(module: nn.Module, io: BlockIO) -> None:
 
 def is_engaged(module: object) -> bool:
     """Return whether a module is a stand-in connected to a cache."""
-    return isinstance(module, SkipBlock) and module._dithooks.cache is not None
+    return isinstance(module, SkipBlock) and module._dithooks.is_engaged
 
 
 def disengage(module: nn.Module) -> bool:
@@ -323,5 +335,5 @@ def disengage(module: nn.Module) -> bool:
     own = module._dithooks
     own.set_shortcut(None)
     own.make_up()
-    own.cache, own.state = None, Asking
+    own.is_engaged, own.state = False, Asking
     return own.override is not None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from ..fork import ForkAware
+
+_COMPILER = "torch._dynamo.convert_frame"
 
 
 class DynamoLock(ForkAware):
@@ -21,8 +24,21 @@ class DynamoLock(ForkAware):
 
     def held(self) -> AbstractContextManager[object]:
         """Return what keeps the compiler from following any code meanwhile."""
-        lock = getattr(sys.modules.get("torch._dynamo.convert_frame"), "compile_lock", None)
-        return nullcontext() if lock is None or self._is_left_behind else lock
+        lock = self._lock()
+        return nullcontext() if lock is None else lock
+
+    def is_held_elsewhere(self) -> bool:
+        """Return whether another thread is compiling, or keeps all from it."""
+        lock = self._lock()
+        if lock is None:
+            return False
+        if not lock.acquire(blocking=False):
+            return True
+        lock.release()
+        return False
+
+    def _lock(self) -> Any:
+        return None if self._is_left_behind else getattr(sys.modules.get(_COMPILER), "compile_lock", None)
 
 
 DYNAMO_LOCK = DynamoLock()

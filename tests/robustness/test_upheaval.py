@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from races import CONFIG, OTHER, STEPS, Sum, child_of, forks, hasty, left_on, race, race_of_changes, run_of, sample
 from traces import seamless
 
@@ -113,6 +114,108 @@ class TestRaces:
         thread.join(10)
         assert not thread.is_alive()
         assert left_on(model) == 0
+
+
+class Pausing(Sum):
+    """A model whose call waits, once it is told to: before its blocks, or behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside, self.go_on, self.pauses = threading.Event(), threading.Event(), (False, False)
+
+    @torch._dynamo.disable
+    def pause(self, number):
+        if self.pauses[number]:
+            self.pauses = False, False
+            self.inside.set()
+            self.go_on.wait(20)
+
+    def forward(self, x, timestep):
+        self.pause(0)
+        x = super().forward(x, timestep)
+        self.pause(1)
+        return x
+
+
+def compiled_model():
+    """A compiled model that has a cache and has made a run."""
+    model = Pausing()
+    model.compile(backend="eager")
+    cache = dit_cache(model, CONFIG)
+    for _ in run_of(model, "called", tally := Counter()):
+        pass
+    assert (tally["calls"], tally["wrong"]) == (STEPS, 0)
+    return model, cache
+
+
+class TestBesideCompiledCalls:
+    """What compiled code reads stays as it is until its call is over."""
+
+    def run_beside(self, model):
+        """Make a run in another thread; return that and what comes of it."""
+        tally = Counter()
+        thread = threading.Thread(target=lambda: [None for _ in run_of(model, "called", tally)])
+        thread.start()
+        return thread, tally
+
+    def test_a_change_waits_for_them(self):
+        """A removal comes after the call that is in compiled code, which is right."""
+        model, cache = compiled_model()
+        model.pauses = False, True
+        thread, tally = self.run_beside(model)
+        assert model.inside.wait(20)
+        removing = threading.Thread(target=cache.remove)
+        removing.start()
+        removing.join(0.3)
+        assert (removing.is_alive(), left_on(model) > 0) == (True, True)
+        model.go_on.set()
+        removing.join(20)
+        thread.join(20)
+        assert (left_on(model), tally["calls"], tally["wrong"]) == (0, STEPS, 0)
+
+    def test_they_wait_for_a_change(self):
+        """A call that begins while another thread changes the cache is made afterwards."""
+        model, cache = compiled_model()
+        with cache._compiled_calls.kept_out():
+            thread, tally = self.run_beside(model)
+            thread.join(0.3)
+            assert tally["calls"] == 0
+        thread.join(20)
+        cache.remove()
+        assert (tally["calls"], tally["wrong"], left_on(model)) == (STEPS, 0, 0)
+
+    def test_one_that_never_ends_is_not_waited_for_forever(self):
+        """After a second the cache is taken off all the same."""
+        model, cache = compiled_model()
+        model.pauses = False, True
+        thread, _ = self.run_beside(model)
+        assert model.inside.wait(20)
+        cache.remove()
+        assert left_on(model) == 0
+        model.go_on.set()
+        thread.join(20)
+
+    def test_a_change_that_was_broken_off_is_waited_for_once(self, monkeypatch):
+        """Ctrl-C may have come before its last line: the first call waits in vain, the others do not."""
+        monkeypatch.setattr("dithooks.engine.compiled_calls.PATIENCE", 0.02)
+        model, cache = compiled_model()
+        cache._compiled_calls._changing.append(-1)
+        for _ in run_of(model, "called", tally := Counter()):
+            assert cache._compiled_calls._changing == []
+        cache.remove()
+        assert (tally["calls"], tally["wrong"], left_on(model)) == (STEPS, 0, 0)
+
+    def test_attached_in_the_midst_of_a_call(self):
+        """A call that has begun without the hooks is a plain one: nothing of it is counted, nor learnt."""
+        model = Pausing()
+        model.pauses = True, False
+        thread, tally = self.run_beside(model)
+        assert model.inside.wait(20)
+        cache = dit_cache(model, CONFIG)
+        model.go_on.set()
+        thread.join(20)
+        assert (tally["calls"], tally["wrong"], cache.stats.calls) == (STEPS, 0, STEPS - 1)
+        cache.remove()
 
 
 def interrupted(action, at):
