@@ -33,6 +33,8 @@ class _Brief(reprlib.Repr):
             return x.__qualname__
         if callable(x) and hasattr(x, "__qualname__"):
             return f"function {x.__qualname__}"
+        if kind is object:
+            return "an object"
         if kind.__module__ == "torch" or kind.__module__.startswith(PRINTED) or isinstance(x, (Real, str)):
             return super().repr_instance(x, level)
         if isinstance(x, Mapping):
@@ -45,7 +47,7 @@ def shown(value: object) -> str:
 
     Example:
         >>> shown("text"), shown(list(range(1000))), shown(object())
-        ("'text'", '[0, 1, 2, 3, 4, 5, ...]', 'a object')
+        ("'text'", '[0, 1, 2, 3, 4, 5, ...]', 'an object')
     """
     if isinstance(value, str):
         return repr(shortened(value, NAME))

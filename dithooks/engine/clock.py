@@ -117,7 +117,8 @@ class SchedulerIndex:
         time = asked.time
         time.calls += 1
         if time.index is None:  # the run's first call
-            time.first = [note(found) for found in timesteps_in(asked.arguments, self._timesteps.names)]
+            given = timesteps_in(asked.arguments, self._timesteps.names)
+            time.first = [note(found) for found in given if not getattr(found.given, "is_meta", False)]
             for found in time.first[:1]:
                 time.watched, time.reader = found.path, host_reader(found.original)
                 shown = 0.0 if time.reader is None else time.reader(found.original)

@@ -57,13 +57,10 @@ else:
     def autocast_dtype(device: str) -> torch.dtype | None:
         """Do the same, by what each device has of its own."""
         if device == "cpu":
-            asked: tuple[Any, ...] = torch.is_autocast_cpu_enabled, torch.get_autocast_cpu_dtype
-        elif device == "cuda":
-            asked = torch.is_autocast_enabled, torch.get_autocast_gpu_dtype
-        else:  # torch_npu's module has these names
-            module = getattr(torch, device, None)
-            asked = getattr(module, "is_autocast_enabled", None), getattr(module, "get_autocast_dtype", None)
-        return asked[1]() if all(asked) and asked[0]() else None
+            return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+        module = getattr(torch, device, None)  # torch_npu's has these names; without them, PyTorch's own are meant
+        is_enabled = getattr(module, "is_autocast_enabled", torch.is_autocast_enabled)
+        return getattr(module, "get_autocast_dtype", torch.get_autocast_gpu_dtype)() if is_enabled() else None
 
 
 __all__ = [

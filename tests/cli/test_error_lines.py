@@ -108,7 +108,7 @@ def test_search(message, here, capsys):
 
 
 def test_generate(message, mine, here, monkeypatch, capsys):
-    monkeypatch.setattr(generation, "find_pipeline", lambda name: PipelineSource(name, mine.Pipeline, name))
+    monkeypatch.setattr(generation, "find_pipeline", lambda name, trust: PipelineSource(name, mine.Pipeline, name))
     assert refused(capsys, "generate", "toy", "--plan", "plan.json", "--quiet") == f"dithooks: error: {message}"
     assert not (here / "generated.png").exists()
 
@@ -143,7 +143,7 @@ def test_importing_the_command_line_is_cheap():
     )
     (folder,) = dithooks.__path__
     done = subprocess.run([sys.executable, "-I", "-c", code, folder], capture_output=True, text=True, check=True)
-    assert done.stdout == "['dithooks.errors'] set()\n"
+    assert done.stdout == "['dithooks.errors', 'dithooks.validation'] set()\n"
 
 
 def test_every_command_has_one_form():

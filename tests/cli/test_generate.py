@@ -559,7 +559,7 @@ def test_devices(monkeypatch):
     ):
         loading.device_of("npu")
     monkeypatch.setattr(loading, "accelerator", lambda: torch.device("xpu"))
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(loading, "device_count", lambda: 2)
     assert loading.device_of("auto") == torch.device("xpu")
     assert loading.device_of("xpu:1") == torch.device("xpu", 1)
     with pytest.raises(UsageError, match="--device is xpu:2, but there are 2, from xpu:0 on"):

@@ -1,5 +1,6 @@
 """What the plots say: squares are the decisions, lines the plan's weights, maps the differences; not how it looks."""
 
+import dataclasses
 import math
 import pickle
 import subprocess
@@ -197,7 +198,7 @@ def test_differences_that_are_not_finite_have_no_colour():
     handle = cached(DitCacheConfig(cache_block_start=1, policy=Threshold(0.3, max_warmup_steps=2)))
     handle.remove()
     odd = tuple(each._replace(value=math.inf if each.step == 4 else each.value) for each in handle.decisions)
-    handle._settled = odd
+    handle._last = dataclasses.replace(handle._last, decisions=odd)
     (panel,) = maps_in(plot.steps(handle))
     assert {**squares(panel, "computed"), **squares(panel, "reused")}[4, 2] is None
 

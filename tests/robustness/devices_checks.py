@@ -47,6 +47,7 @@ from dithooks.planning.plan import plan as planned
 
 STEPS = 8
 NPU = Npu()
+ANCHORS = {Linear: 2, Taylor: 2, Fitted: 2}  # residuals that a forecast is made of; without one it is the last
 
 
 class Schedule(toys.Counter):
@@ -80,6 +81,19 @@ def decisions(cache) -> list[tuple[int, int, bool, str]]:
     return [(each.step, each.branch, each.reuse, each.reason) for each in cache.decisions]
 
 
+def reads(cache) -> int:
+    """How many residuals of the latest run were read: those that a reused step adds for the first time."""
+    seen, kept = set(), {}
+    last = cache.decisions[-1].run
+    for call in (each for each in cache.decisions if each.run == last):
+        anchors = kept.setdefault(call.branch, [])
+        if call.reuse:
+            seen.update((call.branch, step) for step in anchors[-ANCHORS.get(type(cache.config.predictor), 1) :])
+        else:
+            anchors.append(call.step)
+    return len(seen)
+
+
 def compared(config: DitCacheConfig, kind: str = "swapped") -> dict:
     """A configuration on the host and on the device: decisions, outputs, and who waited for what, in two runs."""
     host, run_host = pipeline("cpu", kind=kind)
@@ -100,12 +114,14 @@ def compared(config: DitCacheConfig, kind: str = "swapped") -> dict:
         again, executions = run(), pipe.transformer.executions
         ours, waits = dict(NPU.ours), NPU.waits.total()
         looked = [each for each in cache.decisions if each.value is not None]
+        read = reads(cache)
         found = {
             "reused": cache.stats.reused_calls,
             "computed": cache.stats.computed_calls,
             "executions": executions,
             "bytes_peak": cache.stats.bytes_peak,
             "looked": len(looked) // 2,
+            "read": read,
         }
     return found | {
         "device": str(out.device),
@@ -206,6 +222,7 @@ def kept() -> dict:
                 "waits": NPU.ours.total() - first,
                 "queued": dict(NPU.queued),
                 "reused": cache.stats.reused_calls,
+                "read": reads(cache),
                 "again off": float((out - again).abs().max()),
             }
         NPU.pins = True
@@ -228,7 +245,8 @@ def clocks() -> dict:
                             net(x, t)
                     else:
                         net(x, t)
-            found["scope" if scoped else "timestep"] = {"waits": dict(NPU.ours), "reused": cache.stats.reused_calls}
+            told = "scope" if scoped else "timestep"
+            found[told] = {"waits": dict(NPU.ours), "reused": cache.stats.reused_calls, "read": reads(cache)}
     return found
 
 
@@ -252,7 +270,7 @@ def searched() -> dict:
         first = run()
         NPU.waits.clear()
         off = float((run() - first).abs().max())
-        reused, ours = cache.stats.reused_calls, dict(NPU.ours)
+        reused, ours, read = cache.stats.reused_calls, dict(NPU.ours), reads(cache)
     result = search(pipe, lambda _: run(), target_speedup=1.5, cost="blocks", max_evals=2, verbose=False)
     trace, other = recording.traces[0], expected.traces[0]
     return {
@@ -261,6 +279,7 @@ def searched() -> dict:
         "synchronized": waited,
         "plan reused": reused,
         "plan waits": ours,
+        "plan read": read,
         "plan off": off,
         "search reached": result.plan.provenance.reached,
     }
@@ -448,6 +467,7 @@ def tiny_flux() -> dict:
                 "same decisions": decided == expected[name][1],
                 "reused": cache.stats.reused_calls,
                 "looked": sum(each.value is not None for each in cache.decisions) // 2,
+                "read": reads(cache),
                 "waits": waits,
                 "ours": ours,
             }

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dithooks.blocks import observation
-from dithooks.engine import clock, decider, output_comparison, timestep_argument
+from dithooks.engine import clock, decider, finite_check, output_comparison, timestep_argument
 from dithooks.engine.timestep_argument import is_same
 
 pytestmark = [pytest.mark.line("Devices, Ascend NPU"), pytest.mark.on("a transformer of five blocks"), pytest.mark.slow]
@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 PACKAGE = HERE.parent.parent / "dithooks"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 JUDGE, SIGMAS = decider.__file__, clock.__file__
+FINITE = finite_check.__file__  # once for each residual, when it is first reused
 TIMESTEP = timestep_argument.__file__  # once, where guidance's two calls have a timestep each: is it the same?
 STATIC = ("interval", "range, weights given", "by step", "on the host", "bfloat16", "line", "preset", "magnitudes")
 LOOKING = ("threshold", "by the first block", "largest sample", "one for both", "easycache", "budget")
@@ -87,28 +88,33 @@ def test_the_same_as_on_the_host(found, name):
 
 
 @pytest.mark.parametrize("name", STATIC)
-def test_a_static_plan_waits_for_nothing(found, name):
-    """Once tested, a static plan makes no host sync in a run; one read of the noise levels where it goes by these."""
+def test_a_static_plan_waits_for_its_residuals(found, name):
+    """Once tested, a static plan waits for each residual and the first timestep; for noise levels if it needs them."""
     each = found[f"static: {name}"]
     by_sigma = name in ("range, weights given", "by step", "line", "preset")
-    assert lines(each["ours, second run"]) == ({SIGMAS: 1} if by_sigma else {})
-    assert each["waits, second run"] == each["plain waits"] + by_sigma
+    waits = lines(each["ours, second run"])
+    read = each["computed"] // 2 if name == "magnitudes" else each["read"]  # it decides after they are read
+    assert waits == {FINITE: read, TIMESTEP: 1} | ({SIGMAS: 1} if by_sigma else {})
+    assert each["waits, second run"] == each["plain waits"] + sum(waits.values())
 
 
 @pytest.mark.parametrize("name", LOOKING)
 def test_a_policy_that_looks_waits_once_for_each_decision(found, name):
-    """Threshold and its kin make one host sync for each decision by a value, and no other."""
+    """Threshold and its kin make one host sync more for each decision by a value, and no other."""
     each = found[f"looking: {name}"]
     assert each["looked"] >= 6
-    assert lines(each["ours, second run"]) == {JUDGE: each["looked"]}
-    assert each["waits, second run"] == each["plain waits"] + each["looked"]
+    waits = lines(each["ours, second run"])
+    # A residual is read when it might be reused, which the policy has yet to decide.
+    assert each["read"] <= waits[FINITE] <= each["computed"] // 2
+    assert waits == {JUDGE: each["looked"], FINITE: waits[FINITE], TIMESTEP: 1}
+    assert each["waits, second run"] == each["plain waits"] + sum(waits.values())
 
 
 @pytest.mark.parametrize("name", STATIC)
 def test_the_first_run_learns_and_tests_once(found, name):
     """The first run of a cache waits a few times more: to see the wiring, and to test the first residual by replays."""
     waits = lines(found[f"static: {name}"]["ours, first run"])
-    assert set(waits) <= {observation.__file__, output_comparison.__file__, SIGMAS, TIMESTEP}
+    assert set(waits) <= {observation.__file__, output_comparison.__file__, SIGMAS, TIMESTEP, FINITE}
     assert waits[output_comparison.__file__] <= 3  # is it finite, how far off, of what size
     assert waits[observation.__file__] == 10  # five blocks, two streams each
 
@@ -123,18 +129,23 @@ def test_where_residuals_are_kept(found, name):
     assert each["pinned"] == [host and "not" not in name] * 4
     assert each["bytes_held"] == each["bytes"] > 0
     # The only other memory is the last latents, by which the next call is recognised.
-    assert each["device bytes"] == each["latents"] + (0 if host else each["bytes"])
+    norms = each["device bytes"] - each["latents"] - (0 if host else each["bytes"])
+    assert norms in range(4 * 4 + 1)  # but for a number of each of the four residuals, until it is read
     assert each["reused"] == 12
     assert each["again off"] == 0
-    assert each["waits"] == (12 if "not pinned" in name else 0)  # 12 residuals a run are made from memory that waits
-    queued = {"down": 24, "up": 26} if host and "not pinned" not in name else {}  # of two runs; two to test the first
-    assert each["queued"] == queued
+    # Twelve residuals a run are made from memory that waits; each that is new is read, and so is the first timestep.
+    assert each["waits"] == (12 if "not pinned" in name else 0) + each["read"] + 1
+    # Of two runs: two streams of twelve residuals, and the norm of each; two to test the first.
+    queued = {"down": 24 + 12, "up": 26} if host else {"down": 12}
+    assert each["queued"] == ({} if "not pinned" in name else queued)
 
 
 def test_what_tells_the_step(found):
     """A timestep_scope costs no wait; a timestep that lies on the device one a call, and one where a run begins."""
-    assert found["clocks"]["scope"] == {"waits": {}, "reused": 6}
-    assert lines(found["clocks"]["timestep"]["waits"]) == {TIMESTEP: 9}  # eight calls
+    scope, timestep = found["clocks"]["scope"], found["clocks"]["timestep"]
+    assert lines(scope["waits"]) == {FINITE: scope["read"]}
+    assert lines(timestep["waits"]) == {TIMESTEP: 9, FINITE: timestep["read"]}  # eight calls
+    assert scope["reused"] == 6
     assert found["clocks"]["timestep"]["reused"] == 6
 
 
@@ -152,7 +163,7 @@ def test_search_where_events_cannot_be_timed(found):
     assert each["synchronized"] > 100
     assert each["plan reused"] > 0
     assert each["plan off"] == 0
-    assert lines(each["plan waits"]) == {SIGMAS: 1}
+    assert lines(each["plan waits"]) == {SIGMAS: 1, TIMESTEP: 1, FINITE: each["plan read"]}
     assert each["search reached"]
 
 
@@ -201,8 +212,9 @@ def test_flux_in_a_pipeline(found, name, extra):
     assert each["moved"] > 1e-3
     assert each["off"] < 1e-4  # on an npu, diffusers makes its rotary tables in float32
     assert each["looked"] == (extra if name == "threshold" else 0)
-    assert each["waits"] == found["tiny_flux"]["plain waits"] + extra
-    assert sum(each["ours"].values()) == extra
+    waits = extra + each["read"] + 1  # the residuals, and the first timestep
+    assert each["waits"] == found["tiny_flux"]["plain waits"] + waits
+    assert sum(each["ours"].values()) == waits
 
 
 def test_what_the_accelerator_is_asked(found):
