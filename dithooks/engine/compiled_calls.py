@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -50,6 +50,10 @@ class CompiledCalls(ForkAware):
         self._changing: list[int] = []  # threads, each as often as it is in a change
         self._threads: weakref.WeakSet[ThreadCalls] = weakref.WeakSet()
         super().__init__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy to one without calls, as is that of a handle that was removed."""
+        return CompiledCalls, (self._compiler,)
 
     def after_fork(self) -> None:
         """Forget, in a forked child, the threads that are not there."""

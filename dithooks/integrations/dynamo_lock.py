@@ -22,6 +22,10 @@ class DynamoLock(ForkAware):
         """Do without it in a forked child, where a thread that compiles for ever may seem to hold it."""
         self._is_left_behind = True
 
+    def __reduce__(self) -> str:
+        """Stay the only one, in copies of what refers to it, too."""
+        return "DYNAMO_LOCK"
+
     def held(self) -> AbstractContextManager[object]:
         """Return what keeps the compiler from following any code meanwhile."""
         lock = self._lock()
