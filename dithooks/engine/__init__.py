@@ -4,8 +4,8 @@
    wiring is known, on every block.
 2. ``stand_in``: in a block's place in its list; runs the block on a computed step, passes it over on a reused one.
 3. ``attachment``: puts both on and takes them off (``block_range``: which blocks; ``range_settings``: by which config;
-   ``trunk_watch``: on which of several stacks, by their first calls; ``compiled_code``: what runs outside of it),
-   under one lock (``model_lock``) and to the end (``completion``).
+   ``trunk_watch``: on which of several stacks, by their first calls), under one lock (``model_lock``) and to the end
+   (``completion``); ``compiled_code``: what stays out of it, ``compiled_calls``: what waits for what there.
 4. ``range_cache``: what hooks and stand-ins call, from the transformer's call to its return.
 5. ``call``: one call of the transformer, a stage and a mode (``active_calls``: those under way in all threads).
 6. ``clock``: the step of a call, by an open scope (``sessions``, ``steps_loop``, ``requests``), by a count or a

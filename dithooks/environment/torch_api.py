@@ -58,7 +58,10 @@ else:
         """Do the same, by what each device has of its own."""
         if device == "cpu":
             return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-        module = getattr(torch, device, None)  # torch_npu's has these names; without them, PyTorch's own are meant
+        module = getattr(torch, device, None)
+        if module is None:
+            return None
+        # torch_npu's module has these names; where one has not, PyTorch's own are meant.
         is_enabled = getattr(module, "is_autocast_enabled", torch.is_autocast_enabled)
         return getattr(module, "get_autocast_dtype", torch.get_autocast_gpu_dtype)() if is_enabled() else None
 

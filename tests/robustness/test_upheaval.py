@@ -19,6 +19,7 @@ from traces import seamless
 
 import dithooks
 from dithooks import dit_cache
+from dithooks.engine import compiled_calls
 
 pytestmark = [pytest.mark.line("Concurrency"), pytest.mark.on("four blocks whose output tells their step")]
 OURS = str(Path(dithooks.__file__).parent)
@@ -197,7 +198,7 @@ class TestBesideCompiledCalls:
 
     def test_a_change_that_was_broken_off_is_waited_for_once(self, monkeypatch):
         """Ctrl-C may have come before its last line: the first call waits in vain, the others do not."""
-        monkeypatch.setattr("dithooks.engine.compiled_calls.PATIENCE", 0.02)
+        monkeypatch.setattr(compiled_calls, "PATIENCE", 0.02)
         model, cache = compiled_model()
         cache._compiled_calls._changing.append(-1)
         for _ in run_of(model, "called", tally := Counter()):
