@@ -91,6 +91,7 @@ class CallDecider(ForkAware):
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()  # a run is its session's
         self._warned: set[str] = set()
         self._is_explained = False  # a warning has said why nothing was reused
+        self._explained_calls = 0  # of runs of which a warning has said that they reused nothing, and by which policy
         self._epoch: weakref.ref[Any] | None = None  # of the latest run
         self._could_reuse, self._source = False, ""  # whether a run had two steps, and what told the latest one's
         self._not_finite: set[tuple[int, int]] = set()  # number of the run, and step
@@ -488,7 +489,6 @@ class CallDecider(ForkAware):
     def warnings_of(self, runs: Sequence[Run]) -> list[str]:
         """Return the pending warnings of runs."""
         due = [(topic, message) for run in runs for topic, message in self._warnings(run)]
-        self._is_explained = self._is_explained or any(topic.startswith("useless") for topic, _ in due)
         return [message for topic, message in due if self._claim_topic(topic)]
 
     def why_silent(self) -> str | None:
@@ -497,6 +497,8 @@ class CallDecider(ForkAware):
             return None
         records = self.log.records()
         if len(records) < LEAST_CALLS or any(record.reuse for record in records):
+            return None
+        if 2 * self._explained_calls >= len(records):
             return None
         return wording.nothing_was_ever_reused(self.name, self._source, records)
 
@@ -709,7 +711,6 @@ class CallDecider(ForkAware):
     def _warn_of(self, run: Run, over: bool = False) -> None:
         """Emit the warnings of an ended run; ``over``: it is known to have ended, not only replaced or dropped."""
         for topic, message in self._warnings(run, over):
-            self._is_explained = self._is_explained or topic.startswith("useless")
             self.warn(topic, message)
 
     def _warnings(self, run: Run, over: bool = False) -> list[tuple[str, str]]:
@@ -721,6 +722,7 @@ class CallDecider(ForkAware):
         due: list[tuple[str, str]] = []
         if not run.judged and (nothing := self._nothing_was_reused(run)):
             run.judged = True
+            self._explained_calls += run.history.calls
             due.append((f"useless in {run.steps}", nothing))
         if self.on_run_end is not None:
             warning = self.on_run_end(RunEnd(self.name, run.steps, run.most, run.schedule.steps, over))

@@ -37,6 +37,7 @@ FOUND = {  # small loops that went wrong once, and what it was in them that did 
     368: "a scheduler of one step stands still while another makes the steps",
     52557: "another pipeline begins when a scheduler has moved on to a step that no call came for",
     34327: "a scheduler of one step stands still after a run that was broken off at that step",
+    68596: "the same, with windows: each is taken for a picture of its own, which is said",
     5396: "an outer module adds much time to three prompts in any order",
     27151: "second evaluations of prompts with time added begin in the middle",
 }
