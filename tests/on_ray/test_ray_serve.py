@@ -344,7 +344,7 @@ def test_a_port_that_is_taken(port):
 def test_a_replica_that_is_lost(port):
     """Who was waiting for it gets 503, all others their picture; the service goes on."""
     until(lambda: len(stats(port)["replicas"]) == 2 or generate(port, {"prompt": "taxi", "seed": 0}).status != 200)
-    asks = [{"prompt": "taxi", "seed": seed, "num_inference_steps": 40} for seed in range(16)]
+    asks = [{"prompt": "taxi", "seed": seed, "num_inference_steps": 100} for seed in range(16)]  # long under way
     victim = stats(port)["replicas"][0]["pid"]
     with ThreadPoolExecutor(len(asks)) as clients:
         underway = [clients.submit(generate, port, ask) for ask in asks]
@@ -352,7 +352,7 @@ def test_a_replica_that_is_lost(port):
         os.kill(victim, 9)
         answers = [each.result() for each in underway]
     lost = [answer for answer in answers if answer.status != 200]
-    assert len(lost) < len(asks)  # none, where the replica had just sent what it drew
+    assert 1 <= len(lost) < len(asks)
     assert all(a.status == 503 and "the replica was lost" in a.json["detail"] for a in lost)
     assert generate(port, {"prompt": "taxi", "seed": 0}).status == 200
 
