@@ -14,8 +14,9 @@ from ..policies.interval import Interval
 from ..policies.policy import Policy
 from ..predictors.polynomial import Reuse
 from ..predictors.predictor import Predictor
-from ..validation import check_bool, check_count, located, set_field, shown
+from ..validation import check_bool, check_choice, check_count, located, set_field, shown
 from .codec import JsonFile, plain
+from .transformer_plan import PAYLOADS, Payload
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class DitCacheConfig(JsonFile):
             activations are.
         free_at_end: free residuals when a run's last step is over, if its number of steps is known. ``False``: when
             the next run begins.
+        payload: what is forecast on a reused step: ``"residual"``, of the range, or ``"output"``, of the whole
+            transformer, whose call is then left out altogether. The range then is the whole transformer
+            (``cache_block_start`` 0, no ``cache_num_blocks``), and policies that look measure its latents. The target
+            has to be a pipeline or a module that holds the transformer.
         look_at: the streams that a policy which looks decides by, named as the blocks' arguments are:
             ``("hidden_states", "audio_hidden_states")``. The one that changes most counts, relative to itself.
             ``None``: where the model returns several tensors (video and audio), the streams that become these; else
@@ -86,6 +91,7 @@ class DitCacheConfig(JsonFile):
     cache_dtype: str | None = field(default=None, kw_only=True)
     cache_device: str | None = field(default=None, kw_only=True)
     free_at_end: bool = field(default=True, kw_only=True)
+    payload: Payload = field(default="residual", kw_only=True, metadata={"written": "where given"})
     look_at: tuple[str, ...] | None = field(default=None, kw_only=True, metadata={"written": "where given"})
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True, hash=False)
 
@@ -116,6 +122,16 @@ class DitCacheConfig(JsonFile):
                 f"cache_device={shown(self.cache_device)}: there are 'cpu' and None, the activations' own"
             )
         check_bool("free_at_end", self.free_at_end)
+        check_choice("payload", self.payload, PAYLOADS)
+        if self.payload == "output" and (self.cache_block_start, self.cache_num_blocks, self.compute_last) != (
+            0,
+            None,
+            0,
+        ):
+            raise InvalidSetting(
+                "payload='output' leaves the whole transformer out: leave cache_block_start, cache_num_blocks and "
+                "compute_last out"
+            )
         if self.look_at is not None:
             set_field(self, "look_at", _streams(self.look_at))
         if self.fingerprint is not None and not isinstance(self.fingerprint, str):

@@ -51,7 +51,7 @@ class CachePlan(JsonFile):
           found by hand for a target of 1.5×, from 1 sample on CPU, 2025-01-31
     """
 
-    _schemas: ClassVar[tuple[int, ...]] = (1,)
+    _schemas: ClassVar[tuple[int, ...]] = (1, 2)  # 1: residuals, and outputs as they are
 
     pieces: tuple[TransformerPlan, ...]
     made: PlanTarget
@@ -80,6 +80,12 @@ class CachePlan(JsonFile):
                 )
         if (total := sum(piece.total for piece in self.pieces)) > self.made.blocks:
             raise InvalidSetting(f"pieces are of {total} blocks together, but made.blocks={self.made.blocks}")
+
+    @property
+    def _schema(self) -> int:
+        """Return the first schema where it has all that the plan says, so that earlier versions read the file."""
+        is_first = all(piece.payload == "residual" and piece.corrections is None for piece in self.pieces)
+        return 1 if is_first else 2
 
     @property
     def config(self) -> DitCacheConfig:
@@ -156,4 +162,4 @@ class CachePlan(JsonFile):
         )
 
 
-_UNCACHED = {"cache_num_blocks": None, "policy": Uncached(), "predictor": Reuse()}
+_UNCACHED = {"cache_num_blocks": None, "payload": "residual", "policy": Uncached(), "predictor": Reuse()}

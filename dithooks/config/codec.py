@@ -35,8 +35,13 @@ T = TypeVar("T", bound="JsonFile")
 class JsonFile:
     """A dataclass that can be written to a JSON file and read from it."""
 
-    _schemas: ClassVar[tuple[int, ...]]  # that are read; the last is written
+    _schemas: ClassVar[tuple[int, ...]]  # that are read
     _required: ClassVar[tuple[str, ...]] = ()  # fields of every file, beside those without a default
+
+    @property
+    def _schema(self) -> int:
+        """The schema that is written: the last, unless an earlier one has all that is said."""
+        return self._schemas[-1]
 
     def to_json(self) -> str:
         """A JSON object with a schema number, the class's name as its kind, and all fields.
@@ -46,7 +51,7 @@ class JsonFile:
         Raises:
             TypeError: a policy or predictor is not one of the library's own.
         """
-        head = {"schema": self._schemas[-1], "kind": type(self).__name__}
+        head = {"schema": self._schema, "kind": type(self).__name__}
         return json.dumps(head | _encode_fields(self), indent=2, allow_nan=False)
 
     @classmethod
@@ -105,8 +110,8 @@ def _encode_fields(part: Any) -> dict[str, Any]:
 
 
 def _is_written(each: Field[Any], part: Any) -> bool:
-    """Fields of later versions are left out while unset, so that earlier versions read the file."""
-    return each.metadata.get("written") != "where given" or getattr(part, each.name) is not None
+    """Fields of later versions are left out at their defaults, so that earlier versions read the file."""
+    return each.metadata.get("written") != "where given" or getattr(part, each.name) != each.default
 
 
 def _decode(value: Any, hint: Any, where: str) -> Any:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..errors import InvalidSetting, WrongType
 from ..policies.mask import Mask
 from ..predictors.fitted import Fitted
 from ..validation import check_choice, check_count, check_text, set_field, shown
+
+Payload = Literal["residual", "output"]  # what is forecast on a reused step: of the range, or of the transformer
+PAYLOADS: tuple[Payload, ...] = get_args(Payload)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class TransformerPlan:
         axis: what the times are: ``"sigma"``, ``"timestep"`` or ``"step"``.
         called: the step at which the transformer is called first, and the step after its last call: (0, 14) for the
             first of two experts. The steps outside are 1. ``None``: it is called at all steps.
+        payload: what the coefficients forecast: ``"residual"`` of the range, or ``"output"`` of the whole transformer,
+            whose call is left out; ``first`` is 0 and ``blocks`` is ``total`` then.
+        corrections: weights of each step at which the transformer's output is corrected, as in :class:`Fitted`;
+            ``None`` where it is used as it is, and for all steps if none is corrected.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.
@@ -50,6 +57,8 @@ class TransformerPlan:
     sigmas: tuple[float, ...] | None
     axis: str = "sigma"
     called: tuple[int, int] | None = None
+    payload: Payload = field(default="residual", metadata={"written": "where given"})
+    corrections: tuple[tuple[float, ...] | None, ...] | None = field(default=None, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         set_field(self, "path", check_text("path", self.path, empty=True))
@@ -66,10 +75,11 @@ class TransformerPlan:
             raise InvalidSetting(
                 f"steps={shown(self.steps)}: give 1 (computed) or 0 (reused) for each step, the first a 1"
             )
-        fitted = Fitted(self.coefficients, self.sigmas)
+        fitted = Fitted(self.coefficients, self.sigmas, self.corrections)
         set_field(self, "steps", bits)
         set_field(self, "coefficients", fitted.coefficients)
         set_field(self, "sigmas", fitted.sigmas)
+        set_field(self, "corrections", fitted.corrections)
         if len(self.coefficients) != len(bits):
             raise InvalidSetting(f"coefficients has {len(self.coefficients)} entries, but there are {len(bits)} steps")
         for step, (bit, weights) in enumerate(zip(bits, self.coefficients, strict=True)):
@@ -78,6 +88,7 @@ class TransformerPlan:
                     f"step {step} is {'computed (1), but has' if bit else 'reused (0), but has no'} coefficients"
                 )
         check_choice("axis", self.axis, ("sigma", "timestep", "step"))
+        self._check_payload()
         if self.axis == "sigma" and any(sigma < 0 for sigma in self.sigmas or ()):
             raise InvalidSetting(
                 f"sigmas={self.sigmas}: a noise level is not negative; give axis if these are other times"
@@ -94,8 +105,8 @@ class TransformerPlan:
 
     @property
     def predictor(self) -> Fitted:
-        """What to add: the coefficients, and the times they were found for."""
-        return Fitted(self.coefficients, self.sigmas)
+        """What to add: the coefficients and corrections, and the times they were found for."""
+        return Fitted(self.coefficients, self.sigmas, self.corrections)
 
     @property
     def executions(self) -> tuple[int, int]:
@@ -117,11 +128,26 @@ class TransformerPlan:
     @property
     def settings(self) -> dict[str, Any]:
         """The fields of a configuration."""
-        where = {"cache_block_start": self.first, "cache_num_blocks": self.blocks}
+        number = self.blocks if self.payload == "residual" else None
+        where: dict[str, Any] = {"cache_block_start": self.first, "cache_num_blocks": number, "payload": self.payload}
         return {**where, "policy": self.policy, "predictor": self.predictor}
 
     def _is_called(self, step: int) -> bool:
         return self.called is None or self.called[0] <= step < self.called[1]
+
+    def _check_payload(self) -> None:
+        """Refuse another range than the whole transformer with its output, and corrections of what is left out."""
+        check_choice("payload", self.payload, PAYLOADS)
+        if self.payload != "output":
+            return
+        if (self.first, self.blocks) != (0, self.total):
+            raise InvalidSetting(
+                f"payload='output' leaves the whole transformer out: first={self.first} and blocks={self.blocks} "
+                f"should be 0 and {self.total}"
+            )
+        for step, (bit, weights) in enumerate(zip(self.steps, self.corrections or (), strict=False)):
+            if not bit and weights is not None:
+                raise InvalidSetting(f"step {step} leaves the transformer out: it has coefficients, and no corrections")
 
     def _check_called(self) -> None:
         """Refuse steps that take more residuals than were computed before them."""
@@ -138,8 +164,9 @@ class TransformerPlan:
 
     def __str__(self) -> str:
         reused = len(self.steps) - sum(self.steps)
+        what = f"{self.first} … {self.first + self.blocks - 1} of {self.total}"
         return (
-            f"{self.path or 'blocks'}: {self.first} … {self.first + self.blocks - 1} of {self.total}  {self.picture}  "
+            f"{self.path or 'blocks'}: {what if self.payload == 'residual' else 'output'}  {self.picture}  "
             f"{reused} of {len(self.steps)} steps reused"
         )
 

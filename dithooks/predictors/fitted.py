@@ -30,6 +30,10 @@ class Fitted(Predictor):
         sigmas: σ of each step that the coefficients were found for, or the time in its place (``Moment.time``). They
             fit only where the step and the residuals' steps are at these times, to within 0.4 %, the rounding of
             bfloat16. ``None``: they fit at any σ.
+        corrections: for each step at which the transformer's output is corrected, the weights of the sum that takes its
+            place: of this output first, then of the outputs of the computed steps before, as the transformer returned
+            them, the newest first; ``None`` where the output is used as it is. Where they do not fit, as for
+            coefficients, the output is used as it is.
 
     Raises:
         TypeError, ValueError: not such a list, the first step is not computed, or ``sigmas`` has not one for each step.
@@ -47,26 +51,19 @@ class Fitted(Predictor):
 
     coefficients: tuple[tuple[float, ...] | None, ...]
     sigmas: tuple[float, ...] | None = field(default=None, metadata={"written": "where given"})
+    corrections: tuple[tuple[float, ...] | None, ...] | None = field(default=None, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
-        coefficients = _listed(self.coefficients)
-        given = list(coefficients) if isinstance(coefficients, Iterable) else None
-        if given is None or not all(each is None or isinstance(each, Iterable) for each in given):
-            raise WrongType(
-                f"coefficients must be None or a list of weights for each step, not {shown(self.coefficients)}"
-            )
-        if not given or given[0] is not None:
+        checked = _weights("coefficients", self.coefficients)
+        if not checked or checked[0] is not None:
             raise InvalidSetting("coefficients must begin with None: the first step is computed")
-        checked = tuple(
-            None if each is None else tuple(check_number("a coefficient", c, -float("1e30")) for c in each)
-            for each in given
-        )
         set_field(self, "coefficients", checked)
         before = 0
         for step, each in enumerate(checked):
             if each is not None and not 1 <= len(each) <= before:
                 raise InvalidSetting(f"step {step} has {len(each)} coefficients, but {before} computed steps before it")
             before += each is None
+        self._check_corrections()
         if self.sigmas is None:
             return
         sigmas = _listed(self.sigmas)
@@ -76,9 +73,30 @@ class Fitted(Predictor):
         if len(self.sigmas) != len(checked):
             raise InvalidSetting(f"sigmas has {len(self.sigmas)} entries, but coefficients has {len(checked)}")
 
+    def _check_corrections(self) -> None:
+        if self.corrections is None:
+            return
+        set_field(self, "corrections", corrections := _weights("corrections", self.corrections))
+        if len(corrections) != len(self.coefficients):
+            raise InvalidSetting(
+                f"corrections has {len(corrections)} entries, but coefficients has {len(self.coefficients)}"
+            )
+        before = 0
+        for step, (each, forecast) in enumerate(zip(corrections, self.coefficients, strict=True)):
+            if each is not None and not 1 <= len(each) <= 1 + before:
+                raise InvalidSetting(
+                    f"step {step} is corrected by {len(each)} outputs: by its own and those of the {before} computed "
+                    "steps before it, it can be"
+                )
+            before += forecast is None
+
     @cached_property
     def anchors(self) -> int:
         return max((len(each) for each in self.coefficients if each is not None), default=1)
+
+    @cached_property
+    def outputs(self) -> int:
+        return max((len(each) - 1 for each in self.corrections or () if each is not None), default=0)
 
     @property
     def needs_sigmas(self) -> bool:
@@ -91,6 +109,16 @@ class Fitted(Predictor):
             return None
         for planned, (step, time, _) in zip(self._planned_anchors[now.step], anchors, strict=False):
             if step != planned or not self._is_at(step, time):
+                return None
+        return chosen
+
+    def output_weights(self, outputs: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
+        step, time, _ = now
+        chosen = None if self.corrections is None or step >= len(self.corrections) else self.corrections[step]
+        if chosen is None or len(outputs) < len(chosen) - 1 or not self._is_at(step, time):
+            return None
+        for planned, (earlier, at, _) in zip(self._planned(step), outputs[: len(chosen) - 1], strict=False):
+            if earlier != planned or not self._is_at(earlier, at):
                 return None
         return chosen
 
@@ -133,6 +161,18 @@ class Fitted(Predictor):
     def _planned(self, step: int) -> Iterator[int]:
         """The computed steps before this one, the latest first."""
         return (earlier for earlier in range(step - 1, -1, -1) if self.coefficients[earlier] is None)
+
+
+def _weights(name: str, given: Any) -> tuple[tuple[float, ...] | None, ...]:
+    """Weights of each step, as plain numbers; ``None`` where a step has none."""
+    values = _listed(given)
+    listed = list(values) if isinstance(values, Iterable) else None
+    if listed is None or not all(each is None or isinstance(each, Iterable) for each in listed):
+        raise WrongType(f"{name} must be None or a list of weights for each step, not {shown(given)}")
+    one = f"a number in {name}" if name == "corrections" else "a coefficient"
+    return tuple(
+        None if each is None else tuple(check_number(one, weight, -float("1e30")) for weight in each) for each in listed
+    )
 
 
 def _listed(values: Any) -> Any:

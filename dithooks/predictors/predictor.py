@@ -61,6 +61,20 @@ class Predictor(ABC):
         """
 
     @property
+    def outputs(self) -> int:
+        """The number of outputs of earlier computed steps that it corrects an output with, at most."""
+        return 0
+
+    def output_weights(self, outputs: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
+        """Return the weights by which a call's output is corrected, its own first; ``None``: it is used as it is.
+
+        Args:
+            outputs: the moments of the computed steps before whose outputs are kept, the newest first.
+            now: the moment of the call, computed or with a forecast residual.
+        """
+        return None
+
+    @property
     def needs_sigmas(self) -> bool:
         """Whether the noise levels of the run are needed."""
         return self.anchors > 1
