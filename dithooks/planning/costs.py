@@ -58,7 +58,8 @@ class Savings:
 
     Args:
         total: cost of the run, in milliseconds or in block executions.
-        step: for each trace an array (ranges,): what one reused step saves, in all runs together.
+        step: for each trace an array (ranges + 1,): what one reused step saves, in all runs together; behind the
+            ranges, what the call of the whole transformer does.
     """
 
     total: float
@@ -77,7 +78,8 @@ class Savings:
             blocks = trace.block_ms if cost == "time" else np.ones(len(trace.blocks))
             before = np.concatenate([[0.0], np.cumsum(blocks)])
             calls = trace.branches * recording.runs  # of one step
-            saved.append((before[trace.ranges[:, 1] + 1] - before[trace.ranges[:, 0]]) * calls)
+            whole = max(trace.call_ms, float(before[-1])) if cost == "time" else float(before[-1])
+            saved.append(np.append(before[trace.ranges[:, 1] + 1] - before[trace.ranges[:, 0]], whole) * calls)
             total += float(blocks.sum()) * len(trace.steps) * calls
         return cls(recording.run_ms if cost == "time" else total, tuple(saved))
 

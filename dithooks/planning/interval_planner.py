@@ -193,7 +193,7 @@ class IntervalPlanner(Planner):
         for place, choice in enumerate(best.choices):
             number, trace = choice.trace, self.recording.traces[choice.trace]
             lacking = needed - self._saved([each for each in best.choices if each is not choice])
-            every = self._every(number, self._allowed(number, ()), best.variant, interval)
+            every = self._every(number, self._allowed(number, (), best.variant), best.variant, interval)
             now = self._priced(number, [self._range(choice)], best.variant, [choice.computed])[0, 0]
             order = every.costs.argsort(axis=None)
             for option in map(every.option, order[every.saved.ravel()[order] >= lacking]):
@@ -202,7 +202,7 @@ class IntervalPlanner(Planner):
                     yield self._with(best, place, another, option.cost - now)
 
     def _options(self, number: int, variant: Variant, needed: float, avoid: Sequence[Choice]) -> list[Option]:
-        every = self._every(number, self._allowed(number, avoid), variant, self._interval(needed, avoid))
+        every = self._every(number, self._allowed(number, avoid, variant), variant, self._interval(needed, avoid))
         if not every.costs.size:
             return [Option()]
         # Of tens of thousands of options keep those whose cost is below that of all that save as much or more.
@@ -211,10 +211,10 @@ class IntervalPlanner(Planner):
         kept = order[np.append(True, costs[1:] < np.minimum.accumulate(costs)[:-1])]
         return pareto_front([Option(), *map(every.option, kept)])
 
-    def _allowed(self, number: int, avoid: Sequence[Choice]) -> list[int]:
+    def _allowed(self, number: int, avoid: Sequence[Choice], variant: Variant) -> list[int]:
         trace = self.recording.traces[number]
         ends, blocks = trace.ranges.tolist(), len(trace.blocks)
-        return [r for r in super()._allowed(number, avoid) if self.within(ends[r][0], ends[r][1], blocks)]
+        return [r for r in super()._allowed(number, avoid, variant) if self.within(ends[r][0], ends[r][1], blocks)]
 
     def _every(self, number: int, allowed: Sequence[int], variant: Variant, interval: int) -> IntervalOptions:
         steps, saving = self._steps[number], self.savings.step[number]
@@ -228,7 +228,7 @@ class IntervalPlanner(Planner):
     def _interval(self, needed: float, avoid: Sequence[Choice]) -> int:
         """Return the least interval with which so much can be saved, or else the largest, which saves most."""
         saving = enumerate(self.savings.step)
-        most = [max(saved[self._allowed(number, avoid)], default=0.0) for number, saved in saving]
+        most = [max(saved[self._allowed(number, avoid, Variant())], default=0.0) for number, saved in saving]
         for interval in self._intervals:
             reused = [interval_schedule(steps[0], interval, steps).count(0) for steps in self._steps]
             if float(np.dot(most, reused)) >= needed * (1 - SLACK):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config.transformer_plan import TransformerPlan
+from ..config.transformer_plan import Payload, TransformerPlan
 from ..predictors.predictor import Moment
 from ..progress_bars import ProgressCallback
+from ..recording.noise_levels import falling_times, noise_levels
 from ..recording.recording import Floats, Recording, Trace
 from .costs import Cost, Savings, error_weights
 from .schedule_solver import Schedules
@@ -35,20 +36,29 @@ class Variant(NamedTuple):
         late_error_weight: how many times more an error at the end counts than one at the beginning. ``None``: the
             measured sensitivity counts, or else :data:`DEFAULT_LATE_ERROR_WEIGHT`.
         power: of the measured sensitivity: 1 takes it as it is, 0 weighs all steps alike.
+        payload: what is forecast: ``"residual"`` of a range, or ``"output"`` of the whole transformer.
+        space: where errors are weighed: in the ``"hidden"`` states of each range; or, for all blocks at once, in the
+            ``"output"`` that the solver is given, by how far it moves the latents.
     """
 
     anchors: int = 2
     late_error_weight: float | None = None
     power: float = 1.0
+    payload: Payload = "residual"
+    space: Literal["hidden", "output"] = "hidden"
 
 
 class Choice(NamedTuple):
-    """A range of one transformer, and its schedule: a 1 for each of the transformer's steps that computes it."""
+    """A range of one transformer, and its schedule: a 1 for each of the transformer's steps that computes it.
+
+    With the payload ``"output"``, the range is the whole transformer.
+    """
 
     trace: int
     first: int
     last: int
     computed: tuple[int, ...]
+    payload: Payload = "residual"
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ class Planner:
         recording: the recording of an uncached run.
         cost: what a block costs: ``"time"``, as measured, or ``"blocks"``, all the same.
         report: called with the number of ranges that are solved, and of all.
+        payloads: what may be forecast: the ``"output"``, too, where it was recorded and the call can be left out.
     """
 
     # The variants to try: without a measured sensitivity, weights of late errors; with one, powers of it, as it was
@@ -98,6 +109,7 @@ class Planner:
     recording: Recording
     cost: Cost = "time"
     report: ProgressCallback = lambda stage, done, total: None
+    payloads: tuple[Payload, ...] = ("residual",)
     _solved: dict[tuple[int, Variant, int], Floats] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[int, Variant, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
 
@@ -174,11 +186,17 @@ class Planner:
             sigmas=tuple(times),
             axis=trace.axis,
             called=None if called == (0, recording.steps) else called,
+            payload=choice.payload,
         )
 
     def _coefficients(self, choice: Choice, variant: Variant, moments: Sequence[Moment]) -> Coefficients:
         """Return the fitted weights of each reused step."""
-        gram = self.recording.traces[choice.trace].gram(choice.first, choice.last)
+        trace, solver = self.recording.traces[choice.trace], self.recording.solver
+        if choice.payload == "output":
+            assert solver is not None
+            gram = solver.gram[np.ix_(trace.steps, trace.steps)]
+        else:
+            gram = trace.gram(choice.first, choice.last)
         return fit(gram, moments, choice.computed, variant.anchors).coefficients
 
     def error_weights(self, trace: Trace, variant: Variant) -> Floats:
@@ -188,12 +206,24 @@ class Planner:
             return error_weights(trace, steps, variant.late_error_weight or DEFAULT_LATE_ERROR_WEIGHT)
         return error_weights(trace, steps, DEFAULT_LATE_ERROR_WEIGHT, [gain**variant.power for gain in measured])
 
+    def _late_weights(self, trace: Trace, variant: Variant) -> Floats:
+        """Return (T,): how many times more an error of each step counts than one at the beginning."""
+        weight = variant.late_error_weight or DEFAULT_LATE_ERROR_WEIGHT
+        levels = noise_levels(falling_times(trace, self.recording.steps), trace.axis, self.recording.steps)
+        late: Floats = weight**-levels
+        return late
+
     @property
     def variants(self) -> list[Variant]:
         """The variants to try, the likeliest to be best first."""
-        if self.recording.sensitivity is None:
-            return [Variant(2, weight) for weight in self.LATE_ERROR_WEIGHTS]
-        return [Variant(2, None, power) for power in self.POWERS]
+        weights = self.LATE_ERROR_WEIGHTS
+        priced = [Variant(2, weight) for weight in weights]
+        if self.recording.sensitivity is not None:
+            priced = [Variant(2, None, power) for power in self.POWERS]
+        if "output" not in self.payloads:
+            return priced
+        first, outputs = priced[0], Variant(3, weights[0], payload="output", space="output")
+        return [first._replace(anchors=3, payload="output"), first, outputs]
 
     def _feasible(self, variant: Variant) -> Variant:
         if variant.late_error_weight is None and self.recording.sensitivity is None:
@@ -205,7 +235,7 @@ class Planner:
         """Return the Pareto front of one transformer's options; the first one caches nothing."""
         trace, saving = self.recording.traces[number], self.savings.step[number]
         steps, alone = len(trace.steps), len(self.recording.traces) == 1
-        allowed = self._allowed(number, avoid)
+        allowed = self._allowed(number, avoid, variant)
         if not allowed:
             return [Option()]
         most = dict.fromkeys(allowed, steps - 1)  # refreshes; a range that is computed at all steps saves nothing
@@ -218,11 +248,15 @@ class Planner:
             most = self._promising(number, variant, most, enough)
         return pareto_front([Option(), *self._all_options(number, variant, most, enough)])
 
-    def _allowed(self, number: int, avoid: Sequence[Choice]) -> list[int]:
+    def _allowed(self, number: int, avoid: Sequence[Choice], variant: Variant) -> list[int]:
         """Return the numbers of the ranges that save something, without those to avoid; none for a single step."""
         trace, saving = self.recording.traces[number], self.savings.step[number]
         if len(trace.steps) < 2:
             return []
+        if "output" in (variant.space, variant.payload):
+            whole = self._whole(number, variant)
+            is_avoided = any(each.trace == number and each.payload == variant.payload for each in avoid)
+            return [] if whole is None or is_avoided else [whole]
         return [r for r, pair in enumerate(trace.ranges) if saving[r] > 0 and not is_near(pair, avoid, number, trace)]
 
     def _all_options(self, number: int, variant: Variant, most: dict[int, int], enough: bool) -> list[Option]:
@@ -259,22 +293,45 @@ class Planner:
         return costs
 
     def _schedules(self, number: int, ranges: Sequence[int], variant: Variant) -> Schedules:
-        trace = self.recording.traces[number]
-        chosen = list(ranges)
+        trace, solver = self.recording.traces[number], self.recording.solver
+        if variant.space == "output" and solver is not None:
+            gram = solver.gram[np.ix_(trace.steps, trace.steps)]
+            moved = self._late_weights(trace, variant) * np.abs(solver.gains[trace.steps])
+            return Schedules(gram[None], trace.times, moved[None], variant.anchors, gamma=2.0)
+        every = self._all_blocks(trace)
+        chosen = [every if each == len(trace.ranges) and every is not None else each for each in ranges]
         weights = self.error_weights(trace, variant)[chosen]
         return Schedules(trace.grams[chosen], trace.times, weights, variant.anchors, gamma=2.0)
 
     def _choice(self, number: int, option: Option, variant: Variant) -> Choice:
-        first, last = (int(block) for block in self.recording.traces[number].ranges[option.range])
+        trace = self.recording.traces[number]
+        is_output = option.range == len(trace.ranges)
+        first, last = (0, len(trace.blocks) - 1) if is_output else (int(block) for block in trace.ranges[option.range])
+        payload: Payload = "output" if is_output else "residual"
         if option.computed:
-            return Choice(number, first, last, option.computed)
+            return Choice(number, first, last, option.computed, payload)
         key = number, variant, option.range, option.refreshes
         if key not in self._chosen:
             self._chosen[key] = self._schedules(number, [option.range], variant).best(option.refreshes)
-        return Choice(number, first, last, self._chosen[key])
+        return Choice(number, first, last, self._chosen[key], payload)
+
+    def _whole(self, number: int, variant: Variant) -> int | None:
+        """Return the number of the range of all blocks, or one more than those of ranges for the output's payload."""
+        trace = self.recording.traces[number]
+        every = self._all_blocks(trace)
+        if self.recording.solver is None or (variant.space == "hidden" and every is None):
+            return None
+        return len(trace.ranges) if variant.payload == "output" else every
+
+    def _all_blocks(self, trace: Trace) -> int | None:
+        """Return the number of the range of all blocks; ``None``: the wiring does not allow it."""
+        found = np.flatnonzero((trace.ranges == (0, len(trace.blocks) - 1)).all(axis=1))
+        return int(found[0]) if len(found) else None
 
     def _range(self, choice: Choice) -> int:
         ranges = self.recording.traces[choice.trace].ranges
+        if choice.payload == "output":
+            return len(ranges)
         return int(np.flatnonzero((ranges == (choice.first, choice.last)).all(axis=1))[0])
 
 
@@ -287,7 +344,9 @@ def is_near(pair: NDArray[np.int64], avoid: Sequence[Choice], number: int, trace
     """Whether a range is one to avoid, or nearly the same as one."""
     near = max(1, len(trace.blocks) // 10)
     return any(
-        choice.trace == number and abs(choice.first - int(pair[0])) + abs(choice.last - int(pair[1])) < near
+        choice.trace == number
+        and choice.payload == "residual"
+        and abs(choice.first - int(pair[0])) + abs(choice.last - int(pair[1])) < near
         for choice in avoid
     )
 

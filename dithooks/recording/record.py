@@ -21,9 +21,11 @@ from ..errors import InvalidSetting, WrongType
 from ..progress_bars import ProgressCallback
 from ..validation import check_count, check_number, shown
 from .input_check import same_inputs
-from .recorder import Recorder
+from .recorder import STEPS, Recorder
 from .recording import Recording
 from .sensitivity import sensitivity
+from .solver_trace import SolverRecorder
+from .solver_watch import can_be_watched, watched_solver
 
 MEMORY = 450_000_000  # bytes of samples, of one run: FLUX at 1024², 50 steps: 12 tokens of 4608 at 58 boundaries
 
@@ -95,12 +97,12 @@ def record(
     pipe = target.target if isinstance(target, BlockAdapter) else target
     scheduler_now = scheduler_of(pipe, scheduler)
     recorders = [Recorder(chain, scheduler_now, num_inference_steps, memory, share) for chain in chains]
-    results, taken = _recorded(run, pipe, recorders, report)
+    results, taken, solver = _recorded(run, pipe, recorders, report, scheduler_now())
     driven = [recorder.driven() for recorder in recorders]
     if any(driven):  # once more, now that the loop's blocks are known
         fresh = [Recorder(chain, scheduler_now, num_inference_steps, memory, share) for chain in chains]
         recorders = [old if by_hand else new for old, new, by_hand in zip(recorders, fresh, driven, strict=True)]
-        results, taken = _recorded(run, pipe, recorders, report)
+        results, taken, solver = _recorded(run, pipe, recorders, report, scheduler_now())
     called = [recorder for recorder in recorders if recorder.calls]
     if not called:
         raise InvalidSetting("run made no step of the target: it is given the pipeline, and has to call it")
@@ -123,7 +125,18 @@ def record(
     )
     spent = sum(recorder.spent_ms for recorder in called)
     samples, runs = first.rows, first.tally.runs
-    recording = Recording(traces, made, first.schedule.sigmas, samples, runs, taken - spent, taken, results)
+    recording = Recording(
+        traces,
+        made,
+        first.schedule.sigmas,
+        samples,
+        runs,
+        taken - spent,
+        taken,
+        results,
+        solver=solver.trace(steps),
+        unsolved=solver.reason,
+    )
     if not probe:
         return recording
 
@@ -142,10 +155,26 @@ def record(
 
 
 def _recorded(
-    run: Callable[[Any], Any], pipe: Any, recorders: Sequence[Recorder], report: ProgressCallback | None
-) -> tuple[Any, float]:
-    """Make a run with the recorders' hooks; return its results, and the milliseconds that it took."""
+    run: Callable[[Any], Any],
+    pipe: Any,
+    recorders: Sequence[Recorder],
+    report: ProgressCallback | None,
+    scheduler: Any,
+) -> tuple[Any, float, SolverRecorder]:
+    """Make a run with the recorders' hooks; return its results, its milliseconds, and what the scheduler was given."""
+    latest: list[tuple[int, int]] = []
+    solver = SolverRecorder(lambda: latest[-1] if latest else None, recorders[0].expected or STEPS)
+
+    def note(run: int, step: int) -> None:
+        latest[:] = [(run, step)]
+
     with ExitStack() as stack:
+        for recorder in recorders:
+            recorder.on_call = note
+        if scheduler is None or not can_be_watched(scheduler):
+            solver.reason = "there is none whose step() takes an output and a sample"
+        else:
+            stack.enter_context(watched_solver(scheduler, solver))
         if any(is_compiled(recorder.chain) for recorder in recorders):
             stack.enter_context(eagerly())
         for recorder in recorders:
@@ -154,4 +183,4 @@ def _recorded(
         results = run(pipe)
         for recorder in recorders:
             recorder.stopwatch.wait()
-        return results, (time.perf_counter() - begun) * 1e3
+        return results, (time.perf_counter() - begun) * 1e3, solver

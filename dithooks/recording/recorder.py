@@ -73,6 +73,7 @@ class Recorder:
         self.stopwatch, self.tally = Stopwatch(chain.owner), GramTotals(chain.name)
         self.schedule, self.size, self.rows, self.calls = Schedule(), tuple[int, ...](), 0, 0
         self.sequence: list[CallPosition] = []  # of all calls
+        self.on_call: Callable[[int, int], None] = lambda run, step: None  # is told of each call
         self._watched = InputSamples(chain.owner)
         self._observed, self._names = observed_blocks(chain), parameter_names(chain.owner)
         log = DecisionLog(chain.name, len(self._observed), len(self._observed))
@@ -192,6 +193,7 @@ class Recorder:
         second = not self._watched.second and call.moment.step != self._first_step
         self._watched.note(arguments, second)
         self.sequence.append(CallPosition(call.run.number, call.moment.step, number))
+        self.on_call(call.run.number, call.moment.step)
         if key not in self._points:
             self._observe(key, args, kwargs)
         former = self._branches.setdefault(number, (key, Sampled(self._points[key])))

@@ -17,6 +17,7 @@ from ..errors import InvalidSetting, WrongType
 from ..storage.archive import read_arrays
 from ..storage.replacement import replacing
 from ..validation import check_choice, check_count, check_number, check_text, shown
+from .solver_trace import SolverTrace
 
 Floats = NDArray[np.float64]  # on the host: what counts are small differences of large products
 SCHEMA = 1
@@ -92,6 +93,8 @@ class Recording:
         results: results of the user's callable; they are not saved.
         sensitivity: for each step of the schedule, how much of an error made there remains at the end, relative to the
             other steps (:mod:`.sensitivity`); ``None``: not measured.
+        solver: what the scheduler was given and has returned at each step; ``None``: there is none that can be watched.
+        unsolved: why there is none.
 
     Example:
         >>> import torch
@@ -121,6 +124,8 @@ class Recording:
     recorded_ms: float
     results: Any = field(default=None, repr=False)
     sensitivity: tuple[float, ...] | None = None
+    solver: SolverTrace | None = field(default=None, repr=False)
+    unsolved: str = ""
 
     @property
     def steps(self) -> int:
@@ -137,6 +142,10 @@ class Recording:
         head |= {name: getattr(self, name) for name in (*_NUMBERS, "sensitivity")}
         head["traces"] = [{name: getattr(trace, name) for name in _PLAIN} for trace in self.traces]
         arrays = {f"{n}.{name}": getattr(trace, name) for n, trace in enumerate(self.traces) for name in _ARRAYS}
+        arrays |= (
+            {} if self.solver is None else {f"solver.{name}": getattr(self.solver, name) for name in SOLVER_ARRAYS}
+        )
+        head |= {"unsolved": self.unsolved, "is_solved": self.solver is not None}
         arrays |= {f"{n}.inputs.{name}": a for n, trace in enumerate(self.traces) for name, a in trace.inputs.items()}
         with replacing(path) as draft, draft.open("wb") as file:  # given a name, NumPy would add an ending to it
             np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
@@ -186,7 +195,10 @@ class Recording:
             "sigmas": _series("sigmas", head["sigmas"], made.steps, -LARGEST_NUMBER),
             "sensitivity": _series("sensitivity", head.get("sensitivity"), made.steps, 0, strictly=True),
         }  # the latter is not in files of earlier versions
-        return cls(tuple(traces), made, **{name: head[name] for name in _NUMBERS}, **series)
+        solver = _read_solver(stored, made.steps) if head.get("is_solved") is True else None
+        unsolved = check_text("unsolved", head.get("unsolved", ""), empty=True)
+        numbers = {name: head[name] for name in _NUMBERS}
+        return cls(tuple(traces), made, **numbers, **series, solver=solver, unsolved=unsolved)
 
 
 def _listed(name: str, value: Any) -> list[Any]:
@@ -208,7 +220,7 @@ def _series(name: str, values: Any, steps: int, least: float, strictly: bool = F
 
 def _numbers(where: str, array: NDArray[Any]) -> NDArray[Any]:
     """An array with numbers of this library's dtypes, all of them finite."""
-    whole = where.endswith((": ranges", ": steps"))
+    whole = where.endswith((": ranges", ": steps", ": places"))
     if array.dtype.kind not in ("iu" if whole else "iuf"):
         raise InvalidSetting(f"{where} is of {array.dtype}, and should be of {'whole ' * whole}numbers")
     with np.errstate(over="ignore"):
@@ -216,6 +228,23 @@ def _numbers(where: str, array: NDArray[Any]) -> NDArray[Any]:
     if not (np.abs(numbers) <= LARGEST_NUMBER).all():  # nor is NaN
         raise InvalidSetting(f"{where} has numbers that are not finite, or beyond {LARGEST_NUMBER:g}")
     return numbers
+
+
+def _read_solver(stored: dict[str, Any], steps: int) -> SolverTrace:
+    """The solver's steps; files of earlier versions have none."""
+    arrays: dict[str, Any] = {name: _numbers(f"solver: {name}", stored[f"solver.{name}"]) for name in SOLVER_ARRAYS}
+    outputs, places = arrays["outputs"], arrays["places"]
+    if outputs.ndim != 3 or not outputs.size:
+        raise InvalidSetting(f"solver: outputs is of shape {outputs.shape}, and should be (steps, pictures, numbers)")
+    shapes = {"outputs": (steps, *outputs.shape[1:]), "latents": outputs.shape, "gains": (steps,)}
+    for name, shape in (shapes | {"places": outputs.shape[2:]}).items():
+        if arrays[name].shape != shape:
+            raise InvalidSetting(f"solver: {name} is of shape {arrays[name].shape}, and should be {shape}")
+    if (places < 0).any() or (np.diff(places) <= 0).any():
+        raise InvalidSetting("solver: places must rise, from 0 on")
+    for name in ("outputs", "latents"):
+        arrays[name] = arrays[name].astype(np.float32)
+    return SolverTrace(**arrays)
 
 
 def _check(trace: Trace, where: str, total: int) -> None:
@@ -254,5 +283,6 @@ def _check(trace: Trace, where: str, total: int) -> None:
             raise InvalidSetting(f"{where}: inputs[{shown(name)}] is of {array.dtype}, and should be of numbers")
 
 
+SOLVER_ARRAYS = ("outputs", "latents", "gains", "places")
 _NUMBERS = ("samples", "runs", "run_ms", "recorded_ms")
 _PLAIN = ("path", "blocks", "axis", "branches", "call_ms", "share", "second", "calls")

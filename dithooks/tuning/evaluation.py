@@ -1,22 +1,43 @@
-"""One plan, run for real: how fast it is, and how close its pictures are to those without a cache."""
+"""One plan, run once: with its weights as they are, or fitted meanwhile."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..blocks.adapter import BlockAdapter
 from ..blocks.discovery import Blocks
 from ..config.cache_plan import CachePlan
+from ..engine.clock import scheduler_of
 from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
-from ..handle import dit_cache
+from ..handle import CacheHandle, dit_cache
 from ..recording.image_metrics import Score, compare, samples_of
+from ..recording.solver_trace import SolverTrace
+from ..recording.solver_watch import can_be_watched, watched_solver
+from .closed_loop import ClosedLoop, Floats
 from .timed_run import TimedRun
+
+Objective = Literal["mean", "worst", "both"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+ANCHORS = 3  # outputs that an output is made of
+HALVED = 4  # pictures, from which on some are left out of the fit
+
+
+class Fit(Enum):
+    """Whether a run of a plan also fits its weights."""
+
+    NONE = "they are as they are"
+    HALF = "they are fitted on every second picture, and the others show how good they are"
+    ALL = "they are fitted on all pictures"
 
 
 @dataclass(frozen=True)
@@ -30,6 +51,7 @@ class Evaluation:
         score: distance of the pictures from those of the uncached run; ``None``: the plan could not be run.
         blocks: block executions of the run, over those of the uncached run.
         failure: why the plan could not be run; empty if it could.
+        fit: whether the plan's weights were fitted in this run, and on which pictures.
     """
 
     plan: CachePlan
@@ -38,11 +60,22 @@ class Evaluation:
     score: Score | None
     blocks: float
     failure: str = ""
+    fit: Fit = Fit.NONE
+
+    def merit(self, objective: Objective) -> float | None:
+        """Return what plans are chosen by: the mean PSNR, that of the worst picture, or half of both."""
+        if self.score is None or self.psnr is None:
+            return None
+        return {"mean": self.psnr, "worst": self.score.worst, "both": (self.psnr + self.score.worst) / 2}[objective]
 
     @property
     def psnr(self) -> float | None:
-        """PSNR in dB, by which plans are chosen; ``None``: the plan failed, or its pictures are not finite."""
+        """PSNR in dB, the mean over the pictures; ``None``: the plan failed, or its pictures are not finite."""
         return None if self.score is None or self.score.psnr == -math.inf else self.score.psnr
+
+
+def _as_here(weights: Floats) -> Floats:
+    return weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +90,9 @@ class Evaluator:
         executions: block executions of the uncached run.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
+        solver: the solver's steps of the uncached run; ``None``: weights cannot be fitted in a run.
+        fit: whether the weights of plans are fitted while they are run.
+        agreed: makes weights the same on all ranks that run a plan together.
     """
 
     target: object
@@ -66,6 +102,9 @@ class Evaluator:
     executions: float
     blocks: Blocks = None
     scheduler: object = None
+    solver: SolverTrace | None = None
+    fit: Fit = Fit.NONE
+    agreed: Callable[[Floats], Floats] = _as_here
 
     def __call__(self, plan: CachePlan) -> Evaluation:
         """Run a plan once. The cache is off again when this returns or raises.
@@ -74,22 +113,57 @@ class Evaluator:
             ValueError: the run makes no step of the target.
             Exception: what ``run`` raises, but for a wiring error or lack of memory: then the evaluation has failed.
         """
-        with warnings.catch_warnings():
+        loop = self._loop(plan)
+        with warnings.catch_warnings(), ExitStack() as stack:
             warnings.simplefilter("ignore", UserWarning)  # whoever uses the plan gets its warnings
-            handle = dit_cache(self.target, plan, blocks=self.blocks, scheduler=self.scheduler)
+            shown = {} if loop is None else {"on_decision": loop.note}
+            planned = plan if loop is None else loop.bare
+            handle: CacheHandle = dit_cache(
+                self.target,
+                planned,
+                blocks=self.blocks,
+                scheduler=self.scheduler,
+                **shown,  # type: ignore[arg-type]
+            )
+            stack.callback(handle.remove)
+            if loop is not None:
+                stack.enter_context(watched_solver(self._scheduler(), loop))
             try:
                 results, seconds = self.timed_run(self.target)
                 stats = handle.stats
             except (WiringError, OutOfMemoryError) as error:
                 return Evaluation(plan, 0.0, 0.0, None, 0.0, f"{type(error).__name__}: {error}")
-            finally:
-                handle.remove()
         if not stats.calls:
             raise InvalidSetting(
                 "run made no step of the target: it has to draw with the one that it is given, and refer to no other"
             )
-        score = None if self.reference is None else compare(samples_of(results), self.reference)
         skipped = stats.blocks_total - stats.blocks_run  # of a transformer that stays uncached, nothing is counted
         share = 1.0 - skipped / self.executions
+        if loop is not None and loop.error is not None:  # of no use: what it drew is of no plan's weights
+            plain = replace(self, fit=Fit.NONE)(plan)
+            return replace(plain, blocks=plain.blocks + share)
+        score = None if self.reference is None else self._score(samples_of(results), loop)
         speedup = 1.0 / share if self.seconds is None else self.seconds / seconds
-        return Evaluation(plan, seconds, speedup, score, share)
+        fitted = plan if loop is None else loop.fitted()
+        return Evaluation(fitted, seconds, speedup, score, share, fit=Fit.NONE if loop is None else self.fit)
+
+    def _loop(self, plan: CachePlan) -> ClosedLoop | None:
+        """Return what fits the plan's weights; ``None``: they are to stay, or the solver cannot be watched."""
+        if self.fit is Fit.NONE or self.solver is None or not can_be_watched(self._scheduler()):
+            return None
+        pictures = self.solver.outputs.shape[1]
+        some = np.arange(pictures) % 2 == 0 if self.fit is Fit.HALF and pictures >= HALVED else None
+        return ClosedLoop(plan, self.solver, ANCHORS, some, self.agreed)
+
+    def _scheduler(self) -> Any:
+        pipe = self.target.pipe if isinstance(self.target, BlockAdapter) else self.target
+        return scheduler_of(pipe, self.scheduler)()
+
+    def _score(self, samples: Sequence[NDArray[np.float32]], loop: ClosedLoop | None) -> Score:
+        """Compare the pictures that took no part in the fit, where some did and it is known which."""
+        assert self.reference is not None
+        some = None if loop is None else loop.fitted_on
+        if some is None or len(some) != len(samples) or len(samples) != len(self.reference):
+            return compare(samples, self.reference)
+        others = np.flatnonzero(~some)
+        return compare([samples[number] for number in others], [self.reference[number] for number in others])

@@ -1,0 +1,157 @@
+"""What the solver was given at each step of a recorded run, and the latents that it made of that: samples of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import RunMismatch
+from .solver_watch import SolverCall
+
+NUMBERS = 8192  # kept of each picture: for the few weights of a step, they say as much as all of them
+MOST = 2**24  # numbers of a whole recording
+AFFINE = 0.02  # of what an output does to the latents, that may not go with it: rounding does not reach that
+Samples = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+
+def places_of(numbers: int, pictures: int = 1, steps: int = 1) -> NDArray[np.int64]:
+    """Return the places of the numbers that are kept of each picture: drawn at random, always the same ones.
+
+    Args:
+        numbers: of a picture.
+        pictures: of the run.
+        steps: of the run.
+    """
+    most = max(1, min(NUMBERS, MOST // max(pictures * steps, 1)))
+    if numbers <= most:
+        return np.arange(numbers)
+    return np.sort(np.random.default_rng(0).choice(numbers, most, replace=False))
+
+
+def taken(tensor: Tensor, places: NDArray[np.int64]) -> Samples:
+    """Return the numbers at some places of each picture, (pictures, places), on the host."""
+    flat = tensor.detach().reshape(len(tensor), -1)
+    chosen = flat[:, torch.from_numpy(places).to(flat.device)] if len(places) < flat.shape[1] else flat
+    sample: Samples = chosen.float().cpu().numpy().copy()
+    return sample
+
+
+class Response(NamedTuple):
+    """How a solver's step answers to the output of the model: following = ``still`` + ``gain``·output.
+
+    Args:
+        gain: B of the step.
+        still: the latents that would follow on an output of zeros, at the places that are kept.
+        misfit: share of the answer that does not go with the output; 0 for a step that is affine in it.
+    """
+
+    gain: float
+    still: Samples
+    misfit: float
+
+
+def response_of(call: SolverCall, output: Tensor, places: NDArray[np.int64]) -> Response:
+    """Find out, by two dry calls, how the latents that follow depend on the output of the model."""
+    still = taken(call.dry(torch.zeros_like(output)), places)
+    moved = taken(call.dry(output), places) - still
+    given = taken(output, places).astype(np.float64)
+    square = float((given * given).sum())
+    gain = float((moved * given).sum()) / square if square else 0.0
+    size = float(np.linalg.norm(moved))
+    misfit = float(np.linalg.norm(moved - gain * given)) / size if size else 0.0
+    return Response(gain, still, misfit)
+
+
+@dataclass(frozen=True, eq=False)
+class SolverTrace:
+    """The solver's steps of a recorded run, with T steps, S pictures and D numbers kept of each.
+
+    Args:
+        outputs: (T, S, D), what the solver was given: the outputs of the model, guided.
+        latents: (T, S, D), what it returned: the latents of the next step.
+        gains: (T,), B of each step: the latents that follow are A + B·output.
+        places: (D,), of the numbers that are kept, in a picture's latents.
+    """
+
+    outputs: Samples
+    latents: Samples
+    gains: Floats
+    places: NDArray[np.int64]
+
+    @property
+    def gram(self) -> Floats:
+        """(T, T), ⟨g_s, g_t⟩ of the outputs, summed over the pictures."""
+        flat = self.outputs.reshape(len(self.outputs), -1).astype(np.float64)
+        gram: Floats = flat @ flat.T
+        return gram
+
+
+class SolverRecorder:
+    """Records a solver's steps.
+
+    Args:
+        now: returns the number of the run and the step of the transformer's latest call.
+        steps: of a run, as far as known.
+    """
+
+    def __init__(self, now: Callable[[], tuple[int, int] | None], steps: int) -> None:
+        self._now, self._steps = now, steps
+        self._places: NDArray[np.int64] | None = None
+        self._numbers = 0
+        self._runs: dict[int, dict[int, tuple[Samples, Samples]]] = {}
+        self._gains: dict[int, list[float]] = {}
+        self._output: Samples | None = None
+        self._failed = False
+        self.reason = "its step() is not called"
+
+    def before(self, call: SolverCall) -> None:
+        now = self._now()
+        if now is None or self._failed:
+            return
+        numbers = call.output[0].numel()
+        if self._places is None:
+            self._numbers, self._places = numbers, places_of(numbers, len(call.output), self._steps)
+        if numbers != self._numbers:
+            raise RunMismatch(f"the solver is given latents of {numbers} numbers, and of {self._numbers} before")
+        answer = response_of(call, call.output, self._places)
+        if answer.misfit > AFFINE:
+            raise RunMismatch(
+                f"at step {now[1]}, what the scheduler returns does not go with the model's output: {answer.misfit:.1%}"
+            )
+        self._gains.setdefault(now[1], []).append(answer.gain)
+        self._output = taken(call.output, self._places)
+
+    def after(self, call: SolverCall, following: Tensor) -> None:
+        now, output, self._output = self._now(), self._output, None
+        if now is None or output is None or self._places is None:
+            return
+        run = self._runs.setdefault(now[0], {})
+        if now[1] in run:
+            raise RunMismatch(f"the scheduler makes several steps at step {now[1]}")
+        run[now[1]] = output, taken(following, self._places)
+
+    def fails(self, error: Exception) -> None:
+        self._failed, self.reason = True, f"{type(error).__name__}: {error}"
+
+    def trace(self, steps: int) -> SolverTrace | None:
+        """Return what was recorded of runs of so many steps; ``None``: its steps are others, as ``reason`` says."""
+        runs = list(self._runs.values())
+        if not runs or self._failed:
+            return None
+        if any(sorted(run) != list(range(steps)) for run in runs):
+            self.reason = f"it does not make one step at each of the {steps} of the run"
+            return None
+        outputs, latents = (
+            np.stack([np.concatenate([run[step][part] for run in runs]) for step in range(steps)]) for part in (0, 1)
+        )
+        gains = np.array([float(np.mean(self._gains[step])) for step in range(steps)])
+        assert self._places is not None
+        self.reason = ""
+        return SolverTrace(outputs, latents, gains, self._places)
