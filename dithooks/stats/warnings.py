@@ -14,6 +14,7 @@ worded by                               when                                    
 :func:`gradients_are_enabled`           a call has gradients enabled                         the engine
 :func:`ranks_have_diverged`             the ranks of a process group did different things    the engine
 :func:`coefficients_are_missing`        a predictor was not fitted for the computed steps    the engine
+:func:`output_is_not_corrected`         an output's correction was fitted to other steps     the engine
 :func:`argument_may_be_written`         a first residual cannot be tested                    the engine
 :func:`model_is_not_finite`             computed calls give NaN, at more than one step       the engine
 :func:`another_cache_is_at_work`        another library's cache was enabled since attaching  the engine
@@ -158,6 +159,14 @@ def coefficients_are_missing(name: str, step: int, computed: Sequence[int], pred
     return (
         f"{name}: step {step} follows computed steps {list(computed)}, for which {type(predictor).__name__} has no "
         f"coefficients: {instead}"
+    )
+
+
+def output_is_not_corrected(name: str, step: int, computed: Sequence[int]) -> str:
+    """Word that a predictor corrects the output of a step, but not as it was made, or not by the outputs at hand."""
+    return (
+        f"{name}: the output of step {step} is used as it is: its correction was found for other computed steps than "
+        f"those whose outputs are at hand ({', '.join(map(str, computed)) or 'none'}), or for outputs of another form"
     )
 
 
