@@ -20,8 +20,8 @@ from .decider import CallDecider
 class OutputCorrection:
     """The correction of one transformer's outputs, by the weights of a predictor.
 
-    Example: with the weights (1.2, -0.2) at step 3, the pipeline is given 1.2 times what the transformer returned there,
-    less 0.2 times what it returned at the computed step before.
+    Example: with the weights (1.2, -0.2) at step 3, the pipeline is given 1.2 times what the transformer returns
+    there, less 0.2 times what it returned at the computed step before.
 
     Args:
         decider: the decider of the calls.

@@ -690,6 +690,8 @@ class RangeCache:
                 return state.call
         else:
             moved = self._after_call(before)
+            if self.correction is not None and not state.transformer_was_called:
+                self.decider.warn("unfitted", wording.output_is_not_seen(self.decider.name))
             if self.passes_are_calls and state.transformer_was_called:
                 state.passes += (before,)
             elif self.unverified and state.transformer_was_called:

@@ -15,6 +15,7 @@ worded by                               when                                    
 :func:`ranks_have_diverged`             the ranks of a process group did different things    the engine
 :func:`coefficients_are_missing`        a predictor was not fitted for the computed steps    the engine
 :func:`output_is_not_corrected`         an output's correction was fitted to other steps     the engine
+:func:`output_is_not_seen`              an output is to be corrected, and only blocks run    the engine
 :func:`argument_may_be_written`         a first residual cannot be tested                    the engine
 :func:`model_is_not_finite`             computed calls give NaN, at more than one step       the engine
 :func:`another_cache_is_at_work`        another library's cache was enabled since attaching  the engine
@@ -167,6 +168,14 @@ def output_is_not_corrected(name: str, step: int, computed: Sequence[int]) -> st
     return (
         f"{name}: the output of step {step} is used as it is: its correction was found for other computed steps than "
         f"those whose outputs are at hand ({', '.join(map(str, computed)) or 'none'}), or for outputs of another form"
+    )
+
+
+def output_is_not_seen(name: str) -> str:
+    """Word that blocks run without their transformer's call, so that its output cannot be corrected."""
+    return (
+        f"{name}: its output is not corrected as planned, as the blocks run without a call of the model. Call the "
+        "model itself, or name the method that is called in its place: dit_cache(..., method=...)"
     )
 
 
