@@ -165,9 +165,10 @@ def coefficients_are_missing(name: str, step: int, computed: Sequence[int], pred
 
 def output_is_not_corrected(name: str, step: int, computed: Sequence[int]) -> str:
     """Word that a predictor corrects the output of a step, but not as it was made, or not by the outputs at hand."""
+    at_hand = f"those of steps {list(computed)}" if computed else "none"
     return (
-        f"{name}: the output of step {step} is used as it is: its correction was found for other computed steps than "
-        f"those whose outputs are at hand ({', '.join(map(str, computed)) or 'none'}), or for outputs of another form"
+        f"{name}: the output of step {step} is used as it is: its correction was found for other noise levels, or for "
+        f"other outputs than are at hand ({at_hand})"
     )
 
 
