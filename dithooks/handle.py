@@ -18,7 +18,7 @@ from .blocks.module_paths import dtype_of, enclosing_modules, modules_of
 from .blocks.registry import chains_of
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
-from .engine.attachment import Attachment, check, is_compiled, prepare
+from .engine.attachment import Attachment, check, check_corrections, is_compiled, prepare
 from .engine.clock import UNTOLD, StepTelling, scheduler_of
 from .engine.compiled_calls import CompiledCalls
 from .engine.completion import complete
@@ -332,6 +332,7 @@ class CacheHandle:
                 "search a new one, or take the numbers over with dataclasses.replace(config, fingerprint=None)"
             )
         useful = [(chain, own) for chain, own in chains if not own.when.never_reuses]
+        check_corrections(useful, [attached.cache for attached in self._attached])
         prepared = [self._prepare(chain, own) for chain, own in useful]
         deciders = [attached.cache.decider for attached in prepared]
         for attached in prepared:
