@@ -14,21 +14,27 @@ from torch import nn
 from .blocks.adapter import BlockAdapter
 from .blocks.block_lists import Chain, fingerprint
 from .blocks.discovery import Blocks
-from .blocks.module_paths import dtype_of, enclosing_modules, modules_of
-from .blocks.registry import chains_of
+from .blocks.module_paths import dtype_of, modules_of
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
-from .engine.attachment import Attachment, check, check_corrections, is_compiled, prepare
+from .engine.attachment import check_corrections, is_compiled
 from .engine.clock import UNTOLD, StepTelling, scheduler_of
 from .engine.compiled_calls import CompiledCalls
 from .engine.completion import complete
-from .engine.hooks import caches_of
 from .engine.model_lock import MODEL_LOCK
+from .engine.payloads import (
+    AnyAttachment,
+    HandleSettings,
+    all_caches_of,
+    chains_for,
+    check_payload,
+    prepare_payload,
+    unseen,
+)
 from .engine.range_settings import config_of_plan, configure_ranges
 from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
 from .engine.trunk_watch import Evidence, TrunkWatch
-from .engine.watched_method import module_with
 from .errors import InvalidSetting, RunMismatch, WrongType
 from .integrations.dispatch import BlockIntegrations
 from .integrations.dynamo_lock import DYNAMO_LOCK
@@ -36,7 +42,6 @@ from .stats.table import summary
 from .stats.types import CachedRange, CacheStats, CallRecord, total
 from .stats.user_warning import warn_user
 from .stats.warnings import (
-    no_call_was_seen,
     nothing_is_attached,
     refreshes_every_step,
     trunk_does_not_fit,
@@ -207,7 +212,7 @@ class CacheHandle:
         self._telling, self._is_interrupted = telling, False
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
         self._consensus, self._on_decision, self._method = consensus, on_decision, method
-        self._attached: list[Attachment] = []
+        self._attached: list[AnyAttachment] = []
         self._config: DitCacheConfig | None = None
         self._given: DitCacheConfig | CachePlan | None = None
         self._chosen = frozenset[str]()  # paths of the parts that first calls have shown to be trunks
@@ -301,7 +306,7 @@ class CacheHandle:
             changed = self._change(config)
         self._report(*changed)
 
-    def _report(self, remarks: list[str], former: list[Attachment]) -> None:
+    def _report(self, remarks: list[str], former: list[AnyAttachment]) -> None:
         """Conclude a change once the model's lock is free, as this waits for others: forget, log and warn."""
         remarks = remarks + _forgotten(former)
         for attached in self._attached:
@@ -312,7 +317,7 @@ class CacheHandle:
         if self._state is not HandleState.ATTACHED:
             raise RunMismatch("this cache was removed: attach a new one with dit_cache(...)")
 
-    def _change(self, config: DitCacheConfig | CachePlan) -> tuple[list[str], list[Attachment]]:
+    def _change(self, config: DitCacheConfig | CachePlan) -> tuple[list[str], list[AnyAttachment]]:
         """Attach to the model as it is now; return the warnings that are due, and the former attachments.
 
         The model's lock has to be held. A finalizer or a signal handler may remove the cache meanwhile.
@@ -322,9 +327,9 @@ class CacheHandle:
         found, plan = self._chains(config), config if isinstance(config, CachePlan) else None
         config = config_of_plan(config, found) if isinstance(config, CachePlan) else config
         chains = configure_ranges(found, config)
+        settings = self._settings()
         for chain, own in chains:
-            check(chain, own, mine)
-            self._method_of(chain)
+            check_payload(chain, own, settings, mine)
         here = fingerprint([chain for chain, _ in chains])
         if config.fingerprint not in (None, here):
             raise InvalidSetting(
@@ -524,37 +529,30 @@ class CacheHandle:
         state = ", ".join(attached.describe() for attached in self._attached) or "nothing attached"
         return f"<CacheHandle {state if self.active else 'removed'}>"
 
-    def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
-        return prepare(
-            chain,
-            config,
+    def _prepare(self, chain: Chain, config: DitCacheConfig) -> AnyAttachment:
+        return prepare_payload(chain, config, self._settings(), BlockIntegrations())
+
+    def _settings(self) -> HandleSettings:
+        return HandleSettings(
+            self._target,
             self._look_up(),
             self._verify,
-            BlockIntegrations(),
             self._consensus,
             self._on_decision,
             self._telling,
-            enclosing_modules(self._object(), chain.owner),
-            bool(chain.rivals),
-            self._method_of(chain),
+            self._method,
         )
-
-    def _method_of(self, chain: Chain) -> tuple[nn.Module, str] | None:
-        """Return the module and method that stand for the call of a chain's transformer; ``None``: its own call."""
-        if self._method is None:
-            return None
-        return module_with(self._method, self._object(), chain.owner), self._method
 
     def _chains(self, config: DitCacheConfig | CachePlan) -> list[tuple[Chain, DitCacheConfig | None]]:
         """Return the chains to cache; those with rivals only where calls have to show which one is the trunk.
 
         A config with a fingerprint says that. Ranks and compiled code cannot wait for it: there it is as found.
         """
-        found = chains_of(self._target, self._blocks, self._chosen)
+        found = chains_for(config, self._target, self._blocks, self._chosen)
         made_for = (config.config if isinstance(config, CachePlan) else config).fingerprint
         if made_for is not None and len(found) == 1:
             chosen = {rival.path for rival in found[0][0].rivals if rival.fingerprint() == made_for}
-            found = chains_of(self._target, self._blocks, chosen) if chosen else found
+            found = chains_for(config, self._target, self._blocks, chosen) if chosen else found
         is_known = isinstance(config, CachePlan) or made_for is not None or self._consensus is not None
         return [
             (replace(chain, rivals=()) if is_known or chain.path in self._chosen or is_compiled(chain) else chain, own)
@@ -563,7 +561,7 @@ class CacheHandle:
 
     def _settle(self, watch: TrunkWatch, chain: Chain, evidence: Evidence) -> None:
         """Cache the stack that is the trunk by its calls, after one of them."""
-        remarks, former = list[str](), list[Attachment]()
+        remarks, former = list[str](), list[AnyAttachment]()
         with self._compiled_calls.kept_out(), DYNAMO_LOCK.held(), MODEL_LOCK.lock:
             if self._state is not HandleState.ATTACHED or not any(each is watch for each in self._watches):
                 return
@@ -577,7 +575,7 @@ class CacheHandle:
                     attached.begin()
         _warn(remarks + _forgotten(former))
 
-    def _move(self, watch: TrunkWatch, now: Chain) -> tuple[list[str], list[Attachment]]:
+    def _move(self, watch: TrunkWatch, now: Chain) -> tuple[list[str], list[AnyAttachment]]:
         """Cache another stack; return the warnings about it, and the former attachments."""
         assert self._given is not None
         before, former = watch.chains[0], self._chosen
@@ -601,9 +599,6 @@ class CacheHandle:
         target = self._target.pipe if isinstance(self._target, BlockAdapter) else self._target
         return scheduler_of(target, self._scheduler)
 
-    def _object(self) -> object:
-        return self._target.target if isinstance(self._target, BlockAdapter) else self._target
-
     def _scheduler_name(self) -> str | None:
         scheduler = self._look_up()()
         return None if scheduler is None else type(scheduler).__name__
@@ -615,17 +610,17 @@ def _warn(remarks: list[str]) -> None:
         warn_user(remark)
 
 
-def _forgotten(attachments: list[Attachment]) -> list[str]:
+def _forgotten(attachments: list[AnyAttachment]) -> list[str]:
     """Drop all that is cached; return the warnings that are due. This waits for logs: the model's lock is not held."""
     return [remark for attached in attachments for remark in attached.cache.forget()]
 
 
-def _silences(attachments: list[Attachment], last: Numbers) -> list[str]:
+def _silences(attachments: list[AnyAttachment], last: Numbers) -> list[str]:
     """Return why a cache did nothing all the time, if that has not been said."""
     if not attachments:
         return []
     if last.stats.calls == 0:
-        return [no_call_was_seen([each.range for each in last.ranges])]
+        return unseen(attachments)
     why = (attached.cache.decider.why_silent() for attached in attachments)
     return [message for message in why if message is not None][:1]
 
@@ -721,5 +716,5 @@ def handles_of(target: object) -> list[CacheHandle]:
     """
     target = target.target if isinstance(target, BlockAdapter) else target
     tops = [target] if isinstance(target, nn.Module) else modules_of(target).values()
-    found = {id(cache.handle): cache.handle for top in tops for cache in caches_of(top.modules())}
+    found = {id(cache.handle): cache.handle for top in tops for cache in all_caches_of(top.modules())}
     return list(found.values())

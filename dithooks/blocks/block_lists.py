@@ -73,7 +73,7 @@ class Chain:
     Args:
         owner: the module that calls the blocks.
         path: of the owner, from the target; "" for the target itself.
-        block_lists: the lists.
+        block_lists: the lists; none of a model that is cached as a whole and has none.
         found: whether the lists were found rather than named; found ones that are not part of the trunk are left out.
         separate_cfg: whether guidance takes two calls per step, where that is declared.
         part: whether the owner has other lists, each of which is a range of its own.
@@ -119,7 +119,7 @@ class Chain:
         if isinstance(config, Mapping):
             shape: Any = {k: v for k, v in sorted(config.items()) if not k.startswith("_")}
         else:
-            shape = _shape(refs[0].block)
+            shape = _shape(refs[0].block if refs else self.owner)
         prefix = len(self.path) + 1 if self.path else 0
         blocks = [(ref.path[prefix:], _class_name(ref.block)) for ref in refs]
         text = json.dumps([_class_name(self.owner), blocks, shape], default=str, sort_keys=True)

@@ -13,6 +13,7 @@ from ..blocks.block_io import bind, parameter_names
 from ..blocks.tap import EnterHook, Hook, LeaveHook, Tap, hooks_on, remove_hooks, tap
 from ..environment.compiler_support import refusing_compiled
 from .compiled_code import compiler_in_force, outside_graphs, run_eagerly
+from .output_cache import OutputCache
 from .range_cache import RangeCache
 from .replay import replaying
 from .watched_method import WatchedMethod, names_of, unwatch, watch
@@ -122,11 +123,11 @@ def _hook_owner(
     owner.register_forward_hook(Ends(cache), with_kwargs=True)
 
 
-def hook_enclosing(cache: RangeCache, modules: Sequence[nn.Module]) -> None:
+def hook_enclosing(cache: RangeCache | OutputCache, modules: Sequence[nn.Module]) -> None:
     """Show the clock what the modules around the transformer are called with: one of them may be given the timestep.
 
     Args:
-        cache: of the range.
+        cache: of the range, or of the transformer as a whole.
         modules: around the transformer, from the inside out.
     """
     if not modules:
@@ -187,7 +188,7 @@ def hook_observation(cache: RangeCache, blocks: Sequence[nn.Module]) -> Tap:
     return tap(blocks, enter, cache.observe_leave, owner=cache)
 
 
-def unhook(cache: RangeCache, modules: Iterable[nn.Module]) -> None:
+def unhook(cache: RangeCache | OutputCache, modules: Iterable[nn.Module]) -> None:
     """Take off every hook of a cache, found by looking: none is missed, whenever attaching was interrupted."""
     remove_hooks(cache, modules)
 

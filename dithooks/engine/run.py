@@ -12,6 +12,7 @@ from .anchor import Anchor
 from .arguments import CallArguments
 from .change_metrics import ChangeMetric
 from .finite_check import FiniteCheck
+from .output_form import OutputForm
 from .protocols import PipelineBar
 from .step_source import RunTime
 
@@ -51,11 +52,12 @@ class Branch:
     is_steady: bool = False  # its last call was given the very same as the one before
     jumps: set[str] = field(default_factory=set)  # arguments that changed as much as another prompt would, once
     claim: Claim | None = None  # to the place of another branch, until the step is over
+    output_form: OutputForm | None = None  # of the last computed output, where outputs are kept
     nbytes: int = 0  # memory held, in bytes
 
     def free(self) -> None:
         """Drop all tensors of the branch's residuals, outputs and metric."""
-        self.anchors, self.outputs, self.unread, self.nbytes = [], [], [], 0
+        self.anchors, self.outputs, self.unread, self.output_form, self.nbytes = [], [], [], None, 0
         if self.metric is not None:
             self.metric.clear()
 

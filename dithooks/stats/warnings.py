@@ -23,7 +23,9 @@ worded by                               when                                    
 :func:`additions_are_stale`             what is added between blocks is not this step's      the engine
 :func:`nothing_was_reused`              a run has ended, and nothing was reused              the handle, the engine
 :func:`nothing_was_ever_reused`         the cache is removed, and nothing was ever reused    the handle
+:func:`output_cannot_be_made`           an output is of a kind that no other can be made of  the engine
 :func:`no_call_was_seen`                the cache is removed, and nothing was called         the handle
+:func:`no_call_was_left_to`             the same, where whole transformers are left out      the handle
 :func:`nothing_is_attached`             there is no cache to take off                        the handle
 :func:`trunk_is_another`                the first calls show that another stack denoises     the handle
 :func:`trunk_does_not_fit`              so they do, but the settings do not fit that stack   the handle
@@ -267,6 +269,23 @@ def no_call_was_seen(ranges: Sequence[str]) -> str:
     return (
         f"no call of {', '.join(ranges)} was seen while the cache was attached: is another model called, or a copy? "
         "Attach to the one that is called, or name its blocks: dit_cache(..., blocks='path.to.its.blocks')"
+    )
+
+
+def output_cannot_be_made(name: str, kind: str) -> str:
+    """Word that a transformer returns what no other of its kind can be made of, so that no call is left out."""
+    return (
+        f"{name} returns {kind}, and no other can be made of tensors (tuples, lists, dicts and dataclasses can): every "
+        "call is computed. Cache the residual of its blocks, DitCacheConfig(payload='residual')"
+    )
+
+
+def no_call_was_left_to(ranges: Sequence[str]) -> str:
+    """Word that nothing called a transformer's stand-in between attaching a cache and removing it."""
+    return (
+        f"no call of {', '.join(ranges)} was seen while the cache was attached: payload='output' sees calls of what "
+        "the pipeline holds, not those of a copy, of forward() or of a reference from before. Let the loop call what "
+        "it holds, or cache the residual"
     )
 
 

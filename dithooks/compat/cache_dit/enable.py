@@ -12,8 +12,8 @@ from ...blocks.adapter import BlockAdapter as Adapter
 from ...blocks.block_lists import Chain
 from ...blocks.registry import chains_of
 from ...config.cache_config import DitCacheConfig
-from ...engine.attachment import Attachment
 from ...engine.model_lock import MODEL_LOCK
+from ...engine.payloads import AnyAttachment
 from ...errors import InvalidSetting
 from ...handle import CacheHandle, handles_of
 from ...integrations.dynamo_lock import DYNAMO_LOCK
@@ -120,7 +120,7 @@ class Enabled(CacheHandle):
         self._restore, self._expectations = lambda: None, {}
         return super()._detach()
 
-    def _prepare(self, chain: Chain, config: DitCacheConfig) -> Attachment:
+    def _prepare(self, chain: Chain, config: DitCacheConfig) -> AnyAttachment:
         attached = super()._prepare(chain, config)
         expectation = self._expectations.get(chain.block_lists[0].blocks)
         if expectation is not None:

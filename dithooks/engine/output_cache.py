@@ -1,0 +1,220 @@
+"""The runtime of one cached transformer: what its stand-in calls in place of it, and after it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..blocks.block_io import bind, parameter_names
+from ..environment.torch_api import is_exporting
+from ..stats import warnings as wording
+from ..stats.timing import marker_for
+from .active_calls import ActiveCalls
+from .arguments import CallArguments
+from .call import MISMATCH, REUSE, UNDECIDED, Call, Capture
+from .change_metrics import METRICS
+from .compiled_calls import CompiledCalls
+from .compiled_code import run_eagerly
+from .decider import CallDecider
+from .output_form import form_of
+from .protocols import Integrations
+from .replay import replaying
+from .residual import clones
+from .run import Run
+
+PLAIN_CALL = object()  # the transformer is to be called, and nothing learnt from it
+_EAGERLY = "dithooks decides outside of compiled code"
+
+
+class _OutputState(threading.local):
+    """The call under way in one thread."""
+
+    def __init__(self, active: ActiveCalls) -> None:  # once in each thread
+        self.thread = active.join()
+        self.call: Call | None = None  # a computed one, whose transformer is running
+        self.arguments: Mapping[str, Any] = {}  # of that call, by name
+
+
+class CacheMark(weakref.ref[nn.Module]):
+    """A weak reference by which a cache is found from its transformer; nothing is put on that."""
+
+    __slots__ = ("cache",)
+    cache: OutputCache
+
+
+class OutputCache:
+    """The runtime of one transformer whose calls are left out on reused steps.
+
+    Example: on a reused step ``pass_over`` returns the forecast output; on a computed one it returns
+    ``NotImplemented``, the stand-in calls the transformer, and ``conclude`` keeps a copy of what that returned.
+
+    Args:
+        decider: the decider of each call.
+        model: the transformer.
+        integrations: the adapter to other libraries.
+    """
+
+    def __init__(self, decider: CallDecider, model: nn.Module, integrations: Integrations) -> None:
+        self.decider, self.integrations = decider, integrations
+        self.handle: Any = None  # the CacheHandle, found through the mark
+        self._mark: CacheMark | None = None
+        self.compiled_calls: CompiledCalls | None = None  # the handle's; compiled code has no stand-in in it
+        self.active_calls = ActiveCalls()
+        self.state = _OutputState(self.active_calls)
+        self._names = parameter_names(model)
+        metric = decider.policy.metric
+        self._is_measured = metric is not None
+        self._keeps_reused = metric is not None and METRICS[metric].keeps_reused
+        self._look_at = decider.config.look_at or ()
+        self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
+        # Not as decorators: these would import the compiler with this file.
+        self.pass_over = run_eagerly(self._pass_over, _EAGERLY)
+        self.conclude = run_eagerly(self._conclude, _EAGERLY)
+
+    # -- around the transformer's call -------------------------------------------------------------------------
+
+    def _pass_over(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the forecast output of a call, ``NotImplemented`` if it is computed, or else ``PLAIN_CALL``."""
+        state = self.state
+        if self.active_calls.is_closed or state.call is not None or replaying.get() or _is_tracing_or_exporting():
+            return PLAIN_CALL
+        if torch.is_grad_enabled():
+            self.decider.plain_call_with_gradients()
+            return PLAIN_CALL
+        arguments = bind(self._names, args, kwargs) if args else kwargs
+        latents = arguments.get(self.decider.latents_name or "")
+        device = latents.device if isinstance(latents, Tensor) else None
+        if device != self._marker[0]:
+            self._marker = device, marker_for(device)
+        marks = [self._marker[1]()]
+        call = self._decided(arguments)
+        call.marks = marks
+        state.thread.calls = (call,)
+        call.stale = call.stale or self.active_calls.is_closed  # again: close() marks the calls that it sees
+        if call.mode is REUSE:
+            output = self._forecast(call)
+            if output is not NotImplemented:
+                self._end(call)
+                state.thread.calls = ()
+                return output
+        state.call, state.arguments = call, arguments
+        return NotImplemented
+
+    def _conclude(self, output: Any) -> Any:
+        """Conclude a computed call, and return what the pipeline is given: the transformer's own output."""
+        call, arguments = self.state.call, self.state.arguments
+        if call is None:  # the cache was reset in this very call
+            return output
+        end = self._marker[1]()
+        if not call.stale:
+            self.decider.learn_latents(arguments, output)
+            if call.range is not None:
+                self._take(call, call.range, output)
+            if call.marks:
+                call.marks += [call.marks[0], end]
+        self._end(call)
+        return output
+
+    def leave(self) -> None:
+        """End a computed call, whether the transformer has returned or an exception has ended it."""
+        state = self.state
+        state.call, state.arguments, state.thread.calls = None, {}, ()
+
+    # -- a call ------------------------------------------------------------------------------------------------
+
+    def _decided(self, arguments: Mapping[str, Any]) -> Call:
+        """Decide a call by its arguments."""
+        decider = self.decider
+        self.integrations.refresh()
+        call = decider.decide(arguments, True, False)
+        if self._is_measured and call.branch is not None:
+            call.metric_inputs = self._seen(call.branch.given)
+        if call.mode is UNDECIDED:
+            decider.judge(call)
+        if call.mode is not REUSE or self._keeps_reused:
+            # Copy: the model and the pipeline may write into them, and later steps are compared with them.
+            call.metric_inputs = clones(call.metric_inputs)
+        return call
+
+    def _seen(self, given: CallArguments) -> tuple[Tensor, ...] | None:
+        """Return what a policy decides by: the latents of a call, or the arguments that are named."""
+        tensors = given.latents
+        if self._look_at:
+            everything = {**given.latents, **given.conditioning}
+            tensors = {path: each for path, each in everything.items() if _is_named(path, self._look_at)}
+        return tuple(tensor for tensor in tensors.values() if tensor.is_floating_point()) or None
+
+    def _forecast(self, call: Call) -> Any:
+        """Return the output of a reused call; ``NotImplemented`` if it is given tensors of other shapes."""
+        branch = call.branch
+        assert branch is not None
+        form = branch.output_form
+        if form is None or not form.fits(branch.given):
+            call.mode, call.deltas, call.range = MISMATCH, (), Capture()
+            return NotImplemented
+        # What is kept is not handed out: the pipeline may write into it.
+        kept = {id(tensor) for anchor in branch.anchors for tensor in anchor.kept}
+        tensors = [tensor.clone() if id(tensor) in kept else tensor for tensor in call.deltas]
+        return form.build(tensors)
+
+    def _take(self, call: Call, captured: Capture, output: Any) -> None:
+        """Copy the tensors of an output, which the pipeline may write into, and note its form."""
+        branch = call.branch
+        assert branch is not None
+        taken = form_of(output, branch.given)
+        if taken is None:
+            self.decider.warn("output", wording.output_cannot_be_made(self.decider.name, type(output).__name__))
+            return
+        form, tensors = taken
+        if branch.output_form is not None and not branch.output_form.is_like(form):
+            branch.anchors = []
+        branch.output_form = form
+        captured.deltas, captured.complete = tuple(tensor.detach().clone() for tensor in tensors), True
+        if self.decider.policy.metric == "rate" and call.metric_inputs is not None:
+            captured.output = captured.deltas[: len(call.metric_inputs)]
+
+    def _end(self, call: Call) -> None:
+        """Commit a call that is over."""
+        if not call.stale:
+            self.decider.commit(call)
+            if call.marks:
+                self.decider.time(call, self._marker[1])
+        if call.run is not None:
+            call.run.in_flight = False
+
+    # -- attached, reset and removed ---------------------------------------------------------------------------
+
+    def mark_model(self, model: nn.Module | None) -> None:
+        """Let the cache be found from a transformer; ``None``: from none any more."""
+        self._mark = None if model is None else CacheMark(model)
+        if self._mark is not None:
+            self._mark.cache = self
+
+    def forget(self) -> list[str]:
+        """Drop all cached state; return the pending warnings."""
+        return self.decider.warnings_of(self.drop())
+
+    def drop(self) -> list[Run]:
+        """Do the same, and return the runs; waits for no lock."""
+        self.active_calls.expire()
+        return self.decider.drop()
+
+
+def output_caches_of(modules: Iterable[nn.Module]) -> list[OutputCache]:
+    """Return the caches of those of some modules that are transformers with a stand-in, each once."""
+    marks = [mark for module in modules for mark in weakref.getweakrefs(module) if isinstance(mark, CacheMark)]
+    return list({id(mark.cache): mark.cache for mark in marks}.values())
+
+
+def _is_named(path: str, names: Iterable[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in names)
+
+
+def _is_tracing_or_exporting() -> bool:
+    """Return whether a call is being traced or exported: that makes a copy of the model, which is not cached."""
+    return torch.jit.is_tracing() or bool(is_exporting())  # type: ignore[attr-defined, no-untyped-call]
