@@ -6,7 +6,7 @@ so does a skip through weights that are still zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,46 +22,52 @@ _NONE: Sources = frozenset()
 _OVERWRITES = frozenset({"copy_", "fill_", "zero_", "normal_", "uniform_"})  # whatever was there before
 
 
-class DataFlow(TorchDispatchMode):
-    """What is made of the outputs of blocks, while it is entered; between blocks, up to what the model returns.
+class DataFlow:
+    """What is made of the outputs of blocks: between blocks, and up to what the model returns.
 
-    It holds no tensors. A block's output counts as made by that block alone, whatever it was given.
+    It holds no tensors. Inside of blocks, and before the first one, nothing is followed: what a block returns counts as
+    made by that block.
     """
 
-    supports_higher_order_operators = True
-
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self._calls: list[int] = []  # blocks as they were called
         self._entered: list[Sources] = []  # what each was given is made of
         self._returned: Sources = _NONE  # what the model returned is made of
         self._memory: dict[StorageWeakRef, dict[Region, Sources]] = {}
-        self._given: set[StorageWeakRef] = set()  # to the block that runs
-        self._written: set[StorageWeakRef] = set()  # since it began
+        self._given: dict[StorageWeakRef, int | None] = {}  # to the block that runs, with the versions
+        self._depth = 0  # of blocks within blocks
+        self._watch: _OperationWatch | None = None  # while it is on
 
     def enter(self, index: int, given: Iterable[Tensor]) -> None:
         """Note the tensors that a block is given."""
+        self._stop()
+        self._depth += 1
         given = list(given)
         self._calls.append(index)
         self._entered.append(self._sources(given))
-        self._given, self._written = {ref for each in given if (ref := _storage(each)) is not None}, set()
+        self._given = {storage: _version(each) for each in given if (storage := _storage(each)) is not None}
 
     def leave(self, index: int, returned: Iterable[Tensor]) -> None:
         """Note the tensors that a block returns."""
-        if not self._calls or self._calls[-1] != index:  # blocks within blocks: the outer call is not followed
-            return
-        made = frozenset({len(self._calls) - 1})
-        for tensor in returned:
-            storage = _storage(tensor)
-            # What no block has made, and this one hands on as it was given it (an embedding), is still made by none.
-            is_as_given = storage in self._given and storage not in self._written
-            if not (is_as_given and not self._sources([tensor])):
-                self._put(tensor, made)
+        self._depth -= 1
+        if self._calls[-1] == index:  # else it has blocks within it, which are followed in its place
+            made = frozenset({len(self._calls) - 1})
+            for tensor in returned:
+                # What no block has made, and this one hands on as it was given it (an embedding), still is not.
+                if not self._is_as_given(tensor) or self._sources([tensor]):
+                    self._put(tensor, made)
+        if not self._depth:
+            self._watch = _OperationWatch(self._note)
+            self._watch.__enter__()  # type: ignore[no-untyped-call]
 
     def end(self, returned: Iterable[Tensor]) -> None:
         """Note the tensors that the model returns."""
         self._returned = self._sources(returned)
-        self._memory.clear()
+
+    def close(self) -> None:
+        """Follow nothing any more, at the end of the model's call or where it was cut short."""
+        self._stop()
+        self._memory, self._given = {}, {}
 
     def last_uses(self, order: Sequence[int]) -> list[int]:
         """Return, for each block, the last one whose call is given something made of its output.
@@ -91,29 +97,29 @@ class DataFlow(TorchDispatchMode):
             uses[origin] = len(order)
         return uses
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def _stop(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _is_as_given(self, tensor: Tensor) -> bool:
+        storage = _storage(tensor)
+        return storage in self._given and self._given[storage] == _version(tensor)
+
+    def _note(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Note what an operation has made its results of."""
         name = getattr(getattr(func, "overloadpacket", func), "__name__", "")
-        written = dict(_written(func, args, kwargs or {}))
-        given = list(_tensors((args, kwargs or {})))
+        given, written = list(_tensors((args, kwargs))), dict(_written(func, args, kwargs))
         # What takes only the shape of a tensor is not made of it.
         by_shape = name.endswith("_like") or name.startswith("new_")
         sources = _NONE if by_shape else self._sources(each for each in given if id(each) not in written)
+        former = self._sources(tensor for tensor, _ in written.values())
         for tensor, is_whole in written.values():
             self._put(tensor, sources if is_whole or name in _OVERWRITES else sources | self._sources([tensor]))
-            if (storage := _storage(tensor)) is not None:
-                self._written.add(storage)
-        storages = {_storage(each) for each in given}
+        storages = set(map(_storage, given))
         for tensor in _tensors(result):
             if _storage(tensor) not in storages:  # else a view, or written above
-                self._put(tensor, sources if not written else sources | self._sources(t for t, _ in written.values()))
-        return result
+                self._put(tensor, sources | former)
 
     def _sources(self, tensors: Iterable[Tensor]) -> Sources:
         """Return what some tensors are made of."""
@@ -139,6 +145,27 @@ class DataFlow(TorchDispatchMode):
         regions[region] = sources
 
 
+class _OperationWatch(TorchDispatchMode):
+    """Hands every operation to a function, once it is done."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, note: Callable[[Any, tuple[Any, ...], Mapping[str, Any], Any], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._note = note
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._note(func, args, kwargs or {}, result)
+        return result
+
+
 def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[int, tuple[Tensor, bool]]]:
     """Iterate over the tensors that an operation writes into, by id, with whether it is where its result goes."""
     for place, argument in enumerate(getattr(getattr(func, "_schema", None), "arguments", ())):
@@ -158,6 +185,11 @@ def _storage(tensor: Tensor) -> StorageWeakRef | None:
         return StorageWeakRef(tensor.untyped_storage())
     except (NotImplementedError, RuntimeError):  # sparse, or a subclass without storage
         return None
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Return torch's count of the writes into a tensor; inference tensors have none."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _region(tensor: Tensor) -> Region:

@@ -225,11 +225,11 @@ class Recorder:
         observation = self._watching(index)
         if observation is not None:
             self._altered |= {block for block, now, then in self._returned if not torch.equal(now, then)}
-            observation.enter(index, args, kwargs)
             if self._flow is not None:
                 self._flow.enter(index, tensors_in((args, kwargs)).values())
-            elif observation is self._passes.now and self._passes.held is not None:
+            elif self._passes.held is not None:
                 self._passes.held.enter(index, args, kwargs)
+            observation.enter(index, args, kwargs)
         elif self._call is not None:
             self.stopwatch.mark(SAMPLING)
             reader = self._observed[index].reader
@@ -241,7 +241,7 @@ class Recorder:
             observation.leave(index, output)
             if self._flow is not None:
                 self._flow.leave(index, tensors_in(output).values())
-            elif observation is self._passes.now and self._passes.held is not None:
+            elif self._passes.held is not None:
                 self._passes.held.leave(index, output)
             values = self._observed[index].reader.take(output)[1]
             self._returned = [(index, value, value.clone()) for value in values if isinstance(value, Tensor)]
@@ -296,12 +296,12 @@ class Recorder:
         self._observation, self._altered = Observation(self._observed), set()
         observation, self._flow = self._observation, (flow := DataFlow())
         try:
-            with flow:
-                outcome = replay(eager=False)
+            outcome = replay(eager=False)
             flow.end(tensors_in(outcome.output).values())
         finally:
             self._observation, self._flow, self._returned = None, None, []
             observation.close()
+            flow.close()
         uses = flow.last_uses(self._learn(key, observation))
         self._open |= {
             (first, last) for first, last in self.tally.ranges if any(use > last for use in uses[first:last])
