@@ -63,6 +63,7 @@ PYTORCH = {  # what hooks, stand-ins and the watch on weights need, and what has
     "_forward_pre_hooks_with_kwargs",
     "_modules",
     "_parameters",
+    "_schema",  # which arguments an operation writes into
     "_version",
 }
 EXCEPTIONS = {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..blocks.held_outputs import HeldOutputs
 from ..blocks.observation import Observation, ObservedBlock
+
+MOST_LOOKED_AT = 3  # passes: to look for lists that hold outputs goes through all objects
 
 
 class LoopPasses:
@@ -19,6 +22,9 @@ class LoopPasses:
         self._observed, self._ordered = observed, ordered
         self._now: Observation | None = None
         self._most: Observation | None = None
+        self._passes = 0
+        self.held: HeldOutputs | None = None  # of the current pass, if these are looked at in it
+        self.most_held: HeldOutputs | None = None  # of the longest pass
 
     def entered(self, index: int) -> Observation:
         """Return the pass of a block's call that is about to run."""
@@ -26,7 +32,8 @@ class LoopPasses:
         if index in seen or (self._ordered and index < max(seen, default=0)):
             self.cut()
         if self._now is None:
-            self._now = Observation(self._observed)
+            self._now, self._passes = Observation(self._observed), self._passes + 1
+            self.held = HeldOutputs(self._observed) if self._passes <= MOST_LOOKED_AT else None
         return self._now
 
     @property
@@ -39,6 +46,6 @@ class LoopPasses:
         if self._now is not None:
             self._now.close()
             if self._most is None or len(self._now.calls) > len(self._most.calls):
-                self._most = self._now
-        self._now = None
+                self._most, self.most_held = self._now, self.held
+        self._now, self.held = None, None
         return self._most

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..blocks.block_io import bind, parameter_names
 from ..blocks.block_lists import Chain
+from ..blocks.data_flow import DataFlow
 from ..blocks.observation import Observation, observed_blocks
 from ..blocks.tap import tap
 from ..blocks.trunk import Trunk, find_trunk, followable_ranges
@@ -22,6 +23,7 @@ from ..engine.arguments import CallArguments
 from ..engine.call import Call
 from ..engine.clock import StepClock
 from ..engine.decider import CallDecider
+from ..engine.output_comparison import tensors_in
 from ..engine.replay import Replay, replaying
 from ..engine.stand_in import stand_in
 from ..errors import InvalidSetting
@@ -83,6 +85,8 @@ class Recorder:
         self._decider.on_anchor = lambda call, deltas: None  # to record is all that is wanted: nothing to warn of
         self._report: ProgressCallback = lambda stage, done, total: None
         self._observation: Observation | None = None
+        self._flow: DataFlow | None = None  # of the call that is observed
+        self._open: set[tuple[int, int]] = set()  # ranges of which the model uses more than what leaves the last block
         self._altered: set[int] = set()  # blocks whose outputs the model writes into, and, while it is looked at,
         self._returned: list[tuple[int, Tensor, Tensor]] = []  # what one has returned, and that by value
         self._trunk: Trunk | None = None
@@ -125,7 +129,11 @@ class Recorder:
         seen = self._passes.cut()
         if seen is None or self.calls:
             return False
-        self._learn((), seen)
+        order, held = self._learn((), seen), self._passes.most_held
+        if held is not None:  # a pass cannot be made once more, to follow its data
+            self._open |= {
+                (first, last) for first, last in self.tally.ranges if held.inside(order[first : last + 1]) is not None
+            }
         assert self._trunk is not None
         self._ends = self._trunk.order[0], self._trunk.order[-1]
         return True
@@ -147,6 +155,7 @@ class Recorder:
         if self._trunk is None or not self.tally.runs:
             raise InvalidSetting(f"{self.chain.name}: no call ran all the blocks that its first one did")
         tally, order = self.tally, self._trunk.order
+        ranges = [number for number, pair in enumerate(tally.ranges) if pair not in self._open]
         moments = [tally.moments[step] for step in tally.steps]
         block_ms = np.array([self.stopwatch.spent(index) for index in order]) / self.calls
         points = next(iter(self._points.values()))
@@ -156,8 +165,8 @@ class Recorder:
         return Trace(
             path=self.chain.path,
             blocks=tuple(self._observed[index].path for index in order),
-            ranges=np.array(tally.ranges, dtype=np.int64).reshape(-1, 2),
-            grams=tally.grams,
+            ranges=np.array(tally.ranges, dtype=np.int64).reshape(-1, 2)[ranges],
+            grams=tally.grams[ranges],
             norms=np.sqrt(tally.squares),
             steps=np.array(tally.steps, dtype=np.int64),
             times=np.array([moment.time for moment in moments]),
@@ -218,6 +227,10 @@ class Recorder:
         observation = self._watching(index)
         if observation is not None:
             self._altered |= {block for block, now, then in self._returned if not torch.equal(now, then)}
+            if self._flow is not None:
+                self._flow.enter(index, tensors_in((args, kwargs)).values())
+            elif self._passes.held is not None:
+                self._passes.held.enter(index, args, kwargs)
             observation.enter(index, args, kwargs)
         elif self._call is not None:
             self.stopwatch.mark(SAMPLING)
@@ -228,6 +241,10 @@ class Recorder:
     def _leave(self, index: int, output: Any) -> None:
         if (observation := self._watching(None)) is not None:
             observation.leave(index, output)
+            if self._flow is not None:
+                self._flow.leave(index, tensors_in(output).values())
+            elif self._passes.held is not None:
+                self._passes.held.leave(index, output)
             values = self._observed[index].reader.take(output)[1]
             self._returned = [(index, value, value.clone()) for value in values if isinstance(value, Tensor)]
         elif self._call is not None:
@@ -279,16 +296,21 @@ class Recorder:
                 "cannot be made twice, which recording has to do, to see how the streams run"
             )
         self._observation, self._altered = Observation(self._observed), set()
-        observation = self._observation
+        observation, self._flow = self._observation, (flow := DataFlow())
         try:
-            replay(eager=False)
+            outcome = replay(eager=False)
+            flow.end(tensors_in(outcome.output).values())
         finally:
-            self._observation, self._returned = None, []
+            self._observation, self._flow, self._returned = None, None, []
             observation.close()
-        self._learn(key, observation)
+            flow.close()
+        uses = flow.last_uses(self._learn(key, observation))
+        self._open |= {
+            (first, last) for first, last in self.tally.ranges if any(use > last for use in uses[first:last])
+        }
 
-    def _learn(self, key: Any, observation: Observation) -> None:
-        """Find the wiring of an observed call, and choose the tokens to keep of such calls."""
+    def _learn(self, key: Any, observation: Observation) -> tuple[int, ...]:
+        """Find the wiring of an observed call, and choose the tokens to keep of such calls; return its order."""
         trunk = find_trunk(observation, self.chain.weights() if self.chain.found else None)
         if trunk is None:
             raise InvalidSetting(f"{self.chain.name} called none of its blocks: name those it calls with blocks=...")
@@ -304,6 +326,7 @@ class Recorder:
         self._points[key] = points_of(
             observation, trunk.order, self._altered, self.share, self.memory / (steps * BRANCHES)
         )
+        return trunk.order
 
     def _fold(self) -> None:
         """Add the current run's samples to the Gram matrices, and drop them."""
