@@ -6,6 +6,7 @@ import datetime
 
 from ..config.cache_plan import CachePlan
 from ..config.provenance import Provenance
+from ..config.transformer_plan import Payload
 from ..environment.machine import machine, versions
 from ..errors import InvalidSetting, WrongType
 from ..progress_bars import ProgressCallback
@@ -120,11 +121,15 @@ def frontier(
 
 
 def make_planner(
-    recording: Recording, cost: Cost, interval: int | None, report: ProgressCallback = lambda stage, done, total: None
+    recording: Recording,
+    cost: Cost,
+    interval: int | None,
+    report: ProgressCallback = lambda stage, done, total: None,
+    payloads: tuple[Payload, ...] = ("residual",),
 ) -> Planner:
     """Return the planner of free schedules, or, with an interval, of those that refresh at it."""
     if interval is None:
-        return Planner(recording, cost, report)
+        return Planner(recording, cost, report, payloads)
     return IntervalPlanner(recording, cost, report, interval=interval)
 
 

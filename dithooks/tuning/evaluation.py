@@ -74,7 +74,8 @@ class Evaluation:
         return None if self.score is None or self.score.psnr == -math.inf else self.score.psnr
 
 
-def _as_here(weights: Floats) -> Floats:
+def as_here(weights: Floats) -> Floats:
+    """Return weights as this process has found them."""
     return weights
 
 
@@ -104,7 +105,7 @@ class Evaluator:
     scheduler: object = None
     solver: SolverTrace | None = None
     fit: Fit = Fit.NONE
-    agreed: Callable[[Floats], Floats] = _as_here
+    agreed: Callable[[Floats], Floats] = as_here
 
     def __call__(self, plan: CachePlan) -> Evaluation:
         """Run a plan once. The cache is off again when this returns or raises.
@@ -129,7 +130,7 @@ class Evaluator:
             if loop is not None:
                 stack.enter_context(watched_solver(self._scheduler(), loop))
             try:
-                results, seconds = self.timed_run(self.target)
+                results, seconds = self.timed_run(self.target, any(each.payload == "output" for each in plan.pieces))
                 stats = handle.stats
             except (WiringError, OutOfMemoryError) as error:
                 return Evaluation(plan, 0.0, 0.0, None, 0.0, f"{type(error).__name__}: {error}")
@@ -165,5 +166,5 @@ class Evaluator:
         some = None if loop is None else loop.fitted_on
         if some is None or len(some) != len(samples) or len(samples) != len(self.reference):
             return compare(samples, self.reference)
-        others = np.flatnonzero(~some)
+        others = np.flatnonzero(~some).tolist()
         return compare([samples[number] for number in others], [self.reference[number] for number in others])

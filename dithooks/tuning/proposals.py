@@ -49,7 +49,8 @@ def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0)
 
     How much more a late error counts than an early one depends on the model. So the measured sensitivity, or else a few
     late error weights, are tried with forecasts from two residuals; then the best of these with three residuals, with
-    neighbouring weights, and on other ranges. Local moves follow: single refreshes of the best plan are moved by a
+    neighbouring weights, and on other ranges. Where outputs may be forecast, they are, too, with schedules priced in
+    the hidden states and in the solver's space. Local moves follow: single refreshes of the best plan are moved by a
     step, those first that cost least, and as soon as one is better, the moves go on from there.
 
     Args:
@@ -65,8 +66,9 @@ def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0)
         yield from tried.propose(other)
     if tried.best is None:
         return
-    nearby = _nearby(tried.best.variant, planner)
-    yield from tried.propose(planner.candidate(target, tried.best.variant._replace(anchors=3), tried.failed))
+    best = tried.best.variant
+    nearby = _nearby(best, planner)
+    yield from tried.propose(planner.candidate(target, best._replace(anchors=5 - best.anchors), tried.failed))
     for variant in () if tried.is_full else nearby:
         variant = variant._replace(anchors=tried.best.variant.anchors)
         yield from tried.propose(planner.candidate(target, variant, tried.failed))
@@ -82,6 +84,9 @@ def _nearby(best: Variant, planner: Planner) -> list[Variant]:
     weight = best.late_error_weight
     if len(planner.variants) < 2:
         return []
+    if "output" in planner.payloads:
+        others = [each for each in planner.LATE_ERROR_WEIGHTS if each != weight]
+        return [best._replace(late_error_weight=each) for each in others]
     if weight is None:
         return [best._replace(power=sum(planner.POWERS) / len(planner.POWERS))]
     further = [WIDER[weight]] if weight in WIDER else []

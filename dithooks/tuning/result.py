@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..config.cache_plan import CachePlan
 from ..recording.recording import Recording
-from .evaluation import Evaluation
+from .evaluation import Evaluation, Objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +53,8 @@ class SearchResult:
 
     def __str__(self) -> str:
         target = self.plan.provenance.target
-        head = ["", "range", "steps", "predicted", "measured", "error", "PSNR", "rel. L1", "SSIM"]
-        rows = [_row(each, each.plan.pieces == self.plan.pieces) for each in self.evaluations]
+        head = ["", "range", "steps", "predicted", "measured", "error", "PSNR", "worst", "rel. L1", "SSIM"]
+        rows = [_row(each, _is_same(each.plan, self.plan)) for each in self.evaluations]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
         taken = f"{len(self.evaluations)} plans run, {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
@@ -64,26 +64,41 @@ class SearchResult:
 
 def _row(evaluation: Evaluation, best: bool) -> list[str]:
     plan, score = evaluation.plan, evaluation.score
-    ranges = ", ".join(f"{piece.first}–{piece.first + piece.blocks - 1}" for piece in plan.pieces)
+    ranges = ", ".join(
+        "output" if piece.payload == "output" else f"{piece.first}–{piece.first + piece.blocks - 1}"
+        for piece in plan.pieces
+    )
     steps = ", ".join(piece.picture for piece in plan.pieces)
     found = plan.provenance
     row = ["best" if best else "", ranges, steps, f"{found.predicted_speedup:.2f}×"]
     if score is None:
-        return [*row, "failed", f"{found.predicted_error:.2g}", "–", "–", evaluation.failure[:60]]
+        return [*row, "failed", f"{found.predicted_error:.2g}", "–", "–", "–", evaluation.failure[:60]]
     ssim = "–" if score.ssim is None else f"{score.ssim:.4f}"
-    measured = [f"{evaluation.speedup:.2f}×", f"{found.predicted_error:.2g}", f"{score.psnr:.2f} dB"]
+    measured = [
+        f"{evaluation.speedup:.2f}×",
+        f"{found.predicted_error:.2g}",
+        f"{score.psnr:.2f} dB",
+        f"{score.worst:.1f}",
+    ]
     return [*row, *measured, f"{score.relative_l1:.2g}", ssim]
 
 
-def best_evaluation(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """Return the evaluation with the highest PSNR of those predicted to reach the target, or else the fastest one.
+def _is_same(one: CachePlan, other: CachePlan) -> bool:
+    """Return whether two plans compute the same steps of the same ranges, whatever their weights are."""
+    return [(each.payload, each.first, each.blocks, each.steps, each.predictor.anchors) for each in one.pieces] == [
+        (each.payload, each.first, each.blocks, each.steps, each.predictor.anchors) for each in other.pieces
+    ]
+
+
+def best_evaluation(evaluations: Sequence[Evaluation], objective: Objective = "both") -> Evaluation | None:
+    """Return the best evaluation of those predicted to reach the target, or else the fastest one.
 
     ``None``: no plan could be run.
     """
 
     def rank(evaluation: Evaluation) -> tuple[bool, float, float]:
-        made = evaluation.plan.provenance
-        return made.reached, 0.0 if made.reached else made.predicted_speedup, evaluation.psnr or 0.0
+        made, merit = evaluation.plan.provenance, evaluation.merit(objective)
+        return made.reached, 0.0 if made.reached else made.predicted_speedup, merit or 0.0
 
     scored = [evaluation for evaluation in evaluations if evaluation.psnr is not None]
     return max(scored, key=rank) if scored else None

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from ..blocks.block_lists import fingerprint
+from ..blocks.block_lists import Chain, fingerprint
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
+from ..config.cache_config import DitCacheConfig
+from ..config.transformer_plan import Payload
 from ..engine.attachment import is_compiled
-from ..errors import InvalidSetting, WrongType
+from ..engine.output_attachment import check_output
+from ..errors import InvalidSetting, WiringError, WrongType
 from ..planning.costs import Cost, Savings, check_cost
 from ..planning.plan import check_interval, check_target_speedup, make_planner
 from ..progress_bars import progress
@@ -22,8 +25,8 @@ from ..recording.image_metrics import samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
 from ..recording.record import MEMORY, record
 from ..recording.recording import Recording
-from ..validation import shown
-from .evaluation import Evaluator
+from ..validation import check_choice, shown
+from .evaluation import OBJECTIVES, Evaluator, Fit, Objective, as_here
 from .executors.executor import Executor, ParallelRunner
 from .executors.lookup import executor_of
 from .journal import Journal
@@ -41,10 +44,11 @@ def search(
     recording: Recording | None = None,
     cost: Cost = "time",
     max_evals: int = 4,
-    local_moves: int = 0,
+    local_moves: int = 8,
     interval: int | None = None,
-    probe: bool = True,
-    max_runs: float | None = 6.0,
+    probe: bool = False,
+    objective: Objective = "both",
+    max_runs: float | None = 4.0,
     max_seconds: float | None = None,
     blocks: Blocks = None,
     scheduler: object = None,
@@ -79,6 +83,8 @@ def search(
             each step remains at the end (:mod:`.sensitivity`). The probe needs the results of at least four samples,
             and ``max_runs`` has to allow one run more. Without it, plans are tried for several guesses. With an
             ``interval`` no probe is made, since such plans hardly depend on it.
+        objective: what plans are chosen by: ``"mean"``, the mean PSNR of the pictures; ``"worst"``, that of the worst;
+            or ``"both"``, half of each.
         max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit.
         max_seconds: time of the whole search at most; a run that has begun is completed.
         blocks: as for :func:`dit_cache`.
@@ -131,6 +137,7 @@ def search(
     wanted, interval = check_target_speedup(target_speedup), check_interval(interval)
     limits = Limits(max_evals, local_moves, max_runs, max_seconds)
     check_cost(cost)
+    check_choice("objective", objective, OBJECTIVES)
     workers = executor_of(executor)
     if not callable(run):
         raise WrongType(f"run must be a function that is given the target and draws, not {shown(run)}")
@@ -205,8 +212,21 @@ def search(
             recorded, spent = replace(recorded, results=results), spent + 1.0
         seconds, executions = seconds if cost == "time" else None, Savings.of(recorded, "blocks").total
         reference = samples_of(recorded.results) if is_rank_0() else None
-        evaluator = Evaluator(target, timed_run, reference, seconds, executions, blocks, scheduler)
-        planner = make_planner(recorded, cost, interval, report)
+        fits = interval is None and recorded.solver is not None
+        evaluator = Evaluator(
+            target,
+            timed_run,
+            reference,
+            seconds,
+            executions,
+            blocks,
+            scheduler,
+            solver=recorded.solver if fits else None,
+            fit=Fit.HALF if fits else Fit.NONE,
+            agreed=broadcast_from_rank_0 if workers is None else as_here,
+        )
+        payloads = _payloads(target, chains, recorded) if interval is None else ("residual",)
+        planner = make_planner(recorded, cost, interval, report, payloads)
         with ExitStack() as stack:
             runner: PlanRunner
             if workers is None:
@@ -215,5 +235,18 @@ def search(
                 report("start workers", 0, None)
                 group = workers.start(evaluator, results, limits.plans)
                 stack.callback(group.close)
-                runner = ParallelRunner(group)
-            return TrialDriver(runner, planner, wanted, limits, kept, report, started_at, spent).drive()
+                runner = ParallelRunner(group, objective)
+            driver = TrialDriver(runner, planner, wanted, limits, kept, report, started_at, spent, evaluator, objective)
+            return driver.drive()
+
+
+def _payloads(target: object, chains: Sequence[Chain], recorded: Recording) -> tuple[Payload, ...]:
+    """Return what may be forecast: outputs, too, if they were recorded, and the call can be left out in the target."""
+    if recorded.solver is None:
+        return ("residual",)
+    try:
+        for chain in chains:
+            check_output(chain, DitCacheConfig(0, 2, payload="output"), target, [])
+    except (InvalidSetting, WiringError, WrongType):
+        return ("residual",)
+    return ("residual", "output")

@@ -15,8 +15,8 @@ from ..planning.planner import Candidate, Planner
 from ..progress_bars import ProgressReport
 from ..recording.image_metrics import Score
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
-from ..validation import check_count, check_number, check_text
-from .evaluation import Evaluation, Evaluator
+from ..validation import check_choice, check_count, check_number, check_text
+from .evaluation import Evaluation, Evaluator, Fit, Objective
 from .executors.executor import KnownScore, LikelyPlans, plan_key
 from .executors.lookahead import TrialScore, likely_next
 from .journal import Journal
@@ -107,9 +107,13 @@ class TrialDriver:
     started_at: float
     run_equivalents: float
 
+    evaluator: Evaluator
+    objective: Objective = "both"
+
     def __post_init__(self) -> None:
         self.evaluations: list[Evaluation] = []
         self.interrupted = False
+        self.final: Evaluation | None = None  # the best plan, fitted on all pictures
 
     def drive(self) -> SearchResult:
         """Run the whole search; Ctrl-C ends it with the best plan so far."""
@@ -119,10 +123,29 @@ class TrialDriver:
             while (plan := self._next_plan(proposed, score)) is not None:
                 evaluation = self._evaluate(plan)
                 self.evaluations.append(evaluation)
-                score = evaluation.psnr
+                score = evaluation.merit(self.objective)
+            self._finish()
         except KeyboardInterrupt:
             self.interrupted = True
         return self._result()
+
+    def _finish(self) -> None:
+        """Fit the best plan's weights on all pictures, and where the target is of time, take that of the plan alone."""
+        best = best_evaluation(self.evaluations, self.objective)
+        if best is None or best.fit is Fit.NONE:
+            return
+        for fit in (Fit.ALL, *([Fit.NONE] if self.evaluator.seconds is not None else [])):
+            if not broadcast_from_rank_0(self._is_affordable(best.plan)):
+                return
+            self.report("fit", 0, None)
+            made = replace(self.evaluator, fit=fit, seconds=self.runner.seconds)(best.plan)
+            self.run_equivalents += made.blocks
+            if made.psnr is None:
+                return
+            plan = CachePlan.from_json(broadcast_from_rank_0(made.plan.to_json()))
+            speedup = best.speedup if fit is Fit.ALL and self.evaluator.seconds is not None else made.speedup
+            best = replace(best, plan=plan, speedup=broadcast_from_rank_0(speedup), seconds=made.seconds)
+            self.final = best
 
     def _proposals(self) -> Proposals:
         return proposals(self.planner, self.target, self.limits.evals, self.limits.local_moves)
@@ -141,7 +164,7 @@ class TrialDriver:
 
     def _likely_plans(self, known: KnownScore) -> Iterator[CachePlan]:
         """Yield the plan that is to be run now, then those that may be next."""
-        scores = [evaluation.psnr for evaluation in self.evaluations]
+        scores = [evaluation.merit(self.objective) for evaluation in self.evaluations]
         return likely_next(self._plan_after, scores, known) if is_rank_0() else iter(())
 
     def _plan_after(self, scores: Sequence[TrialScore]) -> CachePlan | None:
@@ -164,11 +187,14 @@ class TrialDriver:
             return True
         uncached = self.planner.recording.run_ms / 1e3 if self.runner.seconds is None else self.runner.seconds
         seconds = time.perf_counter() - self.started_at + uncached / plan.provenance.predicted_speedup
-        return self.limits.allow(self.run_equivalents + 1.0 / plan.speedup, seconds)
+        left = (
+            0.0 if self.evaluator.fit is Fit.NONE or self.final is not None else 1.0 / plan.speedup
+        )  # for the last fit
+        return self.limits.allow(self.run_equivalents + 1.0 / plan.speedup + left, seconds)
 
     def _evaluate(self, plan: CachePlan) -> Evaluation:
         """Run a plan, or take its evaluation from the journal."""
-        best = best_evaluation(self.evaluations)
+        best = best_evaluation(self.evaluations, self.objective)
         note = "" if best is None else f"best so far {best.psnr:.1f} dB at {best.speedup:.2f}×"
         self.report("run plans", len(self.evaluations), self.limits.plans, note)
         known: Evaluation | None = broadcast_from_rank_0(self._from_journal(plan))
@@ -178,6 +204,7 @@ class TrialDriver:
         self.run_equivalents += evaluation.blocks
         values: dict[str, Any] = {name: getattr(evaluation, name) for name in MEASURED}
         values |= {} if evaluation.score is None else asdict(evaluation.score)
+        values |= {} if evaluation.fit is Fit.NONE else {"fit": evaluation.fit.name, "plan": evaluation.plan.to_json()}
         values = broadcast_from_rank_0(values)
         self.journal.keep_evaluation(plan_key(plan), values)
         return _evaluation_of(plan, values)
@@ -190,7 +217,7 @@ class TrialDriver:
             return None
 
     def _result(self) -> SearchResult:
-        best = best_evaluation(self.evaluations)
+        best = self.final or best_evaluation(self.evaluations, self.objective)
         failures = [evaluation.failure or "its pictures are not finite" for evaluation in self.evaluations]
         if best is None and failures and not self.interrupted:
             raise RunMismatch(f"none of {len(failures)} plans could be run: {'; '.join(dict.fromkeys(failures))}")
@@ -225,7 +252,10 @@ class TrialDriver:
 def _evaluation_of(plan: CachePlan, values: dict[str, Any]) -> Evaluation:
     """Make an evaluation from a journal's values."""
     score = None if values["failure"] else Score(**{field.name: values[field.name] for field in fields(Score)})
-    return Evaluation(plan, score=score, **{name: values[name] for name in MEASURED})
+    fit = Fit[values.get("fit", Fit.NONE.name)]
+    if fit is not Fit.NONE:
+        plan = replace(plan, pieces=CachePlan.from_json(values["plan"]).pieces)
+    return Evaluation(plan, score=score, fit=fit, **{name: values[name] for name in MEASURED})
 
 
 def check_measures(values: Mapping[str, Any]) -> None:
@@ -247,3 +277,6 @@ def check_measures(values: Mapping[str, Any]) -> None:
         raise InvalidSetting(f"ssim={values['ssim']} is out of range: it must be at most 1")
     if "failure" in values:
         check_text("failure", values["failure"], empty=True)
+    if "fit" in values:
+        check_choice("fit", values["fit"], tuple(Fit.__members__))
+        CachePlan.from_json(check_text("plan", values.get("plan")))

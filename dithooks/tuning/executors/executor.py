@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from ...config.cache_plan import CachePlan
-from ..evaluation import Evaluation, Evaluator
+from ..evaluation import Evaluation, Evaluator, Objective
 from .lookahead import TrialScore
 
 ExecutorResult = Evaluation | Exception  # a plan's evaluation, or the error that its run raised
@@ -69,10 +69,11 @@ class ParallelRunner:
 
     Args:
         group: the workers.
+        objective: what plans are chosen by.
     """
 
-    def __init__(self, group: WorkerGroup) -> None:
-        self.group = group
+    def __init__(self, group: WorkerGroup, objective: Objective = "both") -> None:
+        self.group, self.objective = group, objective
         self._results: dict[str, ExecutorResult] = {}
         self._used: set[str] = set()
 
@@ -106,12 +107,12 @@ class ParallelRunner:
         result = self._results[key]
         if isinstance(result, Exception):
             raise result
-        return replace(result, plan=plan)
+        return replace(result, plan=replace(plan, pieces=result.plan.pieces))
 
     def _known_score(self, plan: CachePlan) -> tuple[TrialScore] | None:
         """Return the score of a plan that was run ahead, if its run raised nothing."""
         result = self._results.get(plan_key(plan))
-        return (result.psnr,) if isinstance(result, Evaluation) else None
+        return (result.merit(self.objective),) if isinstance(result, Evaluation) else None
 
 
 def plan_key(plan: CachePlan) -> str:
