@@ -71,6 +71,7 @@ class Candidate:
         speedup: predicted speed-up.
         error: predicted error: √Σ over reused stretches of ‖weighted error of the residual‖² relative to ‖h‖.
         reaches: whether the speed-up is at least the target.
+        target: the speed-up that was asked for.
     """
 
     choices: tuple[Choice, ...]
@@ -78,6 +79,7 @@ class Candidate:
     speedup: float
     error: float
     reaches: bool = True
+    target: float = 1.0
 
 
 class Option(NamedTuple):
@@ -131,7 +133,7 @@ class Planner:
             self._choice(number, option, variant) for number, option in enumerate(picked) if option.refreshes
         )
         reaches = bool(saved >= needed * (1 - SLACK))
-        return Candidate(choices, variant, float(self.savings.speedup(saved)), float(np.sqrt(cost)), reaches)
+        return Candidate(choices, variant, float(self.savings.speedup(saved)), float(np.sqrt(cost)), reaches, target)
 
     def frontier(self, variant: Variant | None = None) -> list[tuple[float, float]]:
         """Return the Pareto front of all plans as (speed-up, predicted error), slowest first."""

@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..blocks.adapter import BlockAdapter
-from ..blocks.block_lists import fingerprint
+from ..blocks.block_lists import Chain, fingerprint
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
+from ..blocks.whole_models import models_of
 from ..config.cache_config import DitCacheConfig
 from ..config.provenance import PlanTarget
 from ..engine.attachment import check, is_compiled
@@ -21,6 +22,7 @@ from ..errors import InvalidSetting, WrongType
 from ..progress_bars import ProgressCallback
 from ..validation import check_count, check_number, shown
 from .input_check import same_inputs
+from .model_recorder import ModelRecorder
 from .recorder import STEPS, Recorder
 from .recording import Recording
 from .sensitivity import sensitivity
@@ -91,16 +93,14 @@ def record(
     check_number("memory", memory, 0, strictly=True)
     if num_inference_steps is not None:
         check_count("num_inference_steps", num_inference_steps, 1)
-    chains = [chain for chain, _ in chains_of(target, blocks)]
-    for chain in chains:
-        check(chain, DitCacheConfig(0, 2), [])
+    chains = recordable(target, blocks)
     pipe = target.target if isinstance(target, BlockAdapter) else target
     scheduler_now = scheduler_of(pipe, scheduler)
-    recorders = [Recorder(chain, scheduler_now, num_inference_steps, memory, share) for chain in chains]
+    recorders = [_recorder(chain, scheduler_now, num_inference_steps, memory, share) for chain in chains]
     results, taken, solver = _recorded(run, pipe, recorders, report, scheduler_now())
     driven = [recorder.driven() for recorder in recorders]
     if any(driven):  # once more, now that the loop's blocks are known
-        fresh = [Recorder(chain, scheduler_now, num_inference_steps, memory, share) for chain in chains]
+        fresh = [_recorder(chain, scheduler_now, num_inference_steps, memory, share) for chain in chains]
         recorders = [old if by_hand else new for old, new, by_hand in zip(recorders, fresh, driven, strict=True)]
         results, taken, solver = _recorded(run, pipe, recorders, report, scheduler_now())
     called = [recorder for recorder in recorders if recorder.calls]
@@ -152,6 +152,27 @@ def record(
         report("probe", 0, None)
     lasts = [(recorder.last, recorder.sequence) for recorder in called]
     return replace(recording, sensitivity=sensitivity(again, lasts, recording))
+
+
+def recordable(target: object, blocks: Blocks) -> list[Chain]:
+    """Return the transformers of a target; where their blocks cannot be cached, without their lists of blocks.
+
+    Raises:
+        TypeError, ValueError: as :func:`dit_cache`, where not even whole models can be left out.
+    """
+    try:
+        chains = [chain for chain, _ in chains_of(target, blocks)]
+    except InvalidSetting:
+        chains = [chain for chain, _ in models_of(target, blocks)]
+    for chain in chains:
+        if chain.block_lists:
+            check(chain, DitCacheConfig(0, 2), [])
+    return chains
+
+
+def _recorder(chain: Chain, scheduler: Callable[[], Any], steps: int | None, memory: int, share: float) -> Recorder:
+    kind = Recorder if chain.block_lists else ModelRecorder
+    return kind(chain, scheduler, steps, memory, share)
 
 
 def _recorded(

@@ -30,8 +30,8 @@ from ..recording.solver_watch import SolverCall
 from ..stats.types import CallRecord
 
 Floats = NDArray[np.float64]
-RIDGE_FORECAST, RIDGE_CORRECTION = 1e-3, 1e-2  # relative to the mean square of what is combined
-EMPHASIS = 0.5  # power of a picture's error by which it counts in the fit: the worst counts, too
+RIDGE_FORECAST, RIDGE_CORRECTION = 3e-4, 1e-2  # relative to the mean square of what is combined
+EMPHASIS = 0.25  # power of a picture's error by which it counts in the fit: the worst counts, too
 
 
 @dataclass

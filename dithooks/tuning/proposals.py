@@ -11,6 +11,7 @@ from ..planning.planner import Candidate, Choice, Planner, Variant
 
 MIN_GAIN = 0.25  # dB, of a local move: of many plans that are nearly the same, the best on few pictures is mostly luck
 WIDER = {3.0: 1.0, 30.0: 100.0}  # the late error weight beyond an extreme one
+SPEEDUPS = (1.2, 1.4, 1.6, 1.8, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0)  # that are tried for a PSNR
 Proposals = Generator[Candidate, "float | None", None]
 
 
@@ -77,6 +78,30 @@ def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0)
         yield from tried.propose(another)
     tried.most, tried.gain = evals + local_moves, MIN_GAIN
     yield from _local_moves(planner, tried)
+
+
+def fastest(planner: Planner, least: float, evals: int) -> Proposals:
+    """Propose plans of several speed-ups to run, to find the fastest whose score is not below ``least``.
+
+    The speed-ups are halved between one that is good enough and one that is not, with plans of the first variant; at
+    the one that was just too fast, the others are tried.
+
+    Args:
+        planner: the planner of the recording.
+        least: score that a plan has to reach.
+        evals: largest number of plans.
+    """
+    variants, number = [each for each in planner.variants if planner.candidate(2.0, each).choices], 0
+    low, high = 0, len(SPEEDUPS)
+    while variants and low < high and number < evals:
+        middle = (low + high) // 2
+        score = yield planner.candidate(SPEEDUPS[middle], variants[0])
+        number += 1
+        low, high = (middle + 1, high) if score is not None and score >= least else (low, middle)
+    for variant in variants[1:]:
+        if number < evals and low < len(SPEEDUPS):
+            score = yield planner.candidate(SPEEDUPS[low], variant)
+            number, low = number + 1, low + (score is not None and score >= least)
 
 
 def _nearby(best: Variant, planner: Planner) -> list[Variant]:

@@ -102,3 +102,12 @@ def best_evaluation(evaluations: Sequence[Evaluation], objective: Objective = "b
 
     scored = [evaluation for evaluation in evaluations if evaluation.psnr is not None]
     return max(scored, key=rank) if scored else None
+
+
+def fastest_evaluation(evaluations: Sequence[Evaluation], objective: Objective, least: float) -> Evaluation | None:
+    """Return the fastest evaluation of those that draw at a PSNR at least, or else the one that draws best."""
+    scored = [(merit, each) for each in evaluations if (merit := each.merit(objective)) is not None]
+    good = [each for merit, each in scored if merit >= least]
+    if good:
+        return max(good, key=lambda each: (each.plan.provenance.predicted_speedup, each.merit(objective)))
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None

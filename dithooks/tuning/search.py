@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +23,9 @@ from ..planning.plan import check_interval, check_target_speedup, make_planner
 from ..progress_bars import progress
 from ..recording.image_metrics import samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
-from ..recording.record import MEMORY, record
+from ..recording.record import MEMORY, record, recordable
 from ..recording.recording import Recording
-from ..validation import check_choice, shown
+from ..validation import check_choice, check_number, shown
 from .evaluation import OBJECTIVES, Evaluator, Fit, Objective, as_here
 from .executors.executor import Executor, ParallelRunner
 from .executors.lookup import executor_of
@@ -48,6 +48,8 @@ def search(
     interval: int | None = None,
     probe: bool = False,
     objective: Objective = "both",
+    target_psnr: float | None = None,
+    min_psnr: float | None = None,
     max_runs: float | None = 4.0,
     max_seconds: float | None = None,
     blocks: Blocks = None,
@@ -85,6 +87,8 @@ def search(
             ``interval`` no probe is made, since such plans hardly depend on it.
         objective: what plans are chosen by: ``"mean"``, the mean PSNR of the pictures; ``"worst"``, that of the worst;
             or ``"both"``, half of each.
+        target_psnr: in dB: find the fastest plan whose pictures come so near, by ``objective``, in place of a speed-up.
+        min_psnr: in dB: the least that a plan has to reach, by ``objective``, to be returned.
         max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit.
         max_seconds: time of the whole search at most; a run that has begun is completed.
         blocks: as for :func:`dit_cache`.
@@ -111,7 +115,7 @@ def search(
         TypeError, ValueError: as :func:`dit_cache` and :func:`record`; or an argument is of the wrong type or range;
             or ``run`` does not draw the same pictures each time, or on each worker; or the executor cannot be used.
         ModuleNotFoundError: the executor's package is not installed.
-        RuntimeError: none of the plans could be run.
+        RuntimeError: none of the plans could be run, or the best one draws worse than ``min_psnr``.
 
     Example:
         >>> import torch
@@ -135,6 +139,9 @@ def search(
     """
     started_at = time.perf_counter()
     wanted, interval = check_target_speedup(target_speedup), check_interval(interval)
+    for name, level in (("target_psnr", target_psnr), ("min_psnr", min_psnr)):
+        if level is not None:
+            check_number(name, level, 0)
     limits = Limits(max_evals, local_moves, max_runs, max_seconds)
     check_cost(cost)
     check_choice("objective", objective, OBJECTIVES)
@@ -143,9 +150,8 @@ def search(
         raise WrongType(f"run must be a function that is given the target and draws, not {shown(run)}")
     if recording is not None and not isinstance(recording, Recording):
         raise WrongType(f"recording must be a Recording, as record() returns, not {shown(recording)}")
-    chains_and_configs = chains_of(target, blocks)
-    chains = [chain for chain, _ in chains_and_configs]
-    if any(config is not None for _, config in chains_and_configs):
+    chains = recordable(target, blocks)
+    if _are_configured(target, blocks):
         raise InvalidSetting(
             "the adapter gives its blocks configurations of their own: leave params out to search for one"
         )
@@ -238,6 +244,13 @@ def search(
                 runner = ParallelRunner(group, objective)
             driver = TrialDriver(runner, planner, wanted, limits, kept, report, started_at, spent, evaluator, objective)
             return driver.drive()
+
+
+def _are_configured(target: object, blocks: Blocks) -> bool:
+    """Return whether an adapter gives some of the blocks configurations of their own."""
+    with suppress(InvalidSetting):  # whole models, which have none
+        return any(config is not None for _, config in chains_of(target, blocks))
+    return False
 
 
 def _payloads(target: object, chains: Sequence[Chain], recorded: Recording) -> tuple[Payload, ...]:

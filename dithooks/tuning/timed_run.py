@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ..blocks.adapter import BlockAdapter
 from ..blocks.discovery import Blocks
-from ..blocks.registry import chains_of
 from ..environment.machine import synchronize
 from ..recording.image_metrics import compare
 from ..recording.input_check import SECOND, same_inputs
+from ..recording.record import recordable
 
 SAME_DB = 40.0  # PSNR of one uncached run to another, from which on they count as the same
 
@@ -54,7 +54,7 @@ class TimedRun:
         pipe = target.target if isinstance(target, BlockAdapter) else target
         check: AbstractContextManager[None] = nullcontext()
         if self.inputs is not None:
-            chains = [chain for chain, _ in chains_of(target, self.blocks)]
+            chains = recordable(target, self.blocks)
             owners = {chain.path: chain.owner for chain in chains}
             owner = owners.get(self.path, chains[0].owner)  # the recording's target led to the model by another path
             first_only = {name: each for name, each in self.inputs.items() if not name.endswith(SECOND)}

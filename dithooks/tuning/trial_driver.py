@@ -20,8 +20,8 @@ from .evaluation import Evaluation, Evaluator, Fit, Objective
 from .executors.executor import KnownScore, LikelyPlans, plan_key
 from .executors.lookahead import TrialScore, likely_next
 from .journal import Journal
-from .proposals import Proposals, proposals
-from .result import SearchResult, best_evaluation
+from .proposals import Proposals, fastest, proposals
+from .result import SearchResult, best_evaluation, fastest_evaluation
 
 MEASURED = ("seconds", "speedup", "blocks", "failure")
 METHODS = {"time": "by search", "blocks": "by search, in block executions,"}
@@ -109,6 +109,8 @@ class TrialDriver:
 
     evaluator: Evaluator
     objective: Objective = "both"
+    target_psnr: float | None = None
+    min_psnr: float | None = None
 
     def __post_init__(self) -> None:
         self.evaluations: list[Evaluation] = []
@@ -129,9 +131,15 @@ class TrialDriver:
             self.interrupted = True
         return self._result()
 
+    def _best(self) -> Evaluation | None:
+        """Return the best plan so far: at the speed-up that is asked for, or the fastest that draws well enough."""
+        if self.target_psnr is None:
+            return best_evaluation(self.evaluations, self.objective)
+        return fastest_evaluation(self.evaluations, self.objective, self.target_psnr)
+
     def _finish(self) -> None:
         """Fit the best plan's weights on all pictures, and where the target is of time, take that of the plan alone."""
-        best = best_evaluation(self.evaluations, self.objective)
+        best = self._best()
         if best is None or best.fit is Fit.NONE:
             return
         for fit in (Fit.ALL, *([Fit.NONE] if self.evaluator.seconds is not None else [])):
@@ -148,6 +156,8 @@ class TrialDriver:
             self.final = best
 
     def _proposals(self) -> Proposals:
+        if self.target_psnr is not None:
+            return fastest(self.planner, self.target_psnr, self.limits.evals + self.limits.local_moves)
         return proposals(self.planner, self.target, self.limits.evals, self.limits.local_moves)
 
     def _next_plan(self, proposed: Proposals | None, score: TrialScore) -> CachePlan | None:
@@ -180,7 +190,8 @@ class TrialDriver:
         return plan if self._is_affordable(plan) else None
 
     def _built(self, candidate: Candidate) -> CachePlan:
-        return build_plan(self.planner, candidate, self.target, METHODS[self.planner.cost])
+        target = self.target if self.target_psnr is None else candidate.target
+        return build_plan(self.planner, candidate, target, METHODS[self.planner.cost])
 
     def _is_affordable(self, plan: CachePlan) -> bool:
         if self._from_journal(plan) is not None:
@@ -194,7 +205,7 @@ class TrialDriver:
 
     def _evaluate(self, plan: CachePlan) -> Evaluation:
         """Run a plan, or take its evaluation from the journal."""
-        best = best_evaluation(self.evaluations, self.objective)
+        best = self._best()
         note = "" if best is None else f"best so far {best.psnr:.1f} dB at {best.speedup:.2f}×"
         self.report("run plans", len(self.evaluations), self.limits.plans, note)
         known: Evaluation | None = broadcast_from_rank_0(self._from_journal(plan))
@@ -217,10 +228,17 @@ class TrialDriver:
             return None
 
     def _result(self) -> SearchResult:
-        best = self.final or best_evaluation(self.evaluations, self.objective)
+        best = self.final or self._best()
         failures = [evaluation.failure or "its pictures are not finite" for evaluation in self.evaluations]
         if best is None and failures and not self.interrupted:
             raise RunMismatch(f"none of {len(failures)} plans could be run: {'; '.join(dict.fromkeys(failures))}")
+        merit = None if best is None else best.merit(self.objective)
+        if best is not None and merit is not None and self.min_psnr is not None and merit < self.min_psnr:
+            raise RunMismatch(
+                f"no plan draws at {self.min_psnr:g} dB or better: the best of {len(failures)}, "
+                f"{best.speedup:.2f}× as fast, has {merit:.1f} dB ({self.objective}). Ask for a lower speed-up or "
+                "min_psnr, or take more steps"
+            )
         if best is not None:
             plan, score = best.plan, best.score
             assert score is not None
@@ -231,7 +249,9 @@ class TrialDriver:
                 psnr=score.psnr,
                 relative_l1=score.relative_l1 if math.isfinite(score.relative_l1) else None,
                 ssim=score.ssim,
-                reached=plan.provenance.reached and best.speedup >= self.target * tolerance,
+                reached=plan.provenance.reached and best.speedup >= self.target * tolerance
+                if self.target_psnr is None
+                else merit is not None and merit >= self.target_psnr,
             )
             plan = replace(plan, provenance=measured)
         else:  # interrupted, or no run was allowed: the plan that the recording predicts to be best

@@ -13,11 +13,11 @@ from torch import nn
 
 from ...blocks.block_lists import fingerprint
 from ...blocks.discovery import Blocks
-from ...blocks.registry import chains_of
 from ...config.cache_plan import CachePlan
 from ...errors import InvalidSetting, WrongType
 from ...recording.image_metrics import samples_of
 from ...recording.rank_broadcast import is_single_process
+from ...recording.record import recordable
 from ...validation import check_count, check_number, shown
 from ..evaluation import Evaluation, Evaluator
 from ..timed_run import picture_mismatch
@@ -108,7 +108,7 @@ class _ActorGroup:
     def __init__(self, ray: Any, asked: Actors, evaluator: Evaluator, most: int, started: bool) -> None:
         self._ray, self._started, self._actors = ray, started, []
         self.seconds, self.run_equivalents = evaluator.seconds, 0.0
-        here = [chain for chain, _ in chains_of(evaluator.target, evaluator.blocks)]
+        here = recordable(evaluator.target, evaluator.blocks)
         options = asked.options(any(_is_elsewhere(chain.owner) for chain in here))
         fits = _room(ray.cluster_resources(), options)
         self.size = asked.workers or max(1, min(fits, most))
@@ -237,7 +237,7 @@ def ray_module() -> Any:
 
 
 def _fingerprint(target: object, blocks: Blocks) -> str:
-    return fingerprint([chain for chain, _ in chains_of(target, blocks)])
+    return fingerprint(recordable(target, blocks))
 
 
 def _is_elsewhere(module: nn.Module) -> bool:
