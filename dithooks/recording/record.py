@@ -94,6 +94,9 @@ def record(
     if num_inference_steps is not None:
         check_count("num_inference_steps", num_inference_steps, 1)
     chains = recordable(target, blocks)
+    for chain in chains:
+        if chain.block_lists:
+            check(chain, DitCacheConfig(0, 2), [])
     pipe = target.target if isinstance(target, BlockAdapter) else target
     scheduler_now = scheduler_of(pipe, scheduler)
     recorders = [_recorder(chain, scheduler_now, num_inference_steps, memory, share) for chain in chains]
@@ -161,13 +164,9 @@ def recordable(target: object, blocks: Blocks) -> list[Chain]:
         TypeError, ValueError: as :func:`dit_cache`, where not even whole models can be left out.
     """
     try:
-        chains = [chain for chain, _ in chains_of(target, blocks)]
+        return [chain for chain, _ in chains_of(target, blocks)]
     except InvalidSetting:
-        chains = [chain for chain, _ in models_of(target, blocks)]
-    for chain in chains:
-        if chain.block_lists:
-            check(chain, DitCacheConfig(0, 2), [])
-    return chains
+        return [chain for chain, _ in models_of(target, blocks)]
 
 
 def _recorder(chain: Chain, scheduler: Callable[[], Any], steps: int | None, memory: int, share: float) -> Recorder:

@@ -242,7 +242,20 @@ def search(
                 group = workers.start(evaluator, results, limits.plans)
                 stack.callback(group.close)
                 runner = ParallelRunner(group, objective)
-            driver = TrialDriver(runner, planner, wanted, limits, kept, report, started_at, spent, evaluator, objective)
+            driver = TrialDriver(
+                runner,
+                planner,
+                wanted,
+                limits,
+                kept,
+                report,
+                started_at,
+                spent,
+                evaluator,
+                objective,
+                target_psnr,
+                min_psnr,
+            )
             return driver.drive()
 
 
