@@ -16,17 +16,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .containers import leaves_of
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """What something is made of: the output of a call, by number; and whether only by a product or a mean of it."""
 
     call: int
     is_mixed: bool
 
 
-Sources = frozenset[Source]
+Origins = frozenset[Origin]
 Region = tuple[int, int, tuple[int, ...], tuple[int, ...]]  # of a storage: first byte, end, shape and strides
 
-_NONE: Sources = frozenset()
+_NONE: Origins = frozenset()
 # Behind these, numbers are no longer those that a residual could be added to.
 _MIXES = frozenset(
     {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "convolution", "mean", "sum", "_scaled_mm", "_int_mm"}
@@ -43,10 +43,10 @@ class DataFlow:
 
     def __init__(self) -> None:
         self._calls: list[int] = []  # blocks as they were called
-        self._entered: list[Sources] = []  # what each was given is made of
-        self._named: list[Mapping[str, Sources]] = []  # by argument
-        self._returned: Sources = _NONE  # what the model returned is made of
-        self._memory: dict[StorageWeakRef, dict[Region, Sources]] = {}
+        self._entered: list[Origins] = []  # what each was given is made of
+        self._named: list[Mapping[str, Origins]] = []  # by argument
+        self._returned: Origins = _NONE  # what the model returned is made of
+        self._memory: dict[StorageWeakRef, dict[Region, Origins]] = {}
         self._given: dict[StorageWeakRef, int | None] = {}  # to the block that runs, with the versions
         self._depth = 0  # of blocks within blocks
         self._watch: _OperationWatch | None = None  # while it is on
@@ -65,7 +65,7 @@ class DataFlow:
         """Note the tensors that a block returns."""
         self._depth -= 1
         if self._calls[-1] == index:  # else it has blocks within it, which are followed in its place
-            made = frozenset({Source(len(self._calls) - 1, False)})
+            made = frozenset({Origin(len(self._calls) - 1, False)})
             for tensor in returned:
                 # What no block has made, and this one hands on as it was given it (an embedding), still is not.
                 if not self._is_as_given(tensor) or self._sources([tensor]):
@@ -96,7 +96,7 @@ class DataFlow:
         made: list[frozenset[int]] = []  # by call: places of the blocks that what it returns is made of
         uses = [place + 1 for place in range(len(order))]
 
-        def origins(sources: Sources) -> frozenset[int]:
+        def origins(sources: Origins) -> frozenset[int]:
             return frozenset[int]().union(*(made[source.call] for source in sources))
 
         for index, sources in zip(self._calls, self._entered, strict=True):
@@ -120,7 +120,7 @@ class DataFlow:
             name: the argument.
         """
         sources = self._named[self._calls.index(consumer)].get(name, _NONE)
-        return Source(self._calls.index(producer), False) in sources
+        return Origin(self._calls.index(producer), False) in sources
 
     def _stop(self) -> None:
         watch, self._watch = self._watch, None
@@ -139,7 +139,7 @@ class DataFlow:
         by_shape = name.endswith("_like") or name.startswith("new_")
         sources = _NONE if by_shape else self._sources(each for each in given if id(each) not in written)
         if name.rstrip("_") in _MIXES:
-            sources = frozenset(Source(source.call, True) for source in sources)
+            sources = frozenset(Origin(source.call, True) for source in sources)
         former = self._sources(tensor for tensor, _ in written.values())
         for tensor, is_whole in written.values():
             self._put(tensor, sources if is_whole or name in _OVERWRITES else sources | self._sources([tensor]))
@@ -148,7 +148,7 @@ class DataFlow:
             if _storage(tensor) not in storages:  # else a view, or written above
                 self._put(tensor, sources | former)
 
-    def _sources(self, tensors: Iterable[Tensor]) -> Sources:
+    def _sources(self, tensors: Iterable[Tensor]) -> Origins:
         """Return what some tensors are made of."""
         found = _NONE
         for tensor in tensors:
@@ -159,7 +159,7 @@ class DataFlow:
                 found = found.union(*(made for (a, b, *_), made in regions.items() if a < end and begin < b))
         return found
 
-    def _put(self, tensor: Tensor, sources: Sources) -> None:
+    def _put(self, tensor: Tensor, sources: Origins) -> None:
         """Note what the memory of a tensor is made of from now on."""
         storage = _storage(tensor)
         if storage is None:
