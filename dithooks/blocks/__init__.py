@@ -2,7 +2,8 @@
 
 1. ``trunk``: from one observed call, the order in which blocks run, and the wiring of a range of them.
 2. ``observation``: one computed call of the blocks as hooks (``tap``) saw it, and which tensor went where
-   (``held_outputs``: which were still held later, where the call cannot be repeated).
+   (``data_flow``: what later ones are made of; ``held_outputs``: which were still held later, where the call cannot be
+   repeated).
 3. ``stream_matching``: which argument each output of a block carries on (``pattern``: the six usual ways), and which
    parts of a container it leaves as they are (``passed_parts``).
 4. ``wiring``: the streams followed from a range's first block to its last.

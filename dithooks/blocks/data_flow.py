@@ -7,7 +7,7 @@ so does a skip through weights that are still zeros.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -15,10 +15,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .containers import leaves_of
 
-Sources = frozenset[int]  # numbers of the calls whose outputs something is made of
+
+class Origin(NamedTuple):
+    """What something is made of: the output of a call, by number; and whether only by a product or a mean of it."""
+
+    call: int
+    is_mixed: bool
+
+
+Origins = frozenset[Origin]
 Region = tuple[int, int, tuple[int, ...], tuple[int, ...]]  # of a storage: first byte, end, shape and strides
 
-_NONE: Sources = frozenset()
+_NONE: Origins = frozenset()
+# Behind these, numbers are no longer those that a residual could be added to.
+_MIXES = frozenset(
+    {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "convolution", "mean", "sum", "_scaled_mm", "_int_mm"}
+)
 _OVERWRITES = frozenset({"copy_", "fill_", "zero_", "normal_", "uniform_"})  # whatever was there before
 
 
@@ -31,27 +43,29 @@ class DataFlow:
 
     def __init__(self) -> None:
         self._calls: list[int] = []  # blocks as they were called
-        self._entered: list[Sources] = []  # what each was given is made of
-        self._returned: Sources = _NONE  # what the model returned is made of
-        self._memory: dict[StorageWeakRef, dict[Region, Sources]] = {}
+        self._entered: list[Origins] = []  # what each was given is made of
+        self._named: list[Mapping[str, Origins]] = []  # by argument
+        self._returned: Origins = _NONE  # what the model returned is made of
+        self._memory: dict[StorageWeakRef, dict[Region, Origins]] = {}
         self._given: dict[StorageWeakRef, int | None] = {}  # to the block that runs, with the versions
         self._depth = 0  # of blocks within blocks
         self._watch: _OperationWatch | None = None  # while it is on
 
-    def enter(self, index: int, given: Iterable[Tensor]) -> None:
-        """Note the tensors that a block is given."""
+    def enter(self, index: int, given: Iterable[Tensor], arguments: Mapping[str, Any]) -> None:
+        """Note the tensors that a block is given, all of them and those that are arguments with a name."""
         self._stop()
         self._depth += 1
         given = list(given)
         self._calls.append(index)
         self._entered.append(self._sources(given))
+        self._named.append({n: self._sources([each]) for n, each in arguments.items() if isinstance(each, Tensor)})
         self._given = {storage: _version(each) for each in given if (storage := _storage(each)) is not None}
 
     def leave(self, index: int, returned: Iterable[Tensor]) -> None:
         """Note the tensors that a block returns."""
         self._depth -= 1
         if self._calls[-1] == index:  # else it has blocks within it, which are followed in its place
-            made = frozenset({len(self._calls) - 1})
+            made = frozenset({Origin(len(self._calls) - 1, False)})
             for tensor in returned:
                 # What no block has made, and this one hands on as it was given it (an embedding), still is not.
                 if not self._is_as_given(tensor) or self._sources([tensor]):
@@ -79,11 +93,11 @@ class DataFlow:
             By block of ``order``, the place of that other block; ``len(order)`` for what the model returns.
         """
         places = {index: place for place, index in enumerate(order)}
-        made: list[Sources] = []  # by call: places of the blocks that what it returns is made of
+        made: list[frozenset[int]] = []  # by call: places of the blocks that what it returns is made of
         uses = [place + 1 for place in range(len(order))]
 
-        def origins(sources: Sources) -> Sources:
-            return _NONE.union(*(made[number] for number in sources))
+        def origins(sources: Origins) -> frozenset[int]:
+            return frozenset[int]().union(*(made[source.call] for source in sources))
 
         for index, sources in zip(self._calls, self._entered, strict=True):
             place = places.get(index)
@@ -96,6 +110,17 @@ class DataFlow:
         for origin in origins(self._returned):
             uses[origin] = len(order)
         return uses
+
+    def carries(self, producer: int, consumer: int, name: str) -> bool:
+        """Return whether an argument of a block holds what an earlier one returned, other than mixed by a product.
+
+        Args:
+            producer: the block that returned it.
+            consumer: the block that is given it.
+            name: the argument.
+        """
+        sources = self._named[self._calls.index(consumer)].get(name, _NONE)
+        return Origin(self._calls.index(producer), False) in sources
 
     def _stop(self) -> None:
         watch, self._watch = self._watch, None
@@ -113,6 +138,8 @@ class DataFlow:
         # What takes only the shape of a tensor is not made of it.
         by_shape = name.endswith("_like") or name.startswith("new_")
         sources = _NONE if by_shape else self._sources(each for each in given if id(each) not in written)
+        if name.rstrip("_") in _MIXES:
+            sources = frozenset(Origin(source.call, True) for source in sources)
         former = self._sources(tensor for tensor, _ in written.values())
         for tensor, is_whole in written.values():
             self._put(tensor, sources if is_whole or name in _OVERWRITES else sources | self._sources([tensor]))
@@ -121,7 +148,7 @@ class DataFlow:
             if _storage(tensor) not in storages:  # else a view, or written above
                 self._put(tensor, sources | former)
 
-    def _sources(self, tensors: Iterable[Tensor]) -> Sources:
+    def _sources(self, tensors: Iterable[Tensor]) -> Origins:
         """Return what some tensors are made of."""
         found = _NONE
         for tensor in tensors:
@@ -132,7 +159,7 @@ class DataFlow:
                 found = found.union(*(made for (a, b, *_), made in regions.items() if a < end and begin < b))
         return found
 
-    def _put(self, tensor: Tensor, sources: Sources) -> None:
+    def _put(self, tensor: Tensor, sources: Origins) -> None:
         """Note what the memory of a tensor is made of from now on."""
         storage = _storage(tensor)
         if storage is None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +17,10 @@ from ..blocks.block_io import bind, parameter_names
 from ..blocks.block_lists import Chain
 from ..blocks.data_flow import DataFlow
 from ..blocks.observation import Observation, observed_blocks
+from ..blocks.stream_matching import block_io_of
 from ..blocks.tap import tap
 from ..blocks.trunk import Trunk, find_trunk, followable_ranges
+from ..blocks.wiring import gap
 from ..config.cache_config import DitCacheConfig
 from ..engine.arguments import CallArguments
 from ..engine.call import Call
@@ -26,7 +29,7 @@ from ..engine.decider import CallDecider
 from ..engine.output_comparison import tensors_in
 from ..engine.replay import Replay, replaying
 from ..engine.stand_in import stand_in
-from ..errors import InvalidSetting
+from ..errors import InvalidSetting, WiringError
 from ..integrations.dispatch import BlockIntegrations
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
@@ -86,7 +89,7 @@ class Recorder:
         self._report: ProgressCallback = lambda stage, done, total: None
         self._observation: Observation | None = None
         self._flow: DataFlow | None = None  # of the call that is observed
-        self._open: set[tuple[int, int]] = set()  # ranges of which the model uses more than what leaves the last block
+        self._refused_ranges: set[tuple[int, int]] = set()  # ranges that can be followed, but not cached
         self._altered: set[int] = set()  # blocks whose outputs the model writes into, and, while it is looked at,
         self._returned: list[tuple[int, Tensor, Tensor]] = []  # what one has returned, and that by value
         self._trunk: Trunk | None = None
@@ -131,7 +134,7 @@ class Recorder:
             return False
         order, held = self._learn((), seen), self._passes.most_held
         if held is not None:  # a pass cannot be made once more, to follow its data
-            self._open |= {
+            self._refused_ranges |= {
                 (first, last) for first, last in self.tally.ranges if held.inside(order[first : last + 1]) is not None
             }
         assert self._trunk is not None
@@ -155,7 +158,7 @@ class Recorder:
         if self._trunk is None or not self.tally.runs:
             raise InvalidSetting(f"{self.chain.name}: no call ran all the blocks that its first one did")
         tally, order = self.tally, self._trunk.order
-        ranges = [number for number, pair in enumerate(tally.ranges) if pair not in self._open]
+        ranges = [number for number, pair in enumerate(tally.ranges) if pair not in self._refused_ranges]
         moments = [tally.moments[step] for step in tally.steps]
         block_ms = np.array([self.stopwatch.spent(index) for index in order]) / self.calls
         points = next(iter(self._points.values()))
@@ -227,8 +230,10 @@ class Recorder:
         observation = self._watching(index)
         if observation is not None:
             self._altered |= {block for block, now, then in self._returned if not torch.equal(now, then)}
+            self._returned = []  # first: it holds an output, for which others are looked at
             if self._flow is not None:
-                self._flow.enter(index, tensors_in((args, kwargs)).values())
+                arguments = self._observed[index].reader.arguments(args, kwargs)
+                self._flow.enter(index, tensors_in((args, kwargs)).values(), arguments)
             elif self._passes.held is not None:
                 self._passes.held.enter(index, args, kwargs)
             observation.enter(index, args, kwargs)
@@ -304,9 +309,12 @@ class Recorder:
             self._observation, self._flow, self._returned = None, None, []
             observation.close()
             flow.close()
-        uses = flow.last_uses(self._learn(key, observation))
-        self._open |= {
-            (first, last) for first, last in self.tally.ranges if any(use > last for use in uses[first:last])
+        order = self._learn(key, observation)
+        uses, parted = flow.last_uses(order), [*map(partial(_is_parted, flow, observation), order, order[1:])]
+        self._refused_ranges |= {
+            (first, last)
+            for first, last in self.tally.ranges
+            if any(use > last for use in uses[first:last]) or any(parted[first:last])
         }
 
     def _learn(self, key: Any, observation: Observation) -> tuple[int, ...]:
@@ -349,6 +357,19 @@ class Recorder:
         latents = arguments.get(self._decider.latents_name or "")
         if isinstance(latents, Tensor) and latents.dim() > 1:
             self.rows, self.size = self.rows + len(latents), tuple(latents.shape[1:])
+
+
+def _is_parted(flow: DataFlow, observation: Observation, former: int, latter: int) -> bool:
+    """Return whether a stream that goes from one block to another by its name or form is another one by its data."""
+    calls = {call.index: call for call in reversed(observation.calls)}
+    if former not in calls or latter not in calls:
+        return False
+    try:
+        sender, taker = (block_io_of(observation, calls[index]) for index in (former, latter))
+    except WiringError:
+        return False  # no range that could be followed goes across
+    guessed = gap(observation, calls[former], sender, calls[latter], taker).how
+    return not all(flow.carries(former, latter, name) for name in guessed)
 
 
 def _to_host(tensor: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ _ARRAYS = ("ranges", "grams", "norms", "steps", "times", "block_ms")
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One transformer of a recorded run, with T steps, B blocks, and R ranges that its wiring allows.
+    """One transformer of a recorded run, with T steps, B blocks, and R ranges that can be cached.
 
     Args:
         path: path of the transformer, from the target.
