@@ -17,7 +17,7 @@ from .blocks.discovery import Blocks
 from .blocks.module_paths import dtype_of, modules_of
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
-from .engine.attachment import is_compiled
+from .engine.attachment import check_corrections, is_compiled
 from .engine.clock import UNTOLD, StepTelling, scheduler_of
 from .engine.compiled_calls import CompiledCalls
 from .engine.completion import complete
@@ -337,6 +337,7 @@ class CacheHandle:
                 "search a new one, or take the numbers over with dataclasses.replace(config, fingerprint=None)"
             )
         useful = [(chain, own) for chain, own in chains if not own.when.never_reuses]
+        check_corrections(useful, [attached.cache for attached in self._attached])
         prepared = [self._prepare(chain, own) for chain, own in useful]
         deciders = [attached.cache.decider for attached in prepared]
         for attached in prepared:

@@ -1,4 +1,4 @@
-"""A cache of whole outputs, written by hand: what the payload "output" is compared with. It knows nothing of dithooks."""
+"""A cache of whole outputs, written by hand and without dithooks: what the payload "output" is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A residual that is kept, in the form it is kept in; and the residual of a reused step, made of some of them."""
+"""A residual (or output) that is kept, in the form it is kept in; and that of a reused step, made of some of them."""
 
 from __future__ import annotations
 

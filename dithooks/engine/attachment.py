@@ -26,6 +26,7 @@ from .clock import UNTOLD, StepClock, StepTelling
 from .compiled_code import are_compiled
 from .decider import CallDecider
 from .hooks import (
+    caches_of,
     hook_call,
     hook_enclosing,
     hook_lead,
@@ -312,6 +313,29 @@ def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
             )
     if getattr(chain.owner, "is_cache_enabled", False) is True:
         raise InvalidSetting(f"{chain.name} has another cache enabled: call its disable_cache() first")
+
+
+def check_corrections(ranges: Sequence[tuple[Chain, DitCacheConfig]], mine: Sequence[object]) -> None:
+    """Raise if the output of one transformer would be corrected twice, before the model is touched.
+
+    Args:
+        ranges: the ranges that are to be attached.
+        mine: caches about to be removed.
+
+    Raises:
+        InvalidSetting: two ranges of a transformer, or one and a range that is cached already, correct its output.
+    """
+    owners: list[nn.Module] = []
+    for chain, own in ranges:
+        if not own.predictor.corrected_steps:
+            continue
+        before = [cache for cache in caches_of([chain.owner]) if cache.correction is not None and cache not in mine]
+        if before or any(chain.owner is owner for owner in owners):
+            raise InvalidSetting(
+                f"two ranges of {chain.path or type(chain.owner).__name__} have a predictor with corrections, and its "
+                "output can be corrected once: give the other one a predictor without, in overrides"
+            )
+        owners.append(chain.owner)
 
 
 def _check_looked_at(chain: Chain, look_at: Sequence[str]) -> None:

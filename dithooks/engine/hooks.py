@@ -41,7 +41,7 @@ class _RangeEnter(EnterHook):
 def hook_call(cache: RangeCache, owner: nn.Module) -> None:
     """Call the range's cache before and after the transformer; both hooks stay out of compiled graphs."""
     cache.argument_names = parameter_names(owner)
-    _hook_owner(cache, owner, cache.begin, cache.finish)
+    _hook_owner(cache, owner, cache.begin, cache.ends)
 
 
 def hook_method(cache: RangeCache, owner: nn.Module, module: nn.Module, name: str) -> None:
@@ -55,9 +55,8 @@ def hook_method(cache: RangeCache, owner: nn.Module, module: nn.Module, name: st
         if not cache.state.in_method:
             cache.announce(bind(own, args, kwargs))
 
-    def finish(output: Any) -> None:
-        if not cache.state.in_method:
-            cache.finish(output)
+    def finish(output: Any) -> Any:
+        return None if cache.state.in_method else cache.ends(output)
 
     _hook_owner(cache, owner, begin, finish)
     watch(module, name, _MethodWatcher(cache))
@@ -72,7 +71,7 @@ class _MethodWatcher:
     def __init__(self, cache: RangeCache) -> None:
         self.cache = cache
         self.starts = torch.compiler.disable(self._start)
-        self.ends, self.leaves = torch.compiler.disable(cache.finish), torch.compiler.disable(self._leave)
+        self.ends, self.leaves = torch.compiler.disable(cache.ends), torch.compiler.disable(self._leave)
 
     def _start(self, method: WatchedMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         state = self.cache.state
@@ -95,7 +94,7 @@ def _hook_owner(
     cache: RangeCache,
     owner: nn.Module,
     begin: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None],
-    finish: Callable[[Any], None],
+    finish: Callable[[Any], Any],
 ) -> None:
     begin = refusing_compiled(begin, lambda: cache.is_compiled)
 
@@ -112,8 +111,8 @@ def _hook_owner(
 
     class Ends(Hook):
         @outside_graphs(_INSIDE)
-        def __call__(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
-            ends(kwargs_and_output[-1])
+        def __call__(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> Any:
+            return ends(kwargs_and_output[-1])
 
     def others() -> list[RangeCache]:
         alone = len(owner._forward_pre_hooks) == 1

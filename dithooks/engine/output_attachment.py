@@ -178,6 +178,11 @@ def check_output(chain: Chain, config: DitCacheConfig, target: object, mine: Seq
             f"{other[0]} is cached already: remove that cache first, or use its handle's update(), which changes what "
             "is forecast"
         )
+    if any(config.predictor.corrected_steps.values()):
+        raise InvalidSetting(
+            "payload='output' leaves the transformer out on reused steps, and the predictor has corrections of these: "
+            "give corrections of computed steps only"
+        )
     if getattr(chain.owner, "is_cache_enabled", False) is True:
         raise InvalidSetting(f"{chain.name} has another cache enabled: call its disable_cache() first")
     names = parameter_names(chain.owner)

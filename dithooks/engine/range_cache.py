@@ -48,6 +48,7 @@ from .compiled_code import are_compiled, run_eagerly
 from .decider import CallDecider
 from .model_lock import MODEL_LOCK
 from .output_comparison import first_not_finite
+from .output_correction import OutputCorrection
 from .protocols import Integrations
 from .replay import Callee, Replay, replaying
 from .residual import (
@@ -93,6 +94,7 @@ class CallState(threading.local):
         self.transformer_was_called = False  # else its blocks are called without it
         self.held: HeldOutputs | None = None  # beside the observation of a call that cannot be repeated
         self.in_method = False  # the method that stands for the transformer's call is under way
+        self.corrected: tuple[Any, Any] | None = None  # the last output in place of another, and that; for other caches
         self.passes: tuple[Call, ...] = ()  # passes over the blocks that the watched method has made before this one
         self.met_unknown_step = False  # whether a call without a readable step was let pass once in this thread
 
@@ -135,6 +137,7 @@ class RangeCache:
         self.active_calls = ActiveCalls()
         self.compiled_calls: CompiledCalls | None = None  # the handle's
         self.state = CallState(self.active_calls)
+        self.correction = OutputCorrection(decider) if decider.corrects else None
         self.verification = Verification(self)
         self.additions = decider.additions
         if verify:  # without a test, what is added cannot be told from other work on the streams
@@ -236,6 +239,7 @@ class RangeCache:
                 if replay is None:
                     self._after_call(call)
                 else:
+                    output = self._as_returned(output)
                     self.decider.learn_latents(arguments or {}, output)
                     self._conclude(call, replay, output)
                 for other in self.others():
@@ -248,6 +252,24 @@ class RangeCache:
         finally:
             # Only now: until it is committed, another thread that moves the range expires it, and it may be repeated.
             state.thread.calls, state.transformer_was_called = (), False
+
+    def finish_corrected(self, output: Any) -> Any:
+        """Do as :meth:`finish`, and return the corrected output; ``None``: the output is used as it is."""
+        state, correction = self.state, self.correction
+        assert correction is not None
+        corrected = correction(None if replaying.get() else state.call, output, lambda: self.finish(output))
+        state.corrected = None if corrected is None or not self.others() else (corrected, output)
+        return corrected
+
+    @property
+    def ends(self) -> Callable[[Any], Any]:
+        """What is to be called when the transformer returns: returns another output in place of that, or ``None``."""
+        return self.finish if self.correction is None else self.finish_corrected
+
+    def _as_returned(self, output: Any) -> Any:
+        """Return the transformer's own output, if another cache on it has corrected that already."""
+        pairs = [other.state.corrected for other in self.others()]
+        return next((raw for pair in pairs if pair is not None for made, raw in [pair] if made is output), output)
 
     def abandon(self) -> None:
         """Drop a call that an exception has ended, if one has: blocks that run after it are no part of it."""
@@ -275,7 +297,7 @@ class RangeCache:
         """Do the same, and return the runs; waits for no lock."""
         self.active_calls.expire()
         state = self.state
-        state.latest = state.given = None
+        state.latest = state.given = state.corrected = None
         self.additions.forget()
         if (call := state.call) is not None:
             # An exception ended this call; its traceback may keep the call alive, so release its tensors.
@@ -668,6 +690,8 @@ class RangeCache:
                 return state.call
         else:
             moved = self._after_call(before)
+            if self.correction is not None and not state.transformer_was_called:
+                self.decider.warn("unfitted", wording.output_is_not_seen(self.decider.name))
             if self.passes_are_calls and state.transformer_was_called:
                 state.passes += (before,)
             elif self.unverified and state.transformer_was_called:

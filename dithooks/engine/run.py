@@ -44,6 +44,7 @@ class Branch:
     steps: int = 0  # at which it was called
     is_first: bool = False  # it was new at the run's first step
     position: int = 0  # of the last call among those of its step
+    outputs: list[Anchor] = field(default_factory=list)  # of computed steps, before any correction; newest first
     unread: list[FiniteCheck] = field(default_factory=list)  # of the residuals that nothing has been made of yet
     interrupted: bool = False  # a computed call began and has not ended
     given: CallArguments = field(default_factory=_nothing)  # to its last call, to recognise the branch by
@@ -55,14 +56,14 @@ class Branch:
     nbytes: int = 0  # memory held, in bytes
 
     def free(self) -> None:
-        """Drop all tensors of the branch's residuals and metric."""
-        self.anchors, self.unread, self.output_form, self.nbytes = [], [], None, 0
+        """Drop all tensors of the branch's residuals, outputs and metric."""
+        self.anchors, self.outputs, self.unread, self.output_form, self.nbytes = [], [], [], None, 0
         if self.metric is not None:
             self.metric.clear()
 
     def update_nbytes(self) -> None:
         """Update ``nbytes`` after a change of the tensors held."""
-        kept = sum([anchor.nbytes for anchor in self.anchors])
+        kept = sum([anchor.nbytes for anchor in (*self.anchors, *self.outputs)])
         self.nbytes = kept + (0 if self.metric is None else self.metric.nbytes)
 
     def clear(self) -> None:

@@ -20,8 +20,8 @@ class MethodWatcher(Protocol):
     def starts(self, method: WatchedMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Begin a call; return whether it is one of its own, whose end is to be told."""
 
-    def ends(self, output: Any) -> None:
-        """Finish a call."""
+    def ends(self, output: Any) -> Any:
+        """Finish a call; return another output in place of the method's own, or ``None``."""
 
     def leaves(self) -> None:
         """Forget a call, whether it has ended or an exception did."""
@@ -59,10 +59,11 @@ class WatchedMethod:
             for watcher in self.watchers:
                 if watcher.starts(self, args, kwargs):
                     started.append(watcher)
-            output = self.forward(*args, **kwargs)
+            output = given = self.forward(*args, **kwargs)
             for watcher in started:
-                watcher.ends(output)
-            return output
+                other = watcher.ends(output)
+                given = given if other is None else other
+            return given
         finally:
             for watcher in started:
                 watcher.leaves()

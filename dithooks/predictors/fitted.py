@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -97,6 +97,11 @@ class Fitted(Predictor):
     @cached_property
     def outputs(self) -> int:
         return max((len(each) - 1 for each in self.corrections or () if each is not None), default=0)
+
+    @cached_property
+    def corrected_steps(self) -> Mapping[int, bool]:
+        steps = enumerate(self.corrections or ())
+        return {step: self.coefficients[step] is not None for step, weights in steps if weights is not None}
 
     @property
     def needs_sigmas(self) -> bool:

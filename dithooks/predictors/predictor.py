@@ -6,7 +6,7 @@ A predictor returns plain numbers; the engine sums the tensors.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from ..policies.history import Schedule
@@ -64,6 +64,11 @@ class Predictor(ABC):
     def outputs(self) -> int:
         """The number of outputs of earlier computed steps that it corrects an output with, at most."""
         return 0
+
+    @property
+    def corrected_steps(self) -> Mapping[int, bool]:
+        """The steps whose output it corrects, each with whether that is made with a forecast residual."""
+        return {}
 
     def output_weights(self, outputs: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
         """Return the weights by which a call's output is corrected, its own first; ``None``: it is used as it is.

@@ -58,8 +58,8 @@ class BranchStats:
         differences: quantiles of the differences that calls were decided by; ``None`` if the policy measures none.
         blocks_run: number of block executions that took place.
         blocks_total: number of block executions that there would have been without the cache.
-        bytes_peak: the most memory that was kept for the branch: residuals, and tensors that differences are
-            measured against.
+        bytes_peak: the most memory that was kept for the branch: residuals, outputs, and tensors that differences
+            are measured against.
 
     Example: two calls of four blocks; the second call left out two of them.
         >>> first = CallRecord("model", 0, 0, 0, False, "warm-up", None)

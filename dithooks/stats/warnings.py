@@ -14,6 +14,8 @@ worded by                               when                                    
 :func:`gradients_are_enabled`           a call has gradients enabled                         the engine
 :func:`ranks_have_diverged`             the ranks of a process group did different things    the engine
 :func:`coefficients_are_missing`        a predictor was not fitted for the computed steps    the engine
+:func:`output_is_not_corrected`         an output's correction was fitted to other steps     the engine
+:func:`output_is_not_seen`              an output is to be corrected, and only blocks run    the engine
 :func:`argument_may_be_written`         a first residual cannot be tested                    the engine
 :func:`model_is_not_finite`             computed calls give NaN, at more than one step       the engine
 :func:`another_cache_is_at_work`        another library's cache was enabled since attaching  the engine
@@ -160,6 +162,23 @@ def coefficients_are_missing(name: str, step: int, computed: Sequence[int], pred
     return (
         f"{name}: step {step} follows computed steps {list(computed)}, for which {type(predictor).__name__} has no "
         f"coefficients: {instead}"
+    )
+
+
+def output_is_not_corrected(name: str, step: int, computed: Sequence[int]) -> str:
+    """Word that a predictor corrects the output of a step, but not as it was made, or not by the outputs at hand."""
+    at_hand = f"those of steps {list(computed)}" if computed else "none"
+    return (
+        f"{name}: the output of step {step} is used as it is: its correction was found for other noise levels, or for "
+        f"other outputs than are at hand ({at_hand})"
+    )
+
+
+def output_is_not_seen(name: str) -> str:
+    """Word that blocks run without their transformer's call, so that its output cannot be corrected."""
+    return (
+        f"{name}: its output is not corrected as planned, as the blocks run without a call of the model. Call the "
+        "model itself, or name the method that is called in its place: dit_cache(..., method=...)"
     )
 
 
