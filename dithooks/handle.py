@@ -17,7 +17,7 @@ from .blocks.discovery import Blocks
 from .blocks.module_paths import dtype_of, modules_of
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
-from .engine.attachment import Attachment, check_corrections, is_compiled
+from .engine.attachment import check_corrections, is_compiled
 from .engine.clock import UNTOLD, StepTelling, scheduler_of
 from .engine.compiled_calls import CompiledCalls
 from .engine.completion import complete

@@ -15,4 +15,5 @@
 9. ``discovery``: find those lists (``trunk_heuristics``), or follow a user's path to them (``module_paths``).
 10. ``adapter``: what a user declares about blocks that observation cannot resolve.
 11. ``registry``: such declarations by class name, and the choice between declared, named and found blocks.
+12. ``whole_models``: transformers that are cached as wholes, also those without lists, and U-Nets.
 """

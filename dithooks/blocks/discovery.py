@@ -62,7 +62,7 @@ def owners_of(target: object, chosen: Collection[str] = ()) -> list[Owner]:
     found: list[Owner] = []
     for name, module in modules.items():
         assert isinstance(module, nn.Module)
-        inner = module._modules.get(WRAPPED)  # the model inside what torch.compile(model) returns
+        inner = dict(module.named_children()).get(WRAPPED)  # the model inside what torch.compile(model) returns
         prefix, top = (name, module) if inner is None else (f"{name}.{WRAPPED}".lstrip("."), inner)
         within = [path.removeprefix(f"{prefix}.") for path in chosen] if prefix else chosen
         found += [owner.below(prefix) for owner in find_owners(top, within)]

@@ -57,7 +57,7 @@ def _denoisers(target: object) -> list[tuple[str, nn.Module]]:
     """Return the denoisers of a pipeline, without those that are much lighter than the heaviest, and their paths."""
     found = []
     for name, module in denoisers_of(target).items():
-        inner = module._modules.get(WRAPPED)
+        inner = dict(module.named_children()).get(WRAPPED)
         found.append((name, module) if inner is None else (f"{name}.{WRAPPED}", inner))
     loads = [sum(parameter.numel() for parameter in module.parameters()) for _, module in found]
     return [each for each, load in zip(found, loads, strict=True) if load * LIGHT >= max(loads)]

@@ -17,7 +17,10 @@
 10. ``change_metrics``, ``weights_version``, ``rank_consensus``: what a decision may depend on besides.
 11. ``verification``: the first residual, tested on its own call (``noise_probe``: with noise).
 12. ``replay``: a call made again, with ``argument_copies``; ``output_comparison``: of what the two leave behind.
-13. ``protocols``: what the engine asks of other libraries; ``dithooks.integrations`` answers.
+13. ``output_cache``: in place of a range's, where the output of the whole transformer is forecast; called by its
+    stand-in (``model_stand_in``), which is wherever the transformer was held (``module_places``), and makes outputs
+    of its form (``output_form``). ``output_attachment`` puts it there; ``payloads`` chooses between the two.
+14. ``protocols``: what the engine asks of other libraries; ``dithooks.integrations`` answers.
 
 ``docs/design.md`` walks through one computed and one reused step, with a link to each line.
 """

@@ -315,7 +315,7 @@ def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
         raise InvalidSetting(f"{chain.name} has another cache enabled: call its disable_cache() first")
 
 
-def check_corrections(ranges: Sequence[tuple[Chain, DitCacheConfig]], mine: Sequence[RangeCache]) -> None:
+def check_corrections(ranges: Sequence[tuple[Chain, DitCacheConfig]], mine: Sequence[object]) -> None:
     """Raise if the output of one transformer would be corrected twice, before the model is touched.
 
     Args:

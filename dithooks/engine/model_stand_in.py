@@ -129,9 +129,9 @@ def engage_model(module: nn.Module, cache: OutputCache | None) -> None:
     _behind(module).cache = cache
 
 
-def is_engaged_model(module: object) -> bool:
-    """Return whether a module is a stand-in for a transformer that is connected to a cache."""
-    return issubclass(type(module), ModelStandIn) and _behind(module).cache is not None
+def cache_behind(module: object) -> OutputCache | None:
+    """Return the cache that a stand-in for a transformer is connected to; ``None`` of any other module."""
+    return _behind(module).cache if issubclass(type(module), ModelStandIn) else None
 
 
 def original_model(module: Any) -> Any:

@@ -63,7 +63,7 @@ def _containers(target: object) -> Iterator[dict[Any, Any] | list[Any]]:
             for module in top.modules():
                 if id(module) not in met:
                     met.add(id(module))
-                    yield from (module._modules, vars(module))
+                    yield from (each for each in (module._modules, vars(module)) if isinstance(each, dict))
 
 
 def _holders(target: object) -> list[Any]:

@@ -21,9 +21,9 @@ from .clock import UNTOLD, StepClock, StepTelling
 from .decider import CallDecider
 from .hooks import hook_enclosing, unhook
 from .model_lock import MODEL_LOCK
-from .model_stand_in import engage_model, is_engaged_model, model_stand_in, original_model
+from .model_stand_in import cache_behind, engage_model, model_stand_in, original_model
 from .module_places import ModulePlace, places_of
-from .output_cache import OutputCache
+from .output_cache import OutputCache, output_caches_of
 from .protocols import Integrations
 from .rank_consensus import RankConsensus
 from .stand_in import is_engaged
@@ -166,18 +166,23 @@ def check_output(chain: Chain, config: DitCacheConfig, target: object, mine: Seq
     model = _held(chain, target)
     if isinstance(model, torch.jit.ScriptModule):
         raise WrongType(f"{name} is a scripted module, which takes no stand-in: cache before scripting")
-    engaged = [skip for skip in mine if original_model(skip) is model]
-    if not places_of(target, [model, *engaged]):
-        if chain_is_cached(chain, target, mine):
-            raise _cached_already(chain)
+    refuse_cached(chain, mine)
+    if not places_of(target, [model, *(skip for skip in mine if original_model(skip) is model)]):
         raise InvalidSetting(
             f"payload='output' puts a stand-in where {name} is held, and nothing that was given holds it: give the "
             "pipeline, or the module or object that has it as an attribute and calls it there"
         )
-    if chain_is_cached(chain, target, mine) or any(
-        is_engaged(ref.block) and not any(ref.block is skip for skip in mine) for ref in chain.block_refs
-    ):
-        raise _cached_already(chain)
+    blocks = [ref for ref in chain.block_refs if is_engaged(ref.block)]
+    if other := [ref.path for ref in blocks if not any(ref.block is skip for skip in mine)]:
+        raise InvalidSetting(
+            f"{other[0]} is cached already: remove that cache first, or use its handle's update(), which changes what "
+            "is forecast"
+        )
+    if any(config.predictor.corrected_steps.values()):
+        raise InvalidSetting(
+            "payload='output' leaves the transformer out on reused steps, and the predictor has corrections of these: "
+            "give corrections of computed steps only"
+        )
     if getattr(chain.owner, "is_cache_enabled", False) is True:
         raise InvalidSetting(f"{chain.name} has another cache enabled: call its disable_cache() first")
     names = parameter_names(chain.owner)
@@ -190,10 +195,18 @@ def check_output(chain: Chain, config: DitCacheConfig, target: object, mine: Seq
         )
 
 
-def chain_is_cached(chain: Chain, target: object, mine: Sequence[nn.Module]) -> bool:
-    """Return whether a stand-in of another cache is in the transformer's place; ``mine``: about to be removed."""
-    held = _found(chain, target)
-    return is_engaged_model(held) and not any(held is skip for skip in mine)
+def refuse_cached(chain: Chain, mine: Sequence[nn.Module]) -> None:
+    """Raise if another cache leaves out the calls of a transformer; ``mine``: stand-ins that are about to be removed.
+
+    Raises:
+        InvalidSetting: there is one.
+    """
+    own = [cache_behind(skip) for skip in mine]
+    if any(not any(cache is each for each in own) for cache in output_caches_of([chain.owner])):
+        raise InvalidSetting(
+            f"{chain.name} is cached already: remove that cache first, or use its handle's update(). Where the handle "
+            "is lost, dithooks.handle_of(pipeline) finds it, and dithooks.detach(pipeline) takes the cache off"
+        )
 
 
 def unwrapped(chain: Chain) -> Chain:
@@ -201,26 +214,12 @@ def unwrapped(chain: Chain) -> Chain:
     return replace(chain, owner=original_model(chain.owner), rivals=tuple(map(unwrapped, chain.rivals)))
 
 
-def _found(chain: Chain, target: object) -> nn.Module:
-    """Return what is in the transformer's place: itself, a wrapper of ``torch.compile`` or a stand-in."""
+def _held(chain: Chain, target: object) -> nn.Module:
+    """Return the transformer as it is held: in the wrapper of ``torch.compile``, where it is in one."""
     target = target.target if isinstance(target, BlockAdapter) else target
     parts = chain.path.split(".") if chain.path else []
     while parts and parts[-1] == WRAPPED:
         parts.pop()
-    if not parts:
-        return target if isinstance(target, nn.Module) else chain.owner
-    found: nn.Module = walk(target, ".".join(parts))
-    return found
-
-
-def _held(chain: Chain, target: object) -> nn.Module:
-    """Return the transformer as it is held: in the wrapper of ``torch.compile``, where it is in one."""
-    model: nn.Module = original_model(_found(chain, target))
+    found = walk(target, ".".join(parts)) if parts or isinstance(target, nn.Module) else chain.owner
+    model: nn.Module = original_model(found)
     return model
-
-
-def _cached_already(chain: Chain) -> InvalidSetting:
-    return InvalidSetting(
-        f"{chain.name} is cached already: remove that cache first, or use its handle's update(). Where the handle is "
-        "lost, dithooks.handle_of(pipeline) finds it, and dithooks.detach(pipeline) takes the cache off"
-    )

@@ -21,6 +21,7 @@ from .change_metrics import METRICS
 from .compiled_calls import CompiledCalls
 from .compiled_code import run_eagerly
 from .decider import CallDecider
+from .output_correction import OutputCorrection
 from .output_form import form_of
 from .protocols import Integrations
 from .replay import replaying
@@ -71,6 +72,7 @@ class OutputCache:
         self._is_measured = metric is not None
         self._keeps_reused = metric is not None and METRICS[metric].keeps_reused
         self._look_at = decider.config.look_at or ()
+        self.correction = OutputCorrection(decider) if decider.corrects else None
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
         # Not as decorators: these would import the compiler with this file.
         self.pass_over = run_eagerly(self._pass_over, _EAGERLY)
@@ -106,19 +108,26 @@ class OutputCache:
         return NotImplemented
 
     def _conclude(self, output: Any) -> Any:
-        """Conclude a computed call, and return what the pipeline is given: the transformer's own output."""
-        call, arguments = self.state.call, self.state.arguments
-        if call is None:  # the cache was reset in this very call
+        """Conclude a computed call, and return what the pipeline is given: the transformer's output, or a corrected."""
+        call = self.state.call
+        if self.correction is None:
+            self._end_computed(call, output)
             return output
+        corrected = self.correction(call, output, lambda: self._end_computed(call, output))
+        return output if corrected is None else corrected
+
+    def _end_computed(self, call: Call | None, output: Any) -> None:
+        """Keep what a computed call has returned, and commit it."""
+        if call is None:
+            return
         end = self._marker[1]()
         if not call.stale:
-            self.decider.learn_latents(arguments, output)
+            self.decider.learn_latents(self.state.arguments, output)
             if call.range is not None:
                 self._take(call, call.range, output)
             if call.marks:
                 call.marks += [call.marks[0], end]
         self._end(call)
-        return output
 
     def leave(self) -> None:
         """End a computed call, whether the transformer has returned or an exception has ended it."""

@@ -23,7 +23,7 @@ from ..validation import shown
 from .attachment import Attachment, check, prepare
 from .clock import StepTelling
 from .hooks import caches_of
-from .output_attachment import OutputAttachment, chain_is_cached, check_output, prepare_output, unwrapped
+from .output_attachment import OutputAttachment, check_output, prepare_output, refuse_cached, unwrapped
 from .output_cache import OutputCache, output_caches_of
 from .protocols import Integrations
 from .range_cache import RangeCache
@@ -96,8 +96,7 @@ def check_payload(chain: Chain, config: DitCacheConfig, settings: HandleSettings
             why_not_a_trunk(chain.owner) or f"{chain.name} has no list of blocks: give it payload='output'"
         )
     check(chain, config, mine)
-    if chain_is_cached(chain, settings.target, mine):
-        raise InvalidSetting(f"the output of {chain.name} is cached already: remove that cache first")
+    refuse_cached(chain, mine)
     settings.method_of(chain)
 
 
