@@ -337,7 +337,7 @@ class CacheHandle:
                 "search a new one, or take the numbers over with dataclasses.replace(config, fingerprint=None)"
             )
         useful = [(chain, own) for chain, own in chains if not own.when.never_reuses]
-        check_corrections(useful, [each.cache for each in self._attached if isinstance(each, Attachment)])
+        check_corrections(useful, [each.cache for each in self._attached])
         prepared = [self._prepare(chain, own) for chain, own in useful]
         deciders = [attached.cache.decider for attached in prepared]
         for attached in prepared:
