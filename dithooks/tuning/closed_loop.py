@@ -187,11 +187,19 @@ class ClosedLoop:
         answer = response_of(call, parts[0], self.reference.places)
         if answer.misfit > AFFINE or not answer.gain:
             raise RunMismatch(f"at step {step}, the scheduler's answer does not go with the model's output")
-        known = np.stack([taken(part, self.reference.places) for part in parts]).astype(
-            np.float64
-        )  # (K, pictures, numbers)
+        known = np.stack([taken(part, self.reference.places) for part in parts]).astype(np.float64)
         following = self.reference.latents[step, self._rows].astype(np.float64)
         aim = (following - answer.still) / answer.gain
+        if self.fitted_on is not None:
+            some = self.fitted_on[self._rows]
+            known, aim = known[:, some], aim[some]
+        if known.shape[1]:
+            self._add(step, known, aim, start, ridge)
+        weights = self.agreed(self._normals[step].weights()) if step in self._normals else start
+        call.replace(_sum(parts, weights))
+
+    def _add(self, step: int, known: Floats, aim: Floats, start: Floats, ridge: float) -> None:
+        """Add the pictures of a run, (K, pictures, numbers), to the normal equations; the worst count most."""
         errors = np.square(np.tensordot(start, known, 1) - aim).mean(1)
         counts = np.clip(errors / max(float(errors.mean()), 1e-300), 1e-3, 1e3) ** EMPHASIS
         matrix = np.einsum("jsd,ksd,s->jk", known, known, counts, optimize=True)
