@@ -13,6 +13,7 @@ import dithooks
 from bench.compare.subject import Subject, counting
 from bench.peers.peer import Attached, Method, Spent
 from dithooks import CachePlan, DitCacheConfig, Linear, Mask, dit_cache, search
+from dithooks.config.transformer_plan import TransformerPlan
 
 LIBRARY = "dithooks"
 TARGETS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -33,21 +34,25 @@ def searched(subject: Subject, target: float) -> Iterator[Attached]:
     begun = time.perf_counter()
     with counting(transformer) as work:
         found = search(subject.pipe, drawn, target, cost="blocks", verbose=False)
-    blocks = sum(1 for _ in whole.done)
+    count = sum(1 for _ in whole.done)
     probed = found.recording.sensitivity is not None
     runs = 1 + probed + len(found.evaluations)
-    spent = Spent(work.executions(whole) / blocks, time.perf_counter() - begun, runs)
+    spent = Spent(work.executions(whole) / count, time.perf_counter() - begun, runs)
     with dit_cache(subject.pipe, found.plan):
         yield Attached(shown=shown(found.plan), spent=spent)
 
 
 def shown(plan: CachePlan) -> str:
-    """When, where and from how many residuals."""
+    """When, where and from how many residuals or outputs."""
     return ", ".join(
-        f"{piece.picture} blocks {piece.first}–{piece.first + piece.blocks - 1}, "
-        f"{max(len(weights or ()) for weights in piece.coefficients)} residuals"
+        f"{piece.picture} {'output' if piece.payload == 'output' else blocks(piece)}, {piece.predictor.anchors} kept"
         for piece in plan.pieces
     )
+
+
+def blocks(piece: TransformerPlan) -> str:
+    """The range of a piece."""
+    return f"blocks {piece.first}–{piece.first + piece.blocks - 1}"
 
 
 def configured(make: Callable[[Any], DitCacheConfig]) -> Callable[[Subject, Any], AbstractContextManager[Attached]]:
