@@ -13,7 +13,7 @@
 7. ``arguments``, ``branches``: what a call is given, and which of its step's calls it therefore is.
 8. ``decider``: asks the policy, and commits calls that are over; keeps the runs and their branches (``run``).
 9. ``residual``, ``additions``, ``anchor``: Δ taken and added; less what the model adds; kept, and the weighted sum Δ̂
-   (``finite_check``: unless it is not finite).
+   (``finite_check``: unless it is not finite); ``output_correction``: the output, corrected by earlier ones.
 10. ``change_metrics``, ``weights_version``, ``rank_consensus``: what a decision may depend on besides.
 11. ``verification``: the first residual, tested on its own call (``noise_probe``: with noise).
 12. ``replay``: a call made again, with ``argument_copies``; ``output_comparison``: of what the two leave behind.

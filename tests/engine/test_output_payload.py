@@ -254,6 +254,43 @@ class TestForms:
                 assert torch.equal(pipe.transformer(x + 1, 1.0).sample, 2 * x + 2)
 
 
+class TestSideEffects:
+    """A call that writes into what it is given does more than its output tells, and is computed."""
+
+    class Writing(nn.Module):
+        def __init__(self, steps, into):
+            super().__init__()
+            self.steps, self.into, self.calls = steps, into, 0
+
+        def forward(self, x, timestep, cache=None):
+            self.calls += 1
+            if self.calls <= self.steps:
+                if self.into == "itself":
+                    x.mul_(0.5)
+                else:
+                    cache["keys"] = x + self.calls
+            return 2 * x
+
+    def reasons(self, steps, into):
+        model = self.Writing(steps, into)
+        pipe, cache = SimpleNamespace(transformer=model), {}
+        with dit_cache(pipe, DitCacheConfig(policy=Interval(0, 9), payload="output")) as handle:
+            for step in range(4):
+                with timestep_scope(step, branch="one"):
+                    pipe.transformer(torch.ones(2, 3), 1.0, cache)
+            return [record.reason for record in handle.decisions]
+
+    @pytest.mark.parametrize("into", ["itself", "a cache"])
+    def test_only_those_are_computed(self, into):
+        assert self.reasons(1, into) == ["refresh", "no anchor", "reuse", "reuse"]
+
+    @pytest.mark.parametrize("into", ["itself", "a cache"])
+    def test_if_all_do_that_is_said(self, into):
+        path = r"\(x\)" if into == "itself" else r"\(argument 2\['keys'\]\)"
+        with pytest.warns(UserWarning, match=f"writes into what it is given {path}"):
+            assert self.reasons(9, into) == ["refresh", "no anchor", "no anchor", "no anchor"]
+
+
 class TestWhereItIs:
     def test_the_very_same_objects_are_back(self):
         net = Net()
