@@ -85,7 +85,8 @@ def dit_cache(
     """Cache a range of blocks of a diffusion transformer, until the handle is removed.
 
     The model's own forward keeps running; on a reused step the blocks of the range are passed over and the residual
-    they last had is added instead. All errors below are raised before anything is touched.
+    they last had is added instead. With ``payload="output"`` the transformer's whole call is left out. All errors below
+    are raised before anything is touched.
 
     Args:
         target: a diffusers pipeline, a transformer or any ``nn.Module`` that calls lists of blocks; or a

@@ -24,7 +24,8 @@ def why_not_a_trunk(module: nn.Module) -> str | None:
     if is_unet(module):
         return (
             f"{name} is a U-Net: what each block on the way down returns goes to one on the way up, past all between "
-            "them. Name the blocks of one stage: blocks='mid_block.attentions.0.transformer_blocks', say"
+            "them. Name the blocks of one stage: blocks='mid_block.attentions.0.transformer_blocks', say; or leave the "
+            "whole out, payload='output'"
         )
     if is_controlnet(module):
         return (

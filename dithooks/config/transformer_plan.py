@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ..errors import InvalidSetting, WrongType
 from ..policies.mask import Mask
@@ -13,7 +13,7 @@ from ..predictors.fitted import Fitted
 from ..validation import check_choice, check_count, check_text, set_field, shown
 
 Payload = Literal["residual", "output"]  # what is forecast on a reused step: of the range, or of the transformer
-PAYLOADS: tuple[Payload, ...] = get_args(Payload)
+PAYLOADS: tuple[Payload, ...] = ("residual", "output")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _OUTSIDE = (
     "dithooks decides outside of compiled code whether the transformer is called: compile the transformer itself "
     "(torch.compile(transformer), transformer.compile()), not a function that calls it; or leave fullgraph=True out"
 )
-_OWN = frozenset({"__class__", "__deepcopy__", "__reduce_ex__", "__reduce__"})
+_OWN = frozenset({"__call__", "__class__", "__deepcopy__", "__reduce_ex__", "__reduce__"})
 
 
 class _Behind:

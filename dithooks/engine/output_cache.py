@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from .decider import CallDecider
 from .output_correction import OutputCorrection
 from .output_form import form_of
 from .protocols import Integrations
-from .replay import replaying
+from .replay import Replay, replaying
 from .residual import clones
 from .run import Run
+from .verification import MOST_WRITING_STEPS
 
 PLAIN_CALL = object()  # the transformer is to be called, and nothing learnt from it
 _EAGERLY = "dithooks decides outside of compiled code"
@@ -39,6 +41,7 @@ class _OutputState(threading.local):
         self.thread = active.join()
         self.call: Call | None = None  # a computed one, whose transformer is running
         self.arguments: Mapping[str, Any] = {}  # of that call, by name
+        self.written: Callable[[], list[str]] = list  # returns what the call has put or changed in its arguments
 
 
 class CacheMark(weakref.ref[nn.Module]):
@@ -61,7 +64,8 @@ class OutputCache:
     """
 
     def __init__(self, decider: CallDecider, model: nn.Module, integrations: Integrations) -> None:
-        self.decider, self.integrations = decider, integrations
+        self.decider, self.integrations, self._model = decider, integrations, model
+        self._writing: set[tuple[int, int]] = set()  # number of the run, and step
         self.handle: Any = None  # the CacheHandle, found through the mark
         self._mark: CacheMark | None = None
         self.compiled_calls: CompiledCalls | None = None  # the handle's; compiled code has no stand-in in it
@@ -105,6 +109,10 @@ class OutputCache:
                 state.thread.calls = ()
                 return output
         state.call, state.arguments = call, arguments
+        if call.range is not None:
+            state.written = partial(
+                written_into, Replay(self._model, args, kwargs), dict(arguments), versions(arguments)
+            )
         return NotImplemented
 
     def _conclude(self, output: Any) -> Any:
@@ -123,7 +131,9 @@ class OutputCache:
         end = self._marker[1]()
         if not call.stale:
             self.decider.learn_latents(self.state.arguments, output)
-            if call.range is not None:
+            if written := self.state.written():
+                self._note_written(call, written)
+            elif call.range is not None:
                 self._take(call, call.range, output)
             if call.marks:
                 call.marks += [call.marks[0], end]
@@ -132,7 +142,7 @@ class OutputCache:
     def leave(self) -> None:
         """End a computed call, whether the transformer has returned or an exception has ended it."""
         state = self.state
-        state.call, state.arguments, state.thread.calls = None, {}, ()
+        state.call, state.arguments, state.written, state.thread.calls = None, {}, list, ()
 
     # -- a call ------------------------------------------------------------------------------------------------
 
@@ -187,6 +197,16 @@ class OutputCache:
         if self.decider.policy.metric == "rate" and call.metric_inputs is not None:
             captured.output = captured.deltas[: len(call.metric_inputs)]
 
+    def _note_written(self, call: Call, paths: list[str]) -> None:
+        """Note that a call has done more than to return its output, so that it must not be left out; warn if often."""
+        call.range = None
+        if call.run is None:
+            return
+        self._writing = {each for each in self._writing if each[0] == call.run.number}
+        self._writing.add((call.run.number, call.moment.step))
+        if len(self._writing) > MOST_WRITING_STEPS:
+            self.decider.warn("written", wording.arguments_are_written(self.decider.name, paths))
+
     def _end(self, call: Call) -> None:
         """Commit a call that is over."""
         if not call.stale:
@@ -218,6 +238,18 @@ def output_caches_of(modules: Iterable[nn.Module]) -> list[OutputCache]:
     """Return the caches of those of some modules that are transformers with a stand-in, each once."""
     marks = [mark for module in modules for mark in weakref.getweakrefs(module) if isinstance(mark, CacheMark)]
     return list({id(mark.cache): mark.cache for mark in marks}.values())
+
+
+def versions(arguments: Mapping[str, Any]) -> dict[str, int]:
+    """Return torch's count of the writes into each tensor among some arguments; inference tensors have none."""
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    return {name: tensor._version for name, tensor in tensors.items() if not tensor.is_inference()}
+
+
+def written_into(replay: Replay, arguments: Mapping[str, Any], before: Mapping[str, int]) -> list[str]:
+    """Return the paths of what a call has put or changed in its arguments: into themselves, or into what they hold."""
+    changed = [name for name, version in versions(arguments).items() if version != before[name]]
+    return [*changed, *replay.outcome(None).written]
 
 
 def _is_named(path: str, names: Iterable[str]) -> bool:

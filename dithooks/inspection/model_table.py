@@ -1,4 +1,4 @@
-"""The table of all transformer classes: the lists of blocks of each, and the ranges of them that can be cached."""
+"""The table of all transformer classes: their lists of blocks, and what of them can be cached."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 
 from ..errors import TargetError
 from ..tiny import names, of_class
-from .diffusers_class import of_transformer
+from .diffusers_class import of_transformer, quiet, tiny
 from .model_report import inspect
+from .output_trial import why_not_left_out
 from .survey import Survey
 from .wording import Kind, describe, ranges_of, reasons
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COMMAND = "dithooks inspect --all --markdown docs/models.md"
-HEAD = ("class", "blocks", "pattern", "ranges")
+HEAD = ("class", "blocks", "pattern", "ranges", "output")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TableRow:
         kind: the ranges that can be cached, in a word.
         ranges: the ranges that can be cached, in a line.
         reason: a reason why some range cannot be cached; empty if all can.
+        output: whether the whole can be left out, ``"yes"``, or else why not.
     """
 
     cls: str
@@ -45,6 +47,7 @@ class TableRow:
     kind: Kind
     ranges: str
     reason: str
+    output: str
 
 
 def classes() -> tuple[str, ...]:
@@ -66,7 +69,7 @@ def rows_of(cls: str) -> list[TableRow]:
     rows: list[TableRow] = []
     for name in of_class(cls):
         subject = of_transformer(name)
-        row = _row(name, inspect(subject).surveys, subject.counts)
+        row = _row(name, inspect(subject).surveys, subject.counts, _output(name))
         alike = next((i for i, other in enumerate(rows) if replace(other, cls=row.cls, variants=()) == row), None)
         if alike is None:
             rows.append(row)
@@ -117,7 +120,8 @@ def markdown(rows: Iterable[TableRow], missing: Iterable[str] = ()) -> str:
         "ranges whose streams can be followed were tried out on the tiny model: cached, and the call compared with the",
         "plain one. The numbers of blocks, and ranges counted in them, are those of the class's default configuration;",
         "with \\*, those of the tiny model, where the default is that of no real one. `Class#variant` is another way",
-        "to configure or call a class; variants that come out as the plain class does are listed with it.",
+        "to configure or call a class; variants that come out as the plain class does are listed with it. The last",
+        'column says whether the whole call can be left out (`payload="output"`), tried on the tiny model, too.',
         "",
         "Patterns are `0: (h, e) -> (h, e)`, `1: (h, e) -> (e, h)`, `2: (h, e) -> h`, `3: h -> h`, `4: h -> (h, e)`",
         "and `5: h -> (e, h)`: what a block takes and returns, h being the denoised stream and e the second one, as a",
@@ -139,7 +143,7 @@ def markdown_row(row: TableRow) -> str:
     blocks = "<br>".join(f"`{path}` {number}".replace("*", "\\*") for path, number in row.lists)
     patterns = "<br>".join(f"`{each}`" for each in row.patterns)
     reason = f": {row.reason.replace('|', '/')}" if row.reason else ""
-    return f"| `{row.cls}`{variants} | {blocks} | {patterns} | {row.ranges}{reason} |"
+    return f"| `{row.cls}`{variants} | {blocks} | {patterns} | {row.ranges}{reason} | {row.output} |"
 
 
 def table(rows: Iterable[TableRow]) -> Table:
@@ -153,11 +157,12 @@ def table(rows: Iterable[TableRow]) -> Table:
     grid.add_column("class and blocks", no_wrap=True)
     grid.add_column("pattern", overflow="fold")
     grid.add_column("ranges", overflow="fold")
+    grid.add_column("output", overflow="fold")
     for row in rows:
         name = Text(row.cls, style="bold").append("".join(f"\n  also #{other}" for other in row.variants), style="dim")
-        grid.add_row(name, "", Text(row.ranges + (f": {row.reason}" if row.reason else "")))
+        grid.add_row(name, "", Text(row.ranges + (f": {row.reason}" if row.reason else "")), row.output)
         for (path, number), pattern in zip(row.lists, row.patterns, strict=True):
-            grid.add_row(f"  {path} {number}", Text(pattern), "")
+            grid.add_row(f"  {path} {number}", Text(pattern), "", "")
     return grid
 
 
@@ -167,7 +172,13 @@ def versions() -> str:
     return f"diffusers {diffusers.__version__}, torch {torch.__version__.partition('+')[0]}"
 
 
-def _row(name: str, surveys: tuple[Survey, ...], counts: Mapping[str, int]) -> TableRow:
+def _output(name: str) -> str:
+    model, inputs = tiny(name)
+    with quiet():
+        return why_not_left_out(model, inputs) or "yes"
+
+
+def _row(name: str, surveys: tuple[Survey, ...], counts: Mapping[str, int], output: str) -> TableRow:
     trunk = [each for survey in surveys for each in survey.lists if not each.apart]
     ranges = ranges_of(surveys[0], counts)  # of several transformers, all are of this class
     return TableRow(
@@ -178,4 +189,5 @@ def _row(name: str, surveys: tuple[Survey, ...], counts: Mapping[str, int]) -> T
         ranges.kind,
         describe(ranges) + ("" if ranges.real else f", of the {len(surveys[0].blocks)} blocks of the tiny model"),
         next((why for _, why in reasons(surveys[0])), ""),
+        output,
     )

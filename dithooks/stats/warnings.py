@@ -24,6 +24,7 @@ worded by                               when                                    
 :func:`nothing_was_reused`              a run has ended, and nothing was reused              the handle, the engine
 :func:`nothing_was_ever_reused`         the cache is removed, and nothing was ever reused    the handle
 :func:`output_cannot_be_made`           an output is of a kind that no other can be made of  the engine
+:func:`arguments_are_written`           a call left out would not write into its arguments   the engine
 :func:`no_call_was_seen`                the cache is removed, and nothing was called         the handle
 :func:`no_call_was_left_to`             the same, where whole transformers are left out      the handle
 :func:`nothing_is_attached`             there is no cache to take off                        the handle
@@ -277,6 +278,14 @@ def output_cannot_be_made(name: str, kind: str) -> str:
     return (
         f"{name} returns {kind}, and no other can be made of tensors (tuples, lists, dicts and dataclasses can): every "
         "call is computed. Cache the residual of its blocks, DitCacheConfig(payload='residual')"
+    )
+
+
+def arguments_are_written(name: str, paths: Sequence[str]) -> str:
+    """Word that a transformer puts something into its arguments at many steps, which a call left out would not."""
+    return (
+        f"{name} writes into what it is given ({', '.join(paths):.80}), which a call that is left out would not: such "
+        "calls are computed. Cache the residual of its blocks, DitCacheConfig(payload='residual')"
     )
 
 

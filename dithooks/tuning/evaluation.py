@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from .closed_loop import ClosedLoop, Floats
 from .timed_run import TimedRun
 
 Objective = Literal["mean", "worst", "both"]
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+OBJECTIVES: tuple[Objective, ...] = ("mean", "worst", "both")
 ANCHORS = 3  # outputs that an output is made of
 HALVED = 4  # pictures, from which on some are left out of the fit
 

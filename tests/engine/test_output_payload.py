@@ -6,6 +6,7 @@ import gc
 import io
 import pickle
 import threading
+import warnings
 import weakref
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from torch import nn
 from toys import Net, Pipe, latents, prompt
 
 from dithooks import (
+    BlockAdapter,
     DitCacheConfig,
     EasyCache,
     Fitted,
@@ -254,6 +256,43 @@ class TestForms:
                 assert torch.equal(pipe.transformer(x + 1, 1.0).sample, 2 * x + 2)
 
 
+class TestSideEffects:
+    """A call that writes into what it is given does more than its output tells, and is computed."""
+
+    class Writing(nn.Module):
+        def __init__(self, steps, into):
+            super().__init__()
+            self.steps, self.into, self.calls = steps, into, 0
+
+        def forward(self, x, timestep, cache=None):
+            self.calls += 1
+            if self.calls <= self.steps:
+                if self.into == "itself":
+                    x.mul_(0.5)
+                else:
+                    cache["keys"] = x + self.calls
+            return 2 * x
+
+    def reasons(self, steps, into):
+        model = self.Writing(steps, into)
+        pipe, cache = SimpleNamespace(transformer=model), {}
+        with dit_cache(pipe, DitCacheConfig(policy=Interval(0, 9), payload="output")) as handle:
+            for step in range(4):
+                with timestep_scope(step, branch="one"):
+                    pipe.transformer(torch.ones(2, 3), 1.0, cache)
+            return [record.reason for record in handle.decisions]
+
+    @pytest.mark.parametrize("into", ["itself", "a cache"])
+    def test_only_those_are_computed(self, into):
+        assert self.reasons(1, into) == ["refresh", "no anchor", "reuse", "reuse"]
+
+    @pytest.mark.parametrize("into", ["itself", "a cache"])
+    def test_if_all_do_that_is_said(self, into):
+        path = r"\(x\)" if into == "itself" else r"\(argument 2\['keys'\]\)"
+        with pytest.warns(UserWarning, match=f"writes into what it is given {path}"):
+            assert self.reasons(9, into) == ["refresh", "no anchor", "no anchor", "no anchor"]
+
+
 class TestWhereItIs:
     def test_the_very_same_objects_are_back(self):
         net = Net()
@@ -371,6 +410,50 @@ class TestWhereItIs:
             assert cache.stats.reused_calls == 1
         assert torch.equal(outs[2], net(x, torch.tensor(1 - 1 / 8)) + 1)
         assert around.net is net
+
+    @pytest.mark.parametrize("way", ["adapter", "blocks"])
+    def test_an_adapter_and_named_blocks_name_their_transformer(self, way):
+        net, x = Net(), latents()
+        expected, _ = by_hand(net, x)
+        pipe = Pipe(net)
+        target = BlockAdapter(pipe=pipe, transformer=net, blocks=net.blocks, auto=False) if way == "adapter" else pipe
+        named = {} if way == "adapter" else {"blocks": "transformer.blocks"}
+        with dit_cache(target, EVERY_SECOND, **named) as cache:
+            torch.testing.assert_close(pipe(x, STEPS), expected, rtol=0, atol=2e-6)
+            assert handle_of(target) is cache
+        assert pipe.transformer is net
+
+    def test_attached_and_removed_while_others_call(self):
+        net, x, errors, over = Net(), latents(), [], threading.Event()
+        pipe = Pipe(net)
+        expected = net(x, torch.tensor(1.0))
+
+        def call():
+            step = 0
+            try:
+                while not over.is_set():
+                    with torch.no_grad(), timestep_scope(step % 8):
+                        assert torch.allclose(pipe.transformer(x, torch.tensor(1.0)), expected, atol=1e-5)
+                    step += 1
+            except BaseException as error:
+                errors.append(error)
+                raise
+
+        threads = [threading.Thread(target=call) for _ in range(2)]
+        [thread.start() for thread in threads]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that nothing was reused
+                for _ in range(10):
+                    cache = dit_cache(pipe, EVERY_SECOND)
+                    cache.update(dataclasses.replace(EVERY_SECOND, payload="residual"))
+                    cache.update(EVERY_SECOND)
+                    cache.remove()
+        finally:
+            over.set()
+            [thread.join() for thread in threads]
+        assert not errors
+        assert pipe.transformer is net
 
     def test_a_stand_in_that_was_moved_is_found(self):
         net = Net()

@@ -175,3 +175,30 @@ def test_a_policy_that_looks():
         draw(pipe, call)
         assert cache.stats.reused_calls
         assert all(record.value is not None for record in cache.decisions if record.reuse)
+
+
+def groups(model):
+    cpu = torch.device("cpu")
+    model.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+
+
+def moved_whole(model):
+    pytest.importorskip("accelerate").cpu_offload_with_hook(model, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("offload", [groups, moved_whole])
+@pytest.mark.parametrize("early", [True, False], ids=["offloaded first", "cached first"])
+def test_offloading_is_the_transformers_own(offload, early):
+    pipe, call = pipelines.sd3()
+    wanted, model = by_hand(pipe, call, "transformer"), pipe.transformer
+    if early:
+        offload(model)
+    with dit_cache(pipe, EVERY_SECOND) as cache:
+        if not early:
+            offload(pipe.transformer)
+        torch.testing.assert_close(draw(pipe, call), wanted, rtol=1e-4, atol=1e-4)
+        assert cache.stats.reused_calls == 3
+    assert pipe.transformer is model
+    registry = vars(model).get("_diffusers_hook")
+    assert registry is None or registry._module_ref is model  # it holds nothing of the cache
+    draw(pipe, call)
