@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     subject = subject_named(options.subject)
     sweep = Sweep(subject, subject.test[:4] if options.quick else None, 1 if options.quick else PAIRS)
     path = options.out / f"compare_{subject.name}.json"
-    about = {
+    about: dict[str, Any] = {
         "subject": subject.name,
         "steps": subject.steps,
         "cases": sweep.cases,
@@ -224,6 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
             if kept["about"]["cases"] != [list(case) for case in sweep.cases]:
                 raise SystemExit(f"{path} has other test cases: --fresh measures all again, --out writes elsewhere")
             rows = [Row.from_dict(each) for each in kept["rows"]]
+            about["versions"] = kept["about"]["versions"] | about["versions"]  # rows of what is not installed here stay
     if options.fresh:
         rows = [row for row in rows if options.only and not any(part in row.title for part in options.only)]
     known = {row.key for row in rows}
