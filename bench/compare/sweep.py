@@ -38,7 +38,7 @@ from dithooks.storage.replacement import write_text
 GROUP = 4  # cases in a batch
 PAIRS = 3  # of timed runs
 SUBJECTS = {"emoji": "Emoji", "fashion": "Fashion", "video": "Video"}
-PEERS = ("own", "fewer_steps", "with_cache_dit", "with_diffusers", "with_msmodelslim")
+PEERS = ("own", "fewer_steps", "with_cache_dit", "with_diffusers", "with_msmodelslim", "spectrum", "dpcache")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Row:
         made = asdict(self)
         if self.quality is not None:
             made["quality"] = {
-                name: [float(f"{value:.6g}") for value in values] for name, values in made["quality"].items()
+                name: None if values is None else [float(f"{value:.6g}") for value in values]
+                for name, values in made["quality"].items()
             }
         return made
 
@@ -95,7 +96,9 @@ class Row:
         quality, spent = given["quality"], given["spent"]
         given = given | {"remarks": tuple(given["remarks"]), "spent": None if spent is None else Spent(**spent)}
         if quality is not None:
-            given["quality"] = Quality(**{name: tuple(values) for name, values in quality.items()})
+            given["quality"] = Quality(
+                **{name: None if values is None else tuple(values) for name, values in quality.items()}
+            )
         return cls(**given)
 
 
@@ -215,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
         "group": GROUP,
         "equal": EQUAL,
         "machine": machine(),
-        "versions": versions("dithooks", "diffusers", "cache-dit", "msmodelslim", "scikit-image"),
+        "versions": versions("dithooks", "diffusers", "cache-dit", "msmodelslim", "scikit-image", "stlpips-pytorch"),
     }
     rows: list[Row] = []
     with suppress(FileNotFoundError):
