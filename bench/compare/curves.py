@@ -19,11 +19,12 @@ ROUNDING = 1.005  # what counts as no more compute
 
 @dataclass(frozen=True)
 class Reached:
-    """PSNR by case, on a curve; ``how`` says from which points."""
+    """PSNR by case, on a curve, and LPIPS if it was measured; ``how`` says from which points."""
 
     title: str
     how: str
     psnr: NDArray[np.float64]
+    lpips: NDArray[np.float64] | None = None
 
     @property
     def mean(self) -> float:
@@ -52,6 +53,12 @@ class Duel:
         return interval(psnr_of(self.own) - self.best.psnr)
 
     @property
+    def lpips(self) -> tuple[float, float] | None:
+        """Mean LPIPS of the plan and of the best other; ``None`` unless both were measured."""
+        own, best = lpips_of(self.own), self.best.lpips
+        return None if own is None or best is None else (float(own.mean()), float(best.mean()))
+
+    @property
     def apart(self) -> bool:
         """Whether the two means' intervals do not overlap."""
         return interval(psnr_of(self.own))[1] > interval(self.best.psnr)[2]
@@ -61,6 +68,12 @@ def psnr_of(row: Row) -> NDArray[np.float64]:
     """By case; only of rows that have figures."""
     assert row.quality is not None
     return np.asarray(row.quality.psnr)
+
+
+def lpips_of(row: Row) -> NDArray[np.float64] | None:
+    """By case; ``None`` where it was not measured."""
+    assert row.quality is not None
+    return None if row.quality.lpips is None else np.asarray(row.quality.lpips)
 
 
 def measured(rows: Iterable[Row]) -> list[Row]:
@@ -81,7 +94,7 @@ def reach(rows: Sequence[Row], compute: float, axis: Axis = "fraction") -> Reach
     """
     line = sorted(useful(rows), key=lambda row: cost(row, axis))
     found = [
-        Reached(row.title, f"{row.knob} {row.value}", psnr_of(row))
+        Reached(row.title, f"{row.knob} {row.value}", psnr_of(row), lpips_of(row))
         for row in line
         if cost(row, axis) <= compute * ROUNDING
     ]
@@ -90,7 +103,10 @@ def reach(rows: Sequence[Row], compute: float, axis: Axis = "fraction") -> Reach
         if low < compute < high:
             share = (compute - low) / (high - low)
             between = psnr_of(below) * (1 - share) + psnr_of(above) * share
-            found.append(Reached(below.title, f"{below.knob} between {below.value} and {above.value}", between))
+            looks = lpips_of(below), lpips_of(above)
+            distance = None if looks[0] is None or looks[1] is None else looks[0] * (1 - share) + looks[1] * share
+            how = f"{below.knob} between {below.value} and {above.value}"
+            found.append(Reached(below.title, how, between, distance))
     return max(found, key=lambda each: each.mean, default=None)
 
 
@@ -127,6 +143,13 @@ def duels(rows: Sequence[Row], own: str, method: str, axis: Axis = "fraction") -
         if reached:
             found.append(Duel(float(row.value), row, reached[0], tuple(reached)))
     return found
+
+
+def kendall(a: Sequence[float], b: Sequence[float]) -> float:
+    """Kendall's τ-b of two lists: 1 where they have the same order, −1 where they have opposite ones."""
+    apart = [np.sign(np.subtract.outer(each, each)) for each in (a, b)]
+    pairs = [float(np.square(each).sum()) for each in apart]
+    return float((apart[0] * apart[1]).sum()) / (pairs[0] * pairs[1]) ** 0.5 if all(pairs) else float("nan")
 
 
 def envelope(methods: Iterable[Sequence[Row]], axis: Axis) -> list[Row]:

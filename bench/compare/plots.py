@@ -81,8 +81,7 @@ def quality(about: dict[str, Any], rows: Sequence[Row]) -> Any:
 
 def label_of(name: str) -> str:
     """In the legend."""
-    told = {LIBRARY: f"{LIBRARY}, {SEARCH} (band: 95 % interval)", "no library": "fewer steps"}
-    return told.get(name, f"{name}, best")
+    return f"{LIBRARY}, {SEARCH} (band: 95 % interval)" if name == LIBRARY else f"{name}, best"
 
 
 def schedules(found: Mapping[str, Sequence[Row]]) -> Any:

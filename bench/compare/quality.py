@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.compare import lpips as learned
+
 SAMPLES = 10_000  # of the bootstrap
 EQUAL = 120.0  # dB: what is called equal, so that means stay finite; float32 in 0…1 is equal to some 140
 
@@ -23,6 +25,7 @@ class Quality:
         latent_l1: Σ|a − b| / Σ|b| of the latents.
         motion_psnr: of clips, PSNR of the differences between neighbouring frames.
         worst_frame: of clips, the least PSNR of a frame.
+        lpips: learned distance, 0 for equal; of a clip, the mean of its frames. ``None`` where it was not measured.
     """
 
     psnr: tuple[float, ...]
@@ -30,15 +33,17 @@ class Quality:
     latent_l1: tuple[float, ...]
     motion_psnr: tuple[float, ...] = ()
     worst_frame: tuple[float, ...] = ()
+    lpips: tuple[float, ...] | None = None
 
 
 def compare(latents: Tensor, twins: Tensor, pictures: Tensor, originals: Tensor) -> Quality:
     """Quality of pictures (n, channels, h, w) or clips (n, frames, channels, h, w) in 0…1, and of their latents."""
     given = psnr(pictures, originals), ssim(pictures, originals), relative_l1(latents, twins)
+    looks = lpips(pictures, originals)
     if pictures.ndim == 4:
-        return Quality(*given)
+        return Quality(*given, lpips=looks)
     worst = [min(psnr(clip, original)) for clip, original in zip(pictures, originals, strict=True)]
-    return Quality(*given, psnr(pictures.diff(dim=1), originals.diff(dim=1)), tuple(worst))
+    return Quality(*given, psnr(pictures.diff(dim=1), originals.diff(dim=1)), tuple(worst), looks)
 
 
 def psnr(made: Tensor, wanted: Tensor) -> tuple[float, ...]:
@@ -58,6 +63,17 @@ def ssim(made: Tensor, wanted: Tensor) -> tuple[float, ...]:
         return float(structural_similarity(a.double().numpy(), b.double().numpy(), channel_axis=0, **options))
 
     return tuple(one(a, b) for a, b in zip(made, wanted, strict=True))
+
+
+def lpips(made: Tensor, wanted: Tensor) -> tuple[float, ...] | None:
+    """Of each sample, grey ones in three equal channels; ``None`` where what it was learned with is not installed."""
+    shape = made.shape[:-3]
+    pictures = [each.flatten(0, -4).expand(-1, 3, -1, -1) for each in (made, wanted)]
+    try:
+        found = learned.lpips(*pictures)
+    except ImportError:
+        return None
+    return tuple(found.reshape(*shape, 1).flatten(1).double().mean(1).tolist())
 
 
 def relative_l1(made: Tensor, wanted: Tensor) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.compare.curves import Axis, Duel, cost, duels, libraries, measured
+from bench.compare.curves import Axis, Duel, cost, duels, kendall, libraries, lpips_of, measured, psnr_of, useful
 from bench.compare.quality import interval
 from bench.compare.sweep import Row
 from bench.peers.own import CONTROL, LIBRARY, SEARCH
@@ -44,10 +44,10 @@ def page(about: dict[str, Any], rows: Sequence[Row]) -> str:
         "",
         "For as many block executions. A method is given its best setting that takes no more, chosen on the test "
         "cases, or the line between two neighbouring settings where that is higher. Means with 95 % bootstrap "
-        "intervals; the difference is by case.",
+        "intervals; the difference is by case. LPIPS is a learned distance, 0 for equal pictures.",
         "",
     ]
-    lines += table(duels(rows, LIBRARY, SEARCH), "fraction")
+    lines += [*table(duels(rows, LIBRARY, SEARCH), "fraction"), "", agreement(rows)]
     lines += ["", "For as much time of one thread:", "", *table(duels(rows, LIBRARY, SEARCH, "time"), "time"), ""]
     lines += control(rows)
     lines += ["", "## What finding it took", "", *spent(rows)]
@@ -76,7 +76,8 @@ def summary(found: Mapping[str, Compared]) -> str:
         "",
         "PSNR in dB to the uncached run, mean with a 95 % bootstrap interval; the difference is by case. A method is "
         "given its best setting that takes no more, chosen on the test cases, or the line between two neighbouring "
-        "ones where that is higher.",
+        "ones where that is higher. "
+        "LPIPS is a learned distance, 0 for equal pictures.",
     ]
     axes: tuple[tuple[Axis, str], ...] = (
         ("fraction", "as many block executions"),
@@ -88,13 +89,16 @@ def summary(found: Mapping[str, Compared]) -> str:
             head, rule, *body = table(duels(rows, LIBRARY, SEARCH, axis), axis)
             lines += [] if number else [f"| model {head}", f"|---{rule}"]
             lines += [f"| {name} {line}" for line in body]
+    told = {name: text for name, (_, rows) in found.items() if (text := agreement(rows))}
+    lines += [line for name, text in told.items() for line in ("", f"{name}: {text}")]
     return "\n".join(lines) + "\n"
 
 
 def table(found: Sequence[Duel], axis: Axis) -> list[str]:
     """Of one axis."""
     head = ["target", "fewer blocks" if axis == "fraction" else "faster", "`search`", "best other", "which", "ahead"]
-    lines = [f"| {' | '.join([*head, 'intervals apart'])} |", "|---" * (len(head) + 1) + "|"]
+    head += ["intervals apart", f"LPIPS: `{SEARCH}`, best other"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for duel in found:
         assert duel.own.quality is not None
         cells = [
@@ -105,9 +109,23 @@ def table(found: Sequence[Duel], axis: Axis) -> list[str]:
             f"{duel.best.title}, {duel.best.how}",
             shown_difference(*duel.ahead),
             "yes" if duel.apart else "no",
+            "–" if duel.lpips is None else "{:.4f}, {:.4f}".format(*duel.lpips),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def agreement(rows: Sequence[Row]) -> str:
+    """Whether LPIPS has the order that PSNR has: of each plan and the best other, and of all settings."""
+    found = [duel for duel in duels(rows, LIBRARY, SEARCH) if duel.lpips is not None]
+    if not found:
+        return ""
+    same = sum((duel.ahead[0] > 0) == (duel.lpips[0] < duel.lpips[1]) for duel in found if duel.lpips is not None)
+    looks = [(psnr_of(row).mean(), -each.mean()) for row in useful(rows) if (each := lpips_of(row)) is not None]
+    return (
+        f"The order of methods by LPIPS agrees with that by PSNR in {same} of {len(found)} rows (Kendall τ "
+        f"{kendall(*zip(*looks, strict=True)):.2f} over {len(looks)} settings)."
+    )
 
 
 def shown(values: Sequence[float], digits: int = 1) -> str:
@@ -143,7 +161,7 @@ def spent(rows: Sequence[Row]) -> list[str]:
 
 def settings(rows: Sequence[Row]) -> list[str]:
     """Every row that has figures."""
-    lines = ["| method | knob | fewer blocks | faster | PSNR | worst | SSIM | latent L1 |"]
+    lines = ["| method | knob | fewer blocks | faster | PSNR | worst | SSIM | latent L1 | LPIPS |"]
     video = any(row.quality is not None and row.quality.motion_psnr for row in rows)
     lines[0] += " worst frame | motion PSNR |" if video else ""
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
@@ -156,6 +174,7 @@ def settings(rows: Sequence[Row]) -> list[str]:
                 cells = [row.title, f"{row.knob} {row.value}", *times]
                 cells += [shown(quality.psnr), f"{min(quality.psnr):.1f}", f"{fmean(quality.ssim):.4f}"]
                 cells += [f"{fmean(quality.latent_l1):.4f}"]
+                cells += ["–" if quality.lpips is None else f"{fmean(quality.lpips):.4f}"]
                 if quality.motion_psnr:
                     cells += [f"{fmean(quality.worst_frame):.1f}", f"{fmean(quality.motion_psnr):.1f}"]
                 lines.append(f"| {' | '.join(cells)} |")
@@ -177,7 +196,8 @@ def failures(rows: Sequence[Row]) -> list[str]:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Means and intervals of every row: what the plots are made of."""
     head = ["library", "method", "knob", "value", "block_fraction", "time_fraction", "psnr", "psnr_low", "psnr_high"]
-    head += ["psnr_min", "ssim", "latent_l1", "motion_psnr", "worst_frame", "run_equivalents", "shown", "failed"]
+    head += ["psnr_min", "ssim", "latent_l1", "lpips", "motion_psnr", "worst_frame", "run_equivalents"]
+    head += ["shown", "failed"]
     with replacing(path) as draft, draft.open("w", newline="") as file:
         writer = csv.DictWriter(file, head, lineterminator="\n")
         writer.writeheader()
@@ -190,6 +210,8 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
                 figures = {"block_fraction": row.fraction, "time_fraction": row.time, "psnr": mean}
                 figures |= {"psnr_low": low, "psnr_high": high, "psnr_min": min(quality.psnr)}
                 figures |= {"ssim": fmean(quality.ssim), "latent_l1": fmean(quality.latent_l1)}
+                if quality.lpips is not None:
+                    figures["lpips"] = fmean(quality.lpips)
                 if quality.motion_psnr:
                     figures |= {"motion_psnr": fmean(quality.motion_psnr), "worst_frame": fmean(quality.worst_frame)}
                 if row.spent is not None:

@@ -39,6 +39,8 @@ class Subject(Protocol):
     calibration: tuple[Case, ...]
     test: tuple[Case, ...]
 
+    def __hash__(self) -> int: ...
+
     def draw(self, cases: Sequence[Case], steps: int | None = None) -> Tensor:
         """Final latents of one batch, float32, (cases, …)."""
         ...

@@ -38,7 +38,7 @@ from dithooks.storage.replacement import write_text
 GROUP = 4  # cases in a batch
 PAIRS = 3  # of timed runs
 SUBJECTS = {"emoji": "Emoji", "fashion": "Fashion", "video": "Video"}
-PEERS = ("own", "fewer_steps", "with_cache_dit", "with_diffusers", "with_msmodelslim")
+PEERS = ("own", "fewer_steps", "with_cache_dit", "with_diffusers", "with_msmodelslim", "spectrum", "dpcache")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Row:
         made = asdict(self)
         if self.quality is not None:
             made["quality"] = {
-                name: [float(f"{value:.6g}") for value in values] for name, values in made["quality"].items()
+                name: None if values is None else [float(f"{value:.6g}") for value in values]
+                for name, values in made["quality"].items()
             }
         return made
 
@@ -95,7 +96,9 @@ class Row:
         quality, spent = given["quality"], given["spent"]
         given = given | {"remarks": tuple(given["remarks"]), "spent": None if spent is None else Spent(**spent)}
         if quality is not None:
-            given["quality"] = Quality(**{name: tuple(values) for name, values in quality.items()})
+            given["quality"] = Quality(
+                **{name: None if values is None else tuple(values) for name, values in quality.items()}
+            )
         return cls(**given)
 
 
@@ -207,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     subject = subject_named(options.subject)
     sweep = Sweep(subject, subject.test[:4] if options.quick else None, 1 if options.quick else PAIRS)
     path = options.out / f"compare_{subject.name}.json"
-    about = {
+    about: dict[str, Any] = {
         "subject": subject.name,
         "steps": subject.steps,
         "cases": sweep.cases,
@@ -215,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
         "group": GROUP,
         "equal": EQUAL,
         "machine": machine(),
-        "versions": versions("dithooks", "diffusers", "cache-dit", "msmodelslim", "scikit-image"),
+        "versions": versions("dithooks", "diffusers", "cache-dit", "msmodelslim", "scikit-image", "stlpips-pytorch"),
     }
     rows: list[Row] = []
     with suppress(FileNotFoundError):
@@ -224,6 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
             if kept["about"]["cases"] != [list(case) for case in sweep.cases]:
                 raise SystemExit(f"{path} has other test cases: --fresh measures all again, --out writes elsewhere")
             rows = [Row.from_dict(each) for each in kept["rows"]]
+            about["versions"] = kept["about"]["versions"] | about["versions"]  # rows of what is not installed here stay
     if options.fresh:
         rows = [row for row in rows if options.only and not any(part in row.title for part in options.only)]
     known = {row.key for row in rows}

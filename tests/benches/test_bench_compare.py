@@ -14,7 +14,7 @@ from torch import nn
 from bench.__main__ import PARTS
 from bench.__main__ import main as run_all
 from bench.compare import quality
-from bench.compare.curves import best_of, duels, envelope, reach
+from bench.compare.curves import best_of, duels, envelope, kendall, reach
 from bench.compare.emoji import Emoji
 from bench.compare.report import main as report
 from bench.compare.subject import counting
@@ -23,10 +23,10 @@ from bench.peers import fewer_steps, own
 from bench.peers.peer import Attached, Clock, Method
 
 
-def row(library, method, value, fraction, *psnr, time=None):
+def row(library, method, value, fraction, *psnr, time=None, lpips=None):
     """A row with these figures."""
     ones = (1.0,) * len(psnr)
-    figures = quality.Quality(psnr, ones, ones)
+    figures = quality.Quality(psnr, ones, ones, lpips=lpips)
     return Row(library, method, "knob", value, "●○", fraction, fraction if time is None else time, figures)
 
 
@@ -136,6 +136,22 @@ def test_what_a_method_reaches_at_a_compute():
     assert reach([replace(line[0], quality=None, fraction=None)], 0.9) is None
 
 
+def test_lpips_goes_along_the_same_line():
+    """In the middle the mean of both; none where one of the two was measured without it."""
+    line = [row("a", "m", 1, 0.6, 40.0, lpips=(0.1,)), row("a", "m", 2, 0.4, 30.0, lpips=(0.3,))]
+    assert reach(line, 0.5).lpips.tolist() == pytest.approx([0.2])
+    assert reach(line, 0.4).lpips.tolist() == [0.3]
+    assert reach([line[0], row("a", "m", 2, 0.4, 30.0)], 0.5).lpips is None
+
+
+def test_kendalls_tau_by_hand():
+    """Two of three pairs in order; with a tie in one list, 2 / √(2 · 3)."""
+    assert kendall([1, 2, 3], [10, 30, 20]) == pytest.approx(1 / 3)
+    assert kendall([1, 2, 3], [3, 2, 1]) == -1
+    assert kendall([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / 6**0.5)
+    assert math.isnan(kendall([1], [2]))
+
+
 def test_a_setting_that_leaves_nothing_out_is_no_end_of_a_line():
     """An exact run would lift the line towards it without end."""
     exact, near = row("theirs", "m", 0, 1.0, 120.0), row("theirs", "m", 1, 0.5, 30.0)
@@ -223,6 +239,19 @@ def test_rows_of_the_real_thing(sweep):
         if each.quality is not None:
             assert again.quality.psnr == pytest.approx(each.quality.psnr, rel=1e-5)
             assert again.quality.latent_l1 == pytest.approx(each.quality.latent_l1, rel=1e-5)
+            assert again.quality.lpips == (each.quality.lpips and pytest.approx(each.quality.lpips, rel=1e-5))
+
+
+def test_rows_of_older_files_and_of_newer_ones():
+    """Without LPIPS, with none, and with some."""
+    made = row("a", "m", 1, 0.5, 40.0, 41.0, lpips=(0.12345678, 0.0))
+    written = json.loads(json.dumps(made.to_dict()))
+    assert written["quality"]["lpips"] == [0.123457, 0.0]
+    assert Row.from_dict(written).quality.lpips == (0.123457, 0)
+    none = replace(made, quality=replace(made.quality, lpips=None))
+    assert Row.from_dict(json.loads(json.dumps(none.to_dict()))) == none
+    del written["quality"]["lpips"]
+    assert Row.from_dict(written) == none
 
 
 def test_a_library_that_is_missing_is_left_out_with_its_name(monkeypatch):
@@ -237,9 +266,12 @@ def test_a_library_that_is_missing_is_left_out_with_its_name(monkeypatch):
 def test_the_report_tells_what_is_ahead_and_what_failed(tmp_path, capsys):
     """From a file that a sweep could have written."""
     rows = [
-        replace(row("dithooks 1", "search", 2.0, 0.5, 50.0, 52.0), spent=own.Spent(2.5, 3.0, 4)),
+        replace(row("dithooks 1", "search", 2.0, 0.5, 50.0, 52.0, lpips=(0.02, 0.04)), spent=own.Spent(2.5, 3.0, 4)),
+        row("dithooks 1", "search", 4.0, 0.25, 30.0, 30.0, lpips=(0.3, 0.3)),
         row("dithooks 1", "interval 1", 1, 1.0, 120.0, 120.0),
-        row("cache-dit 2", "m", 0.1, 0.5, 40.0, 42.0),
+        row("cache-dit 2", "m", 0.1, 0.5, 40.0, 42.0, lpips=(0.1, 0.1)),
+        row("cache-dit 2", "m", 0.2, 0.25, 20.0, 20.0, lpips=(0.2, 0.2)),
+        row("cache-dit 2", "n", 0.2, 0.9, 20.0, 20.0),
         Row("diffusers 3", "hook", "threshold", 0.2, failed="ValueError: a | b"),
     ]
     about = {"subject": "toy", "steps": 2, "cases": [["a", 1], ["b", 2]], "group": 4, "equal": 120.0}
@@ -248,10 +280,15 @@ def test_the_report_tells_what_is_ahead_and_what_failed(tmp_path, capsys):
     report(["--out", str(tmp_path)])
     page = (tmp_path / "compare_toy.md").read_text()
     assert "| 2× | 2.00× | 51.0 (50.0 … 52.0) | 41.0 (40.0 … 42.0) | cache-dit 2: m, knob 0.1 | **+10.0**" in page
+    assert "| yes | 0.0300, 0.1000 |" in page
+    assert "| yes | 0.3000, 0.2000 |" in page
+    # of the six pairs one is in the other order: 30 dB with 0.3, and 20 dB with 0.2
+    assert "agrees with that by PSNR in 1 of 2 rows (Kendall τ 0.67 over 4 settings)" in page
+    assert "toy: The order of methods by LPIPS" in (tmp_path / "compare.md").read_text()
     assert "| diffusers 3: hook | threshold 0.2 | ValueError: a \\| b |" in page
     assert "NOT equal" in page  # its latents' figures are ones
     table = (tmp_path / "compare_toy.csv").read_text().splitlines()
-    assert table[1].startswith("dithooks 1,search,knob,2.0,0.5,0.5,51,50,52,50,1,1,,,2.5,●○,")
+    assert table[1].startswith("dithooks 1,search,knob,2.0,0.5,0.5,51,50,52,50,1,1,0.03,,,2.5,●○,")
     for name in ("compare_toy", "schedules", "search_cost"):
         assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
     with pytest.raises(SystemExit, match=r"run python -m bench\.compare\.sweep first"):
