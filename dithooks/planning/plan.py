@@ -126,10 +126,11 @@ def make_planner(
     interval: int | None,
     report: ProgressCallback = lambda stage, done, total: None,
     payloads: tuple[Payload, ...] = ("residual",),
+    fits: bool = False,
 ) -> Planner:
     """Return the planner of free schedules, or, with an interval, of those that refresh at it."""
     if interval is None:
-        return Planner(recording, cost, report, payloads)
+        return Planner(recording, cost, report, payloads, fits)
     return IntervalPlanner(recording, cost, report, interval=interval)
 
 

@@ -101,6 +101,7 @@ class Planner:
         cost: what a block costs: ``"time"``, as measured, or ``"blocks"``, all the same.
         report: called with the number of ranges that are solved, and of all.
         payloads: what may be forecast: the ``"output"``, too, where it was recorded and the call can be left out.
+        fits: whether weights are fitted while plans are run.
     """
 
     # The variants to try: without a measured sensitivity, weights of late errors; with one, powers of it, as it was
@@ -112,6 +113,7 @@ class Planner:
     cost: Cost = "time"
     report: ProgressCallback = lambda stage, done, total: None
     payloads: tuple[Payload, ...] = ("residual",)
+    fits: bool = False
     _solved: dict[tuple[int, Variant, int], Floats] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[int, Variant, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
 
@@ -142,7 +144,12 @@ class Planner:
         return [(float(self.savings.speedup(saved)), float(np.sqrt(cost))) for saved, cost, _ in _joint_front(options)]
 
     def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
-        """Yield the same plan with one refresh a step earlier or later, those that cost least first."""
+        """Yield the same plan with one refresh a step earlier or later, those that cost least first.
+
+        Before them comes the same schedule with the other payload, if it saves as much.
+        """
+        if (other := self._with_other_payload(candidate)) is not None:
+            yield other
         moves = []
         for place, choice in enumerate(candidate.choices):
             schedules = self._schedules(choice.trace, [self._range(choice)], candidate.variant)
@@ -157,6 +164,24 @@ class Planner:
                     error = float(np.sqrt(max(candidate.error**2 + cost, 0.0)))
                     moves.append(replace(candidate, choices=tuple(others), error=error))
         yield from sorted(moves, key=lambda move: move.error)
+
+    def _with_other_payload(self, candidate: Candidate) -> Candidate | None:
+        """Return the same schedules with the other payload; ``None`` where that is not possible, or saves less."""
+        if "output" not in self.payloads or any(
+            (each.first, each.last) != (0, len(self.recording.traces[each.trace].blocks) - 1)
+            for each in candidate.choices
+        ):
+            return None
+        payload: Payload = "output" if candidate.variant.payload == "residual" else "residual"
+        variant = candidate.variant._replace(payload=payload)
+        choices = tuple(each._replace(payload=payload) for each in candidate.choices)
+        if any(self._whole(each.trace, variant) is None for each in choices):
+            return None
+        steps = (each.computed.count(0) * float(self.savings.step[each.trace][self._range(each)]) for each in choices)
+        speedup = float(self.savings.speedup(sum(steps)))
+        if speedup < candidate.target * (1 - SLACK):
+            return None
+        return replace(candidate, choices=choices, variant=variant, speedup=speedup)
 
     def alternatives(self, target: float, best: Candidate, avoid: Sequence[Choice]) -> Iterator[Candidate]:
         """Yield other plans to try beside the best: the best one of another range."""
@@ -218,14 +243,9 @@ class Planner:
     @property
     def variants(self) -> list[Variant]:
         """The variants to try, the likeliest to be best first."""
-        weights = self.LATE_ERROR_WEIGHTS
-        priced = [Variant(2, weight) for weight in weights]
-        if self.recording.sensitivity is not None:
-            priced = [Variant(2, None, power) for power in self.POWERS]
-        if "output" not in self.payloads:
-            return priced
-        first, outputs = priced[0], Variant(3, weights[0], payload="output", space="output")
-        return [first._replace(anchors=3, payload="output"), first, outputs]
+        if self.recording.sensitivity is None:
+            return [Variant(2, weight) for weight in self.LATE_ERROR_WEIGHTS]
+        return [Variant(2, None, power) for power in self.POWERS]
 
     def _feasible(self, variant: Variant) -> Variant:
         if variant.late_error_weight is None and self.recording.sensitivity is None:

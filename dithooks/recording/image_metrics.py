@@ -20,6 +20,7 @@ from ..validation import shown
 
 CEILING = 120.0  # dB, of a sample, so that an equal one does not make the mean infinite
 TOLERANCE = 1e-4  # by which values may exceed a range: a decoder rounds
+QUARTERS = 4  # the worst of them is looked at by itself
 WINDOW = 7  # pixels, of SSIM
 CHUNK = 1 << 22  # numbers in double precision at a time: a video as a whole may not fit
 FIELDS = ("images", "frames")  # of the objects that pipelines return
@@ -37,12 +38,14 @@ class Score:
         relative_l1: Σ |difference| over Σ |reference|, of all samples together; infinite if one is not finite.
         ssim: structural similarity, the mean over samples and over the frames of each; ``None`` where the samples do
             not look like pictures, one is not finite, or scikit-image is not installed.
+        low: mean PSNR of the worst quarter of the samples, of one at least; ``None``: not known.
     """
 
     psnr: float
     worst: float
     relative_l1: float
     ssim: float | None = None
+    low: float | None = None
 
 
 def samples_of(results: Any) -> Samples:
@@ -114,9 +117,10 @@ def compare(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) ->
         difference, magnitude = difference + absolute, magnitude + total
     ssim = _ssim(found, reference, peak)
     if difference == 0:
-        return Score(math.inf, math.inf, 0.0, ssim)
+        return Score(math.inf, math.inf, 0.0, ssim, math.inf)
     relative = difference / magnitude if magnitude else math.inf
-    return Score(fmean(decibels), min(decibels), relative, ssim)
+    low = fmean(sorted(decibels)[: -(-len(decibels) // QUARTERS)])
+    return Score(fmean(decibels), min(decibels), relative, ssim, low)
 
 
 # -- what a run returned ----------------------------------------------------------------------------------------

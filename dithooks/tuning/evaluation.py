@@ -63,10 +63,11 @@ class Evaluation:
     fit: Fit = Fit.NONE
 
     def merit(self, objective: Objective) -> float | None:
-        """Return what plans are chosen by: the mean PSNR, that of the worst picture, or half of both."""
+        """Return what plans are chosen by: the mean PSNR, the worst picture's, or the mean and the worst quarter's."""
         if self.score is None or self.psnr is None:
             return None
-        return {"mean": self.psnr, "worst": self.score.worst, "both": (self.psnr + self.score.worst) / 2}[objective]
+        low = self.score.worst if self.score.low is None else self.score.low
+        return {"mean": self.psnr, "worst": self.score.worst, "both": (self.psnr + low) / 2}[objective]
 
     @property
     def psnr(self) -> float | None:
@@ -161,10 +162,12 @@ class Evaluator:
         return scheduler_of(pipe, self.scheduler)()
 
     def _score(self, samples: Sequence[NDArray[np.float32]], loop: ClosedLoop | None) -> Score:
-        """Compare the pictures that took no part in the fit, where some did and it is known which."""
+        """Compare the pictures that took no part in the fit, where it is known which; the worst are those of all."""
         assert self.reference is not None
         some = None if loop is None else loop.fitted_on
         if some is None or len(some) != len(samples) or len(samples) != len(self.reference):
             return compare(samples, self.reference)
         others = np.flatnonzero(~some).tolist()
-        return compare([samples[number] for number in others], [self.reference[number] for number in others])
+        apart = compare([samples[number] for number in others], [self.reference[number] for number in others])
+        every = compare(samples, self.reference)
+        return replace(apart, worst=every.worst, low=every.low)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from ..config.transformer_plan import TransformerPlan
+from ..config.transformer_plan import Payload, TransformerPlan
 from ..planning.planner import Candidate, Choice, Planner, Variant
 
 MIN_GAIN = 0.25  # dB, of a local move: of many plans that are nearly the same, the best on few pictures is mostly luck
 WIDER = {3.0: 1.0, 30.0: 100.0}  # the late error weight beyond an extreme one
+FITTED_WEIGHTS = (0.5, 5.0)  # late error weights that are tried where weights are fitted: one for each kind of model
+FURTHER = {0.5: 0.2, 5.0: 15.0}  # what is tried beyond the better one
 SPEEDUPS = (1.2, 1.4, 1.6, 1.8, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0)  # that are tried for a PSNR
 Proposals = Generator[Candidate, "float | None", None]
 
@@ -48,11 +50,12 @@ class _Trials:
 def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0) -> Proposals:
     """Propose plans to run, the most promising first; send each one's score, higher is better, ``None`` if it failed.
 
-    How much more a late error counts than an early one depends on the model. So the measured sensitivity, or else a few
-    late error weights, are tried with forecasts from two residuals; then the best of these with three residuals, with
-    neighbouring weights, and on other ranges. Where outputs may be forecast, they are, too, with schedules priced in
-    the hidden states and in the solver's space. Local moves follow: single refreshes of the best plan are moved by a
-    step, those first that cost least, and as soon as one is better, the moves go on from there.
+    How much more a late error counts than an early one depends on the model. Where weights are fitted while plans are
+    run, two late error weights are tried, then with the better one a schedule priced in the solver's space, residuals,
+    a weight further out, and two anchors. Else a few late error weights, or powers of the measured sensitivity, are
+    tried with forecasts from two residuals; then the best of these with three, with neighbouring weights, and on other
+    ranges. Local moves follow: single refreshes of the best plan are moved by a step, those first that cost least, and
+    as soon as one is better, the moves go on from there.
 
     Args:
         planner: the planner of the recording.
@@ -61,23 +64,47 @@ def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0)
         local_moves: largest number of plans beyond, which are local moves.
     """
     tried = _Trials(planner, evals)
-    for variant in planner.variants:
-        yield from tried.propose(planner.candidate(target, variant, tried.failed))
-    while tried.best is None and not tried.is_full and (other := planner.candidate(target, avoid=tried.failed)).choices:
-        yield from tried.propose(other)
+    yield from (_fitted if planner.fits else _as_planned)(planner, target, tried)
+    while (
+        tried.best is None and not tried.is_full and (next_one := planner.candidate(target, avoid=tried.failed)).choices
+    ):
+        yield from tried.propose(next_one)
     if tried.best is None:
         return
-    best = tried.best.variant
-    nearby = _nearby(best, planner)
-    yield from tried.propose(planner.candidate(target, best._replace(anchors=5 - best.anchors), tried.failed))
-    for variant in () if tried.is_full else nearby:
-        variant = variant._replace(anchors=tried.best.variant.anchors)
-        yield from tried.propose(planner.candidate(target, variant, tried.failed))
     others = planner.alternatives(target, tried.best, tried.failed)
     while not tried.is_full and (another := next(others, None)) is not None:
         yield from tried.propose(another)
     tried.most, tried.gain = evals + local_moves, MIN_GAIN
     yield from _local_moves(planner, tried)
+
+
+def _as_planned(planner: Planner, target: float, tried: _Trials) -> Proposals:
+    """Propose plans with the weights that the recording gives."""
+    for variant in planner.variants:
+        yield from tried.propose(planner.candidate(target, variant, tried.failed))
+    if tried.best is None:
+        return
+    nearby = _nearby(tried.best.variant, planner)
+    yield from tried.propose(planner.candidate(target, tried.best.variant._replace(anchors=3), tried.failed))
+    for variant in () if tried.is_full else nearby:
+        variant = variant._replace(anchors=tried.best.variant.anchors)
+        yield from tried.propose(planner.candidate(target, variant, tried.failed))
+
+
+def _fitted(planner: Planner, target: float, tried: _Trials) -> Proposals:
+    """Propose plans whose weights are fitted while they are run."""
+    outputs: Payload = "output" if "output" in planner.payloads else "residual"
+    for weight in FITTED_WEIGHTS:
+        yield from tried.propose(planner.candidate(target, Variant(3, weight, payload=outputs), tried.failed))
+    changes: list[Callable[[Variant], Variant]] = [
+        lambda best: best._replace(space="output"),
+        lambda best: best._replace(payload="residual", space="hidden"),
+        lambda best: best._replace(late_error_weight=FURTHER[best.late_error_weight or FITTED_WEIGHTS[0]]),
+        lambda best: best._replace(anchors=2),
+    ]
+    for change in changes:
+        if tried.best is not None:
+            yield from tried.propose(planner.candidate(target, change(tried.best.variant), tried.failed))
 
 
 def fastest(planner: Planner, least: float, evals: int) -> Proposals:
@@ -91,7 +118,11 @@ def fastest(planner: Planner, least: float, evals: int) -> Proposals:
         least: score that a plan has to reach.
         evals: largest number of plans.
     """
-    variants, number = [each for each in planner.variants if planner.candidate(2.0, each).choices], 0
+    first, number = planner.variants[0], 0
+    if planner.fits:
+        first = Variant(3, FITTED_WEIGHTS[0], payload=planner.payloads[-1])
+    variants = [first, first._replace(late_error_weight=FITTED_WEIGHTS[1]), first._replace(payload="residual")]
+    variants = [each for each in variants if planner.candidate(2.0, each).choices]
     low, high = 0, len(SPEEDUPS)
     while variants and low < high and number < evals:
         middle = (low + high) // 2
@@ -109,9 +140,6 @@ def _nearby(best: Variant, planner: Planner) -> list[Variant]:
     weight = best.late_error_weight
     if len(planner.variants) < 2:
         return []
-    if "output" in planner.payloads:
-        others = [each for each in planner.LATE_ERROR_WEIGHTS if each != weight]
-        return [best._replace(late_error_weight=each) for each in others]
     if weight is None:
         return [best._replace(power=sum(planner.POWERS) / len(planner.POWERS))]
     further = [WIDER[weight]] if weight in WIDER else []

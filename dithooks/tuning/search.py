@@ -34,6 +34,8 @@ from .result import SearchResult
 from .timed_run import TimedRun, picture_mismatch
 from .trial_driver import Limits, LocalRunner, PlanRunner, TrialDriver, check_measures
 
+LOCAL_MOVES = 8  # of plans whose weights are fitted, as far as max_runs allows
+
 
 def search(
     target: object,
@@ -44,7 +46,7 @@ def search(
     recording: Recording | None = None,
     cost: Cost = "time",
     max_evals: int = 4,
-    local_moves: int = 8,
+    local_moves: int | None = None,
     interval: int | None = None,
     probe: bool = False,
     objective: Objective = "both",
@@ -62,11 +64,14 @@ def search(
 ) -> SearchResult:
     """Find the plan that reaches a speed-up and whose pictures are closest to those without a cache.
 
-    One run is recorded, in which everything is computed. From the recording, the exact best schedules of every range of
-    blocks are solved for. The best few plans are run, and the one with the highest PSNR to the uncached run is
-    returned, with its measured speed: of one run, relative to one more uncached run where the target is of time. Ctrl-C
-    ends the search with the best plan so far. When this returns or raises, nothing is cached in the target. Search
-    before compiling: the recorded run is not compiled, and compilation would count as time.
+    One run is recorded, in which everything is computed. From the recording, the exact best schedules are solved for:
+    of every range of blocks, and of the whole transformer where its call can be left out. The best few plans are run,
+    and their weights are fitted meanwhile (:mod:`.closed_loop`): on every second picture, so that the others show how
+    good they are. At last the weights of the best are fitted on all pictures. Without a scheduler whose steps can be
+    watched, or with an ``interval``, weights are those that the recording gives. The plan's speed is measured in one
+    run, relative to one more uncached run where the target is of time. Ctrl-C ends the search with the best plan so
+    far. When this returns or raises, nothing is cached in the target. Search before compiling: the recorded run is not
+    compiled, and compilation would count as time.
 
     Args:
         target: as for :func:`dit_cache`; nothing may be cached in it.
@@ -79,14 +84,15 @@ def search(
         cost: what the target is of: ``"time"``, of the whole run, by the measured block times; or ``"blocks"``, of
             block executions.
         max_evals: largest number of plans that are run, without local moves.
-        local_moves: largest number of further runs, each with one refresh of the best plan moved by a step.
+        local_moves: largest number of further runs, each with one refresh of the best plan moved by a step. ``None``: 8
+            where weights are fitted, as far as ``max_runs`` allows, or else none.
         interval: only plans with such an interval, as for :func:`plan`; a local move then shifts the start by a step.
         probe: make one more uncached run, in which single samples are disturbed, to measure how much of an error at
-            each step remains at the end (:mod:`.sensitivity`). The probe needs the results of at least four samples,
-            and ``max_runs`` has to allow one run more. Without it, plans are tried for several guesses. With an
-            ``interval`` no probe is made, since such plans hardly depend on it.
+            each step remains at the end (:mod:`.sensitivity`), for plans whose weights are not fitted. The probe needs
+            the results of at least four samples, and ``max_runs`` has to allow one run more. Without it, plans are
+            tried for several guesses. With an ``interval`` no probe is made, since such plans hardly depend on it.
         objective: what plans are chosen by: ``"mean"``, the mean PSNR of the pictures; ``"worst"``, that of the worst;
-            or ``"both"``, half of each.
+            or ``"both"``, halfway between the mean of all and that of the worst quarter.
         target_psnr: in dB: find the fastest plan whose pictures come so near, by ``objective``, in place of a speed-up.
         min_psnr: in dB: the least that a plan has to reach, by ``objective``, to be returned.
         max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit.
@@ -142,7 +148,7 @@ def search(
     for name, level in (("target_psnr", target_psnr), ("min_psnr", min_psnr)):
         if level is not None:
             check_number(name, level, 0)
-    limits = Limits(max_evals, local_moves, max_runs, max_seconds)
+    limits = Limits(max_evals, local_moves or 0, max_runs, max_seconds)
     check_cost(cost)
     check_choice("objective", objective, OBJECTIVES)
     workers = executor_of(executor)
@@ -219,6 +225,8 @@ def search(
         seconds, executions = seconds if cost == "time" else None, Savings.of(recorded, "blocks").total
         reference = samples_of(recorded.results) if is_rank_0() else None
         fits = interval is None and recorded.solver is not None
+        if fits and local_moves is None:
+            limits = replace(limits, local_moves=LOCAL_MOVES)
         evaluator = Evaluator(
             target,
             timed_run,
@@ -232,7 +240,7 @@ def search(
             agreed=broadcast_from_rank_0 if workers is None else as_here,
         )
         payloads = _payloads(target, chains, recorded) if interval is None else ("residual",)
-        planner = make_planner(recorded, cost, interval, report, payloads)
+        planner = make_planner(recorded, cost, interval, report, payloads, fits)
         with ExitStack() as stack:
             runner: PlanRunner
             if workers is None:

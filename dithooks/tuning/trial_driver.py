@@ -290,8 +290,8 @@ def check_measures(values: Mapping[str, Any]) -> None:
     for name in ("seconds", "speedup", "blocks"):
         if name in values:
             check_number(name, values[name], 0)
-    for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("relative_l1", 0)):
-        if name in values and values[name] not in (math.inf, -math.inf):  # as of equal or broken pictures
+    for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("low", -math.inf), ("relative_l1", 0)):
+        if values.get(name) is not None and values[name] not in (math.inf, -math.inf):  # as of equal or broken pictures
             check_number(name, values[name], least)
     if values.get("ssim") is not None and check_number("ssim", values["ssim"], -1) > 1:
         raise InvalidSetting(f"ssim={values['ssim']} is out of range: it must be at most 1")

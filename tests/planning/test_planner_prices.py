@@ -72,9 +72,9 @@ class TestPrices:
         recording = recording_of(one, two, run_ms=999.0, runs=3)
         time, blocks = Savings.of(recording, "time"), Savings.of(recording, "blocks")
         assert one.ranges == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
-        np.testing.assert_allclose(time.step[0], [6, 18, 42, 12, 36, 24])
-        np.testing.assert_allclose(blocks.step[0], [6, 12, 18, 6, 12, 6])
-        np.testing.assert_allclose(np.concatenate([time.step[1], blocks.step[1]]), [15, 3])
+        np.testing.assert_allclose(time.step[0], [6, 18, 42, 12, 36, 24, 48])
+        np.testing.assert_allclose(blocks.step[0], [6, 12, 18, 6, 12, 6, 18])
+        np.testing.assert_allclose(np.concatenate([time.step[1], blocks.step[1]]), [15, 18, 3, 3])
         assert (time.total, blocks.total) == (999.0, 3 * 2 * 4 * 3 + 3 * 2)
         assert time.needed(3.0) == pytest.approx(666.0)
         assert (time.speedup(0.0), time.speedup(666.0)) == pytest.approx((1.0, 3.0))

@@ -237,7 +237,7 @@ class TestPlans:
 
     def test_a_search_makes_one_run_more(self):
         sampler = Sampler()
-        found = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False)
+        found = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False, probe=True)
         assert found.recording.sensitivity is not None
         assert sampler.made == 2 + len(found.evaluations)
         assert found.run_equivalents == pytest.approx(2 + sum(each.blocks for each in found.evaluations))
@@ -245,14 +245,14 @@ class TestPlans:
     @pytest.mark.parametrize("options", [{"probe": False}, {"max_runs": 2.0}, {"interval": 2}])
     def test_a_search_that_makes_none(self, options):
         sampler = Sampler()
-        found = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False, **options)
+        found = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False, **{"probe": True, **options})
         assert found.recording.sensitivity is None
         assert sampler.made == 1 + len(found.evaluations)
 
     def test_a_search_that_goes_on_from_its_journal_does_not_measure_again(self, tmp_path):
-        first = search(Sampler(), drawn(8), 1.5, cost="blocks", verbose=False, journal=tmp_path)
+        first = search(Sampler(), drawn(8), 1.5, cost="blocks", verbose=False, journal=tmp_path, probe=True)
         sampler = Sampler()
-        again = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False, journal=tmp_path)
+        again = search(sampler, drawn(8), 1.5, cost="blocks", verbose=False, journal=tmp_path, probe=True)
         assert again.recording.sensitivity == first.recording.sensitivity
         assert sampler.made == 1
 
