@@ -1,9 +1,10 @@
 """How near few steps come to the teacher's picture: ``python -m bench.few_steps.measure``.
 
 Each of the comparison's test cases is drawn by the teacher, with 28 steps and guidance 3.0, and from the same noise by
-the distilled model and by the undistilled one with the same guidance. The undistilled one is measured twice: on its own
-times, as it ships, whose last step is nearly nothing, and on the distilled one's, which fit few steps better. None of
-that noise was distilled with. Writes ``few_steps.md``, ``few_steps.json`` and ``few_steps_sheet.png``.
+the distilled model and by the undistilled one with the same guidance, which takes two calls a step; so that is drawn
+with half as many steps as well, and with as many without guidance. It is given the distilled model's times, since those
+that it ships with, whose last step is nearly nothing, suit few steps less, as the last rows show. None of that noise
+was distilled with. Writes ``few_steps.md``, ``few_steps.json`` and ``few_steps_sheet.png``.
 """
 
 from __future__ import annotations
@@ -56,15 +57,19 @@ class EqualSteps(FlowMatchEulerDiscreteScheduler):
 
 def measure(teacher: Emoji, student: FewSteps, cases: Sequence[Case]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Pictures by label, the teacher's first, and a row of figures for each of the others."""
-    equal = Emoji()
-    equal.pipe.scheduler = EqualSteps.from_config(equal.pipe.scheduler.config)
-    pictures = {f"teacher, {teacher.steps} steps": teacher.pictures(teacher.draw(cases))}
-    calls = [teacher.steps * teacher.calls]
-    for steps in STEPS:
-        pictures[f"distilled, {steps} steps"] = student.pictures(student.draw(cases, steps))
-        pictures[f"undistilled, {steps} steps"] = equal.pictures(equal.draw(cases, steps))
-        pictures[f"undistilled, {steps} steps as it ships"] = teacher.pictures(teacher.draw(cases, steps))
-        calls += [steps * student.calls, *[steps * teacher.calls] * 2]
+    equal, alone = Emoji(), Emoji()
+    equal.pipe.scheduler = alone.pipe.scheduler = EqualSteps.from_config(equal.pipe.scheduler.config)
+    alone.guidance, alone.calls = 1.0, 1
+    pictures, calls = {f"teacher, {teacher.steps} steps": teacher.pictures(teacher.draw(cases))}, [0]
+    for label, drawer, counts in (
+        ("distilled", student, STEPS),
+        ("undistilled", equal, (*STEPS, *(count // 2 for count in STEPS if count // 2 not in STEPS))),
+        ("undistilled, no guidance", alone, STEPS),
+        ("undistilled, as it ships", teacher, STEPS),
+    ):
+        for steps in counts:
+            pictures[f"{label}, {steps} steps"] = drawer.pictures(drawer.draw(cases, steps))
+            calls.append(steps * drawer.calls)
     wanted, *_ = pictures.values()
     rows: list[dict[str, Any]] = []
     for (label, made), count in zip(pictures.items(), calls, strict=True):

@@ -3,7 +3,7 @@
 Diffusion on pixels, as SDXL's, with the noise levels of its scheduler up to pure noise: from what is left of x and the
 noise ε the model predicts v = √ᾱ ε − √(1 − ᾱ) x. Pictures are crops of slightly larger ones, mirrored half of the time,
 and the model is told the crop's corner, as SDXL is. The learning rate is constant after a warm-up and falls to zero at
-the end. A run goes on from its checkpoint, if there is one. On one core of a CPU it takes some {minutes} minutes.
+the end. A run goes on from its checkpoint, if there is one.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ log = logging.getLogger("bench.unet.train")
 class TrainConfig:
     """What a training run is made of; stored in every checkpoint."""
 
-    steps: int = 1100
-    batch: int = 32
+    steps: int = 1500
+    batch: int = 16
     lr: float = 1e-3
     warmup: int = 50
     decay: float = 0.4
