@@ -48,10 +48,12 @@ class Evaluation:
         plan: the plan that was run.
         seconds: the time that the run took.
         speedup: times as fast as the uncached run: in time, or in block executions where the target is of these.
-        score: distance of the pictures from those of the uncached run; ``None``: the plan could not be run.
+        score: distance of the pictures from those of the uncached run, without those that weights were fitted on;
+            ``None``: the plan could not be run.
         blocks: block executions of the run, over those of the uncached run.
         failure: why the plan could not be run; empty if it could.
         fit: whether the plan's weights were fitted in this run, and on which pictures.
+        every: distance of all pictures, by which plans are compared; ``None``: it is ``score``.
     """
 
     plan: CachePlan
@@ -61,13 +63,15 @@ class Evaluation:
     blocks: float
     failure: str = ""
     fit: Fit = Fit.NONE
+    every: Score | None = None
 
     def merit(self, objective: Objective) -> float | None:
         """Return what plans are chosen by: the mean PSNR, the worst picture's, or the mean and the worst quarter's."""
-        if self.score is None or self.psnr is None:
+        score = self.every or self.score
+        if score is None or self.psnr is None:
             return None
-        low = self.score.worst if self.score.low is None else self.score.low
-        return {"mean": self.psnr, "worst": self.score.worst, "both": (self.psnr + low) / 2}[objective]
+        low = score.worst if score.low is None else score.low
+        return {"mean": score.psnr, "worst": score.worst, "both": (score.psnr + low) / 2}[objective]
 
     @property
     def psnr(self) -> float | None:
@@ -144,10 +148,12 @@ class Evaluator:
         if loop is not None and loop.error is not None:  # of no use: what it drew is of no plan's weights
             plain = replace(self, fit=Fit.NONE)(plan)
             return replace(plain, blocks=plain.blocks + share)
-        score = None if self.reference is None else self._score(samples_of(results), loop)
+        score, every = (None, None) if self.reference is None else self._scores(samples_of(results), loop)
         speedup = 1.0 / share if self.seconds is None else self.seconds / seconds
         fitted = plan if loop is None else loop.fitted()
-        return Evaluation(fitted, seconds, speedup, score, share, fit=Fit.NONE if loop is None else self.fit)
+        return Evaluation(
+            fitted, seconds, speedup, score, share, fit=Fit.NONE if loop is None else self.fit, every=every
+        )
 
     def _loop(self, plan: CachePlan) -> ClosedLoop | None:
         """Return what fits the plan's weights; ``None``: they are to stay, or the solver cannot be watched."""
@@ -161,13 +167,12 @@ class Evaluator:
         pipe = self.target.pipe if isinstance(self.target, BlockAdapter) else self.target
         return scheduler_of(pipe, self.scheduler)()
 
-    def _score(self, samples: Sequence[NDArray[np.float32]], loop: ClosedLoop | None) -> Score:
-        """Compare the pictures that took no part in the fit, where it is known which; the worst are those of all."""
+    def _scores(self, samples: Sequence[NDArray[np.float32]], loop: ClosedLoop | None) -> tuple[Score, Score]:
+        """Compare the pictures that took no part in the fit, where it is known which, and all of them."""
         assert self.reference is not None
-        some = None if loop is None else loop.fitted_on
-        if some is None or len(some) != len(samples) or len(samples) != len(self.reference):
-            return compare(samples, self.reference)
-        others = np.flatnonzero(~some).tolist()
-        apart = compare([samples[number] for number in others], [self.reference[number] for number in others])
         every = compare(samples, self.reference)
-        return replace(apart, worst=every.worst, low=every.low)
+        some = None if loop is None else loop.fitted_on
+        if some is None or len(some) != len(samples):
+            return every, every
+        others = np.flatnonzero(~some).tolist()
+        return compare([samples[each] for each in others], [self.reference[each] for each in others]), every

@@ -64,6 +64,8 @@ def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0)
         local_moves: largest number of plans beyond, which are local moves.
     """
     tried = _Trials(planner, evals)
+    if planner.fits:
+        tried.gain = MIN_GAIN
     yield from (_fitted if planner.fits else _as_planned)(planner, target, tried)
     while (
         tried.best is None and not tried.is_full and (next_one := planner.candidate(target, avoid=tried.failed)).choices

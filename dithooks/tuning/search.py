@@ -34,7 +34,7 @@ from .result import SearchResult
 from .timed_run import TimedRun, picture_mismatch
 from .trial_driver import Limits, LocalRunner, PlanRunner, TrialDriver, check_measures
 
-LOCAL_MOVES = 8  # of plans whose weights are fitted, as far as max_runs allows
+EVALS, FITTED_EVALS, FITTED_MOVES = 4, 6, 8  # plans that are run at most; the latter two where weights are fitted
 
 
 def search(
@@ -45,7 +45,7 @@ def search(
     num_inference_steps: int | None = None,
     recording: Recording | None = None,
     cost: Cost = "time",
-    max_evals: int = 4,
+    max_evals: int | None = None,
     local_moves: int | None = None,
     interval: int | None = None,
     probe: bool = False,
@@ -83,9 +83,10 @@ def search(
         recording: an earlier :func:`record` of the same ``run``; left out, the run is recorded.
         cost: what the target is of: ``"time"``, of the whole run, by the measured block times; or ``"blocks"``, of
             block executions.
-        max_evals: largest number of plans that are run, without local moves.
+        max_evals: largest number of plans that are run, without local moves. ``None``: 4, and where weights are fitted
+            6, as far as ``max_runs`` allows.
         local_moves: largest number of further runs, each with one refresh of the best plan moved by a step. ``None``: 8
-            where weights are fitted, as far as ``max_runs`` allows, or else none.
+            where weights are fitted and ``max_evals`` is left out, or else none.
         interval: only plans with such an interval, as for :func:`plan`; a local move then shifts the start by a step.
         probe: make one more uncached run, in which single samples are disturbed, to measure how much of an error at
             each step remains at the end (:mod:`.sensitivity`), for plans whose weights are not fitted. The probe needs
@@ -148,7 +149,7 @@ def search(
     for name, level in (("target_psnr", target_psnr), ("min_psnr", min_psnr)):
         if level is not None:
             check_number(name, level, 0)
-    limits = Limits(max_evals, local_moves or 0, max_runs, max_seconds)
+    limits = Limits(EVALS if max_evals is None else max_evals, local_moves or 0, max_runs, max_seconds)
     check_cost(cost)
     check_choice("objective", objective, OBJECTIVES)
     workers = executor_of(executor)
@@ -225,8 +226,9 @@ def search(
         seconds, executions = seconds if cost == "time" else None, Savings.of(recorded, "blocks").total
         reference = samples_of(recorded.results) if is_rank_0() else None
         fits = interval is None and recorded.solver is not None
-        if fits and local_moves is None:
-            limits = replace(limits, local_moves=LOCAL_MOVES)
+        if fits and max_evals is None:
+            moves = FITTED_MOVES if local_moves is None else local_moves
+            limits = replace(limits, evals=FITTED_EVALS, local_moves=moves)
         evaluator = Evaluator(
             target,
             timed_run,

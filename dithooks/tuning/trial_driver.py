@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 from ..config.cache_plan import CachePlan
-from ..errors import InvalidSetting, RunMismatch
+from ..errors import InvalidSetting, RunMismatch, WrongType
 from ..planning.plan import build_plan
 from ..planning.planner import Candidate, Planner
 from ..progress_bars import ProgressReport
 from ..recording.image_metrics import Score
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
-from ..validation import check_choice, check_count, check_number, check_text
+from ..validation import check_choice, check_count, check_number, check_text, shown
 from .evaluation import Evaluation, Evaluator, Fit, Objective
 from .executors.executor import KnownScore, LikelyPlans, plan_key
 from .executors.lookahead import TrialScore, likely_next
@@ -146,14 +146,25 @@ class TrialDriver:
             if not broadcast_from_rank_0(self._is_affordable(best.plan)):
                 return
             self.report("fit", 0, None)
-            made = replace(self.evaluator, fit=fit, seconds=self.runner.seconds)(best.plan)
-            self.run_equivalents += made.blocks
+            made = self._fitted_at_last(best.plan, fit)
             if made.psnr is None:
                 return
             plan = CachePlan.from_json(broadcast_from_rank_0(made.plan.to_json()))
             speedup = best.speedup if fit is Fit.ALL and self.evaluator.seconds is not None else made.speedup
             best = replace(best, plan=plan, speedup=broadcast_from_rank_0(speedup), seconds=made.seconds)
             self.final = best
+
+    def _fitted_at_last(self, plan: CachePlan, fit: Fit) -> Evaluation:
+        """Run the best plan in this process, or take its evaluation from the journal."""
+        key = f"{fit.name} {plan_key(plan)}"
+        values = self.journal.evaluation(key)
+        if (known := broadcast_from_rank_0(values)) is not None:
+            return _evaluation_of(plan, known)
+        made = replace(self.evaluator, fit=fit, seconds=self.runner.seconds)(plan)
+        self.run_equivalents += made.blocks
+        kept = broadcast_from_rank_0(_values_of(made))
+        self.journal.keep_evaluation(key, kept)
+        return _evaluation_of(plan, kept)
 
     def _proposals(self) -> Proposals:
         if self.target_psnr is not None:
@@ -213,10 +224,7 @@ class TrialDriver:
             return known
         evaluation = self.runner(plan, self._likely_plans)
         self.run_equivalents += evaluation.blocks
-        values: dict[str, Any] = {name: getattr(evaluation, name) for name in MEASURED}
-        values |= {} if evaluation.score is None else asdict(evaluation.score)
-        values |= {} if evaluation.fit is Fit.NONE else {"fit": evaluation.fit.name, "plan": evaluation.plan.to_json()}
-        values = broadcast_from_rank_0(values)
+        values = broadcast_from_rank_0(_values_of(evaluation))
         self.journal.keep_evaluation(plan_key(plan), values)
         return _evaluation_of(plan, values)
 
@@ -269,13 +277,28 @@ class TrialDriver:
         )
 
 
+def _values_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation's values for the journal."""
+    values: dict[str, Any] = {name: getattr(evaluation, name) for name in MEASURED}
+    values |= {} if evaluation.score is None else asdict(evaluation.score)
+    if evaluation.fit is not Fit.NONE:
+        every = {} if evaluation.every is None else asdict(evaluation.every)
+        values |= {"fit": evaluation.fit.name, "plan": evaluation.plan.to_json(), "every": every}
+    return values
+
+
 def _evaluation_of(plan: CachePlan, values: dict[str, Any]) -> Evaluation:
     """Make an evaluation from a journal's values."""
-    score = None if values["failure"] else Score(**{field.name: values[field.name] for field in fields(Score)})
+    score = None if values["failure"] else _score_of(values)
     fit = Fit[values.get("fit", Fit.NONE.name)]
     if fit is not Fit.NONE:
         plan = replace(plan, pieces=CachePlan.from_json(values["plan"]).pieces)
-    return Evaluation(plan, score=score, fit=fit, **{name: values[name] for name in MEASURED})
+    every = _score_of(values["every"]) if values.get("every") else score
+    return Evaluation(plan, score=score, fit=fit, every=every, **{name: values[name] for name in MEASURED})
+
+
+def _score_of(values: Mapping[str, Any]) -> Score:
+    return Score(**{field.name: values[field.name] for field in fields(Score)})
 
 
 def check_measures(values: Mapping[str, Any]) -> None:
@@ -290,13 +313,20 @@ def check_measures(values: Mapping[str, Any]) -> None:
     for name in ("seconds", "speedup", "blocks"):
         if name in values:
             check_number(name, values[name], 0)
-    for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("low", -math.inf), ("relative_l1", 0)):
-        if values.get(name) is not None and values[name] not in (math.inf, -math.inf):  # as of equal or broken pictures
-            check_number(name, values[name], least)
-    if values.get("ssim") is not None and check_number("ssim", values["ssim"], -1) > 1:
-        raise InvalidSetting(f"ssim={values['ssim']} is out of range: it must be at most 1")
+    _check_score(values)
     if "failure" in values:
         check_text("failure", values["failure"], empty=True)
     if "fit" in values:
         check_choice("fit", values["fit"], tuple(Fit.__members__))
         CachePlan.from_json(check_text("plan", values.get("plan")))
+        if not isinstance(every := values.get("every", {}), Mapping):
+            raise WrongType(f"every must be an object, not {shown(every)}")
+        _check_score(every)
+
+
+def _check_score(values: Mapping[str, Any]) -> None:
+    for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("low", -math.inf), ("relative_l1", 0)):
+        if values.get(name) is not None and values[name] not in (math.inf, -math.inf):  # as of equal or broken pictures
+            check_number(name, values[name], least)
+    if values.get("ssim") is not None and check_number("ssim", values["ssim"], -1) > 1:
+        raise InvalidSetting(f"ssim={values['ssim']} is out of range: it must be at most 1")
