@@ -143,7 +143,7 @@ class TrialDriver:
         if best is None or best.fit is Fit.NONE:
             return
         for fit in (Fit.ALL, *([Fit.NONE] if self.evaluator.seconds is not None else [])):
-            if not broadcast_from_rank_0(self._is_affordable(best.plan)):
+            if not broadcast_from_rank_0(self._is_affordable(best.plan, runs=1)):
                 return
             self.report("fit", 0, None)
             made = self._fitted_at_last(best.plan, fit)
@@ -204,15 +204,15 @@ class TrialDriver:
         target = self.target if self.target_psnr is None else candidate.target
         return build_plan(self.planner, candidate, target, METHODS[self.planner.cost])
 
-    def _is_affordable(self, plan: CachePlan) -> bool:
+    def _is_affordable(self, plan: CachePlan, runs: int | None = None) -> bool:
+        """Return whether a plan can be run: so often, or once and then as often as its last fit takes."""
         if self._from_journal(plan) is not None:
             return True
+        if runs is None:
+            runs = 1 if self.evaluator.fit is Fit.NONE else 2 if self.evaluator.seconds is None else 3
         uncached = self.planner.recording.run_ms / 1e3 if self.runner.seconds is None else self.runner.seconds
         seconds = time.perf_counter() - self.started_at + uncached / plan.provenance.predicted_speedup
-        left = (
-            0.0 if self.evaluator.fit is Fit.NONE or self.final is not None else 1.0 / plan.speedup
-        )  # for the last fit
-        return self.limits.allow(self.run_equivalents + 1.0 / plan.speedup + left, seconds)
+        return self.limits.allow(self.run_equivalents + runs / plan.speedup, seconds)
 
     def _evaluate(self, plan: CachePlan) -> Evaluation:
         """Run a plan, or take its evaluation from the journal."""
