@@ -66,12 +66,12 @@ class Evaluation:
     every: Score | None = None
 
     def merit(self, objective: Objective) -> float | None:
-        """Return what plans are chosen by: the mean PSNR, the worst picture's, or the mean and the worst quarter's."""
+        """Return what plans are chosen by: the mean PSNR, the worst picture's, or a mean of both kinds."""
         score = self.every or self.score
         if score is None or self.psnr is None:
             return None
-        low = score.worst if score.low is None else score.low
-        return {"mean": score.psnr, "worst": score.worst, "both": (score.psnr + low) / 2}[objective]
+        soft = score.psnr if score.soft is None else score.soft
+        return {"mean": score.psnr, "worst": score.worst, "both": soft}[objective]
 
     @property
     def psnr(self) -> float | None:

@@ -93,7 +93,7 @@ def search(
             the results of at least four samples, and ``max_runs`` has to allow one run more. Without it, plans are
             tried for several guesses. With an ``interval`` no probe is made, since such plans hardly depend on it.
         objective: what plans are chosen by: ``"mean"``, the mean PSNR of the pictures; ``"worst"``, that of the worst;
-            or ``"both"``, halfway between the mean of all and that of the worst quarter.
+            or ``"both"``, a mean in which bad pictures count more (``Score.soft``).
         target_psnr: in dB: find the fastest plan whose pictures come so near, by ``objective``, in place of a speed-up.
         min_psnr: in dB: the least that a plan has to reach, by ``objective``, to be returned.
         max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit.

@@ -325,7 +325,7 @@ def check_measures(values: Mapping[str, Any]) -> None:
 
 
 def _check_score(values: Mapping[str, Any]) -> None:
-    for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("low", -math.inf), ("relative_l1", 0)):
+    for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("soft", -math.inf), ("relative_l1", 0)):
         if values.get(name) is not None and values[name] not in (math.inf, -math.inf):  # as of equal or broken pictures
             check_number(name, values[name], least)
     if values.get("ssim") is not None and check_number("ssim", values["ssim"], -1) > 1:
