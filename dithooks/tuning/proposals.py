@@ -98,12 +98,17 @@ def _fitted(planner: Planner, target: float, tried: _Trials) -> Proposals:
     outputs: Payload = "output" if "output" in planner.payloads else "residual"
     for weight in FITTED_WEIGHTS:
         yield from tried.propose(planner.candidate(target, Variant(3, weight, payload=outputs), tried.failed))
-    changes: list[Callable[[Variant], Variant]] = [
-        lambda best: best._replace(space="output"),
-        lambda best: best._replace(payload="residual", space="hidden"),
+    if tried.best is None:
+        return
+    further: list[Callable[[Variant], Variant]] = [
         lambda best: best._replace(late_error_weight=FURTHER[best.late_error_weight or FITTED_WEIGHTS[0]]),
+        lambda best: best._replace(payload="residual", space="hidden"),
+        lambda best: best._replace(space="output"),
         lambda best: best._replace(anchors=2),
     ]
+    # Where late errors count more, the solver's space has shown better schedules; where early ones do, worse.
+    counts_late = tried.best.variant.late_error_weight == FITTED_WEIGHTS[-1]
+    changes = [further[2], further[1], further[0], further[3]] if counts_late else further
     for change in changes:
         if tried.best is not None:
             yield from tried.propose(planner.candidate(target, change(tried.best.variant), tried.failed))
