@@ -52,7 +52,7 @@ def search(
     objective: Objective = "both",
     target_psnr: float | None = None,
     min_psnr: float | None = None,
-    max_runs: float | None = 4.0,
+    max_runs: float | None = 3.95,
     max_seconds: float | None = None,
     blocks: Blocks = None,
     scheduler: object = None,
@@ -96,7 +96,8 @@ def search(
             or ``"both"``, a mean in which bad pictures count more (``Score.soft``).
         target_psnr: in dB: find the fastest plan whose pictures come so near, by ``objective``, in place of a speed-up.
         min_psnr: in dB: the least that a plan has to reach, by ``objective``, to be returned.
-        max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit.
+        max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit. A
+            first call that is made twice, to record it, is not counted: with it the default stays below 4.
         max_seconds: time of the whole search at most; a run that has begun is completed.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
