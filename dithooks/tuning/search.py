@@ -66,8 +66,9 @@ def search(
 
     One run is recorded, in which everything is computed. From the recording, the exact best schedules are solved for:
     of every range of blocks, and of the whole transformer where its call can be left out. The best few plans are run,
-    and their weights are fitted meanwhile (:mod:`.closed_loop`): on every second picture, so that the others show how
-    good they are. At last the weights of the best are fitted on all pictures. Without a scheduler whose steps can be
+    and their weights are fitted meanwhile (:mod:`.closed_loop`). At last the weights of the best are fitted once more,
+    on every second picture only: the others show how good it is on pictures that it was not fitted on, which is what
+    ``plan.provenance`` says. Without a scheduler whose steps can be
     watched, or with an ``interval``, weights are those that the recording gives. The plan's speed is measured in one
     run, relative to one more uncached run where the target is of time. Ctrl-C ends the search with the best plan so
     far. When this returns or raises, nothing is cached in the target. Search before compiling: the recorded run is not
@@ -239,7 +240,7 @@ def search(
             blocks,
             scheduler,
             solver=recorded.solver if fits else None,
-            fit=Fit.HALF if fits else Fit.NONE,
+            fit=Fit.ALL if fits else Fit.NONE,
             agreed=broadcast_from_rank_0 if workers is None else as_here,
         )
         payloads = _payloads(target, chains, recorded) if interval is None else ("residual",)
