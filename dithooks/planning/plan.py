@@ -175,9 +175,10 @@ def _check_outputs(recording: Recording, interval: int | None) -> None:
     if interval is not None:
         raise InvalidSetting("payload='output' and interval exclude each other: leave one of both out")
     if recording.solver is None:
+        why = recording.unsolved or "an earlier version made it"
         raise InvalidSetting(
-            f"payload='output': the recording has no steps of a scheduler ({recording.unsolved or 'it is an old one'}): "
-            "record the run again, with scheduler=..., or leave payload out"
+            f"payload='output': the recording has no steps of a scheduler ({why}): record the run again, with "
+            "scheduler=..., or leave payload out"
         )
 
 
