@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -27,6 +27,20 @@ def broadcast_from_rank_0(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_all_ranks(value: bool) -> bool:
+    """Return whether a value is true on every rank. All ranks have to call this.
+
+    Example:
+        >>> on_all_ranks(True), on_all_ranks(False)
+        (True, False)
+    """
+    if is_single_process():
+        return value
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return all(values)
 
 
 def is_rank_0() -> bool:

@@ -51,7 +51,8 @@ class SolverCall:
             output: of the model.
         """
         twin, sample = copy.deepcopy(self._step.scheduler), self.sample
-        args, kwargs = self._changed({self._step.output: output.float(), self._step.sample: sample.float()})
+        own = {self._step.output: output, self._step.sample: sample}  # copied: a scheduler may write into them
+        args, kwargs = self._changed({name: value.to(torch.float32, copy=True) for name, value in own.items()})
         devices = [] if sample.device.type in ("cpu", "meta") else [sample.device]
         kinds = {"device_type": sample.device.type} if devices else {}
         with torch.random.fork_rng(devices, **kinds):
@@ -115,7 +116,7 @@ class WatchedStep:
     @property
     def plain(self) -> Any:
         """The method without a watcher."""
-        return self.former[0] if self.former else getattr(type(self.scheduler), STEP).__get__(self.scheduler)
+        return self.former[0] if self.former else _unwatched(self.scheduler)
 
     __wrapped__ = plain  # where its signature is read from: pipelines ask whether it takes a generator
 
@@ -189,7 +190,10 @@ class _Nobody:
 
 
 def _unwatched(scheduler: Any) -> Any:
-    return getattr(type(scheduler), STEP).__get__(scheduler)
+    """Return what the class has, as an instance finds it: a method, or a function or an object that is not bound."""
+    found = inspect.getattr_static(type(scheduler), STEP)
+    bind = getattr(type(found), "__get__", None)
+    return found if bind is None else bind(found, scheduler, type(scheduler))
 
 
 def _with_own_noise(value: Any) -> Any:

@@ -13,8 +13,9 @@ one set of weights for all calls of a step, that is the same sum of guided outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,14 +75,14 @@ class ClosedLoop:
         anchors: outputs that an output is made of, its own included, where residuals are forecast; where outputs are,
             the plan says it.
         fitted_on: (pictures,), whether each takes part in the fit; the others go along. ``None``: all do.
-        agreed: makes the weights the same on all ranks.
+        agreed: returns what rank 0 has found, on all ranks.
     """
 
     plan: CachePlan
     reference: SolverTrace
     anchors: int
     fitted_on: NDArray[np.bool_] | None = None
-    agreed: Callable[[Floats], Floats] = lambda weights: weights
+    agreed: Callable[[Any], Any] = lambda found: found
     error: Exception | None = None
     _records: list[CallRecord] = field(default_factory=list)
     _normals: dict[int, Normal] = field(default_factory=dict)
@@ -106,7 +107,7 @@ class ClosedLoop:
         if self.error is not None:
             return
         records, self._records = self._records, []
-        step = records[-1].step if records else self._step + 1
+        step = records[-1].step if records else (self._step + 1) % len(self.reference.outputs)
         self._begin(step, len(call.output))
         place = next((n for n, piece in enumerate(self.plan.pieces) if _is_called(piece, step)), None)
         if place is None:
@@ -146,21 +147,8 @@ class ClosedLoop:
             raise RunMismatch(
                 f"the solver made {self._step + 1} steps, and {len(self.reference.outputs)} were recorded"
             )
-        return replace(self.plan, pieces=tuple(map(self._with_weights, self.plan.pieces)))
-
-    def _with_weights(self, piece: TransformerPlan) -> TransformerPlan:
-        coefficients = list(piece.coefficients)
-        corrections: list[tuple[float, ...] | None] = [None] * len(piece.steps)
-        for step, normal in self._normals.items():
-            if not _is_called(piece, step):
-                continue
-            weights = tuple(map(float, self.agreed(normal.weights())))
-            if piece.payload == "output" and not piece.steps[step]:
-                coefficients[step] = weights
-            else:
-                corrections[step] = weights
-        some = None if all(each is None for each in corrections) else tuple(corrections)
-        return replace(piece, coefficients=tuple(coefficients), corrections=some)
+        found = self.agreed({step: tuple(map(float, each.weights())) for step, each in self._normals.items()})
+        return replace(self.plan, pieces=tuple(_with_weights(piece, found) for piece in self.plan.pieces))
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -184,6 +172,19 @@ class ClosedLoop:
         return start
 
     def _fit(self, call: SolverCall, step: int, parts: Sequence[Tensor], start: Floats, ridge: float) -> None:
+        weights, problem = None, None
+        try:
+            self._solve(call, step, parts, start, ridge)
+            weights = self._normals[step].weights() if step in self._normals else start
+        except Exception as error:  # the other ranks wait for what this one has found
+            problem = error
+        weights = self.agreed(weights)
+        if weights is None:
+            raise problem or RunMismatch("rank 0 could not fit the weights")
+        call.replace(_sum(parts, weights))
+
+    def _solve(self, call: SolverCall, step: int, parts: Sequence[Tensor], start: Floats, ridge: float) -> None:
+        """Add what the step shows to its normal equations."""
         answer = response_of(call, parts[0], self.reference.places)
         if answer.misfit > AFFINE or not answer.gain:
             raise RunMismatch(f"at step {step}, the scheduler's answer does not go with the model's output")
@@ -195,8 +196,6 @@ class ClosedLoop:
             known, aim = known[:, some], aim[some]
         if known.shape[1]:
             self._add(step, known, aim, start, ridge)
-        weights = self.agreed(self._normals[step].weights()) if step in self._normals else start
-        call.replace(_sum(parts, weights))
 
     def _add(self, step: int, known: Floats, aim: Floats, start: Floats, ridge: float) -> None:
         """Add the pictures of a run, (K, pictures, numbers), to the normal equations; the worst count most."""
@@ -208,6 +207,20 @@ class ClosedLoop:
             self._normals[step].add(matrix, aimed)
         else:
             self._normals[step] = Normal(matrix, aimed, start, ridge)
+
+
+def _with_weights(piece: TransformerPlan, found: Mapping[int, tuple[float, ...]]) -> TransformerPlan:
+    coefficients = list(piece.coefficients)
+    corrections: list[tuple[float, ...] | None] = [None] * len(piece.steps)
+    for step, weights in found.items():
+        if not _is_called(piece, step):
+            continue
+        if piece.payload == "output" and not piece.steps[step]:
+            coefficients[step] = weights
+        else:
+            corrections[step] = weights
+    some = None if all(each is None for each in corrections) else tuple(corrections)
+    return replace(piece, coefficients=tuple(coefficients), corrections=some)
 
 
 def _sum(parts: Sequence[Tensor], weights: Floats) -> Tensor:

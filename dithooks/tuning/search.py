@@ -22,7 +22,7 @@ from ..planning.costs import Cost, Savings, check_cost
 from ..planning.plan import check_interval, check_target_speedup, make_planner
 from ..progress_bars import progress
 from ..recording.image_metrics import samples_of
-from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
+from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0, on_all_ranks
 from ..recording.record import MEMORY, record, recordable
 from ..recording.recording import Recording
 from ..validation import check_choice, check_number, shown
@@ -227,7 +227,7 @@ def search(
             recorded, spent = replace(recorded, results=results), spent + 1.0
         seconds, executions = seconds if cost == "time" else None, Savings.of(recorded, "blocks").total
         reference = samples_of(recorded.results) if is_rank_0() else None
-        fits = interval is None and recorded.solver is not None
+        fits = interval is None and on_all_ranks(recorded.solver is not None)
         if fits and max_evals is None:
             moves = FITTED_MOVES if local_moves is None else local_moves
             limits = replace(limits, evals=FITTED_EVALS, local_moves=moves)

@@ -76,6 +76,9 @@ class PlanRunner(Protocol):
     def __call__(self, plan: CachePlan, likely: LikelyPlans) -> Evaluation:
         """Evaluate a plan; idle workers may run plans that are likely to be proposed next."""
 
+    def last(self, evaluator: Evaluator, plan: CachePlan) -> Evaluation:
+        """Evaluate a plan in this process; what stops it on one of several ranks stops all."""
+
 
 @dataclass(frozen=True, eq=False)
 class LocalRunner:
@@ -92,6 +95,10 @@ class LocalRunner:
     def __call__(self, plan: CachePlan, likely: LikelyPlans) -> Evaluation:
         """Evaluate a plan."""
         return self.evaluator(plan)
+
+    def last(self, evaluator: Evaluator, plan: CachePlan) -> Evaluation:
+        """Evaluate a plan."""
+        return evaluator(plan)
 
 
 @dataclass(eq=False)
@@ -166,10 +173,11 @@ class TrialDriver:
     def _run_at_last(self, plan: CachePlan, fit: Fit) -> Evaluation:
         """Run the best plan in this process, or take its evaluation from the journal."""
         key = f"{fit.name} {plan_key(plan)}"
-        values = self.journal.evaluation(key)
-        if (known := broadcast_from_rank_0(values)) is not None:
-            return _evaluation_of(plan, known)
-        made = replace(self.evaluator, fit=fit, seconds=self.runner.seconds)(plan)
+        known: Evaluation | None = broadcast_from_rank_0(self._known(key, plan))
+        if known is not None:
+            return known
+        evaluator = replace(self.evaluator, fit=fit, seconds=self.runner.seconds)
+        made = self.runner.last(evaluator, plan)
         self.run_equivalents += made.blocks
         kept = broadcast_from_rank_0(_values_of(made))
         self.journal.keep_evaluation(key, kept)
@@ -238,7 +246,10 @@ class TrialDriver:
         return _evaluation_of(plan, values)
 
     def _from_journal(self, plan: CachePlan) -> Evaluation | None:
-        values = self.journal.evaluation(plan_key(plan))
+        return self._known(plan_key(plan), plan)
+
+    def _known(self, key: str, plan: CachePlan) -> Evaluation | None:
+        values = self.journal.evaluation(key)
         try:
             return None if values is None else _evaluation_of(plan, values)
         except (KeyError, TypeError):  # a line written by hand, or by another version: the plan is run again

@@ -84,6 +84,7 @@ class TestByHand:
                 "b": {
                     "cache_block_start": 0,
                     "cache_num_blocks": 5,
+                    "payload": "residual",
                     "policy": two.policy,
                     "predictor": two.predictor,
                 }

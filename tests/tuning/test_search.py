@@ -133,7 +133,9 @@ class TestResult:
         toy = Toy()
         found = toy.search(1.6)
         head, *rows, last = str(found).splitlines()
-        assert head.split() == ["range", "steps", "predicted", "measured", "error", "PSNR", "rel.", "L1", "SSIM"]
+        assert head.split() == (
+            ["range", "steps", "predicted", "measured", "error", "PSNR", "worst", "rel.", "L1", "SSIM"]
+        )
         assert len(rows) == len(found.evaluations)
         for row, each in zip(rows, found.evaluations, strict=True):
             (piece,) = each.plan.pieces
@@ -141,7 +143,7 @@ class TestResult:
             cells = row.removeprefix("best").split()
             predicted, measured = f"{each.plan.provenance.predicted_speedup:.2f}×", f"{each.speedup:.2f}×"
             assert cells[:4] == [f"{piece.first}–{piece.first + piece.blocks - 1}", piece.picture, predicted, measured]
-            assert cells[5:7] == [f"{each.score.psnr:.2f}", "dB"]
+            assert cells[5:8] == [f"{each.score.psnr:.2f}", "dB", f"{each.score.worst:.1f}"]
             assert len(row) <= 120
         assert last.startswith(f"{len(rows)} plans run, {found.run_equivalents:.1f} run equivalents, ")
 

@@ -32,7 +32,7 @@ def searched(stop=None, error=None, seed=0, **given):
                 raise error
         return pipe(x + 0.1 * seed * rank, 12, at=at)
     try:
-        limits = {"max_evals": 6, "local_moves": 3}
+        limits = {"max_evals": 6, "local_moves": 3, "max_runs": 6.0}
         found = search(pipe, run, 1.6, **{"cost": "blocks", "verbose": False, **limits, **given})
     except Exception as raised:
         return {"raised": f"{type(raised).__name__}: {raised}", "calls": len(calls)}

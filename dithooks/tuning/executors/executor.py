@@ -37,6 +37,9 @@ class WorkerGroup(Protocol):
     def run(self, plans: Sequence[CachePlan]) -> dict[str, ExecutorResult]:
         """Run plans, one on each worker at most; return their results by :func:`plan_key`."""
 
+    def run_here(self, evaluator: Evaluator, plan: CachePlan) -> ExecutorResult:
+        """Run a plan in this process, with another evaluator; of several ranks, on the first."""
+
     def close(self) -> None:
         """End the workers."""
 
@@ -108,6 +111,13 @@ class ParallelRunner:
         if isinstance(result, Exception):
             raise result
         return replace(result, plan=replace(plan, pieces=result.plan.pieces))
+
+    def last(self, evaluator: Evaluator, plan: CachePlan) -> Evaluation:
+        """Evaluate a plan in this process; what stops it on one of several ranks stops all."""
+        result = self.group.run_here(evaluator, plan)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def _known_score(self, plan: CachePlan) -> tuple[TrialScore] | None:
         """Return the score of a plan that was run ahead, if its run raised nothing."""

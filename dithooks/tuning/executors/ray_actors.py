@@ -143,6 +143,10 @@ class _ActorGroup:
         tasks = [actor.run.remote(self._box, plan.to_json()) for actor, plan in zip(self._actors, plans, strict=False)]
         return {plan_key(plan): result for plan, result in zip(plans, self._results(tasks), strict=True)}
 
+    def run_here(self, evaluator: Evaluator, plan: CachePlan) -> ExecutorResult:
+        """Run a plan in this process."""
+        return evaluator(plan)
+
     def close(self) -> None:
         """End the actors, and Ray if it was started for them."""
         self._dismiss()

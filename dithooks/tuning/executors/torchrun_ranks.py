@@ -67,10 +67,19 @@ class _RankGroup:
         """Run rank 0's plans, one on each rank. An interrupt on one rank stops all, so that none waits for it."""
         texts = broadcast_from_rank_0([plan.to_json() for plan in plans])
         chosen = [CachePlan.from_json(text) for text in texts]
-        mine = chosen[dist.get_rank()] if dist.get_rank() < len(chosen) else None
+        results = self._shared(self._evaluator, chosen)
+        return {plan_key(plan): result for plan, result in zip(chosen, results, strict=False)}
+
+    def run_here(self, evaluator: Evaluator, plan: CachePlan) -> ExecutorResult:
+        """Run a plan on rank 0, with another evaluator; the others are told what it has found."""
+        result: ExecutorResult = self._shared(evaluator, [plan])[0]
+        return result
+
+    def _shared(self, evaluator: Evaluator, plans: Sequence[CachePlan]) -> list[Any]:
+        mine = plans[dist.get_rank()] if dist.get_rank() < len(plans) else None
         result: ExecutorResult | str | None = None
         try:
-            result = None if mine is None else self._evaluator(mine)
+            result = None if mine is None else evaluator(mine)
         except KeyboardInterrupt:
             result = "stopped"
         except Exception as error:
@@ -78,7 +87,7 @@ class _RankGroup:
         results = _gathered(_sendable(result))
         if "stopped" in results:
             raise KeyboardInterrupt
-        return {plan_key(plan): result for plan, result in zip(chosen, results, strict=False)}
+        return results
 
     def close(self) -> None:
         """Do nothing: the ranks are the caller's."""
