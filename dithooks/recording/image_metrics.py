@@ -20,7 +20,7 @@ from ..validation import shown
 
 CEILING = 120.0  # dB, of a sample, so that an equal one does not make the mean infinite
 TOLERANCE = 1e-4  # by which values may exceed a range: a decoder rounds
-POWER = 0.25  # of the mean of errors that is between the two others
+POWER = 0.1  # of the mean of errors that is between the two others
 WINDOW = 7  # pixels, of SSIM
 CHUNK = 1 << 22  # numbers in double precision at a time: a video as a whole may not fit
 FIELDS = ("images", "frames")  # of the objects that pipelines return
@@ -38,7 +38,7 @@ class Score:
         relative_l1: Σ |difference| over Σ |reference|, of all samples together; infinite if one is not finite.
         ssim: structural similarity, the mean over samples and over the frames of each; ``None`` where the samples do
             not look like pictures, one is not finite, or scikit-image is not installed.
-        soft: in dB, the power mean of the samples' errors, with power ¼: between the mean PSNR, which takes bad samples
+        soft: in dB, the power mean of the samples' errors, with power 0.1: between the mean PSNR, which takes bad samples
             lightly, and that of all errors together, which is the worst one's. ``None``: not known.
     """
 
@@ -128,7 +128,7 @@ def soft_mean(decibels: Sequence[float]) -> float:
 
     Example: of two samples, the worse counts somewhat more.
         >>> round(soft_mean([40.0, 60.0]), 2)
-        47.27
+        48.86
     """
     errors = [10.0 ** (-POWER * each / 10.0) for each in decibels]
     return -10.0 / POWER * math.log10(fmean(errors))
