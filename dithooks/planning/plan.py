@@ -32,7 +32,8 @@ def plan(
     """Return the plan with the least predicted error of all plans that reach a speed-up.
 
     Of every range that the wiring allows, the exact best schedule is solved for (:mod:`.schedule_solver`). Errors are
-    predicted, not measured: :func:`search` also runs the best few plans.
+    predicted, not measured, and residuals are forecast, with weights that fit the recorded run: :func:`search` also
+    runs the best few plans, fits their weights to the cached run, and forecasts whole outputs where that is better.
 
     Args:
         recording: of :func:`record`.
@@ -42,7 +43,7 @@ def plan(
             block executions.
         anchors: residuals that a reused step's residual is forecast from, 1 to 3.
         late_error_weight: how many times more an error at the end of a run counts than one at its beginning. Left out,
-            it is what the recording measured, or else 10.
+            it is what the recording measured, if it was made with ``probe=True``, or else 10.
         interval: ≥ 2: only plans of the form of a ``DitCacheConfig`` with four numbers, which refresh a range every so
             many steps from a start on, and reuse the last residual as it is (``anchors`` has no effect). Where no range
             and start reach the target with this interval, the next larger one that does is taken. Each of several

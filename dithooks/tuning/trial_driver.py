@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 from ..config.cache_plan import CachePlan
-from ..errors import InvalidSetting, RunMismatch, WrongType
+from ..errors import InvalidSetting, RunMismatch, TargetMissed, WrongType
 from ..planning.plan import build_plan
 from ..planning.planner import Candidate, Planner
 from ..progress_bars import ProgressReport
@@ -262,7 +262,7 @@ class TrialDriver:
             raise RunMismatch(f"none of {len(failures)} plans could be run: {'; '.join(dict.fromkeys(failures))}")
         merit = None if best is None else best.merit(self.objective)
         if best is not None and merit is not None and self.min_psnr is not None and merit < self.min_psnr:
-            raise RunMismatch(
+            raise TargetMissed(
                 f"no plan draws at {self.min_psnr:g} dB or better: the best of {len(failures)}, "
                 f"{best.speedup:.2f}× as fast, has {merit:.1f} dB ({self.objective}). Ask for a lower speed-up or "
                 "min_psnr, or take more steps"
@@ -294,6 +294,7 @@ class TrialDriver:
             self.run_equivalents + self.runner.unused_run_equivalents,
             time.perf_counter() - self.started_at,
             self.interrupted,
+            self.target_psnr,
         )
 
 
