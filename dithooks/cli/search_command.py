@@ -46,8 +46,8 @@ def add_arguments(parser: Parser) -> None:
         "--objective",
         choices=("mean", "worst", "both"),
         default="both",
-        help="the PSNR by which plans are chosen: the mean of the pictures, that of the worst, or halfway between the "
-        "mean of all and that of the worst quarter (default: %(default)s)",
+        help="the PSNR by which plans are chosen: the mean of the pictures, that of the worst, or a mean in which bad "
+        "pictures count a little more (default: %(default)s)",
     )
     parser.add_output(
         "--out",

@@ -38,8 +38,8 @@ class Score:
         relative_l1: Σ |difference| over Σ |reference|, of all samples together; infinite if one is not finite.
         ssim: structural similarity, the mean over samples and over the frames of each; ``None`` where the samples do
             not look like pictures, one is not finite, or scikit-image is not installed.
-        soft: in dB, the power mean of the samples' errors, with power 0.1: between the mean PSNR, which takes bad samples
-            lightly, and that of all errors together, which is the worst one's. ``None``: not known.
+        soft: in dB, the power mean of the samples' errors, with power 0.1: a little below the mean PSNR, as bad samples
+            count more. ``None``: not known.
     """
 
     psnr: float
