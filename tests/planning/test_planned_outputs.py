@@ -62,3 +62,22 @@ def test_where_nothing_was_recorded():
         plan(lacking, 1.5, payload="output")
     with pytest.raises(ValueError, match="exclude each other"):
         plan(recorded(), 1.5, payload="output", interval=2)
+
+
+def test_a_model_without_ranges_is_priced_by_how_far_the_latents_move():
+    """One output of a stretch of two is off by what a line of one anchor leaves: the schedule avoids the larger move."""
+    recording = recorded()
+    outputs = np.zeros((STEPS, 3, 5), dtype=np.float32)
+    outputs[:] = np.array([1.0, 1.0, 1.0, 9.0, 9.0, 9.0])[:, None, None]  # it changes at step 3, and nowhere else
+    trace = Trace(
+        **{
+            **vars(recording.traces[0]),
+            "ranges": np.zeros((0, 2), dtype=np.int64),
+            "grams": np.zeros((0, STEPS, STEPS)),
+        }
+    )
+    solver = SolverTrace(outputs, outputs, recording.solver.gains, recording.solver.places)
+    bare = Recording(**{**vars(recording), "traces": (trace,), "solver": solver})
+    found = plan(bare, 3.0, cost="blocks", payload="output", anchors=1).pieces[0]
+    assert found.steps == (1, 0, 0, 1, 0, 0)
+    assert found.coefficients[4] == pytest.approx((1.0,))
