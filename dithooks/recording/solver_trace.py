@@ -17,8 +17,8 @@ from .solver_watch import SolverCall
 NUMBERS = 8192  # kept of each picture: for the few weights of a step, they say as much as all of them
 MOST = 2**24  # numbers of a whole recording
 AFFINE = 0.02  # share of an output's effect that may not be in proportion to it: rounding stays below
-Samples = NDArray[np.float32]
-Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 
 def places_of(numbers: int, pictures: int = 1, steps: int = 1) -> NDArray[np.int64]:
@@ -35,11 +35,11 @@ def places_of(numbers: int, pictures: int = 1, steps: int = 1) -> NDArray[np.int
     return np.sort(np.random.default_rng(0).choice(numbers, most, replace=False))
 
 
-def taken(tensor: Tensor, places: NDArray[np.int64]) -> Samples:
+def taken(tensor: Tensor, places: NDArray[np.int64]) -> Singles:
     """Return the numbers at some places of each picture, (pictures, places), on the host."""
     flat = tensor.detach().reshape(len(tensor), -1)
     chosen = flat[:, torch.from_numpy(places).to(flat.device)] if len(places) < flat.shape[1] else flat
-    sample: Samples = chosen.float().cpu().numpy().copy()
+    sample: Singles = chosen.float().cpu().numpy().copy()
     return sample
 
 
@@ -53,7 +53,7 @@ class Response(NamedTuple):
     """
 
     gain: float
-    still: Samples
+    still: Singles
     misfit: float
 
 
@@ -80,16 +80,16 @@ class SolverTrace:
         places: (D,), of the numbers that are kept, in a picture's latents.
     """
 
-    outputs: Samples
-    latents: Samples
-    gains: Floats
+    outputs: Singles
+    latents: Singles
+    gains: Doubles
     places: NDArray[np.int64]
 
     @property
-    def gram(self) -> Floats:
+    def gram(self) -> Doubles:
         """(T, T), ⟨g_s, g_t⟩ of the outputs, summed over the pictures."""
         flat = self.outputs.reshape(len(self.outputs), -1).astype(np.float64)
-        gram: Floats = flat @ flat.T
+        gram: Doubles = flat @ flat.T
         return gram
 
 
@@ -105,9 +105,9 @@ class SolverRecorder:
         self._now, self._steps = now, steps
         self._places: NDArray[np.int64] | None = None
         self._numbers = 0
-        self._runs: dict[int, dict[int, tuple[Samples, Samples]]] = {}
+        self._runs: dict[int, dict[int, tuple[Singles, Singles]]] = {}
         self._gains: dict[int, list[float]] = {}
-        self._output: Samples | None = None
+        self._output: Singles | None = None
         self._failed = False
         self.reason = "its step() is not called"
 

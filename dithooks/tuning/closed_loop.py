@@ -26,11 +26,11 @@ from ..config.transformer_plan import TransformerPlan
 from ..errors import RunMismatch
 from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
+from ..recording.recording import Floats
 from ..recording.solver_trace import AFFINE, SolverTrace, response_of, taken
 from ..recording.solver_watch import SolverCall
 from ..stats.types import CallRecord
 
-Floats = NDArray[np.float64]
 RIDGE_FORECAST, RIDGE_CORRECTION = 3e-4, 1e-2  # relative to the mean square of what is combined
 EMPHASIS = 0.25  # power of a picture's error by which it counts in the fit: the worst counts, too
 

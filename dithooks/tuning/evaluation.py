@@ -21,9 +21,10 @@ from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
 from ..handle import CacheHandle, dit_cache
 from ..recording.image_metrics import Score, compare, samples_of
+from ..recording.recording import Floats
 from ..recording.solver_trace import SolverTrace
 from ..recording.solver_watch import can_be_watched, watched_solver
-from .closed_loop import ClosedLoop, Floats
+from .closed_loop import ClosedLoop
 from .timed_run import TimedRun
 
 Objective = Literal["mean", "worst", "both"]
