@@ -13,6 +13,7 @@
     ├── WiringError (ValueError)      streams that cannot be followed through the blocks
     │   └── BlockError                streams that cannot be followed through one block
     ├── RunMismatch (RuntimeError)    a call that does not fit its run, handle or request
+    │   └── TargetMissed              ... plans, the best of which draws worse than is allowed
     └── RankMismatch (RuntimeError)   ranks that are at different calls, or do not answer
 """
 
@@ -76,6 +77,10 @@ class BlockError(WiringError):
 
 class RunMismatch(DitHooksError, RuntimeError):
     """A call that does not fit its run, handle or request."""
+
+
+class TargetMissed(RunMismatch):
+    """Plans, the best of which draws worse than a search was told to accept."""
 
 
 class RankMismatch(DitHooksError, RuntimeError):

@@ -13,6 +13,7 @@ from typing import Any
 from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
 from ..config.safe_json import parsed, read_file
+from ..config.transformer_plan import Payload
 from ..demo import load_plan
 from ..errors import UsageError
 from ..handle import CacheHandle, dit_cache
@@ -50,9 +51,11 @@ class CacheSetting:
         """The setting, fit for JSON."""
         numbers: dict[str, Any] = {"name": self.name, "target": self.speedup}
         if not isinstance(self.config, CachePlan):
-            return numbers | {"policy": str(self.config.when), "predictor": str(self.config.predictor)}
+            numbers |= {"policy": str(self.config.when), "predictor": str(self.config.predictor)}
+            return numbers | {"payload": self.config.payload}
         origin = self.config.provenance
         plan = {"steps": "+".join(piece.picture for piece in self.config.pieces), "date": origin.date}
+        plan |= {"payload": "+".join(piece.payload for piece in self.config.pieces)}
         return numbers | {"plan": plan | {"predicted_speedup": origin.predicted_speedup, "found": origin.method}}
 
 
@@ -81,18 +84,28 @@ def from_file(name: str, shipped: bool = False) -> CacheSetting:
     return CacheSetting(f"plan {Path(name).name.removesuffix('.json')}", config, speedup)
 
 
-def for_speedup(speedup: float) -> CacheSetting:
+def for_speedup(speedup: float, payload: Payload = "residual") -> CacheSetting:
     """A policy that steers to a speed-up during the run, by the change from step to step.
+
+    Args:
+        speedup: what is steered to, in blocks that run.
+        payload: what is forecast, as for :class:`~dithooks.DitCacheConfig`.
 
     Raises:
         UsageError: the number is no speed-up.
     """
     check_speedup(speedup)
-    return CacheSetting(f"live {speedup:g}x", DitCacheConfig(policy=Budget(speedup), predictor=Linear()), speedup)
+    config = DitCacheConfig(policy=Budget(speedup), predictor=Linear(), payload=payload)
+    return CacheSetting(f"live {speedup:g}x{_named(payload)}", config, speedup)
 
 
-def evenly_spread(speedup: float, steps: int) -> CacheSetting:
+def evenly_spread(speedup: float, steps: int, payload: Payload = "residual") -> CacheSetting:
     """A fixed mask for a speed-up, whose computed steps are evenly spread over the run.
+
+    Args:
+        speedup: times fewer blocks that run.
+        steps: of the run.
+        payload: what is forecast, as for :class:`~dithooks.DitCacheConfig`.
 
     Raises:
         UsageError: the number is no speed-up.
@@ -105,7 +118,8 @@ def evenly_spread(speedup: float, steps: int) -> CacheSetting:
     computed = min(steps, max(1, math.floor(steps / speedup + 0.5)))
     chosen = {math.floor(k * steps / computed + 0.5) for k in range(computed)}
     mask = Mask(tuple(int(step in chosen) for step in range(steps)))
-    return CacheSetting(f"spread {speedup:g}x", DitCacheConfig(policy=mask, predictor=Linear()), speedup)
+    config = DitCacheConfig(policy=mask, predictor=Linear(), payload=payload)
+    return CacheSetting(f"spread {speedup:g}x{_named(payload)}", config, speedup)
 
 
 def numbered(settings: Sequence[CacheSetting]) -> list[CacheSetting]:
@@ -150,6 +164,11 @@ def summary(decisions: Sequence[CallRecord], run: int | None = None) -> dict[str
         for name, steps in ranges.items()
     }
     return {"reasons": dict(Counter(record.reason for record in chosen)), "steps": pictures}
+
+
+def _named(payload: Payload) -> str:
+    """What is added to a name of a setting."""
+    return "" if payload == "residual" else f", {payload}"
 
 
 def _read(text: str) -> DitCacheConfig | CachePlan:

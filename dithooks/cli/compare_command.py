@@ -50,6 +50,13 @@ def add_arguments(parser: Parser) -> None:
         metavar="X",
         help="steered to this speed-up, in blocks that run; repeatable",
     )
+    add(
+        "--payload",
+        choices=("residual", "output"),
+        default="residual",
+        help="with --target: forecast the residual of the blocks, or the output of the whole transformer, whose call "
+        "is then left out (default: %(default)s)",
+    )
     add("--pairs", type=int, default=3, metavar="N", help="timed runs of each (default: %(default)s)")
     parser.add_output(
         "--out", type=Path, default=Path("compare.png"), metavar="FILE", help="the picture (default: %(default)s)"
@@ -85,11 +92,14 @@ def run(args: argparse.Namespace) -> int:
     check_least(args, pairs=1)
     if not args.plans and not args.speedups:
         raise UsageError("there is nothing to compare with: give a --plan, or a --target such as 2")
+    if args.payload != "residual" and not args.speedups:
+        raise UsageError(f"--payload {args.payload} goes with --target: a plan says itself what it forecasts")
     file = json_file(args.json)
     with stdout_kept_for_json(args.json):
         check_suffix(args.out, video=False)
         shipped = request.target == DEMO
-        settings = numbered([from_file(plan, shipped) for plan in args.plans] + [*map(for_speedup, args.speedups)])
+        plans = [from_file(plan, shipped) for plan in args.plans]
+        settings = numbered(plans + [for_speedup(speedup, args.payload) for speedup in args.speedups])
         subject = runnable(request)
         with progress(not args.quiet) as report:
             comparison = measure(subject, settings, args.pairs, report)

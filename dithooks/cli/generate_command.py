@@ -46,6 +46,13 @@ def add_arguments(parser: Parser) -> None:
     )
     add("--target", type=float, metavar="X", help="or a speed-up, in blocks that run")
     add("--policy-free", action="store_true", help="with --target: steps chosen before the run, evenly spread")
+    add(
+        "--payload",
+        choices=("residual", "output"),
+        default="residual",
+        help="with --target: forecast the residual of the blocks, or the output of the whole transformer, whose call "
+        "is then left out (default: %(default)s)",
+    )
     add("--steps", type=int, metavar="N", help="sampling steps (those of the plan, else the pipeline's own)")
     add("--guidance", type=float, metavar="G", help="guidance scale (the pipeline's own)")
     add("--seed", type=int, default=0, help="where the noise comes from (default: %(default)s)")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.safe_json import strict
+from ..config.transformer_plan import Payload
 from ..errors import UsageError
 from .cache_settings import CacheSetting, evenly_spread, for_speedup, from_file
 from .option_checks import check_guidance, check_least, check_seed, check_speedup
@@ -32,6 +33,7 @@ class GenerateOptions:
     plan: str | None = None
     target: float | None = None
     policy_free: bool = False
+    payload: Payload = "residual"
     steps: int | None = None
     guidance: float | None = None
     seed: int = 0
@@ -59,6 +61,8 @@ class GenerateOptions:
             raise UsageError("--plan goes without --target: a plan fixes which steps are computed")
         if self.policy_free and self.target is None:
             raise UsageError("--policy-free goes with --target: a plan is free of policies by itself")
+        if self.payload != "residual" and self.target is None:
+            raise UsageError(f"--payload {self.payload} goes with --target: a plan says itself what it forecasts")
         if self.target is not None:
             check_speedup(self.target)
 
@@ -89,13 +93,13 @@ def setting_of(options: GenerateOptions, source: PipelineSource) -> CacheSetting
     if options.target is None:
         return None
     if not options.policy_free:
-        return for_speedup(options.target)
+        return for_speedup(options.target, options.payload)
     steps = options.steps or source.takes.get("num_inference_steps")
     if not isinstance(steps, int):
         raise UsageError(
             f"--policy-free has to know the number of steps, for which {options.model} has no default: give --steps"
         )
-    return evenly_spread(options.target, steps)
+    return evenly_spread(options.target, steps, options.payload)
 
 
 def call_of(

@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None, before: Callable[[argparse.Namespace], o
     """Run the command line and return its exit code.
 
     0: done, all files written. 1: the environment is broken (``env``). 2: the command cannot be done as asked; one line
-    on stderr gives the reason. 3: a target was not reached (``search``). 130: interrupted; ``search`` and ``generate``
-    have written their results so far.
+    on stderr gives the reason. 3: a target or ``--min-psnr`` was not reached (``search``). 130: interrupted; ``search``
+    and ``generate`` have written their results so far.
 
     Args:
         argv: the arguments after the command's name; those of the process if None.

@@ -36,6 +36,21 @@ def check_seed(seed: int | None) -> None:
         raise UsageError(f"--seed is {seed}: it must be below 2**62")
 
 
+def check_psnr(options: object, *names: str) -> None:
+    """Check that options of PSNR are numbers of dB; None is an option that was left out.
+
+    Args:
+        options: an object with an attribute for each option.
+        names: of the options.
+
+    Raises:
+        UsageError: an option is negative, or not finite.
+    """
+    for name in names:
+        if (value := getattr(options, name)) is not None and not 0 <= value < math.inf:
+            raise UsageError(f"--{name.replace('_', '-')} is {value:g}: give a number of dB, such as 40")
+
+
 def check_guidance(guidance: float | None) -> None:
     """Check that a guidance scale is a finite number.
 

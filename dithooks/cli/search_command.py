@@ -21,7 +21,8 @@ EPILOG = """what TARGET can be:
                               generators are set back before each run, and so are torch's own; a function has to draw
                               the same each time by itself.
 
-One run is recorded, plans are worked out from it, the best few are run, and the nearest to the recorded one is written.
+One run is recorded, plans are worked out from it, the best few are run and their weights fitted meanwhile, and the plan
+that comes nearest to the recorded run is written. With --target-psnr it is the fastest that comes so near.
 A file for `dithooks search my_model.py:make`:
 
   def make():
@@ -29,8 +30,8 @@ A file for `dithooks search my_model.py:make`:
       noise = torch.Generator("cuda").manual_seed(0)
       return pipe, {"prompt": ["a cat", "a street"], "num_inference_steps": 40, "generator": noise}
 
-exit codes: 0 written; 2 cannot be done as asked; 3 written, but a target was not reached; 130 interrupted, the best so
-far is written if there is one.
+exit codes: 0 written; 2 cannot be done as asked; 3 written, but a target was not reached, or not written, as no plan
+reaches --min-psnr; 130 interrupted, the best so far is written if there is one.
 """
 
 
@@ -38,31 +39,51 @@ def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks search``."""
     add = parser.add_argument
     add("target", metavar="TARGET", help="what to search a plan for, see below")
-    add("--target", action="append", type=float, dest="speedups", metavar="X", help="speed-up (2); repeatable")
+    add("--target", action="append", type=float, dest="speedups", metavar="X", help="speed-up (default: 2); repeatable")
+    add("--target-psnr", type=float, metavar="DB", help="the fastest plan of this PSNR or better, in place of --target")
+    add("--min-psnr", type=float, metavar="DB", help="write no plan of a lower PSNR (default: no limit)")
+    add(
+        "--objective",
+        choices=("mean", "worst", "both"),
+        default="both",
+        help="the PSNR by which plans are chosen: the mean of the pictures, that of the worst, or a mean in which bad "
+        "pictures count a little more (default: %(default)s)",
+    )
     parser.add_output(
         "--out",
         files=_plans,
         default="plan.json",
         metavar="FILE",
-        help="the plan; with several targets plan-{target}x.json or so",
+        help="the plan (default: %(default)s); with several targets plan-{target}x.json or so",
     )
     add(
         "--steps",
         type=int,
         metavar="N",
-        help="sampling steps: those of the demo (28), those a factory's run has to take",
+        help="sampling steps: those of the demo (default: 28), those a factory's run has to take",
     )
     add("--cost", choices=("time", "blocks"), default="time", help="the measure of the speed-up (default: %(default)s)")
-    add("--evals", type=int, default=4, metavar="N", help="plans that are run at most (default: %(default)s)")
-    add("--local-moves", type=int, default=0, metavar="N", help="further plans, with one step moved (default: 0)")
+    add("--evals", type=int, metavar="N", help="plans that are run at most (default: 4; 6 where weights are fitted)")
+    add(
+        "--local-moves",
+        type=int,
+        metavar="N",
+        help="further plans, with one step moved (default: 0; 8 where weights are fitted and --evals is left out)",
+    )
     add("--interval", type=int, metavar="K", help="only plans refreshed every K steps, residuals reused as they are")
     add(
-        "--no-probe",
-        dest="probe",
-        action="store_false",
-        help="estimate what remains of early and late errors, instead of measuring it in one run more",
+        "--probe",
+        action="store_true",
+        help="measure, in one run more, what remains of early and late errors, for plans whose weights are not fitted "
+        "(default: several guesses are tried)",
     )
-    add("--max-runs", type=float, default=6.0, metavar="N", help="blocks run at most, in uncached runs (6; inf)")
+    add(
+        "--max-runs",
+        type=float,
+        default=4.0,
+        metavar="N",
+        help="blocks run at most, in uncached runs; inf for no limit (default: %(default)g)",
+    )
     add("--seconds", type=float, default=float("inf"), metavar="S", help="time at most (default: %(default)s)")
     add(
         "--executor",
@@ -81,8 +102,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_output("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
     add("--quiet", action="store_true", help="show no progress")
     add("--prompt", action="append", default=[], dest="prompts", metavar="CAPTION", help="demo: draw this; repeatable")
-    add("--seed", type=int, help="demo: of the first caption; the next has the next (1000)")
-    add("--guidance", type=float, help="demo: guidance scale (3.0)")
+    add("--seed", type=int, help="demo: of the first caption; the next has the next (default: 1000)")
+    add("--guidance", type=float, help="demo: guidance scale (default: 3)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,13 +119,11 @@ def run(args: argparse.Namespace) -> int:
     from .search_job import SearchOptions, run_search
 
     options = {field.name: getattr(args, field.name) for field in fields(SearchOptions)}
-    options |= {"speedups": tuple(args.speedups or [2.0]), "prompts": tuple(args.prompts)}
+    options |= {"speedups": tuple(args.speedups or ()), "prompts": tuple(args.prompts)}
     return run_search(SearchOptions(**options))
 
 
 def _plans(args: argparse.Namespace) -> list[str]:
     """The files of the plans; that of several targets in one file, the options themselves refuse."""
-    speedups = args.speedups or [2.0]
-    return [
-        args.out.replace("{target}", f"{speedup:g}") for speedup in speedups[: None if "{target}" in args.out else 1]
-    ]
+    goals = [args.target_psnr] if args.target_psnr is not None else args.speedups or [2.0]
+    return [args.out.replace("{target}", f"{goal:g}") for goal in goals[: None if "{target}" in args.out else 1]]

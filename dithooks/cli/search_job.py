@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from ..errors import UsageError
+from ..errors import TargetMissed, UsageError
 from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
 from ..storage.replacement import write_text
-from ..tuning.evaluation import Evaluation
+from ..tuning.evaluation import Evaluation, Objective
 from ..tuning.executors.executor import Executor
 from ..tuning.result import SearchResult
 from ..tuning.search import search
 from .messages import one_line
-from .option_checks import check_guidance, check_least, check_seed, check_speedup
+from .option_checks import check_guidance, check_least, check_psnr, check_seed, check_speedup
 from .output_files import as_json, stdout_kept_for_json
 from .search_workers import workers
 from .targets.pipeline_loading import DEMO
 from .targets.runnable import GUIDANCE, STEPS, check_target, drawing_of, shipped
 
+SPEEDUP = 2.0  # where none is asked for
 SEED = 1000  # the demo's default: with it, the plans that ship were searched
 DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes
 Drawing = tuple[Any, Callable[[], object], "int | None"]  # the target, what draws with it, in how many steps, if known
@@ -42,15 +43,18 @@ class SearchOptions:
     """
 
     target: str
-    speedups: tuple[float, ...] = (2.0,)
+    speedups: tuple[float, ...] = ()
+    target_psnr: float | None = None
+    min_psnr: float | None = None
+    objective: Objective = "both"
     out: str = "plan.json"
     steps: int | None = None
     cost: Literal["time", "blocks"] = "time"
-    evals: int = 4
-    local_moves: int = 0
+    evals: int | None = None
+    local_moves: int | None = None
     interval: int | None = None
-    probe: bool = True
-    max_runs: float = 6.0
+    probe: bool = False
+    max_runs: float = 4.0
     seconds: float = math.inf
     executor: Literal["ray", "torchrun"] | None = None
     workers: int | None = None
@@ -70,6 +74,9 @@ class SearchOptions:
                 raise UsageError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
         for speedup in self.speedups:
             check_speedup(speedup)
+        check_psnr(self, "target_psnr", "min_psnr")
+        if self.target_psnr is not None and self.speedups:
+            raise UsageError("--target-psnr goes without --target: it asks for the fastest plan that is good enough")
         if len(self.speedups) > 1 and "{target}" not in self.out:
             raise UsageError(
                 f"--out is {self.out}: several targets need one with {{target}}, as in plan-{{target}}x.json"
@@ -82,13 +89,22 @@ class SearchOptions:
         if self.record is not None and self.recording is not None:
             raise UsageError("--record goes without --recording: that one is saved already")
 
-    def path(self, speedup: float) -> Path:
-        """The file of the plan for a speed-up."""
-        return Path(self.out.replace("{target}", f"{speedup:g}"))
+    @property
+    def goals(self) -> tuple[float, ...]:
+        """What is searched for, one after another: speed-ups, or a PSNR."""
+        return self.speedups or (SPEEDUP if self.target_psnr is None else self.target_psnr,)
+
+    def named(self, goal: float) -> str:
+        """A goal with its unit."""
+        return f"{goal:g}x" if self.target_psnr is None else f"{goal:g} dB"
+
+    def path(self, goal: float) -> Path:
+        """The file of the plan for a goal."""
+        return Path(self.out.replace("{target}", f"{goal:g}"))
 
 
 def run_search(options: SearchOptions) -> int:
-    """Search a plan for each speed-up and write it.
+    """Search a plan for each goal and write it.
 
     Returns:
         The exit code.
@@ -102,31 +118,40 @@ def run_search(options: SearchOptions) -> int:
         recording = None if options.recording is None else _load(options.recording)
         drawing = _of_demo(options, recording) if options.target == DEMO else _of_factory(options, recording)
         results: list[SearchResult] = []
+        numbers: list[dict[str, Any]] = []
         with workers(options.executor, options.workers, options.target) as executor:
             first = is_rank_0()  # rank 0 alone writes and prints
-            for speedup in options.speedups:
+            for goal in options.goals:
                 known = results[-1].recording if results else recording
-                results.append(_search(options, drawing, speedup, known, executor))
-                if first:
-                    _deliver(options, speedup, results)
-                if results[-1].interrupted:
+                try:
+                    result = _search(options, drawing, goal, known, executor)
+                except TargetMissed as error:  # others may be reached
+                    numbers.append(_numbers_of_none(options, goal, error))
                     if first:
-                        _report_interruption(options, results)
+                        print(f"dithooks: target {options.named(goal)}: {error}", file=sys.stderr)
+                    continue
+                results.append(result)
+                numbers.append(_numbers(result))
+                if first:
+                    _deliver(options, goal, result, is_first=len(results) == 1)
+                if result.interrupted:
+                    if first:
+                        _report_interruption(options, goal, result)
                     break
-    numbers = [_numbers(result) for result in results]
-    text = as_json(numbers if len(options.speedups) > 1 else numbers[0])
+    text = as_json(numbers if len(options.goals) > 1 else numbers[0])
     if first and options.json == "-":
         print(text)
     elif first and options.json is not None:
         write_text(options.json, text + "\n")
-    reached = all(result.reached for result in results)
-    return INTERRUPTED if results[-1].interrupted else DONE if reached else MISSED
+    if any(result.interrupted for result in results):
+        return INTERRUPTED
+    return DONE if all(each["reached"] for each in numbers) else MISSED
 
 
 def _search(
     options: SearchOptions,
     drawing: Drawing,
-    speedup: float,
+    goal: float,
     recording: Recording | None,
     executor: Executor | None,
 ) -> SearchResult:
@@ -142,7 +167,7 @@ def _search(
         return search(
             target,
             run,
-            speedup,
+            goal if options.target_psnr is None else SPEEDUP,
             num_inference_steps=steps,
             recording=recording,
             cost=options.cost,
@@ -150,6 +175,9 @@ def _search(
             local_moves=options.local_moves,
             interval=options.interval,
             probe=options.probe,
+            objective=options.objective,
+            target_psnr=options.target_psnr,
+            min_psnr=options.min_psnr,
             max_runs=None if options.max_runs == math.inf else options.max_runs,
             max_seconds=None if options.seconds == math.inf else options.seconds,
             journal=options.journal,
@@ -187,35 +215,43 @@ def _load(path: Path) -> Recording:
         raise UsageError(str(error)) from error
 
 
-def _deliver(options: SearchOptions, speedup: float, results: Sequence[SearchResult]) -> None:
-    """Write the plan of the last search, and print it."""
-    result, path = results[-1], options.path(speedup)
+def _deliver(options: SearchOptions, goal: float, result: SearchResult, is_first: bool) -> None:
+    """Write the plan of a search, and of the first the recording; print it."""
+    path = options.path(goal)
     result.plan.save(path)
-    if options.record is not None and len(results) == 1:
+    if options.record is not None and is_first:
         result.recording.save(options.record)
     if options.json != "-":
-        print(f"{result}\n\n{result.plan}\n\nwritten to {path}" + "\n" * (speedup != options.speedups[-1]))
+        print(f"{result}\n\n{result.plan}\n\nwritten to {path}" + "\n" * (goal != options.goals[-1]))
     if not result.reached and not result.interrupted:
-        origin = result.plan.provenance
-        measured = "" if origin.measured_speedup is None else f", measured {origin.measured_speedup:.2f}x"
         print(
-            f"dithooks: target {speedup:g}x was not reached: predicted {origin.predicted_speedup:.2f}x{measured}; "
-            f"what comes nearest is in {path}",
+            f"dithooks: target {options.named(goal)} was not reached: {_nearest(options, result)}; what comes nearest "
+            f"is in {path}",
             file=sys.stderr,
         )
 
 
-def _report_interruption(options: SearchOptions, results: Sequence[SearchResult]) -> None:
-    path, left = options.path(options.speedups[len(results) - 1]), options.speedups[len(results) :]
-    how = "the best so far" if results[-1].evaluations else "a plan from the recording, which was not run,"
-    rest = f"; not searched: {', '.join(f'{value:g}x' for value in left)}" if left else ""
-    print(f"dithooks: interrupted: {how} is in {path}{rest}", file=sys.stderr)
+def _nearest(options: SearchOptions, result: SearchResult) -> str:
+    """What a plan that misses the target has instead."""
+    origin = result.plan.provenance
+    if options.target_psnr is not None:
+        return "no plan was run" if origin.psnr is None else f"the mean is {origin.psnr:.1f} dB"
+    measured = "" if origin.measured_speedup is None else f", measured {origin.measured_speedup:.2f}x"
+    return f"predicted {origin.predicted_speedup:.2f}x{measured}"
+
+
+def _report_interruption(options: SearchOptions, goal: float, result: SearchResult) -> None:
+    left = options.goals[options.goals.index(goal) + 1 :]
+    how = "the best so far" if result.evaluations else "a plan from the recording, which was not run,"
+    rest = f"; not searched: {', '.join(map(options.named, left))}" if left else ""
+    print(f"dithooks: interrupted: {how} is in {options.path(goal)}{rest}", file=sys.stderr)
 
 
 def _numbers(result: SearchResult) -> dict[str, Any]:
     """A result, fit for JSON."""
     return {
         "target": result.plan.provenance.target,
+        "target_psnr": result.target_psnr,
         "plan": json.loads(result.plan.to_json()),
         "evaluations": [_evaluation(evaluation) for evaluation in result.evaluations],
         "run_equivalents": result.run_equivalents,
@@ -223,6 +259,12 @@ def _numbers(result: SearchResult) -> dict[str, Any]:
         "reached": result.reached,
         "interrupted": result.interrupted,
     }
+
+
+def _numbers_of_none(options: SearchOptions, goal: float, error: TargetMissed) -> dict[str, Any]:
+    """A search that found no plan good enough, fit for JSON."""
+    asked = {"target": goal if options.target_psnr is None else None, "target_psnr": options.target_psnr}
+    return {**asked, "plan": None, "failure": str(error), "reached": False, "interrupted": False}
 
 
 def _evaluation(evaluation: Evaluation) -> dict[str, Any]:

@@ -53,6 +53,11 @@ class Anchor:
         return cls(moment, signature, tuple(kept), forms, as_taken, check)
 
     @property
+    def shapes(self) -> list[torch.Size]:
+        """Shape of each stream's residual."""
+        return [delta.shape for delta in self.kept]
+
+    @property
     def nbytes(self) -> int:
         """Memory of the kept residuals, wherever they lie."""
         return sum([delta.nbytes for delta in self.kept])

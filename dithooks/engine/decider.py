@@ -446,7 +446,8 @@ class CallDecider(ForkAware):
         anchor = Anchor.keep(call.moment, call.signature, deltas, *form, is_checked=call.run.checks)
         if anchor.check is not None:
             branch.unread.append(anchor.check)
-        branch.anchors.insert(0, anchor)
+        # A number that is no tensor may change how many tokens there are: residuals of another shape cannot be summed.
+        branch.anchors = [anchor, *(each for each in branch.anchors if each.shapes == anchor.shapes)]
         branch.history.refreshed = call.moment.step
         return captured.output or deltas
 

@@ -6,12 +6,12 @@ import datetime
 
 from ..config.cache_plan import CachePlan
 from ..config.provenance import Provenance
-from ..config.transformer_plan import Payload
+from ..config.transformer_plan import PAYLOADS, Payload
 from ..environment.machine import machine, versions
 from ..errors import InvalidSetting, WrongType
 from ..progress_bars import ProgressCallback
 from ..recording.recording import Recording
-from ..validation import check_count, check_number, shown
+from ..validation import check_choice, check_count, check_number, shown
 from .costs import Cost
 from .interval_planner import IntervalPlanner
 from .planner import Candidate, Planner, Variant
@@ -27,11 +27,13 @@ def plan(
     anchors: int = 2,
     late_error_weight: float | None = None,
     interval: int | None = None,
+    payload: Payload = "residual",
 ) -> CachePlan:
     """Return the plan with the least predicted error of all plans that reach a speed-up.
 
     Of every range that the wiring allows, the exact best schedule is solved for (:mod:`.schedule_solver`). Errors are
-    predicted, not measured: :func:`search` also runs the best few plans.
+    predicted, not measured, and residuals are forecast, with weights that fit the recorded run: :func:`search` also
+    runs the best few plans, fits their weights to the cached run, and forecasts whole outputs where that is better.
 
     Args:
         recording: of :func:`record`.
@@ -41,12 +43,14 @@ def plan(
             block executions.
         anchors: residuals that a reused step's residual is forecast from, 1 to 3.
         late_error_weight: how many times more an error at the end of a run counts than one at its beginning. Left out,
-            it is what the recording measured, or else 10.
+            it is what the recording measured, if it was made with ``probe=True``, or else 10.
         interval: ≥ 2: only plans of the form of a ``DitCacheConfig`` with four numbers, which refresh a range every so
             many steps from a start on, and reuse the last residual as it is (``anchors`` has no effect). Where no range
             and start reach the target with this interval, the next larger one that does is taken. Each of several
             transformers has a range and start of its own. :func:`.interval_planner.interval_config` turns a piece of
             the plan into the configuration. Left out, schedules are free, and weights are fitted.
+        payload: what is forecast: ``"residual"`` of a range, or ``"output"`` of the whole transformer, whose call is
+            left out; for that the recording has to have the solver's steps, and ``interval`` is left out.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -85,7 +89,10 @@ def plan(
     planner = make_planner(recording, cost, check_interval(interval))
     if check_count("anchors", anchors, 1) > 3:
         raise InvalidSetting(f"anchors={anchors}: residuals are made of 1, 2 or 3")
-    candidate = planner.candidate(target, Variant(anchors, _checked_weight(late_error_weight)))
+    check_choice("payload", payload, PAYLOADS)
+    if payload == "output":
+        _check_outputs(recording, interval)
+    candidate = planner.candidate(target, Variant(anchors, _checked_weight(late_error_weight), payload=payload))
     return build_plan(planner, candidate, target, "by planning from a recording")
 
 
@@ -162,6 +169,18 @@ def build_plan(planner: Planner, candidate: Candidate, target: float, method: st
         reached=candidate.reaches,
     )
     return CachePlan(planner.pieces(candidate), recording.made, provenance)
+
+
+def _check_outputs(recording: Recording, interval: int | None) -> None:
+    """Refuse to plan with outputs that were not recorded."""
+    if interval is not None:
+        raise InvalidSetting("payload='output' and interval exclude each other: leave one of both out")
+    if recording.solver is None:
+        why = recording.unsolved or "an earlier version made it"
+        raise InvalidSetting(
+            f"payload='output': the recording has no steps of a scheduler ({why}): record the run again, with "
+            "scheduler=..., or leave payload out"
+        )
 
 
 def _checked_weight(value: float | None) -> float | None:

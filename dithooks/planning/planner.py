@@ -316,11 +316,11 @@ class Planner:
 
     def _schedules(self, number: int, ranges: Sequence[int], variant: Variant) -> Schedules:
         trace, solver = self.recording.traces[number], self.recording.solver
-        if variant.space == "output" and solver is not None:
+        every = self._all_blocks(trace)
+        if solver is not None and (variant.space == "output" or (variant.payload == "output" and every is None)):
             gram = solver.gram[np.ix_(trace.steps, trace.steps)]
             moved = self._late_weights(trace, variant) * np.abs(solver.gains[trace.steps])
             return Schedules(gram[None], trace.times, moved[None], variant.anchors, gamma=2.0)
-        every = self._all_blocks(trace)
         chosen = [every if each == len(trace.ranges) and every is not None else each for each in ranges]
         weights = self.error_weights(trace, variant)[chosen]
         return Schedules(trace.grams[chosen], trace.times, weights, variant.anchors, gamma=2.0)
@@ -341,7 +341,7 @@ class Planner:
         """Return the number of the range of all blocks, or one more than those of ranges for the output's payload."""
         trace = self.recording.traces[number]
         every = self._all_blocks(trace)
-        if self.recording.solver is None or (variant.space == "hidden" and every is None):
+        if self.recording.solver is None:
             return None
         return len(trace.ranges) if variant.payload == "output" else every
 

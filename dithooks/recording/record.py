@@ -47,7 +47,8 @@ def record(
     """Call ``run(target)`` with everything computed, and record the residuals of all ranges of blocks at every step.
 
     At each boundary of the blocks the same few tokens are kept, as many as ``memory`` allows, or all in small models.
-    The Gram matrices of all ranges are computed from these. The first call of each transformer is made twice, to
+    The Gram matrices of all ranges are computed from these. Of a scheduler whose steps can be watched, a sample of what
+    it is given and returns is kept, too. The first call of each transformer is made twice, to
     observe its wiring. Where a loop calls the blocks without the transformer, the whole run is made twice. Compiled
     models run uncompiled meanwhile.
 

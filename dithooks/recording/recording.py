@@ -93,8 +93,9 @@ class Recording:
         results: results of the user's callable; they are not saved.
         sensitivity: for each step of the schedule, how much of an error made there remains at the end, relative to the
             other steps (:mod:`.sensitivity`); ``None``: not measured.
-        solver: what the scheduler was given and has returned at each step; ``None``: there is none that can be watched.
-        unsolved: why there is none.
+        solver: samples of what the scheduler was given and has returned at each step; :func:`search` fits weights to
+            them. ``None``: there is no scheduler that can be watched, or its steps are of a kind that cannot be fitted.
+        unsolved: why ``solver`` is ``None``; empty where it is not.
 
     Example:
         >>> import torch

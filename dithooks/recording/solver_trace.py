@@ -16,7 +16,7 @@ from .solver_watch import SolverCall
 
 NUMBERS = 8192  # kept of each picture: for the few weights of a step, they say as much as all of them
 MOST = 2**24  # numbers of a whole recording
-AFFINE = 0.02  # of what an output does to the latents, that may not go with it: rounding does not reach that
+AFFINE = 0.02  # share of an output's effect that may not be in proportion to it: rounding stays below
 Samples = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ class Response(NamedTuple):
     Args:
         gain: B of the step.
         still: the latents that would follow on an output of zeros, at the places that are kept.
-        misfit: share of the answer that does not go with the output; 0 for a step that is affine in it.
+        misfit: share of the answer that is not in proportion to the output; 0 for a step that is affine in it.
     """
 
     gain: float

@@ -197,7 +197,7 @@ def _unwatched(scheduler: Any) -> Any:
 
 
 def _with_own_noise(value: Any) -> Any:
-    """Return a generator's copy, so that the scheduler's own draws stay as they are; other values as they are."""
+    """Return a generator's copy, so that a dry call does not change what the scheduler draws; others unchanged."""
     if isinstance(value, torch.Generator):
         twin = torch.Generator(value.device)
         twin.set_state(value.get_state())

@@ -48,8 +48,8 @@ class Evaluation:
         plan: the plan that was run.
         seconds: the time that the run took.
         speedup: times as fast as the uncached run: in time, or in block executions where the target is of these.
-        score: distance of the pictures from those of the uncached run, without those that weights were fitted on;
-            ``None``: the plan could not be run.
+        score: distance of the pictures from those of the uncached run; without those that weights were fitted on, where
+            some were left out of the fit. ``None``: the plan could not be run.
         blocks: block executions of the run, over those of the uncached run.
         failure: why the plan could not be run; empty if it could.
         fit: whether the plan's weights were fitted in this run, and on which pictures.
@@ -66,12 +66,12 @@ class Evaluation:
     every: Score | None = None
 
     def merit(self, objective: Objective) -> float | None:
-        """Return what plans are chosen by: the mean PSNR, the worst picture's, or the mean and the worst quarter's."""
+        """Return the PSNR that plans are chosen by: the mean, the worst, or a mean in which bad pictures count more."""
         score = self.every or self.score
         if score is None or self.psnr is None:
             return None
-        low = score.worst if score.low is None else score.low
-        return {"mean": score.psnr, "worst": score.worst, "both": (score.psnr + low) / 2}[objective]
+        soft = score.psnr if score.soft is None else score.soft
+        return {"mean": score.psnr, "worst": score.worst, "both": soft}[objective]
 
     @property
     def psnr(self) -> float | None:

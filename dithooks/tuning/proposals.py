@@ -9,6 +9,9 @@ from itertools import pairwise
 from ..config.transformer_plan import Payload, TransformerPlan
 from ..planning.planner import Candidate, Choice, Planner, Variant
 
+FITTED_GAIN = (
+    0.4  # dB, of any plan over one that was tried before it, where its weights are fitted on the same pictures
+)
 MIN_GAIN = 0.25  # dB, of a local move: of many plans that are nearly the same, the best on few pictures is mostly luck
 WIDER = {3.0: 1.0, 30.0: 100.0}  # the late error weight beyond an extreme one
 FITTED_WEIGHTS = (0.5, 5.0)  # late error weights that are tried where weights are fitted: one for each kind of model
@@ -64,8 +67,7 @@ def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0)
         local_moves: largest number of plans beyond, which are local moves.
     """
     tried = _Trials(planner, evals)
-    if planner.fits:
-        tried.gain = MIN_GAIN
+    tried.gain = FITTED_GAIN if planner.fits else 0.0
     yield from (_fitted if planner.fits else _as_planned)(planner, target, tried)
     while (
         tried.best is None and not tried.is_full and (next_one := planner.candidate(target, avoid=tried.failed)).choices
@@ -76,7 +78,7 @@ def proposals(planner: Planner, target: float, evals: int, local_moves: int = 0)
     others = planner.alternatives(target, tried.best, tried.failed)
     while not tried.is_full and (another := next(others, None)) is not None:
         yield from tried.propose(another)
-    tried.most, tried.gain = evals + local_moves, MIN_GAIN
+    tried.most, tried.gain = evals + local_moves, max(MIN_GAIN, tried.gain)
     yield from _local_moves(planner, tried)
 
 
@@ -98,12 +100,17 @@ def _fitted(planner: Planner, target: float, tried: _Trials) -> Proposals:
     outputs: Payload = "output" if "output" in planner.payloads else "residual"
     for weight in FITTED_WEIGHTS:
         yield from tried.propose(planner.candidate(target, Variant(3, weight, payload=outputs), tried.failed))
-    changes: list[Callable[[Variant], Variant]] = [
-        lambda best: best._replace(space="output"),
-        lambda best: best._replace(payload="residual", space="hidden"),
+    if tried.best is None:
+        return
+    further: list[Callable[[Variant], Variant]] = [
         lambda best: best._replace(late_error_weight=FURTHER[best.late_error_weight or FITTED_WEIGHTS[0]]),
+        lambda best: best._replace(payload="residual", space="hidden"),
+        lambda best: best._replace(space="output"),
         lambda best: best._replace(anchors=2),
     ]
+    # Where late errors count more, the solver's space has shown better schedules; where early ones do, worse.
+    counts_late = tried.best.variant.late_error_weight == FITTED_WEIGHTS[-1]
+    changes = [further[2], further[1], further[0], further[3]] if counts_late else further
     for change in changes:
         if tried.best is not None:
             yield from tried.propose(planner.candidate(target, change(tried.best.variant), tried.failed))

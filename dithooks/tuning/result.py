@@ -16,12 +16,14 @@ class SearchResult:
 
     Args:
         plan: the best plan: attach it with ``dit_cache(pipe, result.plan)``, keep it with ``result.plan.save(path)``.
-        reached: whether the plan reaches the target: by prediction, and by measurement within 5%.
+        reached: whether the plan reaches the target: the speed-up by prediction, and by measurement within 5%; or the
+            PSNR, by the ``objective`` of the search.
         evaluations: every plan that was run, in order.
         recording: the recording of the uncached run; :func:`plan` makes plans for other targets from it.
         run_equivalents: block executions of the whole search, over those of one uncached run.
         seconds: time of the whole search.
         interrupted: whether Ctrl-C ended the search.
+        target_psnr: the PSNR in dB that was asked for in place of a speed-up; ``None``: a speed-up was.
 
     Example:
         >>> import torch
@@ -50,15 +52,16 @@ class SearchResult:
     run_equivalents: float
     seconds: float
     interrupted: bool = False
+    target_psnr: float | None = None
 
     def __str__(self) -> str:
-        target = self.plan.provenance.target
+        goal = f"{self.plan.provenance.target:g}×" if self.target_psnr is None else f"{self.target_psnr:g} dB"
         head = ["", "range", "steps", "predicted", "measured", "error", "PSNR", "worst", "rel. L1", "SSIM"]
         rows = [_row(each, _is_same(each.plan, self.plan)) for each in self.evaluations]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
         taken = f"{len(self.evaluations)} plans run, {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
-        flags = ["" if self.reached else f"{target:g}× was not reached", "interrupted" if self.interrupted else ""]
+        flags = ["" if self.reached else f"{goal} was not reached", "interrupted" if self.interrupted else ""]
         return "\n".join([*(line.rstrip() for line in lines), "; ".join(filter(None, [taken, *flags]))])
 
 

@@ -52,7 +52,7 @@ def search(
     objective: Objective = "both",
     target_psnr: float | None = None,
     min_psnr: float | None = None,
-    max_runs: float | None = 4.0,
+    max_runs: float | None = 3.95,
     max_seconds: float | None = None,
     blocks: Blocks = None,
     scheduler: object = None,
@@ -66,8 +66,9 @@ def search(
 
     One run is recorded, in which everything is computed. From the recording, the exact best schedules are solved for:
     of every range of blocks, and of the whole transformer where its call can be left out. The best few plans are run,
-    and their weights are fitted meanwhile (:mod:`.closed_loop`): on every second picture, so that the others show how
-    good they are. At last the weights of the best are fitted on all pictures. Without a scheduler whose steps can be
+    and their weights are fitted meanwhile (:mod:`.closed_loop`). At last the weights of the best are fitted once more,
+    on every second picture only: the others show how good it is on pictures that it was not fitted on, which is what
+    ``plan.provenance`` says. Without a scheduler whose steps can be
     watched, or with an ``interval``, weights are those that the recording gives. The plan's speed is measured in one
     run, relative to one more uncached run where the target is of time. Ctrl-C ends the search with the best plan so
     far. When this returns or raises, nothing is cached in the target. Search before compiling: the recorded run is not
@@ -77,8 +78,8 @@ def search(
         target: as for :func:`dit_cache`; nothing may be cached in it.
         run: function that is given the pipeline, draws the calibration pictures, always the same ones, and returns
             them: a list of pictures, videos or latents, as arrays, tensors or PIL images. One batch of a few prompts is
-            enough.
-        target_speedup: times as fast as the uncached ``run``, > 1.
+            enough; from four pictures on, half of them are left out of the fit, to show how good it is.
+        target_speedup: times as fast as the uncached ``run``, > 1; without effect where ``target_psnr`` is given.
         num_inference_steps: number of steps that ``run`` is expected to make; another number is an error.
         recording: an earlier :func:`record` of the same ``run``; left out, the run is recorded.
         cost: what the target is of: ``"time"``, of the whole run, by the measured block times; or ``"blocks"``, of
@@ -93,13 +94,15 @@ def search(
             the results of at least four samples, and ``max_runs`` has to allow one run more. Without it, plans are
             tried for several guesses. With an ``interval`` no probe is made, since such plans hardly depend on it.
         objective: what plans are chosen by: ``"mean"``, the mean PSNR of the pictures; ``"worst"``, that of the worst;
-            or ``"both"``, halfway between the mean of all and that of the worst quarter.
-        target_psnr: in dB: find the fastest plan whose pictures come so near, by ``objective``, in place of a speed-up.
-        min_psnr: in dB: the least that a plan has to reach, by ``objective``, to be returned.
-        max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit.
+            or ``"both"``, a mean in which bad pictures count a little more (``Score.soft``).
+        target_psnr: PSNR in dB, by ``objective``: the fastest plan that has it is searched, in place of one for a
+            speed-up. Where none has it, the plan that draws best is returned, with ``reached`` false.
+        min_psnr: PSNR in dB, by ``objective``, below which no plan is returned, but an error is raised.
+        max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit. A
+            first call that is made twice, to record it, is not counted: with it the default stays below 4.
         max_seconds: time of the whole search at most; a run that has begun is completed.
         blocks: as for :func:`dit_cache`.
-        scheduler: as for :func:`dit_cache`.
+        scheduler: as for :func:`dit_cache`; weights are fitted to its steps.
         memory: as for :func:`record`.
         share: as for :func:`record`.
         journal: a folder that keeps the recording and all evaluations: an interrupted search goes on from there, after
@@ -122,7 +125,7 @@ def search(
         TypeError, ValueError: as :func:`dit_cache` and :func:`record`; or an argument is of the wrong type or range;
             or ``run`` does not draw the same pictures each time, or on each worker; or the executor cannot be used.
         ModuleNotFoundError: the executor's package is not installed.
-        RuntimeError: none of the plans could be run, or the best one draws worse than ``min_psnr``.
+        RuntimeError: none of the plans could be run, or the best one is below ``min_psnr``.
 
     Example:
         >>> import torch
@@ -238,7 +241,7 @@ def search(
             blocks,
             scheduler,
             solver=recorded.solver if fits else None,
-            fit=Fit.HALF if fits else Fit.NONE,
+            fit=Fit.ALL if fits else Fit.NONE,
             agreed=broadcast_from_rank_0 if workers is None else as_here,
         )
         payloads = _payloads(target, chains, recorded) if interval is None else ("residual",)

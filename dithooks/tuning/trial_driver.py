@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 from ..config.cache_plan import CachePlan
-from ..errors import InvalidSetting, RunMismatch, WrongType
+from ..errors import InvalidSetting, RunMismatch, TargetMissed, WrongType
 from ..planning.plan import build_plan
 from ..planning.planner import Candidate, Planner
 from ..progress_bars import ProgressReport
 from ..recording.image_metrics import Score
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
 from ..validation import check_choice, check_count, check_number, check_text, shown
-from .evaluation import Evaluation, Evaluator, Fit, Objective
+from .evaluation import HALVED, Evaluation, Evaluator, Fit, Objective
 from .executors.executor import KnownScore, LikelyPlans, plan_key
 from .executors.lookahead import TrialScore, likely_next
 from .journal import Journal
@@ -122,7 +122,7 @@ class TrialDriver:
     def __post_init__(self) -> None:
         self.evaluations: list[Evaluation] = []
         self.interrupted = False
-        self.final: Evaluation | None = None  # the best plan, fitted on all pictures
+        self.final: Evaluation | None = None  # the best plan, and what was found out of it at last
 
     def drive(self) -> SearchResult:
         """Run the whole search; Ctrl-C ends it with the best plan so far."""
@@ -145,23 +145,32 @@ class TrialDriver:
         return fastest_evaluation(self.evaluations, self.objective, self.target_psnr)
 
     def _finish(self) -> None:
-        """Fit the best plan's weights on all pictures, and where the target is of time, take that of the plan alone."""
+        """Find out how good the best plan is on pictures that it was not fitted on; and if it is of time, how fast."""
         best = self._best()
         if best is None or best.fit is Fit.NONE:
             return
-        for fit in (Fit.ALL, *([Fit.NONE] if self.evaluator.seconds is not None else [])):
+        for fit in self._last_fits:
             if not broadcast_from_rank_0(self._is_affordable(best.plan, runs=1)):
                 return
-            self.report("fit", 0, None)
-            made = self._fitted_at_last(best.plan, fit)
-            if made.psnr is None:
+            self.report("check", 0, None)
+            made = self._run_at_last(best.plan, fit)
+            if made.score is None:
                 return
-            plan = CachePlan.from_json(broadcast_from_rank_0(made.plan.to_json()))
-            speedup = best.speedup if fit is Fit.ALL and self.evaluator.seconds is not None else made.speedup
-            best = replace(best, plan=plan, speedup=broadcast_from_rank_0(speedup), seconds=made.seconds)
+            if fit is Fit.HALF:
+                best = replace(best, score=made.score)
+            else:
+                best = replace(best, speedup=made.speedup, seconds=made.seconds)
             self.final = best
 
-    def _fitted_at_last(self, plan: CachePlan, fit: Fit) -> Evaluation:
+    @property
+    def _last_fits(self) -> list[Fit]:
+        """The runs of the best plan that a search makes at last."""
+        solver, is_timed = self.evaluator.solver, self.evaluator.seconds is not None
+        if self.evaluator.fit is Fit.NONE or solver is None:
+            return []
+        return [Fit.HALF] * (solver.outputs.shape[1] >= HALVED) + [Fit.NONE] * is_timed
+
+    def _run_at_last(self, plan: CachePlan, fit: Fit) -> Evaluation:
         """Run the best plan in this process, or take its evaluation from the journal."""
         key = f"{fit.name} {plan_key(plan)}"
         known: Evaluation | None = broadcast_from_rank_0(self._known(key, plan))
@@ -217,7 +226,7 @@ class TrialDriver:
         if self._from_journal(plan) is not None:
             return True
         if runs is None:
-            runs = 1 if self.evaluator.fit is Fit.NONE else 2 if self.evaluator.seconds is None else 3
+            runs = 1 + len(self._last_fits)
         uncached = self.planner.recording.run_ms / 1e3 if self.runner.seconds is None else self.runner.seconds
         seconds = time.perf_counter() - self.started_at + uncached / plan.provenance.predicted_speedup
         return self.limits.allow(self.run_equivalents + runs / plan.speedup, seconds)
@@ -253,7 +262,7 @@ class TrialDriver:
             raise RunMismatch(f"none of {len(failures)} plans could be run: {'; '.join(dict.fromkeys(failures))}")
         merit = None if best is None else best.merit(self.objective)
         if best is not None and merit is not None and self.min_psnr is not None and merit < self.min_psnr:
-            raise RunMismatch(
+            raise TargetMissed(
                 f"no plan draws at {self.min_psnr:g} dB or better: the best of {len(failures)}, "
                 f"{best.speedup:.2f}× as fast, has {merit:.1f} dB ({self.objective}). Ask for a lower speed-up or "
                 "min_psnr, or take more steps"
@@ -285,6 +294,7 @@ class TrialDriver:
             self.run_equivalents + self.runner.unused_run_equivalents,
             time.perf_counter() - self.started_at,
             self.interrupted,
+            self.target_psnr,
         )
 
 
@@ -336,7 +346,7 @@ def check_measures(values: Mapping[str, Any]) -> None:
 
 
 def _check_score(values: Mapping[str, Any]) -> None:
-    for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("low", -math.inf), ("relative_l1", 0)):
+    for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("soft", -math.inf), ("relative_l1", 0)):
         if values.get(name) is not None and values[name] not in (math.inf, -math.inf):  # as of equal or broken pictures
             check_number(name, values[name], least)
     if values.get("ssim") is not None and check_number("ssim", values["ssim"], -1) > 1:

@@ -334,6 +334,27 @@ def test_spread():
         settings.evenly_spread(1, 4)
 
 
+def test_outputs_are_forecast(here, capsys):
+    """As the API does, with the speed-up's policy; the name and the numbers say so."""
+    command = ["--target", "2", "--payload", "output", "--json", "-"]
+    assert main([*DEMO, *command]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["settings"]
+    assert (told["name"], told["payload"]) == ("live 2x, output", "output")
+    pipe = load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    reference = samples_of(draw(pipe))
+    with dit_cache(pipe, DitCacheConfig(policy=Budget(2.0), predictor=Linear(), payload="output")) as cache:
+        score = compare(samples_of(draw(pipe)), reference)
+    assert told["psnr"] == pytest.approx(score.psnr, abs=0.01)
+    assert told["blocks_run"] == cache.stats.blocks_run < cache.stats.blocks_total == told["blocks_total"]
+
+
+def test_a_payload_goes_with_a_target(toy_plan, here, capsys):
+    for command in (["compare", "mine.py:toy"], ["generate", "demo", "--prompt", "taxi"]):
+        assert main([*command, "--plan", "plan.json", "--payload", "output", "--quiet"]) == 2
+        assert "--payload output goes with --target: a plan says itself" in capsys.readouterr().err
+
+
 def test_measuring_leaves_nothing_behind(toy_plan, here):
     from dithooks.cli.targets.runnable import RunRequest, runnable
 
