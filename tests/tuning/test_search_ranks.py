@@ -35,7 +35,7 @@ def searched(cost, stop=None, **given):
             if (len(calls), step) == (stop, 2):
                 raise KeyboardInterrupt
         return pipe(x, 8, at=at)
-    found = search(pipe, run, 1.5, cost=cost, **{"max_evals": 3, "local_moves": 2, **given})
+    found = search(pipe, run, 1.5, cost=cost, **{"max_evals": 3, "local_moves": 2, "max_runs": 6.0, **given})
     return {
         "plan": found.plan.to_json(), "calls": len(calls), "reached": found.reached,
         "run_equivalents": found.run_equivalents,

@@ -1,0 +1,177 @@
+"""Searches for a quality: the fastest plan that reaches it, the least that is taken, and what plans are chosen by."""
+
+import numpy as np
+import pytest
+import torch
+from solvers import Solved
+from torch import nn
+from toys import Net, latents
+
+from dithooks import dit_cache, record, search
+from dithooks.recording.image_metrics import compare, samples_of
+from dithooks.recording.model_recorder import ModelRecorder
+from dithooks.tuning.evaluation import Evaluation
+from dithooks.tuning.proposals import SPEEDUPS
+
+STEPS = 10
+
+
+def pipeline(net=None):
+    torch.manual_seed(6)
+    pipe, x = Solved(net or Net("single", 3)), latents(4)
+    return pipe, lambda pipe: [each[None] for each in pipe(x, STEPS)]
+
+
+@pytest.fixture(scope="module")
+def brute():
+    """The pipeline, its run and recording, and by brute force what the first plan of each speed-up draws at."""
+    pipe, run = pipeline()
+    recording = record(pipe, run)
+    assert recording.solver is not None
+    given = {"recording": recording, "cost": "blocks", "verbose": False, "max_runs": None}
+    known = {}
+    for speedup in SPEEDUPS:
+        (only,) = search(pipe, run, speedup, max_evals=1, objective="mean", **given).evaluations
+        known[speedup] = only
+    return pipe, run, given, known
+
+
+class TestTargetPSNR:
+    @pytest.mark.parametrize("at", [1.6, 2.25, 3.0])
+    def test_the_fastest_that_reaches_it(self, brute, at):
+        """A level that the plans up to a speed-up reach, but none beyond."""
+        pipe, run, given, known = brute
+        merits = {speedup: each.merit("mean") for speedup, each in known.items()}
+        level = min(merits[each] for each in SPEEDUPS if each <= at) - 0.01
+        wanted = max(known[each].plan.speedup for each in SPEEDUPS if merits[each] >= level)
+        found = search(pipe, run, target_psnr=level, objective="mean", max_evals=10, local_moves=0, **given)
+        assert found.reached
+        assert len(found.evaluations) <= 10
+        good = [each for each in found.evaluations if each.merit("mean") >= level]
+        assert found.plan.provenance.predicted_speedup == max(each.plan.provenance.predicted_speedup for each in good)
+        if all(merits[each] < level for each in SPEEDUPS if each > at):  # halving finds it, and may find better
+            assert found.plan.speedup >= wanted - 1e-9
+        with dit_cache(pipe, found.plan):
+            drawn = compare(samples_of(run(pipe)), samples_of(given["recording"].results))
+        assert drawn.psnr >= level - 1.0  # the last fit is by all pictures
+
+    def test_one_that_no_plan_reaches(self, brute):
+        """The one that draws best is returned, and said not to have reached it."""
+        pipe, run, given, _ = brute
+        found = search(pipe, run, target_psnr=400.0, objective="mean", max_evals=4, local_moves=0, **given)
+        best = max(found.evaluations, key=lambda each: each.merit("mean"))
+        assert not found.reached
+        assert found.plan.pieces[0].steps == best.plan.pieces[0].steps
+        assert len(found.evaluations) <= 4
+
+
+class TestLeastPSNR:
+    def test_below_it(self, brute):
+        """The message has the figures, and what to do."""
+        pipe, run, given, known = brute
+        given = {**given, "max_evals": 1, "objective": "mean"}
+        merit, speedup = known[2.0].merit("mean"), known[2.0].speedup
+        with pytest.raises(RuntimeError) as raised:
+            search(pipe, run, 2.0, min_psnr=merit + 1, **given)
+        said = str(raised.value)
+        assert f"no plan draws at {merit + 1:g} dB or better: the best of 1, {speedup:.2f}× as fast" in said
+        assert f"has {merit:.1f} dB (mean). Ask for a lower speed-up or min_psnr, or take more steps" in said
+        assert len(said) <= 300
+        assert "step" not in vars(pipe.scheduler)
+        assert search(pipe, run, 2.0, min_psnr=merit - 1, **given).reached
+
+    @pytest.mark.parametrize("name", ["min_psnr", "target_psnr"])
+    @pytest.mark.parametrize("level", [-1.0, float("nan"), "40"])
+    def test_what_is_no_level(self, brute, name, level):
+        pipe, run, given, _ = brute
+        with pytest.raises((ValueError, TypeError), match=name):
+            search(pipe, run, **{name: level}, **given)
+
+
+class TestObjective:
+    @pytest.mark.parametrize("objective", ["mean", "worst", "both"])
+    def test_what_plans_are_chosen_by(self, brute, objective):
+        """The best by figures worked out from all pictures: their mean, their worst, or mean and worst quarter."""
+        pipe, run, given, _ = brute
+        found = search(pipe, run, 1.8, objective=objective, max_evals=5, local_moves=0, **given)
+
+        def merit(each: Evaluation):
+            score = each.every
+            return {"mean": score.psnr, "worst": score.worst, "both": (score.psnr + score.low) / 2}[objective]
+
+        best = max((each for each in found.evaluations if each.plan.provenance.reached), key=merit)
+        assert len(found.evaluations) > 1
+        for one in ("payload", "steps", "first", "blocks"):
+            assert getattr(found.plan.pieces[0], one) == getattr(best.plan.pieces[0], one)
+        assert found.plan.provenance.psnr == best.score.psnr
+        assert best.every.low == best.every.worst  # of four pictures, a quarter is one
+
+    def test_another(self, brute):
+        pipe, run, given, _ = brute
+        with pytest.raises(ValueError, match="objective"):
+            search(pipe, run, objective="median", **given)
+
+
+class UShaped(nn.Module):
+    """A model without lists of like blocks: down, middle, up, with a skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.middle, self.up = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(12, 4)
+        self.time, self.calls = nn.Linear(1, 6), 0
+
+    def forward(self, sample, timestep):
+        self.calls += 1
+        down = torch.tanh(self.down(sample) + self.time(timestep.reshape(1).to(sample.dtype)))
+        return self.up(torch.cat([torch.tanh(self.middle(down)), down], -1))
+
+
+class UPipe:
+    """A pipeline of a U-shaped model, which it calls ``unet``."""
+
+    def __init__(self, unet, scheduler):
+        self.unet, self.scheduler = unet, scheduler
+
+    @torch.no_grad()
+    def __call__(self, x, steps):
+        self.scheduler.set_timesteps(steps)
+        for t in self.scheduler.timesteps:
+            x = self.scheduler.step(self.unet(x, t / 1000), t, x)[0]
+        return x
+
+
+class TestModelsWithoutBlocks:
+    def made(self):
+        torch.manual_seed(1)
+        pipe, x = UPipe(UShaped(), Solved(None).scheduler), latents(4)
+        return pipe, lambda pipe: [each[None] for each in pipe(x, STEPS)]
+
+    def test_the_recording(self):
+        """One block, the model; no range; and the solver's steps."""
+        pipe, run = self.made()
+        recording = record(pipe, run)
+        (trace,) = recording.traces
+        assert (trace.blocks, trace.ranges.shape, trace.grams.shape) == (("unet",), (0, 2), (0, STEPS, STEPS))
+        assert (trace.steps.tolist(), trace.calls, trace.branches) == (list(range(STEPS)), STEPS, 1.0)
+        assert trace.block_ms[0] == trace.call_ms > 0
+        np.testing.assert_allclose(trace.times, np.linspace(1, 0, STEPS + 1)[:-1], atol=1e-6)
+        assert recording.solver.outputs.shape == (STEPS, 4, 24)
+        assert ModelRecorder.driven(None) is False
+
+    def test_the_search(self):
+        """Calls of the model that the plan leaves out are not made."""
+        pipe, run = self.made()
+        found = search(pipe, run, 2.0, cost="blocks", verbose=False)
+        (piece,) = found.plan.pieces
+        assert (piece.payload, piece.path, piece.blocks, piece.total) == ("output", "unet", 1, 1)
+        assert found.reached
+        assert sum(piece.steps) == 5  # of 10
+        plain = samples_of(run(pipe))
+        pipe.unet.calls = 0
+        with dit_cache(pipe, found.plan):
+            score = compare(samples_of(run(pipe)), plain)
+        assert pipe.unet.calls == 5
+        merits = [each.merit("both") for each in found.evaluations]
+        assert score.psnr > min(merits) - 3
+        assert not pipe.unet._forward_hooks
+        assert not pipe.unet._forward_pre_hooks
