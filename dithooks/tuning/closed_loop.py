@@ -32,6 +32,7 @@ from ..recording.solver_watch import SolverCall
 from ..stats.types import CallRecord
 
 RIDGE_FORECAST, RIDGE_CORRECTION = 3e-4, 1e-2  # relative to the mean square of what is combined
+LINEAR = 0.05  # of an output, that guidance may add to a weighted sum: rounding in half precision does not reach that
 EMPHASIS = 0.25  # power of a picture's error by which it counts in the fit: the worst counts, too
 
 
@@ -122,6 +123,8 @@ class ClosedLoop:
             kept.insert(0, (step, call.output.clone()))
             del kept[most:]
         self._was_reused = is_reused
+        if not own:
+            self._check_guidance(call, step, parts, piece.coefficients[step] or ())
         if fits:
             start = self._line(piece, step, [at for at, _ in kept[: len(parts)]]) if not own else _as_it_is(len(parts))
             self._fit(call, step, parts, start, RIDGE_CORRECTION if own else RIDGE_FORECAST)
@@ -163,6 +166,17 @@ class ClosedLoop:
                 f"step {step} of {pictures} pictures follows on step {self._step}: the run is not the recorded one"
             )
         self._step = step
+
+    def _check_guidance(self, call: SolverCall, step: int, parts: Sequence[Tensor], weights: Sequence[float]) -> None:
+        """Refuse guidance that does not make of sums of the model's outputs the same sum of guided ones."""
+        if len(weights) > len(parts):
+            return
+        places = self.reference.places
+        given = taken(call.output, places).astype(np.float64)
+        summed = np.tensordot(weights, np.stack([taken(part, places) for part in parts[: len(weights)]]), 1)
+        size = float(np.linalg.norm(given))
+        if float(np.linalg.norm(given - summed)) > LINEAR * size:
+            raise RunMismatch(f"at step {step}, the pipeline makes more of the model's outputs than a weighted sum")
 
     def _line(self, piece: TransformerPlan, step: int, known: Sequence[int]) -> Floats:
         """Return the weights of the line through the last two outputs, in σ."""

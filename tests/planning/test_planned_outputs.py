@@ -65,7 +65,7 @@ def test_where_nothing_was_recorded():
 
 
 def test_a_model_without_ranges_is_priced_by_how_far_the_latents_move():
-    """One output of a stretch of two is off by what a line of one anchor leaves: the schedule avoids the larger move."""
+    """One output of a stretch of two is off by what one anchor leaves: the schedule avoids the larger move."""
     recording = recorded()
     outputs = np.zeros((STEPS, 3, 5), dtype=np.float32)
     outputs[:] = np.array([1.0, 1.0, 1.0, 9.0, 9.0, 9.0])[:, None, None]  # it changes at step 3, and nowhere else

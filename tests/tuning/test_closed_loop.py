@@ -331,6 +331,28 @@ class TestFailures:
             assert found.score == compare(samples_of(run(pipe)), samples_of(case.recording.results))
         assert case.untouched()
 
+    def test_guidance_that_is_no_weighted_sum(self):
+        """Weights of guided outputs would not be those of the branches, so that nothing is fitted."""
+
+        class Bent(Solved):
+            is_plain = True
+
+            def guided(self, model, x, t, prompts):
+                made = super().guided(model, x, t, prompts)
+                return made if self.is_plain else (20.0 * made).sin()
+
+        torch.manual_seed(4)
+        pipe, x = Bent(Net("swapped", DEPTH).double(), "calls"), latents(5).double()
+        prompts = [prompt(5).double(), prompt(5).double()]
+        run = lambda pipe: pictures(pipe(x, STEPS, prompts=prompts))  # noqa: E731
+        case = Case(pipe, run, piece_of("output"))
+        assert case.evaluator(case.plan).fit is Fit.ALL
+        pipe.is_plain = False
+        case = Case(pipe, run, piece_of("output"))
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.plan) == (Fit.NONE, case.plan)
+        assert case.untouched()
+
     def test_ctrl_c_in_a_fit(self):
         pipe, x, _ = pipeline()
         stop = []
