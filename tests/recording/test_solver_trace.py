@@ -222,7 +222,7 @@ class TestFiles:
             ("places", lambda a: a[:-1], "places is of shape (23,), and should be (24,)"),
             ("latents", None, "it lacks 'solver.latents'"),
         ],
-        ids=str,
+        ids=lambda each: each if isinstance(each, str) else "changed",
     )
     def test_files_that_are_none(self, stored, tmp_path, name, change, message):
         arrays = dict(stored[2])
