@@ -115,6 +115,8 @@ class ClosedLoop:
         if place is None:
             return
         is_reused = any(record.reuse for record in records)
+        if len({record.range for record in records}) > 1 and not all(record.reuse == is_reused for record in records):
+            raise RunMismatch(f"at step {step}, one of several transformers is computed, and another one is not")
         piece, kept = self.plan.pieces[place], self._kept.setdefault(place, [])
         if self._calls.setdefault(place, len(records)) != len(records):
             kept.clear()  # guidance begins or ends: a sum across that is not what weights of the outputs make

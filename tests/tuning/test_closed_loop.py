@@ -271,6 +271,27 @@ class TestModels:
         if payload == "output":
             assert found.score.psnr > as_planned.psnr
 
+    @pytest.mark.parametrize("payload", ["output", "residual"])
+    def test_two_at_every_step(self, payload):
+        """Of the same schedule, both get the weights of their sum; of two schedules, there are no such weights."""
+
+        class Both(Solved):
+            def guided(self, model, x, t, prompts):
+                return 0.3 * self.transformer(x, t) + 0.7 * self.transformer_2(x, t)
+
+        torch.manual_seed(4)
+        pipe, x = Both(Net("single", DEPTH).double(), second=Net("single", DEPTH).double()), latents(5).double()
+        run = lambda pipe: pictures(pipe(x, STEPS))  # noqa: E731
+        alike = Case(pipe, run, piece_of(payload), piece_of(payload, path="transformer_2"))
+        found = alike.evaluator(alike.plan)
+        assert found.fit is Fit.ALL
+        with dit_cache(pipe, found.plan):
+            drawn = torch.cat(run(pipe)).numpy()
+        np.testing.assert_allclose(drawn, torch.cat(alike.drawn[-1]).numpy(), rtol=0, atol=1e-5)
+        case = Case(pipe, run, piece_of(payload), piece_of(payload, (1, 1, 1, 0, 1, 0, 0, 1), "transformer_2"))
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.plan) == (Fit.NONE, case.plan)
+
     def test_the_first_expert_uncached_in_several_runs(self):
         """Steps of a transformer that the plan leaves alone are counted, too, from one run to the next."""
         torch.manual_seed(4)
