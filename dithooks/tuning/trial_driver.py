@@ -155,14 +155,14 @@ class TrialDriver:
                 return
             self.report("check", 0, None)
             made = self._run_at_last(best.plan, fit)
-            if made.score is None:
+            if made.score is None or made.psnr is None:
                 return
             if fit is Fit.HALF:
                 best = replace(best, score=made.score)
-                continue
-            best = replace(best, speedup=made.speedup, seconds=made.seconds)
-            if best.every is not None and made.score.psnr < best.every.psnr - DRAWN_OTHERWISE:
-                best = replace(best, score=made.score, every=made.score)
+            else:
+                best = replace(best, speedup=made.speedup, seconds=made.seconds)
+                if best.every is not None and made.psnr < best.every.psnr - DRAWN_OTHERWISE:
+                    best = replace(best, score=made.score, every=made.score)
             self.final = best
 
     @property

@@ -460,3 +460,14 @@ class TestChangingGuidance:
             drawn = compare(samples_of(run(pipe)), samples_of(found.recording.results))
         assert drawn.psnr < fitted - 1
         assert found.plan.provenance.psnr == pytest.approx(drawn.psnr, abs=0.01)
+
+
+def test_a_search_promises_what_pictures_say_that_were_left_out():
+    """Of block executions, too: those of the last run, which is fitted on every second picture."""
+    pipe, x, _ = pipeline()
+    run = lambda pipe: pictures(pipe(x, STEPS))  # noqa: E731
+    found = search(pipe, run, 1.4, cost="blocks", max_evals=1, max_runs=None, verbose=False)
+    (only,) = found.evaluations
+    case = Case(pipe, run, *only.plan.pieces, fit=Fit.HALF)
+    assert found.plan.provenance.psnr == pytest.approx(case.evaluator(case.plan).score.psnr, abs=1e-6)
+    assert found.plan.provenance.psnr != pytest.approx(only.every.psnr, abs=1e-3)
