@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -103,13 +103,18 @@ class CachePlan(JsonFile):
         left = total - sum(left_out for _, left_out in counts)
         return total / left
 
-    def config_for_paths(self, pieces: Mapping[str, TransformerPlan | None]) -> DitCacheConfig:
+    def config_for_paths(
+        self, pieces: Mapping[str, TransformerPlan | None], bare: Collection[str] = ()
+    ) -> DitCacheConfig:
         """The plan as a configuration, with the paths that the transformers have in the model at hand.
 
         Args:
             pieces: the plan of each transformer, by its path; ``None`` leaves it uncached.
+            bare: paths of those without lists of blocks.
         """
         settings = {path: _UNCACHED if piece is None else piece.settings for path, piece in pieces.items()}
+        for path in bare:
+            settings[path] = {**settings[path], "cache_block_start": 0, "payload": "output"}  # no range can be named
         base = settings.pop("" if "" in settings else next(iter(settings)))
         return DitCacheConfig(**base, fingerprint=self.made.fingerprint, overrides=settings)
 

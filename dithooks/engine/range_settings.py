@@ -47,7 +47,8 @@ def config_of_plan(plan: CachePlan, chains: Sequence[tuple[Chain, DitCacheConfig
         if own is not None and chain.path in planned:
             raise InvalidSetting(f"{chain.name} has a configuration of its own in the adapter: give one of both")
     unplanned = [chain.path for chain, own in chains if own is None and chain.path not in planned]
-    return plan.config_for_paths({**planned, **dict.fromkeys(unplanned)})
+    bare = [chain.path for chain, own in chains if own is None and not chain.block_lists]
+    return plan.config_for_paths({**planned, **dict.fromkeys(unplanned)}, bare)
 
 
 def configure_ranges(

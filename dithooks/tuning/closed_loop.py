@@ -88,6 +88,7 @@ class ClosedLoop:
     _records: list[CallRecord] = field(default_factory=list)
     _normals: dict[int, Normal] = field(default_factory=dict)
     _kept: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)  # by piece: step and output, newest first
+    _calls: dict[int, int] = field(default_factory=dict)  # by piece: of its last step, one for each branch
     _step: int = -1
     _was_reused: bool = False
     _rows: slice = field(default_factory=lambda: slice(0, 0))  # of the pictures of the run under way
@@ -114,11 +115,18 @@ class ClosedLoop:
         if place is None:
             return
         is_reused = any(record.reuse for record in records)
+        if len({record.range for record in records}) > 1 and not all(record.reuse == is_reused for record in records):
+            raise RunMismatch(f"at step {step}, one of several transformers is computed, and another one is not")
         piece, kept = self.plan.pieces[place], self._kept.setdefault(place, [])
+        if self._calls.setdefault(place, len(records)) != len(records):
+            kept.clear()  # guidance begins or ends: a sum across that is not what weights of the outputs make
+            self._calls[place] = len(records)
         own = [] if is_reused and piece.payload == "output" else [call.output]
         most = piece.predictor.anchors if piece.payload == "output" else self.anchors
         parts = [*own, *(output for _, output in kept[: most - len(own)])]
         fits = (is_reused or self._was_reused) and len(parts) + (not own) > 1
+        if own and min(len(piece.coefficients[step] or ()), most) > len(kept):
+            fits = False  # some branch has no planned forecast, which is what would be corrected
         if not is_reused:
             kept.insert(0, (step, call.output.clone()))
             del kept[most:]
@@ -135,6 +143,11 @@ class ClosedLoop:
     def fails(self, error: Exception) -> None:
         """Note why the fit cannot go on."""
         self.error = self.error or error
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps of the recorded run were shown, and fitted where they had to be."""
+        return self.error is None and self._step == len(self.reference.outputs) - 1
 
     # -- what comes of it ----------------------------------------------------------------------------------------
 

@@ -146,7 +146,7 @@ class Evaluator:
             )
         skipped = stats.blocks_total - stats.blocks_run  # of a transformer that stays uncached, nothing is counted
         share = 1.0 - skipped / self.executions
-        if loop is not None and loop.error is not None:  # of no use: what it drew is of no plan's weights
+        if loop is not None and not loop.is_over:  # of no use: what it drew is of no plan's weights
             plain = replace(self, fit=Fit.NONE)(plan)
             return replace(plain, blocks=plain.blocks + share)
         score, every = (None, None) if self.reference is None else self._scores(samples_of(results), loop)

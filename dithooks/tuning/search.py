@@ -77,8 +77,8 @@ def search(
     Args:
         target: as for :func:`dit_cache`; nothing may be cached in it.
         run: function that is given the pipeline, draws the calibration pictures, always the same ones, and returns
-            them: a list of pictures, videos or latents, as arrays, tensors or PIL images. One batch of a few prompts is
-            enough; from four pictures on, half of them are left out of the fit, to show how good it is.
+            them in that order: a list of pictures, videos or latents, as arrays, tensors or PIL images. One batch of a
+            few prompts is enough; from four pictures on, half of them are left out of the fit, to show how good it is.
         target_speedup: times as fast as the uncached ``run``, > 1; without effect where ``target_psnr`` is given.
         num_inference_steps: number of steps that ``run`` is expected to make; another number is an error.
         recording: an earlier :func:`record` of the same ``run``; left out, the run is recorded.

@@ -25,6 +25,7 @@ from .result import SearchResult, best_evaluation, fastest_evaluation
 
 MEASURED = ("seconds", "speedup", "blocks", "failure")
 METHODS = {"time": "by search", "blocks": "by search, in block executions,"}
+DRAWN_OTHERWISE = 1.0  # dB below the fit, from where on what a plan draws by itself is what counts: guidance may change
 TIMING_TOLERANCE = 0.95  # of the target: two runs of one plan differ by as much
 
 
@@ -154,12 +155,14 @@ class TrialDriver:
                 return
             self.report("check", 0, None)
             made = self._run_at_last(best.plan, fit)
-            if made.score is None:
+            if made.score is None or made.psnr is None:
                 return
             if fit is Fit.HALF:
                 best = replace(best, score=made.score)
             else:
                 best = replace(best, speedup=made.speedup, seconds=made.seconds)
+                if best.every is not None and made.psnr < best.every.psnr - DRAWN_OTHERWISE:
+                    best = replace(best, score=made.score, every=made.score)
             self.final = best
 
     @property
@@ -267,6 +270,11 @@ class TrialDriver:
                 f"{best.speedup:.2f}× as fast, has {merit:.1f} dB ({self.objective}). Ask for a lower speed-up or "
                 "min_psnr, or take more steps"
             )
+        if best is None and self.min_psnr is not None and not self.interrupted:
+            raise TargetMissed(
+                f"no plan was run, so none is known to draw at {self.min_psnr:g} dB or better: raise max_runs or "
+                "max_seconds, or leave min_psnr out"
+            )
         if best is not None:
             plan, score = best.plan, best.score
             assert score is not None
@@ -285,6 +293,8 @@ class TrialDriver:
         else:  # interrupted, or no run was allowed: the plan that the recording predicts to be best
             candidate = self.planner.candidate(self.target)
             plan = build_plan(self.planner, candidate, self.target, "by planning from a recording")
+            if self.target_psnr is not None:  # of which nothing is known
+                plan = replace(plan, provenance=replace(plan.provenance, reached=False))
             plan = CachePlan.from_json(broadcast_from_rank_0(plan.to_json()))
         return SearchResult(
             plan,

@@ -1,9 +1,13 @@
 """Plans of outputs from a recording alone: NumPy says what the best schedule and its weights are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from solvers import Solved
 
-from dithooks import plan
+from dithooks import dit_cache, plan, record
 from dithooks.config.provenance import PlanTarget
 from dithooks.recording.recording import Recording, Trace
 from dithooks.recording.solver_trace import SolverTrace
@@ -81,3 +85,29 @@ def test_a_model_without_ranges_is_priced_by_how_far_the_latents_move():
     found = plan(bare, 3.0, cost="blocks", payload="output", anchors=1).pieces[0]
     assert found.steps == (1, 0, 0, 1, 0, 0)
     assert found.coefficients[4] == pytest.approx((1.0,))
+
+
+class Bare(torch.nn.Module):
+    """Without blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, sample, timestep):
+        return self.layer(sample) * (1 + timestep)
+
+
+def test_one_of_two_models_without_blocks():
+    """Where a plan leaves one uncached, all its calls are made, and those of the other as planned."""
+    torch.manual_seed(2)
+    pipe, x = Solved(Bare(), second=Bare(), boundary=4), torch.randn(2, 6, 4)
+    both = plan(record(pipe, lambda pipe: pipe(x, 8)), 1.5, cost="blocks", payload="output")
+    (piece,) = (each for each in both.pieces if each.path == "transformer_2")
+    calls = []
+    for name in ("transformer", "transformer_2"):
+        getattr(pipe, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    with dit_cache(pipe, replace(both, pieces=(piece,))):
+        pipe(x, 8)
+    assert calls == ["transformer"] * 4 + ["transformer_2"] * sum(piece.steps[4:])
+    assert 0 in piece.steps

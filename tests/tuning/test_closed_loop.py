@@ -1,5 +1,6 @@
 """The closed-loop fit, against the formula worked out anew in NumPy along the whole cached trajectory."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from solvers import Euler, Solved
 from toys import Net, latents, prompt
 
-from dithooks import CachePlan, dit_cache, plan, record
+from dithooks import CachePlan, dit_cache, plan, record, search
 from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.recording.image_metrics import compare, samples_of
 from dithooks.tuning.evaluation import Evaluator, Fit
@@ -270,6 +271,27 @@ class TestModels:
         if payload == "output":
             assert found.score.psnr > as_planned.psnr
 
+    @pytest.mark.parametrize("payload", ["output", "residual"])
+    def test_two_at_every_step(self, payload):
+        """Of the same schedule, both get the weights of their sum; of two schedules, there are no such weights."""
+
+        class Both(Solved):
+            def guided(self, model, x, t, prompts):
+                return 0.3 * self.transformer(x, t) + 0.7 * self.transformer_2(x, t)
+
+        torch.manual_seed(4)
+        pipe, x = Both(Net("single", DEPTH).double(), second=Net("single", DEPTH).double()), latents(5).double()
+        run = lambda pipe: pictures(pipe(x, STEPS))  # noqa: E731
+        alike = Case(pipe, run, piece_of(payload), piece_of(payload, path="transformer_2"))
+        found = alike.evaluator(alike.plan)
+        assert found.fit is Fit.ALL
+        with dit_cache(pipe, found.plan):
+            drawn = torch.cat(run(pipe)).numpy()
+        np.testing.assert_allclose(drawn, torch.cat(alike.drawn[-1]).numpy(), rtol=0, atol=1e-5)
+        case = Case(pipe, run, piece_of(payload), piece_of(payload, (1, 1, 1, 0, 1, 0, 0, 1), "transformer_2"))
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.plan) == (Fit.NONE, case.plan)
+
     def test_the_first_expert_uncached_in_several_runs(self):
         """Steps of a transformer that the plan leaves alone are counted, too, from one run to the next."""
         torch.manual_seed(4)
@@ -388,3 +410,64 @@ class TestFailures:
         assert next(answers, None) is None
         failed = replace(case.evaluator, agreed=lambda found: None)(case.plan)
         assert (failed.fit, failed.plan) == (Fit.NONE, case.plan)
+
+
+class Changing(Solved):
+    """Guidance by two calls at steps from 3 to 6 only; or at all steps, and more and more of it."""
+
+    grows = False
+
+    def guided(self, model, x, t, prompts):
+        step = self.scheduler.step_index or 0
+        one = model(x, t, encoder_hidden_states=prompts[0])
+        if not self.grows and not 3 <= step < 7:
+            return one
+        two = model(x, t, encoder_hidden_states=prompts[1])
+        return two + (0.75 * step if self.grows else 3.0) * (one - two)
+
+
+class TestChangingGuidance:
+    """An earlier output is kept as it was guided then, and a plan's weights are of outputs that are guided now."""
+
+    @pytest.mark.parametrize("payload", ["output", "residual"])
+    def test_on_some_steps_only(self, payload):
+        """Where guidance begins or ends nothing is summed across: the plan draws what the fit has drawn."""
+        torch.manual_seed(4)
+        pipe, x = Changing(Net("swapped", DEPTH).double()), latents(5).double()
+        prompts = [prompt(5).double(), prompt(5).double()]
+        run = lambda pipe: pictures(pipe(x, STEPS, prompts))  # noqa: E731
+        case = Case(pipe, run, piece_of(payload, (1, 1, 0, 1, 0, 1, 0, 1)))
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.failure) == (Fit.ALL, "")
+        corrections = found.plan.pieces[0].corrections
+        assert [step for step, each in enumerate(corrections) if each] == ([5] if payload == "output" else [2, 5, 6])
+        assert len(corrections[5]) == 2  # its own output, and that of step 3
+        with warnings.catch_warnings(), dit_cache(pipe, found.plan):
+            warnings.simplefilter("ignore")  # that a branch which begins has fewer residuals than is planned
+            drawn = torch.cat(run(pipe)).numpy()
+        np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
+
+    def test_where_it_grows_a_search_says_what_the_plan_draws(self):
+        """Not what its fit has drawn: guided sums are no sums of what was guided less."""
+        torch.manual_seed(4)
+        pipe, x = Changing(Net("swapped", DEPTH).double()), latents(3).double()
+        pipe.grows = True
+        prompts = [prompt(3).double(), prompt(3).double()]
+        run = lambda pipe: pictures(pipe(x, STEPS, prompts))  # noqa: E731
+        found = search(pipe, run, 1.4, max_evals=2, max_runs=None, verbose=False)
+        fitted = max(each.merit("both") for each in found.evaluations)
+        with dit_cache(pipe, found.plan):
+            drawn = compare(samples_of(run(pipe)), samples_of(found.recording.results))
+        assert drawn.psnr < fitted - 1
+        assert found.plan.provenance.psnr == pytest.approx(drawn.psnr, abs=0.01)
+
+
+def test_a_search_promises_what_pictures_say_that_were_left_out():
+    """Of block executions, too: those of the last run, which is fitted on every second picture."""
+    pipe, x, _ = pipeline()
+    run = lambda pipe: pictures(pipe(x, STEPS))  # noqa: E731
+    found = search(pipe, run, 1.4, cost="blocks", max_evals=1, max_runs=None, verbose=False)
+    (only,) = found.evaluations
+    case = Case(pipe, run, *only.plan.pieces, fit=Fit.HALF)
+    assert found.plan.provenance.psnr == pytest.approx(case.evaluator(case.plan).score.psnr, abs=1e-6)
+    assert found.plan.provenance.psnr != pytest.approx(only.every.psnr, abs=1e-3)

@@ -10,6 +10,7 @@ from toys import Net, latents
 from dithooks import dit_cache, record, search
 from dithooks.recording.image_metrics import compare, samples_of
 from dithooks.recording.model_recorder import ModelRecorder
+from dithooks.tuning.evaluation import Fit
 from dithooks.tuning.proposals import SPEEDUPS
 
 STEPS = 10
@@ -186,3 +187,35 @@ class TestModelsWithoutBlocks:
         assert score.psnr > min(merits) - 3
         assert not pipe.unet._forward_hooks
         assert not pipe.unet._forward_pre_hooks
+
+
+class TestNothingRun:
+    """A search whose limits allow no run beside the recorded one knows no PSNR."""
+
+    def test_a_target_psnr_is_not_reached(self, brute):
+        pipe, run, given, _ = brute
+        found = search(pipe, run, target_psnr=1.0, **{**given, "max_runs": 0.1})
+        assert found.evaluations == ()
+        assert not found.reached
+        assert not found.plan.provenance.reached
+
+    def test_a_least_psnr_is_not_taken_for_granted(self, brute):
+        pipe, run, given, _ = brute
+        with pytest.raises(RuntimeError, match=r"no plan was run, .* at 1 dB or better: raise max_runs"):
+            search(pipe, run, min_psnr=1.0, **{**given, "max_runs": 0.1})
+
+
+def test_a_scheduler_that_a_run_replaces(brute):
+    """Its steps are not seen: plans are run with the recording's weights."""
+    pipe, run, given, _ = brute
+
+    def replaced(pipe):
+        pipe.scheduler = type(pipe.scheduler)()
+        return run(pipe)
+
+    found = search(pipe, replaced, 2.0, max_evals=1, **given)
+    (only,) = found.evaluations
+    assert (only.fit, found.reached) == (Fit.NONE, True)
+    with dit_cache(pipe, found.plan):
+        drawn = compare(samples_of(run(pipe)), samples_of(given["recording"].results))
+    assert drawn.psnr == pytest.approx(found.plan.provenance.psnr)
