@@ -85,6 +85,7 @@ class ClosedLoop:
     fitted_on: NDArray[np.bool_] | None = None
     agreed: Callable[[Any], Any] = lambda found: found
     error: Exception | None = None
+    misfit: float | None = None  # of guided outputs, as sums of earlier ones, at most; None: not seen
     _records: list[CallRecord] = field(default_factory=list)
     _normals: dict[int, Normal] = field(default_factory=dict)
     _kept: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)  # by piece: step and output, newest first
@@ -188,7 +189,9 @@ class ClosedLoop:
         given = taken(call.output, places).astype(np.float64)
         summed = np.tensordot(weights, np.stack([taken(part, places) for part in parts[: len(weights)]]), 1)
         size = float(np.linalg.norm(given))
-        if float(np.linalg.norm(given - summed)) > LINEAR * size:
+        misfit = float(np.linalg.norm(given - summed)) / size if size else 0.0
+        self.misfit = max(self.misfit or 0.0, misfit)
+        if misfit > LINEAR:
             raise RunMismatch(f"at step {step}, the pipeline makes more of the model's outputs than a weighted sum")
 
     def _line(self, piece: TransformerPlan, step: int, known: Sequence[int]) -> Floats:

@@ -30,6 +30,7 @@ from .timed_run import TimedRun
 Objective = Literal["mean", "worst", "both"]
 OBJECTIVES: tuple[Objective, ...] = ("mean", "worst", "both")
 ANCHORS = 3  # outputs that an output is made of
+EXACT = 1e-4  # misfit of guided sums, which rounding in single precision does not reach
 HALVED = 4  # pictures, from which on some are left out of the fit
 
 
@@ -55,6 +56,7 @@ class Evaluation:
         failure: why the plan could not be run; empty if it could.
         fit: whether the plan's weights were fitted in this run, and on which pictures.
         every: distance of all pictures, by which plans are compared; ``None``: it is ``score``.
+        is_exact: whether the run has shown that the plan by itself draws what its fit has drawn: guidance is linear.
     """
 
     plan: CachePlan
@@ -65,6 +67,7 @@ class Evaluation:
     failure: str = ""
     fit: Fit = Fit.NONE
     every: Score | None = None
+    is_exact: bool = False
 
     def merit(self, objective: Objective) -> float | None:
         """Return the PSNR that plans are chosen by: the mean, the worst, or a mean in which bad pictures count more."""
@@ -152,9 +155,10 @@ class Evaluator:
         score, every = (None, None) if self.reference is None else self._scores(samples_of(results), loop)
         speedup = 1.0 / share if self.seconds is None else self.seconds / seconds
         fitted = plan if loop is None else loop.fitted()
-        return Evaluation(
-            fitted, seconds, speedup, score, share, fit=Fit.NONE if loop is None else self.fit, every=every
-        )
+        if loop is None:
+            return Evaluation(fitted, seconds, speedup, score, share, every=every)
+        is_exact = loop.misfit is not None and loop.misfit < EXACT
+        return Evaluation(fitted, seconds, speedup, score, share, fit=self.fit, every=every, is_exact=is_exact)
 
     def _loop(self, plan: CachePlan) -> ClosedLoop | None:
         """Return what fits the plan's weights; ``None``: they are to stay, or the solver cannot be watched."""

@@ -150,7 +150,10 @@ class TrialDriver:
         best = self._best()
         if best is None or best.fit is Fit.NONE:
             return
-        for fit in self._last_fits:
+        fits = self._last_fits
+        if not any(each.is_exact for each in self.evaluations):  # what the plan draws by itself counts first
+            fits = [Fit.NONE, *(fit for fit in fits if fit is not Fit.NONE)]
+        for fit in fits:
             if not broadcast_from_rank_0(self._is_affordable(best.plan, runs=1)):
                 return
             self.report("check", 0, None)
@@ -162,7 +165,8 @@ class TrialDriver:
             else:
                 best = replace(best, speedup=made.speedup, seconds=made.seconds)
                 if best.every is not None and made.psnr < best.every.psnr - DRAWN_OTHERWISE:
-                    best = replace(best, score=made.score, every=made.score)
+                    self.final = replace(best, score=made.score, every=made.score)
+                    return
             self.final = best
 
     @property
@@ -315,6 +319,7 @@ def _values_of(evaluation: Evaluation) -> dict[str, Any]:
     if evaluation.fit is not Fit.NONE:
         every = {} if evaluation.every is None else asdict(evaluation.every)
         values |= {"fit": evaluation.fit.name, "plan": evaluation.plan.to_json(), "every": every}
+        values |= {"is_exact": evaluation.is_exact}
     return values
 
 
@@ -325,7 +330,9 @@ def _evaluation_of(plan: CachePlan, values: dict[str, Any]) -> Evaluation:
     if fit is not Fit.NONE:
         plan = replace(plan, pieces=CachePlan.from_json(values["plan"]).pieces)
     every = _score_of(values["every"]) if values.get("every") else score
-    return Evaluation(plan, score=score, fit=fit, every=every, **{name: values[name] for name in MEASURED})
+    measured = {name: values[name] for name in MEASURED}
+    is_exact = values.get("is_exact") is True
+    return Evaluation(plan, score=score, fit=fit, every=every, is_exact=is_exact, **measured)
 
 
 def _score_of(values: Mapping[str, Any]) -> Score:

@@ -447,14 +447,15 @@ class TestChangingGuidance:
             drawn = torch.cat(run(pipe)).numpy()
         np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
 
-    def test_where_it_grows_a_search_says_what_the_plan_draws(self):
+    @pytest.mark.parametrize("cost", ["time", "blocks"])
+    def test_where_it_grows_a_search_says_what_the_plan_draws(self, cost):
         """Not what its fit has drawn: guided sums are no sums of what was guided less."""
         torch.manual_seed(4)
         pipe, x = Changing(Net("swapped", DEPTH).double()), latents(3).double()
         pipe.grows = True
         prompts = [prompt(3).double(), prompt(3).double()]
         run = lambda pipe: pictures(pipe(x, STEPS, prompts))  # noqa: E731
-        found = search(pipe, run, 1.4, max_evals=2, max_runs=None, verbose=False)
+        found = search(pipe, run, 1.4, cost=cost, max_evals=2, max_runs=None, verbose=False)
         fitted = max(each.merit("both") for each in found.evaluations)
         with dit_cache(pipe, found.plan):
             drawn = compare(samples_of(run(pipe)), samples_of(found.recording.results))
