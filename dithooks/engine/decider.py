@@ -404,7 +404,7 @@ class CallDecider(ForkAware):
             decision = call.decision if consensus is None else self._agreed(call, run, branch, consensus)
             self._record(call, run, branch, decision)
         elif call.mode is MISMATCH:
-            call.decision, branch.anchors = COMPUTE[Reason.SHAPE], []
+            call.decision, branch.anchors, branch.changes_length = COMPUTE[Reason.SHAPE], [], True
             self.log.correct(run.number, step, branch.history.number, call.decision)
         decided = call.decision
         if decided is not None:
@@ -446,8 +446,9 @@ class CallDecider(ForkAware):
         anchor = Anchor.keep(call.moment, call.signature, deltas, *form, is_checked=call.run.checks)
         if anchor.check is not None:
             branch.unread.append(anchor.check)
-        # A number that is no tensor may change how many tokens there are: residuals of another shape cannot be summed.
-        branch.anchors = [anchor, *(each for each in branch.anchors if each.shapes == anchor.shapes)]
+        branch.anchors.insert(0, anchor)
+        if branch.changes_length:  # by a number that is no tensor: residuals of two shapes cannot be summed
+            branch.anchors = [each for each in branch.anchors if each.shapes == anchor.shapes]
         branch.history.refreshed = call.moment.step
         return captured.output or deltas
 

@@ -54,6 +54,7 @@ class Branch:
     claim: Claim | None = None  # to the place of another branch, until the step is over
     output_form: OutputForm | None = None  # of the last computed output, where outputs are kept
     nbytes: int = 0  # memory held, in bytes
+    changes_length: bool = False  # a residual did not fit once: those that are kept may differ in shape
 
     def free(self) -> None:
         """Drop all tensors of the branch's residuals, outputs and metric."""

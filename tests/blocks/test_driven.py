@@ -102,7 +102,9 @@ def test_recorded_as_if_they_were_called(way):
 @pytest.mark.parametrize("interval", [None, 2])
 def test_searched_as_if_they_were_called(way, interval):
     pipeline = Pipeline(way)
-    found = search(pipeline, lambda pipe: pipe(), 1.4, cost="blocks", blocks=PATH, interval=interval, verbose=False)
+    found = search(
+        pipeline, lambda pipe: pipe(), 1.4, cost="blocks", blocks=PATH, interval=interval, max_runs=6.0, verbose=False
+    )
     assert found.reached
     assert len(found.evaluations) == 4
     assert found.plan.speedup >= 1.4

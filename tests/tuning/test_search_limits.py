@@ -204,8 +204,8 @@ class TestTakenUp:
     @pytest.mark.parametrize("call", [2, 3, 5])
     def test_after_an_interrupt(self, tmp_path, call):
         """Nothing is recorded or run twice, and what comes out is what would have."""
-        toy, given = Toy("swapped", steps=12), {"max_evals": 5, "journal": tmp_path / "kept"}
-        whole = toy.search(1.6, max_evals=5)
+        toy, given = Toy("swapped", steps=12), {"max_evals": 5, "max_runs": 6.0, "journal": tmp_path / "kept"}
+        whole = toy.search(1.6, max_evals=5, max_runs=6.0)
         toy.run.at, toy.run.calls = breaking(call, 3), 0
         first = toy.search(1.6, **given)
         assert (first.interrupted, len(first.evaluations)) == (True, call - 2)

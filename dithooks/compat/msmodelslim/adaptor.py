@@ -20,6 +20,8 @@ from ...validation import check_count, shown
 from .adaptor_configs import DitCacheConfig, DitCacheSearchConfig
 from .step_index import set_step_index
 
+MAX_RUNS = 6.0  # block executions of a search, in uncached runs: one is recorded, and four plans are run
+
 
 class DitCacheAdaptor:
     """A cache of one list of blocks of a pipeline, set by four numbers that are given or searched for.
@@ -212,6 +214,7 @@ class DitCacheAdaptor:
                 cost="blocks",
                 interval=wanted.cache_step_interval if plan == "interval" else None,
                 max_evals=max_evals,
+                max_runs=MAX_RUNS,
                 journal=journal,
                 verbose=verbose,
             )
