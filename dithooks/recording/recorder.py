@@ -78,7 +78,7 @@ class Recorder:
         self.stopwatch, self.tally = Stopwatch(chain.owner), GramTotals(chain.name)
         self.schedule, self.size, self.rows, self.calls = Schedule(), tuple[int, ...](), 0, 0
         self.sequence: list[CallPosition] = []  # of all calls
-        self.on_call: Callable[[int, int], None] = lambda run, step: None  # is told of each call
+        self.on_call: Callable[[int, int], None] = lambda run, step: None  # called with each call of the model
         self._watched = InputSamples(chain.owner)
         self._observed, self._names = observed_blocks(chain), parameter_names(chain.owner)
         log = DecisionLog(chain.name, len(self._observed), len(self._observed))
