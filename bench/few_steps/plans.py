@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from bench.compare.alone import ROUNDING, Row, against_fewer_steps, rounded, table
 from bench.compare.emoji import Emoji
 from bench.compare.few import FewSteps
-from bench.compare.quality import interval, psnr
-from dithooks import dit_cache, search
+from dithooks import record, search
 from dithooks.environment.machine import machine
 from dithooks.storage.replacement import write_text
 
@@ -31,79 +29,46 @@ from . import STEPS
 
 LEAST = 2  # computed steps
 FLOOR, WANTED = 35.0, (40.0, 35.0, 30.0, 25.0)  # dB
-ROUNDING = 1e-6
 
 
-def measure(student: FewSteps, teacher: Tensor, count: int | None = None) -> list[dict[str, Any]]:
-    """A row for each number of computed steps, and what a search answers to a PSNR.
+def answers(student: FewSteps) -> list[Row]:
+    """What a search answers to a PSNR."""
 
-    Args:
-        student: the distilled pipeline, with its number of steps.
-        teacher: the pictures that the teacher draws of the test cases.
-        count: of test cases; ``None``: all.
-    """
-    tested, steps = student.test[:count], student.steps
-    whole = student.pictures(student.draw(tested))
-
-    def run(_: Any) -> Tensor:
+    def run(_: Any) -> Any:
         return student.pictures(student.draw(student.calibration))
 
-    def row(drawn: str, computed: float, made: Tensor, promised: float | None = None) -> dict[str, Any]:
-        figures = {"to_all_steps": psnr(made, whole), "to_teacher": psnr(made, teacher)}
-        return {"steps": steps, "drawn": drawn, "computed": computed, "promised": promised, **figures}
-
-    rows, recording = [row("all steps", steps, whole)], None
-    for computed in range(steps - 1, LEAST - 1, -1):
-        found = search(
-            student.pipe, run, steps / computed - ROUNDING, cost="blocks", recording=recording, verbose=False
-        )
-        recording = found.recording
-        with dit_cache(student.pipe, found.plan):
-            made = student.pictures(student.draw(tested))
-        (piece,) = found.plan.pieces
-        rows.append(row(f"plan {piece.picture}", steps / found.plan.speedup, made, found.plan.provenance.psnr))
-        rows.append(row("fewer steps", computed, student.pictures(student.draw(tested, computed))))
-        print(steps, computed, piece.picture, f"{np.mean(rows[-2]['to_all_steps']):.1f} dB", flush=True)
+    rows, recording = [], record(student.pipe, run)
     for asked in ({"min_psnr": FLOOR}, *({"target_psnr": wanted} for wanted in WANTED)):
-        (name, level), target = next(iter(asked.items())), steps / (steps - 1) - ROUNDING
-        said: dict[str, Any] = {"steps": steps, "asked": f"{name}={level:g}"}
+        (name, level), target = next(iter(asked.items())), student.steps / (student.steps - 1) - ROUNDING
+        options: dict[str, Any] = {"cost": "blocks", "recording": recording, "verbose": False, **asked}
         try:
-            found = search(student.pipe, run, target, cost="blocks", recording=recording, verbose=False, **asked)
-            said |= {"answer": f"{found.plan.speedup:.2f}×, {found.plan.provenance.psnr:.1f} dB"}
-            said["answer"] += "" if found.reached else ", not reached"
+            found = search(student.pipe, run, target, **options)
+            answer = f"{found.plan.speedup:.2f}×, {found.plan.provenance.psnr:.1f} dB"
+            answer += "" if found.reached else ", not reached"
         except RuntimeError as error:
-            said["answer"] = str(error)
-        rows.append(said)
-        print(said, flush=True)
+            answer = str(error)
+        rows.append({"steps": student.steps, "asked": f"{name}={level:g}", "answer": answer})
+        print(rows[-1], flush=True)
     return rows
 
 
-def report(rows: Sequence[dict[str, Any]]) -> str:
+def report(rows: Sequence[Row], asked: Sequence[Row], cases: int) -> str:
     """In Markdown."""
     lines = [
-        "| steps | drawn by | computed | to all steps | worst | to the teacher |",
-        "|---:|---|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        if "asked" in row:
-            continue
-        values, whole = row["to_all_steps"], row["drawn"] == "all steps"
-        mean, low, high = interval(values)
-        near = "–" if whole else f"{mean:.1f} dB ({low:.1f} to {high:.1f})"
-        worst = "–" if whole else f"{min(values):.1f}"
-        lines.append(
-            f"| {row['steps']} | {row['drawn']} | {row['computed']:g} | {near} | {worst} | "
-            f"{np.mean(row['to_teacher']):.1f} dB |"
-        )
-    lines += [
+        "# Plans for few steps",
+        "",
+        f"PSNR of {cases} test pictures, which nothing was fitted on: to the run with all steps, mean with a 95 %",
+        f"interval and worst, and to the teacher's, drawn with 28 steps. On {machine()}.",
+        "",
+        *table(rows, "to the teacher"),
         "",
         "What `search` answers where it is asked for a PSNR:",
         "",
         "| steps | asked | answer |",
         "|---:|---|---|",
+        *(f"| {row['steps']} | `{row['asked']}` | {row['answer']} |" for row in asked),
     ]
-    lines += [f"| {row['steps']} | `{row['asked']}` | {row['answer']} |" for row in rows if "asked" in row]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -114,21 +79,15 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     teacher = Emoji()
     drawn = teacher.pictures(teacher.draw(teacher.test[: options.count]))
-    rows = [row for steps in STEPS for row in measure(FewSteps(steps), drawn, options.count)]
+    rows, asked = list[Row](), list[Row]()
+    for steps in STEPS:
+        student = FewSteps(steps)
+        rows += against_fewer_steps(student, range(steps - 1, LEAST - 1, -1), drawn, options.count)
+        asked += answers(student)
     options.out.mkdir(parents=True, exist_ok=True)
-    kept = [
-        {name: [round(x, 3) for x in value] if isinstance(value, tuple) else value for name, value in row.items()}
-        for row in rows
-    ]
-    text = json.dumps({"machine": machine(), "rows": kept}).replace('{"steps"', '\n{"steps"')
-    write_text(options.out / "few_steps_plans.json", text + "\n")
-    cases = len(drawn)
-    intro = (
-        f"# Plans for few steps\n\nPSNR of {cases} test pictures, which nothing was fitted on: to the run "
-        f"with all steps, mean with a 95 % interval and worst, and to\nthe teacher's, "
-        f"drawn with 28 steps. On {machine()}.\n\n"
-    )
-    write_text(options.out / "few_steps_plans.md", intro + report(rows) + "\n")
+    kept = {"machine": machine(), "rows": [rounded(row) for row in rows], "asked": asked}
+    write_text(options.out / "few_steps_plans.json", json.dumps(kept).replace('{"steps"', '\n{"steps"') + "\n")
+    write_text(options.out / "few_steps_plans.md", report(rows, asked, len(drawn)))
 
 
 if __name__ == "__main__":
