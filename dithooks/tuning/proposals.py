@@ -119,8 +119,8 @@ def _fitted(planner: Planner, target: float, tried: _Trials) -> Proposals:
 def fastest(planner: Planner, least: float, evals: int) -> Proposals:
     """Propose plans of several speed-ups to run, to find the fastest whose score is not below ``least``.
 
-    The speed-ups are halved between one that is good enough and one that is not, with plans of the first variant; at
-    the one that was just too fast, the others are tried.
+    The speed-ups that there are plans for are halved between one that is good enough and one that is not, with plans of
+    the first variant; at the one that was just too fast, the others are tried.
 
     Args:
         planner: the planner of the recording.
@@ -132,16 +132,24 @@ def fastest(planner: Planner, least: float, evals: int) -> Proposals:
         first = Variant(3, FITTED_WEIGHTS[0], payload=planner.payloads[-1])
     variants = [first, first._replace(late_error_weight=FITTED_WEIGHTS[1]), first._replace(payload="residual")]
     variants = [each for each in variants if planner.candidate(2.0, each).choices]
-    low, high = 0, len(SPEEDUPS)
-    while variants and low < high and number < evals:
+    plans = _of_each_speedup(planner, variants[0]) if variants else []
+    low, high = 0, len(plans)
+    while low < high and number < evals:
         middle = (low + high) // 2
-        score = yield planner.candidate(SPEEDUPS[middle], variants[0])
+        score = yield plans[middle]
         number += 1
         low, high = (middle + 1, high) if score is not None and score >= least else (low, middle)
     for variant in variants[1:]:
-        if number < evals and low < len(SPEEDUPS):
-            score = yield planner.candidate(SPEEDUPS[low], variant)
+        if number < evals and low < len(plans):
+            score = yield planner.candidate(plans[low].target, variant)
             number, low = number + 1, low + (score is not None and score >= least)
+
+
+def _of_each_speedup(planner: Planner, variant: Variant) -> list[Candidate]:
+    """Return the plans for :data:`SPEEDUPS`, the slowest first: of few steps, several of these have the same one."""
+    plans = [planner.candidate(speedup, variant) for speedup in SPEEDUPS]
+    found = {round(plan.speedup, 9): plan for plan in plans if plan.choices and plan.reaches}
+    return [found[speedup] for speedup in sorted(found)]
 
 
 def _nearby(best: Variant, planner: Planner) -> list[Variant]:

@@ -64,6 +64,23 @@ class TestTargetPSNR:
         assert found.plan.pieces[0].steps == best.plan.pieces[0].steps
         assert len(found.evaluations) <= 4
 
+    def test_no_plan_is_run_twice(self):
+        """Four steps have two plans that save anything, whatever speed-ups are asked for."""
+        torch.manual_seed(6)
+        pipe, x = Solved(Net("single", 3)), latents(4)
+        found = search(
+            pipe,
+            lambda pipe: [each[None] for each in pipe(x, 4)],
+            target_psnr=400.0,
+            cost="blocks",
+            verbose=False,
+            max_runs=None,
+            local_moves=0,
+        )
+        run = [each.plan.pieces[0].steps for each in found.evaluations if each.fit is Fit.ALL]
+        own = [(steps, each.plan.pieces[0].payload) for steps, each in zip(run, found.evaluations, strict=True)]
+        assert len(set(own)) == len(own) > 1
+
 
 class TestLeastPSNR:
     def test_below_it(self, brute):
