@@ -6,6 +6,7 @@
     ├── InvalidSetting (ValueError)   a value that cannot be used, or does not fit the model
     │   └── NothingSeen               ... a run that does not call the blocks
     ├── WrongType (TypeError)         a value of the wrong type
+    ├── MissingPackage (ModuleNotFoundError)   a package that has to be installed first
     ├── UsageError                    a command line that asks for what cannot be done
     ├── TargetError                   a target or file of a command that is not there
     ├── FileError (OSError)           a file that cannot be read or written
@@ -49,6 +50,10 @@ class NothingSeen(InvalidSetting):
 
 class WrongType(DitHooksError, TypeError):
     """A value of the wrong type."""
+
+
+class MissingPackage(DitHooksError, ModuleNotFoundError):
+    """A package that has to be installed first; the message says how."""
 
 
 class UsageError(DitHooksError):

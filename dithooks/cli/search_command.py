@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .command_parser import Parser
+from .option_checks import add_metric
 
 SUMMARY = "find the plan for a speed-up that keeps nearest to the pictures without the cache"
 
@@ -49,6 +50,7 @@ def add_arguments(parser: Parser) -> None:
         help="the PSNR by which plans are chosen: the mean of the pictures, that of the worst, or a mean in which bad "
         "pictures count a little more (default: %(default)s)",
     )
+    add_metric(parser)
     parser.add_output(
         "--out",
         files=_plans,
@@ -119,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     from .search_job import SearchOptions, run_search
 
     options = {field.name: getattr(args, field.name) for field in fields(SearchOptions)}
-    options |= {"speedups": tuple(args.speedups or ()), "prompts": tuple(args.prompts)}
+    options |= {"speedups": tuple(args.speedups or ()), "prompts": tuple(args.prompts), "metrics": tuple(args.metrics)}
     return run_search(SearchOptions(**options))
 
 

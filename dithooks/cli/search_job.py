@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import TargetMissed, UsageError
+from ..recording.image_metrics import Metric
 from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
 from ..storage.replacement import write_text
@@ -21,7 +22,7 @@ from ..tuning.executors.executor import Executor
 from ..tuning.result import SearchResult
 from ..tuning.search import search
 from .messages import one_line
-from .option_checks import check_guidance, check_least, check_psnr, check_seed, check_speedup
+from .option_checks import check_guidance, check_installed, check_least, check_psnr, check_seed, check_speedup
 from .output_files import as_json, stdout_kept_for_json
 from .search_workers import workers
 from .targets.pipeline_loading import DEMO
@@ -47,6 +48,7 @@ class SearchOptions:
     target_psnr: float | None = None
     min_psnr: float | None = None
     objective: Objective = "both"
+    metrics: tuple[Metric, ...] = ()
     out: str = "plan.json"
     steps: int | None = None
     cost: Literal["time", "blocks"] = "time"
@@ -75,6 +77,7 @@ class SearchOptions:
         for speedup in self.speedups:
             check_speedup(speedup)
         check_psnr(self, "target_psnr", "min_psnr")
+        check_installed(self.metrics)
         if self.target_psnr is not None and self.speedups:
             raise UsageError("--target-psnr goes without --target: it asks for the fastest plan that is good enough")
         if len(self.speedups) > 1 and "{target}" not in self.out:
@@ -176,6 +179,7 @@ def _search(
             interval=options.interval,
             probe=options.probe,
             objective=options.objective,
+            metrics=options.metrics,
             target_psnr=options.target_psnr,
             min_psnr=options.min_psnr,
             max_runs=None if options.max_runs == math.inf else options.max_runs,

@@ -151,6 +151,7 @@ class CachePlan(JsonFile):
             (found.psnr, "PSNR {:.2f} dB"),
             (found.relative_l1, "relative L1 {:.3g}"),
             (found.ssim, "SSIM {:.4f}"),
+            (found.lpips, "LPIPS {:.4f}"),
         )
         measured = [text.format(value) for value, text in seen if value is not None]
         target = f"a target of {found.target:g}×{'' if found.reached else ', which was not reached'}"

@@ -68,6 +68,7 @@ class Provenance:
         relative_l1: mean |difference| over mean |without the cache|.
         ssim: structural similarity.
         reached: whether the target was reached.
+        lpips: shift-tolerant LPIPS, a learned distance that is 0 for equal pictures.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range.
@@ -86,6 +87,7 @@ class Provenance:
     relative_l1: float | None = None
     ssim: float | None = None
     reached: bool = True
+    lpips: float | None = field(default=None, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         for name in ("date", "machine", "method"):
@@ -113,4 +115,5 @@ _LEAST = (  # of each number; whether it must be above
     ("psnr", -1e6, False),
     ("relative_l1", 0, False),
     ("ssim", -1, False),
+    ("lpips", 0, False),
 )

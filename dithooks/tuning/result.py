@@ -57,7 +57,9 @@ class SearchResult:
     def __str__(self) -> str:
         goal = f"{self.plan.provenance.target:g}×" if self.target_psnr is None else f"{self.target_psnr:g} dB"
         head = ["", "range", "steps", "predicted", "measured", "error", "PSNR", "worst", "rel. L1", "SSIM"]
-        rows = [_row(each, _is_same(each.plan, self.plan)) for each in self.evaluations]
+        further = ["LPIPS"] if any(each.score and each.score.lpips is not None for each in self.evaluations) else []
+        rows = [_row(each, _is_same(each.plan, self.plan), len(further)) for each in self.evaluations]
+        head += further
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
         taken = f"{len(self.evaluations)} plans run, {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
@@ -65,7 +67,7 @@ class SearchResult:
         return "\n".join([*(line.rstrip() for line in lines), "; ".join(filter(None, [taken, *flags]))])
 
 
-def _row(evaluation: Evaluation, best: bool) -> list[str]:
+def _row(evaluation: Evaluation, best: bool, further: int) -> list[str]:
     plan, score = evaluation.plan, evaluation.score
     ranges = ", ".join(
         "output" if piece.payload == "output" else f"{piece.first}–{piece.first + piece.blocks - 1}"
@@ -75,7 +77,8 @@ def _row(evaluation: Evaluation, best: bool) -> list[str]:
     found = plan.provenance
     row = ["best" if best else "", ranges, steps, f"{found.predicted_speedup:.2f}×"]
     if score is None:
-        return [*row, "failed", f"{found.predicted_error:.2g}", "–", "–", "–", evaluation.failure[:60]]
+        unknown = ["–"] * (3 + further)
+        return [*row, "failed", f"{found.predicted_error:.2g}", *unknown, evaluation.failure[:60]]
     ssim = "–" if score.ssim is None else f"{score.ssim:.4f}"
     measured = [
         f"{evaluation.speedup:.2f}×",
@@ -83,7 +86,8 @@ def _row(evaluation: Evaluation, best: bool) -> list[str]:
         f"{score.psnr:.2f} dB",
         f"{score.worst:.1f}",
     ]
-    return [*row, *measured, f"{score.relative_l1:.2g}", ssim]
+    learned = ["–" if score.lpips is None else f"{score.lpips:.4f}"]
+    return [*row, *measured, f"{score.relative_l1:.2g}", ssim, *learned[:further]]
 
 
 def _is_same(one: CachePlan, other: CachePlan) -> bool:

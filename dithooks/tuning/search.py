@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from ..errors import InvalidSetting, WiringError, WrongType
 from ..planning.costs import Cost, Savings, check_cost
 from ..planning.plan import check_interval, check_target_speedup, make_planner
 from ..progress_bars import progress
-from ..recording.image_metrics import samples_of
+from ..recording.image_metrics import Metric, check_metrics, samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0, on_all_ranks
 from ..recording.record import MEMORY, record, recordable
 from ..recording.recording import Recording
@@ -58,6 +58,7 @@ def search(
     scheduler: object = None,
     memory: int = MEMORY,
     share: float = 1.0,
+    metrics: Collection[Metric] = ("psnr", "ssim"),
     journal: str | os.PathLike[str] | None = None,
     executor: str | Executor | None = None,
     verbose: bool = True,
@@ -105,6 +106,8 @@ def search(
         scheduler: as for :func:`dit_cache`; weights are fitted to its steps.
         memory: as for :func:`record`.
         share: as for :func:`record`.
+        metrics: what to measure of each plan. PSNR and SSIM are measured in any case, ``"lpips"`` only where it is
+            named: shift-tolerant LPIPS, a learned distance, which takes the package of ``dithooks[lpips]``.
         journal: a folder that keeps the recording and all evaluations: an interrupted search goes on from there, after
             one uncached run to compare with.
         executor: where plans are run; the recording is made in this process. ``None``: in this process, one plan after
@@ -124,7 +127,7 @@ def search(
     Raises:
         TypeError, ValueError: as :func:`dit_cache` and :func:`record`; or an argument is of the wrong type or range;
             or ``run`` does not draw the same pictures each time, or on each worker; or the executor cannot be used.
-        ModuleNotFoundError: the executor's package is not installed.
+        ModuleNotFoundError: the executor's package is not installed, or that of a metric.
         RuntimeError: none of the plans could be run, or the best one is below ``min_psnr``.
 
     Example:
@@ -155,6 +158,7 @@ def search(
     limits = Limits(EVALS if max_evals is None else max_evals, local_moves or 0, max_runs, max_seconds)
     check_cost(cost)
     check_choice("objective", objective, OBJECTIVES)
+    measured = check_metrics(metrics)
     workers = executor_of(executor)
     if not callable(run):
         raise WrongType(f"run must be a function that is given the target and draws, not {shown(run)}")
@@ -243,6 +247,7 @@ def search(
             solver=recorded.solver if fits else None,
             fit=Fit.ALL if fits else Fit.NONE,
             agreed=broadcast_from_rank_0 if workers is None else as_here,
+            metrics=measured,
         )
         payloads = _payloads(target, chains, recorded) if interval is None else ("residual",)
         planner = make_planner(recorded, cost, interval, report, payloads, fits)

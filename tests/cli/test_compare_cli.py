@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 
+import learned_metric
 import numpy as np
 import pytest
 import torch
@@ -224,17 +225,25 @@ def test_medians():
     each = outcome()
     found = Comparison((4.0, 2.0, 3.0), [], (each,), math.inf)
     assert each.speedup == 2.0
-    assert compare_show.rows(found) == [
+    assert compare_show.rows(found)[1:] == [
         ("uncached", "3.00", "1.00x", "60 of 60", "", "", "", "", "0"),
         ("plan x", "2.00", "2.00x", "30 of 60", "40.0 dB", "30.0 dB", "", "0.01", "1,234"),
     ]
     same = outcome(score=Score(math.inf, math.inf, 0.0, 1.0))
-    assert compare_show.rows(Comparison((1.0,), [], (same,), math.inf))[1][4:8] == (
+    assert compare_show.rows(Comparison((1.0,), [], (same,), math.inf))[2][4:8] == (
         "identical", "identical", "1.0000", "0"
     )  # fmt: skip
     assert same.to_dict()["psnr"] == "inf"
     broken = outcome(score=Score(-math.inf, -math.inf, math.inf))
-    assert compare_show.rows(Comparison((1.0,), [], (broken,), math.inf))[1][4] == "-inf dB"
+    assert compare_show.rows(Comparison((1.0,), [], (broken,), math.inf))[2][4] == "-inf dB"
+
+
+def test_a_learned_metric_has_a_column_where_it_was_measured():
+    known, unknown = outcome(score=Score(40.0, 30.0, 0.01, 0.9, lpips=0.0321)), outcome("plan y")
+    heads, plain, first, second = compare_show.rows(Comparison((3.0,), [], (known, unknown), math.inf))
+    assert [row[heads.index("LPIPS")] for row in (plain, first, second)] == ["", "0.0321", ""]
+    assert [row[heads.index("relative L1")] for row in (plain, first, second)] == ["", "0.01", "0.01"]
+    assert known.to_dict()["lpips"] == 0.0321
 
 
 def test_the_table_without_rich(monkeypatch, capsys):
@@ -244,7 +253,7 @@ def test_the_table_without_rich(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
     compare_show.show(Comparison((3.0,), [], (outcome(),), math.inf))
     first, plain, cached, _, steps = capsys.readouterr().out.splitlines()
-    assert re.split(r"  +", first.strip()) == [*compare_show.HEADS[1:]]
+    assert re.split(r"  +", first.strip()) == [head for head in compare_show.HEADS[1:] if head != "LPIPS"]
     assert plain.startswith("uncached  ")
     assert len(cached) == len(first)
     assert steps == "plan x: ●○"
@@ -261,6 +270,26 @@ def test_sheets():
 
 
 # -- what cannot be done ----------------------------------------------------------------------------------------
+
+
+def test_a_metric_whose_package_is_missing(monkeypatch, here, capsys):
+    """It is said before anything is drawn, by both commands."""
+    learned_metric.missing(monkeypatch)
+    for command in ("compare", "search"):
+        assert main([command, "demo", "--target", "2", "--metric", "lpips", "--quiet"]) == 2
+        said = capsys.readouterr().err
+        assert said == (
+            "dithooks: error: LPIPS needs stlpips-pytorch, which is not installed: pip install 'dithooks[lpips]'\n"
+        )
+
+
+def test_a_metric_of_both_commands(monkeypatch, here, capsys):
+    learned_metric.installed(here, monkeypatch)
+    assert main([*DEMO, "--target", "2", "--metric", "lpips", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"][0]["lpips"] > 0
+    search = ["search", *DEMO[1:-3], "--quiet", "--metric", "lpips", "--evals", "1", "--cost", "blocks"]
+    assert main(search) == 0
+    assert CachePlan.load("plan.json").provenance.lpips > 0
 
 
 @pytest.mark.parametrize(
