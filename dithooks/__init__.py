@@ -6,10 +6,20 @@ from .blocks.pattern import ForwardPattern
 from .blocks.registry import BlockAdapterRegistry
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
+from .config.plan_tiers import PlanTiers
 from .engine.requests import Request
 from .engine.sessions import timestep_scope
 from .engine.steps_loop import steps
-from .errors import DitHooksError, DitHooksWarning, InvalidSetting, RankMismatch, RunMismatch, WiringError, WrongType
+from .errors import (
+    DitHooksError,
+    DitHooksWarning,
+    InvalidSetting,
+    RankMismatch,
+    RunMismatch,
+    TargetMissed,
+    WiringError,
+    WrongType,
+)
 from .handle import CacheHandle, detach, dit_cache, handle_of
 from .planning.plan import frontier, plan
 from .policies.budget import Budget
@@ -30,6 +40,7 @@ from .recording.record import record
 from .recording.recording import Recording
 from .stats.types import BranchStats, CachedRange, CacheStats, CallRecord, Quantiles, RunStats
 from .tuning.evaluation import Evaluation
+from .tuning.promise import promise
 from .tuning.result import SearchResult
 from .tuning.search import search
 
@@ -59,6 +70,7 @@ __all__ = [
     "Mask",
     "Moment",
     "PatchFunctor",
+    "PlanTiers",
     "Policy",
     "Predictor",
     "Profile",
@@ -73,6 +85,7 @@ __all__ = [
     "RunStats",
     "Schedule",
     "SearchResult",
+    "TargetMissed",
     "Taylor",
     "Threshold",
     "Uncached",
@@ -85,6 +98,7 @@ __all__ = [
     "handle_of",
     "plan",
     "profile",
+    "promise",
     "record",
     "search",
     "steps",

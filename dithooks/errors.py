@@ -85,7 +85,7 @@ class RunMismatch(DitHooksError, RuntimeError):
 
 
 class TargetMissed(RunMismatch):
-    """Plans, the best of which draws worse than a search was told to accept."""
+    """Plans, the best of which draws worse than was asked for."""
 
 
 class RankMismatch(DitHooksError, RuntimeError):

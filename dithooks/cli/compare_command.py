@@ -40,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         dest="plans",
         metavar="FILE",
-        help="with this plan; repeatable",
+        help="with this plan, or each of the tiers in the file; repeatable",
     )
     add(
         "--target",
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import UsageError
     from ..progress_bars import progress
     from ..storage.replacement import replacing
-    from .cache_settings import for_speedup, from_file, numbered
+    from .cache_settings import all_from_file, for_speedup, numbered
     from .compare_output import draw, show
     from .comparison import measure
     from .media import check_suffix
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     with stdout_kept_for_json(args.json):
         check_suffix(args.out, video=False)
         shipped = request.target == DEMO
-        plans = [from_file(plan, shipped) for plan in args.plans]
+        plans = [setting for plan in args.plans for setting in all_from_file(plan, shipped)]
         settings = numbered(plans + [for_speedup(speedup, args.payload) for speedup in args.speedups])
         subject = runnable(request)
         with progress(not args.quiet) as report:

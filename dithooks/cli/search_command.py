@@ -23,7 +23,8 @@ EPILOG = """what TARGET can be:
                               the same each time by itself.
 
 One run is recorded, plans are worked out from it, the best few are run and their weights fitted meanwhile, and the plan
-that comes nearest to the recorded run is written. With --target-psnr it is the fastest that comes so near.
+that comes nearest to the recorded run is written. With --target-psnr it is the fastest that comes so near. Several
+targets share the recorded run; --max-runs is for each of them.
 A file for `dithooks search my_model.py:make`:
 
   def make():
@@ -40,7 +41,14 @@ def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks search``."""
     add = parser.add_argument
     add("target", metavar="TARGET", help="what to search a plan for, see below")
-    add("--target", action="append", type=float, dest="speedups", metavar="X", help="speed-up (default: 2); repeatable")
+    add(
+        "--target",
+        action="append",
+        type=float,
+        dest="speedups",
+        metavar="X",
+        help="speed-up (default: 2); repeatable: all plans are then tiers of one file",
+    )
     add("--target-psnr", type=float, metavar="DB", help="the fastest plan of this PSNR or better, in place of --target")
     add("--min-psnr", type=float, metavar="DB", help="write no plan of a lower PSNR (default: no limit)")
     add(
@@ -56,7 +64,8 @@ def add_arguments(parser: Parser) -> None:
         files=_plans,
         default="plan.json",
         metavar="FILE",
-        help="the plan (default: %(default)s); with several targets plan-{target}x.json or so",
+        help="the plan, or of several targets the tiers (default: %(default)s); a name such as plan-{target}x.json "
+        "gives each target a file of its own",
     )
     add(
         "--steps",
@@ -126,6 +135,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plans(args: argparse.Namespace) -> list[str]:
-    """The files of the plans; that of several targets in one file, the options themselves refuse."""
+    """The files of the plans: one, or where its name says so, one for each target."""
     goals = [args.target_psnr] if args.target_psnr is not None else args.speedups or [2.0]
     return [args.out.replace("{target}", f"{goal:g}") for goal in goals[: None if "{target}" in args.out else 1]]

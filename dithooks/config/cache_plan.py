@@ -149,6 +149,7 @@ class CachePlan(JsonFile):
         seen = (
             (found.measured_speedup, "{:.2f}× as fast"),
             (found.psnr, "PSNR {:.2f} dB"),
+            (found.worst, "worst {:.2f} dB"),
             (found.relative_l1, "relative L1 {:.3g}"),
             (found.ssim, "SSIM {:.4f}"),
             (found.lpips, "LPIPS {:.4f}"),

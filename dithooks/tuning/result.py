@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..config.cache_plan import CachePlan
+from ..config.plan_tiers import PlanTiers, target_name
 from ..recording.recording import Recording
 from .evaluation import Evaluation, Objective
 
@@ -24,6 +25,8 @@ class SearchResult:
         seconds: time of the whole search.
         interrupted: whether Ctrl-C ended the search.
         target_psnr: the PSNR in dB that was asked for in place of a speed-up; ``None``: a speed-up was.
+        tiers: the result for each of several targets, by the name of its tier; empty where there was one target. All
+            else is then of all of them together, and ``plan`` is that of the first.
 
     Example:
         >>> import torch
@@ -53,8 +56,19 @@ class SearchResult:
     seconds: float
     interrupted: bool = False
     target_psnr: float | None = None
+    tiers: Mapping[str, SearchResult] = field(default_factory=dict)
+
+    @property
+    def plans(self) -> PlanTiers:
+        """The plans of all targets, as one file keeps them; of one target, a tier with its name, such as "2x"."""
+        if not self.tiers:
+            return PlanTiers({target_name(self.plan.provenance.target): self.plan})
+        return PlanTiers({name: each.plan for name, each in self.tiers.items()})
 
     def __str__(self) -> str:
+        if self.tiers:
+            parts = [f"{name}\n{each}" for name, each in self.tiers.items()]
+            return "\n\n".join([*parts, f"together {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"])
         goal = f"{self.plan.provenance.target:g}×" if self.target_psnr is None else f"{self.target_psnr:g} dB"
         head = ["", "range", "steps", "predicted", "measured", "error", "PSNR", "worst", "rel. L1", "SSIM"]
         further = ["LPIPS"] if any(each.score and each.score.lpips is not None for each in self.evaluations) else []

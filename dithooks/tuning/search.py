@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -31,6 +31,7 @@ from .executors.executor import Executor, ParallelRunner
 from .executors.lookup import executor_of
 from .journal import Journal
 from .result import SearchResult
+from .target_series import check_targets, tiers_of
 from .timed_run import TimedRun, picture_mismatch
 from .trial_driver import Limits, LocalRunner, PlanRunner, TrialDriver, check_measures
 
@@ -52,6 +53,7 @@ def search(
     objective: Objective = "both",
     target_psnr: float | None = None,
     min_psnr: float | None = None,
+    targets: Sequence[float] | Mapping[str, float] | None = None,
     max_runs: float | None = 3.95,
     max_seconds: float | None = None,
     blocks: Blocks = None,
@@ -99,7 +101,12 @@ def search(
         target_psnr: PSNR in dB, by ``objective``: the fastest plan that has it is searched, in place of one for a
             speed-up. Where none has it, the plan that draws best is returned, with ``reached`` false.
         min_psnr: PSNR in dB, by ``objective``, below which no plan is returned, but an error is raised.
-        max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit. A
+        targets: several speed-ups, in place of ``target_speedup``: one recorded run serves them all, and what was found
+            for each stands in ``result.tiers``, and in ``result.plans`` as one file keeps it. Tiers are called "1.5x"
+            and so on, or as a mapping names them. One that is below ``min_psnr`` is left out, with a warning.
+        max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit. With
+            several targets each has what is left of it after the uncached runs, which are made once: three cost at
+            most 1 + 3 · 2.95 by default, or 2 + 3 · 1.95 with ``cost="time"``. A
             first call that is made twice, to record it, is not counted: with it the default stays below 4.
         max_seconds: time of the whole search at most; a run that has begun is completed.
         blocks: as for :func:`dit_cache`.
@@ -155,6 +162,7 @@ def search(
     for name, level in (("target_psnr", target_psnr), ("min_psnr", min_psnr)):
         if level is not None:
             check_number(name, level, 0)
+    goals = check_targets(targets, target_psnr)
     limits = Limits(EVALS if max_evals is None else max_evals, local_moves or 0, max_runs, max_seconds)
     check_cost(cost)
     check_choice("objective", objective, OBJECTIVES)
@@ -260,21 +268,25 @@ def search(
                 group = workers.start(evaluator, results, limits.plans)
                 stack.callback(group.close)
                 runner = ParallelRunner(group, objective)
-            driver = TrialDriver(
-                runner,
-                planner,
-                wanted,
-                limits,
-                kept,
-                report,
-                started_at,
-                spent,
-                evaluator,
-                objective,
-                target_psnr,
-                min_psnr,
-            )
-            return driver.drive()
+
+            def driven(goal: float) -> SearchResult:
+                driver = TrialDriver(
+                    runner,
+                    planner,
+                    goal,
+                    limits,
+                    kept,
+                    report,
+                    started_at,
+                    spent,
+                    evaluator,
+                    objective,
+                    target_psnr,
+                    min_psnr,
+                )
+                return driver.drive()
+
+            return driven(wanted) if goals is None else tiers_of(driven, goals, spent, runner)
 
 
 def _are_configured(target: object, blocks: Blocks) -> bool:

@@ -292,6 +292,7 @@ class TrialDriver:
                 relative_l1=score.relative_l1 if math.isfinite(score.relative_l1) else None,
                 ssim=score.ssim,
                 lpips=score.lpips,
+                worst=score.worst,
                 reached=plan.provenance.reached and best.speedup >= self.target * tolerance
                 if self.target_psnr is None
                 else merit is not None and merit >= self.target_psnr,

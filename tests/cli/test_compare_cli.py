@@ -5,13 +5,25 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import learned_metric
 import numpy as np
 import pytest
 import torch
 
-from dithooks import Budget, CachePlan, DitCacheConfig, Linear, Threshold, dit_cache, plan, progress_bars, record
+from dithooks import (
+    Budget,
+    CachePlan,
+    DitCacheConfig,
+    Linear,
+    PlanTiers,
+    Threshold,
+    dit_cache,
+    plan,
+    progress_bars,
+    record,
+)
 from dithooks.cli import cache_settings as settings
 from dithooks.cli import compare_output as compare_show
 from dithooks.cli import comparison as comparing
@@ -244,6 +256,29 @@ def test_a_learned_metric_has_a_column_where_it_was_measured():
     assert [row[heads.index("LPIPS")] for row in (plain, first, second)] == ["", "0.0321", ""]
     assert [row[heads.index("relative L1")] for row in (plain, first, second)] == ["", "0.01", "0.01"]
     assert known.to_dict()["lpips"] == 0.0321
+
+
+def test_tiers_are_compared_one_by_one(toy_plan, here, capsys):
+    """And generated with one of them."""
+    plan = CachePlan.load("plan.json")
+    slow = replace(plan, provenance=replace(plan.provenance, measured_speedup=1.2, psnr=90.0))
+    PlanTiers({"fast": plan, "high": slow}).save("tiers.json")
+    assert main(["compare", "mine.py:toy", "--plan", "tiers.json", "--pairs", "1", "--quiet", "--json", "-"]) == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)["settings"]] == [
+        "plan tiers high",
+        "plan tiers fast",
+    ]
+    assert settings.from_file("tiers.json", tier="fast").config == plan
+    assert settings.from_file("tiers.json", tier="fastest at >= 80 dB").config == slow
+    for tier, said in (
+        (None, r"tiers.json holds the tiers high, fast: give one of them with --tier"),
+        ("best", r"tiers.json: there is no tier 'best'"),
+        ("fastest at ≥ 200 dB", r"tiers.json: no tier promises ≥ 200 dB .* 'high', 1.20× as fast, with 90.0 dB"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            settings.from_file("tiers.json", tier=tier)
+    with pytest.raises(UsageError, match=r"plan.json: tier='high' goes with PlanTiers"):
+        settings.from_file("plan.json", tier="high")
 
 
 def test_the_table_without_rich(monkeypatch, capsys):
