@@ -38,6 +38,7 @@ from .predictors.predictor import Moment, Predictor
 from .profiling.profile import Profile, profile
 from .recording.record import record
 from .recording.recording import Recording
+from .sharing.push import push_to_hub
 from .stats.types import BranchStats, CachedRange, CacheStats, CallRecord, Quantiles, RunStats
 from .tuning.evaluation import Evaluation
 from .tuning.promise import promise
@@ -99,6 +100,7 @@ __all__ = [
     "plan",
     "profile",
     "promise",
+    "push_to_hub",
     "record",
     "search",
     "steps",

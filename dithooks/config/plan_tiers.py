@@ -12,7 +12,7 @@ from ..errors import InvalidSetting, TargetMissed, WrongType
 from ..validation import check_text, set_field, shown
 from .cache_config import DitCacheConfig
 from .cache_plan import CachePlan
-from .codec import JsonFile
+from .hub_file import HubFile
 
 MOST = 32  # tiers
 NAME = re.compile(r"\w[\w .+×%-]{0,39}")
@@ -21,7 +21,7 @@ FORM = "'fastest at ≥ 35 dB' or 'fastest at worst ≥ 30 dB'"
 
 
 @dataclass(frozen=True)
-class PlanTiers(JsonFile):
+class PlanTiers(HubFile):
     """Several plans for one model and run, such as a fast one, a good one, and one between.
 
     Each plan's provenance is its promise: how fast it is, and at which PSNR it draws, in the mean and at worst.
@@ -45,6 +45,7 @@ class PlanTiers(JsonFile):
     """
 
     _schemas: ClassVar[tuple[int, ...]] = (1,)
+    _file: ClassVar[str] = "plans.json"
 
     plans: Mapping[str, CachePlan] = field(hash=False)
 
