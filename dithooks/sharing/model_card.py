@@ -9,7 +9,7 @@ from ..config.cache_plan import CachePlan
 from ..config.plan_tiers import PlanTiers, speed_of
 
 MARK = "<!-- written by dithooks.push_to_hub, which writes it anew -->"
-ACTIVE = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&])")  # characters that mean something in Markdown
+ACTIVE = r"([\\`*_{}\[\]()<>#+!|~$&])"  # characters that mean something in Markdown
 LONGEST = 120  # characters of a text of a plan
 
 
@@ -92,7 +92,7 @@ def _decibels(value: float | None) -> str:
 def _plain(text: str) -> str:
     """Return a text that Markdown shows as it is, in one line."""
     line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
-    return ACTIVE.sub(r"\\\1", line[:LONGEST]).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+    return re.sub(ACTIVE, r"\\\1", line[:LONGEST]).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
 
 
 def _code(text: str) -> str:

@@ -22,8 +22,8 @@ from ..tuning.result import SearchResult
 from ..validation import check_text, shown
 from .model_card import MARK, model_card
 
-ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
-NAME = re.compile(r"\w[\w.-]{0,95}")
+ID = r"\w[\w.-]{0,95}/\w[\w.-]{0,95}"
+NAME = r"\w[\w.-]{0,95}"
 CARD, CARD_BYTES = "README.md", 2**22
 MESSAGE = "Plans of dithooks"
 
@@ -72,13 +72,13 @@ def push_to_hub(
         raise WrongType(f"plans must be a CachePlan, PlanTiers or SearchResult, not {shown(plans)}")
     shared = plans if not isinstance(plans, SearchResult) else plans.plans if plans.tiers else plans.plan
     name = check_name(type(shared)._file if filename is None else filename)
-    if "/" in name or not NAME.fullmatch(name):
+    if "/" in name or not re.fullmatch(NAME, name):
         raise InvalidSetting(f"filename={shown(name)} is not a plain name: give one such as plan.json")
     for option, value, form in (("base_model", base_model, ID), ("licence", licence, NAME)):
-        if value is not None and not form.fullmatch(check_text(option, value)):
+        if value is not None and not re.fullmatch(form, check_text(option, value)):
             raise InvalidSetting(f"{option}={shown(value)} is none: give one such as 'org/model' or 'apache-2.0'")
     is_folder = isinstance(repo, os.PathLike) or os.path.isdir(check_text("repo", repo))
-    if not is_folder and not ID.fullmatch(str(repo)):
+    if not is_folder and not re.fullmatch(ID, str(repo)):
         raise InvalidSetting(f"repo={shown(repo)} is neither a folder nor an id such as 'org/repo'")
     if is_folder and (revision is not None or create_pr):
         raise InvalidSetting(f"revision and create_pr are of repositories on the Hub: the folder {repo} has neither")
@@ -88,7 +88,7 @@ def push_to_hub(
         card, picture = f"{stem}.md" if has_other_card else CARD, f"{stem}.png"
         save(figure, folder / picture)
         shared.save(folder / name)
-        where = str(repo) if ID.fullmatch(str(repo)) else "path/to/this/folder"
+        where = str(repo) if re.fullmatch(ID, str(repo)) else "path/to/this/folder"
         write_text(folder / card, model_card(shared, where, name, picture, base_model, licence))
 
     if not is_folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -40,7 +41,7 @@ def check_targets(targets: object, target_psnr: float | None) -> dict[str, float
         if len(goals) < len(targets):
             raise InvalidSetting(f"targets={shown(list(targets))} has a speed-up twice: give each once")
     for name in goals:
-        if not NAME.fullmatch(check_text("the name of a target", name)):
+        if not re.fullmatch(NAME, check_text("the name of a target", name)):
             raise InvalidSetting(f"{shown(name)} cannot name a tier: give at most 40 letters, digits, spaces or .+-×%")
     return goals
 

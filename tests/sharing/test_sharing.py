@@ -232,7 +232,7 @@ class TestHub:
 
 
 class TestArguments:
-    @pytest.mark.parametrize("name", ["../plan.json", "/etc/x.json", "plan.py", "", "a/../../b.json", "a\\b.json", 3])
+    @pytest.mark.parametrize("name", ["../plan.json", "/etc/x.json", "plan.yaml", "", "a/../../b.json", "a\\b.json", 3])
     def test_names_that_lead_elsewhere(self, name, tmp_path):
         with pytest.raises((ValueError, TypeError), match="filename"):
             CachePlan.from_pretrained(tmp_path, name)
