@@ -187,4 +187,4 @@ def _level(plan: CachePlan, kind: str) -> str:
 
 def _made(plan: CachePlan) -> str:
     made = plan.made
-    return f"{made.model} {made.fingerprint}, {made.steps} steps, {made.dtype}"[:60]
+    return f"{made.model} {made.fingerprint}, {made.steps} steps, {made.dtype}"[:50]
