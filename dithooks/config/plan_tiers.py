@@ -125,7 +125,7 @@ class PlanTiers(HubFile):
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows]
-        beaten = ["" if name in front else "  (another is faster and better)" for name in self.plans]
+        beaten = ["" if name in front else "  (beaten by another)" for name in self.plans]
         table = [line + note for line, note in zip(lines, beaten, strict=True)]
         return "\n  ".join([head.replace("CachePlan", "PlanTiers", 1), *table])
 

@@ -98,13 +98,14 @@ class TestSelection:
 
 class TestFront:
     def test_what_another_beats(self):
-        """Slower and worse than another, or as fast and worse; it is said in the table."""
-        plans = PlanTiers(
-            {"a": SLOW, "b": MEDIUM, "c": tier((1, 1, 0, 0), 1.8, 44.0), "d": tier((1, 0, 1, 0), 1.9, 1.0)}
+        """Slower and worse than another, as fast and worse, or slower and as good; it is said in the table."""
+        both, worse, slower = (
+            tier((1, 1, 0, 0), speed, psnr) for speed, psnr in ((1.8, 44.0), (1.9, 1.0), (1.5, 45.0))
         )
+        plans = PlanTiers({"a": SLOW, "b": MEDIUM, "c": both, "d": worse, "e": slower})
         assert plans.front == ("a", "b")
         lines = {line.split()[0]: line for line in str(plans).splitlines()[1:]}
-        assert [name for name, line in lines.items() if "another is faster and better" in line] == ["c", "d"]
+        assert [name for name, line in lines.items() if "beaten by another" in line] == ["e", "c", "d"]
         assert "1.90× as fast  mean 45.0 dB  worst 35.0 dB" in lines["b"]
 
 
