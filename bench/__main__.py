@@ -47,6 +47,7 @@ PARTS = (
     Part("search-28", "found plans against schedules that need no search", ("bench.search", "--steps", "28")),
     Part("search-50", "the same with 50 steps", ("bench.search", "--steps", "50")),
     Part("search-cost", "what a search costs, next to msmodelslim's", ("bench.search_cost",)),
+    Part("tiers", "what tiers promise, and what they draw", ("bench.tiers",)),
     Part("search-workers", "what more workers do for a search", ("bench.search_workers",)),
     Part("profile", "how much changes from step to step", ("bench.profile_demo",)),
     Part("batch", "what a batch over many actors costs beside the drawing", ("bench.batch",)),

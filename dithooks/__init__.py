@@ -6,10 +6,20 @@ from .blocks.pattern import ForwardPattern
 from .blocks.registry import BlockAdapterRegistry
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
+from .config.plan_tiers import PlanTiers
 from .engine.requests import Request
 from .engine.sessions import timestep_scope
 from .engine.steps_loop import steps
-from .errors import DitHooksError, DitHooksWarning, InvalidSetting, RankMismatch, RunMismatch, WiringError, WrongType
+from .errors import (
+    DitHooksError,
+    DitHooksWarning,
+    InvalidSetting,
+    RankMismatch,
+    RunMismatch,
+    TargetMissed,
+    WiringError,
+    WrongType,
+)
 from .handle import CacheHandle, detach, dit_cache, handle_of
 from .planning.plan import frontier, plan
 from .policies.budget import Budget
@@ -28,8 +38,10 @@ from .predictors.predictor import Moment, Predictor
 from .profiling.profile import Profile, profile
 from .recording.record import record
 from .recording.recording import Recording
+from .sharing.push import push_to_hub
 from .stats.types import BranchStats, CachedRange, CacheStats, CallRecord, Quantiles, RunStats
 from .tuning.evaluation import Evaluation
+from .tuning.promise import promise
 from .tuning.result import SearchResult
 from .tuning.search import search
 
@@ -59,6 +71,7 @@ __all__ = [
     "Mask",
     "Moment",
     "PatchFunctor",
+    "PlanTiers",
     "Policy",
     "Predictor",
     "Profile",
@@ -73,6 +86,7 @@ __all__ = [
     "RunStats",
     "Schedule",
     "SearchResult",
+    "TargetMissed",
     "Taylor",
     "Threshold",
     "Uncached",
@@ -85,6 +99,8 @@ __all__ = [
     "handle_of",
     "plan",
     "profile",
+    "promise",
+    "push_to_hub",
     "record",
     "search",
     "steps",

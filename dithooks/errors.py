@@ -6,6 +6,7 @@
     ├── InvalidSetting (ValueError)   a value that cannot be used, or does not fit the model
     │   └── NothingSeen               ... a run that does not call the blocks
     ├── WrongType (TypeError)         a value of the wrong type
+    ├── MissingPackage (ModuleNotFoundError)   a package that has to be installed first
     ├── UsageError                    a command line that asks for what cannot be done
     ├── TargetError                   a target or file of a command that is not there
     ├── FileError (OSError)           a file that cannot be read or written
@@ -51,6 +52,10 @@ class WrongType(DitHooksError, TypeError):
     """A value of the wrong type."""
 
 
+class MissingPackage(DitHooksError, ModuleNotFoundError):
+    """A package that has to be installed first; the message says how."""
+
+
 class UsageError(DitHooksError):
     """A command line that asks for what cannot be done: options, files to write, packages that are missing."""
 
@@ -80,7 +85,7 @@ class RunMismatch(DitHooksError, RuntimeError):
 
 
 class TargetMissed(RunMismatch):
-    """Plans, the best of which draws worse than a search was told to accept."""
+    """Plans, the best of which draws worse than was asked for."""
 
 
 class RankMismatch(DitHooksError, RuntimeError):

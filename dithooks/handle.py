@@ -17,6 +17,7 @@ from .blocks.discovery import Blocks
 from .blocks.module_paths import dtype_of, modules_of
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
+from .config.plan_tiers import PlanTiers, selected
 from .engine.attachment import check_corrections, is_compiled
 from .engine.clock import UNTOLD, StepTelling, scheduler_of
 from .engine.compiled_calls import CompiledCalls
@@ -70,8 +71,9 @@ class Numbers:
 
 def dit_cache(
     target: object,
-    config: DitCacheConfig | CachePlan,
+    config: DitCacheConfig | CachePlan | PlanTiers,
     *,
+    tier: str | None = None,
     blocks: Blocks = None,
     scheduler: object = None,
     timestep: str | None = None,
@@ -91,7 +93,9 @@ def dit_cache(
     Args:
         target: a diffusers pipeline, a transformer or any ``nn.Module`` that calls lists of blocks; or a
             :class:`BlockAdapter`, which declares its blocks.
-        config: which blocks, when to reuse, and what to add; or a :class:`CachePlan`, which a search has found.
+        config: which blocks, when to reuse, and what to add; or a :class:`CachePlan`, which a search has found,
+            or several of them, :class:`PlanTiers`.
+        tier: which of several plans: its name, or ``"fastest at ≥ 35 dB"``, as for :meth:`PlanTiers.select`.
         blocks: where the blocks are, if they are not found by themselves: a dotted path from ``target`` to an
             ``nn.ModuleList`` (``"transformer.transformer_blocks"``), the list itself, or several of either,
             counted in the order in which the model calls them. Left out: the lists of the trunk, without
@@ -135,7 +139,9 @@ def dit_cache(
         TypeError: ``target``, ``config``, ``blocks``, ``process_group``, ``on_decision`` or ``method`` is of the wrong
             type.
         ValueError: no block list there, the range goes past its end, its blocks are cached already, the config or plan
-            was made for another model, this rank is not in ``process_group``, or there is no such ``method``.
+            was made for another model, this rank is not in ``process_group``, or there is no such ``method`` or
+            ``tier``.
+        TargetMissed: no tier promises what is asked for.
 
     Warns:
         UserWarning: the cache can never reuse anything (``cache_step_interval=1``); nothing is attached then. Or a plan
@@ -165,7 +171,7 @@ def dit_cache(
     consensus = consensus_of(process_group)
     handle = CacheHandle(target, blocks, scheduler, verify, consensus, on_decision, telling, method)
     try:
-        handle.update(config)
+        handle.update(config, tier)
         return handle
     except BaseException:
         handle.__exit__(*sys.exc_info())
@@ -291,20 +297,20 @@ class CacheHandle:
         described = [each.describe() for each in attached] if self.active else self._last.described
         return summary(self.stats, described)
 
-    def update(self, config: DitCacheConfig | CachePlan) -> None:
+    def update(self, config: DitCacheConfig | CachePlan | PlanTiers, tier: str | None = None) -> None:
         """Go on with another configuration or plan; what was cached is dropped. Errors leave the old one in force.
 
+        Args:
+            config: as for :func:`dit_cache`.
+            tier: as for :func:`dit_cache`.
+
         Raises:
-            RuntimeError: the handle was removed.
+            RuntimeError: the handle was removed, or no tier promises what is asked for.
             TypeError, ValueError: as :func:`dit_cache`.
         """
         with self._compiled_calls.kept_out(), DYNAMO_LOCK.held(), MODEL_LOCK.lock:
             self._refuse_if_removed()
-            if not isinstance(config, (DitCacheConfig, CachePlan)):
-                raise WrongType(
-                    f"config must be a DitCacheConfig or CachePlan, not {shown(config)} ({type(config).__name__})"
-                )
-            changed = self._change(config)
+            changed = self._change(selected(config, tier))
         self._report(*changed)
 
     def _report(self, remarks: list[str], former: list[AnyAttachment]) -> None:

@@ -17,5 +17,6 @@ from .plots.frontier import frontier
 from .plots.image_grid import pictures
 from .plots.steps import steps
 from .plots.style import save
+from .plots.tier_levels import tiers
 
-__all__ = ["coefficients", "frontier", "pictures", "save", "steps"]
+__all__ = ["coefficients", "frontier", "pictures", "save", "steps", "tiers"]

@@ -43,7 +43,7 @@ FLOORS = (
     "planning",
     "tuning inspection profiling",
     "demo plots compat",
-    "plot",
+    "plot sharing",
     "__init__",
     "cli ray",
 )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.compare import lpips as learned
+from dithooks.recording import lpips as learned
 
 SAMPLES = 10_000  # of the bootstrap
 EQUAL = 120.0  # dB: what is called equal, so that means stay finite; float32 in 0…1 is equal to some 140

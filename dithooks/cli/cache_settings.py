@@ -12,10 +12,11 @@ from typing import Any
 
 from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
+from ..config.plan_tiers import PlanTiers, selected
 from ..config.safe_json import parsed, read_file
 from ..config.transformer_plan import Payload
 from ..demo import load_plan
-from ..errors import UsageError
+from ..errors import DitHooksError, UsageError
 from ..handle import CacheHandle, dit_cache
 from ..policies.budget import Budget
 from ..policies.mask import Mask
@@ -25,7 +26,7 @@ from ..stats.warning_collector import collect_warnings
 from .messages import one_line
 from .option_checks import check_speedup
 
-KINDS = {"CachePlan": CachePlan, "DitCacheConfig": DitCacheConfig}
+KINDS = {"CachePlan": CachePlan, "DitCacheConfig": DitCacheConfig, "PlanTiers": PlanTiers}
 
 
 @dataclass(frozen=True)
@@ -59,27 +60,54 @@ class CacheSetting:
         return numbers | {"plan": plan | {"predicted_speedup": origin.predicted_speedup, "found": origin.method}}
 
 
-def from_file(name: str, shipped: bool = False) -> CacheSetting:
+def from_file(name: str, shipped: bool = False, tier: str | None = None) -> CacheSetting:
     """A plan or a configuration from a file.
 
     Args:
         name: the file's path; with ``shipped``, or the name of a plan that ships for the demo.
         shipped: whether it is for the demo's pipeline.
+        tier: of several plans in the file, which one, as for :func:`~dithooks.dit_cache`.
 
     Raises:
-        UsageError: the file does not exist, cannot be read, or holds neither a plan nor a configuration.
+        UsageError: the file does not exist, cannot be read, or holds neither a plan nor a configuration; or it holds
+            tiers, none of which is asked for, or no such tier.
     """
+    found = _found(name, shipped)
+    if tier is None and isinstance(found, PlanTiers):
+        raise UsageError(f"{name} holds the tiers {', '.join(found.plans)}: give one of them with --tier")
+    try:
+        config = selected(found, tier)
+    except DitHooksError as error:
+        raise UsageError(f"{name}: {error}") from error
+    return _setting(name, config)
+
+
+def all_from_file(name: str, shipped: bool = False) -> list[CacheSetting]:
+    """The plan or configuration from a file, or each of the tiers in it; arguments and errors as :func:`from_file`."""
+    found = _found(name, shipped)
+    if not isinstance(found, PlanTiers):
+        return [_setting(name, found)]
+    return [
+        replace(setting, name=f"{setting.name} {tier}")
+        for tier, plan in found.plans.items()
+        for setting in (_setting(name, plan),)
+    ]
+
+
+def _found(name: str, shipped: bool) -> DitCacheConfig | CachePlan | PlanTiers:
     try:
         if shipped and not Path(name).is_file():
-            config: DitCacheConfig | CachePlan = load_plan(name)
-        else:
-            config = read_file(name, _read)
+            return load_plan(name)
+        return read_file(name, _read)
     except FileNotFoundError as error:
         raise UsageError(
             str(error) if shipped else f"there is no file {name}: give a plan that a search wrote"
         ) from None
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(str(error)) from error
+
+
+def _setting(name: str, config: DitCacheConfig | CachePlan) -> CacheSetting:
     speedup = config.provenance.target if isinstance(config, CachePlan) else None
     return CacheSetting(f"plan {Path(name).name.removesuffix('.json')}", config, speedup)
 
@@ -171,7 +199,7 @@ def _named(payload: Payload) -> str:
     return "" if payload == "residual" else f", {payload}"
 
 
-def _read(text: str) -> DitCacheConfig | CachePlan:
+def _read(text: str) -> DitCacheConfig | CachePlan | PlanTiers:
     data = parsed(text, "CachePlan")
     kind = data.get("kind") if isinstance(data, dict) else None
     return KINDS[kind if kind in KINDS else "CachePlan"].from_json(text)  # type: ignore[attr-defined, no-any-return]

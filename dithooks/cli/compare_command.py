@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from .command_parser import Parser
+from .option_checks import add_metric
 from .run_arguments import TARGET, add_target, run_request
 
 SUMMARY = "run the same without a cache and with each of several, and compare time and pictures"
@@ -39,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         dest="plans",
         metavar="FILE",
-        help="with this plan; repeatable",
+        help="with this plan, or each of the tiers in the file; repeatable",
     )
     add(
         "--target",
@@ -58,6 +59,7 @@ def add_arguments(parser: Parser) -> None:
         "is then left out (default: %(default)s)",
     )
     add("--pairs", type=int, default=3, metavar="N", help="timed runs of each (default: %(default)s)")
+    add_metric(parser)
     parser.add_output(
         "--out", type=Path, default=Path("compare.png"), metavar="FILE", help="the picture (default: %(default)s)"
     )
@@ -79,17 +81,18 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import UsageError
     from ..progress_bars import progress
     from ..storage.replacement import replacing
-    from .cache_settings import for_speedup, from_file, numbered
+    from .cache_settings import all_from_file, for_speedup, numbered
     from .compare_output import draw, show
     from .comparison import measure
     from .media import check_suffix
-    from .option_checks import check_least
+    from .option_checks import check_installed, check_least
     from .output_files import as_json, json_file, stdout_kept_for_json, write_json
     from .targets.pipeline_loading import DEMO
     from .targets.runnable import RunRequest, runnable
 
     request = RunRequest(**run_request(args), fresh=True)
     check_least(args, pairs=1)
+    check_installed(args.metrics)
     if not args.plans and not args.speedups:
         raise UsageError("there is nothing to compare with: give a --plan, or a --target such as 2")
     if args.payload != "residual" and not args.speedups:
@@ -98,11 +101,11 @@ def run(args: argparse.Namespace) -> int:
     with stdout_kept_for_json(args.json):
         check_suffix(args.out, video=False)
         shipped = request.target == DEMO
-        plans = [from_file(plan, shipped) for plan in args.plans]
+        plans = [setting for plan in args.plans for setting in all_from_file(plan, shipped)]
         settings = numbered(plans + [for_speedup(speedup, args.payload) for speedup in args.speedups])
         subject = runnable(request)
         with progress(not args.quiet) as report:
-            comparison = measure(subject, settings, args.pairs, report)
+            comparison = measure(subject, settings, args.pairs, report, args.metrics)
     sheet = draw(comparison, subject.captions)
     if sheet is not None:
         with replacing(args.out) as draft:

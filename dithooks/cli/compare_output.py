@@ -11,34 +11,39 @@ from typing import Any
 from .comparison import Comparison, Outcome
 from .media import as_frames, span_of
 
-HEADS = ("", "seconds", "speed-up", "blocks run", "PSNR mean", "PSNR min", "SSIM", "relative L1", "bytes kept")
+HEADS = ("", "seconds", "speed-up", "blocks run", "PSNR mean", "PSNR min", "SSIM", "LPIPS", "relative L1", "bytes kept")
 SMALLEST, LARGEST = 160, 360  # pixels, of a picture's longer side
 
 
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """The rows of the table: the run without a cache, then one for each setting."""
+    """The rows of the table: its heads, the run without a cache, then one for each setting."""
     blocks = comparison.outcomes[0].stats.blocks_total
-    first = ("uncached", f"{median(comparison.seconds):.2f}", "1.00x", f"{blocks} of {blocks}", "", "", "", "", "0")
-    return [first, *map(_row, comparison.outcomes)]
+    first = ("uncached", f"{median(comparison.seconds):.2f}", "1.00x", f"{blocks} of {blocks}", "", "", "", "", "", "0")
+    table = [HEADS, first, *map(_row, comparison.outcomes)]
+    if any(each.score.lpips is not None for each in comparison.outcomes):
+        return table
+    learned = HEADS.index("LPIPS")
+    return [row[:learned] + row[learned + 1 :] for row in table]
 
 
 def show(comparison: Comparison) -> None:
     """Print the table, with ``rich`` where that is installed, and the steps of each setting below it."""
+    heads, *others = rows(comparison)
     try:
         from rich import box
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        table = [HEADS, *rows(comparison)]
+        table = [heads, *others]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for first, *others in table:
-            cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        for first, *rest in table:
+            cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
             print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     else:
         grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for head in HEADS:
+        for head in heads:
             grid.add_column(head, justify="right" if head else "left", no_wrap=True)
-        for row in rows(comparison):
+        for row in others:
             grid.add_row(*row)
         needed = Console(width=1000).measure(grid).maximum
         console = Console()
@@ -84,6 +89,7 @@ def _row(each: Outcome) -> tuple[str, ...]:
         "identical" if same else f"{score.psnr:.1f} dB",
         "identical" if same else f"{score.worst:.1f} dB",
         ssim,
+        "" if score.lpips is None else f"{score.lpips:.4f}",
         f"{score.relative_l1:.3g}",
         f"{each.stats.bytes_peak:,}",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
@@ -13,7 +13,7 @@ from ..environment.machine import synchronize
 from ..errors import DitHooksError, TargetError, UsageError
 from ..handle import dit_cache
 from ..progress_bars import ProgressReport
-from ..recording.image_metrics import Samples, Score, samples_of
+from ..recording.image_metrics import Metric, Samples, Score, samples_of
 from ..recording.image_metrics import compare as scored
 from ..stats.types import CacheStats
 from ..stats.warning_collector import collect_warnings
@@ -84,7 +84,13 @@ class Comparison:
         return {"uncached": plain, "settings": [outcome.to_dict() for outcome in self.outcomes]}
 
 
-def measure(subject: Runnable, settings: Sequence[CacheSetting], pairs: int, report: ProgressReport) -> Comparison:
+def measure(
+    subject: Runnable,
+    settings: Sequence[CacheSetting],
+    pairs: int,
+    report: ProgressReport,
+    metrics: Collection[Metric] = (),
+) -> Comparison:
     """Run without a cache and with each setting, once for the pictures and ``pairs`` times for the time.
 
     Args:
@@ -92,6 +98,7 @@ def measure(subject: Runnable, settings: Sequence[CacheSetting], pairs: int, rep
         settings: the ways to cache.
         pairs: timed runs of each.
         report: called before each run with its name, the number of runs done and of all.
+        metrics: what is measured, as for :func:`~dithooks.recording.image_metrics.compare`.
 
     Raises:
         UsageError: a setting is for another model, or cannot be used here; the message begins with its name.
@@ -121,7 +128,7 @@ def measure(subject: Runnable, settings: Sequence[CacheSetting], pairs: int, rep
             stats, decisions = handle.stats, summary(handle.decisions, 0)
             if not stats.calls:
                 raise TargetError("TARGET's run made no step with the cache: what is run has to be what is returned")
-            score = scored(samples, reference)
+            score = scored(samples, reference, metrics)
         outcomes.append(Outcome(setting, stats, decisions, score, samples[:PICTURED], tuple(remarks)))
     seconds, again = [list[float]() for _ in range(1 + len(settings))], math.inf
     for number in range(pairs):

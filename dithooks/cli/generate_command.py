@@ -44,6 +44,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_plan(
         "--plan", ships=lambda args: args.model == "demo", metavar="FILE", help="what to reuse, as found by a search"
     )
+    add("--tier", metavar="TIER", help="of a file of tiers: a name, or such as 'fastest at >= 35 dB'")
     add("--target", type=float, metavar="X", help="or a speed-up, in blocks that run")
     add("--policy-free", action="store_true", help="with --target: steps chosen before the run, evenly spread")
     add(

@@ -31,6 +31,7 @@ class GenerateOptions:
     prompts: tuple[str, ...] = ()
     negative_prompt: str | None = None
     plan: str | None = None
+    tier: str | None = None
     target: float | None = None
     policy_free: bool = False
     payload: Payload = "residual"
@@ -59,6 +60,8 @@ class GenerateOptions:
             raise UsageError(f"--size is {self.size}: give width and height in pixels, such as 1024x768")
         if self.plan is not None and self.target is not None:
             raise UsageError("--plan goes without --target: a plan fixes which steps are computed")
+        if self.tier is not None and self.plan is None:
+            raise UsageError("--tier goes with --plan: it names one of the tiers in the file")
         if self.policy_free and self.target is None:
             raise UsageError("--policy-free goes with --target: a plan is free of policies by itself")
         if self.payload != "residual" and self.target is None:
@@ -89,7 +92,7 @@ def setting_of(options: GenerateOptions, source: PipelineSource) -> CacheSetting
         UsageError: the plan cannot be read, or the number of steps is not known.
     """
     if options.plan is not None:
-        return from_file(options.plan, source.title == DEMO)
+        return from_file(options.plan, source.title == DEMO, options.tier)
     if options.target is None:
         return None
     if not options.policy_free:

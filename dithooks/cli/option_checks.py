@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import DitHooksError, UsageError
+
+if TYPE_CHECKING:
+    from ..recording.image_metrics import Metric
 
 SEEDS = 2**62  # seeds count up from the one that is given, and have to fit into 63 bits
+
+
+def add_metric(parser: argparse.ArgumentParser) -> None:
+    """Add the option of what is measured beside PSNR and SSIM."""
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        choices=("lpips",),
+        dest="metrics",
+        help="measure this, too: lpips is a learned distance, shift-tolerant LPIPS, which needs dithooks[lpips]",
+    )
+
+
+def check_installed(metrics: Collection[Metric]) -> None:
+    """Check that what is to be measured can be.
+
+    Raises:
+        UsageError: a package that it needs is not installed.
+    """
+    from ..recording.image_metrics import check_metrics
+
+    try:
+        check_metrics(metrics)
+    except DitHooksError as error:
+        raise UsageError(str(error)) from error
 
 
 def check_least(options: object, **least: int) -> None:

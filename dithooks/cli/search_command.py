@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .command_parser import Parser
+from .option_checks import add_metric
 
 SUMMARY = "find the plan for a speed-up that keeps nearest to the pictures without the cache"
 
@@ -22,7 +23,8 @@ EPILOG = """what TARGET can be:
                               the same each time by itself.
 
 One run is recorded, plans are worked out from it, the best few are run and their weights fitted meanwhile, and the plan
-that comes nearest to the recorded run is written. With --target-psnr it is the fastest that comes so near.
+that comes nearest to the recorded run is written. With --target-psnr it is the fastest that comes so near. Several
+targets share the recorded run; --max-runs is for each of them.
 A file for `dithooks search my_model.py:make`:
 
   def make():
@@ -39,7 +41,14 @@ def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks search``."""
     add = parser.add_argument
     add("target", metavar="TARGET", help="what to search a plan for, see below")
-    add("--target", action="append", type=float, dest="speedups", metavar="X", help="speed-up (default: 2); repeatable")
+    add(
+        "--target",
+        action="append",
+        type=float,
+        dest="speedups",
+        metavar="X",
+        help="speed-up (default: 2); repeatable: all plans are then tiers of one file",
+    )
     add("--target-psnr", type=float, metavar="DB", help="the fastest plan of this PSNR or better, in place of --target")
     add("--min-psnr", type=float, metavar="DB", help="write no plan of a lower PSNR (default: no limit)")
     add(
@@ -49,12 +58,14 @@ def add_arguments(parser: Parser) -> None:
         help="the PSNR by which plans are chosen: the mean of the pictures, that of the worst, or a mean in which bad "
         "pictures count a little more (default: %(default)s)",
     )
+    add_metric(parser)
     parser.add_output(
         "--out",
         files=_plans,
         default="plan.json",
         metavar="FILE",
-        help="the plan (default: %(default)s); with several targets plan-{target}x.json or so",
+        help="the plan, or of several targets the tiers (default: %(default)s); a name such as plan-{target}x.json "
+        "gives each target a file of its own",
     )
     add(
         "--steps",
@@ -119,11 +130,11 @@ def run(args: argparse.Namespace) -> int:
     from .search_job import SearchOptions, run_search
 
     options = {field.name: getattr(args, field.name) for field in fields(SearchOptions)}
-    options |= {"speedups": tuple(args.speedups or ()), "prompts": tuple(args.prompts)}
+    options |= {"speedups": tuple(args.speedups or ()), "prompts": tuple(args.prompts), "metrics": tuple(args.metrics)}
     return run_search(SearchOptions(**options))
 
 
 def _plans(args: argparse.Namespace) -> list[str]:
-    """The files of the plans; that of several targets in one file, the options themselves refuse."""
+    """The files of the plans: one, or where its name says so, one for each target."""
     goals = [args.target_psnr] if args.target_psnr is not None else args.speedups or [2.0]
     return [args.out.replace("{target}", f"{goal:g}") for goal in goals[: None if "{target}" in args.out else 1]]

@@ -13,15 +13,17 @@ from typing import Any, Literal
 import torch
 
 from ..errors import TargetMissed, UsageError
+from ..recording.image_metrics import Metric
 from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
+from ..stats.warning_collector import collect_warnings
 from ..storage.replacement import write_text
 from ..tuning.evaluation import Evaluation, Objective
 from ..tuning.executors.executor import Executor
 from ..tuning.result import SearchResult
 from ..tuning.search import search
 from .messages import one_line
-from .option_checks import check_guidance, check_least, check_psnr, check_seed, check_speedup
+from .option_checks import check_guidance, check_installed, check_least, check_psnr, check_seed, check_speedup
 from .output_files import as_json, stdout_kept_for_json
 from .search_workers import workers
 from .targets.pipeline_loading import DEMO
@@ -47,6 +49,7 @@ class SearchOptions:
     target_psnr: float | None = None
     min_psnr: float | None = None
     objective: Objective = "both"
+    metrics: tuple[Metric, ...] = ()
     out: str = "plan.json"
     steps: int | None = None
     cost: Literal["time", "blocks"] = "time"
@@ -75,12 +78,11 @@ class SearchOptions:
         for speedup in self.speedups:
             check_speedup(speedup)
         check_psnr(self, "target_psnr", "min_psnr")
+        check_installed(self.metrics)
         if self.target_psnr is not None and self.speedups:
             raise UsageError("--target-psnr goes without --target: it asks for the fastest plan that is good enough")
-        if len(self.speedups) > 1 and "{target}" not in self.out:
-            raise UsageError(
-                f"--out is {self.out}: several targets need one with {{target}}, as in plan-{{target}}x.json"
-            )
+        if len(set(self.speedups)) < len(self.speedups) and self.are_tiers:
+            raise UsageError(f"--target is given twice with the same number: {', '.join(map(str, self.speedups))}")
         check_target(self.target, {"prompt": self.prompts or None, "seed": self.seed, "guidance": self.guidance})
         check_seed(self.seed)
         check_guidance(self.guidance)
@@ -93,6 +95,11 @@ class SearchOptions:
     def goals(self) -> tuple[float, ...]:
         """What is searched for, one after another: speed-ups, or a PSNR."""
         return self.speedups or (SPEEDUP if self.target_psnr is None else self.target_psnr,)
+
+    @property
+    def are_tiers(self) -> bool:
+        """Whether the plans of several targets go to one file."""
+        return len(self.speedups) > 1 and "{target}" not in self.out
 
     def named(self, goal: float) -> str:
         """A goal with its unit."""
@@ -121,7 +128,7 @@ def run_search(options: SearchOptions) -> int:
         numbers: list[dict[str, Any]] = []
         with workers(options.executor, options.workers, options.target) as executor:
             first = is_rank_0()  # rank 0 alone writes and prints
-            for goal in options.goals:
+            for goal in () if options.are_tiers else options.goals:
                 known = results[-1].recording if results else recording
                 try:
                     result = _search(options, drawing, goal, known, executor)
@@ -138,6 +145,21 @@ def run_search(options: SearchOptions) -> int:
                     if first:
                         _report_interruption(options, goal, result)
                     break
+            if options.are_tiers:
+                remarks: list[str] = []
+                try:
+                    with collect_warnings(remarks):  # of tiers that are left out
+                        found = _search(options, drawing, options.speedups, recording, executor)
+                except TargetMissed as error:
+                    remarks.append(str(error))
+                    numbers += [_numbers_of_none(options, goal, error) for goal in options.speedups]
+                else:
+                    results.append(found)
+                    numbers += [_numbers(each) for each in found.tiers.values()]
+                    if first:
+                        _deliver_tiers(options, found)
+                for remark in remarks if first else ():
+                    print(f"dithooks: {remark}", file=sys.stderr)
     text = as_json(numbers if len(options.goals) > 1 else numbers[0])
     if first and options.json == "-":
         print(text)
@@ -145,13 +167,14 @@ def run_search(options: SearchOptions) -> int:
         write_text(options.json, text + "\n")
     if any(result.interrupted for result in results):
         return INTERRUPTED
-    return DONE if all(each["reached"] for each in numbers) else MISSED
+    reached = len(numbers) == len(options.goals) and all(each["reached"] for each in numbers)
+    return DONE if reached else MISSED
 
 
 def _search(
     options: SearchOptions,
     drawing: Drawing,
-    goal: float,
+    goal: float | tuple[float, ...],
     recording: Recording | None,
     executor: Executor | None,
 ) -> SearchResult:
@@ -167,7 +190,7 @@ def _search(
         return search(
             target,
             run,
-            goal if options.target_psnr is None else SPEEDUP,
+            goal if isinstance(goal, float) and options.target_psnr is None else SPEEDUP,
             num_inference_steps=steps,
             recording=recording,
             cost=options.cost,
@@ -176,7 +199,9 @@ def _search(
             interval=options.interval,
             probe=options.probe,
             objective=options.objective,
+            metrics=options.metrics,
             target_psnr=options.target_psnr,
+            targets=goal if isinstance(goal, tuple) else None,
             min_psnr=options.min_psnr,
             max_runs=None if options.max_runs == math.inf else options.max_runs,
             max_seconds=None if options.seconds == math.inf else options.seconds,
@@ -229,6 +254,23 @@ def _deliver(options: SearchOptions, goal: float, result: SearchResult, is_first
             f"is in {path}",
             file=sys.stderr,
         )
+
+
+def _deliver_tiers(options: SearchOptions, found: SearchResult) -> None:
+    """Write the plans of several targets into one file, and the recording; print them."""
+    path = Path(options.out)
+    found.plans.save(path)
+    if options.record is not None:
+        found.recording.save(options.record)
+    if options.json != "-":
+        print(f"{found}\n\n{found.plans}\n\nwritten to {path}")
+    for name, each in found.tiers.items():
+        if not each.reached and not each.interrupted:
+            print(f"dithooks: target {name} was not reached: {_nearest(options, each)}", file=sys.stderr)
+    if found.interrupted:
+        left = [options.named(goal) for goal in options.speedups if options.named(goal) not in found.tiers]
+        rest = f"; not searched: {', '.join(left)}" if left else ""
+        print(f"dithooks: interrupted: the best so far is in {path}{rest}", file=sys.stderr)
 
 
 def _nearest(options: SearchOptions, result: SearchResult) -> str:

@@ -12,13 +12,13 @@ from ..policies.uncached import Uncached
 from ..predictors.polynomial import Reuse
 from ..validation import set_field, shown
 from .cache_config import DitCacheConfig
-from .codec import JsonFile
+from .hub_file import HubFile
 from .provenance import PlanTarget, Provenance
 from .transformer_plan import TransformerPlan
 
 
 @dataclass(frozen=True)
-class CachePlan(JsonFile):
+class CachePlan(HubFile):
     """The result of a search: which steps of a run are computed, which are reused, and with which weights.
 
     ``dit_cache`` takes it as it takes a configuration. In a run with another number of steps, or at other noise levels,
@@ -52,6 +52,7 @@ class CachePlan(JsonFile):
     """
 
     _schemas: ClassVar[tuple[int, ...]] = (1, 2)  # 1: residuals, and outputs as they are
+    _file: ClassVar[str] = "plan.json"
 
     pieces: tuple[TransformerPlan, ...]
     made: PlanTarget
@@ -149,8 +150,10 @@ class CachePlan(JsonFile):
         seen = (
             (found.measured_speedup, "{:.2f}× as fast"),
             (found.psnr, "PSNR {:.2f} dB"),
+            (found.worst, "worst {:.2f} dB"),
             (found.relative_l1, "relative L1 {:.3g}"),
             (found.ssim, "SSIM {:.4f}"),
+            (found.lpips, "LPIPS {:.4f}"),
         )
         measured = [text.format(value) for value, text in seen if value is not None]
         target = f"a target of {found.target:g}×{'' if found.reached else ', which was not reached'}"

@@ -25,7 +25,7 @@ from ..predictors.polynomial import Linear, Reuse, Taylor
 from ..predictors.predictor import Predictor
 from ..storage.replacement import write_text
 from ..validation import located, shown
-from .safe_json import parsed, read_file
+from .safe_json import JSON_BYTES, parsed, read_file, strict
 
 PARTS = (Interval, Mask, Threshold, Budget, MagnitudeRatio, EasyCache, Uncached, Reuse, Linear, Taylor, Fitted)
 KINDS: dict[str, type] = {part.__name__: part for part in PARTS}
@@ -51,8 +51,7 @@ class JsonFile:
         Raises:
             TypeError: a policy or predictor is not one of the library's own.
         """
-        head = {"schema": self._schema, "kind": type(self).__name__}
-        return json.dumps(head | _encode_fields(self), indent=2, allow_nan=False)
+        return json.dumps(_encode_file(self), indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls: type[T], text: str) -> T:
@@ -62,10 +61,16 @@ class JsonFile:
             ValueError: the text is not JSON, of another kind or schema, or has missing, unknown or invalid fields.
             TypeError: a field is of the wrong type.
         """
+        return cls._from_data(parsed(text, cls.__name__))
+
+    @classmethod
+    def _from_data(cls: type[T], data: Any) -> T:
+        """Read the object of a whole file, or of a part of one."""
         name = cls.__name__
-        data = parsed(text, name)
         if not isinstance(data, dict) or data.get("kind") != name:
-            raise InvalidSetting(f'not a {name}: a JSON object with "kind": "{name}" is expected')
+            kind = data.get("kind") if isinstance(data, dict) else None
+            there = f", not {shown(kind)}" if isinstance(kind, str) else ""
+            raise InvalidSetting(f'not a {name}: a JSON object with "kind": "{name}" is expected{there}')
         if data.get("schema") not in cls._schemas:
             known = ", ".join(map(str, cls._schemas))
             raise InvalidSetting(f"{name} schema {shown(data.get('schema'))} is not known: this version reads {known}")
@@ -73,8 +78,17 @@ class JsonFile:
         return cls(**_arguments(cls, values, name, cls._required))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_json` to a file, which is replaced once all is written (:func:`.replacing`)."""
-        write_text(path, self.to_json() + "\n")
+        """Write :meth:`to_json` to a file, which is replaced once all is written (:func:`.replacing`).
+
+        Raises:
+            ValueError: it is more than is ever read from a file.
+            OSError: the file cannot be written.
+        """
+        text = self.to_json() + "\n"
+        strict(text)
+        if (size := len(text.encode())) > JSON_BYTES:
+            raise InvalidSetting(f"{os.fspath(path)} would have {size:,} bytes: no more than {JSON_BYTES:,} are read")
+        write_text(path, text)
 
     @classmethod
     def load(cls: type[T], path: str | os.PathLike[str]) -> T:
@@ -96,6 +110,8 @@ def _encode(value: Any) -> Any:
         if type(value) not in PARTS:
             raise WrongType(f"{type(value).__name__} is not one of the library's own: it cannot be written as JSON")
         return {"kind": type(value).__name__, **_encode_fields(value)}
+    if isinstance(value, JsonFile):
+        return _encode_file(value)
     if is_dataclass(value):
         return _encode_fields(value)
     if isinstance(value, (tuple, list)):
@@ -103,6 +119,10 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
     return "inf" if value == inf else value
+
+
+def _encode_file(file: JsonFile) -> dict[str, Any]:
+    return {"schema": file._schema, "kind": type(file).__name__, **_encode_fields(file)}
 
 
 def _encode_fields(part: Any) -> dict[str, Any]:
@@ -117,6 +137,11 @@ def _is_written(each: Field[Any], part: Any) -> bool:
 def _decode(value: Any, hint: Any, where: str) -> Any:
     """The value of a field with this type hint; ``where`` names the field in errors."""
     items = get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, JsonFile):
+        try:
+            return hint._from_data(value)
+        except (TypeError, ValueError) as error:
+            raise located(where, error) from None
     if isinstance(hint, type) and is_dataclass(hint):
         if not isinstance(value, dict):
             raise WrongType(f"{where} must be an object with the fields of a {hint.__name__}, not {shown(value)}")

@@ -68,6 +68,8 @@ class Provenance:
         relative_l1: mean |difference| over mean |without the cache|.
         ssim: structural similarity.
         reached: whether the target was reached.
+        lpips: shift-tolerant LPIPS, a learned distance that is 0 for equal pictures.
+        worst: PSNR in dB of the picture that came out worst.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range.
@@ -86,6 +88,8 @@ class Provenance:
     relative_l1: float | None = None
     ssim: float | None = None
     reached: bool = True
+    lpips: float | None = field(default=None, metadata={"written": "where given"})
+    worst: float | None = field(default=None, metadata={"written": "where given", "infinite": True})
 
     def __post_init__(self) -> None:
         for name in ("date", "machine", "method"):
@@ -98,7 +102,7 @@ class Provenance:
         for name, least, strictly in _LEAST:
             value = getattr(self, name)
             is_unknown = value is None and name not in ("target", "predicted_speedup", "predicted_error")
-            if not is_unknown and not (name == "psnr" and value == inf):
+            if not is_unknown and not (name in ("psnr", "worst") and value == inf):
                 set_field(self, name, check_number(name, value, least, strictly=strictly))
         if self.ssim is not None and self.ssim > 1:
             raise InvalidSetting(f"ssim={self.ssim:g} is out of range: it must be at most 1")
@@ -113,4 +117,6 @@ _LEAST = (  # of each number; whether it must be above
     ("psnr", -1e6, False),
     ("relative_l1", 0, False),
     ("ssim", -1, False),
+    ("lpips", 0, False),
+    ("worst", -1e6, False),
 )

@@ -1,22 +1,22 @@
-"""The distance of samples from those of a run without a cache: PSNR, relative L1 and SSIM."""
+"""The distance of samples from those of a run without a cache: PSNR, relative L1, SSIM and LPIPS."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..errors import InvalidSetting, WrongType
-from ..validation import shown
+from ..validation import check_choice, shown
+from .lpips import lpips, weights_file
 
 CEILING = 120.0  # dB, of a sample, so that an equal one does not make the mean infinite
 TOLERANCE = 1e-4  # by which values may exceed a range: a decoder rounds
@@ -25,6 +25,8 @@ WINDOW = 7  # pixels, of SSIM
 CHUNK = 1 << 22  # numbers in double precision at a time: a video as a whole may not fit
 FIELDS = ("images", "frames")  # of the objects that pipelines return
 Samples = list[NDArray[np.float32]]
+Metric = Literal["psnr", "ssim", "lpips"]
+METRICS: tuple[Metric, ...] = ("psnr", "ssim", "lpips")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Score:
             not look like pictures, one is not finite, or scikit-image is not installed.
         soft: in dB, the power mean of the samples' errors, with power 0.1: a little below the mean PSNR, as bad samples
             count more. ``None``: not known.
+        lpips: shift-tolerant LPIPS, a learned distance that is 0 for equal pictures, the mean over samples and over the
+            frames of each; ``None`` where it was not asked for, or as for ``ssim``.
     """
 
     psnr: float
@@ -47,6 +51,7 @@ class Score:
     relative_l1: float
     ssim: float | None = None
     soft: float | None = None
+    lpips: float | None = None
 
 
 def samples_of(results: Any) -> Samples:
@@ -88,7 +93,26 @@ def samples_of(results: Any) -> Samples:
     return samples
 
 
-def compare(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) -> Score:
+def check_metrics(metrics: Collection[Metric]) -> tuple[Metric, ...]:
+    """Return the metrics that are to be measured.
+
+    Raises:
+        TypeError: ``metrics`` is no collection of names.
+        ValueError: there is no such metric.
+        ModuleNotFoundError: the package that one of them needs is not installed.
+    """
+    if isinstance(metrics, str) or not isinstance(metrics, Collection):
+        raise WrongType(f"metrics must be names of metrics, such as ('psnr', 'lpips'), not {shown(metrics)}")
+    for name in metrics:
+        check_choice("a metric", name, METRICS)
+    if "lpips" in metrics:
+        weights_file()
+    return tuple(metrics)
+
+
+def compare(
+    found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]], metrics: Collection[Metric] = ()
+) -> Score:
     """Compare samples with those of the run without a cache, in double precision.
 
     The peak of PSNR is 1 where all of the reference lies in 0…1, 255 where it is whole numbers in 0…255, and of
@@ -97,6 +121,7 @@ def compare(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) ->
     Args:
         found: samples of the cached run.
         reference: samples of the uncached run, of the same number and shapes.
+        metrics: what to measure; LPIPS is measured only where it is named here, all others always.
 
     Raises:
         ValueError: the samples do not match, or the reference is empty or not finite.
@@ -116,11 +141,13 @@ def compare(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]]) ->
             return Score(-math.inf, -math.inf, math.inf)
         decibels.append(_decibels(square / theirs.size, peak or _spread(theirs)))
         difference, magnitude = difference + absolute, magnitude + total
-    ssim = _ssim(found, reference, peak)
+    pairs = _framed(found, reference, peak)
+    ssim = None if pairs is None else _ssim(pairs, peak or 2.0)
+    learned = _lpips(pairs, peak) if pairs is not None and "lpips" in metrics else None
     if difference == 0:
-        return Score(math.inf, math.inf, 0.0, ssim, math.inf)
+        return Score(math.inf, math.inf, 0.0, ssim, math.inf, learned)
     relative = difference / magnitude if magnitude else math.inf
-    return Score(fmean(decibels), min(decibels), relative, ssim, soft_mean(decibels))
+    return Score(fmean(decibels), min(decibels), relative, ssim, soft_mean(decibels), learned)
 
 
 def soft_mean(decibels: Sequence[float]) -> float:
@@ -246,24 +273,47 @@ def _decibels(error: float, peak: float) -> float:
     return CEILING if error == 0 else min(CEILING, 20 * math.log10(peak) - 10 * math.log10(error))
 
 
-# -- structural similarity --------------------------------------------------------------------------------------
+# -- pictures ---------------------------------------------------------------------------------------------------
 
 
-def _ssim(found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]], peak: float | None) -> float | None:
-    metrics = None
-    with suppress(ImportError):
-        metrics = import_module("skimage.metrics")
-    if metrics is None or (peak is None and not _within(reference, -1, 1)):  # latents are seldom as small as that
+def _framed(
+    found: Sequence[NDArray[Any]], reference: Sequence[NDArray[Any]], peak: float | None
+) -> list[tuple[NDArray[Any], NDArray[Any]]] | None:
+    """Return the frames of each sample and of its reference; ``None``: they do not look like pictures."""
+    if peak is None and not _within(reference, -1, 1):  # latents are seldom as small as that
         return None
-    span = peak or 2.0
-    values = []
+    pairs = []
     for ours, theirs in zip(map(_frames, found), map(_frames, reference), strict=True):
         if ours is None or theirs is None:
             return None
+        pairs.append((ours, theirs))
+    return pairs
+
+
+def _ssim(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], span: float) -> float | None:
+    try:
+        metrics = import_module("skimage.metrics")
+    except ImportError:
+        return None
+    values = []
+    for ours, theirs in pairs:
         window = min(WINDOW, *theirs.shape[1:3])
         window -= window % 2 == 0
         frames = zip(ours, theirs, strict=True)
         values.append(fmean(_similarity(metrics, a, b, window, span) for a, b in frames))
+    return fmean(values)
+
+
+def _lpips(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], peak: float | None) -> float:
+    """Measure LPIPS, of grey pictures in three equal channels; a fourth channel, transparency, is left out."""
+    values = []
+    for pair in pairs:
+        scaled = [each / peak if peak else (each + 1.0) / 2.0 for each in pair]
+        a, b = (
+            torch.from_numpy(np.ascontiguousarray(np.moveaxis(each[..., :3], -1, 1))).expand(-1, 3, -1, -1)
+            for each in scaled
+        )
+        values.append(float(lpips(a, b).double().mean()))
     return fmean(values)
 
 

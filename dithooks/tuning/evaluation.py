@@ -20,7 +20,7 @@ from ..engine.clock import scheduler_of
 from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
 from ..handle import CacheHandle, dit_cache
-from ..recording.image_metrics import Score, compare, samples_of
+from ..recording.image_metrics import Metric, Score, compare, samples_of
 from ..recording.recording import Floats
 from ..recording.solver_trace import SolverTrace
 from ..recording.solver_watch import can_be_watched, watched_solver
@@ -103,6 +103,7 @@ class Evaluator:
         solver: the solver's steps of the uncached run; ``None``: weights cannot be fitted in a run.
         fit: whether the weights of plans are fitted while they are run.
         agreed: makes weights the same on all ranks that run a plan together.
+        metrics: what is measured, as for :func:`.compare`.
     """
 
     target: object
@@ -115,6 +116,7 @@ class Evaluator:
     solver: SolverTrace | None = None
     fit: Fit = Fit.NONE
     agreed: Callable[[Floats], Floats] = as_here
+    metrics: tuple[Metric, ...] = ()
 
     def __call__(self, plan: CachePlan) -> Evaluation:
         """Run a plan once. The cache is off again when this returns or raises.
@@ -175,9 +177,10 @@ class Evaluator:
     def _scores(self, samples: Sequence[NDArray[np.float32]], loop: ClosedLoop | None) -> tuple[Score, Score]:
         """Compare the pictures that took no part in the fit, where it is known which, and all of them."""
         assert self.reference is not None
-        every = compare(samples, self.reference)
+        every = compare(samples, self.reference, self.metrics)
         some = None if loop is None else loop.fitted_on
         if some is None or len(some) != len(samples):
             return every, every
         others = np.flatnonzero(~some).tolist()
-        return compare([samples[each] for each in others], [self.reference[each] for each in others]), every
+        ours, theirs = [samples[each] for each in others], [self.reference[each] for each in others]
+        return compare(ours, theirs, self.metrics), every

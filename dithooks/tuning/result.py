@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..config.cache_plan import CachePlan
+from ..config.plan_tiers import PlanTiers, target_name
 from ..recording.recording import Recording
 from .evaluation import Evaluation, Objective
 
@@ -24,6 +25,8 @@ class SearchResult:
         seconds: time of the whole search.
         interrupted: whether Ctrl-C ended the search.
         target_psnr: the PSNR in dB that was asked for in place of a speed-up; ``None``: a speed-up was.
+        tiers: the result for each of several targets, by the name of its tier; empty where there was one target. All
+            else is then of all of them together, and ``plan`` is that of the first.
 
     Example:
         >>> import torch
@@ -53,11 +56,24 @@ class SearchResult:
     seconds: float
     interrupted: bool = False
     target_psnr: float | None = None
+    tiers: Mapping[str, SearchResult] = field(default_factory=dict)
+
+    @property
+    def plans(self) -> PlanTiers:
+        """The plans of all targets, as one file keeps them; of one target, a tier with its name, such as "2x"."""
+        if not self.tiers:
+            return PlanTiers({target_name(self.plan.provenance.target): self.plan})
+        return PlanTiers({name: each.plan for name, each in self.tiers.items()})
 
     def __str__(self) -> str:
+        if self.tiers:
+            parts = [f"{name}\n{each}" for name, each in self.tiers.items()]
+            return "\n\n".join([*parts, f"together {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"])
         goal = f"{self.plan.provenance.target:g}×" if self.target_psnr is None else f"{self.target_psnr:g} dB"
         head = ["", "range", "steps", "predicted", "measured", "error", "PSNR", "worst", "rel. L1", "SSIM"]
-        rows = [_row(each, _is_same(each.plan, self.plan)) for each in self.evaluations]
+        further = ["LPIPS"] if any(each.score and each.score.lpips is not None for each in self.evaluations) else []
+        rows = [_row(each, _is_same(each.plan, self.plan), len(further)) for each in self.evaluations]
+        head += further
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
         taken = f"{len(self.evaluations)} plans run, {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
@@ -65,7 +81,7 @@ class SearchResult:
         return "\n".join([*(line.rstrip() for line in lines), "; ".join(filter(None, [taken, *flags]))])
 
 
-def _row(evaluation: Evaluation, best: bool) -> list[str]:
+def _row(evaluation: Evaluation, best: bool, further: int) -> list[str]:
     plan, score = evaluation.plan, evaluation.score
     ranges = ", ".join(
         "output" if piece.payload == "output" else f"{piece.first}–{piece.first + piece.blocks - 1}"
@@ -75,7 +91,8 @@ def _row(evaluation: Evaluation, best: bool) -> list[str]:
     found = plan.provenance
     row = ["best" if best else "", ranges, steps, f"{found.predicted_speedup:.2f}×"]
     if score is None:
-        return [*row, "failed", f"{found.predicted_error:.2g}", "–", "–", "–", evaluation.failure[:60]]
+        unknown = ["–"] * (3 + further)
+        return [*row, "failed", f"{found.predicted_error:.2g}", *unknown, evaluation.failure[:60]]
     ssim = "–" if score.ssim is None else f"{score.ssim:.4f}"
     measured = [
         f"{evaluation.speedup:.2f}×",
@@ -83,7 +100,8 @@ def _row(evaluation: Evaluation, best: bool) -> list[str]:
         f"{score.psnr:.2f} dB",
         f"{score.worst:.1f}",
     ]
-    return [*row, *measured, f"{score.relative_l1:.2g}", ssim]
+    learned = ["–" if score.lpips is None else f"{score.lpips:.4f}"]
+    return [*row, *measured, f"{score.relative_l1:.2g}", ssim, *learned[:further]]
 
 
 def _is_same(one: CachePlan, other: CachePlan) -> bool:

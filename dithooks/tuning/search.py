@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from ..errors import InvalidSetting, WiringError, WrongType
 from ..planning.costs import Cost, Savings, check_cost
 from ..planning.plan import check_interval, check_target_speedup, make_planner
 from ..progress_bars import progress
-from ..recording.image_metrics import samples_of
+from ..recording.image_metrics import Metric, check_metrics, samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0, on_all_ranks
 from ..recording.record import MEMORY, record, recordable
 from ..recording.recording import Recording
@@ -31,6 +31,7 @@ from .executors.executor import Executor, ParallelRunner
 from .executors.lookup import executor_of
 from .journal import Journal
 from .result import SearchResult
+from .target_series import check_targets, tiers_of
 from .timed_run import TimedRun, picture_mismatch
 from .trial_driver import Limits, LocalRunner, PlanRunner, TrialDriver, check_measures
 
@@ -52,12 +53,14 @@ def search(
     objective: Objective = "both",
     target_psnr: float | None = None,
     min_psnr: float | None = None,
+    targets: Sequence[float] | Mapping[str, float] | None = None,
     max_runs: float | None = 3.95,
     max_seconds: float | None = None,
     blocks: Blocks = None,
     scheduler: object = None,
     memory: int = MEMORY,
     share: float = 1.0,
+    metrics: Collection[Metric] = ("psnr", "ssim"),
     journal: str | os.PathLike[str] | None = None,
     executor: str | Executor | None = None,
     verbose: bool = True,
@@ -98,13 +101,20 @@ def search(
         target_psnr: PSNR in dB, by ``objective``: the fastest plan that has it is searched, in place of one for a
             speed-up. Where none has it, the plan that draws best is returned, with ``reached`` false.
         min_psnr: PSNR in dB, by ``objective``, below which no plan is returned, but an error is raised.
-        max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit. A
+        targets: several speed-ups, in place of ``target_speedup``: one recorded run serves them all, and what was found
+            for each stands in ``result.tiers``, and in ``result.plans`` as one file keeps it. Tiers are called "1.5x"
+            and so on, or as a mapping names them. One that is below ``min_psnr`` is left out, with a warning.
+        max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit. With
+            several targets each has what is left of it after the uncached runs, which are made once: three cost at
+            most 1 + 3 · 2.95 by default, or 2 + 3 · 1.95 with ``cost="time"``. A
             first call that is made twice, to record it, is not counted: with it the default stays below 4.
         max_seconds: time of the whole search at most; a run that has begun is completed.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`; weights are fitted to its steps.
         memory: as for :func:`record`.
         share: as for :func:`record`.
+        metrics: what to measure of each plan. PSNR and SSIM are measured in any case, ``"lpips"`` only where it is
+            named: shift-tolerant LPIPS, a learned distance, which takes the package of ``dithooks[lpips]``.
         journal: a folder that keeps the recording and all evaluations: an interrupted search goes on from there, after
             one uncached run to compare with.
         executor: where plans are run; the recording is made in this process. ``None``: in this process, one plan after
@@ -124,7 +134,7 @@ def search(
     Raises:
         TypeError, ValueError: as :func:`dit_cache` and :func:`record`; or an argument is of the wrong type or range;
             or ``run`` does not draw the same pictures each time, or on each worker; or the executor cannot be used.
-        ModuleNotFoundError: the executor's package is not installed.
+        ModuleNotFoundError: the executor's package is not installed, or that of a metric.
         RuntimeError: none of the plans could be run, or the best one is below ``min_psnr``.
 
     Example:
@@ -152,9 +162,11 @@ def search(
     for name, level in (("target_psnr", target_psnr), ("min_psnr", min_psnr)):
         if level is not None:
             check_number(name, level, 0)
+    goals = check_targets(targets, target_psnr)
     limits = Limits(EVALS if max_evals is None else max_evals, local_moves or 0, max_runs, max_seconds)
     check_cost(cost)
     check_choice("objective", objective, OBJECTIVES)
+    measured = check_metrics(metrics)
     workers = executor_of(executor)
     if not callable(run):
         raise WrongType(f"run must be a function that is given the target and draws, not {shown(run)}")
@@ -243,6 +255,7 @@ def search(
             solver=recorded.solver if fits else None,
             fit=Fit.ALL if fits else Fit.NONE,
             agreed=broadcast_from_rank_0 if workers is None else as_here,
+            metrics=measured,
         )
         payloads = _payloads(target, chains, recorded) if interval is None else ("residual",)
         planner = make_planner(recorded, cost, interval, report, payloads, fits)
@@ -255,21 +268,25 @@ def search(
                 group = workers.start(evaluator, results, limits.plans)
                 stack.callback(group.close)
                 runner = ParallelRunner(group, objective)
-            driver = TrialDriver(
-                runner,
-                planner,
-                wanted,
-                limits,
-                kept,
-                report,
-                started_at,
-                spent,
-                evaluator,
-                objective,
-                target_psnr,
-                min_psnr,
-            )
-            return driver.drive()
+
+            def driven(goal: float) -> SearchResult:
+                driver = TrialDriver(
+                    runner,
+                    planner,
+                    goal,
+                    limits,
+                    kept,
+                    report,
+                    started_at,
+                    spent,
+                    evaluator,
+                    objective,
+                    target_psnr,
+                    min_psnr,
+                )
+                return driver.drive()
+
+            return driven(wanted) if goals is None else tiers_of(driven, goals, spent, runner)
 
 
 def _are_configured(target: object, blocks: Blocks) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from ..errors import InvalidSetting, RunMismatch, TargetMissed, WrongType
 from ..planning.plan import build_plan
 from ..planning.planner import Candidate, Planner
 from ..progress_bars import ProgressReport
-from ..recording.image_metrics import Score
+from ..recording.image_metrics import Metric, Score
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
 from ..validation import check_choice, check_count, check_number, check_text, shown
 from .evaluation import HALVED, Evaluation, Evaluator, Fit, Objective
@@ -186,7 +186,7 @@ class TrialDriver:
         evaluator = replace(self.evaluator, fit=fit, seconds=self.runner.seconds)
         made = self.runner.last(evaluator, plan)
         self.run_equivalents += made.blocks
-        kept = broadcast_from_rank_0(_values_of(made))
+        kept = broadcast_from_rank_0(_values_of(made, self.evaluator.metrics))
         self.journal.keep_evaluation(key, kept)
         return _evaluation_of(plan, kept)
 
@@ -248,7 +248,7 @@ class TrialDriver:
             return known
         evaluation = self.runner(plan, self._likely_plans)
         self.run_equivalents += evaluation.blocks
-        values = broadcast_from_rank_0(_values_of(evaluation))
+        values = broadcast_from_rank_0(_values_of(evaluation, self.evaluator.metrics))
         self.journal.keep_evaluation(plan_key(plan), values)
         return _evaluation_of(plan, values)
 
@@ -257,6 +257,8 @@ class TrialDriver:
 
     def _known(self, key: str, plan: CachePlan) -> Evaluation | None:
         values = self.journal.evaluation(key)
+        if values is not None and not values.get("failure") and not set(self.evaluator.metrics) <= set(values):
+            return None  # made by a search that did not measure as much
         try:
             return None if values is None else _evaluation_of(plan, values)
         except (KeyError, TypeError):  # a line written by hand, or by another version: the plan is run again
@@ -289,6 +291,8 @@ class TrialDriver:
                 psnr=score.psnr,
                 relative_l1=score.relative_l1 if math.isfinite(score.relative_l1) else None,
                 ssim=score.ssim,
+                lpips=score.lpips,
+                worst=score.worst,
                 reached=plan.provenance.reached and best.speedup >= self.target * tolerance
                 if self.target_psnr is None
                 else merit is not None and merit >= self.target_psnr,
@@ -312,15 +316,21 @@ class TrialDriver:
         )
 
 
-def _values_of(evaluation: Evaluation) -> dict[str, Any]:
+def _values_of(evaluation: Evaluation, metrics: Collection[Metric]) -> dict[str, Any]:
     """Return an evaluation's values for the journal."""
     values: dict[str, Any] = {name: getattr(evaluation, name) for name in MEASURED}
-    values |= {} if evaluation.score is None else asdict(evaluation.score)
+    values |= _measured(evaluation.score, metrics)
     if evaluation.fit is not Fit.NONE:
-        every = {} if evaluation.every is None else asdict(evaluation.every)
+        every = _measured(evaluation.every, metrics)
         values |= {"fit": evaluation.fit.name, "plan": evaluation.plan.to_json(), "every": every}
         values |= {"is_exact": evaluation.is_exact}
     return values
+
+
+def _measured(score: Score | None, metrics: Collection[Metric]) -> dict[str, Any]:
+    """Return what was measured, by name; of metrics that are not always measured, those that were to be."""
+    values = {} if score is None else asdict(score)
+    return {name: value for name, value in values.items() if name != "lpips" or name in metrics}
 
 
 def _evaluation_of(plan: CachePlan, values: dict[str, Any]) -> Evaluation:
@@ -336,7 +346,8 @@ def _evaluation_of(plan: CachePlan, values: dict[str, Any]) -> Evaluation:
 
 
 def _score_of(values: Mapping[str, Any]) -> Score:
-    return Score(**{field.name: values[field.name] for field in fields(Score)})
+    measured = {field.name: values[field.name] for field in fields(Score) if field.name != "lpips"}
+    return Score(**measured, lpips=values.get("lpips"))
 
 
 def check_measures(values: Mapping[str, Any]) -> None:
@@ -366,5 +377,7 @@ def _check_score(values: Mapping[str, Any]) -> None:
     for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("soft", -math.inf), ("relative_l1", 0)):
         if values.get(name) is not None and values[name] not in (math.inf, -math.inf):  # as of equal or broken pictures
             check_number(name, values[name], least)
+    if values.get("lpips") is not None:
+        check_number("lpips", values["lpips"], 0)
     if values.get("ssim") is not None and check_number("ssim", values["ssim"], -1) > 1:
         raise InvalidSetting(f"ssim={values['ssim']} is out of range: it must be at most 1")

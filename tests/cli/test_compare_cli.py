@@ -5,12 +5,25 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 
+import learned_metric
 import numpy as np
 import pytest
 import torch
 
-from dithooks import Budget, CachePlan, DitCacheConfig, Linear, Threshold, dit_cache, plan, progress_bars, record
+from dithooks import (
+    Budget,
+    CachePlan,
+    DitCacheConfig,
+    Linear,
+    PlanTiers,
+    Threshold,
+    dit_cache,
+    plan,
+    progress_bars,
+    record,
+)
 from dithooks.cli import cache_settings as settings
 from dithooks.cli import compare_output as compare_show
 from dithooks.cli import comparison as comparing
@@ -224,17 +237,48 @@ def test_medians():
     each = outcome()
     found = Comparison((4.0, 2.0, 3.0), [], (each,), math.inf)
     assert each.speedup == 2.0
-    assert compare_show.rows(found) == [
+    assert compare_show.rows(found)[1:] == [
         ("uncached", "3.00", "1.00x", "60 of 60", "", "", "", "", "0"),
         ("plan x", "2.00", "2.00x", "30 of 60", "40.0 dB", "30.0 dB", "", "0.01", "1,234"),
     ]
     same = outcome(score=Score(math.inf, math.inf, 0.0, 1.0))
-    assert compare_show.rows(Comparison((1.0,), [], (same,), math.inf))[1][4:8] == (
+    assert compare_show.rows(Comparison((1.0,), [], (same,), math.inf))[2][4:8] == (
         "identical", "identical", "1.0000", "0"
     )  # fmt: skip
     assert same.to_dict()["psnr"] == "inf"
     broken = outcome(score=Score(-math.inf, -math.inf, math.inf))
-    assert compare_show.rows(Comparison((1.0,), [], (broken,), math.inf))[1][4] == "-inf dB"
+    assert compare_show.rows(Comparison((1.0,), [], (broken,), math.inf))[2][4] == "-inf dB"
+
+
+def test_a_learned_metric_has_a_column_where_it_was_measured():
+    known, unknown = outcome(score=Score(40.0, 30.0, 0.01, 0.9, lpips=0.0321)), outcome("plan y")
+    heads, plain, first, second = compare_show.rows(Comparison((3.0,), [], (known, unknown), math.inf))
+    assert [row[heads.index("LPIPS")] for row in (plain, first, second)] == ["", "0.0321", ""]
+    assert [row[heads.index("relative L1")] for row in (plain, first, second)] == ["", "0.01", "0.01"]
+    assert known.to_dict()["lpips"] == 0.0321
+
+
+def test_tiers_are_compared_one_by_one(toy_plan, here, capsys):
+    """And generated with one of them."""
+    plan = CachePlan.load("plan.json")
+    slow = replace(plan, provenance=replace(plan.provenance, measured_speedup=1.2, psnr=90.0))
+    PlanTiers({"fast": plan, "high": slow}).save("tiers.json")
+    assert main(["compare", "mine.py:toy", "--plan", "tiers.json", "--pairs", "1", "--quiet", "--json", "-"]) == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)["settings"]] == [
+        "plan tiers high",
+        "plan tiers fast",
+    ]
+    assert settings.from_file("tiers.json", tier="fast").config == plan
+    assert settings.from_file("tiers.json", tier="fastest at >= 80 dB").config == slow
+    for tier, said in (
+        (None, r"tiers.json holds the tiers high, fast: give one of them with --tier"),
+        ("best", r"tiers.json: there is no tier 'best'"),
+        ("fastest at ≥ 200 dB", r"tiers.json: no tier promises ≥ 200 dB .* 'high', 1.20× as fast, with 90.0 dB"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            settings.from_file("tiers.json", tier=tier)
+    with pytest.raises(UsageError, match=r"plan.json: tier='high' goes with PlanTiers"):
+        settings.from_file("plan.json", tier="high")
 
 
 def test_the_table_without_rich(monkeypatch, capsys):
@@ -244,7 +288,7 @@ def test_the_table_without_rich(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
     compare_show.show(Comparison((3.0,), [], (outcome(),), math.inf))
     first, plain, cached, _, steps = capsys.readouterr().out.splitlines()
-    assert re.split(r"  +", first.strip()) == [*compare_show.HEADS[1:]]
+    assert re.split(r"  +", first.strip()) == [head for head in compare_show.HEADS[1:] if head != "LPIPS"]
     assert plain.startswith("uncached  ")
     assert len(cached) == len(first)
     assert steps == "plan x: ●○"
@@ -261,6 +305,26 @@ def test_sheets():
 
 
 # -- what cannot be done ----------------------------------------------------------------------------------------
+
+
+def test_a_metric_whose_package_is_missing(monkeypatch, here, capsys):
+    """It is said before anything is drawn, by both commands."""
+    learned_metric.missing(monkeypatch)
+    for command in ("compare", "search"):
+        assert main([command, "demo", "--target", "2", "--metric", "lpips", "--quiet"]) == 2
+        said = capsys.readouterr().err
+        assert said == (
+            "dithooks: error: LPIPS needs stlpips-pytorch, which is not installed: pip install 'dithooks[lpips]'\n"
+        )
+
+
+def test_a_metric_of_both_commands(monkeypatch, here, capsys):
+    learned_metric.installed(here, monkeypatch)
+    assert main([*DEMO, "--target", "2", "--metric", "lpips", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"][0]["lpips"] > 0
+    search = ["search", *DEMO[1:-3], "--quiet", "--metric", "lpips", "--evals", "1", "--cost", "blocks"]
+    assert main(search) == 0
+    assert CachePlan.load("plan.json").provenance.lpips > 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from dithooks import CachePlan, dit_cache
+from dithooks import CachePlan, PlanTiers, dit_cache
 from dithooks.cli.main import main
 from dithooks.cli.targets.user_factory import of_factory
 from dithooks.recording.recording import Recording
@@ -236,6 +236,34 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
         assert shown.out.count("CachePlan for FluxTransformer2DModel, 12 blocks") == 2
         assert "record" not in shown.err
 
+    def test_several_targets_in_one_file(self, found, folder, capsys):
+        """One uncached run serves both; each has its table, and all are named at last."""
+        arguments = ["--recording", str(found / "run.npz"), "--target", "3", "--target", "1.5", "--json", "all.json"]
+        command = [each for each in DEMO if each not in ("--steps", "6")]
+        assert main([*command, *arguments, "--out", "plans.json", "--quiet"]) == 0
+        plans = PlanTiers.load("plans.json")
+        assert list(plans.plans) == ["1.5x", "3x"]
+        assert 1.5 <= plans.select("1.5x").speedup < 3 <= plans.select("3x").speedup
+        told = json.loads((folder / "all.json").read_text())
+        assert [each["target"] for each in told] == [3.0, 1.5]
+        shown = capsys.readouterr().out
+        assert "together" in shown
+        assert "PlanTiers for FluxTransformer2DModel, 12 blocks" in shown
+        assert shown.endswith("written to plans.json\n")
+
+    def test_tiers_that_are_not_good_enough(self, found, folder, capsys):
+        """The others are written all the same; with none, nothing is."""
+        arguments = ["--recording", str(found / "run.npz"), "--target", "1.5", "--target", "6", "--quiet"]
+        assert main([*DEMO, *arguments, "--out", "plans.json", "--json", "n.json"]) == 0
+        slow, fast = (each["evaluations"][0]["score"]["soft"] for each in json.loads((folder / "n.json").read_text()))
+        between = str((slow + fast) / 2)
+        capsys.readouterr()
+        assert main([*DEMO, *arguments, "--out", "plans.json", "--min-psnr", between]) == 3
+        assert list(PlanTiers.load("plans.json").plans) == ["1.5x"]
+        assert re.match("dithooks: tier 6x is left out: no plan draws at", capsys.readouterr().err)
+        assert main([*DEMO, *arguments, "--out", "none.json", "--min-psnr", "500"]) == 3
+        assert not (folder / "none.json").exists()
+
     def test_unreachable(self, found, folder, capsys):
         arguments = ["--recording", str(found / "run.npz"), "--target", "50", "--out", "fast.json", "--quiet"]
         assert main([*DEMO, *arguments]) == 3
@@ -304,7 +332,7 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
             (["--target", "1"], "--target is 1: give a number above 1"),
             (["--target", "nan"], "--target is nan"),
             (["--target", "fast"], "invalid float value: 'fast'"),
-            (["--target", "2", "--target", "3"], "several targets need one with {target}"),
+            (["--target", "2", "--target", "2.0"], "--target is given twice"),
             (["--target", "2", "--target", "2.0", "--out", "{target}.json"], "two results would go to 2.json"),
             (["--steps", "0"], "--steps is 0: it must be 1 or more"),
             (["--evals", "0"], "--evals is 0"),

@@ -1,14 +1,15 @@
 """Small files of every kind that the library reads, as it writes them, and what reads them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dithooks import CachePlan, DitCacheConfig, Fitted, Mask, Recording, Threshold, plan
+from dithooks import CachePlan, DitCacheConfig, Fitted, Mask, PlanTiers, Recording, Threshold, plan
 from dithooks.compat.cache_dit import load_configs
 from dithooks.compat.msmodelslim.adaptor_configs import DitCacheConfig as SlimConfig
-from dithooks.config.provenance import PlanTarget
+from dithooks.config.provenance import PlanTarget, Provenance
+from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.demo import PLANS
 from dithooks.recording.recording import Trace
 from dithooks.tuning.journal import Journal
@@ -24,6 +25,18 @@ CONFIG = DitCacheConfig(
 )
 CACHE_DIT = {"max_warmup_steps": 4, "residual_diff_threshold": 0.12, "enable_taylorseer": True, "taylorseer_order": 1}
 YAML = "cache_config:\n" + "".join(f"  {name}: {json.dumps(value)}\n" for name, value in CACHE_DIT.items())
+PIECE = TransformerPlan(
+    "transformer", 1, 2, 4, (1, 1, 0, 0), (None, None, (1.5, -0.5), (0.25,)), (1.0, 0.75, 0.5, 0.25)
+)
+FOUND = Provenance(
+    "2026-11-30", {"torch": "2.6.0"}, "CPU", 4, 2.0, "by hand", 1.9, 0.01, 1.8, 41.0, 0.1, 0.9, worst=30.0
+)
+TIERS = PlanTiers(
+    {
+        name: CachePlan((PIECE,), PlanTarget("Net", "0123456789abcdef", 8, "float32", 4, "Counter", (6, 4)), found)
+        for name, found in (("high", FOUND), ("fast", replace(FOUND, measured_speedup=3.0, lpips=0.1)))
+    }
+)
 PURPOSE = {"fingerprint": "0123456789abcdef", "num_inference_steps": 6, "cost": "time"}
 MEASURES = {"seconds": 1.5, "speedup": 2.0, "blocks": 0.5, "failure": "", "psnr": float("inf"), "worst": 40.0,
             "relative_l1": 0.01, "ssim": 0.99}  # fmt: skip
@@ -90,6 +103,7 @@ def kinds(folder):
     parts = {name: (journal / name).read_bytes() for name in sorted(path.name for path in journal.iterdir())}
     found = {
         "plan": Kind("plan.json", (PLANS / "2x.json").read_bytes(), CachePlan.load, again),
+        "tiers": Kind("plans.json", TIERS.to_json().encode(), PlanTiers.load, again),
         "config": Kind("config.json", CONFIG.to_json().encode(), DitCacheConfig.load, again),
         "msmodelslim": Kind("slim.json", json.dumps(dict(SlimConfig(2, 2, 0, 3))).encode(), SlimConfig.load),
         "cache-dit, JSON": Kind("cache.json", json.dumps({"cache_config": CACHE_DIT}).encode(), load_configs),

@@ -20,7 +20,16 @@ from hostile_files.judging import judged, mutant
 from hostile_files.samples import MEASURES, PURPOSE, kinds, planned, recording
 
 NAMES = (
-    *("plan", "config", "msmodelslim", "cache-dit, JSON", "cache-dit, YAML", "recording", "journal, evaluations.jsonl"),
+    *(
+        "plan",
+        "tiers",
+        "config",
+        "msmodelslim",
+        "cache-dit, JSON",
+        "cache-dit, YAML",
+        "recording",
+        "journal, evaluations.jsonl",
+    ),
     *("journal, purpose.json", "journal, recording.npz", "journal, reference.npz"),
 )
 

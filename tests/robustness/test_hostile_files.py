@@ -14,12 +14,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hostile_files.samples import TIERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import Ladder, Pipe
 from traces import attributes
 
-from dithooks import CachePlan, DitCacheConfig, Fitted, Mask, Threshold, dit_cache
+from dithooks import CachePlan, DitCacheConfig, Fitted, Mask, PlanTiers, Threshold, dit_cache
 from dithooks.cli.main import main
 from dithooks.compat.cache_dit import enable_cache, load_configs
 from dithooks.compat.msmodelslim.adaptor_configs import DitCacheConfig as SlimConfig
@@ -44,7 +45,13 @@ CONFIG = DitCacheConfig(
 )
 SLIM = SlimConfig(2, 2, 0, 3)
 YAML = "cache_config:\n  max_warmup_steps: 4\n  residual_diff_threshold: 0.12\n  enable_taylorseer: true\n"
-LOADERS = {"config": DitCacheConfig.load, "plan": CachePlan.load, "slim": SlimConfig.load, "yaml": load_configs}
+LOADERS = {
+    "config": DitCacheConfig.load,
+    "plan": CachePlan.load,
+    "tiers": PlanTiers.load,
+    "slim": SlimConfig.load,
+    "yaml": load_configs,
+}
 ODD = (None, True, -1, 0, 1.5, 10**12, 10**400, -(10**400), "", "text", "1", [], {}, [[]], [None], {"kind": "Mask"},
        {"kind": "Reuse"}, {"kind": "nothing"}, {"": {}}, [1] * 9, "x" * 5000, "\0", "\ud800")  # fmt: skip
 
@@ -57,7 +64,9 @@ LAUGHS += "".join(f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in itertoo
 def written(kind):
     if kind == "plan":
         return (PLANS / "2x.json").read_text(encoding="utf-8")
-    return {"config": CONFIG.to_json(), "slim": json.dumps(SLIM.to_dict()), "yaml": YAML}[kind]
+    return {"config": CONFIG.to_json(), "tiers": TIERS.to_json(), "slim": json.dumps(SLIM.to_dict()), "yaml": YAML}[
+        kind
+    ]
 
 
 def ending(kind):
@@ -162,7 +171,7 @@ def changed(value, where, to):
 
 
 class TestFields:
-    @pytest.mark.parametrize("kind", ["config", "plan", "slim"])
+    @pytest.mark.parametrize("kind", ["config", "plan", "tiers", "slim"])
     def test_every_field_with_odd_values(self, kind, path):
         """Every place of a file with each of two dozen odd values: refused in words, or read as what is said; and what
         is read can be written, printed and read again."""
@@ -178,7 +187,7 @@ class TestFields:
                     assert str(read)
         assert count > 0.7 * len(ODD) * len(list(leaves(data)))
 
-    @pytest.mark.parametrize("kind", ["config", "plan", "slim"])
+    @pytest.mark.parametrize("kind", ["config", "plan", "tiers", "slim"])
     def test_more_and_fewer_fields(self, kind, path):
         """A field that is not known, one that is missing where it is needed, and one that stands there twice."""
         data = json.loads(written(kind))
@@ -198,7 +207,7 @@ class TestFields:
             max_leaves=12,
         ),
         place=st.integers(0, 10_000),
-        kind=st.sampled_from(["config", "plan", "slim"]),
+        kind=st.sampled_from(["config", "plan", "tiers", "slim"]),
     )
     def test_any_json_at_any_place(self, tmp_path_factory, kind, place, value):
         """Whatever JSON stands in whatever place: read, or refused in words."""

@@ -1,0 +1,1 @@
+"""Plans to share: model cards, and repositories on the Hugging Face Hub."""
