@@ -77,6 +77,7 @@ class CallDecider(ForkAware):
         self.policy, self.predictor, self.consensus = config.when, config.predictor, consensus
         self.additions = Additions()
         self._anchors, self.corrects = config.predictor.anchors, bool(config.predictor.corrected_steps)
+        self._for_all = None if config.predictor.by_branch else config.predictor
         self.latents_name = next(iter(parameter_names(chain.owner)), None)  # the first one
         # True: a step's calls are branches by their order; False: one branch; None: recognised by their arguments.
         self.separate_cfg = chain.separate_cfg
@@ -322,7 +323,7 @@ class CallDecider(ForkAware):
             return newest.kept
         fitting = [anchor for anchor in branch.anchors if anchor.signature == newest.signature]
         moments = [anchor.moment for anchor in fitting]
-        weights = self.predictor_of(run, branch).weights(moments, now)
+        weights = (self._for_all or self.predictor_of(run, branch)).weights(moments, now)
         if weights is None:
             steps = [moment.step for moment in moments]
             self.warn(

@@ -146,6 +146,10 @@ class Fitted(Predictor):
         steps = enumerate(self.corrections or ())
         return {step: self.coefficients[step] is not None for step, weights in steps if weights is not None}
 
+    @property
+    def by_branch(self) -> bool:
+        return bool(self.branches)
+
     def of_branch(self, number: int, count: int) -> Fitted:
         return self._own[number] if count == len(self._own) and number < count else self
 

@@ -79,6 +79,11 @@ class Predictor(ABC):
         """
         return None
 
+    @property
+    def by_branch(self) -> bool:
+        """Whether branches of guidance have weights of their own."""
+        return False
+
     def of_branch(self, number: int, count: int) -> Predictor:
         """Return the predictor of one branch of guidance: mostly this one, for all.
 

@@ -38,6 +38,7 @@ from ..recording.solver_watch import SolverCall
 from ..stats.types import CallRecord
 
 RIDGE_FORECAST, RIDGE_CORRECTION = 3e-4, 1e-2  # relative to the mean square of what is combined
+RIDGE_BRANCH = 2e-4  # likewise: to the weights for all branches, which fewer pictures are enough for
 SHARED = 0.02  # of an output, that its branches may leave unexplained: a rounding in half precision does
 LINEAR = 0.05  # of an output, that guidance may add to a weighted sum: rounding in half precision does not reach that
 EMPHASIS = 0.25  # power of a picture's error by which it counts in the fit: the worst counts, too
@@ -264,7 +265,7 @@ class ClosedLoop:
             aim = self._aim(call, step, guided[0])
             weights = self._solve(self._normals, step, guided, aim, start, ridge)
             if shares is not None:
-                weights = self._solve(self._own, step, terms, aim, np.tile(start, len(shares)), ridge)
+                weights = self._solve(self._own, step, terms, aim, np.tile(weights, len(shares)), RIDGE_BRANCH)
         except Exception as error:  # the other ranks wait for what this one has found
             problem = error
         weights = self.agreed(weights)
@@ -317,6 +318,7 @@ class ClosedLoop:
         aimed = np.einsum("ksd,sd,s->k", known, aim, counts, optimize=True)
         if step in normals:
             normals[step].add(matrix, aimed)
+            normals[step].start = start
         else:
             normals[step] = Normal(matrix, aimed, start, ridge)
 
