@@ -462,25 +462,32 @@ class TestChangingGuidance:
             drawn = torch.cat(run(pipe)).numpy()
         np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
 
-    @pytest.mark.parametrize("cost", ["time", "blocks"])
-    def test_where_it_grows_a_search_says_what_the_plan_draws(self, cost):
-        """Not what its fit has drawn: of an output that is left out, it is not known how it would have been guided.
-
-        A residual's is: both calls are made, and their shares seen.
-        """
+    def growing(self):
         torch.manual_seed(4)
         pipe, x = Changing(Net("swapped", DEPTH).double()), latents(3).double()
         pipe.grows = True
         prompts = [prompt(3).double(), prompt(3).double()]
-        run = lambda pipe: pictures(pipe(x, STEPS, prompts))  # noqa: E731
-        found = search(pipe, run, 1.4, cost=cost, max_evals=2, max_runs=None, verbose=False)
+        return pipe, lambda pipe: pictures(pipe(x, STEPS, prompts))
+
+    def test_where_it_grows_a_search_says_what_the_plan_draws(self):
+        """Not what its fit has drawn: of an output that is left out, it is not known how it would have been guided."""
+        pipe, run = self.growing()
+        found = search(pipe, run, 1.4, cost="blocks", max_evals=2, max_runs=None, verbose=False)
         fitted = max(each.merit("both") for each in found.evaluations)
         with dit_cache(pipe, found.plan):
             drawn = compare(samples_of(run(pipe)), samples_of(found.recording.results))
-        is_left_out = found.plan.pieces[0].payload == "output"
-        assert is_left_out is (cost == "blocks")
-        assert (drawn.psnr < fitted - 1) is is_left_out
+        assert drawn.psnr < fitted - 1
         assert found.plan.provenance.psnr == pytest.approx(drawn.psnr, abs=0.01)
+
+    def test_where_it_grows_weights_of_residuals_are_exact(self):
+        """Both calls are made at every step, and how they are guided is seen."""
+        pipe, run = self.growing()
+        case = Case(pipe, run, piece_of("residual"))
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.failure) == (Fit.ALL, "")
+        with dit_cache(pipe, found.plan):
+            drawn = torch.cat(run(pipe)).numpy()
+        np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
 
 
 def test_a_search_promises_what_pictures_say_that_were_left_out():
