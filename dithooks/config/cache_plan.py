@@ -85,7 +85,9 @@ class CachePlan(HubFile):
     @property
     def _schema(self) -> int:
         """Return the first schema where it has all that the plan says, so that earlier versions read the file."""
-        is_first = all(piece.payload == "residual" and piece.corrections is None for piece in self.pieces)
+        is_first = all(
+            piece.payload == "residual" and piece.corrections is None and not piece.branches for piece in self.pieces
+        )
         return 1 if is_first else 2
 
     @property

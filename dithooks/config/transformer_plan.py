@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..errors import InvalidSetting, WrongType
 from ..policies.mask import Mask
-from ..predictors.fitted import Fitted
+from ..predictors.fitted import BranchWeights, Fitted
 from ..validation import check_choice, check_count, check_text, set_field, shown
 
 Payload = Literal["residual", "output"]  # what is forecast on a reused step: of the range, or of the transformer
@@ -35,6 +35,7 @@ class TransformerPlan:
             whose call is left out; ``first`` is 0 and ``blocks`` is ``total`` then.
         corrections: weights of each step at which the transformer's output is corrected, as in :class:`Fitted`;
             ``None`` where it is used as it is, and for all steps if none is corrected.
+        branches: the weights of each branch of guidance, where they have weights of their own, as in :class:`Fitted`.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.
@@ -59,6 +60,7 @@ class TransformerPlan:
     called: tuple[int, int] | None = None
     payload: Payload = field(default="residual", metadata={"written": "where given"})
     corrections: tuple[tuple[float, ...] | None, ...] | None = field(default=None, metadata={"written": "where given"})
+    branches: tuple[BranchWeights, ...] = field(default=(), metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         set_field(self, "path", check_text("path", self.path, empty=True))
@@ -75,11 +77,12 @@ class TransformerPlan:
             raise InvalidSetting(
                 f"steps={shown(self.steps)}: give 1 (computed) or 0 (reused) for each step, the first a 1"
             )
-        fitted = Fitted(self.coefficients, self.sigmas, self.corrections)
+        fitted = Fitted(self.coefficients, self.sigmas, self.corrections, self.branches)
         set_field(self, "steps", bits)
         set_field(self, "coefficients", fitted.coefficients)
         set_field(self, "sigmas", fitted.sigmas)
         set_field(self, "corrections", fitted.corrections)
+        set_field(self, "branches", fitted.branches)
         if len(self.coefficients) != len(bits):
             raise InvalidSetting(f"coefficients has {len(self.coefficients)} entries, but there are {len(bits)} steps")
         for step, (bit, weights) in enumerate(zip(bits, self.coefficients, strict=True)):
@@ -106,7 +109,7 @@ class TransformerPlan:
     @property
     def predictor(self) -> Fitted:
         """What to add: the coefficients and corrections, and the times they were found for."""
-        return Fitted(self.coefficients, self.sigmas, self.corrections)
+        return Fitted(self.coefficients, self.sigmas, self.corrections, self.branches)
 
     @property
     def executions(self) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from ..policies.policy import Policy
 from ..policies.reason import Reason
 from ..policies.uncached import Uncached
 from ..predictors.polynomial import lagrange_weights
-from ..predictors.predictor import Moment
+from ..predictors.predictor import Moment, Predictor
 from ..stats import warnings as wording
 from ..stats.log import DecisionLog, fold
 from ..stats.user_warning import warn_user
@@ -77,6 +77,7 @@ class CallDecider(ForkAware):
         self.policy, self.predictor, self.consensus = config.when, config.predictor, consensus
         self.additions = Additions()
         self._anchors, self.corrects = config.predictor.anchors, bool(config.predictor.corrected_steps)
+        self._for_all = None if config.predictor.by_branch else config.predictor
         self.latents_name = next(iter(parameter_names(chain.owner)), None)  # the first one
         # True: a step's calls are branches by their order; False: one branch; None: recognised by their arguments.
         self.separate_cfg = chain.separate_cfg
@@ -296,7 +297,7 @@ class CallDecider(ForkAware):
         """Log a decision and set the call's mode and tensors accordingly."""
         assert run.policy is not None
         if decision.reuse:
-            call.deltas = self._predicted(branch, call.moment)
+            call.deltas = self._predicted(run, branch, call.moment)
             if not call.deltas:
                 decision = COMPUTE[Reason.NOT_FINITE]
         if not run.policy.separate_branches and run.shared is None:
@@ -315,14 +316,14 @@ class CallDecider(ForkAware):
         branch.anchors = fitting[: self._anchors - 1]  # free the oldest anchor before the new residual is allocated
         branch.update_nbytes()
 
-    def _predicted(self, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
+    def _predicted(self, run: Run, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
         """Return Δ̂, the residual that a reused step adds; nothing where half precision may have no such numbers."""
         newest = branch.anchors[0]
         if self.predictor.takes_the_last and newest.is_as_taken:
             return newest.kept
         fitting = [anchor for anchor in branch.anchors if anchor.signature == newest.signature]
         moments = [anchor.moment for anchor in fitting]
-        weights = self.predictor.weights(moments, now)
+        weights = (self._for_all or self.predictor_of(run, branch)).weights(moments, now)
         if weights is None:
             steps = [moment.step for moment in moments]
             self.warn(
@@ -336,6 +337,10 @@ class CallDecider(ForkAware):
                 self._say_not_finite(now.step)
                 return ()
         return weighted_sum(fitting[: len(weights)], weights)
+
+    def predictor_of(self, run: Run, branch: Branch) -> Predictor:
+        """Return what a branch's residuals and outputs are forecast with."""
+        return self.predictor.of_branch(branch.history.number, len(run.branches))
 
     # -- at the first block ------------------------------------------------------------------------------------
 
@@ -366,7 +371,7 @@ class CallDecider(ForkAware):
             mine = COMPUTE[Reason.UNMEASURED] if sums is None else None
         if mine is None or mine.reuse:  # asked before the ranks agree: afterwards, this one would compute alone
             check = branch.anchors[0].check
-            if check is not None and check.is_narrow and not self._predicted(branch, call.moment):
+            if check is not None and check.is_narrow and not self._predicted(run, branch, call.moment):
                 mine = COMPUTE[Reason.NOT_FINITE]
         place = next((place for place, peer in enumerate(self.deciders_of_handle) if peer is self), 0)
         verdict: RankVerdict = consensus.ask(

@@ -67,11 +67,13 @@ class OutputCorrection:
     def _weights(self, call: Call, earlier: Sequence[Anchor]) -> tuple[float, ...] | None:
         """Return the planned weights, if the forecast of a reused step is the planned one, too."""
         assert call.branch is not None
+        assert call.run is not None
+        predictor = self.decider.predictor_of(call.run, call.branch)
         if call.mode is REUSE:
             anchors = [anchor.moment for anchor in call.branch.anchors]
-            if self.predictor.weights(anchors, call.moment) is None:
+            if predictor.weights(anchors, call.moment) is None:
                 return None
-        return self.predictor.output_weights([each.moment for each in earlier], call.moment)
+        return predictor.output_weights([each.moment for each in earlier], call.moment)
 
     def _copy(self, call: Call, signature: Signature, tensors: Sequence[Tensor]) -> Anchor | None:
         """Copy a computed step's output, which the pipeline, or a repeat of the call, may write into."""

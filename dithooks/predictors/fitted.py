@@ -19,6 +19,22 @@ from .predictor import Moment, Predictor
 SAME_TIME, NEXT_TO_NOTHING = 4e-3, 1e-6
 
 
+Weights = tuple["tuple[float, ...] | None", ...]  # of each step; None: it has none
+
+
+@dataclass(frozen=True)
+class BranchWeights:
+    """The weights of one branch of guidance, where each branch has its own.
+
+    Args:
+        coefficients: as those of :class:`Fitted`, at the same steps and as many at each.
+        corrections: likewise; ``None`` where there are none.
+    """
+
+    coefficients: Weights
+    corrections: Weights | None = field(default=None, metadata={"written": "where given"})
+
+
 @dataclass(frozen=True)
 class Fitted(Predictor):
     """Δ̂_t = α_t·Δ_b + β_t·Δ_a with numbers found beforehand, for the steps at which these were found.
@@ -34,9 +50,12 @@ class Fitted(Predictor):
             place: of this output first, then of the outputs of the computed steps before, as the transformer returned
             them, the newest first; ``None`` where the output is used as it is. Where they do not fit, as for
             coefficients, the output is used as it is.
+        branches: the weights of each branch of guidance, in the order of the calls of a step, where they have weights
+            of their own. A run with another number of branches takes ``coefficients`` and ``corrections`` for all.
 
     Raises:
-        TypeError, ValueError: not such a list, the first step is not computed, or ``sigmas`` has not one for each step.
+        TypeError, ValueError: not such a list, the first step is not computed, ``sigmas`` has not one for each step, or
+            a branch has weights at other steps, or another number of them.
 
     Example:
         >>> plan = Fitted((None, None, (1.4, -0.4), None, (1.5, -0.5)))
@@ -52,6 +71,7 @@ class Fitted(Predictor):
     coefficients: tuple[tuple[float, ...] | None, ...]
     sigmas: tuple[float, ...] | None = field(default=None, metadata={"written": "where given"})
     corrections: tuple[tuple[float, ...] | None, ...] | None = field(default=None, metadata={"written": "where given"})
+    branches: tuple[BranchWeights, ...] = field(default=(), metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         checked = _weights("coefficients", self.coefficients)
@@ -64,6 +84,7 @@ class Fitted(Predictor):
                 raise InvalidSetting(f"step {step} has {len(each)} coefficients, but {before} computed steps before it")
             before += each is None
         self._check_corrections()
+        set_field(self, "branches", self._checked_branches())
         if self.sigmas is None:
             return
         sigmas = _listed(self.sigmas)
@@ -90,6 +111,28 @@ class Fitted(Predictor):
                 )
             before += forecast is None
 
+    def _checked_branches(self) -> tuple[BranchWeights, ...]:
+        """Return the branches' weights as plain numbers, each at the same steps as those of all."""
+        given: Any = self.branches
+        if not isinstance(given, (tuple, list)) or not all(isinstance(each, BranchWeights) for each in given):
+            raise WrongType(f"branches must be BranchWeights, one for each branch, not {shown(given)}")
+        if len(given) == 1:
+            raise InvalidSetting("branches has weights of one branch: leave it out, as one has those of all")
+        found = []
+        for number, each in enumerate(given):
+            own = _weights("coefficients", each.coefficients), _weights("corrections", each.corrections or ())
+            for name, weights, wanted in zip(
+                ("coefficients", "corrections"), own, (self.coefficients, self.corrections or ()), strict=True
+            ):
+                here, there = ([None if some is None else len(some) for some in each] for each in (weights, wanted))
+                if here != there:
+                    raise InvalidSetting(
+                        f"branches[{number}].{name} has to have as many weights at each step as {name}: it has "
+                        f"{shown(here)}, and {name} {shown(there)}"
+                    )
+            found.append(BranchWeights(own[0], own[1] or None))
+        return tuple(found)
+
     @cached_property
     def anchors(self) -> int:
         return max((len(each) for each in self.coefficients if each is not None), default=1)
@@ -102,6 +145,18 @@ class Fitted(Predictor):
     def corrected_steps(self) -> Mapping[int, bool]:
         steps = enumerate(self.corrections or ())
         return {step: self.coefficients[step] is not None for step, weights in steps if weights is not None}
+
+    @property
+    def by_branch(self) -> bool:
+        return bool(self.branches)
+
+    def of_branch(self, number: int, count: int) -> Fitted:
+        return self._own[number] if count == len(self._own) and number < count else self
+
+    @cached_property
+    def _own(self) -> tuple[Fitted, ...]:
+        """The weights of each branch."""
+        return tuple(Fitted(each.coefficients, self.sigmas, each.corrections) for each in self.branches)
 
     @property
     def needs_sigmas(self) -> bool:

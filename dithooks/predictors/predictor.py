@@ -80,6 +80,20 @@ class Predictor(ABC):
         return None
 
     @property
+    def by_branch(self) -> bool:
+        """Whether branches of guidance have weights of their own."""
+        return False
+
+    def of_branch(self, number: int, count: int) -> Predictor:
+        """Return the predictor of one branch of guidance: mostly this one, for all.
+
+        Args:
+            number: of the branch, in the order of the calls of a step.
+            count: of branches in the run.
+        """
+        return self
+
+    @property
     def needs_sigmas(self) -> bool:
         """Whether the noise levels of the run are needed."""
         return self.anchors > 1

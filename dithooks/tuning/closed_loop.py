@@ -9,13 +9,17 @@ with x the latents that the uncached run had after this step: so each step takes
 steps before have left. They are applied at once, and the run goes on with them. w₀ is the line through the last two
 outputs where nothing was computed, and the output as it is where it was. The solver is given the guided output; with
 one set of weights for all calls of a step, that is the same sum of guided outputs, however guidance is made.
+
+Where guidance makes several calls, of which the solver is given Σ s_b v_b, each branch has weights of its own: the f_k
+are the s_b v_b then. The shares s_b are found from what the model returns and the solver is given. Weights for all
+branches are fitted as well, for runs that have others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +27,9 @@ from torch import Tensor
 
 from ..config.cache_plan import CachePlan
 from ..config.transformer_plan import TransformerPlan
+from ..engine.output_correction import floating_in
 from ..errors import RunMismatch
+from ..predictors.fitted import BranchWeights, Weights
 from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
 from ..recording.recording import Floats
@@ -32,6 +38,8 @@ from ..recording.solver_watch import SolverCall
 from ..stats.types import CallRecord
 
 RIDGE_FORECAST, RIDGE_CORRECTION = 3e-4, 1e-2  # relative to the mean square of what is combined
+RIDGE_BRANCH = 2e-4  # likewise: to the weights for all branches, which fewer pictures are enough for
+SHARED = 0.02  # of an output, that its branches may leave unexplained: a rounding in half precision does
 LINEAR = 0.05  # of an output, that guidance may add to a weighted sum: rounding in half precision does not reach that
 EMPHASIS = 0.25  # power of a picture's error by which it counts in the fit: the worst counts, too
 
@@ -66,6 +74,20 @@ class Normal:
         return np.asarray(np.linalg.solve(matrix, self.aim + pull * self.start), dtype=np.float64)
 
 
+class Part(NamedTuple):
+    """An output that a sum may be made of.
+
+    Args:
+        step: at which it was computed.
+        guided: what the solver was given.
+        branches: what the model has returned, in the order of its calls; none where that is not known.
+    """
+
+    step: int
+    guided: Tensor
+    branches: tuple[Tensor, ...]
+
+
 @dataclass(eq=False)
 class ClosedLoop:
     """Fits a plan's weights while it is run; shown the solver's steps, and the decision on each call.
@@ -88,7 +110,10 @@ class ClosedLoop:
     misfit: float | None = None  # of guided outputs, as sums of earlier ones, at most; None: not seen
     _records: list[CallRecord] = field(default_factory=list)
     _normals: dict[int, Normal] = field(default_factory=dict)
-    _kept: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)  # by piece: step and output, newest first
+    _own: dict[int, Normal] = field(default_factory=dict)  # of the branches, one after another
+    _raw: list[Tensor] = field(default_factory=list)  # outputs of this step's calls
+    _shares: NDArray[np.float64] | None = None  # of each branch in what the solver is given; None: not known
+    _kept: dict[int, list[Part]] = field(default_factory=dict)  # by piece, the newest first
     _calls: dict[int, int] = field(default_factory=dict)  # by piece: of its last step, one for each branch
     _step: int = -1
     _was_reused: bool = False
@@ -97,7 +122,9 @@ class ClosedLoop:
     @property
     def bare(self) -> CachePlan:
         """The plan as it is run meanwhile: without corrections."""
-        return replace(self.plan, pieces=tuple(replace(piece, corrections=None) for piece in self.plan.pieces))
+        return replace(
+            self.plan, pieces=tuple(replace(piece, corrections=None, branches=()) for piece in self.plan.pieces)
+        )
 
     # -- what the run shows --------------------------------------------------------------------------------------
 
@@ -105,11 +132,18 @@ class ClosedLoop:
         """Note the decision on a call of a transformer."""
         self._records.append(record)
 
+    def returned(self, output: object) -> None:
+        """Note what a call of a transformer has returned."""
+        floating = floating_in(output)
+        if floating:
+            self._raw.append(floating[0].detach().clone())  # the pipeline may write into it
+
     def before(self, call: SolverCall) -> None:
         """Fit the weights of this step, and give the solver the output that they make."""
         if self.error is not None:
             return
         records, self._records = self._records, []
+        raw, self._raw = self._raw, []
         step = records[-1].step if records else (self._step + 1) % len(self.reference.outputs)
         self._begin(step, len(call.output))
         place = next((n for n, piece in enumerate(self.plan.pieces) if _is_called(piece, step)), None)
@@ -122,20 +156,22 @@ class ClosedLoop:
         if self._calls.setdefault(place, len(records)) != len(records):
             kept.clear()  # guidance begins or ends: a sum across that is not what weights of the outputs make
             self._calls[place] = len(records)
-        own = [] if is_reused and piece.payload == "output" else [call.output]
+        calls = 0 if len({record.range for record in records}) > 1 else len(records)
+        own = [] if is_reused and piece.payload == "output" else [self._part(step, call, raw, calls)]
         most = piece.predictor.anchors if piece.payload == "output" else self.anchors
-        parts = [*own, *(output for _, output in kept[: most - len(own)])]
+        parts = [*own, *kept[: most - len(own)]]
         fits = (is_reused or self._was_reused) and len(parts) + (not own) > 1
         if own and min(len(piece.coefficients[step] or ()), most) > len(kept):
             fits = False  # some branch has no planned forecast, which is what would be corrected
         if not is_reused:
-            kept.insert(0, (step, call.output.clone()))
+            kept.insert(0, own[0]._replace(guided=call.output.clone()))
             del kept[most:]
         self._was_reused = is_reused
         if not own:
-            self._check_guidance(call, step, parts, piece.coefficients[step] or ())
+            guided = [part.guided for part in parts]
+            self._check_guidance(call, step, guided, piece.coefficients[step] or ())
         if fits:
-            start = self._line(piece, step, [at for at, _ in kept[: len(parts)]]) if not own else _as_it_is(len(parts))
+            start = self._line(piece, step, [part.step for part in parts]) if not own else _as_it_is(len(parts))
             self._fit(call, step, parts, start, RIDGE_CORRECTION if own else RIDGE_FORECAST)
 
     def after(self, call: SolverCall, following: Tensor) -> None:
@@ -164,8 +200,13 @@ class ClosedLoop:
             raise RunMismatch(
                 f"the solver made {self._step + 1} steps, and {len(self.reference.outputs)} were recorded"
             )
-        found = self.agreed({step: tuple(map(float, each.weights())) for step, each in self._normals.items()})
-        return replace(self.plan, pieces=tuple(_with_weights(piece, found) for piece in self.plan.pieces))
+        found = self.agreed(
+            [
+                {step: tuple(map(float, each.weights())) for step, each in normals.items()}
+                for normals in (self._normals, self._own)
+            ]
+        )
+        return replace(self.plan, pieces=tuple(_with_weights(piece, *found) for piece in self.plan.pieces))
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -180,6 +221,20 @@ class ClosedLoop:
                 f"step {step} of {pictures} pictures follows on step {self._step}: the run is not the recorded one"
             )
         self._step = step
+
+    def _part(self, step: int, call: SolverCall, raw: Sequence[Tensor], calls: int) -> Part:
+        """Return what a step's calls have given, with the branches if the solver is given a weighted sum of them."""
+        self._shares = None
+        if len(raw) < 2 or len(raw) != calls or any(each.shape != call.output.shape for each in raw):
+            return Part(step, call.output, ())
+        places = self.reference.places
+        given = taken(call.output, places).astype(np.float64).ravel()
+        columns = np.stack([taken(each, places).astype(np.float64).ravel() for each in raw], axis=1)
+        shares = np.asarray(np.linalg.lstsq(columns, given, rcond=None)[0], dtype=np.float64)
+        if not np.linalg.norm(columns @ shares - given) <= SHARED * np.linalg.norm(given) or not shares.all():
+            return Part(step, call.output, ())
+        self._shares = shares
+        return Part(step, call.output, tuple(raw))
 
     def _check_guidance(self, call: SolverCall, step: int, parts: Sequence[Tensor], weights: Sequence[float]) -> None:
         """Refuse guidance that does not make of sums of the model's outputs the same sum of guided ones."""
@@ -201,45 +256,90 @@ class ClosedLoop:
         start[: len(moments) - 1] = lagrange_weights(moments[:-1], moments[-1], "sigma" if times else "step")
         return start
 
-    def _fit(self, call: SolverCall, step: int, parts: Sequence[Tensor], start: Floats, ridge: float) -> None:
+    def _fit(self, call: SolverCall, step: int, parts: Sequence[Part], start: Floats, ridge: float) -> None:
+        """Fit the weights for all branches, and those of each where they are known; the latter count if they are."""
         weights, problem = None, None
+        guided, shares = [part.guided for part in parts], self._shares_of(step, parts)
+        terms = guided if shares is None else [each for share in shares for each in _branch(parts, *share)]
         try:
-            self._solve(call, step, parts, start, ridge)
-            weights = self._normals[step].weights() if step in self._normals else start
+            aim = self._aim(call, step, guided[0])
+            weights = self._solve(self._normals, step, guided, aim, start, ridge)
+            if shares is not None:
+                weights = self._solve(self._own, step, terms, aim, np.tile(weights, len(shares)), RIDGE_BRANCH)
         except Exception as error:  # the other ranks wait for what this one has found
             problem = error
         weights = self.agreed(weights)
         if weights is None:
             raise problem or RunMismatch("rank 0 could not fit the weights")
-        call.replace(_sum(parts, weights))
+        call.replace(_sum(terms, weights))
 
-    def _solve(self, call: SolverCall, step: int, parts: Sequence[Tensor], start: Floats, ridge: float) -> None:
-        """Add what the step shows to its normal equations."""
-        answer = response_of(call, parts[0], self.reference.places)
+    def _shares_of(self, step: int, parts: Sequence[Part]) -> list[tuple[int, float]] | None:
+        """Return each branch's number and share in what the solver is given; ``None``: a part's are not known."""
+        shares, known = self._shares, self._own.get(step)
+        if shares is None or any(len(part.branches) != len(shares) for part in parts):
+            return None
+        if known is not None and len(known.start) != len(shares) * len(parts):
+            return None  # guidance of an earlier run had other calls
+        return [(number, float(share)) for number, share in enumerate(shares)]
+
+    def _aim(self, call: SolverCall, step: int, output: Tensor) -> Floats:
+        """Return the output that would lead to the latents of the uncached run, (pictures, numbers)."""
+        answer = response_of(call, output, self.reference.places)
         if answer.misfit > AFFINE or not answer.gain:
             raise RunMismatch(f"at step {step}, the scheduler's answer does not go with the model's output")
-        known = np.stack([taken(part, self.reference.places) for part in parts]).astype(np.float64)
         following = self.reference.latents[step, self._rows].astype(np.float64)
-        aim = (following - answer.still) / answer.gain
+        return np.asarray((following - answer.still) / answer.gain)
+
+    def _solve(
+        self,
+        normals: dict[int, Normal],
+        step: int,
+        terms: Sequence[Tensor],
+        aim: Floats,
+        start: Floats,
+        ridge: float,
+    ) -> Floats:
+        """Add what the step shows to its normal equations, and return the weights that solve them."""
+        known = np.stack([taken(term, self.reference.places) for term in terms]).astype(np.float64)
         if self.fitted_on is not None:
             some = self.fitted_on[self._rows]
             known, aim = known[:, some], aim[some]
         if known.shape[1]:
-            self._add(step, known, aim, start, ridge)
+            self._add(normals, step, known, aim, start, ridge)
+        return normals[step].weights() if step in normals else start
 
-    def _add(self, step: int, known: Floats, aim: Floats, start: Floats, ridge: float) -> None:
+    def _add(
+        self, normals: dict[int, Normal], step: int, known: Floats, aim: Floats, start: Floats, ridge: float
+    ) -> None:
         """Add the pictures of a run, (K, pictures, numbers), to the normal equations; the worst count most."""
         errors = np.square(np.tensordot(start, known, 1) - aim).mean(1)
         counts = np.clip(errors / max(float(errors.mean()), 1e-300), 1e-3, 1e3) ** EMPHASIS
         matrix = np.einsum("jsd,ksd,s->jk", known, known, counts, optimize=True)
         aimed = np.einsum("ksd,sd,s->k", known, aim, counts, optimize=True)
-        if step in self._normals:
-            self._normals[step].add(matrix, aimed)
+        if step in normals:
+            normals[step].add(matrix, aimed)
+            normals[step].start = start
         else:
-            self._normals[step] = Normal(matrix, aimed, start, ridge)
+            normals[step] = Normal(matrix, aimed, start, ridge)
 
 
-def _with_weights(piece: TransformerPlan, found: Mapping[int, tuple[float, ...]]) -> TransformerPlan:
+Found = Mapping[int, tuple[float, ...]]
+
+
+def _with_weights(piece: TransformerPlan, found: Found, own: Found) -> TransformerPlan:
+    """Return a piece with weights for all branches, and those of each: where a step has none, those for all."""
+    counts = {len(own[step]) // len(found[step]) for step in own if _is_called(piece, step)}
+    branches = []
+    if len(counts) == 1:
+        for number in range(*counts):
+            parts = {step: own[step][number * len(each) :][: len(each)] for step, each in found.items() if step in own}
+            branches.append(BranchWeights(*_weights(piece, {**found, **parts})))
+    coefficients, corrections = _weights(piece, found)
+    return replace(piece, coefficients=coefficients, corrections=corrections, branches=tuple(branches))
+
+
+def _weights(piece: TransformerPlan, found: Found) -> tuple[Weights, Weights | None]:
+    """Return a piece's coefficients and corrections with what was found."""
     coefficients = list(piece.coefficients)
     corrections: list[tuple[float, ...] | None] = [None] * len(piece.steps)
     for step, weights in found.items():
@@ -250,7 +350,12 @@ def _with_weights(piece: TransformerPlan, found: Mapping[int, tuple[float, ...]]
         else:
             corrections[step] = weights
     some = None if all(each is None for each in corrections) else tuple(corrections)
-    return replace(piece, coefficients=tuple(coefficients), corrections=some)
+    return tuple(coefficients), some
+
+
+def _branch(parts: Sequence[Part], number: int, share: float) -> list[Tensor]:
+    """Return what one branch adds to what the solver is given, of each part."""
+    return [part.branches[number].float() * share for part in parts]
 
 
 def _sum(parts: Sequence[Tensor], weights: Floats) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
 from ..handle import CacheHandle, dit_cache
 from ..recording.image_metrics import Metric, Score, compare, samples_of
+from ..recording.record import recordable
 from ..recording.recording import Floats
 from ..recording.solver_trace import SolverTrace
 from ..recording.solver_watch import can_be_watched, watched_solver
@@ -128,6 +130,10 @@ class Evaluator:
         loop = self._loop(plan)
         with warnings.catch_warnings(), ExitStack() as stack:
             warnings.simplefilter("ignore", UserWarning)  # whoever uses the plan gets its warnings
+            if loop is not None:
+                for chain in recordable(self.target, self.blocks):
+                    hook = chain.owner.register_forward_hook(partial(_show, loop))
+                    stack.callback(hook.remove)
             shown = {} if loop is None else {"on_decision": loop.note}
             planned = plan if loop is None else loop.bare
             handle: CacheHandle = dit_cache(
@@ -184,3 +190,8 @@ class Evaluator:
         others = np.flatnonzero(~some).tolist()
         ours, theirs = [samples[each] for each in others], [self.reference[each] for each in others]
         return compare(ours, theirs, self.metrics), every
+
+
+def _show(loop: ClosedLoop, module: object, args: object, output: object) -> None:
+    """Show what a transformer returns to the fit, as a hook of the transformer."""
+    loop.returned(output)

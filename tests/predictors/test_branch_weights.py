@@ -1,0 +1,98 @@
+"""Weights of each branch of guidance: whose they are, what is refused, and files of them."""
+
+import math
+
+import pytest
+import torch
+from solvers import Solved
+from toys import Net, latents, prompt
+
+from dithooks import DitCacheConfig, Fitted, Mask, dit_cache
+from dithooks.config.transformer_plan import TransformerPlan
+from dithooks.predictors.fitted import BranchWeights
+from dithooks.predictors.predictor import Moment
+
+ALL = (None, None, (1.5, -0.5), None, (1.25,))
+FIRST = BranchWeights((None, None, (2.0, -1.0), None, (0.75,)), (None, None, None, (0.5, 0.25), None))
+SECOND = BranchWeights((None, None, (1.0, 0.0), None, (0.5,)), (None, None, None, (1.0, 0.0), None))
+CORRECTIONS = (None, None, None, (0.9, 0.1), None)
+STEPS = 5
+
+
+def fitted(**given):
+    return Fitted(ALL, corrections=CORRECTIONS, branches=(FIRST, SECOND), **given)
+
+
+class TestWhoseTheyAre:
+    def test_each_branch_has_its_own(self):
+        at = [Moment(1, 0.8), Moment(0, 1.0)], Moment(2, 0.6)
+        assert [fitted().of_branch(n, 2).weights(*at) for n in (0, 1)] == [(2.0, -1.0), (1.0, 0.0)]
+        at = [Moment(1, 0.8)], Moment(3, 0.4)
+        assert [fitted().of_branch(n, 2).output_weights(*at) for n in (0, 1)] == [(0.5, 0.25), (1.0, 0.0)]
+
+    @pytest.mark.parametrize(("number", "count"), [(0, 1), (0, 3), (2, 3), (2, 2)])
+    def test_another_number_of_branches_has_those_of_all(self, number, count):
+        assert fitted().of_branch(number, count) == fitted()
+
+    def test_sigmas_go_with_them(self):
+        own = fitted(sigmas=(1.0, 0.8, 0.6, 0.4, 0.2)).of_branch(1, 2)
+        assert own.weights([Moment(1, 0.8), Moment(0, 1.0)], Moment(2, 0.5)) is None
+
+    @pytest.mark.parametrize(("branches", "own"), [(2, True), (1, False)])
+    def test_in_a_run_by_hand(self, branches, own):
+        """A reused step's output is the sum of its branch's outputs; without guidance, by the weights of all."""
+
+        class Seen(Solved):
+            def guided(self, model, x, t, prompts):
+                made = [model(x, t, encoder_hidden_states=each) for each in prompts]
+                outputs.append([each.clone() for each in made])
+                return made[0]
+
+        torch.manual_seed(1)
+        outputs, pipe, prompts = [], Seen(Net("swapped", 2)), [prompt(2), prompt(2)][:branches]
+        predictor = Fitted(ALL, branches=(BranchWeights(FIRST.coefficients), BranchWeights(SECOND.coefficients)))
+        policy = Mask(tuple(int(each is None) for each in ALL))
+        with dit_cache(pipe, DitCacheConfig(payload="output", policy=policy, predictor=predictor)) as cache:
+            pipe(latents(2), STEPS, prompts)
+            assert cache.stats.reused_calls == 2 * branches
+        weights = [FIRST.coefficients, SECOND.coefficients] if own else [ALL]
+        for number, each in enumerate(weights):
+            known = [step[number] for step in outputs]
+            for step, kept in ((2, (1, 0)), (4, (3,))):
+                wanted = sum(weight * known[at] for weight, at in zip(each[step], kept, strict=True))
+                torch.testing.assert_close(known[step], wanted)
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize(
+        ("branches", "said"),
+        [
+            ((FIRST,), "of one branch"),
+            ((FIRST, None), "BranchWeights"),
+            ("ab", "BranchWeights"),
+            ((FIRST, BranchWeights(ALL[:4], CORRECTIONS)), r"branches\[1\].coefficients"),
+            ((FIRST, BranchWeights((None, None, (1.0,), None, (1.0,)), CORRECTIONS)), r"branches\[1\].coefficients"),
+            ((FIRST, BranchWeights(ALL)), r"branches\[1\].corrections"),
+            ((FIRST, BranchWeights((None, None, (math.nan, 0.0), None, (1.0,)), CORRECTIONS)), "coefficient"),
+        ],
+    )
+    def test_what_does_not_go_with_the_others(self, branches, said):
+        with pytest.raises((TypeError, ValueError), match=said) as raised:
+            Fitted(ALL, corrections=CORRECTIONS, branches=branches)
+        assert len(str(raised.value)) <= 300
+
+
+class TestFiles:
+    def test_a_configuration_comes_back(self):
+        config = DitCacheConfig(policy=Mask((1, 1, 0, 1, 0)), predictor=fitted())
+        assert DitCacheConfig.from_json(config.to_json()) == config
+
+    def test_a_piece_of_a_plan_hands_them_on(self):
+        piece = TransformerPlan(
+            "", 0, 2, 2, (1, 1, 0, 1, 0), ALL, None, corrections=CORRECTIONS, branches=[FIRST, SECOND]
+        )
+        assert piece.predictor == fitted()
+
+    def test_without_them_nothing_is_written(self):
+        config = DitCacheConfig(policy=Mask((1, 1, 0, 1, 0)), predictor=Fitted(ALL))
+        assert "branches" not in config.to_json()
