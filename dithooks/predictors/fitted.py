@@ -1,4 +1,4 @@
-"""Weights that were fitted ahead of time, step by step."""
+"""StepWeights that were fitted ahead of time, step by step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .predictor import Moment, Predictor
 SAME_TIME, NEXT_TO_NOTHING = 4e-3, 1e-6
 
 
-Weights = tuple["tuple[float, ...] | None", ...]  # of each step; None: it has none
+StepWeights = tuple["tuple[float, ...] | None", ...]  # of each step; None: it has none
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class BranchWeights:
         corrections: likewise; ``None`` where there are none.
     """
 
-    coefficients: Weights
-    corrections: Weights | None = field(default=None, metadata={"written": "where given"})
+    coefficients: StepWeights
+    corrections: StepWeights | None = field(default=None, metadata={"written": "where given"})
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class Fitted(Predictor):
 
 
 def _weights(name: str, given: Any) -> tuple[tuple[float, ...] | None, ...]:
-    """Weights of each step, as plain numbers; ``None`` where a step has none."""
+    """StepWeights of each step, as plain numbers; ``None`` where a step has none."""
     values = _listed(given)
     listed = list(values) if isinstance(values, Iterable) else None
     if listed is None or not all(each is None or isinstance(each, Iterable) for each in listed):

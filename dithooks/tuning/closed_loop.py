@@ -29,7 +29,7 @@ from ..config.cache_plan import CachePlan
 from ..config.transformer_plan import TransformerPlan
 from ..engine.output_correction import floating_in
 from ..errors import RunMismatch
-from ..predictors.fitted import BranchWeights, Weights
+from ..predictors.fitted import BranchWeights, StepWeights
 from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
 from ..recording.recording import Floats
@@ -323,10 +323,10 @@ class ClosedLoop:
             normals[step] = Normal(matrix, aimed, start, ridge)
 
 
-Found = Mapping[int, tuple[float, ...]]
+ByStep = Mapping[int, tuple[float, ...]]
 
 
-def _with_weights(piece: TransformerPlan, found: Found, own: Found) -> TransformerPlan:
+def _with_weights(piece: TransformerPlan, found: ByStep, own: ByStep) -> TransformerPlan:
     """Return a piece with weights for all branches, and those of each: where a step has none, those for all."""
     counts = {len(own[step]) // len(found[step]) for step in own if _is_called(piece, step)}
     branches = []
@@ -338,7 +338,7 @@ def _with_weights(piece: TransformerPlan, found: Found, own: Found) -> Transform
     return replace(piece, coefficients=coefficients, corrections=corrections, branches=tuple(branches))
 
 
-def _weights(piece: TransformerPlan, found: Found) -> tuple[Weights, Weights | None]:
+def _weights(piece: TransformerPlan, found: ByStep) -> tuple[StepWeights, StepWeights | None]:
     """Return a piece's coefficients and corrections with what was found."""
     coefficients = list(piece.coefficients)
     corrections: list[tuple[float, ...] | None] = [None] * len(piece.steps)
