@@ -395,7 +395,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--calibration", type=int, default=16, help="pictures (default: %(default)s)")
     parser.add_argument("--test", type=int, default=24, help="pictures (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="two pictures each")
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.calibration = options.test = 2
     torch.set_num_threads(1)
     rows = [row for name in options.models for row in measure(name, options.calibration, options.test)]
     about = {"machine": machine(), "calibration": options.calibration, "test": options.test}

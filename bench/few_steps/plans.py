@@ -28,6 +28,7 @@ from dithooks.storage.replacement import write_text
 from . import STEPS
 
 LEAST = 2  # computed steps
+QUICK = 4  # test cases, to try it out
 FLOOR, WANTED = 35.0, (40.0, 35.0, 30.0, 25.0)  # dB
 
 
@@ -74,15 +75,16 @@ def report(rows: Sequence[Row], asked: Sequence[Row], cases: int) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder (default: %(default)s)")
-    parser.add_argument("--count", type=int, help="of test cases (default: all)")
+    parser.add_argument("--quick", action="store_true", help="four test cases, four steps")
     options = parser.parse_args(arguments)
+    count, grids = (QUICK, STEPS[-1:]) if options.quick else (None, STEPS)
     torch.set_num_threads(1)
     teacher = Emoji()
-    drawn = teacher.pictures(teacher.draw(teacher.test[: options.count]))
+    drawn = teacher.pictures(teacher.draw(teacher.test[:count]))
     rows, asked = list[Row](), list[Row]()
-    for steps in STEPS:
+    for steps in grids:
         student = FewSteps(steps)
-        rows += against_fewer_steps(student, range(steps - 1, LEAST - 1, -1), drawn, options.count)
+        rows += against_fewer_steps(student, range(steps - 1, LEAST - 1, -1), drawn, count)
         asked += answers(student)
     options.out.mkdir(parents=True, exist_ok=True)
     kept = {"machine": machine(), "rows": [rounded(row) for row in rows], "asked": asked}

@@ -19,20 +19,22 @@ from dithooks.environment.machine import machine
 from dithooks.storage.replacement import write_text
 
 COMPUTED = (19, 14, 11, 9, 7)  # of 28 steps: 1.5, 2, 2.5, 3.1 and 4 times fewer
+QUICK = 4  # test cases, to try it out
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder (default: %(default)s)")
-    parser.add_argument("--count", type=int, help="of test cases (default: all)")
+    parser.add_argument("--quick", action="store_true", help="four test cases, one plan")
     options = parser.parse_args(arguments)
+    count, computed = (QUICK, COMPUTED[1:2]) if options.quick else (None, COMPUTED)
     torch.set_num_threads(1)
     subject = UNet()
-    rows = against_fewer_steps(subject, COMPUTED, count=options.count)
+    rows = against_fewer_steps(subject, computed, count=count)
     options.out.mkdir(parents=True, exist_ok=True)
     kept = {"machine": machine(), "rows": [rounded(row) for row in rows]}
     write_text(options.out / "unet_plans.json", json.dumps(kept).replace('{"steps"', '\n{"steps"') + "\n")
-    cases = len(subject.test[: options.count])
+    cases = len(subject.test[:count])
     lines = [
         "# Plans for a UNet",
         "",
