@@ -125,7 +125,9 @@ class TestOutOfReach:
         assert self.plan.weights(anchors, Moment(5, 19 / 24)) is None
 
     def test_steps_by_number_only(self):
-        assert Transferred([made(21), made(30)], "step").weights(Use.FORECAST, moments(24, 4, 3), Moment(5, 0.8)) is None
+        assert (
+            Transferred([made(21), made(30)], "step").weights(Use.FORECAST, moments(24, 4, 3), Moment(5, 0.8)) is None
+        )
 
     def test_two_steps_at_one_time(self):
         assert self.plan.weights([Moment(4, 0.8), Moment(3, 0.8)], Moment(5, 0.76)) is None
