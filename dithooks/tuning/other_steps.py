@@ -25,6 +25,7 @@ from ..recording.record import record
 from ..recording.recording import Recording
 from ..validation import check_count, shown
 from .evaluation import Evaluation, Evaluator, Fit, Objective
+from .proposals import FITTED_GAIN
 from .result import SearchResult
 from .timed_run import TimedRun
 
@@ -169,7 +170,9 @@ class OtherSteps:
         made = [self._evaluated(evaluator, CachePlan.from_json(text), steps) for text in texts]
         scores = broadcast_from_rank_0([each.merit(self.objective) for each in made])
         ranks = [-math.inf if score is None else score for score in scores]
-        best = ranks.index(max(ranks))
+        best = 0
+        for number, rank in enumerate(ranks):  # a difference of less may be chance
+            best = number if rank > ranks[best] + FITTED_GAIN else best
         score = broadcast_from_rank_0(made[best].score)
         return replace(made[best], score=score)
 
