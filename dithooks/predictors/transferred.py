@@ -22,7 +22,7 @@ from .polynomial import lagrange_weights
 from .predictor import Moment
 
 RIDGE = 1e-3  # relative to the mean square of a term: keeps shares that the plans leave open near none
-LEAST_STEPS = 4  # that a polynomial is fitted to; fewer say nothing of how weights change
+LEAST_STEPS = 2  # that a polynomial is fitted to: one of two runs each, as of the first forecast of all
 FINER, BEYOND = 1.5, 0.05  # how far from those fitted m may be, as a factor, and σ, as a share of the largest
 Shares = NDArray[np.float64]
 

@@ -108,6 +108,16 @@ class TestOneOfSeveralRuns:
         assert made(21).output_weights([newest], moments(24, 5)[0]) is None
 
 
+def test_a_step_that_each_run_has_once_counts_too():
+    """As the first forecast of all, which takes fewer outputs than those behind it."""
+
+    def of(steps, others=()):
+        return Fitted((None, (1.1,), *[None] * (steps - 2)), sigmas_of(steps), others=others)
+
+    now, newest = moments(24, 1, 0)
+    assert of(21, (of(30),)).weights([newest], now) == pytest.approx((1.1,), abs=1e-3)
+
+
 class TestOutOfReach:
     plan = made(21, (made(30),))
 
