@@ -22,7 +22,8 @@ class CachePlan(HubFile):
     """The result of a search: which steps of a run are computed, which are reused, and with which weights.
 
     ``dit_cache`` takes it as it takes a configuration. In a run with another number of steps, or at other noise levels,
-    the steps are resampled (:class:`Mask`), and the line through the last residuals takes the place of the coefficients
+    the steps are resampled (:class:`Mask`). Where the plan was fitted for several numbers of steps, as ``search`` does
+    with ``steps``, its weights are carried over; else the line through the last residuals takes their place
     (:class:`Fitted`), with one warning.
 
     Args:
@@ -86,9 +87,10 @@ class CachePlan(HubFile):
     def _schema(self) -> int:
         """Return the first schema where it has all that the plan says, so that earlier versions read the file."""
         is_first = all(
-            piece.payload == "residual" and piece.corrections is None and not piece.branches for piece in self.pieces
+            piece.payload == "residual" and piece.corrections is None and not (piece.branches or piece.others)
+            for piece in self.pieces
         )
-        return 1 if is_first else 2
+        return 1 if is_first and not self.provenance.elsewhere else 2
 
     @property
     def config(self) -> DitCacheConfig:
@@ -166,6 +168,7 @@ class CachePlan(HubFile):
                 f"{self.speedup:.2f}× fewer blocks run; predicted: {found.predicted_speedup:.2f}× as fast, "
                 f"error {found.predicted_error:.3g}",
                 *([f"measured: {', '.join(measured)}"] if measured else []),
+                *map(str, found.elsewhere),
                 f"found {found.method} for {target}, from {found.samples} sample{'s' * (found.samples != 1)} on "
                 f"{found.machine}, {found.date}",
             ]

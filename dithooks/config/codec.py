@@ -145,6 +145,8 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         if not isinstance(value, dict):
             raise WrongType(f"{where} must be an object with the fields of a {hint.__name__}, not {shown(value)}")
+        if issubclass(hint, (Policy, Predictor)):
+            return _decode_part({"kind": hint.__name__, **value})
         arguments = _arguments(hint, value, where)
         try:
             return hint(**arguments)

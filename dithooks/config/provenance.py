@@ -51,6 +51,42 @@ class PlanTarget:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """How good a plan is at one of the numbers of steps that it was fitted for, on the pictures it was fitted on.
+
+    Args:
+        steps: number of steps of the run.
+        psnr: PSNR in dB to the uncached run of as many steps, with the weights that were fitted there.
+        left_out: the same with weights carried over from the other numbers of steps, as if this one had not been
+            fitted; ``None``: there are too few.
+
+    Raises:
+        TypeError, ValueError: a field is of the wrong type or out of range.
+
+    Example:
+        >>> print(Elsewhere(20, 52.5, 49.0))
+        at 20 steps: PSNR 52.50 dB; 49.00 dB with weights of the other numbers of steps
+    """
+
+    steps: int
+    psnr: float | None = field(metadata={"infinite": True})
+    left_out: float | None = field(default=None, metadata={"infinite": True})
+
+    def __post_init__(self) -> None:
+        set_field(self, "steps", check_count("steps", self.steps, 1))
+        for name in ("psnr", "left_out"):
+            if (value := getattr(self, name)) is not None and value != inf:
+                set_field(self, name, check_number(name, value, -1e6))
+
+    def __str__(self) -> str:
+        psnr = "it cannot be run" if self.psnr is None else f"PSNR {self.psnr:.2f} dB"
+        left_out = (
+            "" if self.left_out is None else f"; {self.left_out:.2f} dB with weights of the other numbers of steps"
+        )
+        return f"at {self.steps} steps: {psnr}{left_out}"
+
+
+@dataclass(frozen=True)
 class Provenance:
     """How a plan was found, and what was measured of it. ``None`` stands for a measure that was not taken.
 
@@ -70,6 +106,7 @@ class Provenance:
         reached: whether the target was reached.
         lpips: shift-tolerant LPIPS, a learned distance that is 0 for equal pictures.
         worst: PSNR in dB of the picture that came out worst.
+        elsewhere: how good it is at each number of steps, if it was fitted for several.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range.
@@ -90,6 +127,7 @@ class Provenance:
     reached: bool = True
     lpips: float | None = field(default=None, metadata={"written": "where given"})
     worst: float | None = field(default=None, metadata={"written": "where given", "infinite": True})
+    elsewhere: tuple[Elsewhere, ...] = field(default=(), metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         for name in ("date", "machine", "method"):
@@ -107,6 +145,10 @@ class Provenance:
         if self.ssim is not None and self.ssim > 1:
             raise InvalidSetting(f"ssim={self.ssim:g} is out of range: it must be at most 1")
         check_bool("reached", self.reached)
+        elsewhere: Any = self.elsewhere
+        if not isinstance(elsewhere, (tuple, list)) or not all(isinstance(each, Elsewhere) for each in elsewhere):
+            raise WrongType(f"elsewhere must be a tuple of Elsewhere, not {shown(self.elsewhere)}")
+        set_field(self, "elsewhere", tuple(elsewhere))
 
 
 _LEAST = (  # of each number; whether it must be above

@@ -36,6 +36,8 @@ class TransformerPlan:
         corrections: weights of each step at which the transformer's output is corrected, as in :class:`Fitted`;
             ``None`` where it is used as it is, and for all steps if none is corrected.
         branches: the weights of each branch of guidance, where they have weights of their own, as in :class:`Fitted`.
+        others: plans of the same range that were fitted for other numbers of steps: they count in a run that is theirs,
+            and in one near it (:class:`Mask`, :class:`Fitted`).
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.
@@ -61,6 +63,7 @@ class TransformerPlan:
     payload: Payload = field(default="residual", metadata={"written": "where given"})
     corrections: tuple[tuple[float, ...] | None, ...] | None = field(default=None, metadata={"written": "where given"})
     branches: tuple[BranchWeights, ...] = field(default=(), metadata={"written": "where given"})
+    others: tuple[TransformerPlan, ...] = field(default=(), repr=False, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         set_field(self, "path", check_text("path", self.path, empty=True))
@@ -99,17 +102,20 @@ class TransformerPlan:
         if self.called is not None:
             set_field(self, "called", _span(self.called, len(bits)))
             self._check_called()
+        self._check_others()
 
     @property
     def policy(self) -> Mask:
         """When to reuse: the steps, with their noise levels where the steps of another run can be placed among them."""
         falls = all(a > b for a, b in pairwise(self.sigmas or ()))
-        return Mask(self.steps, self.sigmas if self.axis == "sigma" and falls else None)
+        sigmas = self.sigmas if self.axis == "sigma" and falls else None
+        return Mask(self.steps, sigmas, others=tuple(other.policy for other in self.others))
 
     @property
     def predictor(self) -> Fitted:
         """What to add: the coefficients and corrections, and the times they were found for."""
-        return Fitted(self.coefficients, self.sigmas, self.corrections, self.branches)
+        others = tuple(other.predictor for other in self.others)
+        return Fitted(self.coefficients, self.sigmas, self.corrections, self.branches, others)
 
     @property
     def executions(self) -> tuple[int, int]:
@@ -151,6 +157,24 @@ class TransformerPlan:
         for step, (bit, weights) in enumerate(zip(self.steps, self.corrections or (), strict=False)):
             if not bit and weights is not None:
                 raise InvalidSetting(f"step {step} leaves the transformer out: it has coefficients, and no corrections")
+
+    def _check_others(self) -> None:
+        """Refuse plans of another range, and those of the same number of steps."""
+        others: Any = self.others
+        if not isinstance(others, (tuple, list)) or not all(isinstance(each, TransformerPlan) for each in others):
+            raise WrongType(f"others must be a tuple of TransformerPlan, not {shown(self.others)}")
+        set_field(self, "others", tuple(others))
+        for other in self.others:
+            for name in ("path", "first", "blocks", "total", "payload", "axis"):
+                if getattr(other, name) != getattr(self, name):
+                    raise InvalidSetting(
+                        f"one of others has {name}={shown(getattr(other, name))}, and not {shown(getattr(self, name))}"
+                    )
+        counts = [len(each.steps) for each in (self, *self.others)]
+        if len(set(counts)) < len(counts):
+            raise InvalidSetting(f"others are of {counts[1:]} steps, beside {counts[0]}: give one of each number")
+        if self.others:
+            _ = self.predictor  # it checks the rest
 
     def _check_called(self) -> None:
         """Refuse steps that take more residuals than were computed before them."""

@@ -327,7 +327,7 @@ def check_corrections(ranges: Sequence[tuple[Chain, DitCacheConfig]], mine: Sequ
     """
     owners: list[nn.Module] = []
     for chain, own in ranges:
-        if not own.predictor.corrected_steps:
+        if not own.predictor.corrects:
             continue
         before = [cache for cache in caches_of([chain.owner]) if cache.correction is not None and cache not in mine]
         if before or any(chain.owner is owner for owner in owners):

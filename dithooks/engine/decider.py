@@ -76,7 +76,7 @@ class CallDecider(ForkAware):
         self.name, self.config, self.clock, self.log = chain.name, config, clock, log
         self.policy, self.predictor, self.consensus = config.when, config.predictor, consensus
         self.additions = Additions()
-        self._anchors, self.corrects = config.predictor.anchors, bool(config.predictor.corrected_steps)
+        self._anchors, self.corrects = config.predictor.anchors, bool(config.predictor.corrects)
         self._for_all = None if config.predictor.by_branch else config.predictor
         self.latents_name = next(iter(parameter_names(chain.owner)), None)  # the first one
         # True: a step's calls are branches by their order; False: one branch; None: recognised by their arguments.

@@ -178,7 +178,7 @@ def check_output(chain: Chain, config: DitCacheConfig, target: object, mine: Seq
             f"{other[0]} is cached already: remove that cache first, or use its handle's update(), which changes what "
             "is forecast"
         )
-    if any(config.predictor.corrected_steps.values()):
+    if True in config.predictor.corrects:
         raise InvalidSetting(
             "payload='output' leaves the transformer out on reused steps, and the predictor has corrections of these: "
             "give corrections of computed steps only"

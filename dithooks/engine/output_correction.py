@@ -52,12 +52,11 @@ class OutputCorrection:
 
     def _corrected(self, call: Call, tensors: Sequence[Tensor], earlier: Sequence[Anchor]) -> dict[int, Tensor] | None:
         """Return the sum for each tensor of an output, by the tensor's id; ``None`` where none is planned or fits."""
-        is_forecast = self.predictor.corrected_steps.get(call.moment.step)
-        if is_forecast is None:
+        weights = self._weights(call, earlier)
+        if weights is None:
             return None
-        weights = self._weights(call, earlier) if is_forecast is (call.mode is REUSE) else None
-        terms = earlier[: len(weights) - 1] if weights is not None else ()
-        if weights is None or not tensors or not all(_fits(each, tensors) for each in terms):
+        terms = earlier[: len(weights) - 1] if weights else ()
+        if not weights or not tensors or not all(_fits(each, tensors) for each in terms):
             steps = [each.moment.step for each in earlier]
             self.decider.warn("unfitted", wording.output_is_not_corrected(self.decider.name, call.moment.step, steps))
             return None
@@ -65,15 +64,16 @@ class OutputCorrection:
         return {id(own): combined(weights, (own, *column)) for own, column in zip(tensors, columns, strict=True)}
 
     def _weights(self, call: Call, earlier: Sequence[Anchor]) -> tuple[float, ...] | None:
-        """Return the planned weights, if the forecast of a reused step is the planned one, too."""
+        """Return the weights; none at all where they, or the forecast of a reused step, are not as planned."""
         assert call.branch is not None
         assert call.run is not None
-        predictor = self.decider.predictor_of(call.run, call.branch)
-        if call.mode is REUSE:
+        predictor, is_forecast = self.decider.predictor_of(call.run, call.branch), call.mode is REUSE
+        weights = predictor.output_weights([each.moment for each in earlier], call.moment, is_forecast)
+        if weights and is_forecast:
             anchors = [anchor.moment for anchor in call.branch.anchors]
             if predictor.weights(anchors, call.moment) is None:
-                return None
-        return predictor.output_weights([each.moment for each in earlier], call.moment)
+                return ()
+        return weights
 
     def _copy(self, call: Call, signature: Signature, tensors: Sequence[Tensor]) -> Anchor | None:
         """Copy a computed step's output, which the pipeline, or a repeat of the call, may write into."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import log
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -30,9 +31,10 @@ class Mask(Policy):
         sigmas: the noise levels of the steps that the mask was made for. A run with another number of steps, or other
             noise levels, is given the mask resampled by σ (:func:`resample`), without ``sigmas`` by share of the steps.
         dynamic: decides where the mask has 0; left out, these steps are reused.
+        others: masks that were made for other numbers of steps: a run is given the one whose number is nearest.
 
     Raises:
-        TypeError: ``dynamic`` is not a policy that decides by looking.
+        TypeError: ``dynamic`` is not a policy that decides by looking, or ``others`` are not masks of 0 and 1.
         ValueError: no such preset, or not a mask.
 
     Example:
@@ -47,6 +49,7 @@ class Mask(Policy):
     steps: str | tuple[int, ...]
     sigmas: tuple[float, ...] | None = None
     dynamic: Policy | None = None
+    others: tuple[Mask, ...] = field(default=(), repr=False, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, str):
@@ -64,6 +67,14 @@ class Mask(Policy):
             set_field(self, "steps", bits)
         if self.sigmas is not None:
             set_field(self, "sigmas", _levels(self.sigmas, len(self.steps)))
+        others: Any = self.others
+        if not isinstance(others, (tuple, list)) or not all(isinstance(each, Mask) for each in others):
+            raise WrongType(f"others must be a tuple of masks, not {shown(self.others)}")
+        set_field(self, "others", tuple(others))
+        if others and any(
+            isinstance(each.steps, str) or each.others or each.dynamic for each in (*others, self._alone)
+        ):
+            raise InvalidSetting("others are masks of 0 and 1 and their sigmas, and so is the one that has them")
         if self.dynamic is not None and (not isinstance(self.dynamic, Policy) or self.dynamic.metric is None):
             raise WrongType(
                 f"dynamic={shown(self.dynamic)} must be a policy that decides by looking, such as Threshold"
@@ -82,7 +93,15 @@ class Mask(Policy):
             return Mask(preset(self.steps, schedule.steps), None, dynamic)
         if not schedule.steps:
             return replace(self, dynamic=dynamic)
+        if self.others:
+            steps = schedule.steps
+            nearest = min((self._alone, *self.others), key=lambda mask: abs(log(len(mask.steps) / steps)))
+            return nearest.for_run(schedule)
         return Mask(resample(self.steps, schedule.steps, self.sigmas, schedule.sigmas), None, dynamic)
+
+    @property
+    def _alone(self) -> Mask:
+        return self if not self.others else Mask(self.steps, self.sigmas, self.dynamic)
 
     def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
         assert not isinstance(self.steps, str)
@@ -124,7 +143,8 @@ class Mask(Policy):
                 f"the number of steps is not known, so the mask is taken as made for this run: its {len(self.steps)} "
                 "steps are followed one by one, and later ones computed; timestep_scope(step, steps=...) gives it"
             )
-        if self.sigmas is not None and schedule.sigmas is None and schedule.steps != len(self.steps):
+        made = {len(mask.steps) for mask in (self, *self.others)}
+        if self.sigmas is not None and schedule.sigmas is None and schedule.steps not in made:
             return (
                 "the noise levels of all steps are not known (a scheduler gives them), so the mask is resampled by "
                 "share of the steps, not by σ"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -12,11 +12,13 @@ from ..errors import InvalidSetting, WrongType
 from ..policies.history import Schedule
 from ..validation import check_number, set_field, shown
 from .predictor import Moment, Predictor
+from .transferred import Transferred, Use, correction_of
 
 # Two times are the same within this share of the larger |σ|. The same schedule in another precision or from another
 # version of a scheduler differs by less (bfloat16 rounds by 2⁻⁸ at most); the last steps of schedules that fall by a
 # factor, such as Karras's and EDM's from 80 to 0.002, differ by more. What counts as 0 is a share of the largest σ.
 SAME_TIME, NEXT_TO_NOTHING = 4e-3, 1e-6
+MOST_OTHERS = 16  # runs of other numbers of steps: far more than anybody fits
 
 
 StepWeights = tuple["tuple[float, ...] | None", ...]  # of each step; None: it has none
@@ -52,10 +54,14 @@ class Fitted(Predictor):
             coefficients, the output is used as it is.
         branches: the weights of each branch of guidance, in the order of the calls of a step, where they have weights
             of their own. A run with another number of branches takes ``coefficients`` and ``corrections`` for all.
+        others: what was fitted for other numbers of steps, each with ``sigmas``. It counts where a run is theirs; and
+            in runs that are nobody's, but near, the weights are polynomials through all (:mod:`.transferred`), in place
+            of the line.
 
     Raises:
-        TypeError, ValueError: not such a list, the first step is not computed, ``sigmas`` has not one for each step, or
-            a branch has weights at other steps, or another number of them.
+        TypeError, ValueError: not such a list, the first step is not computed, ``sigmas`` has not one for each step, a
+            branch has weights at other steps, or another number of them, or ``others`` have no ``sigmas``, or others of
+            their own.
 
     Example:
         >>> plan = Fitted((None, None, (1.4, -0.4), None, (1.5, -0.5)))
@@ -72,6 +78,7 @@ class Fitted(Predictor):
     sigmas: tuple[float, ...] | None = field(default=None, metadata={"written": "where given"})
     corrections: tuple[tuple[float, ...] | None, ...] | None = field(default=None, metadata={"written": "where given"})
     branches: tuple[BranchWeights, ...] = field(default=(), metadata={"written": "where given"})
+    others: tuple[Fitted, ...] = field(default=(), repr=False, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         checked = _weights("coefficients", self.coefficients)
@@ -85,6 +92,7 @@ class Fitted(Predictor):
             before += each is None
         self._check_corrections()
         set_field(self, "branches", self._checked_branches())
+        self._check_others()
         if self.sigmas is None:
             return
         sigmas = _listed(self.sigmas)
@@ -133,18 +141,32 @@ class Fitted(Predictor):
             found.append(BranchWeights(own[0], own[1] or None))
         return tuple(found)
 
+    def _check_others(self) -> None:
+        others: Any = self.others
+        if not isinstance(others, (tuple, list)) or not all(isinstance(each, Fitted) for each in others):
+            raise WrongType(f"others must be a tuple of Fitted, not {shown(self.others)}")
+        set_field(self, "others", tuple(others))
+        if len(others) > MOST_OTHERS:
+            raise InvalidSetting(f"others has {len(others)} entries: at most {MOST_OTHERS}")
+        if others and any(each.sigmas is None for each in (self, *others)):
+            raise InvalidSetting("sigmas is missing: with others, each needs its own, which tell them apart")
+        if any(each.others for each in others):
+            raise InvalidSetting("one of others has others of its own: list all of them in one")
+
     @cached_property
     def anchors(self) -> int:
-        return max((len(each) for each in self.coefficients if each is not None), default=1)
+        weights = (each for run in self._runs for each in run.coefficients)
+        return max((len(each) for each in weights if each is not None), default=1)
 
     @cached_property
     def outputs(self) -> int:
-        return max((len(each) - 1 for each in self.corrections or () if each is not None), default=0)
+        weights = (each for run in self._runs for each in run.corrections or ())
+        return max((len(each) - 1 for each in weights if each is not None), default=0)
 
     @cached_property
-    def corrected_steps(self) -> Mapping[int, bool]:
-        steps = enumerate(self.corrections or ())
-        return {step: self.coefficients[step] is not None for step, weights in steps if weights is not None}
+    def corrects(self) -> frozenset[bool]:
+        steps = ((*pair,) for run in self._runs for pair in zip(run.corrections or (), run.coefficients, strict=False))
+        return frozenset(forecast is not None for correction, forecast in steps if correction is not None)
 
     @property
     def by_branch(self) -> bool:
@@ -156,7 +178,16 @@ class Fitted(Predictor):
     @cached_property
     def _own(self) -> tuple[Fitted, ...]:
         """The weights of each branch."""
-        return tuple(Fitted(each.coefficients, self.sigmas, each.corrections) for each in self.branches)
+        count = len(self.branches)
+        return tuple(
+            Fitted(
+                each.coefficients,
+                self.sigmas,
+                each.corrections,
+                others=tuple(other.of_branch(number, count) for other in self.others),
+            )
+            for number, each in enumerate(self.branches)
+        )
 
     @property
     def needs_sigmas(self) -> bool:
@@ -166,37 +197,66 @@ class Fitted(Predictor):
         step, time, _ = now
         chosen = self.coefficients[step] if step < len(self.coefficients) else None
         if chosen is None or len(anchors) < len(chosen) or not self._is_at(step, time):
-            return None
+            return self._weights_elsewhere(anchors, now)
         for planned, (step, time, _) in zip(self._planned_anchors[now.step], anchors, strict=False):
             if step != planned or not self._is_at(step, time):
-                return None
+                return self._weights_elsewhere(anchors, now)
         return chosen
 
-    def output_weights(self, outputs: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
-        step, time, _ = now
-        chosen = None if self.corrections is None or step >= len(self.corrections) else self.corrections[step]
-        if chosen is None or len(outputs) < len(chosen) - 1 or not self._is_at(step, time):
+    def _weights_elsewhere(self, anchors: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
+        """Return the weights of a step that is not one of this run's."""
+        found = (run.weights(anchors, now) for run in self.others)
+        exact = next((weights for weights in found if weights is not None), None)
+        if exact is not None or not self.others:
+            return exact
+        return self._transferred(now.axis).weights(Use.FORECAST, anchors, now)
+
+    def output_weights(
+        self, outputs: Sequence[Moment], now: Moment, is_forecast: bool = False
+    ) -> tuple[float, ...] | None:
+        for run in self._runs_at(now):
+            chosen = None if run.corrections is None else run.corrections[now.step]
+            if chosen is None:
+                if not self.others or run._follow(outputs, now.step, 1):
+                    return None
+            elif (run.coefficients[now.step] is not None) is is_forecast and run._follow(
+                outputs, now.step, len(chosen) - 1
+            ):
+                return chosen
+        return self._correction_elsewhere(outputs, now, is_forecast)
+
+    def _correction_elsewhere(
+        self, outputs: Sequence[Moment], now: Moment, is_forecast: bool
+    ) -> tuple[float, ...] | None:
+        """Return the correction of a step that no run has: empty if one was planned for the step, but does not fit."""
+        if not self.others:
+            planned = now.step < len(self.corrections or ()) and (self.corrections or ())[now.step] is not None
+            return () if planned else None
+        follows_reused = bool(outputs) and outputs[0].step < now.step - 1
+        if is_forecast not in self.corrects or not (is_forecast or follows_reused):
             return None
-        for planned, (earlier, at, _) in zip(self._planned(step), outputs[: len(chosen) - 1], strict=False):
-            if earlier != planned or not self._is_at(earlier, at):
-                return None
-        return chosen
+        return self._transferred(now.axis).weights(correction_of(is_forecast), outputs, now) or ()
 
     def warning_at_start(self, schedule: Schedule) -> str | None:
+        if self.others and schedule.sigmas is not None and self._transferred("sigma").reaches(schedule.sigmas):
+            return None
         instead = "the last residual" if self.anchors == 1 else "the line through the last two residuals, in σ,"
-        fitted, steps = len(self.coefficients), schedule.steps
-        if steps is not None and steps != fitted:
+        *more, fitted = sorted({len(run.coefficients) for run in self._runs})
+        steps = schedule.steps
+        if steps is not None and steps not in (fitted, *more):
             where = "" if self.sigmas is not None else "where they follow other computed steps, "
+            where = "where its noise levels fall faster or slower than theirs, " if self.others else where
+            counts = f"{', '.join(map(str, more))} and {fitted}" if more else str(fitted)
             return (
-                f"coefficients were fitted for {fitted} step{'s' * (fitted != 1)}, and this run has {steps}: "
+                f"coefficients were fitted for {counts} step{'s' * (fitted != 1)}, and this run has {steps}: "
                 f"{where}{instead} is taken in their place"
             )
-        here = schedule.sigmas or ()
-        other = next((step for step, sigma in enumerate(here) if not self._is_at(step, sigma)), None)
-        if other is None or self.sigmas is None:
+        here, run = schedule.sigmas or (), next((run for run in self._runs if len(run.coefficients) == steps), self)
+        other = next((step for step, sigma in enumerate(here) if not run._is_at(step, sigma)), None)
+        if other is None or run.sigmas is None:
             return None
         return (
-            f"coefficients were fitted at other noise levels (step {other} at {self.sigmas[other]:.4g}, and in this "
+            f"coefficients were fitted at other noise levels (step {other} at {run.sigmas[other]:.4g}, and in this "
             f"run at {here[other]:.4g}): {instead} is taken in their place"
         )
 
@@ -211,6 +271,36 @@ class Fitted(Predictor):
     def _nothing(self) -> float:
         """The largest time that counts as 0 beside the largest σ."""
         return NEXT_TO_NOTHING * max(map(abs, self.sigmas or (0.0,)))
+
+    @cached_property
+    def _runs(self) -> tuple[Fitted, ...]:
+        return (self, *self.others)
+
+    def _runs_at(self, now: Moment) -> Sequence[Fitted]:
+        """The runs that have a step at this time, the nearest first."""
+        step, time, _ = now
+        if not self.others:
+            return self._runs if step < len(self.coefficients) and self._is_at(step, time) else ()
+        found = [run for run in self._runs if step < len(run.coefficients) and run._is_at(step, time)]
+        return sorted(found, key=lambda run: abs((run.sigmas or (time,) * (step + 1))[step] - time))
+
+    def _follow(self, moments: Sequence[Moment], step: int, count: int) -> bool:
+        """Whether the last computed steps before a step, so many, are the planned ones, at their times."""
+        if len(moments) < count:
+            return False
+        planned = islice(self._planned(step), count)
+        return all(at == each.step and self._is_at(at, each.time) for at, each in zip(planned, moments, strict=False))
+
+    def _transferred(self, axis: str) -> Transferred:
+        """The weights at other steps than those of all runs."""
+        known = self._transfers.get(axis)
+        if known is None:
+            known = self._transfers[axis] = Transferred(self._runs, axis)
+        return known
+
+    @cached_property
+    def _transfers(self) -> dict[str, Transferred]:
+        return {}
 
     @cached_property
     def _planned_anchors(self) -> tuple[tuple[int, ...], ...]:

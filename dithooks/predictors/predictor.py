@@ -6,7 +6,7 @@ A predictor returns plain numbers; the engine sums the tensors.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from ..policies.history import Schedule
@@ -66,16 +66,21 @@ class Predictor(ABC):
         return 0
 
     @property
-    def corrected_steps(self) -> Mapping[int, bool]:
-        """The steps whose output it corrects, each with whether that is made with a forecast residual."""
-        return {}
+    def corrects(self) -> frozenset[bool]:
+        """What outputs it corrects: ``True`` for those made with a forecast residual, ``False`` for computed ones."""
+        return frozenset()
 
-    def output_weights(self, outputs: Sequence[Moment], now: Moment) -> tuple[float, ...] | None:
+    def output_weights(
+        self, outputs: Sequence[Moment], now: Moment, is_forecast: bool = False
+    ) -> tuple[float, ...] | None:
         """Return the weights by which a call's output is corrected, its own first; ``None``: it is used as it is.
+
+        None at all, (): it should be corrected, but no weights are known for it, so that it is used as it is.
 
         Args:
             outputs: the moments of the computed steps before whose outputs are kept, the newest first.
-            now: the moment of the call, computed or with a forecast residual.
+            now: the moment of the call.
+            is_forecast: whether it was made with a forecast residual.
         """
         return None
 

@@ -25,11 +25,12 @@ from ..recording.image_metrics import Metric, check_metrics, samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0, on_all_ranks
 from ..recording.record import MEMORY, record, recordable
 from ..recording.recording import Recording
-from ..validation import check_choice, check_number, shown
+from ..validation import check_choice, check_count, check_number, shown
 from .evaluation import OBJECTIVES, Evaluator, Fit, Objective, as_here
 from .executors.executor import Executor, ParallelRunner
 from .executors.lookup import executor_of
 from .journal import Journal
+from .other_steps import OtherSteps, RunOf, check_steps
 from .result import SearchResult
 from .target_series import check_targets, tiers_of
 from .timed_run import TimedRun, picture_mismatch
@@ -40,10 +41,11 @@ EVALS, FITTED_EVALS, FITTED_MOVES = 4, 6, 8  # plans that are run at most; the l
 
 def search(
     target: object,
-    run: Callable[[Any], Any],
+    run: Callable[..., Any],
     target_speedup: float = 2.0,
     *,
     num_inference_steps: int | None = None,
+    steps: Sequence[int] | None = None,
     recording: Recording | None = None,
     cost: Cost = "time",
     max_evals: int | None = None,
@@ -84,6 +86,12 @@ def search(
             few prompts is enough; from four pictures on, half of them are left out of the fit, to show how good it is.
         target_speedup: times as fast as the uncached ``run``, > 1; without effect where ``target_psnr`` is given.
         num_inference_steps: number of steps that ``run`` is expected to make; another number is an error.
+        steps: two or more numbers of steps that the plan is to serve for, and those in between: (28, 20, 50). ``run``
+            is called as ``run(pipe, steps)`` then. The search is made at the first of them; at each other one a run is
+            recorded, and the plan's schedule and one that is planned anew are fitted, of which the better one is kept.
+            From three numbers on, each is left out once, to measure what is lost where weights are carried over, which
+            ``plan.provenance.elsewhere`` says. Beside ``max_runs``, each further number costs about one run of as many
+            steps, and three at the speed-up that is asked for.
         recording: an earlier :func:`record` of the same ``run``; left out, the run is recorded.
         cost: what the target is of: ``"time"``, of the whole run, by the measured block times; or ``"blocks"``, of
             block executions.
@@ -170,6 +178,14 @@ def search(
     workers = executor_of(executor)
     if not callable(run):
         raise WrongType(f"run must be a function that is given the target and draws, not {shown(run)}")
+    first, *further = check_steps(steps, run) if steps is not None else (num_inference_steps,)
+    with_steps = run
+    if steps is not None:
+        if interval is not None or workers is not None or num_inference_steps not in (None, first):
+            raise InvalidSetting(
+                f"steps={tuple(steps)} excludes interval and executor, and num_inference_steps other than {first}"
+            )
+        run, num_inference_steps = RunOf(run, check_count("steps", first, 1)), first
     if recording is not None and not isinstance(recording, Recording):
         raise WrongType(f"recording must be a Recording, as record() returns, not {shown(recording)}")
     chains = recordable(target, blocks)
@@ -284,7 +300,23 @@ def search(
                     target_psnr,
                     min_psnr,
                 )
-                return driver.drive()
+                result = driver.drive()
+                if not further or result.interrupted:
+                    return result
+                elsewhere = OtherSteps(
+                    target,
+                    with_steps,
+                    blocks,
+                    scheduler,
+                    cost,
+                    objective,
+                    payloads,
+                    report,
+                    evaluator,
+                    recorded,
+                    {"memory": memory, "share": share},
+                )
+                return elsewhere(result, driver.variant_of(result.plan), further)
 
             return driven(wanted) if goals is None else tiers_of(driven, goals, spent, runner)
 

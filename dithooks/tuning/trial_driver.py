@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..config.cache_plan import CachePlan
 from ..errors import InvalidSetting, RunMismatch, TargetMissed, WrongType
 from ..planning.plan import build_plan
-from ..planning.planner import Candidate, Planner
+from ..planning.planner import Candidate, Planner, Variant
 from ..progress_bars import ProgressReport
 from ..recording.image_metrics import Metric, Score
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
@@ -124,6 +124,7 @@ class TrialDriver:
         self.evaluations: list[Evaluation] = []
         self.interrupted = False
         self.final: Evaluation | None = None  # the best plan, and what was found out of it at last
+        self._variants: dict[Any, Variant] = {}  # by schedule: how it was priced
 
     def drive(self) -> SearchResult:
         """Run the whole search; Ctrl-C ends it with the best plan so far."""
@@ -226,7 +227,14 @@ class TrialDriver:
 
     def _built(self, candidate: Candidate) -> CachePlan:
         target = self.target if self.target_psnr is None else candidate.target
-        return build_plan(self.planner, candidate, target, METHODS[self.planner.cost])
+        plan = build_plan(self.planner, candidate, target, METHODS[self.planner.cost])
+        self._variants[_schedule(plan)] = candidate.variant
+        return plan
+
+    def variant_of(self, plan: CachePlan) -> Variant | None:
+        """Return how a plan's schedule was priced, as rank 0 knows; ``None``: it was not proposed here."""
+        variant: Variant | None = broadcast_from_rank_0(self._variants.get(_schedule(plan)))
+        return variant
 
     def _is_affordable(self, plan: CachePlan, runs: int | None = None) -> bool:
         """Return whether a plan can be run: so often, or once and then as often as its last fit takes."""
@@ -314,6 +322,10 @@ class TrialDriver:
             self.interrupted,
             self.target_psnr,
         )
+
+
+def _schedule(plan: CachePlan) -> tuple[object, ...]:
+    return tuple((each.path, each.payload, each.first, each.blocks, each.steps) for each in plan.pieces)
 
 
 def _values_of(evaluation: Evaluation, metrics: Collection[Metric]) -> dict[str, Any]:

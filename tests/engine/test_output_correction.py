@@ -574,12 +574,14 @@ def test_a_compiled_model(whole):
 
 
 def test_the_weights_of_a_plan():
-    """At a step, with whether its residual is a forecast."""
+    """At a step, and whether that was computed or made with a forecast; none at all where it is not as planned."""
     plan = Fitted(WEIGHTS, None, CORRECTIONS)
-    assert plan.corrected_steps == {1: False, 2: True, 3: False, 5: False}
+    assert plan.corrects == {True, False}
     assert plan.outputs == 2
-    assert Fitted(WEIGHTS).corrected_steps == {}
+    assert Fitted(WEIGHTS).corrects == frozenset()
     moments = {step: Moment(step, 1 - step / STEPS) for step in range(STEPS)}
     assert plan.output_weights([moments[1], moments[0]], moments[3]) == (1.5, -0.75, 0.125)
-    assert plan.output_weights([moments[2], moments[1]], moments[3]) is None
-    assert plan.output_weights([moments[1]], moments[3]) is None
+    assert plan.output_weights([moments[1], moments[0]], moments[3], is_forecast=True) == ()
+    assert plan.output_weights([moments[2], moments[1]], moments[3]) == ()
+    assert plan.output_weights([moments[1]], moments[3]) == ()
+    assert plan.output_weights([], moments[0]) is None
