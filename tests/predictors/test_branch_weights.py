@@ -38,6 +38,16 @@ class TestWhoseTheyAre:
         own = fitted(sigmas=(1.0, 0.8, 0.6, 0.4, 0.2)).of_branch(1, 2)
         assert own.weights([Moment(1, 0.8), Moment(0, 1.0)], Moment(2, 0.5)) is None
 
+    def test_in_a_run_of_another_number_of_steps(self):
+        """Each branch has what was fitted for it there."""
+        times = (1.0, 0.5, 0.2)
+        weights = [BranchWeights((None, None, (number + 1.5, -number))) for number in (0, 1)]
+        other = Fitted((None, None, (1.25, -0.25)), times, branches=weights)
+        whole = fitted(sigmas=(1.0, 0.8, 0.6, 0.4, 0.2), others=(other,))
+        at = [Moment(1, 0.5), Moment(0, 1.0)], Moment(2, 0.2)
+        assert [whole.of_branch(n, 2).weights(*at) for n in (0, 1)] == [(1.5, 0.0), (2.5, -1.0)]
+        assert whole.of_branch(0, 3).weights(*at) == (1.25, -0.25)
+
     @pytest.mark.parametrize(("branches", "own"), [(2, True), (1, False)])
     def test_in_a_run_by_hand(self, branches, own):
         """A reused step's output is the sum of its branch's outputs; without guidance, by the weights of all."""

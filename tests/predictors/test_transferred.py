@@ -54,7 +54,7 @@ def made(steps: int, others: tuple[Fitted, ...] = ()) -> Fitted:
     weights = tuple(None if bit else weights_of(steps, step) for step, bit in enumerate(mask))
     behind = [step > 0 and mask[step] and not mask[step - 1] for step in range(steps)]
     corrections = tuple(correction_of(steps, step) if each else None for step, each in enumerate(behind))
-    return Fitted(weights, sigmas_of(steps), corrections, others)
+    return Fitted(weights, sigmas_of(steps), corrections, others=others)
 
 
 def moments(steps: int, *which: int) -> list[Moment]:
