@@ -7,6 +7,7 @@ from .blocks.registry import BlockAdapterRegistry
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
 from .engine.requests import Request
+from .engine.row import Row
 from .engine.sessions import timestep_scope
 from .engine.steps_loop import steps
 from .errors import DitHooksError, DitHooksWarning, InvalidSetting, RankMismatch, RunMismatch, WiringError, WrongType
@@ -68,6 +69,7 @@ __all__ = [
     "Recording",
     "Request",
     "Reuse",
+    "Row",
     "RunHistory",
     "RunMismatch",
     "RunStats",
