@@ -46,13 +46,13 @@ class RowPlace:
 
     Args:
         dim: of a tensor that holds them.
-        shapes: of a tensor that has been shown to hold none, whatever its size.
+        is_whole: a tensor has been shown to hold none, whatever its size.
         parts: of a container.
         is_listed: the argument is a list with an item for each row.
     """
 
     dim: int | None = None
-    shapes: frozenset[torch.Size] = frozenset()
+    is_whole: bool = False
     parts: Mapping[Step, RowPlace] | None = None
     is_listed: bool = False
 
@@ -143,18 +143,13 @@ def _tensor_place(full: torch.Size, few: torch.Size, sizes: tuple[int, int], whe
     rest = [dim for dim, (one, other) in enumerate(zip(full, few, strict=False)) if one != other and dim not in dims]
     if len(full) != len(few) or rest or len(dims) > 1:
         raise _refusal(where, f"is {list(full)} and {list(few)}", sizes)
-    return RowPlace(dim=dims[0]) if dims else RowPlace(shapes=frozenset([full, few]))
+    return RowPlace(dim=dims[0]) if dims else RowPlace(is_whole=True)
 
 
 def merged(former: RowPlace | None, now: RowPlace) -> RowPlace:
     """Return what two surveys have shown together; where they differ, the later one counts."""
     if former is None or former.parts is None or now.parts is None:
-        both = former is not None and former.dim is None and now.dim is None
-        return (
-            RowPlace(shapes=former.shapes | now.shapes)
-            if both and former and not now.parts and not now.is_listed
-            else now
-        )
+        return now
     parts = {step: merged(former.parts.get(step), place) for step, place in now.parts.items()}
     return RowPlace(parts={**former.parts, **parts})
 
@@ -168,7 +163,7 @@ def taken(value: Any, place: RowPlace, rows: RowSelection) -> Any:
     if isinstance(value, Tensor):
         if place.dim is not None and place.dim < value.dim() and value.shape[place.dim] == rows.batch:
             return rows.shared(value, place.dim)
-        if place.shapes and (rows.batch not in value.shape or value.shape in place.shapes):
+        if place.is_whole:
             return value
         raise UnknownForm
     steps = steps_of(value)
@@ -202,7 +197,7 @@ def by_layout(value: Any, batch: int, but: frozenset[str], where: str = "") -> R
     """
     if isinstance(value, Tensor):
         holds = value.dim() > 0 and value.shape[0] == batch and where not in but
-        return RowPlace(dim=0) if holds else RowPlace(shapes=frozenset([value.shape]))
+        return RowPlace(dim=0) if holds else RowPlace(is_whole=True)
     steps = steps_of(value)
     if steps is None:
         return RowPlace()
@@ -219,21 +214,22 @@ def held_rows(value: Any, place: RowPlace, where: str = "") -> list[str]:
     return [name for names in found for name in names]
 
 
-def names_in(value: Any, where: str = "") -> list[str]:
-    """Return the names of all tensors and containers, as :func:`held_rows` has them."""
+def without_rows(value: Any, batch: int, where: str = "") -> list[str]:
+    """Return the names of tensors and containers that hold no rows: of another size, and not one for all rows."""
     steps = steps_of(value)
     if steps is None:
-        return [where] if isinstance(value, Tensor) else []
-    return [where, *(name for step in steps for name in names_in(part_of(value, step), f"{where}{step.text}"))]
+        is_other = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] not in (1, batch)
+        return [where] if is_other else []
+    inner = [name for step in steps for name in without_rows(part_of(value, step), batch, f"{where}{step.text}")]
+    return [where, *inner] if len(steps) not in (1, batch) else inner
 
 
 class BatchDimensions:
-    """Where the rows of a batch are in the arguments of each block of a range."""
+    """Where the rows of a batch are in the arguments of each block of a range, in calls of one form."""
 
     def __init__(self) -> None:
         self._places: dict[int, RowPlace] = {}  # by block of the range, of its positional and named arguments
         self.is_needed = True  # something is not known, so that another survey is due
-        self.shared: frozenset[str] = frozenset()  # arguments of the transformer that hold no rows, whatever their size
 
     def learn(self, full: BatchSurvey, few: BatchSurvey, blocks: Sequence[ObservedBlock]) -> None:
         """Learn from two calls of different numbers of rows; ``blocks``: those of the range.

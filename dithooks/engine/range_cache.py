@@ -240,13 +240,12 @@ class RangeCache:
             if names not in self.additions.asked:
                 ask(names)
             self.additions.asked.add(frozenset())  # rows are not asked about one by one
-        self.row_survey.look(len(placed), *given)
+        dimensions = self.row_survey.look(len(placed), *given)
         wiring = self.block_range.wiring
         assert wiring is not None
         # With a sum of additions, whether there are any or not: so its blocks ask.
         call = Call(mode=ROWS, counted=self.additions.counted, sums=AdditionSum(wiring, True))
         rows = self.row_states.decide(placed, arguments)
-        dimensions = self.row_survey.dimensions
         batch = RowBatch(self.decider.name, call, rows, self.row_states, dimensions, arguments)
         self.state.rows = self.state.replay = batch
         return call

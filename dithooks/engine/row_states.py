@@ -103,7 +103,12 @@ class RowStates:
         calls = []
         for number, (row, decider, form) in enumerate(zip(rows, deciders, forms, strict=True)):
             call = decider.decide(None, True, False, (row.session, row.scope, form))
+            if call.run is not None:
+                call.run.in_flight = False  # the request's next row belongs to the same run
             calls.append(RowCall(number, call, decider))
+        for each in calls:
+            if each.call.run is not None:
+                each.call.run.in_flight = True
         return calls
 
     def costs(self, request: Request) -> list[float]:

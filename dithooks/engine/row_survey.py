@@ -11,7 +11,7 @@ from torch import Tensor
 from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
 from .additions import AdditionSum
-from .batch_dimensions import BatchDimensions, BatchSurvey, RowSelection, by_layout, held_rows, names_in, taken
+from .batch_dimensions import BatchDimensions, BatchSurvey, RowSelection, by_layout, held_rows, taken, without_rows
 from .block_range import BlockRange
 from .call import ROWS, Call
 from .decider import CallDecider
@@ -46,7 +46,7 @@ class RowArguments:
         """Note the sizes of a call's arguments; return the names of those that hold rows, or may."""
         found = held_rows((args, kwargs), by_layout((args, kwargs), batch, frozenset()))
         if batch > 1:
-            self._shared |= set(names_in((args, kwargs))) - set(found)
+            self._shared |= set(without_rows((args, kwargs), batch))
         return [name for name in found if name not in self._shared]
 
     def is_known(self, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -137,7 +137,7 @@ class RowSurvey:
 
     def __init__(self, cache: SurveyedCache, is_compared: bool) -> None:
         self._cache, self._is_compared = cache, is_compared
-        self.dimensions = BatchDimensions()
+        self._dimensions: dict[frozenset[str], BatchDimensions] = {}  # by the arguments that hold rows
         self.arguments = RowArguments(cache.decider.name, lambda: cache.decider.latents_name)
 
     def check(
@@ -182,22 +182,24 @@ class RowSurvey:
         self._refuse_unsafe(replay)
         return self._cache.learn_in_extra_calls(replay)
 
-    def look(self, batch: int, module: Callee, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Find out where the rows are in what the blocks are given, if that is not known.
+    def look(self, batch: int, module: Callee, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchDimensions:
+        """Return where the rows are in what the blocks are given; find out first, if that is not known.
 
         Raises:
             InvalidSetting: the call cannot be repeated.
             WiringError: rows are not independent of each other, or it cannot be told which part of what is whose.
         """
-        self.arguments.note(batch, args, kwargs)
-        if batch < 2 or not self.dimensions.is_needed:
-            return
+        if batch < 2:
+            return BatchDimensions()
+        dimensions = self._of(batch, args, kwargs)
+        if not dimensions.is_needed:
+            return dimensions
         replay = Replay(module, args, kwargs)
         self._refuse_unsafe(replay)
         full, few = BatchSurvey(batch), BatchSurvey(0)
         output = self._repeated(replay, full)
         if not full.forms:
-            return
+            return dimensions
 
         def call(some_args: tuple[Any, ...], some_kwargs: dict[str, Any]) -> Any:
             nonlocal few
@@ -205,8 +207,14 @@ class RowSurvey:
             return self._repeated(Replay(module, some_args, some_kwargs), few)
 
         self.arguments.learn(call, args, kwargs, output, self._is_compared)
-        blocks = self._cache.block_range
-        self.dimensions.learn(full, few, [blocks.observed[index] for index in blocks.blocks])
+        blocks, dimensions = self._cache.block_range, self._of(batch, args, kwargs)
+        dimensions.learn(full, few, [blocks.observed[index] for index in blocks.blocks])
+        return dimensions
+
+    def _of(self, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchDimensions:
+        """Return what is known for calls in which these arguments hold rows: a time may be one for all."""
+        form = frozenset(self.arguments.note(batch, args, kwargs))
+        return self._dimensions.setdefault(form, BatchDimensions())
 
     def _repeated(self, replay: Replay, survey: BatchSurvey) -> Any:
         """Repeat a call in which every block's arguments are noted; return its output."""
