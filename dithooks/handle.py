@@ -455,8 +455,7 @@ class CacheHandle:
         scheduler_of(self._target, scheduler)
         if plan is not None:
             self._configs_of(plan)
-            for cache in self._caches():
-                cache.row_states.decider(plan)
+            self._prepare_rows(plan)
         request = Request(scheduler, plan, steps, sigmas)
         if name is not None:
             if name in self._requests:
@@ -505,12 +504,13 @@ class CacheHandle:
         """
         self._refuse_if_removed()
         listed = [row_of(entry) for entry in rows]
-        for cache in self._caches():
-            cache.row_states.decider(None)  # raises where the policy looks
         named = {row.request for row in listed}
         for name in [name for name, request in self._requests.items() if request.is_over and name not in named]:
             del self._requests[name]
-        return RowScope(listed, [self._request_of(row.request, makes=True) for row in listed])
+        requests = [self._request_of(row.request, makes=True) for row in listed]
+        for plan in {id(request.plan): request.plan for request in requests}.values():
+            self._prepare_rows(plan)
+        return RowScope(listed, requests)
 
     def forget(self, request: Hashable) -> None:
         """Free what is cached for a request that is over or was cancelled; nothing happens if there is none.
@@ -555,6 +555,12 @@ class CacheHandle:
         if plan is None:
             return cache.decider.config
         return next(own for attached, own in self._configs_of(plan) if attached.cache is cache)
+
+    def _prepare_rows(self, plan: DitCacheConfig | CachePlan | None) -> None:
+        """Make the deciders of rows by a plan, of all that is cached; raise where its policy looks."""
+        deciders = [cache.row_states.decider(plan) for cache in self._caches()]
+        for decider in deciders:
+            decider.deciders_of_handle = deciders
 
     def _caches(self) -> list[AnyCache]:
         return [attached.cache for attached in self._attached]
@@ -625,7 +631,7 @@ class CacheHandle:
             remarks += _silences(attached, last)
         self._last = last
         self._state = HandleState.REMOVED
-        self._attached, self._watches = [], []
+        self._attached, self._watches, self._requests = [], [], {}
         self._target = self._scheduler = self._blocks = self._consensus = self._on_decision = None
         for each in attached:
             logging.getLogger("dithooks").info("%s: removed", each.log.name)

@@ -92,15 +92,16 @@ class Drawer:
         guidance: off, in one batch, or by two calls.
         seed: of the pictures.
         count: number of different pictures.
+        steps: their numbers of steps.
     """
 
-    def __init__(self, name: str, guidance: str, seed: int = 0, count: int = 12) -> None:
+    def __init__(self, name: str, guidance: str, seed: int = 0, count: int = 12, steps: Sequence[int] = STEPS) -> None:
         self.tiny, self.guidance, self.is_ragged = build(MODELS[name]), guidance, name == "QwenImage"
         self.model = self.tiny.model
         self.main = next(iter(self.tiny.inputs()))
         rng = random.Random(seed)
         self.pictures = [
-            Picture(number, number % 3, rng.choice(STEPS), tuple(self._given(rng) for _ in range(self._calls)))
+            Picture(number, number % 3, rng.choice(steps), tuple(self._given(rng) for _ in range(self._calls)))
             for number in range(count)
         ]
         self.blocks = [ref for _, ref in sorted(_blocks(self.model).items())]

@@ -362,7 +362,7 @@ class RangeCache:
         self.active_calls.expire()
         state = self.state
         of_rows = self.row_states.drop()
-        state.latest = state.given = state.corrected = None
+        state.latest = state.given = state.corrected = state.rows = None
         self.additions.forget()
         if (call := state.call) is not None:
             # An exception ended this call; its traceback may keep the call alive, so release its tensors.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting
+from ..fork import ForkLock
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.reason import Reason
 from ..stats.log import fold
@@ -55,7 +56,7 @@ class RowCall:
         self.call.mode, self.call.deltas, self.call.range = MISMATCH, (), Capture()
 
 
-class RowStates:
+class RowStates(ForkLock):
     """The states of the rows of one range or transformer, by plan, request and branch.
 
     Args:
@@ -67,6 +68,7 @@ class RowStates:
         self._own, self._config_of = decider, config_of
         self._deciders: list[tuple[Any, CallDecider]] = []
         self._lengths: weakref.WeakKeyDictionary[Branch, int | None] = weakref.WeakKeyDictionary()
+        super().__init__()
 
     def decider(self, plan: Any) -> CallDecider:
         """Return the decider of rows by a plan.
@@ -83,8 +85,12 @@ class RowStates:
                 f"cache.rows: {shown(config.when)} looks at each step before it decides, which rows of a batch cannot "
                 "be asked one by one: give the request a plan, Mask, Interval or MagnitudeRatio"
             )
-        decider = self._own.for_rows(config)
-        self._deciders.append((plan, decider))
+        with self.lock:  # another thread may have made one meanwhile
+            for known, decider in self._deciders:
+                if known is plan or known == plan:
+                    return decider
+            decider = self._own.for_rows(config)
+            self._deciders.append((plan, decider))
         return decider
 
     @property
