@@ -422,8 +422,8 @@ class CacheHandle:
             scheduler: of this run, where it is not the one that the cache was attached with: pipelines that share a
                 transformer have each their own.
             plan: what its rows are cached by, in place of what the cache was attached with; of the same blocks.
-            steps: number of steps of the run.
-            sigmas: the noise level of each of them.
+            steps: number of steps of the run; left out, its own scheduler's, if it has one.
+            sigmas: the noise level of each of them; likewise.
 
         Raises:
             RuntimeError: the handle was removed.

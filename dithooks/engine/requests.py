@@ -32,8 +32,8 @@ class Request(ForkLock):
     Args:
         scheduler: the request's own scheduler, if it has one.
         plan: what its rows are cached by, if that is not what the cache was attached with.
-        steps: number of steps of its run, if known.
-        sigmas: the noise level of each of them, if known.
+        steps: number of steps of its run, if known; left out, its scheduler's.
+        sigmas: the noise level of each of them, if known; left out, its scheduler's.
 
     Raises:
         WrongType, InvalidSetting: ``steps`` or ``sigmas`` is not such a number or list, or they do not fit each other.
@@ -45,13 +45,21 @@ class Request(ForkLock):
         levels = None if sigmas is None else [check_number("a sigma", each, 0) for each in sigmas]
         if levels is not None and steps is not None and len(levels) != steps:
             raise InvalidSetting(f"request: steps={shown(steps)}, but sigmas has {len(levels)} levels: give one a step")
-        self.steps = len(levels) if levels else None if steps is None else check_count("steps", steps, 1)
+        self._steps = len(levels) if levels else None if steps is None else check_count("steps", steps, 1)
         self.sigmas, self.plan = levels, plan
         self.step: int | None = None  # the last one whose rows were computed or reused
         self._session: Session | None = Session(None, RequestSchedule(levels) if levels else scheduler)
         self._entry: SessionEntry | None = None
         self._user: threading.Thread | None = None  # the thread that has entered it
         super().__init__()
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps of its run, if known: as given, or its scheduler's."""
+        if self._steps is not None or self._session is None:
+            return self._steps
+        timesteps = getattr(self._session.scheduler, "timesteps", None)
+        return None if timesteps is None else len(timesteps)
 
     @property
     def is_over(self) -> bool:

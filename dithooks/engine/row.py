@@ -156,7 +156,5 @@ def _placed(row: Row, request: Request, session: Session) -> PlacedRow:
     sigma = row.sigma
     if sigma is None and request.sigmas is not None:
         sigma = request.sigmas[row.step]
-    epoch, steps = getattr(session.scheduler, "timesteps", None), request.steps
-    if steps is None and epoch is not None:
-        steps = len(epoch)
-    return PlacedRow(request.plan, session, Scope(row.step, row.branch, sigma, steps, session, epoch))
+    epoch = getattr(session.scheduler, "timesteps", None)
+    return PlacedRow(request.plan, session, Scope(row.step, row.branch, sigma, request.steps, session, epoch))
