@@ -36,6 +36,7 @@ from .engine.range_settings import config_of_plan, configure_ranges
 from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
 from .engine.row import Row, RowScope, row_of
+from .engine.sessions import Session
 from .engine.trunk_watch import Evidence, TrunkWatch
 from .errors import InvalidSetting, RunMismatch, WrongType
 from .integrations.dispatch import BlockIntegrations
@@ -505,8 +506,9 @@ class CacheHandle:
         self._refuse_if_removed()
         listed = [row_of(entry) for entry in rows]
         named = {row.request for row in listed}
-        for name in [name for name, request in self._requests.items() if request.is_over and name not in named]:
-            del self._requests[name]
+        for name, request in list(self._requests.items()):
+            if name not in named and request.is_over(self._has_finished):
+                self._requests.pop(name, None)
         requests = [self._request_of(row.request, makes=True) for row in listed]
         for plan in {id(request.plan): request.plan for request in requests}.values():
             self._prepare_rows(plan)
@@ -524,8 +526,8 @@ class CacheHandle:
         found = request if isinstance(request, Request) else self._requests.get(request)
         if found is not None:
             found.close()
-            for name in [name for name, each in self._requests.items() if each is found]:
-                del self._requests[name]
+            for name in [name for name, each in list(self._requests.items()) if each is found]:
+                self._requests.pop(name, None)
 
     def forecast(self, request: Hashable) -> tuple[float, ...]:
         """What each coming step of a request costs, as a share of all blocks: 1.0 where all are computed.
@@ -561,6 +563,9 @@ class CacheHandle:
         deciders = [cache.row_states.decider(plan) for cache in self._caches()]
         for decider in deciders:
             decider.deciders_of_handle = deciders
+
+    def _has_finished(self, session: Session) -> bool:
+        return all(cache.row_states.has_finished(session) for cache in self._caches())
 
     def _caches(self) -> list[AnyCache]:
         return [attached.cache for attached in self._attached]

@@ -69,6 +69,7 @@ class RowSelection:
     def __init__(self, rows: Sequence[int], batch: int) -> None:
         self.rows, self.batch = list(rows), batch
         self._indices: dict[torch.device, Tensor] = {}
+        self._former: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = {}  # what the block before was given
         self._taken: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -85,14 +86,19 @@ class RowSelection:
         return tensor.index_select(dim, self.index(tensor.device))
 
     def shared(self, tensor: Tensor, dim: int) -> Tensor:
-        """Do the same for what many blocks are given, such as an embedding of the time: it is taken once."""
+        """Do the same for what the next blocks are given, too, such as an embedding of the time: it is taken once."""
         if tensor.is_inference():
             return self.of(tensor, dim)
         key, version = (id(tensor), dim), tensor._version
-        former = self._taken.get(key)
+        former = self._taken.get(key) or self._former.get(key)
         if former is None or former[0] is not tensor or former[1] != version:
-            former = self._taken[key] = tensor, version, self.of(tensor, dim)
+            former = tensor, version, self.of(tensor, dim)
+        self._taken[key] = former
         return former[2]
+
+    def go_on(self) -> None:
+        """Let go of what the block before the last was given, as the streams that have gone through it."""
+        self._former, self._taken = self._taken, {}
 
 
 def described(value: Any) -> Described:
@@ -249,6 +255,7 @@ class BatchDimensions:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Return a block's arguments with only some rows; ``None`` if it is not known where these are."""
         place = self._places.get(offset)
+        rows.go_on()
         if place is not None:
             try:
                 some_args, some_kwargs = taken((args, kwargs), place, rows)

@@ -169,6 +169,11 @@ class CallDecider(ForkAware):
         other.additions, other._warned, other._latents = self.additions, self._warned, self._latents
         return other
 
+    def has_finished(self, session: Session) -> bool:
+        """Return whether a session has no run here that goes on."""
+        run = self._runs.get(session)
+        return run is None or run.finished
+
     def given_to(self, arguments: Mapping[str, Any]) -> CallArguments:
         """Return the arguments of a call, sorted."""
         return CallArguments(arguments, self._latents, self._time_names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,10 +61,11 @@ class Request(ForkLock):
         timesteps = getattr(self._session.scheduler, "timesteps", None)
         return None if timesteps is None else len(timesteps)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it was closed, or has made its last step."""
-        return self._session is None or (self.step is not None and self.step + 1 == self.steps)
+    def is_over(self, has_finished: Callable[[Session], bool]) -> bool:
+        """Return whether it was closed, or has made its last step; ``has_finished``: whether a session's runs have."""
+        if self._session is None:
+            return True
+        return self.step is not None and self.step + 1 == self.steps and has_finished(self._session)
 
     def take(self) -> Session:
         """Take the request for a batch of rows; return its session.

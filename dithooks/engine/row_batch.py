@@ -121,6 +121,10 @@ class RowBatch:
         if results is None:
             return False
         self._results = results
+        for number in reused:
+            self.rows[number].call.deltas = ()
+        if not self.call.counted:
+            self._predicted = ()
         if any(self.rows[number].captures for number in computed):
             self._entry = [self._computed.of(stream, 0).neg_() for stream in streams]
         return True

@@ -25,6 +25,7 @@ from .output_correction import OutputCorrection
 from .requests import Request
 from .row import PlacedRow
 from .run import Branch, Run
+from .sessions import Session
 
 
 @dataclass(eq=False)
@@ -92,6 +93,10 @@ class RowStates(ForkLock):
             decider = self._own.for_rows(config)
             self._deciders.append((plan, decider))
         return decider
+
+    def has_finished(self, session: Session) -> bool:
+        """Return whether a request has no run here that goes on."""
+        return all(decider.has_finished(session) for _, decider in self._deciders)
 
     @property
     def nbytes(self) -> int:

@@ -493,6 +493,47 @@ def test_a_request_that_is_over_or_forgotten_holds_nothing():
             cache.request("z")
 
 
+def test_a_name_is_kept_until_the_last_call_of_the_last_step():
+    """Calls with the prompt of two requests, and then those without: the first one's plan still holds."""
+    model, plan = Small(), DitCacheConfig(policy=Mask((1, 1, 0)))
+    with torch.no_grad(), dit_cache(model, PLANS["b"]) as cache:
+        for name in "xy":
+            cache.request(name, plan=plan, steps=3)
+        for step in range(3):
+            for _ in range(2):
+                for name in "xy":
+                    with cache.rows([(name, step)]):
+                        model(latents(0), time(step))
+        assert [each.reuse for each in cache.decisions][-4:] == [True] * 4
+        cache.rows([("z", 0)])
+        cache.request("x")
+
+
+def test_a_mixed_batch_holds_what_two_blocks_are_given_at_most():
+    """And not the streams of all blocks, until it is over."""
+    model, held = Small(8), []
+    with torch.no_grad(), dit_cache(model, PLANS["c"]) as cache:
+        loop = Loop(model, cache)
+        for number, name in enumerate("xy"):
+            loop.add(name, number, steps=STEPS)
+        warm_up(model, cache)
+        loop.tick("x")
+        streams = []
+        for block in model.blocks:
+            block.register_forward_hook(lambda _, args, output: streams.append(weakref.ref(args[0])))
+        model.blocks[7].register_forward_hook(lambda *_: held.append(sum(each() is not None for each in streams)))
+        loop.tick("x", "y")
+    assert len(streams) == 8
+    assert held[0] <= 3
+
+
+def test_a_model_that_is_not_to_be_tested():
+    model = Small()
+    cache = dit_cache(model, PLANS["a"], verify=False)
+    joining(model, cache, MASKS)
+    cache.remove()
+
+
 def test_a_removed_cache_keeps_no_request():
     model = Small()
     cache = dit_cache(model, PLANS["a"])
