@@ -587,6 +587,11 @@ class CacheHandle:
         found = self._chains(plan)
         config = config_of_plan(plan, found) if isinstance(plan, CachePlan) else plan
         chains = configure_ranges(found, config)
+        if config.fingerprint not in (None, here := fingerprint([chain for chain, _ in chains])):
+            raise InvalidSetting(
+                f"the request's plan was made for another model (fingerprint {config.fingerprint}, here {here}): "
+                "search one for this model"
+            )
         configs = []
         for attached in self._attached:
             own = next((own for chain, own in chains if chain.path == attached.chain.path), None)
@@ -598,6 +603,10 @@ class CacheHandle:
                     "the cache is attached to: plans of one batch have one range in common"
                 )
             configs.append((attached, own))
+        settings, mine = self._settings(), [skip for attached in self._attached for skip in attached.skips]
+        for attached, own in configs:
+            check_payload(attached.chain, own, settings, mine)
+        check_corrections([(attached.chain, own) for attached, own in configs], self._caches())
         return configs
 
     def remove(self) -> None:

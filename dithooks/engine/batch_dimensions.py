@@ -154,6 +154,8 @@ def _tensor_place(full: torch.Size, few: torch.Size, sizes: tuple[int, int], whe
 
 def merged(former: RowPlace | None, now: RowPlace) -> RowPlace:
     """Return what two surveys have shown together; where they differ, the later one counts."""
+    if former is not None and now == RowPlace():  # left out this time
+        return former
     if former is None or former.parts is None or now.parts is None:
         return now
     parts = {step: merged(former.parts.get(step), place) for step, place in now.parts.items()}
@@ -174,7 +176,7 @@ def taken(value: Any, place: RowPlace, rows: RowSelection) -> Any:
         raise UnknownForm
     steps = steps_of(value)
     if steps is None:
-        if place.dim is None and (isinstance(value, _PLAIN) or not tensors_in(value)):
+        if isinstance(value, _PLAIN) or not tensors_in(value):
             return value
         raise UnknownForm
     if place.is_listed:

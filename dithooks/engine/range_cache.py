@@ -318,7 +318,7 @@ class RangeCache:
         state, correction = self.state, self.correction
         assert correction is not None
         if isinstance(state.replay, RowBatch):
-            corrected = self.finish(self._as_returned(output))
+            corrected = self.finish(output)  # another cache has corrected other rows, if any
             state.corrected = None if corrected is None or not self.others() else (corrected, output)
             return corrected
         corrected = correction(None if replaying.get() else state.call, output, lambda: self.finish(output))

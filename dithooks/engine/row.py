@@ -142,7 +142,7 @@ class RowScope:
         try:
             if entry is not None:
                 entry.leave(failed=kind is not None)
-            for row, request in zip(self._rows, self._requests, strict=True):
+            for row, request in zip(self._rows, self._requests, strict=True) if kind is None else ():
                 request.step = row.step
         finally:
             self._give_back(failed=kind is not None)

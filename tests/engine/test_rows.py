@@ -714,6 +714,31 @@ def test_a_plan_of_other_blocks():
             cache.request("x", plan="fast")
 
 
+def test_a_plan_of_another_model():
+    with dit_cache(Small(), PLANS["a"]) as cache, pytest.raises(InvalidSetting, match="made for another model"):
+        cache.request("x", plan=DitCacheConfig(policy=Mask("fast"), fingerprint="0123456789abcdef"))
+
+
+def test_two_ranges_that_would_correct_one_output():
+    class Twofold(Small):
+        def __init__(self):
+            super().__init__()
+            self.others = torch.nn.ModuleList(Scaled(seed) for seed in range(2))
+
+        def forward(self, hidden_states, timestep):
+            h, temb = hidden_states, timestep[:, None].expand(-1, WIDTH)
+            for block in (*self.blocks, *self.others):
+                h = block(h, temb)
+            return h
+
+    apart = {"others": {"cache_step_interval": 3, "cache_step_start": 1}}
+    fitted = Fitted((None, (1.0,)), corrections=((0.5,), None))
+    plan = DitCacheConfig(policy=Mask((1, 0)), predictor=fitted, overrides=apart)
+    cache = dit_cache(Twofold(), DitCacheConfig(policy=Mask((1, 0)), overrides=apart))
+    with pytest.raises(InvalidSetting, match="correct"):
+        cache.request("x", plan=plan)
+
+
 def test_compiled_code():
     model = Small()
     model.compile(backend="eager")
