@@ -140,7 +140,9 @@ class CallDecider(ForkAware):
             run.newcomers += 1
         elif branch.interrupted or match.is_doubtful:  # an exception ended its last call: keep nothing of it
             branch.clear()
-        branch.given, branch.called, branch.position = given, tick.step, len(run.used)
+        branch.given = given
+        branch.called = tick.step
+        branch.position = len(run.used)
         branch.steps += 1
         if match.changes:
             branch.changes.update(match.changes)
@@ -151,7 +153,8 @@ class CallDecider(ForkAware):
             run.most = calls
         run.history.branches = max(run.before[0], calls)
         call = self._ask_policy(run, tick, branch, given, capture)
-        call.session, call.step_source = weakref.ref(session), session.step_source
+        call.session = weakref.ref(session)
+        call.step_source = session.step_source
         run.in_flight = seen
         return call
 

@@ -311,7 +311,6 @@ class RangeCache:
         finally:
             # Only now: until it is committed, another thread that moves the range expires it, and it may be repeated.
             state.thread.calls, state.transformer_was_called = (), False
-        return None
 
     def finish_corrected(self, output: Any) -> Any:
         """Do as :meth:`finish`, and return the corrected output; ``None``: the output is used as it is."""
