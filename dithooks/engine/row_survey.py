@@ -82,6 +82,11 @@ class RowArguments:
         batch = _batch_of(args, kwargs, self._latents_name())
         rows = RowSelection([batch - 1, 0] if batch > FEW else [batch - 1], batch)
         reference, worst = _rows_of(output, rows), ""
+        if reference is None:
+            raise WiringError(
+                f"{self._name}: cache.rows: what it returns does not hold {batch} rows, each tensor in its first "
+                "dimension: whose output is whose cannot be told. Call it once for each request"
+            )
         latents = "[0][0]" if args else f"[1][{self._latents_name()!r}]"
         held = self.note(batch, args, kwargs)
         for shared in _subsets([name for name in held if name != latents and name not in self._tried]):
@@ -245,9 +250,9 @@ def _rows_of(output: Any, rows: RowSelection) -> list[Tensor] | None:
     return [rows.of(tensor, 0) for tensor in tensors]
 
 
-def _distance(output: Any, reference: list[Tensor] | None, is_compared: bool) -> float:
+def _distance(output: Any, reference: list[Tensor], is_compared: bool) -> float:
     tensors = floating_in(output)
-    if reference is None or [tensor.shape for tensor in tensors] != [tensor.shape for tensor in reference]:
+    if [tensor.shape for tensor in tensors] != [tensor.shape for tensor in reference]:
         return float("inf")
     return difference(tensors, reference) if is_compared else 0.0
 

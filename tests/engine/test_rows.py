@@ -753,6 +753,14 @@ def test_rows_that_are_mixed_by_a_block():
     refused("its rows are not independent", model=Normed(), kind=WiringError)
 
 
+def test_an_output_without_rows():
+    class Mean(Small):
+        def forward(self, hidden_states, timestep):
+            return super().forward(hidden_states, timestep).flatten(0, 1)
+
+    refused("does not hold 2 rows", model=Mean(), kind=WiringError)
+
+
 def test_a_batch_that_is_folded_into_the_tokens():
     class Folded(Small):
         def forward(self, hidden_states, timestep):
