@@ -8,6 +8,7 @@ from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
 from .config.plan_tiers import PlanTiers
 from .engine.requests import Request
+from .engine.row import Row
 from .engine.sessions import timestep_scope
 from .engine.steps_loop import steps
 from .errors import (
@@ -81,6 +82,7 @@ __all__ = [
     "Recording",
     "Request",
     "Reuse",
+    "Row",
     "RunHistory",
     "RunMismatch",
     "RunStats",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -25,6 +25,7 @@ from .engine.completion import complete
 from .engine.model_lock import MODEL_LOCK
 from .engine.payloads import (
     AnyAttachment,
+    AnyCache,
     HandleSettings,
     all_caches_of,
     chains_for,
@@ -35,6 +36,8 @@ from .engine.payloads import (
 from .engine.range_settings import config_of_plan, configure_ranges
 from .engine.rank_consensus import RankConsensus, consensus_of
 from .engine.requests import Request
+from .engine.row import Row, RowScope, row_of
+from .engine.sessions import Session
 from .engine.trunk_watch import Evidence, TrunkWatch
 from .errors import InvalidSetting, RunMismatch, WrongType
 from .integrations.dispatch import BlockIntegrations
@@ -224,6 +227,7 @@ class CacheHandle:
         self._given: DitCacheConfig | CachePlan | None = None
         self._chosen = frozenset[str]()  # paths of the parts that first calls have shown to be trunks
         self._watches: list[TrunkWatch] = []
+        self._requests: dict[Hashable, Request] = {}  # that have a name
         self._compiled_calls = CompiledCalls(DYNAMO_LOCK)
         self._last = Numbers(total([]), (), (), [])
         self._state = HandleState.ATTACHED
@@ -404,19 +408,35 @@ class CacheHandle:
             attached.log.clear()
         _warn(remarks)
 
-    def request(self, *, scheduler: object = None) -> Request:
+    def request(
+        self,
+        name: Hashable = None,
+        *,
+        scheduler: object = None,
+        plan: DitCacheConfig | CachePlan | None = None,
+        steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> Request:
         """A place of its own for what is cached for one run, among others in a thread or task, or across several.
 
         By itself a thread or asyncio task has one run at a time. A server that makes a step of this run and a step of
-        that one, or each step in whichever thread is free, enters a run's request around its calls.
+        that one, or each step in whichever thread is free, enters a run's request around its calls. One that makes
+        steps of several runs in one call names the request of each row: :meth:`rows`.
 
         Args:
+            name: by which :meth:`rows`, :meth:`forecast` and :meth:`forget` find it; left out, they are given the
+                request itself.
             scheduler: of this run, where it is not the one that the cache was attached with: pipelines that share a
                 transformer have each their own.
+            plan: what its rows are cached by, in place of what the cache was attached with; of the same blocks.
+            steps: number of steps of the run; left out, its own scheduler's, if it has one.
+            sigmas: the noise level of each of them; likewise.
 
         Raises:
             RuntimeError: the handle was removed.
-            TypeError: ``scheduler`` is none.
+            TypeError: ``scheduler`` or ``plan`` is none.
+            ValueError: the plan is of another model or other blocks, its policy looks at each step, or there is a
+                request of this name already.
 
         Example:
             >>> import torch
@@ -440,7 +460,160 @@ class CacheHandle:
         """
         self._refuse_if_removed()
         scheduler_of(self._target, scheduler)
-        return Request(scheduler)
+        if plan is not None:
+            self._configs_of(plan)
+            self._prepare_rows(plan)
+        request = Request(scheduler, plan, steps, sigmas)
+        if name is not None:
+            if name in self._requests:
+                raise InvalidSetting(f"there is a request {shown(name)} already: forget() it once it is over")
+            self._requests[name] = request
+        return request
+
+    def rows(self, rows: Iterable[Row | tuple[Hashable, int] | object]) -> RowScope:
+        """Makes the rows of a batch belong to several requests, each at a step of its own, for the calls within it.
+
+        Each row is computed or reused as its request's plan says at its step. The blocks run on the rows to be computed
+        alone; a batch of which none is runs none. Plans, ``Mask``, ``Interval`` and ``MagnitudeRatio`` settle that
+        beforehand; policies that look cannot.
+
+        The latents' first dimension is the batch. Before the first batch, the transformer is called a few times more:
+        to see which blocks take what, and which part of that is whose row.
+
+        Args:
+            rows: for each row, in the order of the batch: a :class:`Row`, ``(request, step)``, or an object with
+                ``request_id`` and ``step_index``. A name that :meth:`request` was not called with stands for a new
+                request by what the cache was attached with. Several rows may be of one request, in one call or in
+                several: they are told apart by their order, or by their branch.
+
+        Raises:
+            RuntimeError: the handle was removed, or a request was closed.
+            TypeError, ValueError: an entry is no row, or its step is not one of its request's.
+
+        Example:
+            >>> import torch
+            >>> class Model(torch.nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+            ...     def forward(self, x, timestep):
+            ...         for block in self.blocks:
+            ...             x = block(x * timestep[:, None])
+            ...         return x
+            >>> model, config = Model(), DitCacheConfig(1, 2, cache_block_start=0, cache_num_blocks=3)
+            >>> with torch.no_grad(), dit_cache(model, config) as cache:
+            ...     for step in range(4):  # "dog" comes one step later
+            ...         batch = [("cat", step), ("dog", step - 1)][: 1 + (step > 0)]
+            ...         with cache.rows(batch):
+            ...             _ = model(torch.ones(len(batch), 4), torch.tensor([1.0, 1.0])[: len(batch)])
+            ...     print(cache.stats.reused_calls, "of", cache.stats.calls, "rows")
+            2 of 7 rows
+        """
+        self._refuse_if_removed()
+        listed = [row_of(entry) for entry in rows]
+        named = {row.request for row in listed}
+        for name, request in list(self._requests.items()):
+            if name not in named and request.is_over(self._has_finished):
+                self._requests.pop(name, None)
+        requests = [self._request_of(row.request, makes=True) for row in listed]
+        for plan in {id(request.plan): request.plan for request in requests}.values():
+            self._prepare_rows(plan)
+        return RowScope(listed, requests)
+
+    def forget(self, request: Hashable) -> None:
+        """Free what is cached for a request that is over or was cancelled; nothing happens if there is none.
+
+        Args:
+            request: its name, or what :meth:`request` has returned.
+
+        Raises:
+            RuntimeError: it is entered.
+        """
+        found = request if isinstance(request, Request) else self._requests.get(request)
+        if found is not None:
+            found.close()
+            for name in [name for name, each in list(self._requests.items()) if each is found]:
+                self._requests.pop(name, None)
+
+    def forecast(self, request: Hashable) -> tuple[float, ...]:
+        """What each coming step of a request costs, as a share of all blocks: 1.0 where all are computed.
+
+        By this a server can put rows together that compute, and others that reuse. The number of steps has to be known.
+
+        Args:
+            request: its name, or what :meth:`request` has returned.
+
+        Raises:
+            ValueError: there is no such request, its number of steps is not known, or its policy looks.
+        """
+        found = self._request_of(request, makes=False)
+        if found.steps is None:
+            raise InvalidSetting("forecast: give the request its number of steps: cache.request(name, steps=28)")
+        caches = self._caches()
+        costs = [cache.row_states.costs(found) for cache in caches]
+        totals = [cache.decider.log.blocks for cache in caches]
+        first = 0 if found.step is None else found.step + 1
+        return tuple(
+            sum(cost[step] * total for cost, total in zip(costs, totals, strict=True)) / sum(totals) if totals else 1.0
+            for step in range(first, found.steps)
+        )
+
+    def config_of(self, plan: DitCacheConfig | CachePlan | None, cache: AnyCache) -> DitCacheConfig:
+        """The configuration by a plan of what one cache of the handle is on; ``None``: by what it was attached with."""
+        if plan is None:
+            return cache.decider.config
+        return next(own for attached, own in self._configs_of(plan) if attached.cache is cache)
+
+    def _prepare_rows(self, plan: DitCacheConfig | CachePlan | None) -> None:
+        """Make the deciders of rows by a plan, of all that is cached; raise where its policy looks."""
+        deciders = [cache.row_states.decider(plan) for cache in self._caches()]
+        for decider in deciders:
+            decider.deciders_of_handle = deciders
+
+    def _has_finished(self, session: Session) -> bool:
+        return all(cache.row_states.has_finished(session) for cache in self._caches())
+
+    def _caches(self) -> list[AnyCache]:
+        return [attached.cache for attached in self._attached]
+
+    def _request_of(self, request: Hashable, makes: bool) -> Request:
+        if isinstance(request, Request):
+            return request
+        found = self._requests.get(request)
+        if found is None:
+            if not makes:
+                raise InvalidSetting(f"there is no request {shown(request)}: cache.request(name, steps=28) makes one")
+            found = self._requests[request] = Request()
+        return found
+
+    def _configs_of(self, plan: object) -> list[tuple[AnyAttachment, DitCacheConfig]]:
+        """Return the configuration of each attachment by the plan of a request."""
+        if not isinstance(plan, (DitCacheConfig, CachePlan)):
+            raise WrongType(f"plan must be a CachePlan or DitCacheConfig, not {shown(plan)} ({type(plan).__name__})")
+        found = self._chains(plan)
+        config = config_of_plan(plan, found) if isinstance(plan, CachePlan) else plan
+        chains = configure_ranges(found, config)
+        if config.fingerprint not in (None, here := fingerprint([chain for chain, _ in chains])):
+            raise InvalidSetting(
+                f"the request's plan was made for another model (fingerprint {config.fingerprint}, here {here}): "
+                "search one for this model"
+            )
+        configs = []
+        for attached in self._attached:
+            own = next((own for chain, own in chains if chain.path == attached.chain.path), None)
+            blocks = [each.path for each in attached.chain.block_lists]
+            own = next((o for c, o in chains if [each.path for each in c.block_lists] == blocks), own)
+            if own is None or _range_of(own, attached) != _range_of(attached.cache.decider.config, attached):
+                raise InvalidSetting(
+                    f"the request's plan caches other blocks of {attached.log.name} than {attached.describe()}, which "
+                    "the cache is attached to: plans of one batch have one range in common"
+                )
+            configs.append((attached, own))
+        settings, mine = self._settings(), [skip for attached in self._attached for skip in attached.skips]
+        for attached, own in configs:
+            check_payload(attached.chain, own, settings, mine)
+        check_corrections([(attached.chain, own) for attached, own in configs], self._caches())
+        return configs
 
     def remove(self) -> None:
         """Put the original blocks back, take the hooks off and free what was cached. A second call does nothing.
@@ -478,7 +651,7 @@ class CacheHandle:
             remarks += _silences(attached, last)
         self._last = last
         self._state = HandleState.REMOVED
-        self._attached, self._watches = [], []
+        self._attached, self._watches, self._requests = [], [], {}
         self._target = self._scheduler = self._blocks = self._consensus = self._on_decision = None
         for each in attached:
             logging.getLogger("dithooks").info("%s: removed", each.log.name)
@@ -609,6 +782,13 @@ class CacheHandle:
     def _scheduler_name(self) -> str | None:
         scheduler = self._look_up()()
         return None if scheduler is None else type(scheduler).__name__
+
+
+def _range_of(config: DitCacheConfig, attached: AnyAttachment) -> tuple[str, int, int]:
+    """Return the first and last block that a configuration caches, and what it forecasts."""
+    first, number = config.cache_block_start, config.cache_num_blocks
+    total = len(attached.chain.block_refs)
+    return config.payload, first, total - config.compute_last if number is None else first + number
 
 
 def _warn(remarks: list[str]) -> None:

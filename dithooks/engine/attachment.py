@@ -114,7 +114,7 @@ class Attachment:
 
     def stats(self) -> CacheStats:
         """Return the counts and the memory held now."""
-        return self.log.stats(self.cache.decider.bytes_held())
+        return self.log.stats(self.cache.decider.bytes_held() + self.cache.row_states.nbytes)
 
     def where(self) -> CachedRange:
         """Return the cached blocks as numbers."""

@@ -37,10 +37,11 @@ class Mode(Enum):
     UNDECIDED = "decided at the first block, by a measured change"
     REUSE = "skipped"
     MISMATCH = "was to be skipped, but the residual did not fit: run and captured"
+    ROWS = "run for some rows of the batch, and skipped for others"
 
 
 BEFORE, INSIDE, AFTER = Stage
-PLAIN, CAPTURE, UNDECIDED, REUSE, MISMATCH = Mode
+PLAIN, CAPTURE, UNDECIDED, REUSE, MISMATCH, ROWS = Mode
 
 
 class Shortcut(Enum):
@@ -104,4 +105,4 @@ class Call:
 
 def is_passing(call: Call) -> bool:
     """Return whether a call is between the first and last block of a range that is or may be skipped."""
-    return call.stage is INSIDE and (call.mode is REUSE or call.mode is UNDECIDED)
+    return call.stage is INSIDE and (call.mode is REUSE or call.mode is UNDECIDED or call.mode is ROWS)

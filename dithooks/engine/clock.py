@@ -313,7 +313,12 @@ class StepClock:
     def knows(self, arguments: Mapping[str, Any] | None) -> bool:
         """Return whether anything tells the step of a call made here; a session's step source counts unasked."""
         session, scope = current_context()
-        if scope is not None or session.step_source is not None or isinstance(self.sources[0], CountedCalls):
+        if (
+            scope is not None
+            or session.step_source is not None
+            or session.rows
+            or isinstance(self.sources[0], CountedCalls)
+        ):
             return True
         given = (arguments or {}, *self.enclosing())
         return scheduled(self.scheduler_of(session)) is not None or any(

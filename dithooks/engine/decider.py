@@ -15,6 +15,7 @@ from torch import Tensor
 from ..blocks.block_io import parameter_names
 from ..blocks.block_lists import Chain
 from ..config.cache_config import DitCacheConfig
+from ..errors import InvalidSetting
 from ..fork import ForkAware
 from ..policies.history import BranchHistory, Decision, Schedule
 from ..policies.policy import Policy
@@ -74,6 +75,7 @@ class CallDecider(ForkAware):
         consensus: RankConsensus | None = None,
     ) -> None:
         self.name, self.config, self.clock, self.log = chain.name, config, clock, log
+        self._chain = chain
         self.policy, self.predictor, self.consensus = config.when, config.predictor, consensus
         self.additions = Additions()
         self._anchors, self.corrects = config.predictor.anchors, bool(config.predictor.corrects)
@@ -84,6 +86,7 @@ class CallDecider(ForkAware):
         self.deciders_of_handle: Sequence[CallDecider] = ()  # this one included
         self.on_anchor: Callable[[Call, Sequence[Tensor]], None] | None = None  # called with every new residual
         self.on_run_end: Callable[[RunEnd], tuple[str, str] | None] | None = None  # returns topic and text of a warning
+        self.decide_rows: Callable[[Sequence[Any], Mapping[str, Any]], Call] | None = None  # of several requests
         self._latents = frozenset[str]([self.latents_name] if self.latents_name is not None else [])
         self._knows_latents = False  # before its first output is known, the first argument of a model is taken for them
         self._time_names = TIME.union(clock.timestep.names)
@@ -100,20 +103,32 @@ class CallDecider(ForkAware):
 
     # -- before the range --------------------------------------------------------------------------------------
 
-    def decide(self, arguments: Mapping[str, Any] | None, seen: bool, capture: bool) -> Call:
+    def decide(
+        self,
+        arguments: Mapping[str, Any] | None,
+        seen: bool,
+        capture: bool,
+        row: tuple[Session, Scope, CallArguments] | None = None,
+    ) -> Call:
         """Decide a call before its first block runs, or leave it UNDECIDED for :meth:`judge`.
 
         Args:
             arguments: the transformer's arguments, by name.
             seen: whether the transformer itself was called, not only its blocks.
             capture: whether to take the residual of every computed call, even one that will never be reused.
+            row: of a batch of several requests' rows: session and scope of one row, and what it is given.
 
         Raises:
             InvalidSetting: the sampling step cannot be read.
         """
         arguments = arguments or {}
-        given = CallArguments(arguments, self._latents, self._time_names)
-        session, scope = current_context()
+        if row is None:
+            session, scope = current_context()
+            if session.rows is not None:
+                return self._decided_by_row(session.rows, arguments)
+            given = CallArguments(arguments, self._latents, self._time_names)
+        else:
+            session, scope, given = row
         run, tick = self._locate(session, scope, arguments)
         match = self._match(run, tick, given)
         if match is None:  # the first call of another run
@@ -126,7 +141,9 @@ class CallDecider(ForkAware):
             run.newcomers += 1
         elif branch.interrupted or match.is_doubtful:  # an exception ended its last call: keep nothing of it
             branch.clear()
-        branch.given, branch.called, branch.position = given, tick.step, len(run.used)
+        branch.given = given
+        branch.called = tick.step
+        branch.position = len(run.used)
         branch.steps += 1
         if match.changes:
             branch.changes.update(match.changes)
@@ -137,9 +154,33 @@ class CallDecider(ForkAware):
             run.most = calls
         run.history.branches = max(run.before[0], calls)
         call = self._ask_policy(run, tick, branch, given, capture)
-        call.session, call.step_source = weakref.ref(session), session.step_source
+        call.session = weakref.ref(session)
+        call.step_source = session.step_source
         run.in_flight = seen
         return call
+
+    def _decided_by_row(self, rows: Sequence[Any], arguments: Mapping[str, Any]) -> Call:
+        if self.decide_rows is None:
+            raise InvalidSetting(
+                f"{self.name}: cache.rows is for a cache, and this call is recorded: call it once for each request"
+            )
+        return self.decide_rows(rows, arguments)
+
+    def for_rows(self, config: DitCacheConfig) -> CallDecider:
+        """Return a decider of rows by another configuration, with the same clock and log."""
+        chain = replace(self._chain, separate_cfg=True)  # a request's rows at one step are told apart by their order
+        other = CallDecider(chain, config, self.clock, self.log, self._integrations, self.consensus)
+        other.additions, other._warned, other._latents = self.additions, self._warned, self._latents
+        return other
+
+    def has_finished(self, session: Session) -> bool:
+        """Return whether a session has no run here that goes on."""
+        run = self._runs.get(session)
+        return run is None or run.finished
+
+    def given_to(self, arguments: Mapping[str, Any]) -> CallArguments:
+        """Return the arguments of a call, sorted."""
+        return CallArguments(arguments, self._latents, self._time_names)
 
     def learn_latents(self, arguments: Mapping[str, Any], output: Any) -> None:
         """Learn from a first call which of its arguments are latents."""
@@ -433,7 +474,7 @@ class CallDecider(ForkAware):
             self.log.hold(self.bytes_held(), run.number, branch.history.number, branch.nbytes)
         self._show_progress(run)
         if run.is_last_step and not run.finished and len(run.used) >= max(run.before):
-            self._finish(run)
+            self._finish(run, None if call.session is None else call.session())
 
     def time(self, call: Call, mark: Callable[[], Any]) -> None:
         """Log the times of a call that began at the transformer, not only at its blocks."""
@@ -641,12 +682,13 @@ class CallDecider(ForkAware):
         self.warn("shared scheduler", wording.scheduler_is_shared(self.name))
         return True
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: Run, session: Session | None) -> None:
         """Finish a run after what is known to be its last call: emit its warnings, and free its residuals."""
         run.finished = True
         self.log.end_run(run.number)
         self._warn_of(run, over=True)
-        session = current_session()
+        if session is None:
+            session = current_session()
         self._warn_of_missed_target(run, session)
         if self.config.free_at_end:
             run.clear()

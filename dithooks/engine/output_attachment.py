@@ -95,7 +95,7 @@ class OutputAttachment:
 
     def stats(self) -> CacheStats:
         """Return the counts and the memory held now."""
-        return self.log.stats(self.cache.decider.bytes_held())
+        return self.log.stats(self.cache.decider.bytes_held() + self.cache.row_states.nbytes)
 
     def where(self) -> CachedRange:
         """Return the blocks that are left out with the transformer as numbers; 1 of 1 where none are known."""

@@ -17,17 +17,20 @@ from ..stats import warnings as wording
 from ..stats.timing import marker_for
 from .active_calls import ActiveCalls
 from .arguments import CallArguments
-from .call import MISMATCH, REUSE, UNDECIDED, Call, Capture
+from .call import MISMATCH, REUSE, ROWS, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
 from .compiled_calls import CompiledCalls
 from .compiled_code import run_eagerly
 from .decider import CallDecider
 from .output_correction import OutputCorrection
 from .output_form import form_of
+from .output_rows import OutputRows
 from .protocols import Integrations
 from .replay import Replay, replaying
 from .residual import clones
+from .row_states import RowStates
 from .run import Run
+from .sessions import current_context
 from .verification import MOST_WRITING_STEPS
 
 PLAIN_CALL = object()  # the transformer is to be called, and nothing learnt from it
@@ -77,6 +80,9 @@ class OutputCache:
         self._keeps_reused = metric is not None and METRICS[metric].keeps_reused
         self._look_at = decider.config.look_at or ()
         self.correction = OutputCorrection(decider) if decider.corrects else None
+        self.row_states = RowStates(decider, lambda plan: self.handle.config_of(plan, self))
+        self._rows = OutputRows(decider, model, self.row_states)
+        decider.decide_rows = lambda rows, _: Call(mode=ROWS)  # one by one, by what makes the call
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
         # Not as decorators: these would import the compiler with this file.
         self.pass_over = run_eagerly(self._pass_over, _EAGERLY)
@@ -99,6 +105,8 @@ class OutputCache:
             self._marker = device, marker_for(device)
         marks = [self._marker[1]()]
         call = self._decided(arguments)
+        if call.mode is ROWS:
+            return self._rows_called(call, arguments, args, kwargs)
         call.marks = marks
         state.thread.calls = (call,)
         call.stale = call.stale or self.active_calls.is_closed  # again: close() marks the calls that it sees
@@ -114,6 +122,22 @@ class OutputCache:
                 written_into, Replay(self._model, args, kwargs), dict(arguments), versions(arguments)
             )
         return NotImplemented
+
+    def _rows_called(
+        self, call: Call, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Return the output for a batch of several requests' rows."""
+        state = self.state
+        state.call, state.thread.calls = call, (call,)  # what calls the transformer within is a plain call
+        try:
+            return self._rows.call(current_context()[0].rows or (), arguments, args, kwargs, self._watched)
+        finally:
+            self.leave()
+
+    def _watched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], list[str]]:
+        """Return what tells afterwards what a call has written into its arguments."""
+        arguments = bind(self._names, args, kwargs)
+        return partial(written_into, Replay(self._model, args, kwargs), arguments, versions(arguments))
 
     def _conclude(self, output: Any) -> Any:
         """Conclude a computed call, and return what the pipeline is given: the transformer's output, or a corrected."""
@@ -190,9 +214,7 @@ class OutputCache:
             self.decider.warn("output", wording.output_cannot_be_made(self.decider.name, type(output).__name__))
             return
         form, tensors = taken
-        if branch.output_form is not None and not branch.output_form.is_like(form):
-            branch.anchors = []
-        branch.output_form = form
+        branch.take_form(form)
         captured.deltas, captured.complete = tuple(tensor.detach().clone() for tensor in tensors), True
         if self.decider.policy.metric == "rate" and call.metric_inputs is not None:
             captured.output = captured.deltas[: len(call.metric_inputs)]
@@ -231,7 +253,7 @@ class OutputCache:
     def drop(self) -> list[Run]:
         """Do the same, and return the runs; waits for no lock."""
         self.active_calls.expire()
-        return self.decider.drop()
+        return [*self.decider.drop(), *self.row_states.drop()]
 
 
 def output_caches_of(modules: Iterable[nn.Module]) -> list[OutputCache]:

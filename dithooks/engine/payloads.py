@@ -31,6 +31,7 @@ from .rank_consensus import RankConsensus
 from .watched_method import module_with
 
 AnyAttachment = Attachment | OutputAttachment
+AnyCache = RangeCache | OutputCache
 
 
 class HandleSettings(NamedTuple):

@@ -24,6 +24,7 @@ from ..stats.timing import marker_for
 from .active_calls import ActiveCalls
 from .additions import AdditionSum, added, arriving
 from .anchor import Anchor, weighted_sum
+from .batch_dimensions import BatchSurvey
 from .block_range import BlockRange, LearntRange
 from .call import (
     AFTER,
@@ -35,6 +36,7 @@ from .call import (
     MISMATCH,
     PLAIN,
     REUSE,
+    ROWS,
     RUN,
     SKIP,
     UNDECIDED,
@@ -60,6 +62,10 @@ from .residual import (
     measured_deltas,
     metric_inputs,
 )
+from .row import PlacedRow
+from .row_batch import RowBatch
+from .row_states import RowStates
+from .row_survey import RowSurvey
 from .run import Run
 from .verification import Verdict, Verification, fill_new_outputs
 
@@ -89,9 +95,11 @@ class CallState(threading.local):
         self.shortcut: Shortcut = ASK  # what stand-ins between the range's two ends may do without asking the cache
         self.latest: Call | None = None  # the last finished call, until the next begins; for caches that may repeat it
         self.arguments: Mapping[str, Any] | None = None  # arguments of the transformer, by name
-        self.replay: Replay | None = None  # how to repeat the call; None if it need not be repeated
+        # How to repeat the call, or to end it where it is of several requests' rows; None if it is neither.
+        self.replay: Replay | RowBatch | None = None
         self.given: tuple[Callee, tuple[Any, ...], dict[str, Any]] | None = None  # the call that is being decided
         self.transformer_was_called = False  # else its blocks are called without it
+        self.rows: RowBatch | BatchSurvey | None = None  # the batch of several requests' rows that the call is of
         self.held: HeldOutputs | None = None  # beside the observation of a call that cannot be repeated
         self.in_method = False  # the method that stands for the transformer's call is under way
         self.corrected: tuple[Any, Any] | None = None  # the last output in place of another, and that; for other caches
@@ -140,6 +148,9 @@ class RangeCache:
         self.correction = OutputCorrection(decider) if decider.corrects else None
         self.verification = Verification(self)
         self.additions = decider.additions
+        self.row_states = RowStates(decider, lambda plan: self.handle.config_of(plan, self))
+        self.row_survey = RowSurvey(self, is_compared=verify)
+        decider.decide_rows = self._decide_rows
         if verify:  # without a test, what is added cannot be told from other work on the streams
             self.additions.ask = self._ask_for_additions
         self.compilable = tuple(compilable)
@@ -212,8 +223,53 @@ class RangeCache:
         if active.is_closed:  # check again: close() marks the calls it sees, and this one was registered only just now
             call.stale = True
 
-    def finish(self, output: Any) -> None:
-        """Conclude a call when the transformer returns.
+    def _decide_rows(self, placed: Sequence[PlacedRow], arguments: Mapping[str, Any]) -> Call:
+        """Decide a batch of several requests' rows, each by its own plan.
+
+        Raises:
+            InvalidSetting: the model is compiled, its blocks are called without it, or the batch has another size.
+            WiringError: which part of the call is whose row cannot be told.
+        """
+        given = self.state.given
+        self.row_survey.check(placed, arguments, given)
+        assert given is not None
+        if not self.row_survey.learn(Replay(*given)):
+            return Call()
+        if (ask := self.additions.ask) is not None:
+            names = frozenset(self.decider.given_to(arguments).conditioning)
+            if names not in self.additions.asked:
+                ask(names)
+            self.additions.asked.add(frozenset())  # rows are not asked about one by one
+        dimensions = self.row_survey.look(len(placed), *given)
+        wiring = self.block_range.wiring
+        assert wiring is not None
+        # With a sum of additions, whether there are any or not: so its blocks ask.
+        call = Call(mode=ROWS, counted=self.additions.counted, sums=AdditionSum(wiring, True))
+        rows = self.row_states.decide(placed, arguments)
+        batch = RowBatch(self.decider.name, call, rows, self.row_states, dimensions, arguments)
+        self.state.rows = self.state.replay = batch
+        return call
+
+    def learn_in_extra_calls(self, replay: Replay) -> bool:
+        """Learn the wiring, and test a residual, before the first batch of several requests' rows.
+
+        Returns:
+            Whether residuals can be kept from now on.
+        """
+        if self.block_range.wiring is None:
+            self._rehearse(replay)
+        if self.block_range.wiring is None or not self.unverified:
+            return self.block_range.wiring is not None
+        call = Call(mode=CAPTURE, range=(captured := Capture()))
+        outcome = self.verification.repeat(replay, call)
+        if not captured.deltas:
+            return False
+        verdict = self.verification.check_residual(replay, call, captured.deltas, outcome.output)
+        self.unverified = verdict is not Verdict.SETTLED
+        return verdict is not Verdict.UNUSABLE
+
+    def finish(self, output: Any) -> Any:
+        """Conclude a call when the transformer returns; return another output in its place, or ``None``.
 
         Raises:
             WiringError: on the first call, the streams of the range cannot be followed, or adding its residual does not
@@ -226,7 +282,7 @@ class RangeCache:
         state.shortcut = ASK
         if call is None:
             state.thread.calls, state.transformer_was_called = (), False
-            return
+            return None
         try:
             if not call.stale:
                 if call.stage is INSIDE and call.mode is REUSE:
@@ -238,6 +294,9 @@ class RangeCache:
                     )
                 if replay is None:
                     self._after_call(call)
+                elif isinstance(replay, RowBatch):
+                    state.rows = None
+                    return replay.finish(output)
                 else:
                     output = self._as_returned(output)
                     self.decider.learn_latents(arguments or {}, output)
@@ -257,6 +316,10 @@ class RangeCache:
         """Do as :meth:`finish`, and return the corrected output; ``None``: the output is used as it is."""
         state, correction = self.state, self.correction
         assert correction is not None
+        if isinstance(state.replay, RowBatch):
+            corrected = self.finish(output)  # another cache has corrected other rows, if any
+            state.corrected = None if corrected is None or not self.others() else (corrected, output)
+            return corrected
         corrected = correction(None if replaying.get() else state.call, output, lambda: self.finish(output))
         state.corrected = None if corrected is None or not self.others() else (corrected, output)
         return corrected
@@ -274,7 +337,7 @@ class RangeCache:
     def abandon(self) -> None:
         """Drop a call that an exception has ended, if one has: blocks that run after it are no part of it."""
         state = self.state
-        state.call = state.arguments = state.replay = None
+        state.call = state.arguments = state.replay = state.rows = None
         state.shortcut, state.transformer_was_called, state.thread.calls = ASK, False, ()
 
     def passes_over(self) -> bool:
@@ -297,7 +360,8 @@ class RangeCache:
         """Do the same, and return the runs; waits for no lock."""
         self.active_calls.expire()
         state = self.state
-        state.latest = state.given = state.corrected = None
+        of_rows = self.row_states.drop()
+        state.latest = state.given = state.corrected = state.rows = None
         self.additions.forget()
         if (call := state.call) is not None:
             # An exception ended this call; its traceback may keep the call alive, so release its tensors.
@@ -305,7 +369,7 @@ class RangeCache:
             if not (call.stage is INSIDE and call.mode in (REUSE, UNDECIDED)):
                 call.deltas, call.results, call.streams, call.metric_inputs, call.sums = (), None, (), None, None
                 call.range = call.lead = call.observation = state.arguments = None
-        return self.decider.drop()
+        return [*self.decider.drop(), *of_rows]
 
     # -- blocks of a skipped range -----------------------------------------------------------------------------
 
@@ -381,11 +445,24 @@ class RangeCache:
                 # Copy: the model may write into them, and later steps are compared with them.
                 call.metric_inputs = clones(call.metric_inputs)
         if call.mode is not REUSE:
+            if call.mode is ROWS:
+                self._settle_rows(call, args, kwargs)
+                if call.mode is ROWS or call.mode is REUSE:
+                    return call
             if call.counted:
                 self._sum_additions(call)
             if not compiling and call.sums is None:  # compiled code would be recompiled for each value
                 self.state.shortcut = RUN
         return call
+
+    def _settle_rows(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Settle what a batch of several requests' rows does, now that the range's first block is reached."""
+        rows, wiring = self.state.rows, self.block_range.wiring
+        if isinstance(rows, RowBatch) and wiring is not None:
+            if self.integrations.alters_arguments:
+                args, kwargs = self.integrations.range_arguments(args, kwargs)
+            rows.settle(wiring, args, kwargs)
+            call.sums = call.sums if call.mode is ROWS else None
 
     def _apply(self, call: Call, wiring: Wiring, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Compute h_in + Δ̂ from the arguments of the first block; return whether the residual fits."""
@@ -417,6 +494,8 @@ class RangeCache:
 
     def _look_before(self, call: Call, offset: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add up what was added since the block before; return ``LOOK``, for the block to be run and looked at."""
+        if call.mode is ROWS:
+            return LOOK
         if call.stage is not INSIDE or call.stale or call.sums is None:
             return NotImplemented
         call.sums.enter(offset, args, kwargs)
@@ -689,6 +768,8 @@ class RangeCache:
                 state.call = Call()
                 return state.call
         else:
+            if isinstance(state.replay, RowBatch):
+                raise self._runs_several_times()
             moved = self._after_call(before)
             if self.correction is not None and not state.transformer_was_called:
                 self.decider.warn("unfitted", wording.output_is_not_seen(self.decider.name))
@@ -701,7 +782,9 @@ class RangeCache:
             if is_observed and not moved and self.block_range.wiring is not None:
                 state.call = None
                 return None
-        self._begin_call(state.arguments, state.replay, state.transformer_was_called)
+        replay = state.replay
+        assert not isinstance(replay, RowBatch)
+        self._begin_call(state.arguments, replay, state.transformer_was_called)
         call = state.call
         return None if call is None or call.stale else call
 

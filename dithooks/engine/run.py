@@ -62,6 +62,12 @@ class Branch:
         if self.metric is not None:
             self.metric.clear()
 
+    def take_form(self, form: OutputForm) -> None:
+        """Note the form of a computed output; what is kept of another form is dropped."""
+        if self.output_form is not None and not self.output_form.is_like(form):
+            self.anchors = []
+        self.output_form = form
+
     def update_nbytes(self) -> None:
         """Update ``nbytes`` after a change of the tensors held."""
         kept = sum([anchor.nbytes for anchor in (*self.anchors, *self.outputs)])

@@ -10,10 +10,11 @@ import math
 import operator
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import InvalidSetting, WrongType
 from ..validation import shown
@@ -26,11 +27,12 @@ class Session:
     Args:
         owner: the thread or task; ``None`` for a request, which belongs to whoever has entered it.
         scheduler: counts the session's steps, in place of the scheduler that the cache was attached with.
+        rows: of the batch, whose rows belong to several requests; ``None`` if a call belongs to one.
     """
 
-    def __init__(self, owner: object | None, scheduler: object = None) -> None:
+    def __init__(self, owner: object | None, scheduler: object = None, rows: Sequence[Any] | None = None) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
-        self.scheduler = scheduler
+        self.scheduler, self.rows = scheduler, rows
         self.step_source: StepSource | None = None  # gives the steps of its calls, where no scope is open
         self.epoch = 0  # counts scopes left by an exception: what was cached before one is not trusted
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..blocks.block_io import BlockIO
 from ..errors import WrongType
-from .call import ASK, LOOK, RUN, SKIP, Shortcut
+from .call import ASK, LOOK, ROWS, RUN, SKIP, Shortcut
 from .range_cache import CallState, RangeCache
 
 
@@ -222,8 +222,11 @@ def _is_on(block: nn.Module, device: torch.device) -> bool:
 
 
 def _shown(own: _StandInState, cache: RangeCache, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the block, and show the cache its output."""
+    """Run the block, and show the cache its output; of a batch, perhaps for some of its rows only."""
     own.make_up()
+    call, rows = cache.state.call, cache.state.rows
+    if rows is not None and call is not None and call.mode is ROWS:
+        return rows.run(own.offset, own.original, args, kwargs)
     if own.is_end:  # from a line of its own, as above
         output = own.original(*args, **kwargs)
         cache.look(own.offset, output)
