@@ -80,6 +80,7 @@ class CallDecider(ForkAware):
         self.additions = Additions()
         self._anchors, self.corrects = config.predictor.anchors, bool(config.predictor.corrects)
         self._for_all = None if config.predictor.by_branch else config.predictor
+        self._takes_the_last = config.predictor.takes_the_last
         self.latents_name = next(iter(parameter_names(chain.owner)), None)  # the first one
         # True: a step's calls are branches by their order; False: one branch; None: recognised by their arguments.
         self.separate_cfg = chain.separate_cfg
@@ -338,7 +339,7 @@ class CallDecider(ForkAware):
         """Log a decision and set the call's mode and tensors accordingly."""
         assert run.policy is not None
         if decision.reuse:
-            call.deltas = self._predicted(run, branch, call.moment)
+            call.deltas = self._predicted(call, branch)
             if not call.deltas:
                 decision = COMPUTE[Reason.NOT_FINITE]
         if not run.policy.separate_branches and run.shared is None:
@@ -357,31 +358,32 @@ class CallDecider(ForkAware):
         branch.anchors = fitting[: self._anchors - 1]  # free the oldest anchor before the new residual is allocated
         branch.update_nbytes()
 
-    def _predicted(self, run: Run, branch: Branch, now: Moment) -> tuple[Tensor, ...]:
+    def _predicted(self, call: Call, branch: Branch) -> tuple[Tensor, ...]:
         """Return Δ̂, the residual that a reused step adds; nothing where half precision may have no such numbers."""
         newest = branch.anchors[0]
-        if self.predictor.takes_the_last and newest.is_as_taken:
+        if self._takes_the_last and newest.is_as_taken:
             return newest.kept
         fitting = [anchor for anchor in branch.anchors if anchor.signature == newest.signature]
         moments = [anchor.moment for anchor in fitting]
-        weights = (self._for_all or self.predictor_of(run, branch)).weights(moments, now)
+        weights = (self._for_all or self.predictor_of(call.run, branch)).weights(moments, call.moment)
         if weights is None:
             steps = [moment.step for moment in moments]
             self.warn(
-                "unfitted", wording.coefficients_are_missing(self.name, now.step, steps, self.predictor, self._anchors)
+                "unfitted",
+                wording.coefficients_are_missing(self.name, call.moment.step, steps, self.predictor, self._anchors),
             )
-            weights = lagrange_weights(moments[:2], now, "sigma")
+            weights = lagrange_weights(moments[:2], call.moment, "sigma")
         if newest.check is not None and newest.check.is_narrow:
             checks = [anchor.check for anchor in fitting[: len(weights)] if anchor.check is not None]
             is_read = not any(check.is_out_of_reach for check in checks)
             if is_read and is_beyond(checks, weights):
-                self._say_not_finite(now.step)
+                self._say_not_finite(call.moment.step)
                 return ()
         return weighted_sum(fitting[: len(weights)], weights)
 
-    def predictor_of(self, run: Run, branch: Branch) -> Predictor:
+    def predictor_of(self, run: Run | None, branch: Branch) -> Predictor:
         """Return what a branch's residuals and outputs are forecast with."""
-        return self.predictor.of_branch(branch.history.number, len(run.branches))
+        return self.predictor.of_branch(branch.history.number, 0 if run is None else len(run.branches))
 
     # -- at the first block ------------------------------------------------------------------------------------
 
@@ -412,7 +414,7 @@ class CallDecider(ForkAware):
             mine = COMPUTE[Reason.UNMEASURED] if sums is None else None
         if mine is None or mine.reuse:  # asked before the ranks agree: afterwards, this one would compute alone
             check = branch.anchors[0].check
-            if check is not None and check.is_narrow and not self._predicted(run, branch, call.moment):
+            if check is not None and check.is_narrow and not self._predicted(call, branch):
                 mine = COMPUTE[Reason.NOT_FINITE]
         place = next((place for place, peer in enumerate(self.deciders_of_handle) if peer is self), 0)
         verdict: RankVerdict = consensus.ask(

@@ -66,7 +66,6 @@ class OutputCorrection:
     def _weights(self, call: Call, earlier: Sequence[Anchor]) -> tuple[float, ...] | None:
         """Return the weights; none at all where they, or the forecast of a reused step, are not as planned."""
         assert call.branch is not None
-        assert call.run is not None
         predictor, is_forecast = self.decider.predictor_of(call.run, call.branch), call.mode is REUSE
         weights = predictor.output_weights([each.moment for each in earlier], call.moment, is_forecast)
         if weights and is_forecast:
@@ -79,7 +78,6 @@ class OutputCorrection:
         """Copy a computed step's output, which the pipeline, or a repeat of the call, may write into."""
         if not self.predictor.outputs:
             return None
-        assert call.run is not None
         copies = [tensor.clone() for tensor in tensors]
         return Anchor.keep(call.moment, signature, copies, None, None, is_checked=call.run.checks)
 
