@@ -78,6 +78,7 @@ class OutputCorrection:
         """Copy a computed step's output, which the pipeline, or a repeat of the call, may write into."""
         if not self.predictor.outputs:
             return None
+        assert call.run is not None
         copies = [tensor.clone() for tensor in tensors]
         return Anchor.keep(call.moment, signature, copies, None, None, is_checked=call.run.checks)
 
