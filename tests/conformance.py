@@ -156,7 +156,7 @@ def _observe(subject, handle, trial):
     trial.reused_calls, trial.blocks_total = handle.stats.reused_calls, handle.stats.blocks_total
 
 
-def _nothing(decider, branch, now):
+def _nothing(decider, call, branch):
     """In place of the residual of a reused step: zeros."""
     return tuple(map(torch.zeros_like, branch.anchors[0].kept))
 

@@ -446,7 +446,7 @@ def _decider() -> list[Mutant]:
         Mutant(
             "say nothing of it before ranks agree",
             CallDecider._agreed,
-            "not self._predicted(branch, call.moment)",
+            "not self._predicted(call, branch)",
             "False",
             (RESIDUALS,),
         ),
