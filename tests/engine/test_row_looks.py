@@ -1,5 +1,6 @@
 """Rows that are decided by looking, each by its own change: held against runs of their own, by hand."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from dithooks.blocks.registry import chains_of
 from dithooks.engine.attachment import prepare
 from dithooks.errors import InvalidSetting, WiringError
 from dithooks.integrations.dispatch import BlockIntegrations
+from dithooks.tiny import build
 
 pytestmark = pytest.mark.core
 
@@ -195,12 +197,12 @@ def test_rows_at_different_steps(way):
         assert cache.stats.bytes_held == 0
 
 
-def run_of(cache):
+def run_of(cache, sort=True):
     """The decisions of each sample: whether it reused, in order, by branch."""
     found = {}
     for each in cache.decisions:
         found.setdefault((each.run, each.branch), []).append(each.reuse)
-    return sorted(found.values())
+    return sorted(found.values()) if sort else [found[key] for key in sorted(found)]
 
 
 @ways
@@ -430,6 +432,131 @@ def test_what_the_model_adds_between_blocks():
                 told.append((step, reuse))
         assert sorted((each.step, each.reuse) for each in cache.decisions) == sorted(told)
     assert len({reuse for _, reuse in told}) == 2
+
+
+@pytest.mark.parametrize("how", ["mean", "max", "each"])
+def test_rows_decide_for_themselves_whatever_reduce_says(how):
+    model, expected = Small(), expected_of("threshold")
+    with torch.no_grad(), dit_cache(model, DitCacheConfig(policy=replace(WAYS["threshold"][0], reduce=how))) as cache:
+        for step in range(STEPS):
+            with cache.rows([(name, step) for name in SPEEDS]):
+                model(torch.cat([path(name)[step] for name in SPEEDS]), time(step, len(SPEEDS)))
+        assert run_of(cache) == sorted(told for _, told in expected.values())
+
+
+@pytest.mark.parametrize("way", ["blocks before", "rate"])
+@pytest.mark.parametrize("case", ["inference mode", "untested", "updated", "a request", "in threads"])
+def test_samples_wherever_calls_are_cached(way, case):
+    model, expected = Small(), expected_of(way)
+
+    def draw():
+        with torch.inference_mode() if case == "inference mode" else torch.no_grad():
+            for step in range(STEPS):
+                with timestep_scope(step, steps=STEPS):
+                    found = model(torch.cat([path(name)[step] for name in SPEEDS]), time(step, len(SPEEDS)))
+                for place, name in enumerate(SPEEDS):
+                    close(found[place : place + 1], expected[name][0][step])
+
+    with dit_cache(model, config_of(way) if case == "updated" else each_of(way), verify=case != "untested") as cache:
+        if case == "updated":
+            cache.update(each_of(way))
+        if case == "a request":
+            with cache.request():
+                draw()
+        elif case == "in threads":
+            with ThreadPoolExecutor(2) as pool:
+                for each in [pool.submit(draw), pool.submit(draw)]:
+                    each.result()
+        else:
+            draw()
+        assert run_of(cache) == sorted([told for _, told in expected.values()] * (1 + (case == "in threads")))
+
+
+def test_guidance_on_part_of_the_steps():
+    """The second branch begins later, ends earlier, and is none of the first one's."""
+    model, (with_it, without) = Small(), prompts()
+    policy = Threshold(1e9, max_warmup_steps=1, reduce="each")
+    given = [each.expand(2, -1).clone() for each in (with_it, without)]
+    x, plain = torch.cat([path("slow")[0], path("fast")[0]]), Small()
+    with torch.no_grad(), dit_cache(model, DitCacheConfig(policy=policy)) as cache:
+        for step in range(6):
+            parts = (0, 1) if 2 <= step < 4 else (0,)
+            for part in parts:
+                with timestep_scope(step, steps=6):
+                    found = model(x, time(step, 2), given[part])
+                began = 0 if part == 0 else 2  # and what was computed there is reused
+                wanted = plain(x, time(began, 2), given[part])
+                close(found, wanted)
+        assert [each.reuse for each in cache.decisions].count(False) == 4
+
+
+def test_a_call_that_leaves_the_range_out():
+    class Skipping(Small):
+        def forward(self, hidden_states, timestep, skips=False):
+            return hidden_states if skips else super().forward(hidden_states, timestep)
+
+    model, policy = Skipping(), Threshold(1e9, max_warmup_steps=1, reduce="each")
+    with torch.no_grad(), dit_cache(model, DitCacheConfig(policy=policy)) as cache:
+        for step, skips in enumerate((False, False, True, False)):
+            with timestep_scope(step, steps=9, branch=0):
+                model(torch.cat([path("slow")[step], path("fast")[step]]), time(step, 2), skips)
+        told = [{each.reason for each in cache.decisions if each.step == step} for step in range(4)]
+    assert told[:2] == [{"warm-up"}, {"reuse"}]
+    assert "reuse" not in told[2] | told[3]
+
+
+def test_two_experts():
+    """Each decides for its own steps."""
+    pipe, limit = Pipe(Small()), 0.15
+    pipe.transformer_2 = Small()
+    with torch.no_grad(), dit_cache(pipe, each_of("threshold")) as cache:
+        for step in range(STEPS):
+            expert = pipe.transformer if step < STEPS // 2 else pipe.transformer_2
+            with timestep_scope(step, steps=STEPS):
+                found = expert(torch.cat([path(name)[step] for name in SPEEDS]), time(step, len(SPEEDS)))
+            for place, name in enumerate(SPEEDS):
+                half = slice(0, STEPS // 2) if step < STEPS // 2 else slice(STEPS // 2, STEPS)
+                xs, h_in = path(name), 0.5 * path(name)[step]
+                kept = None
+                for earlier in range(half.start, step + 1):
+                    now = 0.5 * xs[earlier]
+                    if earlier >= half.start + 2 and change(now, kept[1]) < limit:
+                        continue
+                    kept = Small()(xs[earlier], time(earlier)) - now, now
+                close(found[place : place + 1], h_in + kept[0])
+        assert cache.stats.bytes_held == 0
+
+
+@pytest.mark.parametrize("kind", ["FluxTransformer2DModel", "WanTransformer3DModel", "SD3Transformer2DModel"])
+def test_real_models(kind):
+    """Tiny, with the shapes of the real ones: each sample is what it is alone, and they differ."""
+    model, inputs = build(kind)
+    speeds, begins, draw = (0.01, 0.1, 0.2), [inputs(seed) for seed in range(3)], torch.Generator().manual_seed(0)
+    moves = [[torch.randn(begins[0]["hidden_states"][:1].shape, generator=draw) for _ in speeds] for _ in range(STEPS)]
+
+    def run(numbers, reduce):
+        xs = [begins[number]["hidden_states"][:1] for number in numbers]
+        given = {name: value for name, value in begins[0].items() if name.endswith("_ids")}
+        for name in begins[0].keys() - given.keys() - {"hidden_states"}:
+            values = [begins[number][name] for number in numbers]
+            is_rows = isinstance(values[0], torch.Tensor) and values[0].dim()
+            given[name] = torch.cat([each[:1] for each in values]) if is_rows else values[0]
+        outputs, policy = [], Threshold(0.08, max_warmup_steps=2, reduce=reduce)
+        with torch.no_grad(), dit_cache(model, DitCacheConfig(cache_block_start=1, policy=policy)) as cache:
+            for step in range(STEPS):
+                with timestep_scope(step, sigma=1 - step / STEPS, steps=STEPS):
+                    outputs.append(model(hidden_states=torch.cat(xs), **given, return_dict=False)[0])
+                now = [0.01 if step % 4 == 2 else speed for speed in speeds]
+                xs = [x + now[number] * moves[step][number] for x, number in zip(xs, numbers, strict=True)]
+            return outputs, run_of(cache, sort=False)
+
+    together, told = run([0, 1, 2], "each")
+    assert len({tuple(each) for each in told}) == 3
+    for number in range(3):
+        alone, (own,) = run([number], "mean")
+        assert told[number] == own
+        for found, wanted in zip(together, alone, strict=True):
+            assert float((found[number] - wanted[0]).norm() / wanted[0].norm()) < 1e-6
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
