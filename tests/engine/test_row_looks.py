@@ -527,6 +527,54 @@ def test_two_experts():
         assert cache.stats.bytes_held == 0
 
 
+class Pair(torch.nn.Module):
+    """Both streams, each of its own."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.video, self.audio = Scaled(seed), Scaled(100 + seed)
+
+    def forward(self, hidden_states, audio_hidden_states, temb):
+        return self.video(hidden_states, temb), self.audio(audio_hidden_states, temb)
+
+
+class Film(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Pair(seed) for seed in range(DEPTH))
+
+    def forward(self, hidden_states, audio_hidden_states, timestep):
+        temb = 0.1 * timestep[:, None].expand(-1, WIDTH)
+        for block in self.blocks:
+            hidden_states, audio_hidden_states = block(hidden_states, audio_hidden_states, temb)
+        return hidden_states, audio_hidden_states
+
+
+@pytest.mark.parametrize("policy", [Threshold(0.25, max_warmup_steps=2), EasyCache(0.4, max_warmup_steps=2)], ids=str)
+def test_of_several_streams_the_one_that_changes_most_counts(policy):
+    """For each sample by itself; the timestep argument tells the steps, and both streams are latents."""
+    films = [("slow", "slow"), ("slow", "fast"), ("in turns", "slow"), ("middling", "middling")]
+
+    def run(pairs, reduce):
+        outputs, model = [], Film()
+        config = DitCacheConfig(policy=replace(policy, reduce=reduce))
+        with torch.no_grad(), dit_cache(model, config) as cache:
+            for step in range(STEPS):
+                video = torch.cat([path(each)[step] for each, _ in pairs])
+                audio = torch.cat([path(each, 1)[step] for _, each in pairs])
+                outputs.append(model(video, audio, time(step, len(pairs))))
+            return outputs, run_of(cache, sort=False)
+
+    together, told = run(films, "each")
+    assert len({tuple(each) for each in told}) > 2
+    for place, film in enumerate(films):
+        alone, (own,) = run([film], "mean")
+        assert told[place] == own
+        for found, wanted in zip(together, alone, strict=True):
+            for one, other in zip(found, wanted, strict=True):
+                close(one[place : place + 1], other)
+
+
 @pytest.mark.parametrize("kind", ["FluxTransformer2DModel", "WanTransformer3DModel", "SD3Transformer2DModel"])
 def test_real_models(kind):
     """Tiny, with the shapes of the real ones: each sample is what it is alone, and they differ."""
