@@ -472,6 +472,25 @@ def test_samples_wherever_calls_are_cached(way, case):
         assert run_of(cache) == sorted([told for _, told in expected.values()] * (1 + (case == "in threads")))
 
 
+class Writing(Scaled):
+    def forward(self, hidden_states, temb):
+        return hidden_states.copy_(super().forward(hidden_states, temb))
+
+
+@pytest.mark.parametrize("way", ["threshold", "rate"])
+def test_blocks_that_write_into_what_they_are_given(way):
+    """What samples are compared with is a copy."""
+    model, expected = Small(), expected_of(way)
+    model.blocks = torch.nn.ModuleList(Writing(seed) for seed in range(DEPTH))
+    with torch.no_grad(), dit_cache(model, each_of(way)) as cache:
+        for step in range(STEPS):
+            with timestep_scope(step, steps=STEPS):
+                found = model(torch.cat([path(name)[step] for name in SPEEDS]), time(step, len(SPEEDS)))
+            for place, name in enumerate(SPEEDS):
+                close(found[place : place + 1], expected[name][0][step])
+        assert run_of(cache) == sorted(told for _, told in expected.values())
+
+
 def test_guidance_on_part_of_the_steps():
     """The second branch begins later, ends earlier, and is none of the first one's."""
     model, (with_it, without) = Small(), prompts()
