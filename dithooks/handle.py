@@ -435,8 +435,8 @@ class CacheHandle:
         Raises:
             RuntimeError: the handle was removed.
             TypeError: ``scheduler`` or ``plan`` is none.
-            ValueError: the plan is of another model or other blocks, its policy looks at each step, or there is a
-                request of this name already.
+            ValueError: the plan is of another model or other blocks, its policy looks at what the cache was not
+                attached to look at, or there is a request of this name already.
 
         Example:
             >>> import torch
@@ -475,7 +475,7 @@ class CacheHandle:
 
         Each row is computed or reused as its request's plan says at its step. The blocks run on the rows to be computed
         alone; a batch of which none is runs none. Plans, ``Mask``, ``Interval`` and ``MagnitudeRatio`` settle that
-        beforehand; policies that look cannot.
+        beforehand; policies that look do so at the range's first block, each row by its own change.
 
         The latents' first dimension is the batch. Before the first batch, the transformer is called a few times more:
         to see which blocks take what, and which part of that is whose row.
@@ -539,12 +539,13 @@ class CacheHandle:
         """What each coming step of a request costs, as a share of all blocks: 1.0 where all are computed.
 
         By this a server can put rows together that compute, and others that reuse. The number of steps has to be known.
+        A step that a policy decides by looking counts as computed.
 
         Args:
             request: its name, or what :meth:`request` has returned.
 
         Raises:
-            ValueError: there is no such request, its number of steps is not known, or its policy looks.
+            ValueError: there is no such request, or its number of steps is not known.
         """
         found = self._request_of(request, makes=False)
         if found.steps is None:
@@ -565,7 +566,7 @@ class CacheHandle:
         return next(own for attached, own in self._configs_of(plan) if attached.cache is cache)
 
     def _prepare_rows(self, plan: DitCacheConfig | CachePlan | None) -> None:
-        """Make the deciders of rows by a plan, of all that is cached; raise where its policy looks."""
+        """Make the deciders of rows by a plan, of all that is cached; raise where its policy cannot look."""
         deciders = [cache.row_states.decider(plan) for cache in self._caches()]
         for decider in deciders:
             decider.deciders_of_handle = deciders

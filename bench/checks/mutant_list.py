@@ -995,7 +995,7 @@ def _residual() -> list[Mutant]:
             "value.clone()",
             "value",
         ),
-        Mutant("keep what is measured itself", residual._measured, "output.clone()", "output", (GUARDS,)),
+        Mutant("keep what is measured itself", residual.measured_outputs, "output.clone()", "output", (GUARDS,)),
     ]
 
 

@@ -40,6 +40,7 @@ from .model_lock import MODEL_LOCK
 from .protocols import Integrations
 from .range_cache import RangeCache
 from .rank_consensus import RankConsensus
+from .sample_decider import SampleDecider, is_by_sample, refuse_ranks
 from .stand_in import SkipBlock, classes_of, disengage, engage, is_engaged, outlive, set_streams, stand_in
 
 
@@ -241,19 +242,23 @@ def prepare(
 
     Raises:
         WrongType: a block of the range cannot be given a stand-in.
-        InvalidSetting: another library's cache is at work in the model.
+        InvalidSetting: another library's cache is at work in the model, or ranks share samples that are each to be
+            decided by itself.
     """
     if (other := integrations.other_cache(chain.owner)) is not None:
         raise InvalidSetting(
             f"{chain.name} has another cache at work ({other}): take it off first, as it would stand still where "
             "blocks are passed over"
         )
+    if is_by_sample(config.when):
+        refuse_ranks(chain.name, consensus is not None, integrations.ranks_sharing(chain.owner))
     observed = observed_blocks(chain, original)
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.block_lists[0].path if len(chain.block_lists) == 1 else chain.path or type(chain.owner).__name__
     log = DecisionLog(name, len(observed), (len(observed) + end if end < 0 else end) - first + 1, on_decision)
-    decider = CallDecider(chain, config, StepClock(scheduler, chain.name, telling), log, integrations, consensus)
+    kind = SampleDecider if is_by_sample(config.when) else CallDecider
+    decider = kind(chain, config, StepClock(scheduler, chain.name, telling), log, integrations, consensus)
     weights = chain.weights() if chain.found else None
     metric = decider.policy.metric
     look_at = () if metric is None else config.look_at or ()

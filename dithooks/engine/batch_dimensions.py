@@ -305,6 +305,7 @@ def _placed_call(full: Described, few: Described, sizes: tuple[int, int], block:
 
 def _refusal(where: str, what: str, sizes: tuple[int, int]) -> WiringError:
     return WiringError(
-        f"cache.rows: {where} {what:.120} with {sizes[0]} and {sizes[1]} rows: which part of it is whose row cannot be "
-        "told. Choose blocks without it, or call the model once for each request"
+        f"rows of a batch: {where} {what:.120} with {sizes[0]} and {sizes[1]} rows: which part of it is whose row "
+        "cannot be told. Choose blocks without it, or do not tell rows apart: call the model once for each request, or "
+        "give reduce='mean' or 'max'"
     )

@@ -179,6 +179,12 @@ class CallDecider(ForkAware):
         run = self._runs.get(session)
         return run is None or run.finished
 
+    def clear_branch(self, session: Session, number: int) -> None:
+        """Drop what is kept for one branch of a session's run."""
+        run = self._runs.get(session)
+        if run is not None and number in run.branches:
+            run.branches[number].clear()
+
     def given_to(self, arguments: Mapping[str, Any]) -> CallArguments:
         """Return the arguments of a call, sorted."""
         return CallArguments(arguments, self._latents, self._time_names)
@@ -401,6 +407,20 @@ class CallDecider(ForkAware):
         else:
             assert run.policy is not None
             value = float(change.item())  # waits for the device, the only time in a decision
+            decision = run.policy.judge(call.moment.step, branch.history, run.schedule, value)
+        self._record(call, run, branch, decision)
+
+    def settle(self, call: Call, value: float | None) -> None:
+        """Decide an undecided row by a change that was measured with those of others; ``None``: there is none yet."""
+        run, branch = call.run, call.branch
+        assert run is not None
+        assert run.policy is not None
+        assert branch is not None
+        if run.shared is not None and not run.policy.separate_branches:  # a row before this one has decided
+            decision = run.shared._replace(value=None)
+        elif value is None:
+            decision = COMPUTE[Reason.UNMEASURED]
+        else:
             decision = run.policy.judge(call.moment.step, branch.history, run.schedule, value)
         self._record(call, run, branch, decision)
 

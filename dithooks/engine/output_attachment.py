@@ -26,6 +26,7 @@ from .module_places import ModulePlace, places_of
 from .output_cache import OutputCache, output_caches_of
 from .protocols import Integrations
 from .rank_consensus import RankConsensus
+from .sample_decider import is_by_sample
 from .stand_in import is_engaged
 
 
@@ -166,6 +167,11 @@ def check_output(chain: Chain, config: DitCacheConfig, target: object, mine: Seq
     model = _held(chain, target)
     if isinstance(model, torch.jit.ScriptModule):
         raise WrongType(f"{name} is a scripted module, which takes no stand-in: cache before scripting")
+    if is_by_sample(config.when):
+        raise InvalidSetting(
+            f"reduce='each' decides each sample of a batch between two blocks, and payload='output' leaves {name} out "
+            "before that: give reduce='mean' or 'max', or payload='residual'"
+        )
     refuse_cached(chain, mine)
     if not places_of(target, [model, *(skip for skip in mine if original_model(skip) is model)]):
         raise InvalidSetting(

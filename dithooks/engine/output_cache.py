@@ -80,7 +80,7 @@ class OutputCache:
         self._keeps_reused = metric is not None and METRICS[metric].keeps_reused
         self._look_at = decider.config.look_at or ()
         self.correction = OutputCorrection(decider) if decider.corrects else None
-        self.row_states = RowStates(decider, lambda plan: self.handle.config_of(plan, self))
+        self.row_states = RowStates(decider, lambda plan: self.handle.config_of(plan, self), sees_blocks=False)
         self._rows = OutputRows(decider, model, self.row_states)
         decider.decide_rows = lambda rows, _: Call(mode=ROWS)  # one by one, by what makes the call
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))

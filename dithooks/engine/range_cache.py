@@ -19,11 +19,13 @@ from ..blocks.wiring import Wiring
 from ..environment.compiler_support import refusing_compiled
 from ..environment.torch_api import OutOfMemoryError, is_dynamo_compiling, is_exporting
 from ..errors import InvalidSetting, RunMismatch, WiringError
+from ..predictors.predictor import Moment
 from ..stats import warnings as wording
 from ..stats.timing import marker_for
 from .active_calls import ActiveCalls
 from .additions import AdditionSum, added, arriving
 from .anchor import Anchor, weighted_sum
+from .arguments import Signature
 from .batch_dimensions import BatchSurvey
 from .block_range import BlockRange, LearntRange
 from .call import (
@@ -67,6 +69,7 @@ from .row_batch import RowBatch
 from .row_states import RowStates
 from .row_survey import RowSurvey
 from .run import Run
+from .sample_decider import SampleDecider
 from .verification import Verdict, Verification, fill_new_outputs
 
 # What the compiler says of a graph break that fullgraph=True rules out.
@@ -151,6 +154,9 @@ class RangeCache:
         self.row_states = RowStates(decider, lambda plan: self.handle.config_of(plan, self))
         self.row_survey = RowSurvey(self, is_compared=verify)
         decider.decide_rows = self._decide_rows
+        if isinstance(decider, SampleDecider):
+            decider.decide_samples, decider.count_samples = self._decide_samples, self._count_samples
+            decider.clear_branches = self.row_states.clear_branch
         if verify:  # without a test, what is added cannot be told from other work on the streams
             self.additions.ask = self._ask_for_additions
         self.compilable = tuple(compilable)
@@ -223,8 +229,39 @@ class RangeCache:
         if active.is_closed:  # check again: close() marks the calls it sees, and this one was registered only just now
             call.stale = True
 
-    def _decide_rows(self, placed: Sequence[PlacedRow], arguments: Mapping[str, Any]) -> Call:
+    def _count_samples(self) -> int:
+        """Return the number of samples of the batch of a call that is to be decided.
+
+        Raises:
+            InvalidSetting: the latents are no batch.
+        """
+        latents = (self.state.arguments or {}).get(self.decider.latents_name or "")
+        if not isinstance(latents, Tensor) or not latents.dim():
+            raise InvalidSetting(
+                f"{self.decider.name}: reduce='each' decides each sample of a batch, the first dimension of the "
+                f"latents, and these are {type(latents).__name__}: give reduce='mean' or 'max'"
+            )
+        return len(latents)
+
+    def _decide_samples(self, placed: Sequence[PlacedRow], run: Run, moment: Moment) -> Call:
+        """Decide a batch, each sample by itself; in a batch of another size, none is known to be the same.
+
+        Args:
+            placed: the samples.
+            run: of the batch.
+            moment: of the call.
+        """
+        call = self._decide_rows(placed, self.state.arguments or {}, (("samples", len(placed), "in a batch"),))
+        call.run, call.moment = run, moment
+        return call
+
+    def _decide_rows(self, placed: Sequence[PlacedRow], arguments: Mapping[str, Any], more: Signature = ()) -> Call:
         """Decide a batch of several requests' rows, each by its own plan.
+
+        Args:
+            placed: the rows.
+            arguments: of the batch, by name.
+            more: on which residuals depend, beside what is seen of these.
 
         Raises:
             InvalidSetting: the model is compiled, its blocks are called without it, or the batch has another size.
@@ -245,8 +282,10 @@ class RangeCache:
         assert wiring is not None
         # With a sum of additions, whether there are any or not: so its blocks ask.
         call = Call(mode=ROWS, counted=self.additions.counted, sums=AdditionSum(wiring, True))
-        rows = self.row_states.decide(placed, arguments)
+        rows = self.row_states.decide(placed, arguments, more)
         batch = RowBatch(self.decider.name, call, rows, self.row_states, dimensions, arguments)
+        if batch.looks and self.block_range.lead:
+            call.lead = Capture()
         self.state.rows = self.state.replay = batch
         return call
 
@@ -257,7 +296,7 @@ class RangeCache:
             Whether residuals can be kept from now on.
         """
         if self.block_range.wiring is None:
-            self._rehearse(replay)
+            self.decider.learn_latents(self.state.arguments or {}, self._rehearse(replay))
         if self.block_range.wiring is None or not self.unverified:
             return self.block_range.wiring is not None
         call = Call(mode=CAPTURE, range=(captured := Capture()))
@@ -296,7 +335,10 @@ class RangeCache:
                     self._after_call(call)
                 elif isinstance(replay, RowBatch):
                     state.rows = None
-                    return replay.finish(output)
+                    corrected = replay.finish(output)
+                    if isinstance(self.decider, SampleDecider) and call.run is not None:
+                        self.decider.end(call)
+                    return corrected
                 else:
                     output = self._as_returned(output)
                     self.decider.learn_latents(arguments or {}, output)
@@ -459,6 +501,8 @@ class RangeCache:
         """Settle what a batch of several requests' rows does, now that the range's first block is reached."""
         rows, wiring = self.state.rows, self.block_range.wiring
         if isinstance(rows, RowBatch) and wiring is not None:
+            if rows.looks:
+                self.row_states.judge(rows.rows, self._metric_inputs(call, wiring, args, kwargs))
             if self.integrations.alters_arguments:
                 args, kwargs = self.integrations.range_arguments(args, kwargs)
             rows.settle(wiring, args, kwargs)
@@ -912,17 +956,18 @@ class RangeCache:
         self.additions.count(independent)
         return sums
 
-    def _rehearse(self, replay: Replay) -> None:
-        """Record the wiring from an extra call without compiled code; needed once at most."""
+    def _rehearse(self, replay: Replay) -> Any:
+        """Record the wiring from an extra call without compiled code, and return its output; needed once at most."""
         call, self.state.held = Call(observation=(observation := Observation(self.block_range.observed))), None
         outcome = self.verification.repeat(replay, call, eager=True)
         observation.end(outcome.output)
         calls = self.compiled_calls
         if calls is None:
             self._after_observed(call, outcome.output)
-            return
+            return outcome.output
         with calls.kept_out(), calls.nothing_compiled():  # it takes hooks off
             self._after_observed(call, outcome.output)
+        return outcome.output
 
     def _after_observed(self, call: Call, output: Any) -> bool:
         """Do as :meth:`_after_call`, but learn nothing of a call whose numbers are not finite and show no streams."""

@@ -39,7 +39,7 @@ def capture_output(
     if isinstance(capture.entry, list):
         assert wiring is not None
         if with_output:
-            capture.output = _measured(wiring, values)
+            capture.output = measured_outputs(wiring, values)
         capture.deltas, capture.entry = take_residual(wiring, capture.entry, values), None
     else:
         copies = {id(value): value.clone() for value in values if isinstance(value, Tensor)}  # one of each
@@ -55,7 +55,7 @@ def finish_capture(capture: Capture, wiring: Wiring, with_output: bool = False) 
     kept, taken = io.kept or (None,) * len(capture.exit), io.output_builder.without_twins(capture.exit)
     values = [value if name is None else None for value, name in zip(taken, kept, strict=False)]
     if with_output:
-        capture.output = _measured(wiring, values)
+        capture.output = measured_outputs(wiring, values)
     capture.deltas, capture.exit = take_residual(wiring, [named[name] for name in wiring.entry], values), ()
 
 
@@ -136,7 +136,7 @@ def _fits(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.device == other.device
 
 
-def _measured(wiring: Wiring, values: Sequence[Any]) -> tuple[Tensor, ...] | None:
+def measured_outputs(wiring: Wiring, values: Sequence[Any]) -> tuple[Tensor, ...] | None:
     """Return a copy of the outputs that hold the measured streams."""
     outputs = tuple(values[carrier] for carrier in wiring.measured_outputs if carrier < len(values))
     return tuple(output.clone() for output in outputs) if all(isinstance(o, Tensor) for o in outputs) else None

@@ -20,7 +20,7 @@ from .additions import arriving
 from .batch_dimensions import BatchDimensions, RowSelection
 from .call import AFTER, CAPTURE, INSIDE, MISMATCH, PLAIN, REUSE, ROWS, Call
 from .output_correction import floating_in, with_tensors
-from .residual import apply_residual, take_residual
+from .residual import apply_residual, measured_outputs, take_residual
 from .row_states import RowCall, RowStates, capture_of, corrections_of, mask_among
 
 
@@ -55,6 +55,12 @@ class RowBatch:
         self._results: list[Tensor] = []  # h_in + Δ̂ of the reused rows
         self._predicted: tuple[Tensor, ...] = ()  # Δ̂ of these
         self._deltas: tuple[Tensor, ...] = ()  # Δ of the computed rows
+        self._measured: tuple[Tensor, ...] = ()  # h_out of theirs, of the streams that are looked at
+
+    @property
+    def looks(self) -> bool:
+        """Whether the change of a row is to be measured."""
+        return any(row.looks for row in self.rows)
 
     # -- the range's first block -----------------------------------------------------------------------------------
 
@@ -207,6 +213,8 @@ class RowBatch:
     def _leave(self, wiring: Wiring, values: Sequence[Any]) -> None:
         """Take Δ of the computed rows."""
         if self._entry is not None:
+            if any(row.decider.policy.metric == "rate" for row in self.rows):
+                self._measured = measured_outputs(wiring, values) or ()
             self._deltas, self._entry = take_residual(wiring, self._entry, values), None
             if self.call.counted and self.call.sums is not None:
                 self._deltas = self.call.sums.taken_from(self._deltas, self.call.counted)
@@ -255,19 +263,20 @@ class RowBatch:
     def _hand_out(self) -> None:
         """Give each computed row its residual."""
         captured, places = self.call.range, list(range(len(self.rows)))
-        deltas: tuple[Tensor, ...] = ()
+        deltas, outputs = tuple[Tensor, ...](), tuple[Tensor, ...]()
         if self.call.mode is ROWS:
-            deltas, places = self._deltas, self._computed.rows
+            deltas, outputs, places = self._deltas, self._measured, self._computed.rows
         elif captured is not None and captured.complete:
-            deltas = captured.deltas
+            deltas, outputs = captured.deltas, captured.output or ()
         if not deltas or any(delta.shape[:1] != (len(places),) for delta in deltas):
             return
         for place, number in enumerate(places):
             row = self.rows[number]
             if row.call.range is not None:
                 # A copy: the others' memory is not to be held as long as this row's is.
-                own = deltas if len(places) == 1 else tuple(delta[place : place + 1].clone() for delta in deltas)
+                own = deltas if len(places) == 1 else _row_of(deltas, place)
                 row.call.range.deltas, row.call.range.complete = own, True
+                row.call.range.output = _row_of(outputs, place) if outputs and row.looks else None
                 self.states.unify(row, own, self._may_change, self._find_mask)
 
     def _corrected(self, output: Any) -> Any:
@@ -291,6 +300,10 @@ class RowBatch:
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def _row_of(tensors: Sequence[Tensor], place: int) -> tuple[Tensor, ...]:
+    return tuple(tensor[place : place + 1].clone() for tensor in tensors)
 
 
 def _nothing() -> None:

@@ -18,11 +18,12 @@ from ..policies.reason import Reason
 from ..stats.log import fold
 from ..validation import shown
 from .anchor import Anchor
-from .arguments import CallArguments, tensors_in
-from .call import MISMATCH, REUSE, Call, Capture
+from .arguments import CallArguments, Signature, tensors_in
+from .call import MISMATCH, REUSE, UNDECIDED, Call, Capture
 from .decider import CallDecider
 from .output_correction import OutputCorrection
 from .requests import Request
+from .residual import clones
 from .row import PlacedRow
 from .run import Branch, Run
 from .sessions import Session
@@ -48,6 +49,11 @@ class RowCall:
         return self.call.mode is REUSE
 
     @property
+    def looks(self) -> bool:
+        """Whether its change is measured, which may decide it."""
+        return self.call.branch is not None and self.call.branch.metric is not None
+
+    @property
     def captures(self) -> bool:
         """Whether its residual is to be kept."""
         return self.call.range is not None
@@ -55,6 +61,7 @@ class RowCall:
     def compute(self) -> None:
         """Let it be computed after all, as its residual does not fit."""
         self.call.mode, self.call.deltas, self.call.range = MISMATCH, (), Capture()
+        self.call.metric_inputs = clones(self.call.metric_inputs)
 
 
 class RowStates(ForkLock):
@@ -63,10 +70,13 @@ class RowStates(ForkLock):
     Args:
         decider: the cache's own.
         config_of: returns the configuration of this range by a plan; ``None``: by what the cache was attached with.
+        sees_blocks: whether what policies look at passes through blocks, where each row's part of it is seen.
     """
 
-    def __init__(self, decider: CallDecider, config_of: Callable[[Any], DitCacheConfig]) -> None:
-        self._own, self._config_of = decider, config_of
+    def __init__(
+        self, decider: CallDecider, config_of: Callable[[Any], DitCacheConfig], sees_blocks: bool = True
+    ) -> None:
+        self._own, self._config_of, self._sees_blocks = decider, config_of, sees_blocks
         self._deciders: list[tuple[Any, CallDecider]] = []
         self._lengths: weakref.WeakKeyDictionary[Branch, int | None] = weakref.WeakKeyDictionary()
         super().__init__()
@@ -75,17 +85,14 @@ class RowStates(ForkLock):
         """Return the decider of rows by a plan.
 
         Raises:
-            InvalidSetting: its policy decides by looking.
+            InvalidSetting: its policy decides by looking, in a way in which rows cannot.
         """
         for known, decider in self._deciders:
             if known is plan or known == plan:
                 return decider
         config = self._config_of(plan)
         if config.when.metric is not None:
-            raise InvalidSetting(
-                f"cache.rows: {shown(config.when)} looks at each step before it decides, which rows of a batch cannot "
-                "be asked one by one: give the request a plan, Mask, Interval or MagnitudeRatio"
-            )
+            self._refuse_looks(config)
         with self.lock:  # another thread may have made one meanwhile
             for known, decider in self._deciders:
                 if known is plan or known == plan:
@@ -93,6 +100,21 @@ class RowStates(ForkLock):
             decider = self._own.for_rows(config)
             self._deciders.append((plan, decider))
         return decider
+
+    def _refuse_looks(self, config: DitCacheConfig) -> None:
+        """Refuse a policy that looks where its rows cannot be looked at one by one."""
+        own, subject = self._own.config, f"{self._own.name}: {type(config.when).__name__} looks at each row"
+        remedy = "give the request a plan, Mask, Interval or MagnitudeRatio"
+        if not self._sees_blocks:
+            raise InvalidSetting(f"{subject}, which payload='output' does not show: {remedy}")
+        if self._own.consensus is not None:
+            raise InvalidSetting(f"{subject}, and the ranks of a process_group decide on whole batches only: {remedy}")
+        if (config.when.metric, config.look_at) != (own.when.metric, own.look_at):
+            looked = "does not look" if own.when.metric is None else "looks at something else"
+            raise InvalidSetting(
+                f"{subject}, and {type(own.when).__name__}, which the cache was attached with, {looked}: attach it "
+                f"with a policy that looks so, or {remedy}"
+            )
 
     def has_finished(self, session: Session) -> bool:
         """Return whether a request has no run here that goes on."""
@@ -107,10 +129,22 @@ class RowStates(ForkLock):
         """Drop all that is kept, and return the runs."""
         return [run for _, decider in self._deciders for run in decider.drop()]
 
-    def decide(self, rows: Sequence[PlacedRow], arguments: Mapping[str, Any]) -> list[RowCall]:
-        """Decide each row by its plan; ``arguments``: of the batch, by name."""
+    def clear_branch(self, sessions: Sequence[Session], number: int) -> None:
+        """Drop what is kept for one branch of some requests."""
+        for _, decider in self._deciders:
+            for session in sessions:
+                decider.clear_branch(session, number)
+
+    def decide(self, rows: Sequence[PlacedRow], arguments: Mapping[str, Any], more: Signature = ()) -> list[RowCall]:
+        """Decide each row by its plan.
+
+        Args:
+            rows: of the batch.
+            arguments: of the batch, by name.
+            more: on which residuals depend, beside what is seen of these.
+        """
         deciders = [self.decider(row.plan) for row in rows]  # first: it may raise
-        forms = row_forms(self._own.given_to(arguments), arguments, len(rows))
+        forms = row_forms(self._own.given_to(arguments), arguments, len(rows), more)
         calls = []
         for number, (row, decider, form) in enumerate(zip(rows, deciders, forms, strict=True)):
             call = decider.decide(None, True, False, (row.session, row.scope, form))
@@ -122,8 +156,40 @@ class RowStates(ForkLock):
                 each.call.run.in_flight = True
         return calls
 
+    def judge(self, rows: Sequence[RowCall], seen: tuple[Tensor, ...] | None) -> None:
+        """Decide the rows that only a look decides, each by its own change; the device is read once for all of them.
+
+        Args:
+            rows: of the batch.
+            seen: what is looked at, of the whole batch; ``None`` if this call does not show it.
+        """
+        fits = seen is not None and all(each.dim() and each.shape[0] == len(rows) for each in seen)
+        changes: list[Tensor] = []
+        places: dict[int, int] = {}  # among the changes, by row
+        for row in rows:
+            if not row.looks:
+                continue
+            call, number = row.call, row.number
+            if seen is not None and fits:
+                call.metric_inputs = tuple(each[number : number + 1] for each in seen)
+            if call.mode is UNDECIDED and (change := _change_of(call)) is not None:
+                places[number] = len(changes)
+                changes.append(change)
+        values = torch.stack(changes).tolist() if changes else []  # waits for the device, once for the batch
+        for row in rows:
+            call = row.call
+            if call.mode is UNDECIDED:
+                row.decider.settle(call, values[places[row.number]] if row.number in places else None)
+            branch = call.branch
+            if not row.is_reused or (branch is not None and branch.metric is not None and branch.metric.keeps_reused):
+                # A copy: the model may write into it, and the others' memory is not to be held as long as this row's.
+                call.metric_inputs = clones(call.metric_inputs)
+
     def costs(self, request: Request) -> list[float]:
-        """Return the share of blocks that run at each step of a request, if nothing unforeseen happens."""
+        """Return the share of blocks that run at each step of a request, if nothing unforeseen happens.
+
+        A step that only a look decides counts as computed.
+        """
         assert request.steps is not None
         decider = self.decider(request.plan)
         blocks, skipped = decider.log.blocks, decider.log.skippable
@@ -202,12 +268,14 @@ class RowStates(ForkLock):
         return self._lengths[branch]
 
 
-def row_forms(given: CallArguments, arguments: Mapping[str, Any], batch: int) -> list[CallArguments]:
+def row_forms(
+    given: CallArguments, arguments: Mapping[str, Any], batch: int, more: Signature = ()
+) -> list[CallArguments]:
     """Return what of a batch's form each row's residual depends on: not the number of rows, nor a prompt's width.
 
     Of lists without tensors that have an item for each row, such as the sizes of pictures, it is the row's own item.
     """
-    shared = []
+    shared = list(more)
     for name, *rest in given.form:
         if rest and isinstance(rest[0], torch.Size):
             sizes = tuple(rest[0])
@@ -242,6 +310,12 @@ def mask_among(arguments: Mapping[str, Any], batch: int) -> Callable[[int], Tens
 def corrections_of(rows: Sequence[RowCall]) -> dict[int, OutputCorrection]:
     """Return the corrections of the rows whose plans have some, by the row's number."""
     return {row.number: OutputCorrection(row.decider) for row in rows if row.decider.corrects}
+
+
+def _change_of(call: Call) -> Tensor | None:
+    """Return the change that a row shows, on the device."""
+    metric = None if call.branch is None else call.branch.metric
+    return None if metric is None or call.metric_inputs is None else metric.look(call.metric_inputs)
 
 
 def capture_of(rows: Sequence[RowCall]) -> Capture | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from itertools import combinations
 from typing import Any, Protocol
 
@@ -19,11 +20,22 @@ from .output_comparison import difference, tolerance
 from .output_correction import floating_in
 from .replay import Callee, Replay
 from .row import PlacedRow
+from .sample_decider import is_by_sample
 from .verification import Verification
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 FEW = 2  # rows of a trial, or one of a batch of two
 MOST_AMBIGUOUS = 2  # arguments that hold no rows, though the batch has their size by chance, that are found at once
+
+
+class RowUse(Enum):
+    """What rows are told apart for, in the words of messages: the method or setting, and what to do instead."""
+
+    REQUESTS = "cache.rows", "call it once for each request"
+    SAMPLES = "reduce='each'", "give reduce='mean' or 'max'"
+
+    def __init__(self, by: str, remedy: str) -> None:
+        self.by, self.remedy = by, remedy
 
 
 class RowArguments:
@@ -35,10 +47,11 @@ class RowArguments:
     Args:
         name: of the transformer, for messages.
         latents_name: returns the name of the argument that holds rows for sure.
+        use: for what rows are told apart, for messages.
     """
 
-    def __init__(self, name: str, latents_name: Callable[[], str | None]) -> None:
-        self._name, self._latents_name = name, latents_name
+    def __init__(self, name: str, latents_name: Callable[[], str | None], use: RowUse = RowUse.REQUESTS) -> None:
+        self._name, self._latents_name, self._use = name, latents_name, use
         self._shared: set[str] = set()  # what holds no rows
         self._tried: set[str] = set()  # what does, as a call with a few of them has shown
 
@@ -84,8 +97,8 @@ class RowArguments:
         reference, worst = _rows_of(output, rows), ""
         if reference is None:
             raise WiringError(
-                f"{self._name}: cache.rows: what it returns does not hold {batch} rows, each tensor in its first "
-                "dimension: whose output is whose cannot be told. Call it once for each request"
+                f"{self._name}: {self._use.by}: what it returns does not hold {batch} rows, each tensor in its first "
+                f"dimension: whose output is whose cannot be told: {self._use.remedy}"
             )
         latents = "[0][0]" if args else f"[1][{self._latents_name()!r}]"
         held = self.note(batch, args, kwargs)
@@ -104,8 +117,8 @@ class RowArguments:
                 return
             self._shared, worst = former, worst or f"the output comes out {off:.2g} off (relative L2)"
         raise WiringError(
-            f"{self._name}: cache.rows called it with rows {rows.rows} of {batch} alone, and {worst:.100}: its rows "
-            "are not independent, or which arguments hold them cannot be told. Call it once for each request"
+            f"{self._name}: {self._use.by} called it with rows {rows.rows} of {batch} alone, and {worst:.100}: its "
+            f"rows are not independent, or which arguments hold them cannot be told: {self._use.remedy}"
         )
 
 
@@ -143,7 +156,8 @@ class RowSurvey:
     def __init__(self, cache: SurveyedCache, is_compared: bool) -> None:
         self._cache, self._is_compared = cache, is_compared
         self._dimensions: dict[frozenset[str], BatchDimensions] = {}  # by the arguments that hold rows
-        self.arguments = RowArguments(cache.decider.name, lambda: cache.decider.latents_name)
+        self._use = RowUse.SAMPLES if is_by_sample(cache.decider.policy) else RowUse.REQUESTS
+        self.arguments = RowArguments(cache.decider.name, lambda: cache.decider.latents_name, self._use)
 
     def check(
         self,
@@ -156,16 +170,17 @@ class RowSurvey:
         Raises:
             InvalidSetting: the model is compiled, its blocks are called without it, or the batch has another size.
         """
+        by, remedy = self._use.value
         name, latents = self._cache.decider.name, arguments.get(self._cache.decider.latents_name or "")
         if given is None:
             raise InvalidSetting(
-                f"{name}: cache.rows has to see the transformer's call, and its blocks run without one: call the "
-                "transformer, or give each request its own calls"
+                f"{name}: {by} has to see the transformer's call, and its blocks run without one: call the "
+                f"transformer, or {remedy}"
             )
         if self._cache.is_compiled:
             raise InvalidSetting(
-                f"{name}: cache.rows does not work with compiled code, whose graphs are of one batch size: leave "
-                "torch.compile out, or call the model once for each request"
+                f"{name}: {by} does not work with compiled code, whose graphs are of one batch size: leave "
+                f"torch.compile out, or {remedy}"
             )
         if not isinstance(latents, Tensor) or not latents.dim() or latents.shape[0] != len(rows):
             what = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
@@ -236,9 +251,9 @@ class RowSurvey:
     def _refuse_unsafe(self, replay: Replay) -> None:
         if (argument := replay.unsafe_argument) is not None:
             raise InvalidSetting(
-                f"{self._cache.decider.name}: cache.rows first calls the transformer a few times more, to see which "
-                f"part of its arguments is whose row, and {argument:.80} cannot be copied for that: call it once for "
-                "each request"
+                f"{self._cache.decider.name}: {self._use.by} first calls the transformer a few times more, to see "
+                f"which part of its arguments is whose row, and {argument:.80} cannot be copied for that: "
+                f"{self._use.remedy}"
             )
 
 

@@ -14,6 +14,7 @@ from .change_metrics import ChangeMetric
 from .finite_check import FiniteCheck
 from .output_form import OutputForm
 from .protocols import PipelineBar
+from .sessions import Session
 from .step_source import RunTime
 
 
@@ -110,6 +111,7 @@ class Run:
     finished: bool = False  # its last call has ended
     bar: PipelineBar | None = None  # progress bar of the pipeline
     scheduler_is_shared: bool = False  # its scheduler counts the steps of another session's run, too
+    samples: list[Session] = field(default_factory=list)  # of its batch, each with a run of its own
     ranks_diverged: bool = False  # the ranks' calls differ: none reuses for the rest of the run
 
     @property
@@ -119,7 +121,7 @@ class Run:
 
     def clear(self) -> None:
         """Drop all tensors of the run; a run of one step keeps what its calls were given, to recognise the next run."""
-        is_recognised = self.schedule.steps == 1
+        is_recognised, self.samples = self.schedule.steps == 1, []
         if not is_recognised:
             self.time.first = []
         for branch in self.branches.values():

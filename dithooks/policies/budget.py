@@ -37,7 +37,7 @@ class Budget(Policy):
         target_speedup: > 1, such as 2.0.
         max_warmup_steps: the first so many steps of a run are computed; left out, a sixth of all that are, at least 1.
         separate_branches: whether each branch decides for itself; ``False``: the first at a step decides for all.
-        reduce: over a batch, ``"mean"`` or ``"max"``, as for :class:`Threshold`.
+        reduce: over a batch, ``"mean"``, ``"max"`` or ``"each"``, as for :class:`Threshold`.
 
     Raises:
         TypeError, ValueError: a value is of the wrong type or out of range.

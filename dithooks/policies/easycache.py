@@ -29,7 +29,8 @@ class EasyCache(Policy):
         max_continuous_cached_steps: the most reused steps in a row.
         last_steps_computed: the last so many steps are computed.
         separate_branches: whether each branch decides for itself; ``False``: the first at a step decides for all.
-        reduce: over a batch, ``"mean"``: of the batch as a whole; ``"max"``: of the sample expected to change most.
+        reduce: over a batch, ``"mean"``: of the batch as a whole; ``"max"``: of the sample expected to change most;
+            ``"each"``: every sample decides for itself, as for :class:`Threshold`.
 
     Raises:
         TypeError, ValueError: a value is of the wrong type or out of range.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from ..validation import check_bool, check_choice
 from .history import BranchHistory, Decision, Schedule
 
-Reduce = Literal["mean", "max"]
+Reduce = Literal["mean", "max", "each"]
 LONG = 8  # steps after which a branch that was not called is not expected back
 
 
@@ -112,7 +112,7 @@ def check_metric_fields(policy: Policy) -> None:
         TypeError: ``separate_branches`` is not ``True`` or ``False``.
         ValueError: ``reduce`` is another word.
     """
-    check_choice("reduce", policy.reduce, ("mean", "max"))
+    check_choice("reduce", policy.reduce, ("mean", "max", "each"))
     check_bool("separate_branches", policy.separate_branches)
 
 

@@ -35,7 +35,8 @@ class Threshold(Policy):
         force_refresh: ``"repeat"``: every ``force_refresh_step`` steps one is computed; ``"once"``: only that one.
         separate_branches: whether each branch (conditional, unconditional, …) decides for itself; ``False``: the first
             that decides at a step decides for all.
-        reduce: over a batch, ``"mean"``: the change of the whole batch; ``"max"``: of the sample that changed most.
+        reduce: over a batch, ``"mean"``: the change of the whole batch; ``"max"``: of the sample that changed most;
+            ``"each"``: every sample decides for itself, and the blocks run on those to be computed alone.
 
     Raises:
         TypeError, ValueError: a value is of the wrong type or out of range.

@@ -187,6 +187,11 @@ def profile(
     if not callable(call):
         raise WrongType(f"call must be a function that makes the run, such as lambda: pipe(...), not {shown(call)}")
     policy = config.when if config is not None and isinstance(config.when, Threshold) else Threshold(0.1)
+    if policy.reduce == "each":
+        raise InvalidSetting(
+            "a profile predicts one decision for each call, and reduce='each' makes one for each sample: profile one "
+            "sample, or give reduce='max'"
+        )
     chains = chains_of(target, blocks)
     if config is None:
         alone = [replace(chain, block_lists=(block_list,)) for chain, _ in chains for block_list in chain.block_lists]

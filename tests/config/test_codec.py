@@ -32,7 +32,7 @@ pytestmark = pytest.mark.core
 
 amounts = st.floats(1e-6, 1e6) | st.sampled_from([0.08, 0.1, 1 / 3, 1e-300, 5e-324])
 counts, some = st.integers(1, 60), st.none() | st.integers(1, 60)
-looking = {"separate_branches": st.booleans(), "reduce": st.sampled_from(["mean", "max"])}
+looking = {"separate_branches": st.booleans(), "reduce": st.sampled_from(["mean", "max", "each"])}
 bits = st.lists(st.integers(0, 1), max_size=30).map(lambda tail: (1, *tail))
 ratios = st.lists(st.floats(0.01, 3), min_size=1, max_size=20).map(tuple)
 

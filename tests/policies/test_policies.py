@@ -409,7 +409,7 @@ class TestThreshold:
             ({"force_refresh_step": 0}, ValueError, "force_refresh_step=0"),
             ({"force_refresh": "twice"}, ValueError, "force_refresh='twice': there are 'once', 'repeat'"),
             ({"separate_branches": 1}, TypeError, "separate_branches must be True or False"),
-            ({"reduce": "sum"}, ValueError, "reduce='sum': there are 'mean', 'max'"),
+            ({"reduce": "sum"}, ValueError, "reduce='sum': there are 'mean', 'max', 'each'"),
         ],
     )
     def test_wrong_values(self, given, error, match):
