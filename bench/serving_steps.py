@@ -42,7 +42,7 @@ from dithooks.storage.replacement import write_text
 from examples.continuous_batching import EmojiSteps, StepServer
 
 STEPS, BATCH, PLAN = 28, 8, "2x"
-LOADS = {"saturated": 4.0, "busy": 0.8}  # arrivals, as a multiple of the pictures that (a) can draw meanwhile
+LOADS = {"saturated": 6.0, "busy": 0.8}  # arrivals, as a multiple of the pictures that (a) can draw meanwhile
 OURS, UNCACHED, SINGLE, STATIC = "steps, cache", "(a) steps, no cache", "(b) one by one, cache", "(c) static, cache"
 WAYS = (OURS, UNCACHED, SINGLE, STATIC)
 GOAL = 0.9  # of what the plan allows

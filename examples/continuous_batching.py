@@ -231,7 +231,7 @@ class StepServer:
         self._active: list[Active] = []  # the worker's alone
         self._numbers = itertools.count()
         self._changed, self._is_closing = threading.Condition(), False
-        self._pace = 1.0  # seconds from one picture to the next
+        self._seconds = 0.0  # spent on all steps
         if self.plans:
             self.cache = dit_cache(drawer.transformer, next(iter(self.plans.values())))
         self._worker = threading.Thread(target=self._work, name="steps", daemon=True)
@@ -300,7 +300,8 @@ class StepServer:
             waiting = sum(not each.future.cancelled() for each in self._waiting)
             if waiting >= self.max_waiting:
                 self.counts.shed += 1
-                wait = max(0.1, self._pace * waiting / 2)  # until half of the queue is served
+                pace = self._seconds / self.counts.steps if self.counts.steps else 0.1
+                wait = max(0.1, pace * sum(each.steps for each in self._waiting) / 2)  # until half of them is drawn
                 raise Overloaded(f"{waiting} requests wait already: try again in {wait:.1f} s", wait)
 
     # -- the worker ------------------------------------------------------------------------------------------------
@@ -329,21 +330,17 @@ class StepServer:
 
     def _drop_ended(self) -> None:
         """Let go of requests that were cancelled, or whose time is over, in the queue as well."""
-        now = time.monotonic()
+        now, ended, staying = time.monotonic(), list[Active](), deque[Active]()
         with self._changed:
-            waiting, self._waiting = self._waiting, deque()
-            for each in waiting:
-                if not self._has_ended(each, now):
-                    self._waiting.append(each)
-        for each in [each for each in self._active if self._has_ended(each, now)]:
+            for each in self._waiting:
+                (ended if each.future.cancelled() or each.due <= now else staying).append(each)
+            self._waiting = staying
+        for each in [each for each in self._active if each.future.cancelled() or each.due <= now]:
             self._leave(each)
-
-    def _has_ended(self, asked: Active, now: float) -> bool:
-        if not asked.future.cancelled() and now < asked.due:
-            return False
-        late = DeadlineExceeded(f"given up at step {asked.step_index} of {asked.steps}, as its time is over")
-        self.counts.expired += self._answer(asked, error=late)
-        return True
+            ended.append(each)
+        for each in ended:  # outside the lock: what callers have asked to be done with an answer is done here
+            late = DeadlineExceeded(f"given up at step {each.step_index} of {each.steps}, as its time is over")
+            self.counts.expired += self._answer(each, error=late)
 
     def _admit(self) -> None:
         """Take requests from the queue as long as there is a place."""
@@ -389,8 +386,7 @@ class StepServer:
             each.passed_over = 0
             if each.step_index == each.steps:
                 self._finish(each)
-        spent = (time.perf_counter() - started) * chosen[0].steps / len(chosen)  # were all ticks like this one
-        self._pace += 0.05 * (spent - self._pace)
+        self._seconds += time.perf_counter() - started
 
     def _finish(self, asked: Active) -> None:
         """Answer a request with its picture."""
