@@ -150,7 +150,7 @@ def test_each_picture_is_that_of_its_own_run_alone(whole):
     deeds = {
         2: lambda: [ask(*which) for which in (*second, gone, unseen)],
         3: lambda: cancel(*unseen),
-        5: lambda: cancel(*gone),
+        9: lambda: cancel(*gone),
         7: lambda: ask("rocket", 7, "slow"),
     }
     server = StepServer(Watched(whole, deeds), PLANS, batch=2, max_active=4)
@@ -175,7 +175,7 @@ def test_each_picture_is_that_of_its_own_run_alone(whole):
     assert (counts.drawn, counts.cancelled, counts.failed) == (4, 2, 0)
     assert any(len(set(steps)) > 1 for steps in server.drawer.calls), "all were in step"
     drawn = sum(sum(MASKS[tier]) for (_, _, tier), picture in pictures.items() if picture is not None)
-    assert drawn <= counts.computed <= drawn + sum(MASKS["slow"])  # the cancelled one's
+    assert drawn < counts.computed < drawn + sum(MASKS["slow"])  # some steps of the one that was cancelled
     assert counts.steps == sum(map(len, server.drawer.calls))
 
 
