@@ -42,7 +42,6 @@ from dithooks.storage.replacement import write_text
 from examples.continuous_batching import EmojiSteps, StepServer
 
 STEPS, BATCH, PLAN = 28, 8, "2x"
-LOADS = {"saturated": 6.0, "busy": 0.8}  # arrivals, as a multiple of the pictures that (a) can draw meanwhile
 OURS, UNCACHED, SINGLE, STATIC = "steps, cache", "(a) steps, no cache", "(b) one by one, cache", "(c) static, cache"
 WAYS = (OURS, UNCACHED, SINGLE, STATIC)
 GOAL = 0.9  # of what the plan allows
@@ -191,6 +190,11 @@ def serve(way: str, pipe: Any, gaps: Sequence[float]) -> Run:
     return Run(way, len(gaps), wall, cpu, watch.seconds, watch.rows, watch.calls, latencies)
 
 
+def rates_of(base: Run, threads: int) -> dict[str, float]:
+    """Arrivals per second: more than any way can draw, were its processors idle else; and 80 % of what (a) draws."""
+    return {"saturated": 4 * base.pictures / base.cpu * threads, "busy": 0.8 * base.pictures / base.wall}
+
+
 def poisson(rate: float, count: int, seed: int) -> list[float]:
     """Gaps between arrivals, in seconds."""
     rng = random.Random(seed)
@@ -333,10 +337,9 @@ def main(arguments: list[str] | None = None) -> None:
     count, rounds = options.requests or (16 if options.quick else 64), options.rounds or (1 if options.quick else 3)
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    capacity = 1 / serve(UNCACHED, pipe, [0.0] * 2 * BATCH).wall * 2 * BATCH
-    loads = []
-    for name, multiple in list(LOADS.items())[: 1 if options.quick else None]:
-        rate, ratios = multiple * capacity, list[dict[str, float]]()
+    rates, loads = rates_of(serve(UNCACHED, pipe, [0.0] * 2 * BATCH), options.threads), []
+    for name, rate in list(rates.items())[: 1 if options.quick else None]:
+        ratios = list[dict[str, float]]()
         rows: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for number in range(rounds):
             gaps, runs = poisson(rate, count, number), dict[str, Run]()

@@ -38,6 +38,12 @@ def test_what_the_plan_allows():
     assert found["p95_over_single"] == pytest.approx(0.5)
 
 
+def test_how_many_arrive():
+    """One of two cores was taken: at most 100 pictures a minute could be drawn, and 50 are."""
+    base = Run(UNCACHED, 50, 60.0, 60.0, 48.0, 3000, 200, [2.0] * 50)
+    assert serving_steps.rates_of(base, 2) == pytest.approx({"saturated": 4 * 100 / 60, "busy": 40 / 60})
+
+
 def test_arrivals_are_those_of_a_poisson_process():
     """Of their rate; as many in one half of the time as in the other, but for chance; and the same each time."""
     gaps = poisson(4.0, 20_000, 1)
