@@ -56,6 +56,7 @@ PARTS = (
     Part("search-workers", "what more workers do for a search", ("bench.search_workers",)),
     Part("profile", "how much changes from step to step", ("bench.profile_demo",)),
     Part("batch", "what a batch over many actors costs beside the drawing", ("bench.batch",)),
+    Part("serving-steps", "a server that batches by step, next to others, under load", ("bench.serving_steps",)),
     Part("stats", "what a cache did", ("bench.stats_demo",)),
     Part("pictures", "the pictures of the README and the documentation", ("bench.pictures",)),
     Part("policies", "policies and predictors", ("bench.policies",)),
