@@ -400,7 +400,14 @@ def main(arguments: list[str] | None = None) -> None:
     if options.quick:
         options.calibration = options.test = 2
     torch.set_num_threads(1)
-    rows = [row for name in options.models for row in measure(name, options.calibration, options.test)]
+    rows: list[dict[str, Any]] = []
+    for name in options.models:
+        rows += measure(name, options.calibration, options.test)
+        write(rows, options)
+
+
+def write(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write the rows so far."""
     about = {"machine": machine(), "calibration": options.calibration, "test": options.test}
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**about, "rows": rows}).replace('{"model"', '\n{"model"')
