@@ -30,7 +30,7 @@ from dithooks.engine.call import Call, Mode, Stage
 from dithooks.engine.clock import StepClock, Tick
 from dithooks.engine.output_comparison import difference, tolerance
 from dithooks.engine.replay import Replay, replaying
-from dithooks.engine.residual import _measured, apply_residual, take_residual
+from dithooks.engine.residual import apply_residual, measured_outputs, take_residual
 from dithooks.engine.run import Branch, Run
 from dithooks.engine.sessions import Session
 from dithooks.engine.step_source import RunTime
@@ -692,7 +692,7 @@ class TestResiduals:
 
     def test_what_is_measured_is_a_copy(self):
         value = torch.ones(2)
-        (kept,) = _measured(SimpleNamespace(measured_outputs=(0,)), (value,))
+        (kept,) = measured_outputs(SimpleNamespace(measured_outputs=(0,)), (value,))
         value += 1
         assert kept.tolist() == [1.0, 1.0]
 
