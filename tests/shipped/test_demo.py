@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import dithooks
+from dithooks import PlanTiers, dit_cache
 from dithooks.cli.main import main
 from dithooks.demo import CALIBRATION, PLANS, draw, load_pipeline, load_plan, train
 from dithooks.demo.demonstration import PROMPTS, DemoOptions, DemoResult, psnr
@@ -29,6 +30,7 @@ from dithooks.demo.emoji import INDEX, PITCH, SHEET, SIZE, Emoji, clean, load_em
 from dithooks.demo.model import patchify, position_ids, unpatchify
 from dithooks.demo.pipeline import EmojiPipeline
 from dithooks.demo.text import CaptionEncoder
+from dithooks.errors import InvalidSetting
 
 WORDS = ["apple", "blue", "cat", "face", "green", "pizza", "red"]
 
@@ -626,3 +628,18 @@ def test_sheets_hold_every_picture() -> None:
         draw.comparison(pictures, pictures[:4], captions, plain_label=("a",), cached_label=("b",))
     with pytest.raises(ValueError, match="no caption"):
         draw.contact_sheet([], [])
+
+
+def test_requests_have_tiers_of_their_own():
+    """Of the same blocks; those of a tier with another payload cannot be in one batch with them."""
+    plans = PlanTiers({name: load_plan(name) for name in ("1.5x", "2x", "3x")})
+    computed = {name: sum(plan.pieces[0].steps) for name, plan in plans.plans.items()}
+    (piece,) = plans.select("3x").pieces
+    other = replace(plans.select("3x"), pieces=(replace(piece, payload="output"),))
+    with warnings.catch_warnings(), dit_cache(load_pipeline(), plans, tier="2x") as cache:
+        warnings.simplefilter("ignore")  # that nothing was drawn
+        for name in computed:
+            cache.request(name, plan=plans.select(name), steps=28)
+        assert {name: sum(cache.forecast(name)) for name in computed} == computed
+        with pytest.raises(InvalidSetting, match="plans of one batch have one range in common"):
+            cache.request("other", plan=other, steps=28)
