@@ -452,6 +452,20 @@ def application(options: Options) -> serve.Application:
     ).bind(options.model_dump())
 
 
+def started(options: Options) -> DeploymentHandle:
+    """The replicas, once all of them are ready.
+
+    Raises:
+        SystemExit: one could not be made; with why, which Ray itself says in a log of its own only.
+    """
+    try:
+        return serve.run(application(options), route_prefix=None)
+    except RuntimeError:
+        why = serve.status().applications["default"].deployments["Worker"].message.rstrip()
+        log.error("the pipeline could not be served: %s", why)
+        raise SystemExit(1) from None
+
+
 def http_server(options: Options, worker: DeploymentHandle) -> uvicorn.Server:
     """What speaks HTTP, within its bounds."""
     config = uvicorn.Config(
@@ -489,7 +503,7 @@ def main() -> None:
             for each in (signal.SIGINT, signal.SIGTERM):  # Ray has just set its own
                 signal.signal(each, signal.default_int_handler)
             serve.start(proxy_location="Disabled")  # no HTTP of Serve's own
-            worker = serve.run(application(options), route_prefix=None)
+            worker = started(options)
             http_server(options, worker).run(sockets=[listening])
     finally:
         ray.shutdown()

@@ -93,7 +93,7 @@ class Service:
             stdout=2,  # what it tells is no result
         )
 
-    def wait(self, seconds: float = 120) -> None:
+    def wait(self, seconds: float = 300) -> None:
         """Wait until it answers.
 
         Raises:
