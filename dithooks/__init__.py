@@ -1,4 +1,10 @@
-"""Faster sampling with diffusion transformers, without training: skip what hardly changes from step to step."""
+"""Faster sampling with diffusion transformers, without training: skip what hardly changes from step to step.
+
+``dithooks.plot``, ``dithooks.ray``, ``dithooks.compat`` and ``dithooks.demo`` are imported when they are first used.
+"""
+
+from importlib import import_module
+from types import ModuleType
 
 from .blocks.adapter import BlockAdapter
 from .blocks.block_io import PatchFunctor
@@ -109,3 +115,14 @@ __all__ = [
     "timestep_scope",
 ]
 __version__ = "0.1.0"
+ROOMS = ("compat", "demo", "plot", "ray")  # that take time, or further packages, to import
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ROOMS:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *ROOMS])

@@ -15,9 +15,9 @@ from .blocks.adapter import BlockAdapter
 from .blocks.block_lists import Chain, fingerprint
 from .blocks.discovery import Blocks
 from .blocks.module_paths import dtype_of, modules_of
+from .config.attachable import Attachable, selected
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
-from .config.plan_tiers import PlanTiers, selected
 from .engine.attachment import check_corrections, is_compiled
 from .engine.clock import UNTOLD, StepTelling, scheduler_of
 from .engine.compiled_calls import CompiledCalls
@@ -74,7 +74,7 @@ class Numbers:
 
 def dit_cache(
     target: object,
-    config: DitCacheConfig | CachePlan | PlanTiers,
+    config: Attachable,
     *,
     tier: str | None = None,
     blocks: Blocks = None,
@@ -96,8 +96,9 @@ def dit_cache(
     Args:
         target: a diffusers pipeline, a transformer or any ``nn.Module`` that calls lists of blocks; or a
             :class:`BlockAdapter`, which declares its blocks.
-        config: which blocks, when to reuse, and what to add; or a :class:`CachePlan`, which a search has found,
-            or several of them, :class:`PlanTiers`.
+        config: which blocks, when to reuse, and what to add: a :class:`DitCacheConfig`; a :class:`CachePlan`, which a
+            search has found, or several of them, :class:`PlanTiers`; the result of a search; the path of a file of any
+            of these; or a policy alone, for all blocks.
         tier: which of several plans: its name, or ``"fastest at ≥ 35 dB"``, as for :meth:`PlanTiers.select`.
         blocks: where the blocks are, if they are not found by themselves: a dotted path from ``target`` to an
             ``nn.ModuleList`` (``"transformer.transformer_blocks"``), the list itself, or several of either,
@@ -301,7 +302,7 @@ class CacheHandle:
         described = [each.describe() for each in attached] if self.active else self._last.described
         return summary(self.stats, described)
 
-    def update(self, config: DitCacheConfig | CachePlan | PlanTiers, tier: str | None = None) -> None:
+    def update(self, config: Attachable, tier: str | None = None) -> None:
         """Go on with another configuration or plan; what was cached is dropped. Errors leave the old one in force.
 
         Args:

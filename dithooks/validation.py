@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
@@ -53,6 +54,21 @@ def shown(value: object) -> str:
         return repr(shortened(value, NAME))
     text = " ".join(_Brief().repr(value).split())
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def named_beside(unknown: Collection[str], known: Collection[str]) -> str:
+    """Return unknown names for a message, the first three, and beside them the nearest known one, or all of these.
+
+    Example:
+        >>> named_beside(["cache_blok_start"], ["cache_block_start", "policy"])
+        'cache_blok_start: did you mean cache_block_start?'
+        >>> named_beside(["x"], ["cache_block_start", "policy"])
+        'x: known are cache_block_start, policy'
+    """
+    names = sorted(map(str, unknown))
+    near = get_close_matches(names[0], known, 1)
+    listed = ", ".join(name if name.isidentifier() and len(name) < 60 else shown(name) for name in names[:3])
+    return f"{listed}: did you mean {near[0]}?" if near else f"{listed}: known are {', '.join(known)}"
 
 
 def set_field(part: object, name: str, value: object) -> None:

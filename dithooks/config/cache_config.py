@@ -14,7 +14,7 @@ from ..policies.interval import Interval
 from ..policies.policy import Policy
 from ..predictors.polynomial import Reuse
 from ..predictors.predictor import Predictor
-from ..validation import check_bool, check_choice, check_count, located, set_field, shown
+from ..validation import check_bool, check_choice, check_count, located, named_beside, set_field, shown
 from .codec import JsonFile, plain
 from .transformer_plan import PAYLOADS, Payload
 
@@ -28,7 +28,7 @@ class DitCacheConfig(JsonFile):
 
     Args:
         cache_step_start: steps before this one are computed. With ``cache_step_interval``, it is short for
-            ``policy=Interval(cache_step_start, cache_step_interval)``.
+            ``policy=Interval(cache_step_start, cache_step_interval)``, and 0 where it is left out.
         cache_step_interval: the steps from one refresh to the next; the steps in between are reused.
         cache_block_start: first block of the range, ≥ 0, counted over the model's block list (or lists, in order).
             The blocks before it always run, and a policy that measures a change measures it there.
@@ -39,8 +39,8 @@ class DitCacheConfig(JsonFile):
         policy: when to reuse: :class:`Interval`, :class:`Mask`, :class:`Threshold`, :class:`Budget`,
             :class:`MagnitudeRatio`, :class:`EasyCache` or :class:`Uncached`.
         predictor: what to add: :class:`Reuse`, :class:`Linear`, :class:`Taylor` or :class:`Fitted`.
-        cache_dtype: dtype of the residuals that are kept, ``"float32"`` or ``"bfloat16"``; ``None``: that of the
-            activations. ``"float16"`` is refused: residuals of large models exceed its range.
+        cache_dtype: dtype of the residuals that are kept, ``"float32"`` or ``"bfloat16"``, also as PyTorch's;
+            ``None``: that of the activations. ``"float16"`` is refused: residuals of large models exceed its range.
         cache_device: ``"cpu"`` keeps residuals in the host's memory, with copies that do not wait; ``None``: where the
             activations are.
         free_at_end: free residuals when a run's last step is over, if its number of steps is known. ``False``: when
@@ -88,7 +88,7 @@ class DitCacheConfig(JsonFile):
     compute_last: int = field(default=0, kw_only=True)
     policy: Policy | None = field(default=None, kw_only=True)
     predictor: Predictor = field(default=Reuse(), kw_only=True)
-    cache_dtype: str | None = field(default=None, kw_only=True)
+    cache_dtype: str | torch.dtype | None = field(default=None, kw_only=True)
     cache_device: str | None = field(default=None, kw_only=True)
     free_at_end: bool = field(default=True, kw_only=True)
     payload: Payload = field(default="residual", kw_only=True, metadata={"written": "where given"})
@@ -98,8 +98,17 @@ class DitCacheConfig(JsonFile):
     def __post_init__(self) -> None:
         least = {"cache_block_start": 0, "compute_last": 0}
         if all(each is None for each in (self.policy, self.cache_step_start, self.cache_step_interval)):
-            raise WrongType("nothing says when to reuse: give policy=..., or cache_step_start and cache_step_interval")
+            raise WrongType(
+                "nothing says when to reuse: give policy=Threshold(0.08) or another one, or cache_step_interval=2"
+            )
         if self.policy is None:
+            if self.cache_step_interval is None:
+                raise WrongType(
+                    f"cache_step_start={shown(self.cache_step_start)} alone: give cache_step_interval as well, the "
+                    "steps from one refresh to the next, such as 2"
+                )
+            if self.cache_step_start is None:
+                set_field(self, "cache_step_start", 0)
             least |= {"cache_step_start": 0, "cache_step_interval": 1}
         elif self.cache_step_start is not None or self.cache_step_interval is not None:
             raise InvalidSetting(
@@ -115,6 +124,8 @@ class DitCacheConfig(JsonFile):
             part = getattr(self, name)
             if not isinstance(part, kind) and not (name == "policy" and part is None):
                 raise WrongType(f"{name} must be a {kind.__name__} such as {_SUCH_AS[name]}, not {shown(part)}")
+        if isinstance(self.cache_dtype, torch.dtype):
+            set_field(self, "cache_dtype", str(self.cache_dtype).removeprefix("torch."))
         if self.cache_dtype is not None and self.cache_dtype not in tuple(DTYPES):
             raise InvalidSetting(f"cache_dtype={shown(self.cache_dtype)}: there are {', '.join(DTYPES)}, or None")
         if self.cache_device not in (None, "cpu"):
@@ -155,7 +166,7 @@ class DitCacheConfig(JsonFile):
     @property
     def dtype(self) -> torch.dtype | None:
         """``cache_dtype`` as a PyTorch dtype."""
-        return None if self.cache_dtype is None else DTYPES[self.cache_dtype]
+        return None if self.cache_dtype is None else DTYPES[str(self.cache_dtype)]
 
     def overridden(self, name: str) -> DitCacheConfig:
         """The configuration of one transformer or list that ``overrides`` names, without overrides of its own.
@@ -165,8 +176,9 @@ class DitCacheConfig(JsonFile):
         """
         changes = dict(self.overrides[name])
         try:
-            if unknown := set(changes) - ({each.name for each in fields(self)} - {"overrides", "fingerprint"}):
-                raise InvalidSetting(f"no such field: {', '.join(sorted(map(str, unknown)))}")
+            known = [each.name for each in fields(self) if each.name not in ("overrides", "fingerprint")]
+            if unknown := set(changes).difference(known):
+                raise InvalidSetting(f"no such field: {named_beside(unknown, known)}")
             for part, former in (("policy", self.when), ("predictor", self.predictor)):
                 if isinstance(changes.get(part), Mapping):
                     changes[part] = _changed(former, part, changes[part])
@@ -218,8 +230,9 @@ def _changed(part: Policy | Predictor, name: str, changes: Mapping[str, Any]) ->
     """The policy or predictor with some of its fields changed."""
     if "kind" in changes:
         raise InvalidSetting(f"give the {name} itself, or a mapping of the fields that differ")
-    if unknown := set(changes) - {each.name for each in fields(part)}:  # type: ignore[arg-type]
-        raise InvalidSetting(f"{type(part).__name__} has no field {', '.join(sorted(unknown))}")
+    known = [each.name for each in fields(part)]  # type: ignore[arg-type]
+    if unknown := set(changes).difference(known):
+        raise InvalidSetting(f"{type(part).__name__} has no field {named_beside(unknown, known)}")
     return replace(part, **changes)  # type: ignore[type-var]
 
 

@@ -24,7 +24,7 @@ from ..predictors.fitted import Fitted
 from ..predictors.polynomial import Linear, Reuse, Taylor
 from ..predictors.predictor import Predictor
 from ..storage.replacement import write_text
-from ..validation import located, shown
+from ..validation import located, named_beside, shown
 from .safe_json import JSON_BYTES, parsed, read_file, strict
 
 PARTS = (Interval, Mask, Threshold, Budget, MagnitudeRatio, EasyCache, Uncached, Reuse, Linear, Taylor, Fitted)
@@ -75,7 +75,7 @@ class JsonFile:
             known = ", ".join(map(str, cls._schemas))
             raise InvalidSetting(f"{name} schema {shown(data.get('schema'))} is not known: this version reads {known}")
         values = {field: value for field, value in data.items() if field not in ("schema", "kind")}
-        return cls(**_arguments(cls, values, name, cls._required))
+        return cls(**arguments_of(cls, values, name, cls._required))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_json` to a file, which is replaced once all is written (:func:`.replacing`).
@@ -147,7 +147,7 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
             raise WrongType(f"{where} must be an object with the fields of a {hint.__name__}, not {shown(value)}")
         if issubclass(hint, (Policy, Predictor)):
             return _decode_part({"kind": hint.__name__, **value})
-        arguments = _arguments(hint, value, where)
+        arguments = arguments_of(hint, value, where)
         try:
             return hint(**arguments)
         except (TypeError, ValueError) as error:
@@ -172,14 +172,14 @@ def _decode_part(data: dict[str, Any]) -> Any:
     name = data["kind"]
     if not isinstance(name, str) or name not in KINDS:
         raise InvalidSetting(f"there is no policy or predictor {shown(name)}: known are {', '.join(KINDS)}")
-    return KINDS[name](**_arguments(KINDS[name], {k: v for k, v in data.items() if k != "kind"}, name))
+    return KINDS[name](**arguments_of(KINDS[name], {k: v for k, v in data.items() if k != "kind"}, name))
 
 
-def _arguments(kind: type, values: dict[str, Any], where: str, required: Collection[str] = ()) -> dict[str, Any]:
-    """The arguments of a dataclass, from the values of its fields in JSON."""
+def arguments_of(kind: type, values: Mapping[str, Any], where: str, required: Collection[str] = ()) -> dict[str, Any]:
+    """Return the arguments of a dataclass, from the values of its fields in JSON."""
     known = {each.name: each for each in fields(kind)}
     if unknown := sorted(set(values) - set(known)):
-        raise InvalidSetting(f"{where} has no field {', '.join(map(_word, unknown[:3]))}: known are {', '.join(known)}")
+        raise InvalidSetting(f"{where} has no field {named_beside(unknown, known)}")
     if missing := [name for name, each in known.items() if name not in values and _is_required(each, required)]:
         raise InvalidSetting(f"{where} lacks {', '.join(missing)}")
     hints = get_type_hints(kind)
@@ -187,10 +187,6 @@ def _arguments(kind: type, values: dict[str, Any], where: str, required: Collect
         name: inf if value == "inf" and known[name].metadata.get("infinite") else _decode(value, hints[name], name)
         for name, value in values.items()
     }
-
-
-def _word(name: str) -> str:
-    return name if name.isidentifier() and len(name) < 60 else shown(name)
 
 
 def _is_required(each: Field[Any], required: Collection[str]) -> bool:

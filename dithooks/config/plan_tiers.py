@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from ..errors import InvalidSetting, TargetMissed, WrongType
 from ..validation import check_text, set_field, shown
-from .cache_config import DitCacheConfig
 from .cache_plan import CachePlan
 from .hub_file import HubFile
 
@@ -144,28 +143,6 @@ def target_name(target: float) -> str:
         '1.5x'
     """
     return f"{target:g}x"
-
-
-def selected(config: object, tier: str | None) -> DitCacheConfig | CachePlan:
-    """Return what is to be attached: of tiers, the one that is asked for.
-
-    Raises:
-        TypeError, ValueError: it is neither a configuration nor a plan; tiers come without ``tier``, or what is no
-            tiers with one; or as :meth:`PlanTiers.select`.
-        TargetMissed: as :meth:`PlanTiers.select`.
-    """
-    if isinstance(config, PlanTiers):
-        if tier is None:
-            names = ", ".join(map(shown, config.plans))
-            raise InvalidSetting(f"the plans are tiers, {names:.150}: give tier= with one of these, or with {FORM}")
-        return config.select(tier)
-    if not isinstance(config, (DitCacheConfig, CachePlan)):
-        raise WrongType(
-            f"config must be a DitCacheConfig, CachePlan or PlanTiers, not {shown(config)} ({type(config).__name__})"
-        )
-    if tier is not None:
-        raise InvalidSetting(f"tier={shown(tier)} goes with PlanTiers, not with {type(config).__name__}: leave it out")
-    return config
 
 
 def _asked(tier: str) -> tuple[str, float] | None:

@@ -381,7 +381,7 @@ def test_what_is_no_plan(change, error, match):
 
 @pytest.mark.parametrize("wrong", [None, 2.0, CachePlan, PIECE])
 def test_what_is_neither_plan_nor_configuration(wrong):
-    with pytest.raises(TypeError, match="config must be a DitCacheConfig, CachePlan or PlanTiers"):
+    with pytest.raises(TypeError, match="config must be a DitCacheConfig, a CachePlan, a policy"):
         dit_cache(Net(), wrong)
 
 
