@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from html import escape
 from typing import Any
 
 from torch import nn
@@ -42,6 +43,8 @@ from .engine.trunk_watch import Evidence, TrunkWatch
 from .errors import InvalidSetting, RunMismatch, WrongType
 from .integrations.dispatch import BlockIntegrations
 from .integrations.dynamo_lock import DYNAMO_LOCK
+from .markup import step_squares, table
+from .stats.step_pictures import step_pictures
 from .stats.table import summary
 from .stats.types import CachedRange, CacheStats, CallRecord, total
 from .stats.user_warning import warn_user
@@ -706,6 +709,15 @@ class CacheHandle:
 
     def __str__(self) -> str:
         return self.summary()
+
+    def _repr_html_(self) -> str:
+        """Return the ranges with the steps of their latest run as squares, and the totals, for a notebook."""
+        decisions = self.decisions
+        last = {each.range: each.run for each in decisions}
+        pictures = step_pictures(each for each in decisions if each.run == last[each.range])
+        rows = [[name or "model", step_squares(picture)] for name, picture in pictures.items()]
+        seen = table(["range", "steps of the latest run"], rows) if rows else ""
+        return f"<b>{escape(repr(self))}</b>{seen}{escape(str(self.stats))}"
 
     def __repr__(self) -> str:
         state = ", ".join(attached.describe() for attached in self._attached) or "nothing attached"

@@ -30,7 +30,7 @@ OF_THE_PROCESS = {"_EACH"}  # so is a fork: weak references to what a forked chi
 # From the ground up: what stands on one line does not import each other.
 FLOORS = (
     "errors",
-    "fork validation environment tiny progress_bars",
+    "fork validation environment tiny progress_bars markup",
     "storage",
     "policies",
     "predictors stats",

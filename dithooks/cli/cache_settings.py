@@ -22,6 +22,7 @@ from ..handle import CacheHandle, dit_cache
 from ..policies.budget import Budget
 from ..policies.mask import Mask
 from ..predictors.polynomial import Linear
+from ..stats.step_pictures import step_pictures
 from ..stats.types import CallRecord
 from ..stats.warning_collector import collect_warnings
 from .messages import one_line
@@ -182,15 +183,7 @@ def summary(decisions: Sequence[CallRecord], run: int | None = None) -> dict[str
         run: the number of the run to summarise; None for all.
     """
     chosen = [record for record in decisions if run is None or record.run == run]
-    ranges: dict[str, dict[int, set[bool]]] = {}
-    for record in chosen:
-        ranges.setdefault(record.range, {}).setdefault(record.step, set()).add(record.reuse)
-    marks = {(False,): "●", (True,): "○", (False, True): "◐"}
-    pictures = {
-        name: "".join(marks[tuple(sorted(steps[step]))] if step in steps else "·" for step in range(max(steps) + 1))
-        for name, steps in ranges.items()
-    }
-    return {"reasons": dict(Counter(record.reason for record in chosen)), "steps": pictures}
+    return {"reasons": dict(Counter(record.reason for record in chosen)), "steps": step_pictures(chosen)}
 
 
 def _named(payload: Payload) -> str:

@@ -19,7 +19,7 @@ from .codec import JsonFile, plain
 from .transformer_plan import PAYLOADS, Payload
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DitCacheConfig(JsonFile):
     """Which blocks to cache, when to reuse their residual, and what to add in their place.
 
@@ -214,7 +214,9 @@ class DitCacheConfig(JsonFile):
         """Name the fields that differ from their defaults."""
         defaults = {each.name: {} if each.default is MISSING else each.default for each in fields(self)}
         values = {name: getattr(self, name) for name in defaults}
-        return f"DitCacheConfig({', '.join(f'{name}={v}' for name, v in values.items() if v != defaults[name])})"
+        return f"DitCacheConfig({', '.join(f'{name}={v!r}' for name, v in values.items() if v != defaults[name])})"
+
+    __repr__ = __str__
 
 
 def _streams(names: Any) -> tuple[str, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import ClassVar
 
 from ..errors import InvalidSetting, WrongType
+from ..markup import step_squares, table
 from ..policies.uncached import Uncached
 from ..predictors.polynomial import Reuse
 from ..validation import set_field, shown
@@ -17,7 +19,7 @@ from .provenance import PlanTarget, Provenance
 from .transformer_plan import TransformerPlan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CachePlan(HubFile):
     """The result of a search: which steps of a run are computed, which are reused, and with which weights.
 
@@ -146,11 +148,24 @@ class CachePlan(HubFile):
             )
         return messages
 
-    def __str__(self) -> str:
-        """Summarise the plan in a few lines: ● is computed, ○ reused, · not called."""
-        made, found = self.made, self.provenance
-        steps = f"{made.steps} steps" + ("" if made.scheduler is None else f" of {made.scheduler}")
-        size = f", latents {'×'.join(map(str, made.size))}" if made.size else ""
+    def __repr__(self) -> str:
+        made = self.made
+        return f"<CachePlan for {made.model}, {made.steps} steps: {self.speedup:.2f}× fewer blocks>"
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook, with the steps of each transformer as squares."""
+        first, *_, last = str(self).splitlines()
+        rows = [
+            [piece.path or "blocks", piece.blocks_shown, step_squares(piece.picture), piece.reused_shown]
+            for piece in self.pieces
+        ]
+        steps = table(["transformer", "blocks", "steps", "reused"], rows)
+        measured = ", ".join(self._measured()) or "nothing measured"
+        return f"<b>{escape(first)}</b>{steps}{self.speedup:.2f}× fewer blocks; {escape(measured)}<br/>{escape(last)}"
+
+    def _measured(self) -> list[str]:
+        """Return what was measured, each with its unit."""
+        found = self.provenance
         seen = (
             (found.measured_speedup, "{:.2f}× as fast"),
             (found.psnr, "PSNR {:.2f} dB"),
@@ -159,7 +174,14 @@ class CachePlan(HubFile):
             (found.ssim, "SSIM {:.4f}"),
             (found.lpips, "LPIPS {:.4f}"),
         )
-        measured = [text.format(value) for value, text in seen if value is not None]
+        return [text.format(value) for value, text in seen if value is not None]
+
+    def __str__(self) -> str:
+        """Summarise the plan in a few lines: ● is computed, ○ reused, · not called."""
+        made, found = self.made, self.provenance
+        steps = f"{made.steps} steps" + ("" if made.scheduler is None else f" of {made.scheduler}")
+        size = f", latents {'×'.join(map(str, made.size))}" if made.size else ""
+        measured = self._measured()
         target = f"a target of {found.target:g}×{'' if found.reached else ', which was not reached'}"
         return "\n  ".join(
             [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from math import inf
 from typing import Any, ClassVar
 
 from ..errors import InvalidSetting, TargetMissed, WrongType
+from ..markup import step_squares, table
 from ..validation import check_text, set_field, shown
 from .cache_plan import CachePlan
 from .hub_file import HubFile
@@ -19,7 +21,7 @@ ASKED = r"(?i:fastest\s+at\s+(?:(mean|worst)\s+)?(?:≥|>=)\s*(\d{1,6}(?:\.\d{1,
 FORM = "'fastest at ≥ 35 dB' or 'fastest at worst ≥ 30 dB'"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlanTiers(HubFile):
     """Several plans for one model and run, such as a fast one, a good one, and one between.
 
@@ -114,6 +116,23 @@ class PlanTiers(HubFile):
             f"no tier promises ≥ {least:g} dB ({kind}): the best is {shown(name)}, {speed_of(best):.2f}× as fast, with "
             f"{most:.1f} dB. Take that one, or run without a cache"
         )
+
+    def __repr__(self) -> str:
+        return f"<PlanTiers {', '.join(f'{name} {speed_of(plan):.2f}×' for name, plan in self.plans.items())}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        rows = [
+            [
+                name,
+                f"{speed_of(plan):.2f}×",
+                *(_level(plan, kind).split(" ", 1)[1] for kind in ("mean", "worst")),
+                step_squares(plan.pieces[0].picture),
+            ]
+            for name, plan in self.plans.items()
+        ]
+        head = str(next(iter(self.plans.values()))).splitlines()[0].replace("CachePlan", "PlanTiers", 1)
+        return f"<b>{escape(head)}</b>{table(['tier', 'as fast', 'mean', 'worst', 'steps'], rows)}"
 
     def __str__(self) -> str:
         """Print the tiers as a table, with what each promises."""

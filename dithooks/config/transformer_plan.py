@@ -16,7 +16,7 @@ Payload = Literal["residual", "output"]  # what is forecast on a reused step: of
 PAYLOADS: tuple[Payload, ...] = ("residual", "output")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TransformerPlan:
     """The plan of one transformer: its range, its steps, and the weights of each reused step.
 
@@ -190,12 +190,21 @@ class TransformerPlan:
             computed += bit and self._is_called(step)
 
     def __str__(self) -> str:
-        reused = len(self.steps) - sum(self.steps)
-        what = f"{self.first} … {self.first + self.blocks - 1} of {self.total}"
-        return (
-            f"{self.path or 'blocks'}: {what if self.payload == 'residual' else 'output'}  {self.picture}  "
-            f"{reused} of {len(self.steps)} steps reused"
-        )
+        return f"{self.path or 'blocks'}: {self.blocks_shown}  {self.picture}  {self.reused_shown} steps reused"
+
+    def __repr__(self) -> str:
+        return f"<TransformerPlan {self}>"
+
+    @property
+    def blocks_shown(self) -> str:
+        """The blocks that are left out, in words."""
+        is_range = self.payload == "residual"
+        return f"{self.first} … {self.first + self.blocks - 1} of {self.total}" if is_range else "output"
+
+    @property
+    def reused_shown(self) -> str:
+        """How many steps are reused, in words."""
+        return f"{len(self.steps) - sum(self.steps)} of {len(self.steps)}"
 
 
 def _span(value: Any, steps: int) -> tuple[int, int]:

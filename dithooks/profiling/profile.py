@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..engine.clock import scheduler_of
 from ..engine.range_settings import configure_ranges
 from ..errors import InvalidSetting, WrongType
 from ..integrations.dispatch import BlockIntegrations
+from ..markup import table
 from ..planning.weight_fit import RIDGE, fit
 from ..policies.threshold import Threshold
 from ..predictors.fitted import Fitted
@@ -28,7 +30,7 @@ THRESHOLDS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.24, 0.32)
 QUANTILES = (0, 25, 50, 75, 95, 100)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Profile:
     """The result of :func:`profile`; printed, it is two tables.
 
@@ -117,25 +119,41 @@ class Profile:
         made = branch.decisions(replace(self.policy, residual_diff_threshold=threshold))
         return sum(decision.reuse for decision in made) / max(len(made), 1)
 
+    def __repr__(self) -> str:
+        ranges = ", ".join(dict.fromkeys(each.range or "blocks" for each in self.branches))
+        return f"<Profile of {ranges}: {len(self.branches)} branches, {len(self.branches[0].moments)} calls each>"
+
+    def _repr_html_(self) -> str:
+        """Return the two tables for a notebook."""
+        (head, *rows), (thresholds, *predicted), note = self._tables()
+        return f"{table(head, rows)}{table(thresholds, predicted)}{escape(note)}"
+
     def __str__(self) -> str:
-        rows = []
+        changes, predicted, note = self._tables()
+        return f"{_table(changes)}\n\n{_table(predicted)}\n{note}"
+
+    def _tables(self) -> tuple[list[list[str]], list[list[str]], str]:
+        """Return what changed from step to step, what is reused at which threshold, and with which policy."""
+        rows = list[list[str]]()
         for each in self.branches:
             changes = each.changes[np.isfinite(each.changes)]
             odd = len(each.changes) - len(changes)
             shown = [f"{q:.3f}" for q in np.percentile(changes, QUANTILES)] if len(changes) else ["–"] * len(QUANTILES)
-            rows.append([each.range, each.branch, len(each.moments), *shown, *([f"{odd} not finite"] if odd else [])])
+            rows.append(
+                [each.range, str(each.branch), str(len(each.moments)), *shown, *([f"{odd} not finite"] if odd else [])]
+            )
         head = ["change from step to step", "branch", "calls", "min", "p25", "p50", "p75", "p95", "max"]
-        predicted = []
+        predicted = list[list[str]]()
         for each in self.branches:
             shares = [self.reuse(threshold, each) for threshold in self.thresholds]
-            predicted.append([each.range, each.branch, *(f"{share:.0%}" for share in shares)])
+            predicted.append([each.range, str(each.branch), *(f"{share:.0%}" for share in shares)])
             n, skipped = each.schedule.blocks, each.schedule.skipped
             saved = [n / (n - share * skipped) if share < 1 or skipped < n else np.inf for share in shares]
             predicted.append(["  blocks: fewer by", "", *(f"{times:.2f}×" for times in saved)])
         thresholds = ["reused at threshold", "branch", *(f"{threshold:g}" for threshold in self.thresholds)]
         rest = str(replace(self.policy, residual_diff_threshold=1.0)).partition("=1.0")[2].strip(", )")
         with_these = rest or f"max_warmup_steps={self.policy.max_warmup_steps}"
-        return f"{_table([head, *rows])}\n\n{_table([thresholds, *predicted])}\n(Threshold with {with_these})"
+        return [head, *rows], [thresholds, *predicted], f"(Threshold with {with_these})"
 
 
 def profile(

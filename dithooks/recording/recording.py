@@ -78,7 +78,7 @@ class Trace:
         return gram
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Recording:
     """A run in which everything was computed, recorded: all that :func:`plan` needs, without the model.
 
@@ -127,6 +127,10 @@ class Recording:
     sensitivity: tuple[float, ...] | None = None
     solver: SolverTrace | None = field(default=None, repr=False)
     unsolved: str = ""
+
+    def __repr__(self) -> str:
+        made, drawn = self.made, f"{self.samples} sample{'s' * (self.samples != 1)}"
+        return f"<Recording of {made.model}, {made.blocks} blocks, {made.steps} steps, {drawn}>"
 
     @property
     def steps(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from .byte_count import size
 from .types import QUANTILES, BranchStats, CacheStats, RunStats
 
 HEAD = ("run", "branch", "steps", "computed", "reused", "blocks run", *QUANTILES)
@@ -18,32 +19,12 @@ def summary(stats: CacheStats, ranges: Sequence[str] = ()) -> str:
         stats: statistics of a handle.
         ranges: descriptions of the cached ranges, printed above.
     """
-    head = [f"{stats.reused_calls} of {stats.calls} calls reused", f"{stats.blocks_run} of {stats.blocks_total} blocks"]
-    head[1] += f" run ({stats.blocks_total / stats.blocks_run:.2f}x fewer)" if stats.blocks_run else " run"
-    head.append(f"{size(stats.bytes_held)} held, {size(stats.bytes_peak)} at most")
-    lines = [*ranges, "; ".join(head)]
+    lines = [*ranges, str(stats)]
     for name in dict.fromkeys(run.range for run in stats.runs):
         lines += ["", *_table(name, [run for run in stats.runs if run.range == name])]
     if not stats.runs and stats.reasons:
         lines.append(f"reasons: {_reasons(stats.reasons)}")
     return "\n".join(line for whole in lines for line in _wrapped(whole))
-
-
-def size(count: int) -> str:
-    """Format a number of bytes with a unit.
-
-    Example:
-        >>> size(0), size(1_769_472), size(5 * 2**30)
-        ('0 B', '1.7 MiB', '5.0 GiB')
-    """
-    if count < 1024:
-        return f"{count} B"
-    value, unit = count / 1024, "KiB"
-    for larger in ("MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.1f} {unit}"
 
 
 def _table(name: str, runs: Sequence[RunStats]) -> list[str]:

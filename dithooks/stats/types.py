@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .byte_count import size
+
 QUANTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "max": 100}
 
 
@@ -139,7 +141,7 @@ class RunStats:
         return sum(branch.bytes_peak for branch in self.branches)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CacheStats:
     """The counts since attaching, or since the last reset, over all ranges of a handle.
 
@@ -153,7 +155,8 @@ class CacheStats:
         bytes_held: memory that is held now, on all devices.
         bytes_peak: the most memory that was held.
         reasons: number of calls by the reason of their decision.
-        runs: statistics of the latest 16 sampling runs of each range. ``print(handle)`` shows them as a table.
+        runs: statistics of the latest 16 sampling runs of each range. ``print(stats)`` is a line without them, and
+            ``print(handle)`` shows them as a table.
 
     Example:
         >>> stats = CacheStats(4, 3, 1, 9, 12, 0, 16, {"warm-up": 2, "reuse": 1, "refresh": 1})
@@ -170,6 +173,15 @@ class CacheStats:
     bytes_peak: int
     reasons: dict[str, int]
     runs: tuple[RunStats, ...] = ()
+
+    def __str__(self) -> str:
+        fewer = f" ({self.blocks_total / self.blocks_run:.2f}x fewer)" if self.blocks_run else ""
+        held = f"{size(self.bytes_held)} held, {size(self.bytes_peak)} at most"
+        blocks = f"{self.blocks_run} of {self.blocks_total} blocks run{fewer}"
+        return f"{self.reused_calls} of {self.calls} calls reused; {blocks}; {held}"
+
+    def __repr__(self) -> str:
+        return f"<CacheStats {self}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to dicts, lists, numbers and strings."""

@@ -44,7 +44,7 @@ class Fit(Enum):
     ALL = "they are fitted on all pictures"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """What one run of a plan measured.
 
@@ -70,6 +70,10 @@ class Evaluation:
     fit: Fit = Fit.NONE
     every: Score | None = None
     is_exact: bool = False
+
+    def __repr__(self) -> str:
+        drawn = self.failure or ("" if self.score is None else f"PSNR {self.score.psnr:.2f} dB")
+        return f"<Evaluation {self.speedup:.2f}×, {drawn}>"
 
     def merit(self, objective: Objective) -> float | None:
         """Return the PSNR that plans are chosen by: the mean, the worst, or a mean in which bad pictures count more."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
+from math import isfinite
 
 from ..config.cache_plan import CachePlan
 from ..config.plan_tiers import PlanTiers, target_name
+from ..markup import diagram, step_squares, table
 from ..recording.recording import Recording
 from .evaluation import Evaluation, Objective
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SearchResult:
     """The result of :func:`search`; printed, it is a table of the plans that were tried.
 
@@ -65,20 +68,48 @@ class SearchResult:
             return PlanTiers({target_name(self.plan.provenance.target): self.plan})
         return PlanTiers({name: each.plan for name, each in self.tiers.items()})
 
+    def __repr__(self) -> str:
+        psnr = self.plan.provenance.psnr
+        drawn = "" if psnr is None else f", PSNR {psnr:.2f} dB"
+        return f"<SearchResult {self.plan.speedup:.2f}× fewer blocks{drawn}; {self._taken()}>"
+
+    def _repr_html_(self) -> str:
+        """Return the plans that were run, for a notebook: as a diagram of speed and quality, and as a table."""
+        if self.tiers:
+            return "".join(f"<p><b>{escape(name)}</b></p>{each._repr_html_()}" for name, each in self.tiers.items())
+        head, rows = self._table()
+        points, best = dict[str, tuple[float, float]](), ""
+        for number, (each, row) in enumerate(zip(self.evaluations, rows, strict=True), 1):
+            if each.score is not None and isfinite(each.score.psnr):
+                name = f"{number}: {row[1]}, {each.speedup:.2f}×, {each.score.psnr:.2f} dB"
+                points[name] = each.speedup, each.score.psnr
+                best = name if row[0] else best
+        numbered = [[number, *row[:2], step_squares(row[2]), *row[3:]] for number, row in enumerate(rows, 1)]
+        seen = diagram(points, ("times as fast", "PSNR in dB: up is better"), best)
+        return f"{seen}{table(['plan', *head], numbered)}{escape(self._taken())}"
+
     def __str__(self) -> str:
         if self.tiers:
             parts = [f"{name}\n{each}" for name, each in self.tiers.items()]
             return "\n\n".join([*parts, f"together {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"])
-        goal = f"{self.plan.provenance.target:g}×" if self.target_psnr is None else f"{self.target_psnr:g} dB"
+        head, rows = self._table()
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+        return "\n".join([*(line.rstrip() for line in lines), self._taken()])
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Return the heads of the columns, and a row for each plan that was run."""
         head = ["", "range", "steps", "predicted", "measured", "error", "PSNR", "worst", "rel. L1", "SSIM"]
         further = ["LPIPS"] if any(each.score and each.score.lpips is not None for each in self.evaluations) else []
         rows = [_row(each, _is_same(each.plan, self.plan), len(further)) for each in self.evaluations]
-        head += further
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+        return [*head, *further], rows
+
+    def _taken(self) -> str:
+        """Say what the search took, and what it missed."""
+        goal = f"{self.plan.provenance.target:g}×" if self.target_psnr is None else f"{self.target_psnr:g} dB"
         taken = f"{len(self.evaluations)} plans run, {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
         flags = ["" if self.reached else f"{goal} was not reached", "interrupted" if self.interrupted else ""]
-        return "\n".join([*(line.rstrip() for line in lines), "; ".join(filter(None, [taken, *flags]))])
+        return "; ".join(filter(None, [taken, *flags]))
 
 
 def _row(evaluation: Evaluation, best: bool, further: int) -> list[str]:

@@ -19,8 +19,9 @@ from toys import Net, latents, loop, prompt
 from dithooks import CacheStats, CallRecord, DitCacheConfig, Quantiles, RunStats, Threshold, dit_cache, timestep_scope
 from dithooks.integrations.tqdm_bar import find_bar
 from dithooks.policies.history import Decision
+from dithooks.stats.byte_count import size
 from dithooks.stats.log import MAX_RUNS, DecisionLog
-from dithooks.stats.table import size, summary
+from dithooks.stats.table import summary
 from dithooks.stats.timing import is_ready, mark, seconds_between
 from dithooks.stats.types import BranchStats, branch_stats, total
 
