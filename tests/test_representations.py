@@ -83,7 +83,7 @@ def test_the_plans_of_a_search(found):
 
 
 def test_the_tables_of_a_profile(net):
-    measured = profile(net, lambda: run(net))
+    measured = profile(net, run)
     cells = [each.text for each in tree(measured._repr_html_()).iter("td")]
     for line in str(measured).splitlines()[1:2]:
         assert set(line.split()) <= set(" ".join(filter(None, cells)).split())

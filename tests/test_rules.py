@@ -31,7 +31,7 @@ OF_THE_PROCESS = {"_EACH"}  # so is a fork: weak references to what a forked chi
 FLOORS = (
     "errors",
     "fork validation environment tiny progress_bars markup",
-    "storage",
+    "storage user_run",
     "policies",
     "predictors stats",
     "config",

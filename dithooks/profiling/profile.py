@@ -16,13 +16,14 @@ from ..config.cache_config import DitCacheConfig
 from ..engine.attachment import check, prepare
 from ..engine.clock import scheduler_of
 from ..engine.range_settings import configure_ranges
-from ..errors import InvalidSetting, WrongType
+from ..errors import InvalidSetting
 from ..integrations.dispatch import BlockIntegrations
 from ..markup import table
 from ..planning.weight_fit import RIDGE, fit
 from ..policies.threshold import Threshold
 from ..predictors.fitted import Fitted
 from ..predictors.predictor import Moment
+from ..user_run import check_run
 from ..validation import shown
 from .change_recorder import ChangeWatch, RecordedChanges, recording
 
@@ -158,7 +159,7 @@ class Profile:
 
 def profile(
     target: object,
-    call: Callable[[], Any],
+    run: Callable[..., Any],
     config: DitCacheConfig | None = None,
     *,
     thresholds: Sequence[float] = THRESHOLDS,
@@ -172,7 +173,8 @@ def profile(
 
     Args:
         target: as for :func:`dit_cache`; nothing may be cached in it.
-        call: a function that makes the run without gradients: ``lambda: pipe("a forest", num_inference_steps=28)``.
+        run: as for :func:`record`: a function that is given the target and makes the run without gradients,
+            ``lambda pipe: pipe("a forest", num_inference_steps=28)``.
         config: the configuration whose ranges are measured; if its policy is a :class:`Threshold`, its other settings
             hold for the prediction. By default, each list of blocks is a range, and its first block decides.
         thresholds: the thresholds for which reuse is predicted.
@@ -180,7 +182,7 @@ def profile(
         scheduler: as for :func:`dit_cache`.
 
     Raises:
-        DitHooksError: as :func:`dit_cache`; or ``call`` ran no step of the target, or more than one run.
+        DitHooksError: as :func:`dit_cache`; or ``run`` made no step of the target, or more than one run.
 
     Example:
         >>> import torch
@@ -202,8 +204,7 @@ def profile(
         >>> [f"{change:.2f}" for change in found.of()[0].changes]
         ['0.25', '0.33', '0.50']
     """
-    if not callable(call):
-        raise WrongType(f"call must be a function that makes the run, such as lambda: pipe(...), not {shown(call)}")
+    make = check_run(run)
     policy = config.when if config is not None and isinstance(config.when, Threshold) else Threshold(0.1)
     if policy.reduce == "each":
         raise InvalidSetting(
@@ -224,10 +225,10 @@ def profile(
     pipe = target.pipe if isinstance(target, BlockAdapter) else target
     attached = [prepare(chain, own, scheduler_of(pipe, scheduler), False, BlockIntegrations()) for chain, own in ranges]
     with recording(attached) as recorders:
-        call()
+        make(pipe)
     branches = [branch for recorder in recorders for branch in recorder.branches()]
     if not branches:
-        raise InvalidSetting("call ran no step of the target, or with gradients: call it under torch.no_grad()")
+        raise InvalidSetting("run made no step of the target, or with gradients: draw under torch.no_grad()")
     return Profile(tuple(branches), tuple(thresholds), policy)
 
 

@@ -18,9 +18,10 @@ from ..config.provenance import PlanTarget
 from ..engine.attachment import check, is_compiled
 from ..engine.clock import scheduler_of
 from ..engine.replay import eagerly
-from ..errors import InvalidSetting, WrongType
+from ..errors import InvalidSetting
 from ..progress_bars import ProgressCallback
-from ..validation import check_count, check_number, shown
+from ..user_run import check_run
+from ..validation import check_count, check_number
 from .input_check import same_inputs
 from .model_recorder import ModelRecorder
 from .recorder import STEPS, Recorder
@@ -34,7 +35,7 @@ MEMORY = 450_000_000  # bytes of samples, of one run: FLUX at 1024², 50 steps: 
 
 def record(
     target: object,
-    run: Callable[[Any], Any],
+    run: Callable[..., Any],
     *,
     num_inference_steps: int | None = None,
     blocks: Blocks = None,
@@ -54,9 +55,9 @@ def record(
 
     Args:
         target: as for :func:`dit_cache`; nothing may be cached in it.
-        run: function that is given the pipeline and draws the calibration pictures, in one batch or in several runs of
-            as many steps: ``lambda pipe: pipe(prompts, num_inference_steps=28)``. Its results, a list of pictures,
-            videos or latents, are kept.
+        run: function that is given the pipeline, if it takes an argument, and draws the calibration pictures, in one
+            batch or in several runs of as many steps: ``lambda pipe: pipe(prompts, num_inference_steps=28)``. Its
+            results, a list of pictures, videos or latents, are kept.
         num_inference_steps: number of steps that the run is expected to make; another number is an error.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
@@ -87,8 +88,7 @@ def record(
         >>> recording.traces[0].gram(0, 2).shape
         (4, 4)
     """
-    if not callable(run):
-        raise WrongType(f"run must be a function that is given the target and draws, not {shown(run)}")
+    run = check_run(run)
     if check_number("share", share, 0, strictly=True) > 1:
         raise InvalidSetting(f"share={share}: of the tokens, at most all can be kept, 1")
     check_number("memory", memory, 0, strictly=True)

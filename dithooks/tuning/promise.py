@@ -16,6 +16,7 @@ from ..errors import InvalidSetting, RunMismatch, WrongType
 from ..handle import dit_cache
 from ..recording.image_metrics import Metric, Score, check_metrics, compare, samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
+from ..user_run import check_run
 from ..validation import shown
 
 Plans = TypeVar("Plans", CachePlan, PlanTiers)
@@ -55,8 +56,7 @@ def promise(
     measured = check_metrics(metrics)
     if not isinstance(plans, (CachePlan, PlanTiers)):
         raise WrongType(f"plans must be a CachePlan or PlanTiers, not {shown(plans)}")
-    if not callable(run):
-        raise WrongType(f"run must be a function that is given the target and draws, not {shown(run)}")
+    run = check_run(run)
     every = plans.plans if isinstance(plans, PlanTiers) else {"": plans}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -25,6 +25,7 @@ from ..recording.image_metrics import Metric, check_metrics, samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0, on_all_ranks
 from ..recording.record import MEMORY, record, recordable
 from ..recording.recording import Recording
+from ..user_run import check_run
 from ..validation import check_choice, check_count, check_number, shown
 from .evaluation import OBJECTIVES, Evaluator, Fit, Objective, as_here
 from .executors.executor import Executor, ParallelRunner
@@ -81,9 +82,10 @@ def search(
 
     Args:
         target: as for :func:`dit_cache`; nothing may be cached in it.
-        run: function that is given the pipeline, draws the calibration pictures, always the same ones, and returns
-            them in that order: a list of pictures, videos or latents, as arrays, tensors or PIL images. One batch of a
-            few prompts is enough; from four pictures on, half of them are left out of the fit, to show how good it is.
+        run: function that is given the pipeline, if it takes an argument, draws the calibration pictures, always the
+            same ones, and returns them in that order: a list of pictures, videos or latents, as arrays, tensors or PIL
+            images. One batch of a few prompts is enough; from four pictures on, half of them are left out of the fit,
+            to show how good it is.
         target_speedup: times as fast as the uncached ``run``, > 1; without effect where ``target_psnr`` is given.
         num_inference_steps: number of steps that ``run`` is expected to make; another number is an error.
         steps: two or more numbers of steps that the plan is to serve for, and those in between: (28, 20, 50). ``run``
@@ -176,16 +178,15 @@ def search(
     check_choice("objective", objective, OBJECTIVES)
     measured = check_metrics(metrics)
     workers = executor_of(executor)
-    if not callable(run):
-        raise WrongType(f"run must be a function that is given the target and draws, not {shown(run)}")
-    first, *further = check_steps(steps, run) if steps is not None else (num_inference_steps,)
     with_steps = run
+    first, *further = check_steps(steps, run) if steps is not None else (num_inference_steps,)
     if steps is not None:
         if interval is not None or workers is not None or num_inference_steps not in (None, first):
             raise InvalidSetting(
                 f"steps={tuple(steps)} excludes interval and executor, and num_inference_steps other than {first}"
             )
         run, num_inference_steps = RunOf(run, check_count("steps", first, 1)), first
+    run = check_run(run)
     if recording is not None and not isinstance(recording, Recording):
         raise WrongType(f"recording must be a Recording, as record() returns, not {shown(recording)}")
     chains = recordable(target, blocks)

@@ -224,9 +224,9 @@ class TestErrors:
         assert snapshot(net) == before
 
     def test_what_is_not_a_run(self, net):
-        with pytest.raises(TypeError, match="call must be a function that makes the run"):
+        with pytest.raises(TypeError, match="run must be a function that makes the run"):
             profile(net, sequence(net)())
-        with pytest.raises(ValueError, match="call ran no step of the target"):
+        with pytest.raises(ValueError, match="run made no step of the target"):
             profile(net, lambda: None)
         with pytest.raises(ValueError, match="call made 2 runs of blocks: profile one at a time"):
             profile(net, lambda: [sequence(net)(), sequence(net)()])
