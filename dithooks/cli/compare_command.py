@@ -61,7 +61,12 @@ def add_arguments(parser: Parser) -> None:
     add("--pairs", type=int, default=3, metavar="N", help="timed runs of each (default: %(default)s)")
     add_metric(parser)
     parser.add_output(
-        "--out", type=Path, default=Path("compare.png"), metavar="FILE", help="the picture (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("compare.png"),
+        metavar="FILE",
+        help="the picture, or with the ending .html a page of pictures, differences, steps and figures "
+        "(default: %(default)s)",
     )
     parser.add_output("--json", metavar="FILE", help="write the numbers too; - writes them instead of the table")
     add("--quiet", action="store_true", help="show no progress")
@@ -80,10 +85,11 @@ def run(args: argparse.Namespace) -> int:
     from ..environment.machine import machine
     from ..errors import UsageError
     from ..progress_bars import progress
-    from ..storage.replacement import replacing
+    from ..storage.replacement import replacing, write_text
     from .cache_settings import all_from_file, for_speedup, numbered
     from .compare_output import draw, show
     from .comparison import measure
+    from .html_report import comparison_page
     from .media import check_suffix
     from .option_checks import check_installed, check_least
     from .output_files import as_json, json_file, stdout_kept_for_json, write_json
@@ -99,14 +105,21 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--payload {args.payload} goes with --target: a plan says itself what it forecasts")
     file = json_file(args.json)
     with stdout_kept_for_json(args.json):
-        check_suffix(args.out, video=False)
+        is_page = args.out.suffix.lower() in (".html", ".htm")
+        if not is_page:
+            check_suffix(args.out, video=False)
         shipped = request.target == DEMO
         plans = [setting for plan in args.plans for setting in all_from_file(plan, shipped)]
         settings = numbered(plans + [for_speedup(speedup, args.payload) for speedup in args.speedups])
         subject = runnable(request)
         with progress(not args.quiet) as report:
             comparison = measure(subject, settings, args.pairs, report, args.metrics)
-    sheet = draw(comparison, subject.captions)
+    numbers = {**subject.description, "pairs": args.pairs, **comparison.to_dict()}
+    made = {"machine": machine(subject.device), "date": date.today().isoformat()}
+    numbers |= made
+    sheet = None if is_page else draw(comparison, subject.captions)
+    if is_page:
+        write_text(args.out, comparison_page(comparison, subject.captions, {**subject.description, **made}))
     if sheet is not None:
         with replacing(args.out) as draft:
             sheet.save(draft)
@@ -116,15 +129,16 @@ def run(args: argparse.Namespace) -> int:
     if comparison.again < math.inf:
         print(f"dithooks: two runs without a cache are {comparison.again:.1f} dB apart: TARGET does not draw the same "
               "each time, and nothing can come nearer than that", file=sys.stderr)  # fmt: skip
-    numbers = {**subject.description, "pairs": args.pairs, **comparison.to_dict()}
-    numbers |= {"machine": machine(subject.device), "date": date.today().isoformat()}
     if args.json == "-":
         print(as_json(numbers))
     else:
         show(comparison)
         if file is not None:
             write_json(file, numbers)
-    if sheet is None:
+    if is_page:
+        if args.json != "-":
+            print(f"pictures, differences, steps and figures: {args.out}")
+    elif sheet is None:
         print("dithooks: no picture: what TARGET returns does not look like pictures", file=sys.stderr)
     elif args.json != "-":
         print(f"without a cache above, the others below: {args.out}")

@@ -110,6 +110,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_input(
         "--recording", type=Path, metavar="FILE", help="read the recorded run from there instead of recording one"
     )
+    parser.add_output(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write a page, .html, of what was found: pictures before and after, steps, the plans that were run",
+    )
     parser.add_output("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
     add("--quiet", action="store_true", help="show no progress")
     add("--prompt", action="append", default=[], dest="prompts", metavar="CAPTION", help="demo: draw this; repeatable")

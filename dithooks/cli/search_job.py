@@ -7,13 +7,16 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from ..environment.machine import machine, versions
 from ..errors import TargetMissed, UsageError
-from ..recording.image_metrics import Metric
+from ..handle import dit_cache
+from ..recording.image_metrics import Metric, samples_of
 from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
 from ..stats.warning_collector import collect_warnings
@@ -22,6 +25,8 @@ from ..tuning.evaluation import Evaluation, Objective
 from ..tuning.executors.executor import Executor
 from ..tuning.result import SearchResult
 from ..tuning.search import search
+from .comparison import PICTURED
+from .html_report import search_page
 from .messages import one_line
 from .option_checks import check_guidance, check_installed, check_least, check_psnr, check_seed, check_speedup
 from .output_files import as_json, stdout_kept_for_json
@@ -64,6 +69,7 @@ class SearchOptions:
     journal: Path | None = None
     record: Path | None = None
     recording: Path | None = None
+    report: Path | None = None
     json: str | None = None
     quiet: bool = False
     prompts: tuple[str, ...] = ()
@@ -88,6 +94,8 @@ class SearchOptions:
         check_guidance(self.guidance)
         if self.workers is not None and self.executor != "ray":
             raise UsageError("--workers goes with --executor ray: torchrun sets the number of its ranks itself")
+        if self.report is not None and self.report.suffix.lower() not in (".html", ".htm"):
+            raise UsageError(f"--report {self.report} is a page: give a name that ends in .html")
         if self.record is not None and self.recording is not None:
             raise UsageError("--record goes without --recording: that one is saved already")
 
@@ -160,6 +168,8 @@ def run_search(options: SearchOptions) -> int:
                         _deliver_tiers(options, found)
                 for remark in remarks if first else ():
                     print(f"dithooks: {remark}", file=sys.stderr)
+        if first and results and options.report is not None:
+            _write_report(options, drawing, results)
     text = as_json(numbers if len(options.goals) > 1 else numbers[0])
     if first and options.json == "-":
         print(text)
@@ -271,6 +281,54 @@ def _deliver_tiers(options: SearchOptions, found: SearchResult) -> None:
         left = [options.named(goal) for goal in options.speedups if options.named(goal) not in found.tiers]
         rest = f"; not searched: {', '.join(left)}" if left else ""
         print(f"dithooks: interrupted: the best so far is in {path}{rest}", file=sys.stderr)
+
+
+def _write_report(options: SearchOptions, drawing: Drawing, results: list[SearchResult]) -> None:
+    """Draw with each plan once more, and write the page."""
+    target, draw, _ = drawing
+    each_found: dict[str, SearchResult] = {}
+    for result in results:
+        each_found |= result.tiers or {options.named(result.target_psnr or result.plan.provenance.target): result}
+    reference = results[0].recording.results
+    if reference is None:  # of a recording that was read from a file
+        reference = _drawn(draw)
+    drawn = {}
+    for name, result in each_found.items():
+        with collect_warnings([]), dit_cache(target, result.plan):
+            drawn[name] = result, samples_of(_drawn(draw))[:PICTURED]
+    about = {
+        "target": options.target,
+        "cost": options.cost,
+        "machine": machine(),
+        "date": date.today().isoformat(),
+        **versions("dithooks", "torch", "diffusers"),
+    }
+    pasted = {name: _pasted(options, name, result) for name, result in each_found.items()}
+    assert options.report is not None
+    captions = options.prompts or (shipped((), fresh=False)[1] if options.target == DEMO else ())
+    text = search_page(drawn, samples_of(reference)[:PICTURED], captions, about, pasted)
+    write_text(options.report, text)
+    if options.json != "-":
+        print(f"pictures, steps and the plans that were run: {options.report}")
+
+
+def _drawn(draw: Callable[[], object]) -> object:
+    torch.manual_seed(torch.initial_seed())
+    with torch.no_grad():
+        return draw()
+
+
+def _pasted(options: SearchOptions, name: str, result: SearchResult) -> str:
+    """Return the lines that use a plan."""
+    if options.are_tiers:
+        load, path, tier = "PlanTiers", options.out, f', tier="{name}"'
+    else:
+        goal = result.target_psnr or result.plan.provenance.target
+        load, path, tier = "CachePlan", str(options.path(goal)), ""
+    return (
+        f"from dithooks import {load}, dit_cache\n\nplan = {load}.load({path!r})\n"
+        f"with dit_cache(pipe, plan{tier}):\n    pipe(...)"
+    )
 
 
 def _nearest(options: SearchOptions, result: SearchResult) -> str:
