@@ -168,6 +168,38 @@ def selected(config: object, tier: str | None) -> DitCacheConfig | CachePlan:
     return config
 
 
+def selected_for_request(
+    plan: object, tier: str | None, attached: PlanTiers | None
+) -> tuple[DitCacheConfig | CachePlan | None, str]:
+    """Return the plan of a request, and what messages call it; ``None``: what the cache was attached with.
+
+    Args:
+        plan: a configuration, plan or tiers of its own; ``None``: none.
+        tier: which of the tiers.
+        attached: the tiers that the cache was attached with, if it was with some.
+
+    Raises:
+        TypeError, ValueError: the plan is none, or ``tier`` is none of the tiers, or comes without any.
+        TargetMissed: as :meth:`PlanTiers.select`.
+    """
+    if plan is None and tier is None:
+        return None, ""
+    if not isinstance(plan, (DitCacheConfig, CachePlan, PlanTiers, type(None))):
+        raise WrongType(
+            f"plan must be a CachePlan, PlanTiers or DitCacheConfig, not {shown(plan)} ({type(plan).__name__})"
+        )
+    given = attached if plan is None else plan
+    if given is None:
+        raise InvalidSetting(
+            f"tier={shown(tier)} names one of several plans, and the cache was attached with one: attach it with "
+            "PlanTiers, dit_cache(pipe, plans, tier=...), or give the request some: plan=plans"
+        )
+    chosen = selected(given, tier)
+    if not isinstance(given, PlanTiers):
+        return chosen, "the request's plan"
+    return chosen, f"tier {shown(next(name for name, each in given.plans.items() if each is chosen))}"
+
+
 def _asked(tier: str) -> tuple[str, float] | None:
     """Return which PSNR is asked for, and how much; ``None``: it is a name."""
     found = re.fullmatch(ASKED, tier.strip())

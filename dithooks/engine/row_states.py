@@ -108,6 +108,10 @@ class RowStates(ForkLock):
                 return decider
         return next((decider for known, decider in self._deciders if known == plan), None)
 
+    def knows(self, plan: Any) -> bool:
+        """Return whether there is a decider of rows by a plan already."""
+        return self._known(plan) is not None
+
     def _refuse_looks(self, config: DitCacheConfig) -> None:
         """Refuse a policy that looks where its rows cannot be looked at one by one."""
         own, subject = self._own.config, f"{self._own.name}: {type(config.when).__name__} looks at each row"

@@ -307,7 +307,7 @@ class TrialDriver:
             )
             plan = replace(plan, provenance=measured)
         else:  # interrupted, or no run was allowed: the plan that the recording predicts to be best
-            candidate = self.planner.candidate(self.target)
+            candidate = self.planner.candidate(self.target, Variant(payload=self.planner.payloads[0]))
             plan = build_plan(self.planner, candidate, self.target, "by planning from a recording")
             if self.target_psnr is not None:  # of which nothing is known
                 plan = replace(plan, provenance=replace(plan.provenance, reached=False))

@@ -9,6 +9,8 @@ from toys import Net, latents
 from dithooks import PlanTiers, TargetMissed, dit_cache, promise, search
 from dithooks.errors import MissingPackage
 from dithooks.recording.image_metrics import compare, samples_of
+from dithooks.tuning.evaluation import Evaluation
+from dithooks.tuning.trial_driver import TrialDriver
 
 STEPS = 10
 
@@ -48,13 +50,52 @@ class TestTargets:
             assert found.plans.select(name).speedup >= goal
         assert found.reached
 
-    def test_each_is_what_it_would_be_by_itself(self):
+    def test_the_fastest_is_what_it_would_be_by_itself(self):
         run = Drawing()
         found = run.search(targets={"high": 1.6, "fast": 2.6})
-        for name, goal in (("high", 1.6), ("fast", 2.6)):
-            alone = run.search(target_speedup=goal, recording=found.recording)
-            assert alone.plan.pieces == found.plans.select(name).pieces
-            assert alone.plan.provenance.psnr == pytest.approx(found.plans.select(name).provenance.psnr, abs=1e-6)
+        alone = run.search(target_speedup=2.6, recording=found.recording)
+        assert alone.plan.pieces == found.plans.select("fast").pieces
+        assert alone.plan.provenance.psnr == pytest.approx(found.plans.select("fast").provenance.psnr, abs=1e-6)
+
+    @pytest.mark.parametrize("payload", ["residual", "output"])
+    def test_the_others_leave_out_the_same_as_the_fastest(self, monkeypatch, payload):
+        """Whatever it forecasts, and whatever they would by themselves: their requests share batches."""
+        merit = Evaluation.merit
+
+        def preferred(self, objective):  # by itself, each target takes what the fastest does not
+            wanted = payload if self.plan.provenance.target > 3 else {"residual": "output", "output": "residual"}[payload]
+            return merit(self, objective) + 100 * (self.plan.pieces[0].payload == wanted)
+
+        monkeypatch.setattr(Evaluation, "merit", preferred)
+        run = Drawing()
+        found = run.search(targets=(1.5, 3.5, 2), max_evals=4)
+        assert run.search(target_speedup=2, max_evals=4, recording=found.recording).plan.pieces[0].payload != payload
+        pieces = [each.plan.pieces[0] for each in found.evaluations if each.plan.provenance.target < 3]
+        pieces += [each.plan.pieces[0] for each in found.tiers.values()]
+        assert {(each.payload, each.first, each.blocks) for each in pieces} == {(payload, 0, 3)}
+        for name, goal in (("1.5x", 1.5), ("2x", 2.0), ("3.5x", 3.5)):
+            assert found.plans.select(name).speedup >= goal
+        with dit_cache(run.pipe, found.plans, tier="2x") as cache:
+            for name in found.tiers:
+                cache.request(name, tier=name, steps=STEPS)
+                computed = found.plans.select(name).pieces[0].steps
+                assert [cost == 1.0 for cost in cache.forecast(name)] == [bit == 1 for bit in computed]
+
+    def test_the_next_fastest_is_taken_after_where_the_fastest_is_left_out(self, monkeypatch):
+        calls, drive = [], TrialDriver.drive
+
+        def driven(self):
+            calls.append((self.target, self.planner.shared))
+            return drive(self)
+
+        monkeypatch.setattr(TrialDriver, "drive", driven)
+        run = Drawing()
+        merits = {n: run.search(target_speedup=n).evaluations[0].merit("both") for n in (2.0, 5.0)}
+        calls.clear()
+        with pytest.warns(UserWarning, match="tier 5x is left out"):
+            run.search(targets=(1.5, 2, 5), min_psnr=sum(merits.values()) / 2)
+        assert [goal for goal, _ in calls] == [5.0, 2.0, 1.5]
+        assert [len(shared) for _, shared in calls] == [0, 0, 1]
 
     def test_the_worst_picture_is_promised(self):
         """Of those that were left out of the fit, whatever they are: it is not above the mean."""
