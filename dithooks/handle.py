@@ -53,7 +53,6 @@ from .stats.warnings import (
 )
 from .validation import shown
 
-
 ONE_RANGE = (
     "plans of one batch share blocks and payload, as those of one search(targets=...) do; give this one a cache of its "
     "own, dit_cache(...)"
@@ -438,9 +437,8 @@ class CacheHandle:
             scheduler: of this run, where it is not the one that the cache was attached with: pipelines that share a
                 transformer have each their own.
             plan: what its rows are cached by, in place of what the cache was attached with; of the same blocks.
-            tier: which of the tiers that the cache was attached with, or of those that ``plan`` is: a name, or ``"fastest
-                at ≥ 35 dB"``, as for :meth:`PlanTiers.select`. Left out, its rows are cached by the tier that the
-                cache was attached with.
+            tier: which of the tiers that the cache was attached with, or of those that ``plan`` is: a name, or
+                ``"fastest at ≥ 35 dB"``, as for :meth:`PlanTiers.select`. Left out, it is the one that was attached.
             steps: number of steps of the run; left out, its own scheduler's, if it has one.
             sigmas: the noise level of each of them; likewise.
 

@@ -184,9 +184,13 @@ class Planner:
 
     def _with_other_payload(self, candidate: Candidate) -> Candidate | None:
         """Return the same schedules with the other payload; ``None`` where that is not possible, or saves less."""
-        if self.shared or "output" not in self.payloads or any(
-            (each.first, each.last) != (0, len(self.recording.traces[each.trace].blocks) - 1)
-            for each in candidate.choices
+        if (
+            self.shared
+            or "output" not in self.payloads
+            or any(
+                (each.first, each.last) != (0, len(self.recording.traces[each.trace].blocks) - 1)
+                for each in candidate.choices
+            )
         ):
             return None
         payload: Payload = "output" if candidate.variant.payload == "residual" else "residual"

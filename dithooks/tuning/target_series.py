@@ -48,7 +48,10 @@ def check_targets(targets: object, target_psnr: float | None) -> dict[str, float
 
 
 def tiers_of(
-    search: Callable[[float, CachePlan | None], SearchResult], goals: Mapping[str, float], spent: float, runner: PlanRunner
+    search: Callable[[float, CachePlan | None], SearchResult],
+    goals: Mapping[str, float],
+    spent: float,
+    runner: PlanRunner,
 ) -> SearchResult:
     """Search for each target, and return all that was found as one result.
 

@@ -112,7 +112,10 @@ def test_what_is_no_tier(given, error, said):
     ("other", "said"),
     [
         (piece(FAST, first=1, blocks=3), r"tier 'fast' caches other blocks of .* than .*blocks.0 … .*blocks.3"),
-        (piece(FAST, payload="output"), r"tier 'fast' caches the output of .*, and the cache is attached to its residual"),
+        (
+            piece(FAST, payload="output"),
+            r"tier 'fast' caches the output of .*, and the cache is attached to its resid",
+        ),
     ],
 )
 def test_tiers_that_mix_blocks_or_payloads(other, said):

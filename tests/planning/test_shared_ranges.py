@@ -54,7 +54,7 @@ def test_each_of_two_transformers_has_the_range_it_has_for_the_hardest():
                 assert ranges(found) == ranges(hardest)
                 check(found, allowed, recording, "blocks", target)
             counts.add(tuple(choice.trace for choice in hardest.choices))
-    assert counts >= {(0, 1)} and len(counts) > 1
+    assert counts > {(0, 1)}
 
 
 @pytest.mark.parametrize("kind", [Planner, lambda *given: IntervalPlanner(*given, interval=2)])
