@@ -1,5 +1,7 @@
 """Several targets of one search, and promises: how often is run what, and what is said of it."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,9 @@ class TestTargets:
         told = found.plans.select("2x").provenance
         assert told.worst <= told.psnr
         assert "worst" in str(found.plans)
+        # Of four, two are left out. The standard error of a mean of two is half of their distance.
+        assert told.psnr_error == pytest.approx(told.psnr - told.worst) != 0
+        assert f"± {told.psnr_error:.1f} dB" in str(found.plans)
 
     def test_one_target_is_one_tier(self):
         found = Drawing().search(target_speedup=2)
@@ -125,6 +130,18 @@ class TestTargets:
         assert (list(found.plans.plans), found.reached) == (["1.5x"], False)
         with pytest.raises(TargetMissed, match="no plan draws at 500 dB"):
             run.search(targets=(5,), min_psnr=500)
+
+    def test_a_journal_that_has_no_standard_errors(self, tmp_path):
+        """As earlier versions have written it: nothing is run again, and the mean is what is promised."""
+        run = Drawing()
+        run.search(targets=(2,), journal=tmp_path)
+        lines = tmp_path / "evaluations.jsonl"
+        assert '"psnr_error": ' in lines.read_text()
+        lines.write_text(re.sub(r', "psnr_error": [^,}]*', "", lines.read_text()))
+        run.calls = 0
+        told = run.search(targets=(2,), journal=tmp_path).plans.select("2x").provenance
+        assert run.calls == 1
+        assert (told.psnr_error, told.promised) == (None, told.psnr)
 
     def test_a_journal_goes_on(self, tmp_path):
         """Plans that were run for one target or another are not run again."""
@@ -180,6 +197,9 @@ class TestPromise:
             levels = 10 * np.log10(peaks**2 / ((drawn - plain) ** 2).mean((1, 2)))
             assert plan.provenance.psnr == pytest.approx(levels.mean(), abs=1e-3)
             assert plan.provenance.worst == pytest.approx(levels.min(), abs=1e-3)
+            error = np.sqrt(((levels - levels.mean()) ** 2).sum() / 5 / 6)  # of six: the spread, over their root
+            assert plan.provenance.psnr_error == pytest.approx(error, abs=1e-3)
+            assert plan.provenance.promised == pytest.approx(levels.mean() - error, abs=1e-3)
             before = plans.plans[name]
             assert plan.pieces == before.pieces
             assert plan.provenance.measured_speedup == before.provenance.measured_speedup
