@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dithooks import dit_cache
+from dithooks import PlanTiers, dit_cache
 from dithooks.demo import load_pipeline, load_plan
 from dithooks.demo.outcome import PROMPTS
 from dithooks.engine.range_cache import RangeCache
@@ -93,10 +93,10 @@ def served(way: str, pipe: Any) -> Any:
     plan = load_plan(PLAN)
     if way == STATIC:
         return Static(pipe, plan)
-    plans = None if way == UNCACHED else {PLAN: plan}
+    plans, tier = (None, None) if way == UNCACHED else (PlanTiers({PLAN: plan}), PLAN)
     # Without a plan nobody waits for others to compute: more than a batch would only share its time.
     batch, active = {OURS: (BATCH, 2 * BATCH), UNCACHED: (BATCH, BATCH), SINGLE: (1, 1)}[way]
-    return StepServer(EmojiSteps(pipe), plans, batch=batch, max_active=active, max_waiting=10**6)
+    return StepServer(EmojiSteps(pipe), plans, tier, batch=batch, max_active=active, max_waiting=10**6)
 
 
 @dataclass

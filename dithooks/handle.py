@@ -16,9 +16,10 @@ from .blocks.adapter import BlockAdapter
 from .blocks.block_lists import Chain, fingerprint
 from .blocks.discovery import Blocks
 from .blocks.module_paths import dtype_of, modules_of
-from .config.attachable import Attachable, selected
+from .config.attachable import Attachable, attachable, selected, selected_for_request
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
+from .config.plan_tiers import PlanTiers
 from .engine.attachment import check_corrections, is_compiled
 from .engine.clock import UNTOLD, StepTelling, scheduler_of
 from .engine.compiled_calls import CompiledCalls
@@ -55,6 +56,11 @@ from .stats.warnings import (
     trunk_is_another,
 )
 from .validation import shown
+
+ONE_RANGE = (
+    "plans of one batch share blocks and payload, as those of one search(targets=...) do; give this one a cache of its "
+    "own, dit_cache(...)"
+)
 
 
 class HandleState(Enum):
@@ -229,6 +235,7 @@ class CacheHandle:
         self._attached: list[AnyAttachment] = []
         self._config: DitCacheConfig | None = None
         self._given: DitCacheConfig | CachePlan | None = None
+        self._tiers: PlanTiers | None = None  # of which that is one
         self._chosen = frozenset[str]()  # paths of the parts that first calls have shown to be trunks
         self._watches: list[TrunkWatch] = []
         self._requests: dict[Hashable, Request] = {}  # that have a name
@@ -318,7 +325,9 @@ class CacheHandle:
         """
         with self._compiled_calls.kept_out(), DYNAMO_LOCK.held(), MODEL_LOCK.lock:
             self._refuse_if_removed()
-            changed = self._change(selected(config, tier))
+            given = attachable(config)
+            changed = self._change(selected(given, tier))
+            self._tiers = given if isinstance(given, PlanTiers) else None
         self._report(*changed)
 
     def _report(self, remarks: list[str], former: list[AnyAttachment]) -> None:
@@ -417,7 +426,8 @@ class CacheHandle:
         name: Hashable = None,
         *,
         scheduler: object = None,
-        plan: DitCacheConfig | CachePlan | None = None,
+        plan: Attachable | None = None,
+        tier: str | None = None,
         steps: int | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> Request:
@@ -433,6 +443,8 @@ class CacheHandle:
             scheduler: of this run, where it is not the one that the cache was attached with: pipelines that share a
                 transformer have each their own.
             plan: what its rows are cached by, in place of what the cache was attached with; of the same blocks.
+            tier: which of the tiers that the cache was attached with, or of those that ``plan`` is: a name, or
+                ``"fastest at ≥ 35 dB"``, as for :meth:`PlanTiers.select`. Left out, it is the one that was attached.
             steps: number of steps of the run; left out, its own scheduler's, if it has one.
             sigmas: the noise level of each of them; likewise.
 
@@ -440,7 +452,8 @@ class CacheHandle:
             RuntimeError: the handle was removed.
             TypeError: ``scheduler`` or ``plan`` is none.
             ValueError: the plan is of another model or other blocks, its policy looks at what the cache was not
-                attached to look at, or there is a request of this name already.
+                attached to look at, there is no such tier, or there is a request of this name already.
+            TargetMissed: no tier promises what is asked for.
 
         Example:
             >>> import torch
@@ -464,10 +477,12 @@ class CacheHandle:
         """
         self._refuse_if_removed()
         scheduler_of(self._target, scheduler)
-        if plan is not None:
-            self._configs_of(plan)
-            self._prepare_rows(plan)
-        request = Request(scheduler, plan, steps, sigmas)
+        chosen, subject = selected_for_request(plan, tier, self._tiers)
+        if chosen is not None:
+            if not all(cache.row_states.knows(chosen) for cache in self._caches()):
+                self._configs_of(chosen, subject)
+            self._prepare_rows(chosen)
+        request = Request(scheduler, chosen, steps, sigmas)
         if name is not None:
             if name in self._requests:
                 raise InvalidSetting(f"there is a request {shown(name)} already: forget() it once it is over")
@@ -591,32 +606,35 @@ class CacheHandle:
             found = self._requests[request] = Request()
         return found
 
-    def _configs_of(self, plan: object) -> list[tuple[AnyAttachment, DitCacheConfig]]:
-        """Return the configuration of each attachment by the plan of a request."""
-        if not isinstance(plan, (DitCacheConfig, CachePlan)):
-            raise WrongType(f"plan must be a CachePlan or DitCacheConfig, not {shown(plan)} ({type(plan).__name__})")
+    def _configs_of(
+        self, plan: DitCacheConfig | CachePlan, subject: str = "the request's plan"
+    ) -> list[tuple[AnyAttachment, DitCacheConfig]]:
+        """Return the configuration of each attachment by the plan of a request, which messages call ``subject``."""
         found = self._chains(plan)
         config = config_of_plan(plan, found) if isinstance(plan, CachePlan) else plan
         chains = configure_ranges(found, config)
         if config.fingerprint not in (None, here := fingerprint([chain for chain, _ in chains])):
             raise InvalidSetting(
-                f"the request's plan was made for another model (fingerprint {config.fingerprint}, here {here}): "
+                f"{subject} was made for another model (fingerprint {config.fingerprint}, here {here}): "
                 "search one for this model"
             )
-        configs = []
+        configs, rest = [], {id(chain): chain for chain, own in chains if not own.when.never_reuses}
         for attached in self._attached:
-            own = next((own for chain, own in chains if chain.path == attached.chain.path), None)
+            pair = next((pair for pair in chains if pair[0].path == attached.chain.path), None)
             blocks = [each.path for each in attached.chain.block_lists]
-            own = next((o for c, o in chains if [each.path for each in c.block_lists] == blocks), own)
-            if own is None or _range_of(own, attached) != _range_of(attached.cache.decider.config, attached):
-                raise InvalidSetting(
-                    f"the request's plan caches other blocks of {attached.log.name} than {attached.describe()}, which "
-                    "the cache is attached to: plans of one batch have one range in common"
-                )
-            configs.append((attached, own))
+            pair = next((pair for pair in chains if [each.path for each in pair[0].block_lists] == blocks), pair)
+            difference = "another model" if pair is None else _difference(pair[1], attached)
+            if pair is None or difference is not None:
+                raise InvalidSetting(f"{subject} caches {difference}: {ONE_RANGE}")
+            rest.pop(id(pair[0]), None)
+            configs.append((attached, pair[1]))
+        if rest:
+            names = ", ".join(chain.name for chain in rest.values())
+            raise InvalidSetting(f"{subject} caches {names:.60}, too, which the cache is not attached to: {ONE_RANGE}")
         settings, mine = self._settings(), [skip for attached in self._attached for skip in attached.skips]
         for attached, own in configs:
-            check_payload(attached.chain, own, settings, mine)
+            if not own.when.never_reuses:
+                check_payload(attached.chain, own, settings, mine)
         check_corrections([(attached.chain, own) for attached, own in configs], self._caches())
         return configs
 
@@ -798,8 +816,19 @@ class CacheHandle:
         return None if scheduler is None else type(scheduler).__name__
 
 
+def _difference(config: DitCacheConfig, attached: AnyAttachment) -> str | None:
+    """Return what else than is attached the configuration of a request caches; ``None``: the same, or nothing."""
+    name, (payload, *blocks) = attached.log.name, _range_of(config, attached)
+    its_payload, *its_blocks = _range_of(attached.cache.decider.config, attached)
+    if config.when.never_reuses or (payload, blocks) == (its_payload, its_blocks):
+        return None
+    if payload != its_payload:
+        return f"the {payload} of {name}, and the cache is attached to its {its_payload}"
+    return f"other blocks of {name} than {attached.describe()}, which the cache is attached to"
+
+
 def _range_of(config: DitCacheConfig, attached: AnyAttachment) -> tuple[str, int, int]:
-    """Return the first and last block that a configuration caches, and what it forecasts."""
+    """Return what a configuration forecasts, and the first and last block that it caches."""
     first, number = config.cache_block_start, config.cache_num_blocks
     total = len(attached.chain.block_refs)
     return config.payload, first, total - config.compute_last if number is None else first + number

@@ -21,7 +21,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from dithooks import CacheHandle, CachePlan, Row, dit_cache
+from dithooks import CacheHandle, PlanTiers, Row, dit_cache
 from dithooks.demo import load_pipeline, load_plan
 from dithooks.demo.model import unpatchify
 from dithooks.demo.pipeline import position_ids
@@ -203,28 +203,30 @@ class StepServer:
 
     Args:
         drawer: the pipeline's steps.
-        plans: tiers by name, of which the first is the default; all of the same blocks. Left out, there is no cache.
+        plans: tiers of the same blocks, as those of one search are. Left out, there is no cache.
+        tier: of requests that ask for none: a name, or a promise.
         batch: requests whose blocks run in one call.
         max_active: requests that are being drawn; more than a batch, so that those that compute are enough to fill it.
         max_waiting: requests in the queue.
         patience: ticks after which a request comes first: :func:`choose`.
 
     Example:
-        with StepServer(EmojiSteps(load_pipeline()), {"2x": load_plan("2x")}) as server:
-            picture = server.submit("penguin", seed=1).result()
+        with StepServer(EmojiSteps(load_pipeline()), PlanTiers.load("plans.json"), "2x") as server:
+            picture = server.submit("penguin", seed=1, tier="fastest at ≥ 35 dB").result()
     """
 
     def __init__(
         self,
         drawer: EmojiSteps,
-        plans: Mapping[str, CachePlan] | None = None,
+        plans: PlanTiers | None = None,
+        tier: str | None = None,
         *,
         batch: int = 8,
         max_active: int = 16,
         max_waiting: int = 64,
         patience: int = 4,
     ) -> None:
-        self.drawer, self.plans, self.counts = drawer, dict(plans or {}), Counts()
+        self.drawer, self.plans, self.counts = drawer, plans, Counts()
         self.batch, self.max_active, self.max_waiting, self.patience = batch, max_active, max_waiting, patience
         self.cache: CacheHandle | None = None
         self._waiting: deque[Active] = deque()
@@ -232,8 +234,8 @@ class StepServer:
         self._numbers = itertools.count()
         self._changed, self._is_closing = threading.Condition(), False
         self._seconds = 0.0  # spent on all steps
-        if self.plans:
-            self.cache = dit_cache(drawer.transformer, next(iter(self.plans.values())))
+        if plans is not None:
+            self.cache = dit_cache(drawer.transformer, plans, tier=tier)
         self._worker = threading.Thread(target=self._work, name="steps", daemon=True)
         self._worker.start()
 
@@ -254,7 +256,7 @@ class StepServer:
         Args:
             prompt: of the picture.
             seed: of its noise.
-            tier: by which plan; left out, the first.
+            tier: by which plan: a name, or ``"fastest at ≥ 35 dB"``; left out, the server's.
             steps: of its run.
             guidance: scale of classifier-free guidance.
             deadline: seconds from now after which nobody wants it any more.
@@ -262,14 +264,17 @@ class StepServer:
         Raises:
             Overloaded: the queue is full; try again after ``retry_after`` seconds.
             ValueError: there is no such tier, or the prompt cannot be read.
+            TargetMissed: no tier promises what is asked for.
         """
-        if tier is not None and tier not in self.plans:
-            raise ValueError(f"there is no tier {tier!r}: {', '.join(self.plans) or 'none at all'}")
+        if tier is not None:
+            if self.plans is None:
+                raise ValueError(f"there is no tier {tier!r}, nor any other: this server has no plans")
+            self.plans.select(tier)
         self._refuse_if_full()  # before anything is spent on it
         due = time.monotonic() + (float("inf") if deadline is None else deadline)
         with torch.no_grad():
             drawing = self.drawer.begin(prompt, seed, steps, guidance)
-        asked = Active(next(self._numbers), drawing, tier or next(iter(self.plans), None), steps, due)
+        asked = Active(next(self._numbers), drawing, tier, steps, due)
         with self._changed:
             self._refuse_if_full()
             self._waiting.append(asked)
@@ -353,8 +358,8 @@ class StepServer:
             if self.cache is None:
                 continue
             try:
-                plan, scheduler = self.plans[str(asked.tier)], asked.drawing.scheduler
-                self.cache.request(asked.number, scheduler=scheduler, plan=plan, steps=asked.steps)
+                scheduler = asked.drawing.scheduler
+                self.cache.request(asked.number, scheduler=scheduler, tier=asked.tier, steps=asked.steps)
                 asked.costs = self.cache.forecast(asked.number)
             except Exception as error:
                 self._fail(asked, error)
@@ -442,13 +447,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a folder for the pictures")
     options = parser.parse_args(arguments)
     prompts = ("penguin", "rocket", "rainbow", "slice of pizza", "cat face", "watermelon", "taxi", "red heart")
-    plans = {name: load_plan(name) for name in ("1.5x", "2x", "3x")}
+    plans = PlanTiers({name: load_plan(name) for name in ("1.5x", "2x", "3x")})
     asked, spent = list[tuple[str, str, Future[Any]]](), dict[Future[Any], float]()
     rng, started = random.Random(0), time.perf_counter()
-    with StepServer(EmojiSteps(load_pipeline()), plans, batch=options.batch) as server:
+    with StepServer(EmojiSteps(load_pipeline()), plans, "2x", batch=options.batch) as server:
         for number in range(options.requests):
             time.sleep(rng.expovariate(options.rate))
-            prompt, tier = prompts[number % len(prompts)], rng.choice(list(plans))
+            prompt, tier = prompts[number % len(prompts)], rng.choice(list(plans.plans))
             begun = time.perf_counter()
             try:
                 future = server.submit(prompt, number, tier=tier, deadline=60.0)

@@ -88,6 +88,34 @@ def selected(given: object, tier: str | None) -> DitCacheConfig | CachePlan:
     return config
 
 
+def selected_for_request(
+    plan: object, tier: str | None, attached: PlanTiers | None
+) -> tuple[DitCacheConfig | CachePlan | None, str]:
+    """Return the plan of a request, and what messages call it; ``None``: what the cache was attached with.
+
+    Args:
+        plan: a plan, tiers, or what stands for them, of its own; ``None``: none.
+        tier: which of the tiers.
+        attached: the tiers that the cache was attached with, if it was with some.
+
+    Raises:
+        TypeError, ValueError: the plan is none, or ``tier`` is none of the tiers, or comes without any.
+        TargetMissed: as :meth:`PlanTiers.select`.
+    """
+    if plan is None and tier is None:
+        return None, ""
+    given = attached if plan is None else attachable(plan)
+    if given is None:
+        raise InvalidSetting(
+            f"tier={shown(tier)} names one of several plans, and the cache was attached with one: attach it with "
+            "PlanTiers, dit_cache(pipe, plans, tier=...), or give the request some: plan=plans"
+        )
+    chosen = selected(given, tier)
+    if not isinstance(given, PlanTiers):
+        return chosen, "the request's plan"
+    return chosen, f"tier {shown(next(name for name, each in given.plans.items() if each is chosen))}"
+
+
 def from_text(text: str) -> DitCacheConfig | CachePlan | PlanTiers:
     """Read a file of any kind; what has no kind is read as a plan, whose error says what is expected.
 

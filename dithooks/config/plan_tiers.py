@@ -25,7 +25,9 @@ FORM = "'fastest at ≥ 35 dB' or 'fastest at worst ≥ 30 dB'"
 class PlanTiers(HubFile):
     """Several plans for one model and run, such as a fast one, a good one, and one between.
 
-    Each plan's provenance is its promise: how fast it is, and at which PSNR it draws, in the mean and at worst.
+    Each plan's provenance is its promise: how fast it is, and at which PSNR it draws, in the mean and at worst. The
+    mean is promised less its standard error, ``plan.provenance.promised``, as it is of the few pictures it was
+    measured on.
     ``dit_cache(pipe, plans, tier="high")`` attaches one of them, and ``tier="fastest at ≥ 35 dB"`` the fastest that
     promises so much. ``search(..., targets=(1.5, 2, 3))`` finds the plans from one recorded run.
 
@@ -94,7 +96,8 @@ class PlanTiers(HubFile):
 
         Args:
             tier: its name; or ``"fastest at ≥ 35 dB"``, also written with ``>=``: of the tiers that promise such a mean
-                PSNR, the fastest. ``"fastest at worst ≥ 30 dB"`` goes by the worst picture.
+                PSNR, the fastest: one whose mean is 36 ± 2 dB promises 34. ``"fastest at worst ≥ 30 dB"`` goes by the
+                worst picture.
 
         Raises:
             TypeError, ValueError: there is no such tier.
@@ -171,14 +174,15 @@ def _asked(tier: str) -> tuple[str, float] | None:
 
 
 def _promise(plan: CachePlan, kind: str) -> float:
-    """Return the PSNR that was measured of a plan; −∞: none was."""
-    value = plan.provenance.psnr if kind == "mean" else plan.provenance.worst
+    """Return the PSNR that a plan promises, in the mean or at worst; −∞: none was measured."""
+    value = plan.provenance.promised if kind == "mean" else plan.provenance.worst
     return -inf if value is None else value
 
 
 def _level(plan: CachePlan, kind: str) -> str:
-    value = _promise(plan, kind)
-    return f"{kind} –" if value == -inf else f"{kind} {value:.1f} dB"
+    found = plan.provenance
+    value, error = (found.psnr, found.psnr_error) if kind == "mean" else (found.worst, None)
+    return f"{kind} –" if value is None else f"{kind} {value:.1f}{'' if error is None else f' ± {error:.1f}'} dB"
 
 
 def _made(plan: CachePlan) -> str:

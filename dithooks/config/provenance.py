@@ -107,6 +107,7 @@ class Provenance:
         lpips: shift-tolerant LPIPS, a learned distance that is 0 for equal pictures.
         worst: PSNR in dB of the picture that came out worst.
         elsewhere: how good it is at each number of steps, if it was fitted for several.
+        psnr_error: standard error in dB of ``psnr``, as the mean of pictures that differ.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range.
@@ -128,6 +129,7 @@ class Provenance:
     lpips: float | None = field(default=None, metadata={"written": "where given"})
     worst: float | None = field(default=None, metadata={"written": "where given", "infinite": True})
     elsewhere: tuple[Elsewhere, ...] = field(default=(), metadata={"written": "where given"})
+    psnr_error: float | None = field(default=None, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         for name in ("date", "machine", "method"):
@@ -150,6 +152,17 @@ class Provenance:
             raise WrongType(f"elsewhere must be a tuple of Elsewhere, not {shown(self.elsewhere)}")
         set_field(self, "elsewhere", tuple(elsewhere))
 
+    @property
+    def promised(self) -> float | None:
+        """The mean PSNR in dB that other pictures are likely to have at least: ``psnr``, less its standard error.
+
+        Example:
+            >>> found = Provenance("2025-01-31", {}, "CPU", 16, 3.0, "by hand", 3.1, 0.0, psnr=54.2, psnr_error=2.0)
+            >>> found.promised
+            52.2
+        """
+        return None if self.psnr is None else self.psnr - (self.psnr_error or 0.0)
+
 
 _LEAST = (  # of each number; whether it must be above
     ("target", 0, True),
@@ -161,4 +174,5 @@ _LEAST = (  # of each number; whether it must be above
     ("ssim", -1, False),
     ("lpips", 0, False),
     ("worst", -1e6, False),
+    ("psnr_error", 0, False),
 )

@@ -39,7 +39,7 @@ from .rank_consensus import RankConsensus, RankVerdict
 from .run import Branch, Run, RunEnd
 from .sessions import Scope, Session, current_context, current_session
 from .step_source import RunTime, Tick
-from .weights_version import WeightsVersion
+from .weights_version import BatchWeightsVersion, WeightsVersion
 
 MAX_CAPTURED = 16  # calls of a run's first step whose residuals are kept; are there more, then from the next step on
 MAX_CALLS = 64  # at one step; more mean that the step is not advancing
@@ -92,7 +92,7 @@ class CallDecider(ForkAware):
         self._knows_latents = False  # before its first output is known, the first argument of a model is taken for them
         self._time_names = TIME.union(clock.timestep.names)
         self._model, self._integrations = chain.owner, integrations
-        self._weights = WeightsVersion(chain.owner, integrations.adapters())
+        self._weights: WeightsVersion | BatchWeightsVersion = WeightsVersion(chain.owner, integrations.adapters())
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()  # a run is its session's
         self._warned: set[str] = set()
         self._is_explained = False  # a warning has said why nothing was reused
@@ -167,10 +167,21 @@ class CallDecider(ForkAware):
             )
         return self.decide_rows(rows, arguments)
 
-    def for_rows(self, config: DitCacheConfig) -> CallDecider:
-        """Return a decider of rows by another configuration, with the same clock and log."""
+    def weights_of_batches(self) -> BatchWeightsVersion:
+        """Return what reads the version of the weights once for all rows of a batch."""
+        assert isinstance(self._weights, WeightsVersion)
+        return BatchWeightsVersion(self._weights)
+
+    def for_rows(self, config: DitCacheConfig, weights: BatchWeightsVersion) -> CallDecider:
+        """Return a decider of rows by another configuration, with the same clock and log.
+
+        Args:
+            config: of the rows.
+            weights: that the rows of a batch share.
+        """
         chain = replace(self._chain, separate_cfg=True)  # a request's rows at one step are told apart by their order
         other = CallDecider(chain, config, self.clock, self.log, self._integrations, self.consensus)
+        other._weights = weights
         other.additions, other._warned, other._latents = self.additions, self._warned, self._latents
         return other
 
@@ -546,7 +557,8 @@ class CallDecider(ForkAware):
         """Return the memory that all runs hold now, in bytes."""
         while True:  # as in _sessions, without a call more: it is asked at every computed step
             try:
-                return sum([run.nbytes for run in list(self._runs.values())])
+                runs = list(self._runs.values())
+                return sum([branch.nbytes for run in runs for branch in list(run.branches.values())])
             except RuntimeError:
                 continue
 

@@ -83,7 +83,7 @@ class OutputRows:
             result = output
         else:
             result = form.build(self._corrected(rows, made))
-        self._commit(rows)
+        self._states.commit(rows)
         return result
 
     def _form_of(self, row: RowCall) -> OutputForm | None:
@@ -195,14 +195,8 @@ class OutputRows:
             output = self._model(*args, **kwargs)
         for row in rows:
             row.call.range = None
-        self._commit(rows)
+        self._states.commit(rows)
         return output
-
-    def _commit(self, rows: Sequence[RowCall]) -> None:
-        for row in rows:
-            row.decider.commit(row.call)
-            if row.call.run is not None:
-                row.call.run.in_flight = False
 
 
 def _nothing() -> None:

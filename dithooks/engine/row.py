@@ -104,9 +104,9 @@ class RowScope:
         if not rows:
             raise InvalidSetting("rows: there are none: give one for each row of the batch")
         for row, request in zip(rows, requests, strict=True):
-            if request.steps is not None and row.step >= request.steps:
+            if (steps := request.steps) is not None and row.step >= steps:
                 raise InvalidSetting(
-                    f"rows: step={row.step} is not one of the {request.steps} of its request {shown(row.request)}: it "
+                    f"rows: step={row.step} is not one of the {steps} of its request {shown(row.request)}: it "
                     "counts from 0"
                 )
         self._rows, self._requests = rows, requests

@@ -46,6 +46,7 @@ class RowBatch:
         arguments: Mapping[str, Any],
     ) -> None:
         self.name, self.call, self.rows, self.states, self.dimensions = name, call, rows, states, dimensions
+        self.looks = True in [row.looks for row in rows]  # whether the change of a row is to be measured
         self._find_mask = mask_among(arguments, len(rows))
         self._wiring: Wiring | None = None
         self._may_change: tuple[bool, ...] = ()  # by output, whether the width of its stream may
@@ -56,11 +57,6 @@ class RowBatch:
         self._predicted: tuple[Tensor, ...] = ()  # Δ̂ of these
         self._deltas: tuple[Tensor, ...] = ()  # Δ of the computed rows
         self._measured: tuple[Tensor, ...] = ()  # h_out of theirs, of the streams that are looked at
-
-    @property
-    def looks(self) -> bool:
-        """Whether the change of a row is to be measured."""
-        return any(row.looks for row in self.rows)
 
     # -- the range's first block -----------------------------------------------------------------------------------
 
@@ -79,9 +75,10 @@ class RowBatch:
                     row.compute()
             call.mode = PLAIN
             return
+        forms = _forms(wiring, streams)
         for row in self.rows:
             if row.is_reused:
-                self._fit(row, wiring, streams)
+                self._fit(row, wiring, streams, forms)
         reused, computed = self._numbers()
         if reused and computed and not self._begin_mixed(wiring, streams, reused, computed):
             for number in reused:
@@ -95,22 +92,28 @@ class RowBatch:
             call.mode = REUSE
 
     def _numbers(self) -> tuple[list[int], list[int]]:
-        reused = [row.number for row in self.rows if row.is_reused]
-        return reused, [row.number for row in self.rows if not row.is_reused]
+        kinds = [row.is_reused for row in self.rows]
+        return [n for n, reused in enumerate(kinds) if reused], [n for n, reused in enumerate(kinds) if not reused]
 
-    def _fit(self, row: RowCall, wiring: Wiring, streams: Sequence[Tensor]) -> None:
-        """Bring a row's residual to the widths of this call's streams; if it does not fit, compute the row."""
-        deltas, shapes = row.call.deltas, []
-        if len(deltas) != len(wiring.outputs):
+    def _fit(self, row: RowCall, wiring: Wiring, streams: Sequence[Tensor], forms: Sequence[torch.Size | None]) -> None:
+        """Bring a row's residual to the widths of this call's streams; if it does not fit, compute the row.
+
+        Args:
+            row: reused so far.
+            wiring: of the range.
+            streams: of the whole batch.
+            forms: that a row's residuals have to have; ``None`` of one that is not told by the streams.
+        """
+        deltas = row.call.deltas
+        if [delta.shape for delta in deltas] == forms:  # as nearly always: then none is ``None``
+            return
+        if len(deltas) != len(forms):
             row.compute()
             return
-        for bridge, delta in zip(wiring.outputs, deltas, strict=True):
-            own = streams[bridge.number].shape[1:] if type(bridge) is Stream else delta.shape[1:]
-            shapes.append(torch.Size((1, *own)))
+        shapes = [form or torch.Size((1, *delta.shape[1:])) for form, delta in zip(forms, deltas, strict=True)]
         fitted = self.states.refitted(row, deltas, shapes, self._may_change, self._find_mask)
         alone = [stream[row.number : row.number + 1] for stream in streams]
-        plain = all(type(bridge) is Stream for bridge in wiring.outputs)
-        if fitted is None or (not plain and apply_residual(wiring, alone, fitted) is None):
+        if fitted is None or (None in forms and apply_residual(wiring, alone, fitted) is None):
             row.compute()
         else:
             row.call.deltas = fitted
@@ -254,10 +257,7 @@ class RowBatch:
                 row.compute()
         self._hand_out()
         corrected = self._corrected(output)
-        for row in self.rows:
-            row.decider.commit(row.call)
-            if row.call.run is not None:
-                row.call.run.in_flight = False
+        self.states.commit(self.rows)
         return corrected
 
     def _hand_out(self) -> None:
@@ -296,6 +296,14 @@ class RowBatch:
                     made[id(tensor)] = tensor.clone()
                 made[id(tensor)][number : number + 1] = value
         return with_tensors(output, made) if made else None
+
+
+def _forms(wiring: Wiring, streams: Sequence[Tensor]) -> list[torch.Size | None]:
+    """Return the shape of one row's residuals; ``None`` of one whose stream changes its form within the range."""
+    return [
+        torch.Size((1, *streams[bridge.number].shape[1:])) if type(bridge) is Stream else None
+        for bridge in wiring.outputs
+    ]
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -78,6 +78,7 @@ class RowStates(ForkLock):
     ) -> None:
         self._own, self._config_of, self._sees_blocks = decider, config_of, sees_blocks
         self._deciders: list[tuple[Any, CallDecider]] = []
+        self._weights = decider.weights_of_batches()
         self._lengths: weakref.WeakKeyDictionary[Branch, int | None] = weakref.WeakKeyDictionary()
         super().__init__()
 
@@ -87,19 +88,29 @@ class RowStates(ForkLock):
         Raises:
             InvalidSetting: its policy decides by looking, in a way in which rows cannot.
         """
-        for known, decider in self._deciders:
-            if known is plan or known == plan:
-                return decider
+        found = self._known(plan)
+        if found is not None:
+            return found
         config = self._config_of(plan)
         if config.when.metric is not None:
             self._refuse_looks(config)
-        with self.lock:  # another thread may have made one meanwhile
-            for known, decider in self._deciders:
-                if known is plan or known == plan:
-                    return decider
-            decider = self._own.for_rows(config)
-            self._deciders.append((plan, decider))
-        return decider
+        with self.lock:
+            found = self._known(plan)  # another thread may have made one meanwhile
+            if found is None:
+                found = self._own.for_rows(config, self._weights)
+                self._deciders.append((plan, found))
+        return found
+
+    def _known(self, plan: Any) -> CallDecider | None:
+        """Return the decider of rows by a plan, or by an equal one; ``None``: there is none yet."""
+        for known, decider in self._deciders:
+            if known is plan:  # before any are compared, field by field
+                return decider
+        return next((decider for known, decider in self._deciders if known == plan), None)
+
+    def knows(self, plan: Any) -> bool:
+        """Return whether there is a decider of rows by a plan already."""
+        return self._known(plan) is not None
 
     def _refuse_looks(self, config: DitCacheConfig) -> None:
         """Refuse a policy that looks where its rows cannot be looked at one by one."""
@@ -143,10 +154,13 @@ class RowStates(ForkLock):
             arguments: of the batch, by name.
             more: on which residuals depend, beside what is seen of these.
         """
-        deciders = [self.decider(row.plan) for row in rows]  # first: it may raise
+        plans = {id(row.plan): row.plan for row in rows}
+        deciders = {key: self.decider(plan) for key, plan in plans.items()}  # first: it may raise
+        self._weights.begin()
         forms = row_forms(self._own.given_to(arguments), arguments, len(rows), more)
         calls = []
-        for number, (row, decider, form) in enumerate(zip(rows, deciders, forms, strict=True)):
+        for number, (row, form) in enumerate(zip(rows, forms, strict=True)):
+            decider = deciders[id(row.plan)]
             call = decider.decide(None, True, False, (row.session, row.scope, form))
             if call.run is not None:
                 call.run.in_flight = False  # the request's next row belongs to the same run
@@ -184,6 +198,17 @@ class RowStates(ForkLock):
             if not row.is_reused or (branch is not None and branch.metric is not None and branch.metric.keeps_reused):
                 # A copy: the model may write into it, and the others' memory is not to be held as long as this row's.
                 call.metric_inputs = clones(call.metric_inputs)
+
+    def commit(self, rows: Sequence[RowCall]) -> None:
+        """Commit the rows of a finished batch."""
+        is_captured = False
+        for row in rows:
+            row.decider.commit(row.call)
+            is_captured = is_captured or row.captures
+            if row.call.run is not None:
+                row.call.run.in_flight = False
+        if is_captured:  # each has noted what the rows of its own plan hold
+            self._own.log.hold_all(self.nbytes + self._own.bytes_held())
 
     def costs(self, request: Request) -> list[float]:
         """Return the share of blocks that run at each step of a request, if nothing unforeseen happens.

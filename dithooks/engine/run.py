@@ -114,11 +114,6 @@ class Run:
     samples: list[Session] = field(default_factory=list)  # of its batch, each with a run of its own
     ranks_diverged: bool = False  # the ranks' calls differ: none reuses for the rest of the run
 
-    @property
-    def nbytes(self) -> int:
-        """Return the memory that the run holds, in bytes."""
-        return sum([branch.nbytes for branch in list(self.branches.values())])
-
     def clear(self) -> None:
         """Drop all tensors of the run; a run of one step keeps what its calls were given, to recognise the next run."""
         is_recognised, self.samples = self.schedule.steps == 1, []

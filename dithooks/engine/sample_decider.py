@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting
 from ..policies.policy import Policy
 from ..predictors.predictor import Moment
@@ -18,6 +19,7 @@ from .row import PlacedRow
 from .run import Branch, Run
 from .sessions import Scope, Session, current_context
 from .step_source import RunTime, Tick
+from .weights_version import BatchWeightsVersion
 
 
 @dataclass(eq=False)
@@ -56,8 +58,8 @@ class SampleDecider(CallDecider):
     count_samples: Callable[[], int] | None = None  # of the batch of this call
     clear_branches: Callable[[Sequence[Session], int], None] | None = None  # of samples
 
-    def for_rows(self, config: Any) -> CallDecider:
-        rows = super().for_rows(config)
+    def for_rows(self, config: DitCacheConfig, weights: BatchWeightsVersion) -> CallDecider:
+        rows = super().for_rows(config, weights)
         rows.clock = SampleClock(self.clock)
         return rows
 

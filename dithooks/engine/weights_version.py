@@ -10,6 +10,7 @@ those into a few parameters only.
 from __future__ import annotations
 
 import random
+import threading
 import weakref
 from collections.abc import Sequence
 from operator import attrgetter
@@ -131,6 +132,31 @@ class WeightsVersion(ForkLock):
         if now == former and (not parameters or _form(parameters[0]) == former.forms[0]):
             return former
         return _Seen(ids, versions, [_form(parameter) for parameter in parameters], adapters)
+
+
+class BatchWeightsVersion(threading.local):
+    """The version of a model's weights for the rows of a batch, read once for all of them.
+
+    It belongs to a thread, as the batch that is being decided does.
+
+    Args:
+        weights: of the model.
+    """
+
+    def __init__(self, weights: WeightsVersion) -> None:
+        self._weights = weights
+        self._read: int | None = None
+        self._walked = False
+
+    def begin(self) -> None:
+        """Begin another batch, whose weights have not been looked at."""
+        self._read, self._walked = None, False
+
+    def version(self, walk: bool) -> int:
+        """Do as :meth:`WeightsVersion.version` for the first row, and for the first one that asks for a walk."""
+        if self._read is None or walk > self._walked:
+            self._read, self._walked = self._weights.version(walk), walk
+        return self._read
 
 
 def _names(adapters: Any) -> tuple[Any, ...]:

@@ -209,7 +209,7 @@ class IntervalPlanner(Planner):
         order = np.lexsort((every.costs.ravel(), -every.saved.ravel()))
         costs = every.costs.ravel()[order]
         kept = order[np.append(True, costs[1:] < np.minimum.accumulate(costs)[:-1])]
-        return pareto_front([Option(), *map(every.option, kept)])
+        return pareto_front([*self._uncached, *map(every.option, kept)])
 
     def _allowed(self, number: int, avoid: Sequence[Choice], variant: Variant) -> list[int]:
         trace = self.recording.traces[number]

@@ -102,6 +102,7 @@ class Planner:
         report: called with the number of ranges that are solved, and of all.
         payloads: what may be forecast: the ``"output"``, too, where it was recorded and the call can be left out.
         fits: whether weights are fitted while plans are run.
+        shared: choices whose ranges and payloads all plans have, with schedules of their own; none: any may be had.
     """
 
     # The variants to try: without a measured sensitivity, weights of late errors; with one, powers of it, as it was
@@ -114,11 +115,25 @@ class Planner:
     report: ProgressCallback = lambda stage, done, total: None
     payloads: tuple[Payload, ...] = ("residual",)
     fits: bool = False
+    shared: tuple[Choice, ...] = ()
     _solved: dict[tuple[int, Variant, int], Floats] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[int, Variant, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.savings = Savings.of(self.recording, self.cost)
+
+    def like(self, pieces: Sequence[TransformerPlan]) -> Planner:
+        """Return a planner of the same recording whose plans leave out the same blocks, with the same payload.
+
+        Args:
+            pieces: of a plan of this recording; a transformer that has none stays uncached.
+        """
+        numbers = {trace.path: number for number, trace in enumerate(self.recording.traces)}
+        shared = tuple(
+            Choice(numbers[piece.path], piece.first, piece.first + piece.blocks - 1, (), piece.payload)
+            for piece in pieces
+        )
+        return replace(self, shared=shared, payloads=tuple({choice.payload for choice in shared}))
 
     def candidate(self, target: float, variant: Variant | None = None, avoid: Sequence[Choice] = ()) -> Candidate:
         """Return the candidate with the least error of those that reach a target, or else the fastest.
@@ -134,6 +149,8 @@ class Planner:
         choices = tuple(
             self._choice(number, option, variant) for number, option in enumerate(picked) if option.refreshes
         )
+        if len(choices) < len(self.shared):  # this variant has other ranges
+            saved, cost, choices = 0.0, 0.0, ()
         reaches = bool(saved >= needed * (1 - SLACK))
         return Candidate(choices, variant, float(self.savings.speedup(saved)), float(np.sqrt(cost)), reaches, target)
 
@@ -167,9 +184,13 @@ class Planner:
 
     def _with_other_payload(self, candidate: Candidate) -> Candidate | None:
         """Return the same schedules with the other payload; ``None`` where that is not possible, or saves less."""
-        if "output" not in self.payloads or any(
-            (each.first, each.last) != (0, len(self.recording.traces[each.trace].blocks) - 1)
-            for each in candidate.choices
+        if (
+            self.shared
+            or "output" not in self.payloads
+            or any(
+                (each.first, each.last) != (0, len(self.recording.traces[each.trace].blocks) - 1)
+                for each in candidate.choices
+            )
         ):
             return None
         payload: Payload = "output" if candidate.variant.payload == "residual" else "residual"
@@ -254,7 +275,7 @@ class Planner:
         return variant._replace(anchors=2) if variant.anchors > 2 and longest > LONG_RUN else variant
 
     def _options(self, number: int, variant: Variant, needed: float, avoid: Sequence[Choice]) -> list[Option]:
-        """Return the Pareto front of one transformer's options; the first one caches nothing."""
+        """Return the Pareto front of one transformer's options; the first one caches nothing, if that is one."""
         trace, saving = self.recording.traces[number], self.savings.step[number]
         steps, alone = len(trace.steps), len(self.recording.traces) == 1
         allowed = self._allowed(number, avoid, variant)
@@ -268,10 +289,22 @@ class Planner:
         enough = bool(alone and needed)  # of each range, the cheapest schedule that saves enough
         if variant.anchors > 2 and len(most) > FEW_RANGES:
             most = self._promising(number, variant, most, enough)
-        return pareto_front([Option(), *self._all_options(number, variant, most, enough)])
+        return pareto_front([*self._uncached, *self._all_options(number, variant, most, enough)])
+
+    @property
+    def _uncached(self) -> list[Option]:
+        """The option to cache nothing of a transformer, if it need not be cached."""
+        return [] if self.shared else [Option()]
 
     def _allowed(self, number: int, avoid: Sequence[Choice], variant: Variant) -> list[int]:
         """Return the numbers of the ranges that save something, without those to avoid; none for a single step."""
+        possible = self._possible(number, avoid, variant)
+        if not self.shared:
+            return possible
+        own = [self._range(choice) for choice in self.shared if choice.trace == number]
+        return [each for each in possible if each in own]
+
+    def _possible(self, number: int, avoid: Sequence[Choice], variant: Variant) -> list[int]:
         trace, saving = self.recording.traces[number], self.savings.step[number]
         if len(trace.steps) < 2:
             return []

@@ -47,7 +47,7 @@ def tiers(plans: PlanTiers, *, ax: Axes | None = None) -> Figure:
     known = {name: plan for name, plan in plans.plans.items() if plan.provenance.psnr is not None}
     if not known:
         raise InvalidSetting("there is nothing to show: no PSNR was measured of any of the tiers")
-    levels = {name: float(plan.provenance.psnr or 0.0) for name, plan in known.items()}
+    levels = {name: float(plan.provenance.promised or 0.0) for name, plan in known.items()}
     finite = [each for each in levels.values() if math.isfinite(each)]
     top = max(finite, default=100.0) + ABOVE
     figure = new_figure(HEIGHT) if ax is None else figure_of(ax)

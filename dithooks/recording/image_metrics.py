@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 import numpy as np
@@ -44,6 +44,9 @@ class Score:
             count more. ``None``: not known.
         lpips: shift-tolerant LPIPS, a learned distance that is 0 for equal pictures, the mean over samples and over the
             frames of each; ``None`` where it was not asked for, or as for ``ssim``.
+        psnr_error: standard error of ``psnr`` in dB: s/√n, of n samples whose PSNR has the standard deviation s. The
+            mean of other samples differs from this one by about as much. ``None`` of one sample, or where ``psnr`` is
+            not finite.
     """
 
     psnr: float
@@ -52,6 +55,7 @@ class Score:
     ssim: float | None = None
     soft: float | None = None
     lpips: float | None = None
+    psnr_error: float | None = None
 
 
 def samples_of(results: Any) -> Samples:
@@ -147,7 +151,8 @@ def compare(
     if difference == 0:
         return Score(math.inf, math.inf, 0.0, ssim, math.inf, learned)
     relative = difference / magnitude if magnitude else math.inf
-    return Score(fmean(decibels), min(decibels), relative, ssim, soft_mean(decibels), learned)
+    error = stdev(decibels) / math.sqrt(len(decibels)) if len(decibels) > 1 else None
+    return Score(fmean(decibels), min(decibels), relative, ssim, soft_mean(decibels), learned, error)
 
 
 def soft_mean(decibels: Sequence[float]) -> float:

@@ -50,7 +50,8 @@ def model_card(
         "",
         f"![PSNR over speed-up]({picture})",
         "",
-        "PSNR, SSIM and LPIPS are of pictures without the cache, from the same noise.",
+        "PSNR, SSIM and LPIPS are of pictures without the cache, from the same noise; ± is the standard error of the "
+        "mean, by which a promise is below it.",
         "",
         "```python",
         f"from dithooks import {kind}, dit_cache",
@@ -75,7 +76,7 @@ def _row(name: str, plan: CachePlan) -> str:
     steps = "<br>".join(piece.picture for piece in plan.pieces)
     figures = [
         f"{speed_of(plan):.2f}×",
-        _decibels(found.psnr),
+        _decibels(found.psnr, found.psnr_error),
         _decibels(found.worst),
         "–" if found.ssim is None else f"{found.ssim:.4f}",
         "–" if found.lpips is None else f"{found.lpips:.4f}",
@@ -83,10 +84,10 @@ def _row(name: str, plan: CachePlan) -> str:
     return f"| {' | '.join([_plain(name), *figures, steps])} |"
 
 
-def _decibels(value: float | None) -> str:
+def _decibels(value: float | None, error: float | None = None) -> str:
     if value is None:
         return "–"
-    return "identical" if value == math.inf else f"{value:.1f} dB"
+    return "identical" if value == math.inf else f"{value:.1f}{'' if error is None else f' ± {error:.1f}'} dB"
 
 
 def _plain(text: str) -> str:

@@ -261,6 +261,11 @@ class DecisionLog(ForkLock):
             if (log := self._runs.get(run)) is not None:
                 log.bytes_peak[branch] = max(log.bytes_peak.get(branch, 0), own_bytes)
 
+    def hold_all(self, now_bytes: int) -> None:
+        """Note the memory held now by the whole range, where several deciders hold a part of it."""
+        with self.lock:
+            self._peak = max(self._peak, now_bytes)
+
     def end_run(self, run: int) -> None:
         """Write the counts of a run that has ended to Python's ``logging``, at level INFO."""
         if not self._logger.isEnabledFor(logging.INFO):

@@ -19,6 +19,7 @@ from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0
 from ..user_run import check_run
 from ..validation import shown
 
+MEASURES = ("psnr", "psnr_error", "worst", "relative_l1", "ssim", "lpips")
 Plans = TypeVar("Plans", CachePlan, PlanTiers)
 
 
@@ -34,7 +35,8 @@ def promise(
     """Measure plans on pictures that they were not made from, and return them with what they promise by that.
 
     A search has few pictures for it: those of its ``run`` that weights were not fitted on. The mean of eight is good to
-    two or three dB, as pictures differ by so much; that of fifty to one. One uncached run is made, and one with each
+    two or three dB, as pictures differ by so much; that of fifty to one. What is promised is the mean less its standard
+    error, so that more pictures promise more as well. One uncached run is made, and one with each
     plan. How fast the plans are stays what the search has measured.
 
     Args:
@@ -46,7 +48,8 @@ def promise(
         scheduler: as for :func:`dit_cache`.
 
     Returns:
-        The same plans, with the PSNR, relative L1, SSIM and LPIPS of these pictures in their provenance.
+        The same plans, with the PSNR, its standard error, relative L1, SSIM and LPIPS of these pictures in their
+        provenance.
 
     Raises:
         TypeError, ValueError: as :func:`dit_cache`; or ``run`` returns nothing that can be compared.
@@ -83,5 +86,5 @@ def _promised(plan: CachePlan, score: Score | None, name: str) -> CachePlan:
     assert score is not None
     if score.psnr == -math.inf:
         raise RunMismatch(f"{f'tier {name}' if name else 'the plan'} draws pictures that are not finite")
-    given = {each: getattr(score, each) for each in ("psnr", "worst", "relative_l1", "ssim", "lpips")}
+    given = {each: getattr(score, each) for each in MEASURES}
     return replace(plan, provenance=replace(plan.provenance, **given))

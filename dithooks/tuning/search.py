@@ -14,6 +14,7 @@ from ..blocks.block_lists import Chain, fingerprint
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
 from ..config.cache_config import DitCacheConfig
+from ..config.cache_plan import CachePlan
 from ..config.transformer_plan import Payload
 from ..engine.attachment import is_compiled
 from ..engine.output_attachment import check_output
@@ -113,7 +114,9 @@ def search(
         min_psnr: PSNR in dB, by ``objective``, below which no plan is returned, but an error is raised.
         targets: several speed-ups, in place of ``target_speedup``: one recorded run serves them all, and what was found
             for each stands in ``result.tiers``, and in ``result.plans`` as one file keeps it. Tiers are called "1.5x"
-            and so on, or as a mapping names them. One that is below ``min_psnr`` is left out, with a warning.
+            and so on, or as a mapping names them. All of them leave out the same blocks, with the same payload, so that
+            requests of one batch may have any: the highest speed-up is searched first, and the others take after it.
+            One that is below ``min_psnr`` is left out, with a warning.
         max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit. With
             several targets each has what is left of it after the uncached runs, which are made once: three cost at
             most 1 + 3 · 2.95 by default, or 2 + 3 · 1.95 with ``cost="time"``. A
@@ -286,10 +289,10 @@ def search(
                 stack.callback(group.close)
                 runner = ParallelRunner(group, objective)
 
-            def driven(goal: float) -> SearchResult:
+            def driven(goal: float, like: CachePlan | None = None) -> SearchResult:
                 driver = TrialDriver(
                     runner,
-                    planner,
+                    planner if like is None else planner.like(like.pieces),
                     goal,
                     limits,
                     kept,

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from ..config.cache_plan import CachePlan
 from ..config.plan_tiers import MOST, NAME, target_name
 from ..errors import InvalidSetting, TargetMissed, WrongType
 from ..planning.plan import check_target_speedup
@@ -47,12 +48,19 @@ def check_targets(targets: object, target_psnr: float | None) -> dict[str, float
 
 
 def tiers_of(
-    search: Callable[[float], SearchResult], goals: Mapping[str, float], spent: float, runner: PlanRunner
+    search: Callable[[float, CachePlan | None], SearchResult],
+    goals: Mapping[str, float],
+    spent: float,
+    runner: PlanRunner,
 ) -> SearchResult:
     """Search for each target, and return all that was found as one result.
 
+    All plans leave out the same blocks, with the same payload, so that rows of one batch may have any of them. The
+    highest speed-up comes first and settles which: what saves enough for it does for all, and where most is reused, the
+    choice counts most.
+
     Args:
-        search: the search for one speed-up, from a recording that is there.
+        search: the search for one speed-up, from a recording that is there; given a plan, of plans like it.
         goals: speed-ups by name.
         spent: block executions of the uncached runs, over those of one, which each search counts as its own.
         runner: what runs the plans of all of them; what it has run for nothing is counted on and on.
@@ -65,11 +73,11 @@ def tiers_of(
     """
     found: dict[str, SearchResult] = {}
     missed: list[TargetMissed] = []
-    total = spent + runner.unused_run_equivalents
-    for name, goal in goals.items():
+    total, first = spent + runner.unused_run_equivalents, None
+    for name, goal in sorted(goals.items(), key=lambda item: -item[1]):
         before = spent + runner.unused_run_equivalents
         try:
-            found[name] = search(goal)
+            found[name] = search(goal, first)
         except TargetMissed as error:
             missed.append(error)
             if len(missed) == len(goals):
@@ -77,8 +85,10 @@ def tiers_of(
             warnings.warn(f"tier {name} is left out: {error}", UserWarning, stacklevel=3)
             continue
         total += found[name].run_equivalents - before
+        first = first or found[name].plan
         if found[name].interrupted:
             break
+    found = {name: found[name] for name in goals if name in found}
     results = list(found.values())
     return replace(
         results[0],

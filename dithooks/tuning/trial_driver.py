@@ -23,6 +23,7 @@ from .journal import Journal
 from .proposals import Proposals, fastest, proposals
 from .result import SearchResult, best_evaluation, fastest_evaluation
 
+LATER = ("lpips", "psnr_error")  # what a journal need not hold of a score
 MEASURED = ("seconds", "speedup", "blocks", "failure")
 METHODS = {"time": "by search", "blocks": "by search, in block executions,"}
 DRAWN_OTHERWISE = 1.0  # dB below the fit, from where on what a plan draws by itself is what counts: guidance may change
@@ -297,6 +298,7 @@ class TrialDriver:
                 plan.provenance,
                 measured_speedup=best.speedup,
                 psnr=score.psnr,
+                psnr_error=score.psnr_error,
                 relative_l1=score.relative_l1 if math.isfinite(score.relative_l1) else None,
                 ssim=score.ssim,
                 lpips=score.lpips,
@@ -307,7 +309,7 @@ class TrialDriver:
             )
             plan = replace(plan, provenance=measured)
         else:  # interrupted, or no run was allowed: the plan that the recording predicts to be best
-            candidate = self.planner.candidate(self.target)
+            candidate = self.planner.candidate(self.target, Variant(payload=self.planner.payloads[0]))
             plan = build_plan(self.planner, candidate, self.target, "by planning from a recording")
             if self.target_psnr is not None:  # of which nothing is known
                 plan = replace(plan, provenance=replace(plan.provenance, reached=False))
@@ -358,8 +360,8 @@ def _evaluation_of(plan: CachePlan, values: dict[str, Any]) -> Evaluation:
 
 
 def _score_of(values: Mapping[str, Any]) -> Score:
-    measured = {field.name: values[field.name] for field in fields(Score) if field.name != "lpips"}
-    return Score(**measured, lpips=values.get("lpips"))
+    measured = {field.name: values[field.name] for field in fields(Score) if field.name not in LATER}
+    return Score(**measured, lpips=values.get("lpips"), psnr_error=values.get("psnr_error"))
 
 
 def check_measures(values: Mapping[str, Any]) -> None:
@@ -389,7 +391,8 @@ def _check_score(values: Mapping[str, Any]) -> None:
     for name, least in (("psnr", -math.inf), ("worst", -math.inf), ("soft", -math.inf), ("relative_l1", 0)):
         if values.get(name) is not None and values[name] not in (math.inf, -math.inf):  # as of equal or broken pictures
             check_number(name, values[name], least)
-    if values.get("lpips") is not None:
-        check_number("lpips", values["lpips"], 0)
+    for name in LATER:
+        if values.get(name) is not None:
+            check_number(name, values[name], 0)
     if values.get("ssim") is not None and check_number("ssim", values["ssim"], -1) > 1:
         raise InvalidSetting(f"ssim={values['ssim']} is out of range: it must be at most 1")

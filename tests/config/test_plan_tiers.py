@@ -83,6 +83,22 @@ class TestSelection:
             unknown.select("fastest at ≥ 1 dB")
         assert "mean –" in str(unknown)
 
+    def test_a_mean_is_promised_less_its_standard_error(self):
+        """38 ± 3.5 promises 34.5; so it is chosen, ranked and told of."""
+        rough = tier((1, 0, 0, 1), 3.0, 38.0)
+        rough = replace(rough, provenance=replace(rough.provenance, psnr_error=3.5))
+        plans = PlanTiers({"rough": rough, "medium": MEDIUM})
+        assert rough.provenance.promised == 34.5
+        assert plans.select("fastest at ≥ 34.5 dB") == rough
+        assert plans.select("fastest at ≥ 34.6 dB") == MEDIUM
+        with pytest.raises(TargetMissed, match=r"the best is 'rough', 3.00× as fast, with 34.5 dB"):
+            PlanTiers({"rough": rough}).select("fastest at ≥ 36 dB")
+        assert PlanTiers({"rough": rough, "fast": FAST}).front == ("fast",)  # 34.99 dB at 3.5×
+        assert "3.00× as fast  mean 38.0 ± 3.5 dB" in str(plans)
+        assert PlanTiers.from_json(plans.to_json()) == plans
+        with pytest.raises(InvalidSetting, match="psnr_error"):
+            replace(rough.provenance, psnr_error=-1.0)
+
     def test_pictures_that_are_the_same(self):
         """Infinite PSNR is more than any."""
         same = tier((1, 1, 0, 1), 1.2, math.inf, math.inf)

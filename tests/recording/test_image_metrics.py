@@ -179,6 +179,17 @@ def test_what_is_not_finite_loses(bad):
     assert lost.psnr < score([[1e30, 1e30]] * 2, [[0.5, 0.5]] * 2).psnr
 
 
+def test_the_standard_error_of_a_mean():
+    """Of 20, 26 and 32 dB: they spread by 6, and their mean by 6/√3. One sample, or equal ones, have none."""
+    reference = [np.zeros((2, 2)), np.zeros((2, 2)), np.ones((2, 2))]
+    found = [reference[n] + sign * 10 ** (-level / 20) for n, sign, level in ((0, 1, 20), (1, 1, 26), (2, -1, 32))]
+    score = compare(found, reference)
+    assert (score.psnr, score.psnr_error) == (pytest.approx(26.0), pytest.approx(6 / math.sqrt(3)))
+    assert compare(found[:1], reference[:1]).psnr_error is None
+    assert compare(reference, reference).psnr_error is None
+    assert compare([found[0] * math.nan, *found[1:]], reference).psnr_error is None
+
+
 def test_a_sample_larger_than_a_chunk():
     reference = np.zeros(CHUNK + 3, np.float32)
     found = reference.copy()

@@ -11,9 +11,13 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from dithooks import DitCacheConfig, Mask, dit_cache, handle_of
+from dithooks import CachePlan, DitCacheConfig, Mask, PlanTiers, TargetMissed, dit_cache, handle_of
+from dithooks.blocks.block_lists import fingerprint
+from dithooks.config.provenance import PlanTarget, Provenance
+from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.demo import load_pipeline
 from dithooks.errors import InvalidSetting
+from dithooks.recording.record import recordable
 from examples.continuous_batching import DeadlineExceeded, EmojiSteps, Overloaded, StepServer, choose, main
 
 STEPS = 6
@@ -129,6 +133,18 @@ def pipe():
     return loaded
 
 
+def tiers(pipe):
+    """The same schedules as a file of tiers, with promises that are made up."""
+    chains, made = recordable(pipe.transformer, None), {}
+    count = len(chains[0].block_refs)
+    target = PlanTarget("Emoji", fingerprint(chains), count, "float32", STEPS, None, (64, 48))
+    for name, mask in MASKS.items():
+        weights = tuple(None if computed else (1.0,) for computed in mask)
+        found = Provenance("2026-11-30", {}, "CPU", 1, 2.0, "by hand", 6 / sum(mask), 0.01, psnr=10.0 * sum(mask))
+        made[name] = CachePlan((TransformerPlan("", 0, count, count, mask, weights, None),), target, found)
+    return PlanTiers(made)
+
+
 def alone(pipe, prompt, seed, tier):
     with dit_cache(pipe, PLANS[tier]):
         noise = torch.Generator().manual_seed(seed)
@@ -153,7 +169,7 @@ def test_each_picture_is_that_of_its_own_run_alone(whole):
         9: lambda: cancel(*gone),
         7: lambda: ask("rocket", 7, "slow"),
     }
-    server = StepServer(Watched(whole, deeds), PLANS, batch=2, max_active=4)
+    server = StepServer(Watched(whole, deeds), tiers(whole), "slow", batch=2, max_active=4)
     with server:
         with server._changed:  # both are there when the first tick begins
             for which in first:
@@ -183,7 +199,7 @@ def test_blocks_run_on_the_rows_that_plans_compute(pipe):
     """Of each request two rows a step; the first calls, by which the cache learns, are over."""
     passed = []
     blocks = [*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks]
-    with StepServer(EmojiSteps(pipe, "latent"), PLANS, batch=2, max_active=4) as server:
+    with StepServer(EmojiSteps(pipe, "latent"), tiers(pipe), "slow", batch=2, max_active=4) as server:
         for future in [server.submit("taxi", seed, steps=STEPS) for seed in range(2)]:
             future.result(WAIT)
         hooks = [
@@ -194,19 +210,19 @@ def test_blocks_run_on_the_rows_that_plans_compute(pipe):
             for block in blocks
         ]
         before = server.counts.computed
-        tiers = ("slow", "fast", "fast", "slow")
-        for future in [server.submit("taxi", seed, tier=tier, steps=STEPS) for seed, tier in enumerate(tiers)]:
+        asked = ("slow", "fast", "fastest at ≥ 20 dB", "fastest at ≥ 40 dB")
+        for future in [server.submit("taxi", seed, tier=tier, steps=STEPS) for seed, tier in enumerate(asked)]:
             future.result(WAIT)
         for hook in hooks:
             hook.remove()
-    wanted = sum(sum(MASKS[tier]) for tier in tiers)
+    wanted = 2 * sum(sum(mask) for mask in MASKS.values())
     assert server.counts.computed - before == wanted
     assert sum(passed) == 2 * wanted * len(blocks)
 
 
 def test_the_model_is_as_it_was_when_the_server_is_closed(pipe):
     before, threads = list(pipe.transformer.transformer_blocks), threading.active_count()
-    server = StepServer(EmojiSteps(pipe), PLANS)
+    server = StepServer(EmojiSteps(pipe), tiers(pipe), "slow")
     assert server.submit("sun", steps=STEPS).result(WAIT).size == (32, 32)
     assert handle_of(pipe.transformer) is server.cache
     server.close()
@@ -218,9 +234,11 @@ def test_the_model_is_as_it_was_when_the_server_is_closed(pipe):
 
 
 def test_what_cannot_be_drawn_is_refused_before_it_is_queued(pipe):
-    with StepServer(EmojiSteps(pipe), PLANS) as server:
-        with pytest.raises(ValueError, match="no tier 'best': slow, fast"):
+    with StepServer(EmojiSteps(pipe), tiers(pipe), "slow") as server:
+        with pytest.raises(ValueError, match="no tier 'best': give one of 'slow', 'fast'"):
             server.submit("sun", tier="best")
+        with pytest.raises(TargetMissed, match="no tier promises ≥ 41 dB"):
+            server.submit("sun", tier="fastest at ≥ 41 dB")
         with pytest.raises(InvalidSetting):
             server.submit("zyzzyva")
     assert server.counts.steps == 0

@@ -1,5 +1,7 @@
 """Several targets of one search, and promises: how often is run what, and what is said of it."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from toys import Net, latents
 from dithooks import PlanTiers, TargetMissed, dit_cache, promise, search
 from dithooks.errors import MissingPackage
 from dithooks.recording.image_metrics import compare, samples_of
+from dithooks.tuning.evaluation import Evaluation
+from dithooks.tuning.trial_driver import TrialDriver
 
 STEPS = 10
 
@@ -48,13 +52,52 @@ class TestTargets:
             assert found.plans.select(name).speedup >= goal
         assert found.reached
 
-    def test_each_is_what_it_would_be_by_itself(self):
+    def test_the_fastest_is_what_it_would_be_by_itself(self):
         run = Drawing()
         found = run.search(targets={"high": 1.6, "fast": 2.6})
-        for name, goal in (("high", 1.6), ("fast", 2.6)):
-            alone = run.search(target_speedup=goal, recording=found.recording)
-            assert alone.plan.pieces == found.plans.select(name).pieces
-            assert alone.plan.provenance.psnr == pytest.approx(found.plans.select(name).provenance.psnr, abs=1e-6)
+        alone = run.search(target_speedup=2.6, recording=found.recording)
+        assert alone.plan.pieces == found.plans.select("fast").pieces
+        assert alone.plan.provenance.psnr == pytest.approx(found.plans.select("fast").provenance.psnr, abs=1e-6)
+
+    @pytest.mark.parametrize("payload", ["residual", "output"])
+    def test_the_others_leave_out_the_same_as_the_fastest(self, monkeypatch, payload):
+        """Whatever it forecasts, and whatever they would by themselves: their requests share batches."""
+        merit = Evaluation.merit
+
+        def preferred(self, objective):  # by itself, each target takes what the fastest does not
+            is_preferred = (self.plan.pieces[0].payload == payload) == (self.plan.provenance.target > 3)
+            return merit(self, objective) + 100 * is_preferred
+
+        monkeypatch.setattr(Evaluation, "merit", preferred)
+        run = Drawing()
+        found = run.search(targets=(1.5, 3.5, 2), max_evals=4)
+        assert run.search(target_speedup=2, max_evals=4, recording=found.recording).plan.pieces[0].payload != payload
+        pieces = [each.plan.pieces[0] for each in found.evaluations if each.plan.provenance.target < 3]
+        pieces += [each.plan.pieces[0] for each in found.tiers.values()]
+        assert {(each.payload, each.first, each.blocks) for each in pieces} == {(payload, 0, 3)}
+        for name, goal in (("1.5x", 1.5), ("2x", 2.0), ("3.5x", 3.5)):
+            assert found.plans.select(name).speedup >= goal
+        with dit_cache(run.pipe, found.plans, tier="2x") as cache:
+            for name in found.tiers:
+                cache.request(name, tier=name, steps=STEPS)
+                computed = found.plans.select(name).pieces[0].steps
+                assert [cost == 1.0 for cost in cache.forecast(name)] == [bit == 1 for bit in computed]
+
+    def test_the_next_fastest_is_taken_after_where_the_fastest_is_left_out(self, monkeypatch):
+        calls, drive = [], TrialDriver.drive
+
+        def driven(self):
+            calls.append((self.target, self.planner.shared))
+            return drive(self)
+
+        monkeypatch.setattr(TrialDriver, "drive", driven)
+        run = Drawing()
+        merits = {n: run.search(target_speedup=n).evaluations[0].merit("both") for n in (2.0, 5.0)}
+        calls.clear()
+        with pytest.warns(UserWarning, match="tier 5x is left out"):
+            run.search(targets=(1.5, 2, 5), min_psnr=sum(merits.values()) / 2)
+        assert [goal for goal, _ in calls] == [5.0, 2.0, 1.5]
+        assert [len(shared) for _, shared in calls] == [0, 0, 1]
 
     def test_the_worst_picture_is_promised(self):
         """Of those that were left out of the fit, whatever they are: it is not above the mean."""
@@ -62,6 +105,9 @@ class TestTargets:
         told = found.plans.select("2x").provenance
         assert told.worst <= told.psnr
         assert "worst" in str(found.plans)
+        # Of four, two are left out. The standard error of a mean of two is half of their distance.
+        assert told.psnr_error == pytest.approx(told.psnr - told.worst) != 0
+        assert f"± {told.psnr_error:.1f} dB" in str(found.plans)
 
     def test_one_target_is_one_tier(self):
         found = Drawing().search(target_speedup=2)
@@ -84,6 +130,18 @@ class TestTargets:
         assert (list(found.plans.plans), found.reached) == (["1.5x"], False)
         with pytest.raises(TargetMissed, match="no plan draws at 500 dB"):
             run.search(targets=(5,), min_psnr=500)
+
+    def test_a_journal_that_has_no_standard_errors(self, tmp_path):
+        """As earlier versions have written it: nothing is run again, and the mean is what is promised."""
+        run = Drawing()
+        run.search(targets=(2,), journal=tmp_path)
+        lines = tmp_path / "evaluations.jsonl"
+        assert '"psnr_error": ' in lines.read_text()
+        lines.write_text(re.sub(r', "psnr_error": [^,}]*', "", lines.read_text()))
+        run.calls = 0
+        told = run.search(targets=(2,), journal=tmp_path).plans.select("2x").provenance
+        assert run.calls == 1
+        assert (told.psnr_error, told.promised) == (None, told.psnr)
 
     def test_a_journal_goes_on(self, tmp_path):
         """Plans that were run for one target or another are not run again."""
@@ -139,6 +197,9 @@ class TestPromise:
             levels = 10 * np.log10(peaks**2 / ((drawn - plain) ** 2).mean((1, 2)))
             assert plan.provenance.psnr == pytest.approx(levels.mean(), abs=1e-3)
             assert plan.provenance.worst == pytest.approx(levels.min(), abs=1e-3)
+            error = np.sqrt(((levels - levels.mean()) ** 2).sum() / 5 / 6)  # of six: the spread, over their root
+            assert plan.provenance.psnr_error == pytest.approx(error, abs=1e-3)
+            assert plan.provenance.promised == pytest.approx(levels.mean() - error, abs=1e-3)
             before = plans.plans[name]
             assert plan.pieces == before.pieces
             assert plan.provenance.measured_speedup == before.provenance.measured_speedup
