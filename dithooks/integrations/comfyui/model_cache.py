@@ -80,7 +80,9 @@ class ModelCache(ABC):
             given = [each for each in (*args, *kwargs.values()) if isinstance(each, dict) and "uuids" in each]
             options = given[0] if given else {}
             sigma = options.get("sigmas")
-            session.place_call(args[0], options, args[1] if sigma is None else sigma)
+            group = getattr(getattr(executor.class_obj, "current_patcher", None), "current_hooks", None)
+            hooks = getattr(group, "hooks", ())
+            session.place_call(args[0], options, args[1] if sigma is None else sigma, hooks)
         return executor(*args, **kwargs)
 
 

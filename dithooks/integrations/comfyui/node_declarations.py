@@ -120,7 +120,7 @@ def all_nodes() -> tuple[NodeDeclaration, ...]:
         NodeDeclaration(
             "DithooksRecordAndPlan",
             "dithooks: Record and plan",
-            "Draw once without a cache, make a plan of that run, keep it in models/dithooks, and draw by it from then on.",
+            "Draw once without a cache, plan by that run, keep the plan in models/dithooks, and draw by it afterwards",
             (
                 model,
                 NodeInput("target_speedup", "FLOAT", "How many times fewer blocks are to run", SPEEDUP),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -56,26 +56,30 @@ class CallIdentity:
         window: frames of a context window, or the window itself where it lists none; ``None`` without windows.
         shape: of the latents.
         patches: functions that ComfyUI's nodes have put into the model's blocks for this call.
+        hooks: what changes weights for the call's conditionings alone, and how strongly just now.
     """
 
     conds: tuple[tuple[int, object], ...]
     window: object
     shape: tuple[int, ...]
     patches: tuple[object, ...]
+    hooks: tuple[tuple[int, object], ...] = ()
 
     @classmethod
-    def of(cls, latents: Any, options: Mapping[str, Any]) -> CallIdentity:
-        """Read it from a call's latents and ``transformer_options``."""
+    def of(cls, latents: Any, options: Mapping[str, Any], hooks: Iterable[Any] = ()) -> CallIdentity:
+        """Read it from a call's latents, its ``transformer_options``, and the hooks in force."""
         conds = tuple(zip(options.get("cond_or_uncond") or (), options.get("uuids") or (), strict=False))
         window = options.get("context_window")
         frames = getattr(window, "index_list", None)
         patches = (*_leaves(options.get("patches")), *_leaves(options.get("patches_replace")))
-        return cls(conds, window if frames is None else tuple(frames), tuple(getattr(latents, "shape", ())), patches)
+        strengths = tuple((id(hook), getattr(hook, "strength", None)) for hook in hooks)
+        frames = window if frames is None else tuple(frames)
+        return cls(conds, frames, tuple(getattr(latents, "shape", ())), patches, strengths)
 
     def is_that_of(self, other: CallIdentity) -> bool:
         """Return whether both are of one branch."""
         return (
-            (self.conds, self.window, self.shape) == (other.conds, other.window, other.shape)
+            (self.conds, self.window, self.shape, self.hooks) == (other.conds, other.window, other.shape, other.hooks)
             and len(self.patches) == len(other.patches)
             and all(mine is theirs for mine, theirs in zip(self.patches, other.patches, strict=True))
         )
@@ -147,13 +151,14 @@ class SamplerSession(Session):
         self._run, self._step, self._names = object(), 0, BranchNames()
         self._read: tuple[object, float] = (None, 0.0)
 
-    def place_call(self, latents: Any, options: Mapping[str, Any], sigma: object) -> None:
+    def place_call(self, latents: Any, options: Mapping[str, Any], sigma: object, hooks: Iterable[Any] = ()) -> None:
         """Note where in the run the call stands that is about to be made.
 
         Args:
             latents: of the call.
             options: its ``transformer_options``.
             sigma: its noise level, a number or a tensor of one for each sample.
+            hooks: that change weights for it.
         """
         if sigma is not self._read[0]:  # the calls of one evaluation share it, and reading it waits for the device
             self._read = sigma, _number(sigma)
@@ -162,7 +167,7 @@ class SamplerSession(Session):
         if step != self._step:
             self._step = step
             self._names.begin_step()
-        name = self._names.name(CallIdentity.of(latents, options))
+        name = self._names.name(CallIdentity.of(latents, options, hooks))
         self.step_source = CallPlace(step, len(self.levels), name, max(level, 0.0), self._run)
 
     def _step_of(self, sigma: float) -> int:
