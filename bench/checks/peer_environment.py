@@ -12,6 +12,8 @@ import sysconfig
 import venv
 from pathlib import Path
 
+from dithooks.storage.replacement import write_text
+
 ROOT = Path(__file__).parent.parent.parent
 NOT_THERE = ("No matching distribution found", "Could not find a version", "Failed to establish a new connection")
 
@@ -36,7 +38,7 @@ def environment(folder: Path, requirements: list[str]) -> Path:
         venv.create(folder, with_pip=True)
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         own = folder / "lib" / version / "site-packages"
-        (own / "here.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+        write_text(own / "here.pth", sysconfig.get_path("purelib") + "\n")
     command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *requirements]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     if done.returncode:

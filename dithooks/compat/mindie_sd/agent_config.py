@@ -55,7 +55,7 @@ class CacheConfig:
         """
         if self.method != BLOCK_CACHE:
             hint = INSTEAD.get(self.method) if isinstance(self.method, str) else None
-            raise InvalidSetting(f"method={shown(self.method)}: {hint or f'there is {BLOCK_CACHE!r}'}")
+            raise InvalidSetting(f"method={shown(self.method)}: {hint or f'there is {shown(BLOCK_CACHE)}'}")
         least = {"blocks_count": 1, "steps_count": 1, "step_start": 0, "step_interval": 1, "block_start": 0}
         least |= {"step_end": self.step_start, "block_end": self.block_start}
         for name, bound in least.items():

@@ -21,7 +21,7 @@ IMAGE, TEXT = "hidden_states", "encoder_hidden_states"  # which apply hands to a
 
 
 @dataclass(eq=False)
-class Progress:
+class AgentProgress:
     """How far the run of a thread, task or request has come.
 
     Args:
@@ -87,7 +87,7 @@ class CacheAgent:
         config.check()
         self.config = config
         self.handle: CacheHandle | None = None  # of the cache; None where the settings leave out no block
-        self._progress: WeakKeyDictionary[Session, Progress] = WeakKeyDictionary()
+        self._progress: WeakKeyDictionary[Session, AgentProgress] = WeakKeyDictionary()
         if not config.reuses:
             return
         self._places = AppliedBlocks(config.blocks_count)
@@ -127,7 +127,7 @@ class CacheAgent:
         session = current_session()
         progress = self._progress.get(session)
         if progress is None:
-            progress = self._progress[session] = Progress(self.handle.request())
+            progress = self._progress[session] = AgentProgress(self.handle.request())
         place = self._places.blocks[progress.block]
         try:
             with progress.request, timestep_scope(progress.step, branch=0, steps=self.config.steps_count):
