@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import diffusers
@@ -181,6 +181,48 @@ class OpenSora(VideoTransformer):
 
     def to(self, *args: Any, **kwargs: Any) -> OpenSora:
         return self
+
+
+class OpenSoraPipeline:
+    """Open-Sora Plan's pipeline in small: guidance by one batch, and a video of whole numbers as ``images``."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        self.transformer, self.scheduler = transformer, diffusers.FlowMatchEulerDiscreteScheduler()
+
+    @torch.no_grad()
+    def __call__(self, prompt: str, num_frames: int, height: int, width: int, num_inference_steps: int) -> Any:
+        noise, mask, given, none = inputs()
+        text = {name: torch.cat([none[name], given[name]]) for name in given}
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = noise
+        for t in self.scheduler.timesteps:
+            both, time = torch.cat([latents] * 2), t.expand(2)
+            out = self.transformer(both, time, attention_mask=mask.repeat(2, 1, 1, 1), **text, return_dict=False)[0]
+            away, towards = out.chunk(2)
+            latents = self.scheduler.step(away + 4.0 * (towards - away), t, latents, return_dict=False)[0]
+        video = ((latents[:, :3] / 2 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+        return SimpleNamespace(images=video, videos=video)
+
+
+class StagedTransformer(VideoTransformer):
+    """The same in stages: a list of lists."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=20)
+        counts, listed = (2, 4, 8, 4, 2), iter(self.transformer_blocks)
+        self.transformer_blocks = Stages(torch.nn.ModuleList(next(listed) for _ in range(count)) for count in counts)
+
+
+class Stages(torch.nn.ModuleList):
+    """Lists of blocks, run one after the other."""
+
+    def __iter__(self) -> Iterator[torch.nn.Module]:
+        return (block for stage in super().__iter__() for block in stage)
+
+
+def make_pipeline(version: str = "1.2") -> OpenSoraPipeline:
+    """A pipeline as Open-Sora Plan's scripts build it."""
+    return OpenSoraPipeline(StagedTransformer() if version == "1.5" else VideoTransformer())
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -13,7 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from docs_pages import BUILDERS, INERT, ROOT, blocks, check_command, commands, inputs, run_page, stand_ins
+from docs_pages import (
+    BUILDERS,
+    INERT,
+    ROOT,
+    blocks,
+    check_command,
+    commands,
+    inputs,
+    make_pipeline,
+    run_page,
+    stand_ins,
+)
 
 import dithooks
 from dithooks import DitHooksWarning
@@ -59,7 +70,7 @@ def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
     loaded = []
     with stand_ins(loaded), torch.enable_grad(), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", UserWarning)
-        names = run_page(PAGES[name], {"inputs": inputs})
+        names = run_page(PAGES[name], {"inputs": inputs, "make_pipeline": make_pipeline})
     complaints = [str(each.message) for each in said if each.category in (UserWarning, DitHooksWarning)]
     assert [each for each in complaints if SAID.get(name, "nothing") not in each] == []
     assert bool(complaints) == (name in SAID)

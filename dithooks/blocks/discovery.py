@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 
 from torch import nn
 
@@ -29,8 +28,9 @@ def find_chains(target: object, blocks: Blocks, chosen: Collection[str] = ()) ->
         ValueError: a path does not lead to a non-empty ``nn.ModuleList``, or no list was found.
     """
     named = [blocks] if isinstance(blocks, (str, nn.ModuleList)) else blocks
-    held = isinstance(target, nn.Module) or modules_of(target) or (isinstance(blocks, str) and _leads(target, blocks))
-    if isinstance(target, type) or not held:
+    # Of an object with attributes but no modules a path may lead deeper, or be wrong, which is said where it is walked.
+    may_hold = isinstance(blocks, str) and hasattr(target, "__dict__")
+    if isinstance(target, type) or not (isinstance(target, nn.Module) or modules_of(target) or may_hold):
         raise WrongType(
             f"target is {shown(target)} ({type(target).__name__}): give a pipeline with a transformer, a transformer, "
             "or an nn.Module with blocks='path.to.its.block_list'"
@@ -129,13 +129,6 @@ def resolve(target: object, item: object) -> BlockList:
         inner = [f"{path}.{index}" for index in range(len(item))]
         raise InvalidSetting(f"blocks={shown(path)} leads to a list of lists: name these, blocks={inner}")
     return BlockList(path, item)
-
-
-def _leads(target: object, path: str) -> bool:
-    """Whether a path leads to a module, for an object without modules of its own: through a property, or deeper."""
-    with suppress(ValueError):
-        return isinstance(walk(target, path), nn.Module)
-    return False
 
 
 def _owner_path(path: str, target: object) -> str:

@@ -49,6 +49,25 @@ class TestDocumented:
         stats = cache_adaptor.handle.stats  # the found one is in force
         assert stats.blocks_total / stats.blocks_run >= 1.4
 
+    @pytest.mark.parametrize(
+        "returned",
+        [
+            pytest.param(lambda video: SimpleNamespace(images=torch.from_numpy(video)[None]), id="an output"),
+            pytest.param(lambda video: torch.from_numpy(video)[None], id="its images, a batch"),
+            pytest.param(lambda video: torch.from_numpy(video), id="one video"),
+            pytest.param(lambda video: [torch.from_numpy(video)], id="a list of one"),
+        ],
+    )
+    def test_one_video_may_be_returned_as_open_sora_plan_returns_it(self, returned):
+        def run(pipeline):
+            (video,) = run_pipeline_and_save_videos(pipeline)
+            assert (video.dtype, video.shape) == (np.uint8, (8, 4, 4, 3))
+            return returned(video)
+
+        adaptor = DitCacheAdaptor(OpenSoraPipeline(), searching())
+        expected = DitCacheAdaptor(OpenSoraPipeline(), searching()).search(run_pipeline_and_save_videos, max_evals=1)
+        assert adaptor.search(run, max_evals=1) == expected
+
     def test_the_found_config_is_saved_and_taken_over_without_a_search(self, tmp_path):
         found = DitCacheAdaptor(OpenSoraPipeline(), searching()).search(run_pipeline_and_save_videos)
         path = tmp_path / "cache.json"

@@ -1,7 +1,9 @@
 """What is refused of users of msmodelslim's DiT cache, and what is in force then."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from opensora import STEPS, OpenSoraPipeline, run_pipeline_and_save_videos, searching
@@ -36,6 +38,30 @@ class TestErrors:
         pipeline.transformer.empty = nn.ModuleList()
         with pytest.raises(ValueError, match=message):
             DitCacheAdaptor(pipeline, dit_block_path=path)
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("transformer.blocks", "transformer has no 'blocks'; it has .'transformer_blocks'.$"),
+            ("transformer..blocks", "'transformer..blocks' is not a dotted path such as"),
+            ("dit.blocks", "has no 'dit'"),
+            ("transformer.plain", "leads to a list, not to an nn.ModuleList"),
+        ],
+    )
+    def test_a_wrong_path_is_named_where_nothing_around_the_blocks_is_a_module(self, path, message):
+        transformer = SimpleNamespace(transformer_blocks=nn.ModuleList([nn.Identity()] * 5))
+        pipeline = SimpleNamespace(transformer=transformer)
+        assert DitCacheAdaptor(pipeline).handle is None
+        if path.endswith("plain"):
+            transformer.plain = list(transformer.transformer_blocks)
+        with pytest.raises(ValueError, match=message) as caught:
+            DitCacheAdaptor(pipeline, dit_block_path=path)
+        assert "target is" not in str(caught.value)
+
+    @pytest.mark.parametrize("target", ["a pipeline", 3, None, nn.Linear])
+    def test_what_holds_nothing_is_blamed_itself(self, target):
+        with pytest.raises(ValueError, match="leads to no blocks: target is"):
+            DitCacheAdaptor(target)
 
     def test_another_number_of_blocks(self):
         with pytest.raises(ValueError, match=r"dit_block_num=5, but transformer\.transformer_blocks has 6"):
@@ -75,7 +101,9 @@ class TestErrors:
             ("videos", {}, "must be a function"),
             (lambda pipe: pipe("a").images * 2, {}, "list of 1 videos, not 2"),
             (lambda pipe: pipe("a").images, {"prompts_num": 3}, "list of 3 videos, not 1"),
-            (lambda pipe: pipe("a").images[0], {}, "list of 1 videos, not ndarray"),
+            (lambda pipe: np.stack(pipe("a").images * 2), {}, "list of 1 videos, not 2"),
+            (lambda pipe: pipe("a").images[0], {"prompts_num": 2}, "list of 2 videos, not ndarray"),
+            (lambda pipe: pipe("a").images[0][0], {}, "list of 1 videos, not ndarray"),
             (run_pipeline_and_save_videos, {"prompts_num": 0}, "prompts_num=0"),
             (run_pipeline_and_save_videos, {"prompts_num": 1.0}, "prompts_num must be an int"),
             (run_pipeline_and_save_videos, {"plan": "best"}, "there are 'interval' and 'free'"),

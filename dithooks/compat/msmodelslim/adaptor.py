@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ...blocks.discovery import find_chains
@@ -14,6 +15,7 @@ from ...config.cache_plan import CachePlan
 from ...errors import InvalidSetting
 from ...handle import CacheHandle, dit_cache
 from ...planning.interval_planner import interval_config
+from ...recording.image_metrics import FIELDS
 from ...recording.rank_broadcast import is_rank_0
 from ...tuning.search import search
 from ...validation import check_count, shown
@@ -160,8 +162,8 @@ class DitCacheAdaptor:
 
         Args:
             run_pipeline_and_save_videos: receives the pipeline, generates, and returns a list of videos, (frames,
-                height, width, channels) each, always of the same prompts and seeds; ranks other than 0 may return
-                anything.
+                height, width, channels) each, or a batch of them, or the pipeline's output that has it as ``images``;
+                always of the same prompts and seeds. Ranks other than 0 may return anything.
             prompts_num: number of prompts.
             num_videos: number of videos for each prompt.
             plan: ``"interval"``: one interval and one range, the four numbers; ``"free"``: any steps, with forecasts.
@@ -196,7 +198,7 @@ class DitCacheAdaptor:
             raise InvalidSetting(str(error)) from None
 
         def run(pipeline: Any) -> Any:
-            videos = run_pipeline_and_save_videos(pipeline)
+            videos = _videos(run_pipeline_and_save_videos(pipeline), expected)
             if is_rank_0() and not (isinstance(videos, list) and len(videos) == expected):
                 got = f"{len(videos)} of them" if isinstance(videos, list) else type(videos).__name__
                 raise InvalidSetting(f"run_pipeline_and_save_videos must return a list of {expected} videos, not {got}")
@@ -257,3 +259,13 @@ class DitCacheAdaptor:
             self.handle = dit_cache(self.pipeline, ours, blocks=self.dit_block_path)
         else:
             self.handle.update(ours)
+
+
+def _videos(returned: Any, expected: int) -> Any:
+    """Return the videos of a batch, or of a pipeline's output, as a list; one video by itself is the one expected."""
+    if not isinstance(returned, (list, tuple, torch.Tensor, np.ndarray)):
+        returned = next((value for name in FIELDS if (value := getattr(returned, name, None)) is not None), returned)
+    dimensions = getattr(returned, "ndim", 0)
+    if dimensions == 5:
+        return list(returned)
+    return [returned] if dimensions == 4 and expected == 1 else returned

@@ -1,0 +1,67 @@
+"""Check the cache in DiffSynth-Studio's own pipelines: ``python -m bench.checks.diffsynth --out bench/results``.
+
+Makes an environment with the real package, in ``--environment`` or a temporary folder, and runs tiny random
+transformers of its classes in its pipelines, with ``diffsynth_steps`` and ``dit_cache``, on a CPU. Each is compared,
+bit for bit, with a cache written by hand over the same blocks. Writes ``engines_diffsynth.json`` and ``.md``.
+
+Exit codes: 0 all hold, or the package cannot be had, which is said; 1 one does not hold, or an import breaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.checks.engine_report import report
+from bench.checks.peer_environment import PackageAbsent, environment, run_in
+
+REQUIREMENTS = ["diffsynth==2.1.12", "torchvision==0.28.0", "einops==0.8.1", "ftfy==6.3.1", "wcwidth"]
+PACKAGES = ("diffsynth", "torch", "torchvision", "einops", "transformers", "ftfy")
+COLUMNS = {
+    "pipeline": "pipeline",
+    "ranges": "blocks left out",
+    "calls": "calls",
+    "reused": "reused",
+    "by_hand": "by hand",
+    "ok": "the same to the last bit, and nothing left",
+}
+REMARKS = (
+    "Tiny random transformers of the package's own classes in its own pipelines, 10 steps, every other one reused from "
+    "the second on; `with diffsynth_steps(pipe), dit_cache(pipe, config): pipe(...)`. Real are DiffSynth-Studio, "
+    "torchvision and all else that is imported; stand-ins are torchvision's schemas, whose compiled code is for "
+    "another PyTorch, ModelScope's hub, which nothing is loaded from, and the encoders.",
+)
+
+
+def main() -> int:
+    """Make the environment and run the check in it; or, with ``--here``, run it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.checks.diffsynth", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--environment", type=Path, help="folder of the environment; made if it is not there")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the results there")
+    parser.add_argument("--here", action="store_true", help="the package is installed here: make no environment")
+    args = parser.parse_args()
+    if args.here:
+        return check(args.out)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            python = environment(args.environment or Path(folder), REQUIREMENTS)
+        except PackageAbsent as error:
+            print(f"skipped: DiffSynth-Studio cannot be had here: {error}")
+            return 0
+        out = [] if args.out is None else ["--out", str(args.out.absolute())]
+        return run_in(python, "bench.checks.diffsynth", "--here", *out)
+
+
+def check(out: Path | None) -> int:
+    """Run all cases, and report them."""
+    from bench.checks import diffsynth_cases
+
+    cases: dict[str, Any] = {what: case.run for what, case in diffsynth_cases.CASES.items()}
+    return report("diffsynth", "In DiffSynth-Studio", PACKAGES, COLUMNS, cases, REMARKS, out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
