@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from opensora import STEPS, OpenSoraPipeline, run_pipeline_and_save_videos, searching
@@ -75,7 +76,9 @@ class TestErrors:
             ("videos", {}, "must be a function"),
             (lambda pipe: pipe("a").images * 2, {}, "list of 1 videos, not 2"),
             (lambda pipe: pipe("a").images, {"prompts_num": 3}, "list of 3 videos, not 1"),
-            (lambda pipe: pipe("a").images[0], {}, "list of 1 videos, not ndarray"),
+            (lambda pipe: pipe("a").images[0][0], {}, "list of 1 videos, not ndarray"),
+            (lambda pipe: pipe("a").images[0], {"prompts_num": 2}, "list of 2 videos, not 1"),
+            (lambda pipe: np.stack(pipe("a").images * 3), {"num_videos": 2}, "list of 2 videos, not 3"),
             (run_pipeline_and_save_videos, {"prompts_num": 0}, "prompts_num=0"),
             (run_pipeline_and_save_videos, {"prompts_num": 1.0}, "prompts_num must be an int"),
             (run_pipeline_and_save_videos, {"plan": "best"}, "there are 'interval' and 'free'"),
