@@ -4,7 +4,8 @@
 
     DitHooksError
     ├── InvalidSetting (ValueError)   a value that cannot be used, or does not fit the model
-    │   └── NothingSeen               ... a run that does not call the blocks
+    │   ├── NothingSeen               ... a run that does not call the blocks
+    │   └── NotProvided (AttributeError)   ... a name of another tool that has no counterpart here
     ├── WrongType (TypeError)         a value of the wrong type
     ├── MissingPackage (ModuleNotFoundError)   a package that has to be installed first
     ├── UsageError                    a command line that asks for what cannot be done
@@ -46,6 +47,10 @@ class InvalidSetting(DitHooksError, ValueError):
 
 class NothingSeen(InvalidSetting):
     """A run that does not call the blocks it was to show."""
+
+
+class NotProvided(InvalidSetting, AttributeError):
+    """A name of another tool that has no counterpart here; the message says what to take instead."""
 
 
 class WrongType(DitHooksError, TypeError):

@@ -22,7 +22,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"}
 IMMUTABLE_CALLS = {
     *("ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "TypeVar"),
-    *("attrgetter", "object", "Moment", "Match", "StepTelling", "ForkLock", "_Stance", "DynamoLock"),
+    *("attrgetter", "object", "Moment", "Match", "StepTelling", "ForkLock", "_Stance", "DynamoLock", "Platform"),
 }
 REGISTERED = {"_HINTS"}  # what users tell of their models is the process's by nature
 OF_THE_PROCESS = {"_EACH"}  # so is a fork: weak references to what a forked child has to let go of
@@ -48,7 +48,9 @@ FLOORS = (
     "cli ray adapters",
 )
 NOUNS = {"loading", "matching", "offloading", "timing", "warning", "wiring", "wording"}  # that look like participles
-MIRRORED = {"BlockAdapter", "BlockAdapterRegistry", "CacheStats", "DitCacheConfig", "PatchFunctor"}  # by compat
+MIRRORED = {  # by compat
+    *("BlockAdapter", "BlockAdapterRegistry", "CacheStats", "DitCacheConfig", "ForwardPattern", "PatchFunctor"),
+}
 PUBLIC_ROOMS = {"plot", "ray", "compat", "demo", "cli"}
 PUBLIC_UNDERSCORES = {"_exit", "_fields", "_replace", "_repr_png_"}  # documented: os, namedtuple, IPython
 BY_NAME = {"attrgetter", "delattr", "getattr", "hasattr", "map", "setattr"}  # take the name of an attribute

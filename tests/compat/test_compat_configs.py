@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import Net
 
+from dithooks.compat import cache_dit
 from dithooks.compat.cache_dit.configs import (
     BasicCacheConfig,
     CacheType,
@@ -53,10 +55,19 @@ FORECAST = {
     "calibrator_kwargs": {},
     "taylorseer_order": 1,
 }
+NOTHING_BESIDE = {"parallelism_config": None, "attention_backend": None, "quantize_config": None}
 CLASSES = [BasicCacheConfig, DBCacheConfig, CalibratorConfig, TaylorSeerCalibratorConfig]
 
 
 class TestFields:
+    def test_keywords_of_the_forecast(self):
+        assert CalibratorConfig(calibrator_kwargs={"a": 1}).to_kwargs() == {"a": 1}
+        assert CalibratorConfig().reset().to_kwargs() == {}
+        given = {"a": 1}
+        forecast = TaylorSeerCalibratorConfig(taylorseer_order=3, calibrator_kwargs=given)
+        assert forecast.to_kwargs() == {"a": 1, "n_derivatives": 3}
+        assert given == {"a": 1}
+
     @pytest.mark.parametrize("kind", [BasicCacheConfig, DBCacheConfig])
     def test_cache_fields_in_their_order_with_their_defaults(self, kind):
         assert list(kind().as_dict().items()) == list(DEFAULTS.items())
@@ -384,8 +395,8 @@ class TestFiles:
             pytest.importorskip("yaml")
         path = written(tmp_path / name, text)
         assert load_cache_config(path) == READ
-        assert load_configs(str(path)) == {"cache_config": READ[0], "calibrator_config": READ[1]}
-        assert load_configs(path, return_dict=False) == READ
+        assert load_configs(str(path)) == {"cache_config": READ[0], "calibrator_config": READ[1], **NOTHING_BESIDE}
+        assert load_configs(path, return_dict=False) == (*READ, None, None, None)
 
     def test_mappings(self):
         given = {"cache_config": dict(FLAT)}
@@ -396,6 +407,7 @@ class TestFiles:
         assert load_configs({"max_warmup_steps": 4}) == {
             "cache_config": DBCacheConfig(max_warmup_steps=4),
             "calibrator_config": None,
+            **NOTHING_BESIDE,
         }
 
     def test_what_is_not_in_it_is_none_with_reset(self):
@@ -424,11 +436,18 @@ class TestFiles:
         with pytest.raises(FileNotFoundError, match=re.escape(repr(str(tmp_path / "none.yaml")))):
             load_configs(str(tmp_path / "none.yaml"))
 
-    @pytest.mark.parametrize("name", ["parallelism_config", "attention_backend", "quantize_config"])
+    @pytest.mark.parametrize("name", NOTHING_BESIDE)
     @pytest.mark.parametrize("beside", [{}, {"cache_config": {"max_warmup_steps": 4}}])
-    def test_what_is_not_caching_is_refused(self, name, beside):
-        with pytest.raises(ValueError, match=f"{name}: caching is all this library does"):
-            load_configs({**beside, name: "native"})
+    def test_what_is_not_caching_is_handed_on_and_refused_where_it_would_be_done(self, name, beside):
+        given, told = {**beside, name: "native"}, f"{name}: caching is all this library does"
+        found = load_configs(given)
+        assert {each: found[each] for each in NOTHING_BESIDE} == {**NOTHING_BESIDE, name: "native"}
+        assert found["cache_config"].max_warmup_steps == (4 if beside else 8)
+        assert load_configs(given, return_dict=False) == tuple(found.values())
+        with pytest.raises(ValueError, match=told):
+            cache_dit.enable_cache(Net(), **found)
+        with pytest.raises(ValueError, match=told):
+            load_cache_config(given)
         assert load_configs({**beside, name: None})["cache_config"].cache_type is CacheType.DBCache
 
     @pytest.mark.parametrize(

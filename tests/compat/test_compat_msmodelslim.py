@@ -1,6 +1,7 @@
 """What users of msmodelslim's DiT cache write, as they write it."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -182,6 +183,69 @@ class TestSearch:
         assert adaptor.dit_cache_config == DitCacheConfig(2, 3, 1, 4)
         pipeline("a cat")
         assert adaptor.handle.stats.reused_calls == 6
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            pytest.param(lambda images: torch.from_numpy(np.stack(images)), id="a tensor (1, frames, …)"),
+            pytest.param(lambda images: torch.from_numpy(images[0]), id="a tensor (frames, …)"),
+            pytest.param(np.stack, id="an array (1, frames, …)"),
+        ],
+    )
+    def test_what_the_pipeline_of_open_sora_plan_returns(self, given):
+        """Its ``.images`` are one tensor of uint8, and no list."""
+        found = DitCacheAdaptor(OpenSoraPipeline(), searching()).search(run_pipeline_and_save_videos)
+        adaptor = DitCacheAdaptor(OpenSoraPipeline(), searching())
+        assert adaptor.search(lambda pipe: given(run_pipeline_and_save_videos(pipe))) == found
+
+    def test_several_prompts_as_one_tensor(self):
+        def run(pipe):
+            return torch.from_numpy(np.stack([pipe(prompt).images[0] for prompt in ("a dog", "the sea")]))
+
+        found = DitCacheAdaptor(OpenSoraPipeline(), searching()).search(run, prompts_num=2, max_evals=1)
+        assert isinstance(found, DitCacheConfig)
+
+
+class TestTheAdaptorsOwn:
+    def test_the_index_that_was_set(self):
+        adaptor, elsewhere = DitCacheAdaptor(OpenSoraPipeline()), []
+        adaptor.set_timestep_idx(5)
+        assert adaptor.get_timestep_idx() == DitCacheAdaptor.get_timestep_idx() == 5
+
+        def ask():
+            with pytest.raises(ValueError, match=r"call DitCacheAdaptor\.set_timestep_idx"):
+                adaptor.get_timestep_idx()
+            elsewhere.append("asked")
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        assert elsewhere == ["asked"]
+
+    def test_the_number_of_blocks_is_filled_in(self):
+        config = searching()
+        assert config.dit_block_num is None
+        DitCacheAdaptor(OpenSoraPipeline(), config)
+        assert config.dit_block_num == BLOCKS
+
+    def test_of_a_failed_adaptor_it_is_not(self):
+        config = searching()
+        with pytest.raises(ValueError, match="leads to no blocks"):
+            DitCacheAdaptor(OpenSoraPipeline(), config, "transformer.blocks")
+        assert config.dit_block_num is None
+
+    def test_the_list_at_a_path(self):
+        """Also of a pipeline whose transformer is no module."""
+        pipeline = SimpleNamespace(transformer=SimpleNamespace(transformer_blocks=nn.ModuleList([nn.Identity()] * 5)))
+        path, blocks = "transformer.transformer_blocks", DitCacheAdaptor.get_and_check_blocks
+        assert blocks(pipeline, path) is pipeline.transformer.transformer_blocks
+        for wrong in ("transformer.blocks", "transformer..blocks", "", None):
+            with pytest.raises(ValueError, match=re.escape(repr(wrong))):
+                blocks(pipeline, wrong)
+        for value, kind in ((nn.ModuleList(), ValueError), ([nn.Identity()], TypeError), (nn.Identity(), TypeError)):
+            pipeline.transformer.transformer_blocks = value
+            with pytest.raises(kind, match=r"transformer\.transformer_blocks .*nn\.ModuleList"):
+                blocks(pipeline, path)
 
 
 class TestTraces:

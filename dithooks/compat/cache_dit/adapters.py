@@ -14,7 +14,10 @@ from ...blocks.adapter import flat
 from ...blocks.block_io import PatchFunctor as Reader
 from ...blocks.module_paths import walk
 from ...blocks.registry import BlockAdapterRegistry as Registry
+from ...blocks.registry import chains_of
 from ...errors import InvalidSetting, WrongType
+from ...handle import handles_of
+from ...inspection.model_table import classes
 from ...validation import shown
 from .configs import check_fields
 from .functors import PatchFunctor
@@ -107,6 +110,17 @@ class BlockAdapter:
             strict=False,
         )
 
+    @staticmethod
+    def assert_normalized(adapter: BlockAdapter) -> None:
+        """Do nothing: an adapter is checked when it is made."""
+
+    @staticmethod
+    def is_cached(target: object) -> bool:
+        """Return whether something is cached in an adapter's modules, a pipeline, a transformer, or each of a list."""
+        if isinstance(target, Sequence) and not isinstance(target, str):
+            return bool(target) and all(map(BlockAdapter.is_cached, target))
+        return bool(handles_of(target.plain() if isinstance(target, BlockAdapter) else target))
+
     def modifiers(self, given: object, over: bool) -> list[ParamsModifier]:
         """Return the modifier of each list in order: the adapter's own, or else the given ones.
 
@@ -183,6 +197,41 @@ class BlockAdapterRegistry:
             KeyError: the name has no adapter.
         """
         Registry.unregister(f"{name}*")
+
+    @classmethod
+    def is_supported(cls, pipe_or_module: object) -> bool:
+        """Return whether a pipeline or transformer has an adapter, or lists of blocks that are found without one."""
+        try:
+            return bool(chains_of(adapter_of(pipe_or_module).plain(), None))
+        except (TypeError, ValueError):
+            return False
+
+    @classmethod
+    def get_adapter(cls, pipe_or_module: object, **fields: Any) -> BlockAdapter | None:
+        """Return the adapter that :func:`enable_cache` would take: a registered one, or one that finds the lists.
+
+        Args:
+            pipe_or_module: a pipeline or a transformer.
+            **fields: fields of the adapter to set.
+
+        Returns:
+            The adapter; ``None`` if the pipeline or transformer is not supported.
+
+        Raises:
+            TypeError: there is no such field.
+        """
+        check_fields(BlockAdapter, fields)
+        return replace(adapter_of(pipe_or_module), **fields) if cls.is_supported(pipe_or_module) else None
+
+    @classmethod
+    def supported_pipelines(cls) -> tuple[int, list[str]]:
+        """Return the number and names of what is known: registered beginnings of names, and tried classes.
+
+        The latter are the transformer classes of diffusers that were tried; what can be cached of each is in
+        ``docs/models.md``. Other models are looked at in the same way, and need no name here.
+        """
+        known = [*(name.removesuffix("*") for name in Registry.names()), *classes()]
+        return len(known), known
 
 
 class _Registered:

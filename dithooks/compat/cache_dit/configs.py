@@ -215,6 +215,10 @@ class CalibratorConfig(Fields):
         """Write the settings as a short text, for logs and file names."""
         return "CalibratorBase"
 
+    def to_kwargs(self) -> dict[str, Any]:
+        """Return the keywords of the forecast."""
+        return dict(self.calibrator_kwargs or {})
+
 
 @dataclass
 class TaylorSeerCalibratorConfig(CalibratorConfig):
@@ -239,3 +243,7 @@ class TaylorSeerCalibratorConfig(CalibratorConfig):
         if not self.taylorseer_order:
             return "NONE"
         return f"TaylorSeer_O({self.taylorseer_order})" if details else f"T1O{self.taylorseer_order}"
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Return the keywords of the forecast: ``n_derivatives`` is the order."""
+        return {**super().to_kwargs(), "n_derivatives": self.taylorseer_order}

@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 from ...config.safe_json import bounded, read_file, strict
 from ...errors import InvalidSetting, WrongType, shortened
 from ...validation import shown
 from .configs import CalibratorConfig, DBCacheConfig, check_names
 from .masks import named_mask
-from .modifiers import from_keywords, without_others
+from .modifiers import ELSEWHERE, from_keywords, without_others
 
+T = TypeVar("T")
+Configs = tuple[DBCacheConfig, CalibratorConfig | None]
 Source = str | os.PathLike[str] | Mapping[str, Any]
 SECTION = "cache_config"
 YAML_BYTES = 2**14  # 16 KiB: PyYAML takes a quarter of a second for them
@@ -29,33 +31,45 @@ def load_configs(path_or_dict: Source, return_dict: Literal[True] = True, reset:
 @overload
 def load_configs(
     path_or_dict: Source, return_dict: bool, reset: bool = False
-) -> dict[str, Any] | tuple[DBCacheConfig, CalibratorConfig | None]: ...
+) -> dict[str, Any] | tuple[DBCacheConfig, CalibratorConfig | None, Any, Any, Any]: ...
 
 
 def load_configs(
     path_or_dict: Source, return_dict: bool = True, reset: bool = False
-) -> dict[str, Any] | tuple[DBCacheConfig, CalibratorConfig | None]:
+) -> dict[str, Any] | tuple[DBCacheConfig, CalibratorConfig | None, Any, Any, Any]:
     """Read keywords for :func:`enable_cache`: ``enable_cache(pipe, **load_configs("cache.yaml"))``.
 
     Args:
-        path_or_dict: as for :func:`load_cache_config`.
-        return_dict: whether to return a dict with ``cache_config`` and ``calibrator_config``, rather than a pair.
+        path_or_dict: as for :func:`load_cache_config`; sections of other libraries' work may stand beside.
+        return_dict: whether to return a dict, rather than a tuple of its values.
         reset: as for :func:`load_cache_config`.
+
+    Returns:
+        ``cache_config`` and ``calibrator_config``; and ``parallelism_config``, ``attention_backend`` and
+        ``quantize_config`` as they stand in the file, ``None`` if they do not: :func:`enable_cache` refuses them.
 
     Raises:
         FileNotFoundError, ImportError, TypeError, ValueError: as :func:`load_cache_config`.
 
     Example:
-        >>> sorted(load_configs({"cache_config": {"max_warmup_steps": 4}}))
-        ['cache_config', 'calibrator_config']
+        >>> found = load_configs({"cache_config": {"max_warmup_steps": 4}, "attention_backend": "flash"})
+        >>> found["cache_config"].max_warmup_steps, found["attention_backend"], found["quantize_config"]
+        (4, 'flash', None)
     """
-    cache_config, calibrator_config = load_cache_config(path_or_dict, reset)
+
+    def both(data: Any) -> tuple[Configs, dict[str, Any]]:
+        entries = dict(_mapping(data))
+        others = {name: entries.pop(name, None) for name in ELSEWHERE}
+        return _configs(entries, reset), others
+
+    (cache_config, calibrator_config), others = _read(path_or_dict, both)
     if not return_dict:
-        return cache_config, calibrator_config
-    return {"cache_config": cache_config, "calibrator_config": calibrator_config}
+        parallelism, attention, quantisation = others.values()
+        return cache_config, calibrator_config, parallelism, attention, quantisation
+    return {"cache_config": cache_config, "calibrator_config": calibrator_config, **others}
 
 
-def load_cache_config(path_or_dict: Source, reset: bool = False) -> tuple[DBCacheConfig, CalibratorConfig | None]:
+def load_cache_config(path_or_dict: Source, reset: bool = False) -> Configs:
     """Read a cache config and a calibrator config.
 
     Args:
@@ -77,15 +91,20 @@ def load_cache_config(path_or_dict: Source, reset: bool = False) -> tuple[DBCach
         >>> config.strify()
         'DBCache_F8B0_W4I1M0MC0_R0.12'
     """
+    return _read(path_or_dict, lambda data: _configs(without_others(_mapping(data)), reset))
+
+
+def _read(path_or_dict: Source, change: Callable[[Any], T]) -> T:
+    """Return what a function makes of the content of a file, or of a mapping."""
     if isinstance(path_or_dict, Mapping):
-        return _configs(path_or_dict, reset)
+        return change(path_or_dict)
     if not isinstance(path_or_dict, (str, os.PathLike)):
         raise WrongType(f"path_or_dict must be the path of a file, or a mapping, not {shown(path_or_dict)}")
     path = Path(path_or_dict)
     is_json = path.suffix.lower() == ".json"
     if is_json:
-        return read_file(path, lambda text: _configs(_from_json(text), reset))
-    return read_file(path, lambda text: _configs(_from_yaml(text, path), reset), YAML_BYTES)
+        return read_file(path, lambda text: change(_from_json(text)))
+    return read_file(path, lambda text: change(_from_yaml(text, path)), YAML_BYTES)
 
 
 def _from_json(text: str) -> Any:
@@ -136,10 +155,13 @@ def _check_nodes(root: Any) -> None:
                     nodes.append(each)
 
 
-def _configs(data: Any, reset: bool) -> tuple[DBCacheConfig, CalibratorConfig | None]:
+def _mapping(data: Any) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise WrongType(f"a mapping with the section {SECTION} is expected, not {shown(data)}")
-    entries = without_others(data)
+    return data
+
+
+def _configs(entries: dict[str, Any], reset: bool) -> Configs:
     sections = [name for name, value in entries.items() if isinstance(value, Mapping)]
     check_names("a configuration", sections, (SECTION,), "section")
     if SECTION in entries:

@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from ...blocks.discovery import find_chains
+from ...blocks.module_paths import walk
 from ...config.cache_config import DitCacheConfig as Config
 from ...config.cache_plan import CachePlan
-from ...errors import InvalidSetting
+from ...errors import InvalidSetting, WrongType
 from ...handle import CacheHandle, dit_cache
 from ...planning.interval_planner import interval_config
 from ...recording.image_metrics import FIELDS
@@ -20,7 +22,7 @@ from ...recording.rank_broadcast import is_rank_0
 from ...tuning.search import search
 from ...validation import check_count, shown
 from .adaptor_configs import DitCacheConfig, DitCacheSearchConfig
-from .step_index import set_step_index
+from .step_index import get_step_index, set_step_index
 
 MAX_RUNS = 6.0  # block executions of a search, in uncached runs: one is recorded, and four plans are run
 
@@ -81,6 +83,8 @@ class DitCacheAdaptor:
             raise InvalidSetting(f"dit_block_path={shown(dit_block_path)} leads to no blocks: {error}") from None
         if config is not None and config.dit_block_num not in (None, blocks):
             raise InvalidSetting(f"dit_block_num={config.dit_block_num}, but {dit_block_path} has {blocks} blocks")
+        if config is not None:
+            config.dit_block_num = blocks
         self.pipeline, self.search_config, self.dit_block_path = pipeline, config, dit_block_path
         self.handle: CacheHandle | None = None  # of the cache that is attached
         self._config: DitCacheConfig | CachePlan | None = None
@@ -102,6 +106,32 @@ class DitCacheAdaptor:
             set_step_index(t_idx)
         except TypeError as error:
             raise InvalidSetting(str(error)) from None
+
+    @classmethod
+    def get_timestep_idx(cls) -> int:
+        """Return the index that :meth:`set_timestep_idx` has set in this thread or task.
+
+        Raises:
+            ValueError: none has been set.
+        """
+        return get_step_index()
+
+    @staticmethod
+    def get_and_check_blocks(obj: object, block_path: str) -> nn.ModuleList:
+        """Return the list of blocks that a dotted path leads to.
+
+        Raises:
+            TypeError: it leads to something else.
+            ValueError: it leads nowhere, or the list is empty.
+        """
+        if not isinstance(block_path, str) or not block_path:
+            raise InvalidSetting(f"block_path={shown(block_path)} must be a path such as 'transformer.blocks'")
+        blocks = walk(obj, block_path)
+        if not isinstance(blocks, nn.ModuleList):
+            raise WrongType(f"{block_path} must be an nn.ModuleList, not {shown(blocks)} ({type(blocks).__name__})")
+        if not len(blocks):
+            raise InvalidSetting(f"{block_path} is an empty nn.ModuleList: give the path of the blocks")
+        return blocks
 
     @property
     def dit_cache_config(self) -> DitCacheConfig | CachePlan | None:
@@ -161,9 +191,10 @@ class DitCacheAdaptor:
         Under ``torch.distributed``, every rank calls this; rank 0 compares videos, and all ranks return the same.
 
         Args:
-            run_pipeline_and_save_videos: receives the pipeline, generates, and returns a list of videos, (frames,
-                height, width, channels) each, or a batch of them, or the pipeline's output that has it as ``images``;
-                always of the same prompts and seeds. Ranks other than 0 may return anything.
+            run_pipeline_and_save_videos: receives the pipeline, generates, and returns the videos, always of the same
+                prompts and seeds: a list of arrays or tensors, (frames, height, width, channels) each, one array or
+                tensor of all of them, or the pipeline's output that has either as ``images``. Ranks other than 0 may
+                return anything.
             prompts_num: number of prompts.
             num_videos: number of videos for each prompt.
             plan: ``"interval"``: one interval and one range, the four numbers; ``"free"``: any steps, with forecasts.
@@ -198,11 +229,14 @@ class DitCacheAdaptor:
             raise InvalidSetting(str(error)) from None
 
         def run(pipeline: Any) -> Any:
-            videos = _videos(run_pipeline_and_save_videos(pipeline), expected)
-            if is_rank_0() and not (isinstance(videos, list) and len(videos) == expected):
-                got = f"{len(videos)} of them" if isinstance(videos, list) else type(videos).__name__
+            videos = run_pipeline_and_save_videos(pipeline)
+            if not is_rank_0():
+                return videos
+            found = _listed(videos)
+            if found is None or len(found) != expected:
+                got = type(videos).__name__ if found is None else f"{len(found)} of them"
                 raise InvalidSetting(f"run_pipeline_and_save_videos must return a list of {expected} videos, not {got}")
-            return videos
+            return found
 
         before = self.dit_cache_config
         self.dit_cache_config = None
@@ -261,11 +295,13 @@ class DitCacheAdaptor:
             self.handle.update(ours)
 
 
-def _videos(returned: Any, expected: int) -> Any:
-    """Return the videos of a batch, or of a pipeline's output, as a list; one video by itself is the one expected."""
-    if not isinstance(returned, (list, tuple, torch.Tensor, np.ndarray)):
-        returned = next((value for name in FIELDS if (value := getattr(returned, name, None)) is not None), returned)
-    dimensions = getattr(returned, "ndim", 0)
-    if dimensions == 5:
-        return list(returned)
-    return [returned] if dimensions == 4 and expected == 1 else returned
+def _listed(videos: Any) -> list[Any] | None:
+    """Return videos as a list: of a pipeline's output, a batch of five dimensions, or one video of four.
+
+    ``None``, if they are none of these.
+    """
+    if not isinstance(videos, (list, np.ndarray, torch.Tensor)):
+        videos = next((value for name in FIELDS if (value := getattr(videos, name, None)) is not None), videos)
+    if isinstance(videos, (np.ndarray, torch.Tensor)) and videos.ndim in (4, 5):
+        return [videos] if videos.ndim == 4 else list(videos)
+    return videos if isinstance(videos, list) else None

@@ -73,7 +73,7 @@ class DitCacheSearchConfig:
 
     Args:
         cache_ratio: factor by which block executions decrease, > 1.
-        dit_block_num: number of blocks, checked against the list; left out, not checked.
+        dit_block_num: number of blocks, checked against the list; left out, an adaptor that is given this fills it in.
         num_sampling_steps: number of steps of the runs that the search makes.
         cache_step_interval: steps from one computed step to the next, ≥ 2; larger if the ratio requires it.
         num_hidden_states: number of streams of a block; observed, so this has no effect.

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...engine.sessions import current_session
 from ...engine.step_source import RunClock, RunTime, Tick
+from ...errors import InvalidSetting
 from ...validation import check_count
 
 MAX_CALLS = 16  # calls under one index while the run's own clock stands still: more are another loop's
@@ -115,6 +116,24 @@ def set_step_index(index: int | None) -> None:
     else:
         follows = index == before.index + 1
         session.step_source = StepIndex(index, before.run if follows else object(), follows)
+
+
+def get_step_index() -> int:
+    """Return the index in force in this thread, asyncio task or request.
+
+    Raises:
+        ValueError: none has been set.
+
+    Example:
+        >>> set_step_index(4)
+        >>> get_step_index()
+        4
+        >>> set_step_index(None)
+    """
+    source = current_session().step_source
+    if not isinstance(source, StepIndex):
+        raise InvalidSetting("no step index is set in this thread: call DitCacheAdaptor.set_timestep_idx(step) first")
+    return source.index
 
 
 def _has_run_steps(scheduler: Any) -> bool:
