@@ -12,8 +12,9 @@ from typing import Any
 
 from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
+from ..config.plan_file import plan_from_json
 from ..config.plan_tiers import PlanTiers, selected
-from ..config.safe_json import parsed, read_file
+from ..config.safe_json import read_file
 from ..config.transformer_plan import Payload
 from ..demo import load_plan
 from ..errors import DitHooksError, UsageError
@@ -25,8 +26,6 @@ from ..stats.types import CallRecord
 from ..stats.warning_collector import collect_warnings
 from .messages import one_line
 from .option_checks import check_speedup
-
-KINDS = {"CachePlan": CachePlan, "DitCacheConfig": DitCacheConfig, "PlanTiers": PlanTiers}
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def _found(name: str, shipped: bool) -> DitCacheConfig | CachePlan | PlanTiers:
     try:
         if shipped and not Path(name).is_file():
             return load_plan(name)
-        return read_file(name, _read)
+        return read_file(name, plan_from_json)
     except FileNotFoundError as error:
         raise UsageError(
             str(error) if shipped else f"there is no file {name}: give a plan that a search wrote"
@@ -197,9 +196,3 @@ def summary(decisions: Sequence[CallRecord], run: int | None = None) -> dict[str
 def _named(payload: Payload) -> str:
     """What is added to a name of a setting."""
     return "" if payload == "residual" else f", {payload}"
-
-
-def _read(text: str) -> DitCacheConfig | CachePlan | PlanTiers:
-    data = parsed(text, "CachePlan")
-    kind = data.get("kind") if isinstance(data, dict) else None
-    return KINDS[kind if kind in KINDS else "CachePlan"].from_json(text)  # type: ignore[attr-defined, no-any-return]
