@@ -119,8 +119,15 @@ def selected_for_request(
 def from_text(text: str) -> DitCacheConfig | CachePlan | PlanTiers:
     """Read a file of any kind; what has no kind is read as a plan, whose error says what is expected.
 
+    Args:
+        text: as ``to_json()`` of a plan, tiers or a configuration writes it.
+
     Raises:
-        TypeError, ValueError: as :meth:`JsonFile.from_json`.
+        TypeError, ValueError: it is none of these.
+
+    Example:
+        >>> from_text(DitCacheConfig(2, 3).to_json()).cache_step_interval
+        3
     """
     data = parsed(text, "CachePlan")
     kind = data.get("kind") if isinstance(data, dict) else None
