@@ -32,7 +32,8 @@ from .targets.runnable import GUIDANCE, STEPS, check_target, drawing_of, shipped
 SPEEDUP = 2.0  # where none is asked for
 SEED = 1000  # the demo's default: with it, the plans that ship were searched
 DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes
-Drawing = tuple[Any, Callable[["int | None"], object], "int | None"]  # target, what draws in so many steps, the steps
+Draw = Callable[["int | None"], object]  # in so many steps
+Drawing = tuple[Any, Draw, "int | None"]  # the target, what draws with it, in how many steps, if known
 
 
 @dataclass(frozen=True)
