@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 import dithooks
 from bench.search import CALIBRATION, GUIDANCE, Bench
@@ -141,11 +142,16 @@ def elsewhere() -> Iterator[None]:
 
 def ours(bench: Bench, target: float, name: str = "search", **options: Any) -> Row:
     """The search of this package; with an interval, among plans that the adaptor's four numbers can say."""
-    before = bench.executions.count
-    result = search(bench.pipe, lambda _: list(bench.calibrate()), target, cost="blocks", verbose=False, **options)
+    before, runs = bench.executions.count, 0
+
+    def run(_: Any) -> list[Tensor]:
+        nonlocal runs
+        runs += 1
+        return list(bench.calibrate())
+
+    result = search(bench.pipe, run, target, cost="blocks", verbose=False, **options)
     run_equivalents = (bench.executions.count - before) / bench.uncached
     values, speedup = bench.measure(result.plan)
-    runs = 1 + (result.recording.sensitivity is not None) + len(result.evaluations)
     return Row(target, name, shown(result.plan), runs, run_equivalents, result.seconds, speedup, values)
 
 
@@ -160,7 +166,9 @@ def planned(bench: Bench, target: float) -> Row:
 
 def shown(plan: CachePlan) -> str:
     """Where and when."""
-    return ", ".join(f"blocks {each.first}–{each.first + each.blocks - 1}, {each.picture}" for each in plan.pieces)
+    blocks = [f"blocks {each.first}–{each.first + each.blocks - 1}" for each in plan.pieces]
+    where = ["output" if each.payload == "output" else of for each, of in zip(plan.pieces, blocks, strict=True)]
+    return ", ".join(f"{of}, {each.picture}" for each, of in zip(plan.pieces, where, strict=True))
 
 
 def table(rows: Sequence[Row], about: str) -> str:
@@ -199,7 +207,6 @@ def main(arguments: list[str] | None = None) -> None:
             *adaptors(bench, target),
             ours(bench, target, f"search, interval {least} or more", interval=least),
             ours(bench, target),
-            ours(bench, target, "search, without the probe", probe=False),
             planned(bench, target),
         ):
             rows.append(row)
