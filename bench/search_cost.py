@@ -1,6 +1,7 @@
 """What another search costs on the same model: msmodelslim's for its DiT cache, next to ``search``.
 
-``python -m bench.search_cost --out bench/results`` writes ``search_cost.json`` and ``search_cost.md``. It needs
+``python -m bench.search_cost --out bench/results`` writes ``search_cost.json`` and ``search_cost.md``; ``--searches``
+measures this package's searches alone again, and keeps the adaptor's rows that are there. It needs
 msmodelslim 26.1.0 and what that writes and reads videos with; best in an environment of its own:
 ``pip install --no-deps msmodelslim==26.1.0`` and ``pip install opencv-python-headless "imageio[ffmpeg]"``.
 
@@ -183,11 +184,19 @@ def table(rows: Sequence[Row], about: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rows_of_adaptors(file: Path) -> tuple[list[Row], str]:
+    """Rows of an earlier run, and the machine that it was made on."""
+    before = json.loads(file.read_text(encoding="utf-8"))
+    rows = [Row(**row) for row in before["rows"] if row["method"].startswith("DitCacheAdaptor")]
+    return rows, before["about"].rpartition("\n")[2].partition(";")[0]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and write ``search_cost.json`` and ``search_cost.md``, again after every search."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="eight test pictures, 1.3x only")
+    parser.add_argument("--searches", action="store_true", help="measure this package's searches alone again")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     (pipe := load_pipeline()).set_progress_bar_config(disable=True)
@@ -200,11 +209,15 @@ def main(arguments: list[str] | None = None) -> None:
         f"which configurations to try,\ndithooks runs them.\n\n"
         f"{machine()}, diffusers {version('diffusers')}, dithooks {dithooks.__version__}"
     )
-    rows: list[Row] = []
+    rows, adaptors_rows = list[Row](), adaptors
+    if options.searches:
+        kept, made_on = rows_of_adaptors(options.out / "search_cost.json")
+        adaptors_rows = lambda _, target: (row for row in kept if row.target == target)  # noqa: E731
+        about += f"; DitCacheAdaptor's rows are of an earlier run,\non {made_on}"
     for target in TARGETS[:1] if options.quick else TARGETS:
         least = INTERVALS[0]
         for row in (
-            *adaptors(bench, target),
+            *adaptors_rows(bench, target),
             ours(bench, target, f"search, interval {least} or more", interval=least),
             ours(bench, target),
             planned(bench, target),
