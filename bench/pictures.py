@@ -59,7 +59,7 @@ def difference(pipe: EmojiPipeline, folder: Path) -> None:
 
 def searches(pipe: EmojiPipeline, folder: Path, steps: int, captions: tuple[str, ...]) -> None:
     run: Callable[[EmojiPipeline], Tensor] = lambda pipe: draw(pipe, captions, SEED, steps)  # noqa: E731
-    recording = record(pipe, run, probe=len(captions) > 3)
+    recording = record(pipe, run)
     found: list[SearchResult] = []
     for target in TARGETS:
         found.append(search(pipe, run, target, recording=recording, cost="blocks", verbose=False))

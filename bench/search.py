@@ -1,7 +1,7 @@
 """What a searched plan is worth: against schedules that need no search, at equal numbers of blocks run.
 
 ``python -m bench.search --steps 28 --out bench/results`` writes ``search_28.json`` and ``search_28.md``; ``--quick``
-tries it out.
+tries it out, and ``--searches`` measures the searches alone again, and keeps the other rows that are there.
 
 The shipped demo pipeline draws at guidance 3.0 (two calls a step, 12 blocks). For each target, in block executions,
 ``search`` at its defaults is given four calibration captions, and its plan draws 32 test pictures, 16 other captions
@@ -30,7 +30,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -181,13 +181,19 @@ class Bench:
 def searched(bench: Bench, target: float) -> Iterator[Row]:
     """The found plan, and its cheaper siblings."""
     for method, share in ((FOUND, 1.0), (f"search, {SHARE:.0%} of the tokens", SHARE)):
-        before = bench.executions.count
-        result = search(bench.pipe, bench.calibrate, target, cost="blocks", share=share, probe=False, verbose=False)
+        before, ran = bench.executions.count, []
+
+        def run(_: Any, ran: list[int] = ran) -> Tensor:
+            pictures = bench.calibrate()
+            ran.append(bench.executions.count)
+            return pictures
+
+        result = search(bench.pipe, run, target, cost="blocks", share=share, verbose=False)
         run_equivalents = (bench.executions.count - before) / bench.uncached
         tried = len(result.evaluations)
         yield planned(bench, target, method, result.plan, tried, run_equivalents, result.seconds)
         if share == 1.0:
-            recorded = run_equivalents - sum(each.blocks for each in result.evaluations)
+            recorded = (ran[0] - before) / bench.uncached
             alone = plan(result.recording, target, cost="blocks")
             yield planned(bench, target, "plan, nothing run", alone, 1, recorded, result.recording.recorded_ms / 1e3)
 
@@ -199,7 +205,7 @@ def planned(
     values, speedup = bench.measure(found)
     shown = ", ".join(
         f"{piece.picture} blocks {piece.first}–{piece.first + piece.blocks - 1}, "
-        f"{max(len(weights or ()) for weights in piece.coefficients)} residuals"
+        f"{max(len(weights or ()) for weights in piece.coefficients)} {piece.payload}s"
         for piece in found.pieces
     )
     return Row(target, method, "own", shown, tried, speedup, values, run_equivalents, seconds)
@@ -284,12 +290,24 @@ def picture(mask: Sequence[int]) -> str:
 # -- output -----------------------------------------------------------------------------------------------------
 
 
-def measure(bench: Bench, targets: Sequence[float]) -> Iterator[Row]:
-    """All rows, one by one."""
+def measure(bench: Bench, targets: Sequence[float], kept: Sequence[Row]) -> Iterator[Row]:
+    """All rows, one by one; those that need no search are measured only if none are kept."""
     for target in targets:
         yield from searched(bench, target)
-        yield from static(bench, target)
-        yield from schedules(bench, target)
+        if kept:
+            yield from (row for row in kept if row.target == target)
+        else:
+            yield from static(bench, target)
+            yield from schedules(bench, target)
+
+
+def rows_without_a_search(file: Path) -> tuple[list[Row], str]:
+    """Rows of an earlier run, and the machine that it was made on."""
+    before = json.loads(file.read_text(encoding="utf-8"))
+    names = {each.name for each in fields(Row)}
+    rows = [Row(**{name: row[name] for name in names}) for row in before["rows"] if row["group"] != "own"]
+    made_on = before["about"].rpartition("\n")[2].partition(";")[0]
+    return [replace(row, psnr=tuple(row.psnr)) for row in rows], made_on
 
 
 def tables(rows: Sequence[Row], about: str, steps: int) -> str:
@@ -333,6 +351,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=28, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="eight pictures, few schedules, 2x only")
+    parser.add_argument("--searches", action="store_true", help="measure the searches alone again")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
@@ -350,10 +369,13 @@ def main(arguments: list[str] | None = None) -> None:
         f"through the last two residuals,\n{line}.\n\n"
         f"{machine()}, diffusers {version('diffusers')}, dithooks {dithooks.__version__}"
     )
-    stem, rows = options.out / f"search_{options.steps}", []
+    stem, rows, kept = options.out / f"search_{options.steps}", [], []
+    if options.searches:
+        kept, made_on = rows_without_a_search(stem.with_suffix(".json"))
+        about += f"; what needs no search is of an earlier run,\non {made_on}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for row in measure(bench, (2.0,) if options.quick else TARGETS):
+        for row in measure(bench, (2.0,) if options.quick else TARGETS, kept):
             rows.append(row)
             seconds = time.perf_counter() - begun
             print(

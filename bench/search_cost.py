@@ -1,6 +1,7 @@
 """What another search costs on the same model: msmodelslim's for its DiT cache, next to ``search``.
 
-``python -m bench.search_cost --out bench/results`` writes ``search_cost.json`` and ``search_cost.md``. It needs
+``python -m bench.search_cost --out bench/results`` writes ``search_cost.json`` and ``search_cost.md``; ``--searches``
+measures this package's searches alone again, and keeps the adaptor's rows that are there. It needs
 msmodelslim 26.1.0 and what that writes and reads videos with; best in an environment of its own:
 ``pip install --no-deps msmodelslim==26.1.0`` and ``pip install opencv-python-headless "imageio[ffmpeg]"``.
 
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 import dithooks
 from bench.search import CALIBRATION, GUIDANCE, Bench
@@ -141,11 +143,16 @@ def elsewhere() -> Iterator[None]:
 
 def ours(bench: Bench, target: float, name: str = "search", **options: Any) -> Row:
     """The search of this package; with an interval, among plans that the adaptor's four numbers can say."""
-    before = bench.executions.count
-    result = search(bench.pipe, lambda _: list(bench.calibrate()), target, cost="blocks", verbose=False, **options)
+    before, runs = bench.executions.count, 0
+
+    def run(_: Any) -> list[Tensor]:
+        nonlocal runs
+        runs += 1
+        return list(bench.calibrate())
+
+    result = search(bench.pipe, run, target, cost="blocks", verbose=False, **options)
     run_equivalents = (bench.executions.count - before) / bench.uncached
     values, speedup = bench.measure(result.plan)
-    runs = 1 + (result.recording.sensitivity is not None) + len(result.evaluations)
     return Row(target, name, shown(result.plan), runs, run_equivalents, result.seconds, speedup, values)
 
 
@@ -160,7 +167,9 @@ def planned(bench: Bench, target: float) -> Row:
 
 def shown(plan: CachePlan) -> str:
     """Where and when."""
-    return ", ".join(f"blocks {each.first}–{each.first + each.blocks - 1}, {each.picture}" for each in plan.pieces)
+    blocks = [f"blocks {each.first}–{each.first + each.blocks - 1}" for each in plan.pieces]
+    where = ["output" if each.payload == "output" else of for each, of in zip(plan.pieces, blocks, strict=True)]
+    return ", ".join(f"{of}, {each.picture}" for each, of in zip(plan.pieces, where, strict=True))
 
 
 def table(rows: Sequence[Row], about: str) -> str:
@@ -175,11 +184,19 @@ def table(rows: Sequence[Row], about: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rows_of_adaptors(file: Path) -> tuple[list[Row], str]:
+    """Rows of an earlier run, and the machine that it was made on."""
+    before = json.loads(file.read_text(encoding="utf-8"))
+    rows = [Row(**row) for row in before["rows"] if row["method"].startswith("DitCacheAdaptor")]
+    return rows, before["about"].rpartition("\n")[2].partition(";")[0]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and write ``search_cost.json`` and ``search_cost.md``, again after every search."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="eight test pictures, 1.3x only")
+    parser.add_argument("--searches", action="store_true", help="measure this package's searches alone again")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     (pipe := load_pipeline()).set_progress_bar_config(disable=True)
@@ -192,14 +209,17 @@ def main(arguments: list[str] | None = None) -> None:
         f"which configurations to try,\ndithooks runs them.\n\n"
         f"{machine()}, diffusers {version('diffusers')}, dithooks {dithooks.__version__}"
     )
-    rows: list[Row] = []
+    rows, adaptors_rows = list[Row](), adaptors
+    if options.searches:
+        kept, made_on = rows_of_adaptors(options.out / "search_cost.json")
+        adaptors_rows = lambda _, target: (row for row in kept if row.target == target)  # noqa: E731
+        about += f"; DitCacheAdaptor's rows are of an earlier run,\non {made_on}"
     for target in TARGETS[:1] if options.quick else TARGETS:
         least = INTERVALS[0]
         for row in (
-            *adaptors(bench, target),
+            *adaptors_rows(bench, target),
             ours(bench, target, f"search, interval {least} or more", interval=least),
             ours(bench, target),
-            ours(bench, target, "search, without the probe", probe=False),
             planned(bench, target),
         ):
             rows.append(row)

@@ -82,7 +82,7 @@ class EmojiSteps:
     rows = 2  # of a drawing in a call: with the prompt, and without
 
     def __init__(self, pipe: Any, output_type: str = "pil") -> None:
-        self.pipe, self.transformer, self.output_type = pipe, pipe.transformer, output_type
+        self.pipe, self.output_type = pipe, output_type
 
     def begin(self, prompt: str, seed: int, steps: int, guidance: float) -> Drawing:
         """Return what a picture starts from; a prompt that cannot be read is refused here."""
@@ -96,7 +96,7 @@ class EmojiSteps:
         embeds, pooled = (torch.cat(parts) for parts in zip(*(each.prompts for each in drawings), strict=True))
         img_ids, txt_ids = position_ids(SIZE, SIZE, embeds.shape[1])
         times = torch.stack([each.scheduler.timesteps[step] for each, step in zip(drawings, steps, strict=True)])
-        velocity = self.transformer(
+        velocity = self.pipe.transformer(  # what the pipeline holds: a plan may leave the whole call out
             hidden_states=torch.cat([each.latents for each in drawings]).repeat_interleave(2, 0),
             timestep=(times / 1000).repeat_interleave(2),
             encoder_hidden_states=embeds,
@@ -235,7 +235,7 @@ class StepServer:
         self._changed, self._is_closing = threading.Condition(), False
         self._seconds = 0.0  # spent on all steps
         if plans is not None:
-            self.cache = dit_cache(drawer.transformer, plans, tier=tier)
+            self.cache = dit_cache(drawer.pipe, plans, tier=tier)
         self._worker = threading.Thread(target=self._work, name="steps", daemon=True)
         self._worker.start()
 

@@ -18,6 +18,8 @@ EPILOG = """what TARGET can be:
   path/to/file.py:factory     your own: a function without arguments that returns a pair of the pipeline (the model,
   package.module:factory      or a BlockAdapter) and how to call it: a dict of keyword arguments, a tuple of
                               positional ones, or a function that does, without arguments or given the pipeline.
+                              With several --steps a dict needs num_inference_steps, and a
+                              function is given the pipeline and the number of steps.
                               The results of the call are compared: pictures, videos or latents. A dict's or tuple's
                               generators are set back before each run, and so are torch's own; a function has to draw
                               the same each time by itself.
@@ -69,9 +71,11 @@ def add_arguments(parser: Parser) -> None:
     )
     add(
         "--steps",
+        action="append",
         type=int,
         metavar="N",
-        help="sampling steps: those of the demo (default: 28), those a factory's run has to take",
+        help="sampling steps: those of the demo (default: 28), those a factory's run has to take; repeatable: the plan "
+        "is searched at the first and also fitted at the others, and serves for those and what is in between",
     )
     add("--cost", choices=("time", "blocks"), default="time", help="the measure of the speed-up (default: %(default)s)")
     add("--evals", type=int, metavar="N", help="plans that are run at most (default: 4; 6 where weights are fitted)")
@@ -137,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = {field.name: getattr(args, field.name) for field in fields(SearchOptions)}
     options |= {"speedups": tuple(args.speedups or ()), "prompts": tuple(args.prompts), "metrics": tuple(args.metrics)}
+    options["steps"] = tuple(args.steps or ())
     return run_search(SearchOptions(**options))
 
 

@@ -37,7 +37,8 @@ from .targets.runnable import GUIDANCE, STEPS, check_target, drawing_of, shipped
 SPEEDUP = 2.0  # where none is asked for
 SEED = 1000  # the demo's default: with it, the plans that ship were searched
 DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes
-Drawing = tuple[Any, Callable[[], object], "int | None"]  # the target, what draws with it, in how many steps, if known
+Draw = Callable[["int | None"], object]  # in so many steps
+Drawing = tuple[Any, Draw, "int | None"]  # the target, what draws with it, in how many steps, if known
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class SearchOptions:
     objective: Objective = "both"
     metrics: tuple[Metric, ...] = ()
     out: str = "plan.json"
-    steps: int | None = None
+    steps: tuple[int, ...] = ()
     cost: Literal["time", "blocks"] = "time"
     evals: int | None = None
     local_moves: int | None = None
@@ -77,7 +78,8 @@ class SearchOptions:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, steps=1, evals=1, local_moves=0, interval=2, workers=1)
+        check_least(self, evals=1, local_moves=0, interval=2, workers=1)
+        self._check_steps()
         for name in ("max_runs", "seconds"):
             if not (value := getattr(self, name)) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
@@ -98,6 +100,18 @@ class SearchOptions:
             raise UsageError(f"--report {self.report} is a page: give a name that ends in .html")
         if self.record is not None and self.recording is not None:
             raise UsageError("--record goes without --recording: that one is saved already")
+
+    def _check_steps(self) -> None:
+        least = 2 if len(self.steps) > 1 else 1
+        for steps in self.steps:
+            if steps < least:
+                raise UsageError(f"--steps is {steps}: it must be {least} or more")
+        if len(set(self.steps)) < len(self.steps):
+            raise UsageError(f"--steps is given twice with the same number: {', '.join(map(str, self.steps))}")
+        if len(self.steps) > 1:
+            for name in ("interval", "executor"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"--{name} goes with one number of --steps, not with {len(self.steps)}")
 
     @property
     def goals(self) -> tuple[float, ...]:
@@ -191,10 +205,10 @@ def _search(
     target, draw, steps = drawing
     seed = torch.initial_seed()
 
-    def run(_: object) -> object:
+    def run(_: object, count: int | None = steps) -> object:
         torch.manual_seed(seed)  # every run has to draw the same, whichever generator it takes its noise from
         with torch.no_grad():
-            return draw()
+            return draw(count)
 
     with one_line():
         return search(
@@ -202,6 +216,7 @@ def _search(
             run,
             goal if isinstance(goal, float) and options.target_psnr is None else SPEEDUP,
             num_inference_steps=steps,
+            steps=options.steps if len(options.steps) > 1 else None,
             recording=recording,
             cost=options.cost,
             max_evals=options.evals,
@@ -223,22 +238,26 @@ def _search(
 
 def _of_demo(options: SearchOptions, recording: Recording | None) -> Drawing:
     pipe, prompts = shipped(options.prompts, fresh=False)
-    steps = options.steps or (STEPS if recording is None else recording.steps)
-    _check_steps(steps, recording)
+    steps = options.steps[0] if options.steps else STEPS if recording is None else recording.steps
+    _check_recorded(steps, recording)
     seed = SEED if options.seed is None else options.seed
     guidance = GUIDANCE if options.guidance is None else options.guidance
-    return pipe, drawing_of(pipe, prompts, steps, seed, guidance), steps
+    return pipe, lambda count: drawing_of(pipe, prompts, count or steps, seed, guidance)(), steps
 
 
 def _of_factory(options: SearchOptions, recording: Recording | None) -> Drawing:
-    from .targets.user_factory import of_factory
+    from .targets.user_factory import of_factory, of_factory_with_steps
 
-    _check_steps(options.steps, recording)
+    steps = options.steps[0] if options.steps else None
+    _check_recorded(steps, recording)
+    if len(options.steps) > 1:
+        target, draw = of_factory_with_steps(options.target)
+        return target, lambda count: draw(count or options.steps[0]), steps
     subject = of_factory(options.target)
-    return subject.target, subject.run, options.steps
+    return subject.target, lambda _: subject.run(), steps
 
 
-def _check_steps(steps: int | None, recording: Recording | None) -> None:
+def _check_recorded(steps: int | None, recording: Recording | None) -> None:
     if recording is not None and steps not in (None, recording.steps):
         raise UsageError(f"--steps is {steps}, but the recording is of {recording.steps}: leave it out")
 

@@ -33,10 +33,10 @@ def coefficients(
     cost: Cost = "time",
     anchors: int = 2,
 ) -> Figure:
-    """Draw the weights by which each reused residual is made from the anchors, over σ.
+    """Draw the weights by which each reused residual or output is made from the anchors, over σ.
 
     Each transformer is a panel, whose steps go from left to right. Grey lines are computed steps; between two of them,
-    each reused step has a mark for every anchor. Anchors are the residuals of the last computed steps.
+    each reused step has a mark for every anchor. Anchors are the residuals or outputs of the last computed steps.
 
     Args:
         found: a plan, the result of a search, whose plan is drawn, or a recording, from which a plan is made.
@@ -105,7 +105,7 @@ def draw_weights(panel: Axes, piece: TransformerPlan) -> None:
     panel.set_ylabel("weight", fontsize=FONT)
     where = f"{piece.path}: " if piece.path else ""
     blocks = f"blocks {piece.first} … {piece.first + piece.blocks - 1} of {piece.total}"
-    panel.set_title(where + blocks, fontsize=FONT, loc="left")
+    panel.set_title(where + ("output" if piece.payload == "output" else blocks), fontsize=FONT, loc="left")
     plain_axes(panel)
 
 

@@ -78,6 +78,15 @@ def four():
 def positional():
     return Toy(), (2.0, torch.Generator().manual_seed(7))
 
+def counted():
+    class Counted(Toy):
+        def __call__(self, num_inference_steps=6, generator=None):
+            return super().__call__(generator=generator, steps=num_inference_steps)
+    return Counted(), {"num_inference_steps": 6, "generator": torch.Generator().manual_seed(7)}
+
+def counting():
+    return Toy(), lambda pipe, steps: pipe(generator=torch.Generator().manual_seed(7), steps=steps)
+
 def without_generator():
     return Toy(), {}
 
@@ -264,6 +273,22 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
         assert main([*DEMO, *arguments, "--out", "none.json", "--min-psnr", "500"]) == 3
         assert not (folder / "none.json").exists()
 
+    def test_several_numbers_of_steps(self, folder):
+        """The plan is of the first, and has a schedule of its own for the other, which runs are made by."""
+        command = [each for each in DEMO if each not in ("--steps", "6")]
+        assert main([*command, "--steps", "6", "--steps", "4", "--target", "2", "--quiet"]) == 0
+        plan = CachePlan.load("plan.json")
+        assert plan.made.steps == 6
+        (other,) = plan.pieces[0].others
+        assert len(other.steps) == 4
+        assert [each.steps for each in plan.provenance.elsewhere] == [4, 6]
+        pipe = load_pipeline()
+        pipe.set_progress_bar_config(disable=True)
+        for steps, mask in ((4, other.steps), (6, plan.pieces[0].steps)):
+            with dit_cache(pipe, plan) as cache:
+                pictures(pipe, steps)
+            assert cache.stats.blocks_run == 2 * 12 * sum(mask)
+
     def test_unreachable(self, found, folder, capsys):
         arguments = ["--recording", str(found / "run.npz"), "--target", "50", "--out", "fast.json", "--quiet"]
         assert main([*DEMO, *arguments]) == 3
@@ -357,6 +382,10 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
             (["--recording", "mine.py"], "mine.py is no file that Recording.save wrote"),
             (["--recording", "mine.py", "--record", "run.npz"], "--record goes without --recording"),
             (["--steps", "1"], "nothing of this run can be reused"),
+            (["--steps", "6", "--steps", "6"], "--steps is given twice with the same number: 6, 6"),
+            (["--steps", "6", "--steps", "1"], "--steps is 1: it must be 2 or more"),
+            (["--steps", "6", "--steps", "9", "--interval", "2"], "--interval goes with one number of --steps"),
+            (["--steps", "6", "--steps", "9", "--executor", "ray"], "--executor goes with one number of --steps"),
         ],
     )
     def test_asked_wrongly(self, arguments, message, folder, capsys):
@@ -413,6 +442,21 @@ class TestOwn:
         assert [each.tobytes() for each in first] == [each.tobytes() for each in second]
         assert main(["search", "mine.py:pipeline", *TOY, "--quiet"]) == 0  # pictures of PIL, in an output
         assert CachePlan.load("plan.json").provenance.samples == 2
+
+    def test_several_numbers_of_steps(self, folder):
+        """A dict's number is replaced, its generators are set back each time; a function is given the number."""
+        for name in ("counted", "counting"):
+            assert main(["search", f"mine.py:{name}", *TOY, "--steps", "6", "--steps", "4", "--quiet"]) == 0
+            plan = CachePlan.load("plan.json")
+            assert (plan.made.steps, [len(each.steps) for each in plan.pieces[0].others]) == (6, [4])
+            assert all_equal(starts())
+            starts().clear()
+
+    @pytest.mark.parametrize("name", ["toy", "positional", "given_the_pipeline"])
+    def test_a_factory_that_takes_no_number_of_steps(self, name, folder, capsys):
+        assert main(["search", f"mine.py:{name}", "--steps", "6", "--steps", "4"]) == 2
+        assert f"what mine.py:{name} returned takes no number of steps" in capsys.readouterr().err
+        assert not (folder / "plan.json").exists()
 
     def test_json_is_alone_on_stdout(self, folder, capsys):
         assert main(["search", "mine.py:toy", *TOY, "--json", "-"]) == 0

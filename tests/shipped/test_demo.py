@@ -635,7 +635,7 @@ def test_requests_have_tiers_of_their_own():
     plans = PlanTiers({name: load_plan(name) for name in ("1.5x", "2x", "3x")})
     computed = {name: sum(plan.pieces[0].steps) for name, plan in plans.plans.items()}
     (piece,) = plans.select("3x").pieces
-    other = replace(plans.select("3x"), pieces=(replace(piece, payload="output"),))
+    other = replace(plans.select("3x"), pieces=(replace(piece, payload="residual"),))
     with warnings.catch_warnings(), dit_cache(load_pipeline(), plans, tier="2x") as cache:
         warnings.simplefilter("ignore")  # that nothing was drawn
         for name in computed:

@@ -24,6 +24,7 @@ from ...errors import TargetError
 from ...inspection.diffusers_class import Subject
 from ...validation import shown
 
+STEPS = "num_inference_steps"  # the argument of a pipeline
 RETURNS = "a pair: the target, and a dict of keyword arguments, a tuple of positional ones or a function that runs it"
 
 
@@ -35,6 +36,36 @@ def of_factory(spelled: str) -> Subject:
     Raises:
         TargetError: there is no such factory, or it returns something else.
     """
+    target, given = _made(spelled)
+    return Subject(spelled, target, _run(spelled, target, given), "target")
+
+
+def of_factory_with_steps(spelled: str) -> tuple[Any, Callable[[int], object]]:
+    """Call a factory and return its target with a function that runs it in a number of steps.
+
+    Raises:
+        TargetError: there is no such factory, or what it returns takes no number of steps.
+    """
+    target, given = _made(spelled)
+    called: Any = target.target if isinstance(target, BlockAdapter) else target
+    if isinstance(given, dict) and STEPS in given:
+        restore = _generators_restored(given)
+
+        def draw(steps: int) -> object:
+            restore()
+            return called(**given | {STEPS: steps})
+
+        return target, draw
+    if isinstance(given, (dict, tuple)) or not _takes(inspect.signature(given), called, 1):
+        raise TargetError(
+            f"what {spelled} returned takes no number of steps, so several --steps cannot be tried: return a dict with "
+            f"{STEPS}, or a function of two arguments, the pipeline and the number of steps"
+        )
+    return target, lambda steps: given(called, steps)
+
+
+def _made(spelled: str) -> tuple[Any, Any]:
+    """Call a factory and return its pair."""
     where, _, name = spelled.rpartition(":")
     module = _file(Path(where)) if where.endswith(".py") else _module(where)
     factory = getattr(module, name, None)
@@ -45,8 +76,7 @@ def of_factory(spelled: str) -> Subject:
     if not isinstance(made, tuple) or len(made) != 2 or not (isinstance(made[1], (dict, tuple)) or callable(made[1])):
         got = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
         raise TargetError(f"{spelled} returned {got}: it has to return {RETURNS}")
-    target, given = made
-    return Subject(spelled, target, _run(spelled, target, given), "target")
+    return made
 
 
 def _run(spelled: str, target: Any, given: Any) -> Callable[[], object]:
@@ -54,11 +84,10 @@ def _run(spelled: str, target: Any, given: Any) -> Callable[[], object]:
     if not isinstance(given, (dict, tuple)):
         return _function(spelled, called, given)
     args, kwargs = ((), given) if isinstance(given, dict) else (given, {})
-    states = [(generator, generator.get_state()) for generator in _generators(given)]
+    restore = _generators_restored(given)
 
     def run() -> object:
-        for generator, state in states:  # the run before has advanced them
-            generator.set_state(state)
+        restore()
         return called(*args, **kwargs)
 
     return run
@@ -82,6 +111,17 @@ def _takes(signature: inspect.Signature, *args: object) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _generators_restored(given: object) -> Callable[[], None]:
+    """A function that sets the generators among the arguments back to their state of now."""
+    states = [(generator, generator.get_state()) for generator in _generators(given)]
+
+    def restore() -> None:
+        for generator, state in states:  # the run before has advanced them
+            generator.set_state(state)
+
+    return restore
 
 
 def _generators(value: object) -> Iterator[torch.Generator]:
