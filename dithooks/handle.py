@@ -182,6 +182,8 @@ def dit_cache(
         raise WrongType(f"on_decision={shown(on_decision)} cannot be called: give a function of one argument, or none")
     telling = StepTelling(timestep, calls_per_step, steps)
     consensus = consensus_of(process_group)
+    if isinstance(target, CacheHandle):
+        raise WrongType("target is a CacheHandle, which is a cache already: use its update(), or give its pipeline")
     handle = CacheHandle(target, blocks, scheduler, verify, consensus, on_decision, telling, method)
     try:
         handle.update(config, tier)
