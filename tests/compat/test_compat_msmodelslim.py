@@ -198,6 +198,37 @@ class TestSearch:
         adaptor = DitCacheAdaptor(OpenSoraPipeline(), searching())
         assert adaptor.search(lambda pipe: given(run_pipeline_and_save_videos(pipe))) == found
 
+    @pytest.mark.parametrize("streams", [1, 2])
+    def test_a_loop_that_calls_the_blocks_and_sets_the_index_before_each(self, streams):
+        """As msmodelslim's own tests have it: no scheduler, no call of the transformer."""
+
+        class Driven(OpenSoraPipeline):
+            ran = 0
+
+            @torch.no_grad()
+            def __call__(self, prompt):
+                for step in range(STEPS):
+                    image = torch.linspace(0, 1, 16).reshape(1, 4, 4)
+                    states = image if streams == 1 else (image, image / 2)
+                    for block in self.transformer.transformer_blocks:
+                        DitCacheAdaptor.set_timestep_idx(step)
+                        states = block.forward(states, timestep=1000 - 80 * step)
+                video = torch.stack([states if streams == 1 else sum(states)] * 8)
+                return SimpleNamespace(images=[video.mul(50).clamp(0, 255).byte().repeat(1, 1, 1, 3).numpy()])
+
+        pipeline = Driven(streams)
+        pipeline.scheduler = None
+        for block in pipeline.transformer.transformer_blocks:  # counts what is run, whoever calls it
+            for part in block.children():
+                part.register_forward_hook(lambda *_: setattr(pipeline, "ran", pipeline.ran + 1))
+        config = DitCacheSearchConfig(dit_block_num=BLOCKS, num_sampling_steps=STEPS, num_hidden_states=streams)
+        found = DitCacheAdaptor(pipeline, config).search(run_pipeline_and_save_videos)
+        pipeline.ran, parts = 0, streams  # of each block
+        run_pipeline_and_save_videos(pipeline)
+        reused = sum((step - found.cache_step_start) % 2 for step in range(found.cache_step_start, STEPS))
+        assert pipeline.ran == parts * (STEPS * BLOCKS - reused * found.cache_num_blocks)
+        assert STEPS * BLOCKS * parts / pipeline.ran >= 1.3
+
     def test_several_prompts_as_one_tensor(self):
         def run(pipe):
             return torch.from_numpy(np.stack([pipe(prompt).images[0] for prompt in ("a dog", "the sea")]))

@@ -115,6 +115,7 @@ class TestSubmodules:
         assert issubclass(functors.HiDreamPatchFunctor, cache_dit.PatchFunctor)
         assert functors.HiDreamPatchFunctor().apply(model) is model
 
+    @pytest.mark.slow
     def test_in_a_process_that_has_imported_nothing_yet(self):
         """A path deeper than the package that is imported first."""
         code = f"from {HERE}.caching.cache_contexts.cache_manager import CachedContextManager as C; print(C.__name__)"

@@ -12,7 +12,6 @@ from . import functors
 from .absent_names import ABSENT_NAMES
 from .adapters import BlockAdapter, BlockAdapterRegistry
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, DBCacheConfig, TaylorSeerCalibratorConfig
-from .configs import caching_type as cache_type
 from .enable import disable_cache, enable_cache, refresh_context
 from .forward_pattern import ForwardPattern
 from .functors import PatchFunctor
@@ -33,18 +32,11 @@ init_logger, load_options = getLogger, load_configs
 
 _HERE = (
     *("attention", "cache_factory", "caching", "compile", "distributed", "envs", "generate", "kernels", "logger"),
-    *(
-        "metrics",
-        "offload",
-        "parallelism",
-        "profiler",
-        "quantization",
-        "caching.block_adapters",
-        "caching.cache_adapters",
-    ),
-    *("caching.cache_adapters.cache_adapter", "caching.cache_blocks", "caching.cache_blocks.pattern_0_1_2"),
-    *("caching.cache_blocks.pattern_3_4_5", "caching.cache_contexts", "caching.cache_contexts.cache_manager"),
-    *("caching.cache_contexts.calibrators", "caching.forward_pattern", "caching.load_configs"),
+    *("metrics", "offload", "parallelism", "profiler", "quantization"),
+    *("caching.block_adapters", "caching.cache_adapters", "caching.cache_adapters.cache_adapter"),
+    *("caching.cache_blocks", "caching.cache_blocks.pattern_0_1_2", "caching.cache_blocks.pattern_3_4_5"),
+    *("caching.cache_contexts", "caching.cache_contexts.cache_manager", "caching.cache_contexts.calibrators"),
+    *("caching.forward_pattern", "caching.load_configs"),
 )
 _SUBMODULES = dict.fromkeys(_HERE, sys.modules[__name__]) | dict.fromkeys(
     ("cache_factory.patch_functors", "caching.patch_functors"), functors
@@ -64,7 +56,6 @@ __all__ = [
     "ParamsModifier",
     "PatchFunctor",
     "TaylorSeerCalibratorConfig",
-    "cache_type",
     "disable_cache",
     "enable_cache",
     "get_adapter",

@@ -44,6 +44,7 @@ REMEDIES = {
         *("compute_fid", "compute_psnr", "compute_ssim"),
     ),
     "read and draw with the commands of `dithooks`": ("entrypoint",),
+    "write CacheType.DBCache or CacheType.NONE": ("cache_type",),
     "it has nothing to do with the cache: leave it out": (
         *("ENV", "disable_print", "maybe_empty_cache", "parse_extra_modules"),
     ),
