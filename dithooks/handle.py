@@ -57,11 +57,6 @@ from .stats.warnings import (
 )
 from .validation import shown
 
-ONE_RANGE = (
-    "plans of one batch share blocks and payload, as those of one search(targets=...) do; give this one a cache of its "
-    "own, dit_cache(...)"
-)
-
 
 class HandleState(Enum):
     """How far a handle has come, for good: none of these is ever left for one above it."""
@@ -620,19 +615,25 @@ class CacheHandle:
                 f"{subject} was made for another model (fingerprint {config.fingerprint}, here {here}): "
                 "search one for this model"
             )
-        configs, rest = [], {id(chain): chain for chain, own in chains if not own.when.never_reuses}
+        rest = {id(chain): chain.name for chain, own in chains if not own.when.never_reuses}
+        configs, differences = [], []
         for attached in self._attached:
             pair = next((pair for pair in chains if pair[0].path == attached.chain.path), None)
             blocks = [each.path for each in attached.chain.block_lists]
             pair = next((pair for pair in chains if [each.path for each in pair[0].block_lists] == blocks), pair)
-            difference = "another model" if pair is None else _difference(pair[1], attached)
-            if pair is None or difference is not None:
-                raise InvalidSetting(f"{subject} caches {difference}: {ONE_RANGE}")
-            rest.pop(id(pair[0]), None)
-            configs.append((attached, pair[1]))
-        if rest:
-            names = ", ".join(chain.name for chain in rest.values())
-            raise InvalidSetting(f"{subject} caches {names:.60}, too, which the cache is not attached to: {ONE_RANGE}")
+            if pair is None:
+                differences.append(f"nothing of {attached.log.name}")
+                continue
+            chain, own = pair
+            rest.pop(id(chain), None)
+            differences += _differences(own, attached)
+            configs.append((attached, own))
+        differences += [f"{name}, too, which the cache is not attached to" for name in rest.values()]
+        if differences:
+            raise InvalidSetting(
+                f"{subject} caches {differences[0]:.140}: plans of one batch share blocks and payload, as those of one "
+                "search(targets=...) do; give this one a cache of its own, dit_cache(...)"
+            )
         settings, mine = self._settings(), [skip for attached in self._attached for skip in attached.skips]
         for attached, own in configs:
             if not own.when.never_reuses:
@@ -818,15 +819,15 @@ class CacheHandle:
         return None if scheduler is None else type(scheduler).__name__
 
 
-def _difference(config: DitCacheConfig, attached: AnyAttachment) -> str | None:
-    """Return what else than is attached the configuration of a request caches; ``None``: the same, or nothing."""
+def _differences(config: DitCacheConfig, attached: AnyAttachment) -> list[str]:
+    """Return what else than is attached the configuration of a request caches, if anything."""
     name, (payload, *blocks) = attached.log.name, _range_of(config, attached)
     its_payload, *its_blocks = _range_of(attached.cache.decider.config, attached)
     if config.when.never_reuses or (payload, blocks) == (its_payload, its_blocks):
-        return None
+        return []
     if payload != its_payload:
-        return f"the {payload} of {name}, and the cache is attached to its {its_payload}"
-    return f"other blocks of {name} than {attached.describe()}, which the cache is attached to"
+        return [f"the {payload} of {name}, and the cache is attached to its {its_payload}"]
+    return [f"other blocks of {name} than {attached.describe()}, which the cache is attached to"]
 
 
 def _range_of(config: DitCacheConfig, attached: AnyAttachment) -> tuple[str, int, int]:
