@@ -128,8 +128,11 @@ class Tiny:
     def __init__(self, name: str) -> None:
         supported = sys.modules["comfy.supported_models"]
         if name == "FLUX":
+            fields = sys.modules["comfy.ldm.flux.model"].FluxParams.__annotations__
+            later = {"txt_ids_dims": []} if "txt_ids_dims" in fields else {}
             config = supported.Flux(
                 {
+                    **later,
                     **{"image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 24},
                     **{"context_in_dim": 32, "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2},
                     **{"depth_single_blocks": 3, "axes_dim": [4, 10, 10], "theta": 10_000, "patch_size": 2},
