@@ -128,8 +128,11 @@ class Tiny:
     def __init__(self, name: str) -> None:
         supported = sys.modules["comfy.supported_models"]
         if name == "FLUX":
+            fields = sys.modules["comfy.ldm.flux.model"].FluxParams.__annotations__
+            later = {"txt_ids_dims": []} if "txt_ids_dims" in fields else {}
             config = supported.Flux(
                 {
+                    **later,
                     **{"image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 24},
                     **{"context_in_dim": 32, "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2},
                     **{"depth_single_blocks": 3, "axes_dim": [4, 10, 10], "theta": 10_000, "patch_size": 2},
@@ -270,7 +273,8 @@ class Oracle:
         step = int((sigmas[:-1] - sigma).abs().argmin())
         if step != self.step:
             self.step, self.counts = step, {}
-        conds = (*options["uuids"], "skip" in str(options.get("patches_replace")))
+        window = getattr(options.get("context_window"), "index_list", ())
+        conds = (*options["uuids"], *window, "skip" in str(options.get("patches_replace")))
         count = self.counts[conds] = self.counts.get(conds, 0) + 1
         self.key = (conds, count)
         was_there = self.seen.get(self.key) == step - 1
@@ -370,6 +374,7 @@ def other_nodes(tiny: Tiny) -> Iterator[tuple[str, dict[str, Any]]]:
         row = tiny.compare(lambda p: tiny.draw(p, conds=conds))
         row["holds"] = row["holds"] and apart(tiny.draw(tiny.patcher, conds=conds), unpatched) > 1e-3
         yield "a ControlNet's residuals", row
+    yield from parts_of_the_picture(tiny)
     yield from hooked_conds(tiny)
     yield from compiled(tiny)
     slg = importlib.import_module("comfy_extras.nodes_slg").SkipLayerGuidanceDiT
@@ -387,6 +392,23 @@ def other_nodes(tiny: Tiny) -> Iterator[tuple[str, dict[str, Any]]]:
         "EasyCache's node on the same model",
         {"off": 0.0, "told": told, "left": tiny.state() != tiny.before, "holds": bool(told)},
     )
+
+
+def parts_of_the_picture(tiny: Tiny) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Prompts for regions, and windows over the frames of a video."""
+    left, right = (conditioning(seed, 7, area=(8, 6, 0, x), strength=1.0) for seed, x in ((1, 0), (4, 6)))
+    if len(tiny.shape) == 4:
+        whole = conditioning(5, 7)
+        yield (
+            "two regions with prompts of their own",
+            tiny.compare(lambda p: tiny.draw(p, conds=[left + right + whole, conditioning(2, 7)])),
+        )
+        return
+    node = importlib.import_module("comfy_extras.nodes_context_windows").WanContextWindowsManualNode
+    shape = (*tiny.shape[:2], 7, *tiny.shape[3:])
+    for schedule in ("standard_static", "batched"):
+        windows = node.execute(tiny.patcher, 13, 5, schedule, 1, False, "pyramid").args[0]
+        yield f"context windows, {schedule}", tiny.compare(lambda p: tiny.draw(p, shape=shape), patcher=windows)
 
 
 def hooked_conds(tiny: Tiny) -> Iterator[tuple[str, dict[str, Any]]]:

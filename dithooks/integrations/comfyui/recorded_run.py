@@ -46,7 +46,7 @@ class RecordedRun(ModelCache):
             return drawn
 
         try:
-            recording = record(model, run_once, scheduler=session.scheduler)
+            recording = record(model, run_once)
             found = plan(recording, self.target_speedup, cost="blocks")
             found.save(file)
         except DitHooksError as error:

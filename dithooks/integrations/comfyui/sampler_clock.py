@@ -20,10 +20,6 @@ SOURCE = "ComfyUI"
 CONDS = ("cond", "uncond")  # by ComfyUI's index; those of other guiders are numbered
 
 
-class SamplerSigmas(RequestSchedule):
-    """The noise levels of a sampler's steps."""
-
-
 @dataclass(frozen=True, eq=False)
 class CallPlace:
     """A step source for one call of the model.
@@ -147,7 +143,7 @@ class SamplerSession(Session):
 
     def __init__(self, sigmas: Sequence[float]) -> None:
         self.levels = [level for level, _ in groupby(sigmas[:-1])]  # twice the same level is one step
-        super().__init__(None, SamplerSigmas(self.levels))
+        super().__init__(None, RequestSchedule(self.levels))
         self._run, self._step, self._names = object(), 0, BranchNames()
         self._read: tuple[object, float] = (None, 0.0)
 

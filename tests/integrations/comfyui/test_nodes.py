@@ -1,19 +1,22 @@
 """The nodes, as ComfyUI loads and runs them, by both of its interfaces."""
 
 import asyncio
+import json
 import runpy
 import sys
+from pathlib import Path
 
 import comfy_stand_in as comfy
 import pytest
 import torch
 
-from dithooks import CachePlan, PlanTiers
+from dithooks import CachePlan, DitCacheConfig, DitHooksWarning, PlanTiers, dit_cache
 from dithooks.errors import InvalidSetting, MissingFile
 from dithooks.integrations.comfyui import exports
 from dithooks.integrations.comfyui.__main__ import main
 from dithooks.integrations.comfyui.plan_folder import NONE
 
+PAGE = Path(__file__).parents[3] / "docs" / "howto" / "comfyui.md"
 IDS = ["DithooksApplyPlan", "DithooksRecordAndPlan", "DithooksBudget", "DithooksReport"]
 SIGMAS = torch.cat([torch.linspace(1.0, 0.05, 20), torch.zeros(1)])
 PROMPTS = [torch.full((1, 3, 6), 0.3), torch.full((1, 3, 6), -0.7)]
@@ -161,6 +164,17 @@ def test_an_exception_in_the_recorded_run_is_passed_on(nodes, patcher, tmp_path)
     assert not [*(tmp_path / "dithooks").glob("*")]
 
 
+def test_what_keeps_a_run_from_being_recorded_is_an_error(nodes, patcher):
+    """Raised before a step is made, as nothing is drawn yet that could be lost."""
+    (model,) = run(nodes["DithooksRecordAndPlan"], model=patcher, target_speedup=2.0)
+    cache = dit_cache(patcher.model.diffusion_model, DitCacheConfig(2, 2, 0, 3))
+    with pytest.raises(InvalidSetting, match="cached"):
+        draw(model)
+    assert cache.stats.calls == 0
+    with pytest.warns(DitHooksWarning, match="no call"):
+        cache.remove()
+
+
 def test_a_plan_of_another_model_is_refused_before_a_step(nodes, patcher):
     (model,) = run(nodes["DithooksRecordAndPlan"], model=patcher, target_speedup=2.0, name="mine")
     draw(model)
@@ -206,3 +220,16 @@ def test_another_file_under_the_same_name_is_loaded_anew(nodes, patcher, tmp_pat
     assert before != there == state(model=None, plan="mine.json")
     (tmp_path / "dithooks" / "mine.json").write_text("{}")
     assert state(model=None, plan="mine.json") != there
+
+
+def test_the_workflow_of_the_page_gives_each_node_what_it_takes(nodes):
+    flow = json.loads(PAGE.read_text(encoding="utf-8").partition("```json\n")[2].partition("```")[0])
+    own = {each["class_type"]: each["inputs"] for each in flow.values() if each["class_type"] in nodes}
+    assert [*own] == ["DithooksBudget", "DithooksReport"]
+    for name, given in own.items():
+        taken = nodes[name].INPUT_TYPES()["required"]
+        assert given.keys() == taken.keys()
+        links = {key for key, value in given.items() if isinstance(value, list)}
+        assert links == {key for key, (kind, _) in taken.items() if kind in ("MODEL", "LATENT")}
+        choices = {key: kind for key, (kind, _) in taken.items() if isinstance(kind, list)}
+        assert all(given[key] in kind for key, kind in choices.items())

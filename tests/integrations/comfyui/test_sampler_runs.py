@@ -1,6 +1,7 @@
 """Samplers of ComfyUI with a cached model: exact to caches by hand, and nothing left on the model."""
 
 import logging
+from types import SimpleNamespace
 
 import comfy_stand_in as comfy
 import pytest
@@ -10,6 +11,7 @@ from dithooks import DitCacheConfig, Mask, handle_of
 from dithooks.errors import InvalidSetting, WrongType
 from dithooks.integrations.comfyui.cached_run import CachedRun
 from dithooks.integrations.comfyui.model_cache import report_of
+from dithooks.integrations.comfyui.run_report import told
 
 BITS = tuple(int(bit) for bit in "11101001010010101001")
 SIGMAS = torch.cat([torch.linspace(1.0, 0.05, 20), torch.zeros(1)])
@@ -196,6 +198,15 @@ def test_where_nothing_is_reused_it_is_said_aloud(caplog):
         draw(clone)
     assert str(report_of(clone)) == "NOTHING was reused in 20 steps: mask 20× (Wan, by mask)"
     assert [each.levelname for each in caplog.records if "NOTHING" in each.message] == ["WARNING"]
+
+
+def test_steps_of_which_some_calls_were_reused_are_counted_apart():
+    """As where a prompt holds from a later step on: its first call there is computed."""
+    reused = {0: (False, False), 1: (True, False), 2: (True, True), 3: (True, True)}
+    decisions = [SimpleNamespace(step=step, reuse=each) for step, pair in reused.items() for each in pair]
+    stats = SimpleNamespace(blocks_total=32, blocks_run=12, reasons={})
+    told_of = told(SimpleNamespace(decisions=decisions, stats=stats), 4)
+    assert told_of == ("2 of 4 steps reused and 1 in part, 2.7× fewer blocks", False)
 
 
 def test_what_is_no_model_is_refused():
