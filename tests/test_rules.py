@@ -45,7 +45,7 @@ FLOORS = (
     "demo plots compat",
     "plot sharing",
     "__init__",
-    "cli ray adapters",  # the folders in integrations, which bring a cache to another engine
+    "cli ray adapters",
 )
 NOUNS = {"loading", "matching", "offloading", "timing", "warning", "wiring", "wording"}  # that look like participles
 MIRRORED = {"BlockAdapter", "BlockAdapterRegistry", "CacheStats", "DitCacheConfig", "PatchFunctor"}  # by compat
@@ -169,9 +169,12 @@ def files_imported(path):
 
 
 def room(path):
-    """The folder of the package that a file is in; for those at its top, the file; the adapters are one room."""
-    first, *inner = named(path).split("/")
-    return "adapters" if first == "integrations" and len(inner) > 1 else first.removesuffix(".py")
+    """The folder of the package that a file is in; for those at its top, the file.
+
+    Folders within ``integrations/`` adapt the whole library to a program that uses it: they stand on the top floor.
+    """
+    is_adapter = path.parent.parent == PACKAGE / "integrations"
+    return "adapters" if is_adapter else named(path).partition("/")[0].removesuffix(".py")
 
 
 IMPORTS = {path: set(files_imported(path)) - {path} for path in SOURCES}
