@@ -7,6 +7,7 @@ SGLang cannot be installed here; 1 one does not, or an import breaks.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 import sys
 import tempfile
@@ -196,7 +197,7 @@ def _rows(server: _Server) -> Iterator[dict[str, Any]]:
         yield row(what, figure, error < EXACT < moved and counted.count == due + 2)
     server.draw(stage, 9)
     plain = server.draw(stage, 9, **OFF)
-    same = list(model.blocks) == before and model._plain_blocks()
+    same = all(map(operator.is_, model.blocks, before)) and model._plain_blocks()
     bare = not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())
     yield row('`{"dithooks": false}`: blocks and hooks', "as before the first request", same and bare)
     server.draw(stage, 9)

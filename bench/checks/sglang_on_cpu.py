@@ -34,13 +34,18 @@ def residual_norm(residual: Tensor, x: Tensor, gate: Tensor | None, *norm_argume
     return norm(stream, *norm_arguments), stream
 
 
+def schemas() -> list[torch.library.Library]:
+    """Define torchvision's schemas, where its own library is not there; return what has to be kept."""
+    if hasattr(torch.ops.torchvision, "nms"):
+        return []
+    library = torch.library.Library("torchvision", "DEF")
+    for name in VISION:
+        library.define(f"{name}(Tensor x) -> Tensor")
+    return [library]
+
+
 def stand_in() -> list[torch.library.Library]:
-    """Define them, where the packages' own libraries are not there; return what has to be kept."""
-    libraries = []
-    if not hasattr(torch.ops.torchvision, "nms"):
-        libraries.append(torch.library.Library("torchvision", "DEF"))
-        for name in VISION:
-            libraries[-1].define(f"{name}(Tensor x) -> Tensor")
+    """Define schemas and operations; return what has to be kept."""
     kernels = torch.library.Library("sgl_kernel", "FRAGMENT")
     for name, schema, function in (
         ("fused_norm_scale_shift_cpu", NORM, norm),
@@ -48,4 +53,4 @@ def stand_in() -> list[torch.library.Library]:
     ):
         kernels.define(name + schema)
         kernels.impl(name, function, "CPU")
-    return [*libraries, kernels]
+    return [*schemas(), kernels]

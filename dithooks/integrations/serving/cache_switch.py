@@ -10,6 +10,7 @@ from torch import nn
 from ...config.cache_config import DitCacheConfig
 from ...config.cache_plan import CachePlan
 from ...handle import CacheHandle, dit_cache
+from ...stats.warning_collector import collect_warnings
 from .served_plans import plan_for
 
 
@@ -32,6 +33,7 @@ class CacheSwitch:
         self.handle: CacheHandle | None = None
         self._plan: DitCacheConfig | CachePlan | None = None
         self._parts: dict[str, nn.Module] = {}
+        self._fitted: dict[int, tuple[object, DitCacheConfig | CachePlan]] = {}  # by identity, with what has it
 
     def use(self, plan: DitCacheConfig | CachePlan | None, parts: Mapping[str, nn.Module]) -> CacheHandle | None:
         """Let the next run be cached by a plan, and nothing be kept of the last one.
@@ -43,8 +45,7 @@ class CacheSwitch:
         Raises:
             TypeError, ValueError: as :func:`~dithooks.dit_cache`; there is no cache then.
         """
-        same = {**self._parts} == {**parts}
-        if plan is None or not same:
+        if plan is None or self._parts != {**parts}:
             self.remove()
         if plan is None:
             return None
@@ -52,17 +53,22 @@ class CacheSwitch:
             self.handle.reset()
             return self.handle
         try:
-            target = SimpleNamespace(**parts)
-            own = plan_for(plan, target)
+            self._parts = dict(parts)
             if self.handle is None:
-                self.handle = dit_cache(target, own)
+                self.handle = dit_cache(SimpleNamespace(**parts), self.fitted(plan))
             else:
-                self.handle.update(own)
+                self.handle.update(self.fitted(plan))
         except BaseException:
             self.remove()
             raise
-        self._plan, self._parts = plan, dict(parts)
+        self._plan = plan
         return self.handle
+
+    def fitted(self, plan: DitCacheConfig | CachePlan) -> DitCacheConfig | CachePlan:
+        """Return a plan as it holds for the transformers that the cache is on, made once for each plan."""
+        if id(plan) not in self._fitted:
+            self._fitted[id(plan)] = plan, plan_for(plan, SimpleNamespace(**self._parts))
+        return self._fitted[id(plan)][1]
 
     def end(self) -> str:
         """Free what the run has kept; return a line about it for a log, empty where nothing was cached."""
@@ -74,9 +80,11 @@ class CacheSwitch:
 
     def remove(self) -> None:
         """Put the blocks back."""
-        handle, self.handle, self._plan, self._parts = self.handle, None, None, {}
+        handle, self.handle, self._plan = self.handle, None, None
+        self._parts, self._fitted = {}, {}
         if handle is not None:
-            handle.remove()
+            with collect_warnings([]):  # that no call was seen, as the counts begin anew with each run
+                handle.remove()
 
 
 def told(handle: CacheHandle) -> str:

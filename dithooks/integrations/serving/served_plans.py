@@ -100,6 +100,11 @@ class ServedPlans:
             return None
         return min(plans, key=speed_of) if plans else chosen[0]
 
+    @property
+    def slowest(self) -> DitCacheConfig | CachePlan:
+        """The slowest tier, or the configuration."""
+        return self.plans if isinstance(self.plans, DitCacheConfig) else next(iter(self.plans.plans.values()))
+
     def _named(self, tier: str) -> DitCacheConfig | CachePlan:
         if isinstance(self.plans, PlanTiers):
             return self.plans.select(tier)

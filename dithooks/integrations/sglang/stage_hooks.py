@@ -94,8 +94,8 @@ class StageHooks:
         Raises:
             ValueError: the request names a tier that there is not, or one of another model.
         """
-        run = self._runs.setdefault(stage, StageRun())
-        run.steps, run.step = None, -1
+        mine = self._runs.setdefault(stage, StageRun())
+        mine.steps, mine.step = None, -1
         asked, theirs = _asked(batch.sampling_params)
         plan = None if theirs or _is_kept_out(stage, batch) else self._plans.choose(asked)
         parts = {
@@ -104,23 +104,23 @@ class StageHooks:
             if isinstance(part := getattr(stage, name, None), nn.Module)
         }
         if plan is None or not parts:
-            run.switch.remove()
+            mine.switch.remove()
             return original(stage, num_inference_steps, batch) if asked is None else None
         if getattr(stage, "_cache_dit_enabled", False):  # of a request before that has asked for that one
             stage._unmount_cache_dit()
-        self._attach(run, plan, parts, is_asked=asked is not None)
-        if run.switch.handle is not None:
-            run.steps, run.sigmas = _schedule(num_inference_steps, batch)
+        self._attach(mine, plan, parts, is_asked=asked is not None)
+        if mine.switch.handle is not None:
+            mine.steps, mine.sigmas = _schedule(num_inference_steps, batch)
         return None
 
     def predict(self, original: Callable[..., Any], stage: Any, *args: Any, **kwargs: Any) -> Any:
         """Around ``_predict_noise``: tell the cache step and branch, by the forward context."""
-        run = self._runs.get(stage)
+        mine = self._runs.get(stage)
         context = import_module("sglang.multimodal_gen.runtime.managers.forward_context")
-        here = context.get_forward_context_or_none() if run is not None and run.steps is not None else None
-        if run is None or here is None or here.forward_batch is None:
+        here = context.get_forward_context_or_none() if mine is not None and mine.steps is not None else None
+        if mine is None or here is None or here.forward_batch is None:
             return original(stage, *args, **kwargs)
-        with run.scope(int(here.current_timestep), bool(here.forward_batch.is_cfg_negative)):
+        with mine.scope(int(here.current_timestep), bool(here.forward_batch.is_cfg_negative)):
             return original(stage, *args, **kwargs)
 
     def denoise(self, original: Callable[..., Any], stage: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,17 +128,17 @@ class StageHooks:
         try:
             return original(stage, batch, *args, **kwargs)
         finally:
-            run = self._runs.get(stage)
-            if run is not None and run.steps is not None:
-                run.steps = None
-                if line := run.switch.end():
+            mine = self._runs.get(stage)
+            if mine is not None and mine.steps is not None:
+                mine.steps = None
+                if line := mine.switch.end():
                     LOG.info("dithooks: request %s: %s", getattr(batch, "request_id", None), line)
 
     def _attach(
-        self, run: StageRun, plan: DitCacheConfig | CachePlan, parts: dict[str, nn.Module], is_asked: bool
+        self, mine: StageRun, plan: DitCacheConfig | CachePlan, parts: dict[str, nn.Module], is_asked: bool
     ) -> None:
         try:
-            run.switch.use(plan, parts)
+            mine.switch.use(plan, parts)
         except DitHooksError as error:
             if is_asked:
                 raise
