@@ -462,7 +462,7 @@ def test_demo_uses_a_plan_by_default(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_demo_with_a_plan_for_other_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Far from those it was fitted for, it is resampled: said in one line, not as a warning with its place in the source."""
+    """Far from those, it is resampled: said in one line, not as a warning with its place in the source."""
     load_plan("3x").save(tmp_path / "my.json")
     assert main(demo(tmp_path, "--plan", str(tmp_path / "my.json"), "--steps", "10")) == 0
     shown = capsys.readouterr()
