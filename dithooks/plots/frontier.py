@@ -141,18 +141,19 @@ def _draw_measured(panel: Axes, results: Sequence[SearchResult], points: Sequenc
 
 
 def kind_of(evaluation: Evaluation) -> str:
-    """The blocks that a plan caches, and its number of anchors, as a label.
+    """The blocks that a plan caches, or that it is outputs, and its number of anchors, as a label.
 
     Example:
         >>> from dithooks import CachePlan
         >>> from dithooks.demo import load_plan
         >>> kind_of(Evaluation(load_plan("2x"), 1.0, 2.0, None, 0.5))
-        'blocks 0–11, 3 anchors'
+        'output, 3 anchors'
     """
     pieces = evaluation.plan.pieces
     ranges = " and ".join(f"{piece.first}–{piece.first + piece.blocks - 1}" for piece in pieces)
     anchors = max(piece.predictor.anchors for piece in pieces)
-    return f"blocks {ranges}, {anchors} anchor{'s' * (anchors != 1)}"
+    where = "output" if pieces[0].payload == "output" else f"blocks {ranges}"
+    return f"{where}, {anchors} anchor{'s' * (anchors != 1)}"
 
 
 def _draw_predicted(

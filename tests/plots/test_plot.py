@@ -320,6 +320,17 @@ def test_plans_that_failed_are_left_out_and_identical_pictures_are_on_top(small)
         plot.frontier(evaluated(found, (0.0, None)))
 
 
+def test_plans_of_outputs_have_a_label_of_their_own(small):
+    """Of the same blocks as those of residuals."""
+    outputs = load_plan("2x")
+    residuals = replace(outputs, pieces=tuple(replace(each, payload="residual", others=()) for each in outputs.pieces))
+    score = Score(40.0, 38.0, 0.0)
+    tried = tuple(Evaluation(each, 1.0, 2.0, score, 0.5) for each in (outputs, residuals))
+    (panel,) = plot.frontier(SearchResult(outputs, True, tried, small[0], 1.0, 1.0)).axes
+    labels = [each.get_text() for each in panel.get_legend().get_texts()]
+    assert labels == ["output, 3 anchors", "blocks 0–11, 3 anchors", "chosen", "target"]
+
+
 def test_a_recording_is_a_line_of_what_is_predicted(small):
     recording, found = small
     figure = plot.frontier(recording, cost="blocks", anchors=1, label="one")

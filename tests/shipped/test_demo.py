@@ -462,18 +462,20 @@ def test_demo_uses_a_plan_by_default(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_demo_with_a_plan_for_other_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is resampled: said in one line, not as a warning with its place in the source."""
+    """Far from those, it is resampled: said in one line, not as a warning with its place in the source."""
     load_plan("3x").save(tmp_path / "my.json")
-    assert main(demo(tmp_path, "--plan", str(tmp_path / "my.json"), "--steps", "14")) == 0
+    assert main(demo(tmp_path, "--plan", str(tmp_path / "my.json"), "--steps", "10")) == 0
     shown = capsys.readouterr()
-    lines = [line for line in shown.err.splitlines() if "this run has 14" in line]
+    lines = [line for line in shown.err.splitlines() if "this run has 10" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("dithooks: transformer (FluxTransformer2DModel): coefficients were fitted for 28 steps")
+    assert lines[0].startswith(
+        "dithooks: transformer (FluxTransformer2DModel): coefficients were fitted for 20, 28 and 50 steps"
+    )
     assert "Warning" not in shown.err
     told = json.loads((tmp_path / "demo.json").read_text())
     assert told["plan"]["name"] == str(tmp_path / "my.json")
     assert len(told["plan"]["steps"]) == 28
-    assert len(told["schedule"]) == 14
+    assert len(told["schedule"]) == 10
     left_out = 2 * load_plan("3x").pieces[0].blocks * told["schedule"].count("○")
     assert told["blocks_run"] == told["blocks_total"] - left_out < told["blocks_total"]
     assert len(told["remarks"]) == 1
@@ -635,7 +637,7 @@ def test_requests_have_tiers_of_their_own():
     plans = PlanTiers({name: load_plan(name) for name in ("1.5x", "2x", "3x")})
     computed = {name: sum(plan.pieces[0].steps) for name, plan in plans.plans.items()}
     (piece,) = plans.select("3x").pieces
-    other = replace(plans.select("3x"), pieces=(replace(piece, payload="residual"),))
+    other = replace(plans.select("3x"), pieces=(replace(piece, payload="residual", others=()),))
     with warnings.catch_warnings(), dit_cache(load_pipeline(), plans, tier="2x") as cache:
         warnings.simplefilter("ignore")  # that nothing was drawn
         for name in computed:
