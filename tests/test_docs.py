@@ -35,7 +35,9 @@ from dithooks.stats import warnings as wording
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
 # Pages whose code is run by tests of their own, which read them.
-ELSEWHERE = {"migration.md": "compat/test_migration.py", "npu.md": "environment/test_env.py"}
+ELSEWHERE = {
+    **{"migration.md": "compat/test_migration.py", "npu.md": "environment/test_env.py", "using.md": "test_using.py"},
+}
 RUN = [name for name, text in PAGES.items() if name not in ELSEWHERE and any(b.kind == "python" for b in blocks(text))]
 SLOW = {name for name in RUN if name.startswith("howto/")} | {"index.md"}
 SAID = {"troubleshooting.md": "residual_diff_threshold is 1e-09"}  # what a page is meant to be told
