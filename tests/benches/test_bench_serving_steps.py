@@ -8,8 +8,12 @@ pytest.importorskip("diffusers")
 
 from bench import serving_steps
 from bench.serving_steps import OURS, SINGLE, STATIC, UNCACHED, WAYS, Run, Static, compared, page, poisson, serve
-from dithooks import DitCacheConfig, Mask, handle_of
+from dithooks import CachePlan, DitCacheConfig, Mask, handle_of
+from dithooks.blocks.block_lists import fingerprint
+from dithooks.config.provenance import PlanTarget, Provenance
+from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.demo import load_pipeline
+from dithooks.recording.record import recordable
 
 # One minute each: 100 pictures of which half of the blocks run, 50 of which all do; of 60 s, 48 in blocks.
 RUNS = {
@@ -66,7 +70,11 @@ def pipe():
 def test_every_way_runs_what_its_plan_says(way, pipe, monkeypatch):
     """Of each picture two rows a step pass two blocks: at four steps, or with the plan at two of them."""
     monkeypatch.setattr(serving_steps, "STEPS", 4)
-    monkeypatch.setattr(serving_steps, "load_plan", lambda _: DitCacheConfig(policy=Mask((1, 0, 1, 0))))
+    chains = recordable(pipe, None)
+    made = PlanTarget("Emoji", fingerprint(chains), 2, "float32", 4, None, (64, 48))
+    piece = TransformerPlan("", 0, 2, 2, (1, 0, 1, 0), (None, (1.0,), None, (1.0,)), None)
+    plan = CachePlan((piece,), made, Provenance("2026-11-30", {}, "CPU", 1, 2.0, "by hand", 2.0, 0.01))
+    monkeypatch.setattr(serving_steps, "load_plan", lambda _: plan)
     run = serve(way, pipe, [0.0, 0.01, 0.0])
     assert (run.pictures, len(run.latencies)) == (3, 3)
     assert run.row["blocks_per_picture"] == (4 if way == UNCACHED else 2) * 2 * 2
