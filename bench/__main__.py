@@ -1,4 +1,4 @@
-"""Everything that the README quotes, measured again: ``python -m bench``, from the repository's root.
+"""Everything that the documentation quotes, measured again: ``python -m bench``, from the repository's root.
 
 Each part is a command of its own, that can be run alone, and writes into a folder; what is committed is in
 ``bench/results``. The longest go on from what they find there, so give an empty folder to measure everything anew. A

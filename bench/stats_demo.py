@@ -1,4 +1,4 @@
-"""What a cache did, as the README shows it: ``python -m bench.stats_demo`` writes ``stats.txt``."""
+"""What a cache did, as docs/using.md shows it: ``python -m bench.stats_demo`` writes ``stats.txt``."""
 
 from __future__ import annotations
 

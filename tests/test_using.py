@@ -1,4 +1,4 @@
-"""docs/using.md, "using.md": every block of Python runs, in order, and every call of ``dithooks`` is one that it understands."""
+"""The page "using.md": every block of Python runs, in order, and every call of ``dithooks`` is understood."""
 
 import warnings
 

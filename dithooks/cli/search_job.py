@@ -304,17 +304,17 @@ def _deliver_tiers(options: SearchOptions, found: SearchResult) -> None:
 
 def _write_report(options: SearchOptions, drawing: Drawing, results: list[SearchResult]) -> None:
     """Draw with each plan once more, and write the page."""
-    target, draw, _ = drawing
+    target, draw, steps = drawing
     each_found: dict[str, SearchResult] = {}
     for result in results:
         each_found |= result.tiers or {options.named(result.target_psnr or result.plan.provenance.target): result}
     reference = results[0].recording.results
     if reference is None:  # of a recording that was read from a file
-        reference = _drawn(draw)
+        reference = _drawn(draw, steps)
     drawn = {}
     for name, result in each_found.items():
         with collect_warnings([]), dit_cache(target, result.plan):
-            drawn[name] = result, samples_of(_drawn(draw))[:PICTURED]
+            drawn[name] = result, samples_of(_drawn(draw, steps))[:PICTURED]
     about = {
         "target": options.target,
         "cost": options.cost,
@@ -331,10 +331,10 @@ def _write_report(options: SearchOptions, drawing: Drawing, results: list[Search
         print(f"pictures, steps and the plans that were run: {options.report}")
 
 
-def _drawn(draw: Callable[[], object]) -> object:
+def _drawn(draw: Draw, steps: int | None) -> object:
     torch.manual_seed(torch.initial_seed())
     with torch.no_grad():
-        return draw()
+        return draw(steps)
 
 
 def _pasted(options: SearchOptions, name: str, result: SearchResult) -> str:

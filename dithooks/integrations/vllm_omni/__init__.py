@@ -35,4 +35,4 @@ def __getattr__(name: str) -> Any:
     if name == "CachedBackend":
         base = import_module("vllm_omni.diffusion.cache.base").CacheBackend
         return type(name, (BackendParts, base), {"__module__": __name__})
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
