@@ -18,6 +18,7 @@ import contextlib
 import datetime
 import importlib
 import importlib.machinery
+import inspect
 import json
 import logging
 import os
@@ -33,9 +34,11 @@ import torch
 
 from dithooks import DitCacheConfig, Mask
 from dithooks.environment.machine import machine, versions
+from dithooks.integrations.comfyui import node_declarations as declared
 from dithooks.integrations.comfyui.__main__ import FILE
 from dithooks.integrations.comfyui.__main__ import main as write_entry
 from dithooks.integrations.comfyui.cached_run import CachedRun
+from dithooks.integrations.comfyui.plan_folder import register_folder
 from dithooks.storage.replacement import write_text
 
 DISPENSABLE = ("torchvision", "torchaudio", "kornia", "av", "spandrel", "torchsde", "alembic", "sqlalchemy")
@@ -406,8 +409,9 @@ def parts_of_the_picture(tiny: Tiny) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     node = importlib.import_module("comfy_extras.nodes_context_windows").WanContextWindowsManualNode
     shape = (*tiny.shape[:2], 7, *tiny.shape[3:])
+    later = {"freenoise": False} if "freenoise" in inspect.signature(node.execute).parameters else {}
     for schedule in ("standard_static", "batched"):
-        windows = node.execute(tiny.patcher, 13, 5, schedule, 1, False, "pyramid").args[0]
+        windows = node.execute(tiny.patcher, 13, 5, schedule, 1, False, "pyramid", **later).args[0]
         yield f"context windows, {schedule}", tiny.compare(lambda p: tiny.draw(p, shape=shape), patcher=windows)
 
 
@@ -472,8 +476,7 @@ def control(tiny: Tiny) -> Any:
 
 def plans(tiny: Tiny) -> Iterator[tuple[str, dict[str, Any]]]:
     """Made and used by the nodes."""
-    declared = importlib.import_module("dithooks.integrations.comfyui.node_declarations")
-    importlib.import_module("dithooks.integrations.comfyui.plan_folder").register_folder()
+    register_folder()
     plain = tiny.draw(tiny.patcher)
     (model,) = declared.record_and_plan(tiny.patcher, 2.0, type(tiny.model).__name__)
     recorded, planned = tiny.draw(model), tiny.draw(model)

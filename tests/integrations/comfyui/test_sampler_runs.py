@@ -178,6 +178,17 @@ def test_a_second_sampler_goes_on_at_a_later_step_and_another_size():
     assert torch.allclose(drawn, right, rtol=0, atol=1e-5)
 
 
+def test_a_mask_is_resampled_by_the_noise_levels_of_the_sampler():
+    """Made for even levels, it refreshes at 0.3; by the number of the step it would be at 0.2."""
+    patcher, ran = patcher_of("wan"), []
+    made = Mask((1, 0, 0, 0, 0, 1, 0, 0), sigmas=(0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1))
+    clone = CachedRun(DitCacheConfig(cache_block_start=1, policy=made), "by mask").put_on(patcher)
+    block = patcher.model.diffusion_model.blocks[2]
+    block.register_forward_hook(lambda *given: ran.append(float(given[2]["e"][0])), with_kwargs=True)
+    draw(clone, sigmas=torch.tensor([0.8, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.0]))
+    assert ran == pytest.approx([0.8, 0.3])
+
+
 def test_an_empty_schedule_draws_nothing():
     assert torch.equal(draw(cached(patcher_of("wan")), sigmas=SIGMAS[:1]), noise())
 
