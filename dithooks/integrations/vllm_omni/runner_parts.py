@@ -33,6 +33,7 @@ class RunnerParts:
     _dithooks: BackendParts | None = None
     _dithooks_rows: ExitStack | None = None
     _dithooks_names: frozenset[str] = frozenset()
+    _dithooks_plain: DitCacheConfig | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load as ever, then put the cache on.
@@ -122,10 +123,16 @@ class RunnerParts:
         handle.request(
             state.request_id,
             scheduler=state.scheduler if hasattr(state.scheduler, "timesteps") else None,
-            plan=uncached(handle.config) if plan is None else self._dithooks.switch.fitted(plan),
+            plan=self._plain_plan(handle) if plan is None else self._dithooks.switch.fitted(plan),
             steps=state.total_steps or None,
         )
         self._dithooks_names |= {state.request_id}
+
+    def _plain_plan(self, handle: CacheHandle) -> DitCacheConfig:
+        """Return the plan of requests that are not cached, one for all of them."""
+        if self._dithooks_plain is None:
+            self._dithooks_plain = uncached(handle.config)
+        return self._dithooks_plain
 
     def _forget_ended(self) -> None:
         """Free what is kept for the requests that are over, were cancelled, or have failed."""
