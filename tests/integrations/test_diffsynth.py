@@ -199,6 +199,18 @@ def test_threads_have_runs_of_their_own():
     assert torch.equal(got[1], expected)
 
 
+def test_compiled_blocks_are_cached_where_the_function_stands_for_the_transformers_call():
+    pipe, hand = Pipeline(), ByHand()
+    expected = pipe(calls={"dit": hand})
+    torch._dynamo.reset()
+    for block in pipe.dit.blocks:
+        block.compile(backend="eager")
+    with diffsynth_steps(pipe), dit_cache(pipe, CONFIG, method="model_fn") as cache:
+        assert torch.equal(pipe(), expected)
+    assert (cache.stats.reused_calls, cache.stats.bytes_held) == (8, 0)
+    assert pipe.model_fn is model_fn
+
+
 def test_the_attribute_is_the_same_object_again():
     pipe = Pipeline()
     before = dict(vars(pipe))
