@@ -94,7 +94,7 @@ def start(home: Path) -> list[str]:
             for module in [each for each in sys.modules if each.partition(".")[0] == name]:
                 del sys.modules[module]
             sys.meta_path.insert(0, Empty(name))
-    sys.argv = ["comfyui", "--cpu"]
+    sys.argv = [sys.argv[0], "--cpu"]
     sys.path.insert(0, str(home))
     importlib.import_module("comfy.options").enable_args_parsing()
     paths = importlib.import_module("folder_paths")
