@@ -5,9 +5,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from integrations.tiny_wan import FAST, HIGH, OFF, STEPS, TIMES, ByHand, Transformer, tiers
 
 from dithooks.integrations import vllm_omni
-from integrations.tiny_wan import FAST, HIGH, OFF, STEPS, TIMES, ByHand, Transformer, tiers
 
 BASE = "vllm_omni.diffusion.cache.base"
 PLANS = {None: FAST, "fast": FAST, "high": HIGH, False: OFF, "slow": OFF}
