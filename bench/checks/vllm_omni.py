@@ -24,7 +24,8 @@ ABOUT = (
     "vLLM-Omni's own `DiffusionModelRunner` (its loading and its memory book-keeping left out), `InputBatch` and tiny "
     "`QwenImageTransformer2DModel` (6 blocks, of which 4 are cached; guidance by two calls), on a CPU with the "
     "stand-ins of `bench/checks/vllm_omni_on_cpu.py`; the pipeline around them is written for this. Oracle: each "
-    "request alone without a cache, the plan followed by hand in the place of the cached blocks. Off: relative L2 of the latents."
+    "request alone without a cache, the plan followed by hand in the place of the cached blocks. Off: relative L2 "
+    "of the latents."
 )
 PINNED = ("vllm==0.30.0", "vllm-omni==0.30.0", "cache-dit==1.5.3")
 SMALL = (
