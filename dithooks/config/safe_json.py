@@ -13,7 +13,7 @@ from ..storage.regular_file import read_bytes
 from ..validation import located, shown
 
 DEEPEST, LARGEST = 32, 100_000  # levels and values of a file; those of this library stay far below
-JSON_BYTES = 2**22  # 4 MiB, of a file: a plan of 1000 steps has 200 kB
+JSON_BYTES = 2**22  # 4 MiB, of a file: a plan of 1000 steps has 500 kB at most
 DIGITS = 400  # of a number: no float has more before its point
 T = TypeVar("T")
 

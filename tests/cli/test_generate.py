@@ -270,8 +270,8 @@ def test_the_demo(here, capsys):
     assert files(here) == ["generated.png", "n.json"]
     told = json.loads((here / "n.json").read_text())
     assert told["setting"]["name"] == "plan 2x"
-    assert any("fitted for 28 steps" in each for each in told["remarks"])
-    assert "fitted for 28 steps" in capsys.readouterr().err
+    assert any("fitted for 20, 28 and 50 steps" in each for each in told["remarks"])
+    assert "fitted for 20, 28 and 50 steps" in capsys.readouterr().err
     assert main(["generate", str(WEIGHTS), *command[2:], "--dtype", "bfloat16", "--out", "b.png"]) == 0
     pipe = load_pipeline()
     pipe.set_progress_bar_config(disable=True)

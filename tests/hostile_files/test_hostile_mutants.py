@@ -256,7 +256,13 @@ def test_the_bounds_are_far_from_what_is_written():
     short, steps = load_plan("2x"), 1000
     weights = tuple(None if step % 2 or step < 6 else (1.0 / 3, -2.0 / 7, 0.1) for step in range(steps))
     bits, sigmas = tuple(int(each is None) for each in weights), tuple(np.linspace(1, 0, steps).tolist())
-    piece = replace(short.pieces[0], steps=bits, coefficients=weights, sigmas=sigmas)
+    corrections = tuple(
+        (1 / 3, 1 / 7, 1 / 9) if each is None and step > 6 else None for step, each in enumerate(weights)
+    )
+    own = {"coefficients": weights, "corrections": corrections}
+    branches = tuple(replace(each, **own) for each in short.pieces[0].branches)
+    assert len(branches) == 2
+    piece = replace(short.pieces[0], steps=bits, sigmas=sigmas, branches=branches, others=(), **own)
     long = replace(short, pieces=(piece,), made=replace(short.made, steps=steps))
     assert CachePlan.from_json(long.to_json()) == long
-    assert len(long.to_json()) * 20 < safe_json.JSON_BYTES
+    assert len(long.to_json()) * 8 < safe_json.JSON_BYTES
