@@ -29,9 +29,9 @@ ABOUT = (
 )
 PINNED = ("vllm==0.30.0", "vllm-omni==0.30.0", "cache-dit==1.5.3")
 SMALL = (
-    *("aenum", "cachetools", "cbor2", "compressed-tensors", "einops", "gguf", "llguidance", "loguru", "msgspec"),
-    *("omegaconf", "openai", "openai-harmony", "partial-json-parser", "prettytable", "pybase64", "sentencepiece"),
-    *("tiktoken", "torchvision", "triton", "xgrammar"),
+    *("aenum", "apache-tvm-ffi", "cachetools", "cbor2", "compressed-tensors", "einops", "gguf", "llguidance", "loguru"),
+    *("msgspec", "omegaconf", "openai", "openai-harmony", "partial-json-parser", "prettytable", "pybase64"),
+    *("sentencepiece", "tiktoken", "torchvision", "triton", "xgrammar"),
 )
 EXACT = 1e-5  # relative L2; kernels round otherwise in batches of another size
 PLANS = {None: FAST, "fast": FAST, "high": HIGH, True: FAST, False: ((1,) * STEPS, (None,) * STEPS)}
