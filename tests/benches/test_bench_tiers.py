@@ -32,7 +32,9 @@ def test_the_page():
     row = {
         "tier": "2x",
         "fewer_blocks": 2.0,
+        "mean_of_search": 47.0,
         "promised_by_search": 45.04,
+        "mean": 41.5,
         "promised": 41.0,
         "promised_worst": 30.0,
         "measured": [40.5, 40.0, 41.0],
@@ -41,5 +43,5 @@ def test_the_page():
     found = {"date": "2026-11-30", "machine": "CPU", "calibration": 16, "promise": 144, "test": 144}
     found |= {"run_equivalents": 9.5, "tiers": [row], "choices": [{"asked": "x", "error": "none fits"}]}
     page = tiers.page(found)
-    assert "| 2x | 2.00× | 45.0 dB | 41.0 dB | 40.5 dB (40.0 … 41.0) | -0.50 dB | 30.0, 29.0 dB |" in page
+    assert "| 2x | 2.00× | 45.0 dB (47.0) | 41.0 dB (41.5) | 40.5 dB (40.0 … 41.0) | -0.50 dB | 30.0, 29.0 dB |" in page
     assert "| `x` | none: none fits |" in page
