@@ -29,7 +29,7 @@ def check_run(run: Callable[..., Any]) -> Callable[[Any], Any]:
     """Return a function of the target that makes the user's run.
 
     Args:
-        run: ``lambda pipe: pipe("a forest")``, or ``lambda: pipe("a forest")``.
+        run: ``lambda pipe: pipe("a forest")``, or, if it can be called without arguments, ``lambda: pipe("a forest")``.
 
     Raises:
         TypeError: it is no function, or takes more than the target.
@@ -44,15 +44,20 @@ def check_run(run: Callable[..., Any]) -> Callable[[Any], Any]:
         signature = inspect.signature(run)
     except (TypeError, ValueError):  # a callable without a signature
         return run
-    try:
-        signature.bind(None)
-    except TypeError:
-        try:
-            signature.bind()
-        except TypeError:
-            raise WrongType(
-                f"run takes {signature}: it is called as run(pipe), so give the rest beforehand, as in "
-                "lambda pipe: run(pipe, ...)"
-            ) from None
-        return WithoutTarget(run)
+    if not any(each.kind is each.VAR_POSITIONAL for each in signature.parameters.values()) and _binds(signature):
+        return WithoutTarget(run)  # also where arguments have defaults: they may stand for anything
+    if not _binds(signature, None):
+        raise WrongType(
+            f"run takes {signature}: it is called as run(pipe), so give the rest beforehand, as in "
+            "lambda pipe: run(pipe, ...)"
+        )
     return run
+
+
+def _binds(signature: inspect.Signature, *given: object) -> bool:
+    """Return whether a function can be called with these arguments."""
+    try:
+        signature.bind(*given)
+    except TypeError:
+        return False
+    return True

@@ -85,6 +85,7 @@ def given():
         "latents": torch.randn(1, 6, 8),
         "sigmas": [1.0, 0.8, 0.6, 0.4, 0.2],
         "jobs": jobs,
+        "run": lambda pipe: pipe("any", num_inference_steps=6, generator=torch.manual_seed(0)).images,
         "waiting": waiting,
         "next_job": lambda: waiting.pop(0),
     }
@@ -107,7 +108,7 @@ def test_the_code_runs(given, tmp_path, monkeypatch):
         if "MyTransformer" in BlockAdapterRegistry.names():
             BlockAdapterRegistry.unregister("MyTransformer")
     assert ran == [block.line for block in blocks(PAGE) if block.kind == "python"]
-    assert len(ran) >= 10
+    assert len(ran) >= 9
     assert isinstance(names["found"], dithooks.Profile)  # by the last of the blocks that find something
     assert not given["waiting"]
     assert not any(block._forward_hooks for block in flux.transformer.modules())
@@ -126,4 +127,4 @@ def test_commands_are_understood(words):
 
 
 def test_there_are_commands():
-    assert len(CALLS) >= 6
+    assert len(CALLS) >= 5

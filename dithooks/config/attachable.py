@@ -47,10 +47,10 @@ def attachable(given: object) -> DitCacheConfig | CachePlan | PlanTiers:
 
     Example:
         >>> from dithooks import Interval, Linear
-        >>> attachable(Interval(2, 3)) == attachable({"cache_step_start": 2, "cache_step_interval": 3}).when
-        False
-        >>> str(attachable({"policy": Interval(2, 3), "predictor": Linear()}))
-        'DitCacheConfig(policy=Interval(start=2, interval=3), predictor=Linear(by_sigma=True))'
+        >>> print(attachable(Interval(2, 3)))
+        DitCacheConfig(policy=Interval(start=2, interval=3))
+        >>> print(attachable({"cache_step_interval": 3, "predictor": Linear()}))
+        DitCacheConfig(cache_step_start=0, cache_step_interval=3, predictor=Linear())
     """
     if isinstance(given, (DitCacheConfig, CachePlan, PlanTiers)):
         return given

@@ -212,11 +212,16 @@ class DitCacheConfig(JsonFile):
 
     def __str__(self) -> str:
         """Name the fields that differ from their defaults."""
-        defaults = {each.name: {} if each.default is MISSING else each.default for each in fields(self)}
-        values = {name: getattr(self, name) for name in defaults}
-        return f"DitCacheConfig({', '.join(f'{name}={v!r}' for name, v in values.items() if v != defaults[name])})"
+        return f"DitCacheConfig({', '.join(f'{name}={value}' for name, value in self._unusual())})"
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return f"DitCacheConfig({', '.join(f'{name}={value!r}' for name, value in self._unusual())})"
+
+    def _unusual(self) -> list[tuple[str, Any]]:
+        """Return the fields that differ from their defaults, with their values."""
+        defaults = {each.name: {} if each.default is MISSING else each.default for each in fields(self)}
+        values = [(name, getattr(self, name)) for name in defaults]
+        return [(name, value) for name, value in values if value != defaults[name]]
 
 
 def _streams(names: Any) -> tuple[str, ...]:

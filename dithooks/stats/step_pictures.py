@@ -13,7 +13,7 @@ def step_pictures(records: Iterable[CallRecord]) -> dict[str, str]:
     """Return a picture of the steps of each range: ● is computed, ○ reused, ◐ both, by branch, · not called.
 
     Example:
-        >>> records = [CallRecord("blocks", 0, step, 0, step > 0, "mask") for step in (0, 2)]
+        >>> records = [CallRecord("blocks", 0, step, 0, step > 0, "mask", None) for step in (0, 2)]
         >>> step_pictures(records)
         {'blocks': '●·○'}
     """

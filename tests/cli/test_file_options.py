@@ -14,13 +14,15 @@ from dithooks.demo import PLANS
 
 ROOT = Path(__file__).parents[2]
 GIVEN = {"generate": ["demo", "--prompt", "rocket"], "env": [], "demo": [], "inspect": ["FluxPipeline"]}
-NAMING = ("--out", "--json", "--markdown", "--record", "--journal", "--plan", "--recording")  # options that name files
+NAMING = (  # options that name files
+    *("--out", "--json", "--markdown", "--record", "--report", "--journal", "--plan", "--recording"),
+)
 WRITTEN = [
     (command, option)
     for command, options in {
         "demo": ["--out", "--json"],
         "inspect": ["--json"],
-        "search": ["--out", "--json", "--record"],
+        "search": ["--out", "--json", "--record", "--report"],
         "generate": ["--out", "--json"],
         "compare": ["--out", "--json"],
         "profile": ["--json"],

@@ -93,7 +93,7 @@ def test_tiers_change_with_what_is_attached():
         ({"tier": 3}, WrongType, "tier must be a str"),
         ({"plan": "tiers"}, InvalidSetting, "the plans are tiers, 'high', 'fast': give tier="),
         ({"plan": "high", "tier": "fast"}, InvalidSetting, "goes with PlanTiers, not with CachePlan"),
-        ({"plan": {}, "tier": "fast"}, WrongType, "plan must be a CachePlan, PlanTiers or DitCacheConfig"),
+        ({"plan": 3.0, "tier": "fast"}, WrongType, "must be a DitCacheConfig, a CachePlan, a policy"),
     ],
 )
 def test_what_is_no_tier(given, error, said):

@@ -238,12 +238,12 @@ def test_lines_are_the_weights_of_the_plan(name):
 
 def test_without_sigmas_steps_are_the_axis_and_wide_ones_are_logarithmic():
     shipped = load_plan("2x")
-    bare = replace(shipped.pieces[0], sigmas=None)
+    bare = replace(shipped.pieces[0], sigmas=None, others=())
     (panel,) = plot.coefficients(replace(shipped, pieces=(bare,))).axes
     assert panel.get_xlabel() == "sampling step"
     assert list(lines_of(panel)["newest anchor"].get_xdata()) == list(range(28))
     assert panel.get_xlim()[0] < panel.get_xlim()[1]
-    wide = replace(shipped.pieces[0], sigmas=tuple(np.geomspace(80, 0.002, 28)))
+    wide = replace(shipped.pieces[0], sigmas=tuple(np.geomspace(80, 0.002, 28)), others=())
     (panel,) = plot.coefficients(replace(shipped, pieces=(wide,))).axes
     assert panel.get_xscale() == "log"
 

@@ -643,5 +643,5 @@ def test_requests_have_tiers_of_their_own():
         for name in computed:
             cache.request(name, plan=plans.select(name), steps=28)
         assert {name: sum(cache.forecast(name)) for name in computed} == computed
-        with pytest.raises(InvalidSetting, match="plans of one batch have one range in common"):
+        with pytest.raises(InvalidSetting, match="plans of one batch share blocks and payload"):
             cache.request("other", plan=other, steps=28)
