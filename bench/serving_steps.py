@@ -320,7 +320,12 @@ def page(figures: dict[str, Any]) -> str:
             ]
         lines += [f"Its p95 over that of (b): {ratio['p95_over_single']:.2f}."]
     lines += ["", "## What its time goes to", "", "| part | share |", "|---|---:|"]
-    lines += [f"| {name} | {share:.1%} |" for name, share in figures["shares"].items()]
+    lines += [f"| {name} | {share:.1%} |" for name, share in figures["shares"].items() if share]
+    if not all(figures["shares"].values()):
+        lines += [
+            "",
+            "Parts of the cache that stand here for residuals only are in the last row with plans of outputs.",
+        ]
     return "\n".join(lines) + "\n"
 
 
