@@ -9,14 +9,12 @@ Exit codes: 0 all hold, or the package cannot be had, which is said; 1 one does 
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from bench.checks.engine_report import report
-from bench.checks.peer_environment import PackageAbsent, environment, run_in
+from bench.checks.peer_environment import main_of
 
 REQUIREMENTS = ["diffsynth==2.1.12", "torchvision==0.28.0", "einops==0.8.1", "ftfy==6.3.1", "wcwidth"]
 PACKAGES = ("diffsynth", "torch", "torchvision", "einops", "transformers", "ftfy")
@@ -36,25 +34,6 @@ REMARKS = (
 )
 
 
-def main() -> int:
-    """Make the environment and run the check in it; or, with ``--here``, run it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.checks.diffsynth", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--environment", type=Path, help="folder of the environment; made if it is not there")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the results there")
-    parser.add_argument("--here", action="store_true", help="the package is installed here: make no environment")
-    args = parser.parse_args()
-    if args.here:
-        return check(args.out)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            python = environment(args.environment or Path(folder), REQUIREMENTS)
-        except PackageAbsent as error:
-            print(f"skipped: DiffSynth-Studio cannot be had here: {error}")
-            return 0
-        out = [] if args.out is None else ["--out", str(args.out.absolute())]
-        return run_in(python, "bench.checks.diffsynth", "--here", *out)
-
-
 def check(out: Path | None) -> int:
     """Run all cases, and report them."""
     from bench.checks import diffsynth_cases
@@ -64,4 +43,4 @@ def check(out: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of("bench.checks.diffsynth", __doc__, "DiffSynth-Studio", REQUIREMENTS, check))

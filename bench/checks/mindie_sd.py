@@ -9,10 +9,8 @@ Exit codes: 0 all hold, or the package cannot be had, which is said; 1 one does 
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from itertools import product
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.checks.engine_report import report
-from bench.checks.peer_environment import PackageAbsent, environment, run_in
+from bench.checks.peer_environment import main_of
 from bench.checks.stand_ins import bare_package
 from dithooks.compat.mindie_sd import CacheAgent, CacheConfig
 
@@ -123,25 +121,6 @@ def same_names(config: type, agent: type) -> dict[str, Any]:
     return {"settings": len(other), "runs": "–", "reused": "–", "ok": ok}
 
 
-def main() -> int:
-    """Make the environment and run the check in it; or, with ``--here``, run it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.checks.mindie_sd", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--environment", type=Path, help="folder of the environment; made if it is not there")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the results there")
-    parser.add_argument("--here", action="store_true", help="the package is installed here: make no environment")
-    args = parser.parse_args()
-    if args.here:
-        return check(args.out)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            python = environment(args.environment or Path(folder), REQUIREMENTS)
-        except PackageAbsent as error:
-            print(f"skipped: MindIE-SD cannot be had here: {error}")
-            return 0
-        out = [] if args.out is None else ["--out", str(args.out.absolute())]
-        return run_in(python, "bench.checks.mindie_sd", "--here", *out)
-
-
 def check(out: Path | None) -> int:
     """Run all cases, and report them."""
     bare_package("mindiesd")
@@ -158,4 +137,4 @@ def check(out: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of("bench.checks.mindie_sd", __doc__, "MindIE-SD", REQUIREMENTS, check))

@@ -5,11 +5,14 @@ PyTorch versions that engines pin exclude each other, so their packages are inst
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 from dithooks.storage.replacement import write_text
@@ -54,3 +57,30 @@ def run_in(python: Path, module: str, *arguments: str) -> int:
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [str(python), "-m", module, *arguments]
     return subprocess.run(command, check=False, cwd=ROOT, env=variables).returncode
+
+
+def main_of(module: str, doc: str, engine: str, requirements: list[str], check: Callable[[Path | None], int]) -> int:
+    """Run a check in an environment of its own; or, with ``--here``, in this one.
+
+    Args:
+        module: the check's module, which ``python -m`` runs.
+        doc: its docstring.
+        engine: the engine's name, for a message.
+        requirements: as for :func:`environment`.
+        check: the check itself, given the folder for its results.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=doc.split("\n\n")[0])
+    parser.add_argument("--environment", type=Path, help="folder of the environment; made if it is not there")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the results there")
+    parser.add_argument("--here", action="store_true", help="the package is installed here: make no environment")
+    args = parser.parse_args()
+    if args.here:
+        return check(args.out)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            python = environment(args.environment or Path(folder), requirements)
+        except PackageAbsent as error:
+            print(f"skipped: {engine} cannot be had here: {error}")
+            return 0
+        out = [] if args.out is None else ["--out", str(args.out.absolute())]
+        return run_in(python, module, "--here", *out)
