@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DitHooksError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{folder / FILE} is written: start ComfyUI anew, and look for nodes called dithooks")
+    print(f"{folder / FILE} is written: restart ComfyUI, and look for nodes called dithooks")
     return 0
 
 

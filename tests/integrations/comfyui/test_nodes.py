@@ -53,7 +53,7 @@ def test_nothing_of_comfyui_is_needed_to_import_it():
 
 def test_the_entry_is_written_and_hands_on_the_nodes(monkeypatch, tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
-    assert "start ComfyUI anew" in capsys.readouterr().out
+    assert "restart ComfyUI" in capsys.readouterr().out
     (entry,) = tmp_path.glob("*.py")
     comfy.install(monkeypatch, tmp_path)
     assert [*runpy.run_path(str(entry))["NODE_CLASS_MAPPINGS"]] == IDS
