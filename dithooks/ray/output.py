@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
 from ..config.safe_json import strict
 from ..errors import InvalidSetting
+from ..stats.user_warning import warn_user
 from ..validation import shown
 from .files import Folder
 from .job import SCHEMA, Job, differences
@@ -74,9 +74,7 @@ def claim_folder(folder: Folder, job: Job, rows_per_file: int) -> int:
                 f"out={shown(folder.place)} holds another job ({'; '.join(other)}): give another folder"
             )
         if other := differences(known, job.versions):
-            warnings.warn(
-                f"{folder.place} was begun with other versions ({'; '.join(other)}): pictures may differ", stacklevel=3
-            )
+            warn_user(f"{folder.place} was begun with other versions ({'; '.join(other)}): pictures may differ")
         return chosen
     if names := chunks_in(folder):
         raise InvalidSetting(

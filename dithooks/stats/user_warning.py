@@ -1,20 +1,26 @@
-"""Warnings that point at the user's line: the nearest one outside of this library and of those that call it."""
+"""Warnings that point at the user's line: the nearest one outside of this library and of installed packages."""
 
 from __future__ import annotations
 
 import inspect
-import sys
+import os
+import site
+import sysconfig
 import warnings
+from functools import cache
 from pathlib import Path
+from types import FrameType
 
 from ..errors import DitHooksWarning
 
-_OURS = Path(__file__).parent.parent
-_LIBRARIES = ("torch", "diffusers", "accelerate", "contextlib")
+_OURS = f"{Path(__file__).parent.parent}{os.sep}"
 
 
 def warn_user(message: str) -> None:
-    """Issue a :class:`DitHooksWarning` at the user's line, or at the caller's if there is none, as in some threads.
+    """Issue a :class:`DitHooksWarning` at the user's line, where Python shows each message once.
+
+    The user's line is the nearest caller outside of what is installed. If there is none, it is the nearest outside of
+    this library, as in a server that is installed itself, or else the caller of this function, as in some threads.
 
     Example:
         >>> import warnings
@@ -24,14 +30,30 @@ def warn_user(message: str) -> None:
         >>> str(caught[0].message)
         'nothing was reused'
     """
-    places = (str(_OURS), *filter(None, map(_place, _LIBRARIES)))
-    level, frame = 1, inspect.currentframe()
+    frame = _caller_outside(_OURS, *_installed()) or _caller_outside(_OURS)
+    if frame is None:
+        warnings.warn(message, DitHooksWarning, stacklevel=2)
+        return
+    warnings.warn_explicit(
+        message,
+        DitHooksWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    """Return how the names of files begin that are Python's own or installed."""
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return (*(f"{folder}{os.sep}" for folder in folders.union(site.getsitepackages())), "<frozen")
+
+
+def _caller_outside(*places: str) -> FrameType | None:
+    """Return the nearest frame of the stack whose file lies in none of these places."""
+    frame = inspect.currentframe()
     while frame is not None and frame.f_code.co_filename.startswith(places):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, DitHooksWarning, stacklevel=2 if frame is None else level)
-
-
-def _place(library: str) -> str | None:
-    """Return the folder or file of a library that is imported."""
-    file = getattr(sys.modules.get(library), "__file__", None)
-    return None if file is None else str(Path(file).parent) if file.endswith("__init__.py") else file
+        frame = frame.f_back
+    return frame

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -26,6 +25,7 @@ from ..recording.image_metrics import Metric, check_metrics, samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0, on_all_ranks
 from ..recording.record import MEMORY, record, recordable
 from ..recording.recording import Recording
+from ..stats.user_warning import warn_user
 from ..user_run import check_run
 from ..validation import check_choice, check_count, check_number, shown
 from .evaluation import OBJECTIVES, Evaluator, Fit, Objective, as_here
@@ -206,11 +206,9 @@ def search(
             f"here {here}): record this one"
         )
     if any(is_compiled(chain) for chain in chains):
-        warnings.warn(
+        warn_user(
             "the model is compiled: what is recorded is not, and the first runs of a plan compile, so speed-ups are "
-            "not what they will be: search first, compile then",
-            UserWarning,
-            stacklevel=2,
+            "not what they will be: search first, compile then"
         )
     purpose = {"fingerprint": here, "num_inference_steps": num_inference_steps, "cost": cost}
     kept = Journal.open(journal, purpose, check_measures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from ..config.cache_plan import CachePlan
 from ..config.plan_tiers import MOST, NAME, target_name
 from ..errors import InvalidSetting, TargetMissed, WrongType
 from ..planning.plan import check_target_speedup
+from ..stats.user_warning import warn_user
 from ..validation import check_text, shown
 from .result import SearchResult
 from .trial_driver import PlanRunner
@@ -82,7 +82,7 @@ def tiers_of(
             missed.append(error)
             if len(missed) == len(goals):
                 raise
-            warnings.warn(f"tier {name} is left out: {error}", UserWarning, stacklevel=3)
+            warn_user(f"tier {name} is left out: {error}")
             continue
         total += found[name].run_equivalents - before
         first = first or found[name].plan

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from ...errors import InvalidSetting, WrongType
+from ...stats.user_warning import warn_user
 from ...validation import shown
 from .configs import (
     BasicCacheConfig,
@@ -78,7 +78,7 @@ def from_keywords(keywords: Mapping[str, Any], owner: str) -> tuple[dict[str, An
     if not {"enable_calibrator", "enable_encoder_calibrator"} & set(forecast):
         if forecast:
             message = f"{' and '.join(n for n, f in FORECAST.items() if f in forecast)} without enable_taylorseer"
-            warnings.warn(f"{owner}: {message} does nothing: add enable_taylorseer=True", UserWarning, stacklevel=3)
+            warn_user(f"{owner}: {message} does nothing: add enable_taylorseer=True")
         return given, None
     forecast.setdefault("enable_calibrator", False)
     forecast.setdefault("enable_encoder_calibrator", forecast["enable_calibrator"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from ...environment.accelerators import current_accelerator, device_count, device_module
+from ...stats.user_warning import warn_user
 
 
 class Platform:
@@ -47,9 +47,7 @@ def set_compile_configs(**settings: Any) -> None:
         **settings: what cache-dit would set for the whole process; any value causes a warning.
     """
     if settings:
-        warnings.warn(
+        warn_user(
             f"set_compile_configs: {', '.join(settings)} without effect: the cache needs none of it; set "
-            "torch._inductor.config yourself where the compiled model is faster by it",
-            UserWarning,
-            stacklevel=2,
+            "torch._inductor.config yourself where the compiled model is faster by it"
         )

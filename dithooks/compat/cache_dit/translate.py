@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from ...policies.reason import Reason
 from ...policies.threshold import Threshold
 from ...predictors.polynomial import Reuse, Taylor
 from ...predictors.predictor import Predictor
+from ...stats.user_warning import warn_user
 from ...validation import check_choice, check_count, check_number, shown
 from .configs import BasicCacheConfig, CacheType, CalibratorConfig, caching_type, filled
 from .masks import named_mask
@@ -193,10 +193,8 @@ def _what(config: CalibratorConfig | None) -> Predictor:
     order = given.get("taylorseer_order", given["calibrator_kwargs"].get("n_derivatives", 1))
     order = check_count("taylorseer_order", order, 0)
     if own != encoder and order:
-        warnings.warn(
+        warn_user(
             f"enable_calibrator={own} and enable_encoder_calibrator={encoder}: the forecast holds for all streams "
-            f"here, or for none, and enable_calibrator says which; set both to {own} to have it said",
-            UserWarning,
-            stacklevel=3,
+            f"here, or for none, and enable_calibrator says which; set both to {own} to silence this"
         )
     return Taylor(order, axis="step") if own and order else Reuse()
