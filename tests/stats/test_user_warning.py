@@ -33,9 +33,7 @@ def test_installed_packages_are_passed_over():
 
 def test_a_program_that_is_installed_itself_is_named(monkeypatch):
     """If every caller is an installed package, the nearest is named, and not this library."""
-    monkeypatch.setattr(
-        user_warning, "_INSTALLED", (str(Path(__file__).parents[1]), sysconfig.get_path("purelib"), "/")
-    )
+    monkeypatch.setattr(user_warning, "_installed", lambda: ("",))
     server = Path(sysconfig.get_path("purelib"), "server", "loop.py")
     with pytest.warns(DitHooksWarning) as caught:
         code_in(server, LIBRARY).apply(lambda: user_warning.warn_user("here"))
