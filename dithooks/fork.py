@@ -1,4 +1,4 @@
-"""What a forked child has to let go of: locks and calls of threads that are not in the child."""
+"""What a forked child has to release: locks and calls of threads that are not in the child."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import weakref
 
 
 class ForkAware:
-    """The base of all objects that keep what belongs to a thread; each is told where the process has been forked.
+    """The base of all objects that keep what belongs to a thread; each is notified where the process has been forked.
 
     Its ``__init__`` is called last: another thread may fork at any time.
     """
@@ -17,12 +17,12 @@ class ForkAware:
         _EACH.add(self)
 
     def after_fork(self) -> None:
-        """Let go, in a forked child, of what other threads held: of all threads, only the one that forks is there."""
+        """Release, in a forked child, what other threads held: of all threads, only the one that forks is there."""
         raise NotImplementedError
 
 
 class ForkLock(ForkAware):
-    """An object with a lock of its own, which a forked child makes anew: held by another thread, it would be for ever.
+    """An object with a lock of its own, which a forked child replaces: held by another thread, it would be for ever.
 
     What the lock guards may be half changed there, as it may be after a Ctrl-C, and has to be of use at each point of a
     change. The lock is re-entrant: a finalizer or a signal handler may come in between.
@@ -33,7 +33,7 @@ class ForkLock(ForkAware):
         super().__init__()
 
     def after_fork(self) -> None:
-        """Make the lock anew."""
+        """Replace the lock by a new one."""
         self.lock = threading.RLock()
 
 

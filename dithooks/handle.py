@@ -21,7 +21,7 @@ from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
 from .config.plan_tiers import PlanTiers
 from .engine.attachment import check_corrections, is_compiled
-from .engine.clock import UNTOLD, StepTelling, scheduler_of
+from .engine.clock import DEFAULT_STEP_SETTINGS, StepSettings, scheduler_of
 from .engine.compiled_calls import CompiledCalls
 from .engine.completion import complete
 from .engine.model_lock import MODEL_LOCK
@@ -68,7 +68,7 @@ class HandleState(Enum):
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a removed handle still tells."""
+    """What a removed handle still knows."""
 
     stats: CacheStats
     decisions: tuple[CallRecord, ...]
@@ -113,7 +113,7 @@ def dit_cache(
             either, and with one that stands still while timesteps move, the step comes from an argument called
             ``timestep``, ``sigma`` or the like, of the transformer or of a module around it. A loop over
             :func:`steps` and an open :func:`timestep_scope` come before all of these.
-        timestep: name of the argument that tells the step, if it has another name: ``"tau"``, ``"options.tau"``.
+        timestep: name of the argument that gives the step, if it has another name: ``"tau"``, ``"options.tau"``.
         calls_per_step: count calls, for loops that tell nothing: this many are a step. Needs ``steps``.
         steps: of each run, where calls are counted.
         verify: test the first residual on the call it was taken from, which has to come out the same. This calls the
@@ -134,7 +134,7 @@ def dit_cache(
             reported once more. An exception of the callback ends the call.
         method: where the loop calls a method of ``target`` instead of ``target`` itself (``"forward_with_cfg"``,
             ``"decode"``), its name; of a target without such a method, that of the transformer found in it. Calls of
-            it then are what calls of the transformer are otherwise: its timestep argument tells the step, its first
+            it then are what calls of the transformer are otherwise: its timestep argument gives the step, its first
             parameter holds the latents, and the first residual is tested by calling it again. Where it runs the
             blocks several times, each pass is a call of the same step. Left out, blocks that run without their
             transformer's call are cached, too, but step and branch have to come from elsewhere, and the first residual
@@ -175,11 +175,11 @@ def dit_cache(
     """
     if on_decision is not None and not callable(on_decision):
         raise WrongType(f"on_decision={shown(on_decision)} cannot be called: give a function of one argument, or none")
-    telling = StepTelling(timestep, calls_per_step, steps)
+    step_settings = StepSettings(timestep, calls_per_step, steps)
     consensus = consensus_of(process_group)
     if isinstance(target, CacheHandle):
         raise WrongType("target is a CacheHandle, which is a cache already: use its update(), or give its pipeline")
-    handle = CacheHandle(target, blocks, scheduler, verify, consensus, on_decision, telling, method)
+    handle = CacheHandle(target, blocks, scheduler, verify, consensus, on_decision, step_settings, method)
     try:
         handle.update(config, tier)
         return handle
@@ -222,11 +222,11 @@ class CacheHandle:
         verify: bool,
         consensus: RankConsensus | None = None,
         on_decision: Callable[[CallRecord], object] | None = None,
-        telling: StepTelling = UNTOLD,
+        step_settings: StepSettings = DEFAULT_STEP_SETTINGS,
         method: str | None = None,
     ) -> None:
         scheduler_of(target, scheduler)
-        self._telling, self._is_interrupted = telling, False
+        self._step_settings, self._is_interrupted = step_settings, False
         self._target, self._blocks, self._scheduler, self._verify = target, blocks, scheduler, verify
         self._consensus, self._on_decision, self._method = consensus, on_decision, method
         self._attached: list[AnyAttachment] = []
@@ -500,7 +500,7 @@ class CacheHandle:
             rows: for each row, in the order of the batch: a :class:`Row`, ``(request, step)``, or an object with
                 ``request_id`` and ``step_index``. A name that :meth:`request` was not called with stands for a new
                 request by what the cache was attached with. Several rows may be of one request, in one call or in
-                several: they are told apart by their order, or by their branch.
+                several: they are distinguished by their order, or by their branch.
 
         Raises:
             RuntimeError: the handle was removed, or a request was closed.
@@ -754,7 +754,7 @@ class CacheHandle:
             self._verify,
             self._consensus,
             self._on_decision,
-            self._telling,
+            self._step_settings,
             self._method,
         )
 
@@ -849,7 +849,7 @@ def _forgotten(attachments: list[AnyAttachment]) -> list[str]:
 
 
 def _silences(attachments: list[AnyAttachment], last: Numbers) -> list[str]:
-    """Return why a cache did nothing all the time, if that has not been said."""
+    """Return why a cache did nothing all the time, if no warning has given the reason yet."""
     if not attachments:
         return []
     if last.stats.calls == 0:

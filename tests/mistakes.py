@@ -21,13 +21,13 @@ from dithooks.cli.main import main
 from dithooks.demo import load_pipeline, load_plan
 
 PAGE = Path(__file__).parents[1] / "docs" / "mistakes.md"
-HEAD = """# Mistakes, and what is said
+HEAD = """# Mistakes, and the message each gets
 
 Each line was tried, and the tests write this page (`PYTHONPATH=tests:. python tests/mistakes.py`). `pipe` is the
 pipeline that ships, `net` a model of five blocks, `plan` one of the plans that ship, `run` a function that draws. What
 [works all the same](using.md) is not here: a policy alone, the path of a plan, what a search returned.
 
-| mistake | what is said |
+| mistake | message |
 |---|---|
 """
 MISTAKES = (

@@ -22,7 +22,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"}
 IMMUTABLE_CALLS = {
     *("ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "TypeVar"),
-    *("attrgetter", "object", "Moment", "Match", "StepTelling", "ForkLock", "_Stance", "DynamoLock", "Platform"),
+    *("attrgetter", "object", "Moment", "Match", "StepSettings", "ForkLock", "_Stance", "DynamoLock", "Platform"),
 }
 REGISTERED = {"_HINTS"}  # what users tell of their models is the process's by nature
 OF_THE_PROCESS = {"_EACH"}  # so is a fork: weak references to what a forked child has to let go of

@@ -1,4 +1,4 @@
-"""Models that give more than what leaves their last block, told by their structure: U-Nets and ControlNets."""
+"""Models that give more than what leaves their last block, recognised by their structure: U-Nets and ControlNets."""
 
 from __future__ import annotations
 

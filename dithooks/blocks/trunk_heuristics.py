@@ -25,7 +25,7 @@ SIDE_NAMES = {
     "perceiver": "an adapter",
 }
 
-# Of two parts of a model whose lists differ less than by this factor, the name tells which one denoises.
+# Of two parts of a model whose lists differ less than by this factor, the name decides which one denoises.
 CLOSE = 2
 
 # Words in the names of parts that encode what the denoiser is conditioned on.
@@ -57,7 +57,7 @@ class Owner:
         path: from the model that was searched.
         module: the module.
         lists: its lists, and those of other parts of the model.
-        rivals: other parts that may be the denoiser as well, by all that can be told before they are called.
+        rivals: other parts that may be the denoiser as well, by all that is known before they are called.
     """
 
     path: str
@@ -167,7 +167,7 @@ def _sorted_out(
 def _lists(module: nn.Module, path: str, owner: str = "") -> list[tuple[str, str, nn.ModuleList]]:
     """List owner, path and list below a module, without lists inside blocks; an owner is itself called.
 
-    A module without lists of its own is taken for a pipeline, whose components are told apart by name and class.
+    A module without lists of its own is taken for a pipeline, whose components are distinguished by name and class.
     """
     found: list[tuple[str, tuple[str, str, nn.ModuleList]]] = []  # each with the child that it is in
     for name, child in module.named_children():

@@ -261,7 +261,7 @@ def _follow(observation: Observation, calls: list[BlockCall], block_ios: list[Bl
 def _becoming_outputs(shapes: Mapping[str, torch.Size | None], returned: Sequence[torch.Size]) -> tuple[str, ...]:
     """Return the streams that become outputs of a model which returns several; none if it returns a single one.
 
-    They are told by their tokens: an output (batch, tokens, …) is made of a stream (batch, tokens, …). If one of the
+    They are known by their tokens: an output (batch, tokens, …) is made of a stream (batch, tokens, …). If one of the
     outputs has the tokens of no stream, it may be made of any of them, and all are returned.
     """
     if len(returned) < 2:

@@ -40,7 +40,7 @@ class JsonFile:
 
     @property
     def _schema(self) -> int:
-        """The schema that is written: the last, unless an earlier one has all that is said."""
+        """The schema that is written: the last, unless an earlier one has a field for all that is set."""
         return self._schemas[-1]
 
     def to_json(self) -> str:

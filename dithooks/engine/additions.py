@@ -1,4 +1,4 @@
-"""What a model adds to the streams between the blocks of a range, told apart from the effect of the blocks themselves.
+"""What a model adds to the streams between the blocks of a range, separated from the effect of the blocks themselves.
 
 ControlNets and adapters do so: ``x = block(x); x = x + control[i]``. What leaves a range less what enters it holds what
 was added at that step. So it is summed up on a computed step and taken out of the residual; on a reused one, the

@@ -116,7 +116,7 @@ class _Writer(pickle.Pickler):
         return place
 
     def reducer_override(self, value: Any) -> Any:
-        # As pickle has it, a method is looked up anew by the name of its function, which may have another by now.
+        # As pickle has it, a method is looked up again by the name of its function, which may have another by now.
         return (MethodType, (value.__func__, value.__self__)) if isinstance(value, MethodType) else NotImplemented
 
 

@@ -22,7 +22,7 @@ from ..stats.types import CachedRange, CacheStats, CallRecord
 from ..stats.warnings import range_left_late, stand_in_is_wrapped
 from .active_calls import PATIENCE
 from .block_range import BlockRange
-from .clock import UNTOLD, StepClock, StepTelling
+from .clock import DEFAULT_STEP_SETTINGS, StepClock, StepSettings
 from .compiled_code import are_compiled
 from .decider import CallDecider
 from .hooks import (
@@ -220,7 +220,7 @@ def prepare(
     integrations: Integrations,
     consensus: RankConsensus | None = None,
     on_decision: Callable[[CallRecord], object] | None = None,
-    telling: StepTelling = UNTOLD,
+    step_settings: StepSettings = DEFAULT_STEP_SETTINGS,
     around: Sequence[nn.Module] = (),
     waits: bool = False,
     method: tuple[nn.Module, str] | None = None,
@@ -235,7 +235,7 @@ def prepare(
         integrations: the adapter to other libraries.
         consensus: the ranks that decide together; ``None`` if this rank decides alone.
         on_decision: a callback for the record of each decision.
-        telling: what the user says about what tells the steps.
+        step_settings: the user's settings of what identifies the steps.
         around: the modules around the transformer, from the inside out.
         waits: whether calls stay plain ones until it is known that these blocks are the trunk.
         method: a module and the name of its method that stands for the transformer's call; ``None``: its own call.
@@ -258,7 +258,7 @@ def prepare(
     name = chain.block_lists[0].path if len(chain.block_lists) == 1 else chain.path or type(chain.owner).__name__
     log = DecisionLog(name, len(observed), (len(observed) + end if end < 0 else end) - first + 1, on_decision)
     kind = SampleDecider if is_by_sample(config.when) else CallDecider
-    decider = kind(chain, config, StepClock(scheduler, chain.name, telling), log, integrations, consensus)
+    decider = kind(chain, config, StepClock(scheduler, chain.name, step_settings), log, integrations, consensus)
     weights = chain.weights() if chain.found else None
     metric = decider.policy.metric
     look_at = () if metric is None else config.look_at or ()

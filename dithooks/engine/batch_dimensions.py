@@ -97,7 +97,7 @@ class RowSelection:
         return former[2]
 
     def go_on(self) -> None:
-        """Let go of what the block before the last was given, as the streams that have gone through it."""
+        """Forget what the block before the last was given: streams that have gone through it."""
         self._former, self._taken = self._taken, {}
 
 
@@ -306,6 +306,6 @@ def _placed_call(full: Described, few: Described, sizes: tuple[int, int], block:
 def _refusal(where: str, what: str, sizes: tuple[int, int]) -> WiringError:
     return WiringError(
         f"rows of a batch: {where} {what:.120} with {sizes[0]} and {sizes[1]} rows: which part of it is whose row "
-        "cannot be told. Choose blocks without it, or do not tell rows apart: call the model once for each request, or "
+        "is unknown. Choose blocks without it, or do not treat rows apart: call the model once for each request, or "
         "give reduce='mean' or 'max'"
     )

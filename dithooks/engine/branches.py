@@ -1,4 +1,4 @@
-"""The branch of a call (conditional, unconditional, a window, …), told by what repeats from step to step.
+"""The branch of a call (conditional, unconditional, a window, …), known by what repeats from step to step.
 
 A step makes several calls, and each call of the next step belongs to one of these. What shows to which: what it is
 given, as far as that stayed the same from one step to the next; then the nearest latents, where these are apart as
@@ -198,7 +198,7 @@ def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> tuple[int, 
 
     Those whose conditioning or latents are near come before those that are far, as other windows are; among these, the
     one that came first at the last step. One that was called at one step only, and is far or has rivals, may be left
-    over from a run that was broken off at its first step, of which the loop tells nothing.
+    over from a run that was broken off at its first step, of which the loop shows nothing.
     """
     branches = {number: run.branches[number] for number in tied}
     called = {number: branch for number, branch in branches.items() if branch.called == run.last_step}
@@ -219,7 +219,7 @@ def _nearest(run: Run, given: CallArguments, tied: Iterable[int]) -> tuple[int, 
 
 
 def _samples(given: CallArguments) -> int:
-    """Return the batch size of a call: a tensor of no more numbers has one for each sample, and tells no prompts."""
+    """Return the batch size of a call: a tensor of no more numbers has one for each sample, and shows no prompts."""
     return max((len(latents) for latents in given.latents.values() if latents.dim()), default=1)
 
 

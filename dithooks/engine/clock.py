@@ -223,8 +223,8 @@ class TimestepArgument:
 
 
 @dataclass(frozen=True)
-class StepTelling:
-    """What the user says about what tells the steps.
+class StepSettings:
+    """The user's settings of what identifies the steps.
 
     Args:
         timestep: name of the timestep argument, such as ``sigma`` or ``video.sigma``.
@@ -252,7 +252,7 @@ class StepTelling:
             )
 
 
-UNTOLD = StepTelling()
+DEFAULT_STEP_SETTINGS = StepSettings()
 
 
 class StepClock:
@@ -261,18 +261,20 @@ class StepClock:
     Args:
         scheduler: returns the pipeline's scheduler as it is now, or ``None``.
         where: name of the transformer, for messages.
-        telling: what the user says about what tells the steps.
+        step_settings: the user's settings of what identifies the steps.
     """
 
-    def __init__(self, scheduler: Callable[[], Any], where: str, telling: StepTelling = UNTOLD) -> None:
+    def __init__(
+        self, scheduler: Callable[[], Any], where: str, step_settings: StepSettings = DEFAULT_STEP_SETTINGS
+    ) -> None:
         self._attached, self._where, self.created_at = scheduler, where, monotonic_ns()
         self.enclosing: Callable[[], Sequence[Mapping[str, Any]]] = tuple  # arguments of modules around the transformer
-        self.timestep = TimestepArgument(check_name(telling.timestep))
+        self.timestep = TimestepArgument(check_name(step_settings.timestep))
         self.sources: list[TimeSource] = [SchedulerIndex(self.timestep), self.timestep]
-        if telling.timestep is not None:  # the user's word comes before a scheduler's
+        if step_settings.timestep is not None:  # the user's word comes before a scheduler's
             self.sources.reverse()
-        if telling.calls_per_step is not None and telling.steps is not None:
-            self.sources = [CountedCalls(telling.calls_per_step, telling.steps, self.timestep)]
+        if step_settings.calls_per_step is not None and step_settings.steps is not None:
+            self.sources = [CountedCalls(step_settings.calls_per_step, step_settings.steps, self.timestep)]
 
     def read(self, session: Session, scope: Scope | None, arguments: Mapping[str, Any], run_time: RunTime) -> Tick:
         """Return the tick of a call.
@@ -311,7 +313,7 @@ class StepClock:
         )
 
     def knows(self, arguments: Mapping[str, Any] | None) -> bool:
-        """Return whether anything tells the step of a call made here; a session's step source counts unasked."""
+        """Return whether anything gives the step of a call made here; a session's step source counts unasked."""
         session, scope = current_context()
         if (
             scope is not None

@@ -41,7 +41,7 @@ def run_eagerly(function: Callable[..., Any], why: str) -> Callable[..., Any]:
 def compiler_in_force() -> Callable[[], object]:
     """Return a function that returns what would compile the next function that this thread calls, or ``None``.
 
-    It tells of ``torch.compile(model)``, of which nothing is to be seen on the model: only who calls it differs.
+    It shows ``torch.compile(model)``, of which nothing is to be seen on the model: only who calls it differs.
     """
     import torch._dynamo  # loads what the next line asks for
 

@@ -95,10 +95,10 @@ class CallDecider(ForkAware):
         self._weights: WeightsVersion | BatchWeightsVersion = WeightsVersion(chain.owner, integrations.adapters())
         self._runs: weakref.WeakKeyDictionary[Session, Run] = weakref.WeakKeyDictionary()  # a run is its session's
         self._warned: set[str] = set()
-        self._is_explained = False  # a warning has said why nothing was reused
-        self._explained_calls = 0  # of runs of which a warning has said that they reused nothing, and by which policy
+        self._is_explained = False  # a warning has given the reason why nothing was reused
+        self._explained_calls = 0  # of runs that a warning has named as having reused nothing, and by which policy
         self._epoch: weakref.ref[Any] | None = None  # of the latest run
-        self._could_reuse, self._source = False, ""  # whether a run had two steps, and what told the latest one's
+        self._could_reuse, self._source = False, ""  # whether a run had two steps, and what gave the latest one's
         self._not_finite: set[tuple[int, int]] = set()  # number of the run, and step
         super().__init__()
 
@@ -179,7 +179,7 @@ class CallDecider(ForkAware):
             config: of the rows.
             weights: that the rows of a batch share.
         """
-        chain = replace(self._chain, separate_cfg=True)  # a request's rows at one step are told apart by their order
+        chain = replace(self._chain, separate_cfg=True)  # a request's rows at one step are distinguished by their order
         other = CallDecider(chain, config, self.clock, self.log, self._integrations, self.consensus)
         other._weights = weights
         other.additions, other._warned, other._latents = self.additions, self._warned, self._latents
@@ -574,7 +574,7 @@ class CallDecider(ForkAware):
         return [message for topic, message in due if self._claim_topic(topic)]
 
     def why_silent(self) -> str | None:
-        """Word why nothing was reused since attaching, where no warning has said so; ``None`` if something was."""
+        """Word why nothing was reused since attaching, where no warning has done so; ``None`` if something was."""
         if not self._could_reuse or self._is_explained or self.on_anchor is not None:
             return None
         records = self.log.records()
@@ -682,7 +682,7 @@ class CallDecider(ForkAware):
             warn_user(warning)
         single = tick.steps is not None and tick.steps - tick.step < 2
         self._source = tick.source
-        # Nothing is to be reused, so that is no warning, or the policy has said so.
+        # Nothing is to be reused, so that is no warning, or the policy has warned of it.
         run.judged = self.on_anchor is not None or single or policy.never_reuses
         if tick.steps is not None and not run.judged:
             message = wording.nothing_will_be_reused(self.name, policy, run.schedule, self.policy)

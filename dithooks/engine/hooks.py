@@ -66,7 +66,7 @@ def hook_method(cache: RangeCache, owner: nn.Module, module: nn.Module, name: st
 
 
 class _MethodWatcher:
-    """The range's cache, told of the calls of a method; it stays out of compiled graphs."""
+    """The range's cache, notified of the calls of a method; it stays out of compiled graphs."""
 
     def __init__(self, cache: RangeCache) -> None:
         self.cache = cache

@@ -41,7 +41,7 @@ def places_of(target: object, modules: Iterable[nn.Module]) -> list[ModulePlace]
 
     Args:
         target: a pipeline, or a module around the modules; or an adapter of either.
-        modules: the modules, told by their identity.
+        modules: the modules, compared by identity.
     """
     wanted = {id(module) for module in modules}
     found: list[ModulePlace] = []

@@ -17,7 +17,7 @@ from ..config.cache_config import DitCacheConfig
 from ..errors import InvalidSetting, WrongType
 from ..stats.log import DecisionLog
 from ..stats.types import CachedRange, CacheStats, CallRecord
-from .clock import UNTOLD, StepClock, StepTelling
+from .clock import DEFAULT_STEP_SETTINGS, StepClock, StepSettings
 from .decider import CallDecider
 from .hooks import hook_enclosing, unhook
 from .model_lock import MODEL_LOCK
@@ -115,7 +115,7 @@ def prepare_output(
     integrations: Integrations,
     consensus: RankConsensus | None = None,
     on_decision: Callable[[CallRecord], object] | None = None,
-    telling: StepTelling = UNTOLD,
+    step_settings: StepSettings = DEFAULT_STEP_SETTINGS,
     around: Sequence[nn.Module] = (),
     waits: bool = False,
 ) -> OutputAttachment:
@@ -129,7 +129,7 @@ def prepare_output(
         integrations: the adapter to other libraries.
         consensus: the ranks that decide together; ``None`` if this rank decides alone.
         on_decision: a callback for the record of each decision.
-        telling: what the user says about what tells the steps.
+        step_settings: the user's settings of what identifies the steps.
         around: the modules around the transformer, from the inside out.
         waits: whether calls stay plain ones until it is known that this is the denoiser.
 
@@ -145,7 +145,7 @@ def prepare_output(
     blocks = max(len(chain.block_refs), 1)
     log = DecisionLog(chain.path or type(chain.owner).__name__, blocks, blocks, on_decision)
     integrations.bind(chain.owner, [], [])
-    decider = CallDecider(chain, config, StepClock(scheduler, chain.name, telling), log, integrations, consensus)
+    decider = CallDecider(chain, config, StepClock(scheduler, chain.name, step_settings), log, integrations, consensus)
     cache = OutputCache(decider, chain.owner, integrations)
     return OutputAttachment(chain, cache, log, target, _held(chain, target), around, waits)
 

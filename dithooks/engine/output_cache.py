@@ -135,7 +135,7 @@ class OutputCache:
             self.leave()
 
     def _watched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], list[str]]:
-        """Return what tells afterwards what a call has written into its arguments."""
+        """Return a function that finds, after a call, what it has written into its arguments."""
         arguments = bind(self._names, args, kwargs)
         return partial(written_into, Replay(self._model, args, kwargs), arguments, versions(arguments))
 

@@ -50,7 +50,7 @@ class OutputRows:
             arguments: of the transformer, by name.
             args: its positional arguments.
             kwargs: its named arguments.
-            watch: notes what a call is given; what that returns tells what the call has written into it.
+            watch: notes what a call is given; what that returns finds what the call has written into it.
 
         Raises:
             InvalidSetting: the batch has another number of rows.
@@ -117,7 +117,7 @@ class OutputRows:
         else:
             self._dimensions.note(batch, args, kwargs)
             output, written = self._watched(args, kwargs, watch)
-        if written:  # the call has done more than its output tells, and must not be left out
+        if written:  # the call has done more than its output shows, and must not be left out
             for number in numbers:
                 rows[number].call.range = None
         return output, chosen if is_some else everything
@@ -128,7 +128,7 @@ class OutputRows:
         return output, written()
 
     def _try(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Find out which arguments hold rows; if that cannot be told, call the transformer with all of them always."""
+        """Find out which arguments hold rows; if that is unclear, call the transformer with all of them always."""
 
         def call(some_args: tuple[Any, ...], some_kwargs: dict[str, Any]) -> Any:
             return Replay(self._model, some_args, some_kwargs)(eager=False).output
@@ -187,7 +187,7 @@ class OutputRows:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Return an output whose rows cannot be told: that of a call with all of them. Nothing is kept."""
+        """Return an output whose rows are unknown: that of a call with all of them. Nothing is kept."""
         if len(computed) < len(rows):
             for row in rows:
                 if row.is_reused:

@@ -21,7 +21,7 @@ from ..stats.types import CallRecord
 from ..stats.warnings import no_call_was_left_to, no_call_was_seen
 from ..validation import shown
 from .attachment import Attachment, check, prepare
-from .clock import StepTelling
+from .clock import StepSettings
 from .hooks import caches_of
 from .output_attachment import OutputAttachment, check_output, prepare_output, refuse_cached, unwrapped
 from .output_cache import OutputCache, output_caches_of
@@ -43,7 +43,7 @@ class HandleSettings(NamedTuple):
         verify: whether the first residual is tested on its own call.
         consensus: the ranks that decide together; ``None`` if this rank decides alone.
         on_decision: a callback for the record of each decision.
-        telling: what the user says about what tells the steps.
+        step_settings: the user's settings of what identifies the steps.
         method: name of the method that stands for the transformer's call, if there is one.
     """
 
@@ -52,7 +52,7 @@ class HandleSettings(NamedTuple):
     verify: bool
     consensus: RankConsensus | None
     on_decision: Callable[[CallRecord], object] | None
-    telling: StepTelling
+    step_settings: StepSettings
     method: str | None
 
     @property
@@ -110,16 +110,16 @@ def prepare_payload(
         WrongType: a block or the transformer cannot be given a stand-in.
         InvalidSetting: another library's cache is at work in the model.
     """
-    target, scheduler, verify, consensus, on_decision, telling, _ = settings
+    target, scheduler, verify, consensus, on_decision, step_settings, _ = settings
     held, waits = settings.held, bool(chain.rivals)
     around = enclosing_modules(held, chain.owner)
     if config.payload == "output":
         return prepare_output(
-            chain, config, target, scheduler, integrations, consensus, on_decision, telling, around, waits
+            chain, config, target, scheduler, integrations, consensus, on_decision, step_settings, around, waits
         )
     method = settings.method_of(chain)
     return prepare(
-        chain, config, scheduler, verify, integrations, consensus, on_decision, telling, around, waits, method
+        chain, config, scheduler, verify, integrations, consensus, on_decision, step_settings, around, waits, method
     )
 
 

@@ -157,7 +157,7 @@ class RangeCache:
         if isinstance(decider, SampleDecider):
             decider.decide_samples, decider.count_samples = self._decide_samples, self._count_samples
             decider.clear_branches = self.row_states.clear_branch
-        if verify:  # without a test, what is added cannot be told from other work on the streams
+        if verify:  # without a test, what is added cannot be separated from other work on the streams
             self.additions.ask = self._ask_for_additions
         self.compilable = tuple(compilable)
         self._is_reattaching = False  # stand-ins are being exchanged: other calls begin as plain ones
@@ -265,7 +265,7 @@ class RangeCache:
 
         Raises:
             InvalidSetting: the model is compiled, its blocks are called without it, or the batch has another size.
-            WiringError: which part of the call is whose row cannot be told.
+            WiringError: it is unknown which part of the call is whose row.
         """
         given = self.state.given
         self.row_survey.check(placed, arguments, given)
@@ -908,7 +908,7 @@ class RangeCache:
     def _without_additions(
         self, replay: Replay, anchor: Anchor, deltas: tuple[Tensor, ...], names: frozenset[str]
     ) -> Anchor:
-        """Return the first residual without what the model adds between the blocks, if that can be told apart."""
+        """Return the first residual without what the model adds between the blocks, if that can be separated."""
         wiring, additions = self.block_range.wiring, self.additions
         additions.asked.add(names)
         if wiring is None or wiring.touched is None or additions.ask is None or not replay.safe:

@@ -20,7 +20,7 @@ class Row:
         request: that it belongs to: what :meth:`CacheHandle.request` has returned, or any name or number of it.
         step: of the request's run, from 0 on.
         branch: which of the request's rows at this step it is, if their order does not tell: ``"uncond"``. Left out,
-            the rows of a step are told apart by their order, over all calls of the step.
+            the rows of a step are distinguished by their order, over all calls of the step.
         sigma: noise level of the step, if the request has not been given those of all steps.
 
     Raises:
@@ -121,7 +121,7 @@ class RowScope:
                 entered before.
         """
         if self._entry is not None:
-            raise RunMismatch("rows: these are entered already: write cache.rows(...) anew for each call")
+            raise RunMismatch("rows: these are entered already: write cache.rows(...) once more for each call")
         sessions: dict[int, Session] = {}
         try:
             for request in self._requests:

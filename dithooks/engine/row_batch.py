@@ -102,7 +102,7 @@ class RowBatch:
             row: reused so far.
             wiring: of the range.
             streams: of the whole batch.
-            forms: that a row's residuals have to have; ``None`` of one that is not told by the streams.
+            forms: that a row's residuals have to have; ``None`` of one that the streams do not determine.
         """
         deltas = row.call.deltas
         if [delta.shape for delta in deltas] == forms:  # as nearly always: then none is ``None``
@@ -229,7 +229,7 @@ class RowBatch:
         if value.dim() == 0 or value.shape[0] != len(self._computed):
             raise RunMismatch(
                 f"{self.name}: a block of {len(self._computed)} rows returned {list(value.shape)}: what it makes of "
-                "each is not told. Choose blocks that keep the batch in the first dimension"
+                "each is unknown. Choose blocks that keep the batch in the first dimension"
             )
         index = self._computed.index(value.device)
         if other is not None and other[1] and other[0].shape[1:] == value.shape[1:]:

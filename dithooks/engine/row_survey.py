@@ -1,4 +1,4 @@
-"""What has to be known before rows of several requests can be told apart in one call, and how it is found out."""
+"""What has to be known before rows of several requests can be treated apart in one call, and how it is found out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_AMBIGUOUS = 2  # arguments that hold no rows, though the batch has their si
 
 
 class RowUse(Enum):
-    """What rows are told apart for, in the words of messages: the method or setting, and what to do instead."""
+    """What rows are treated apart for, in the words of messages: the method or setting, and what to do instead."""
 
     REQUESTS = "cache.rows", "call it once for each request"
     SAMPLES = "reduce='each'", "give reduce='mean' or 'max'"
@@ -47,7 +47,7 @@ class RowArguments:
     Args:
         name: of the transformer, for messages.
         latents_name: returns the name of the argument that holds rows for sure.
-        use: for what rows are told apart, for messages.
+        use: for what rows are treated apart, for messages.
     """
 
     def __init__(self, name: str, latents_name: Callable[[], str | None], use: RowUse = RowUse.REQUESTS) -> None:
@@ -98,7 +98,7 @@ class RowArguments:
         if reference is None:
             raise WiringError(
                 f"{self._name}: {self._use.by}: what it returns does not hold {batch} rows, each tensor in its first "
-                f"dimension: whose output is whose cannot be told: {self._use.remedy}"
+                f"dimension: whose output is whose is unknown: {self._use.remedy}"
             )
         latents = "[0][0]" if args else f"[1][{self._latents_name()!r}]"
         held = self.note(batch, args, kwargs)
@@ -118,7 +118,7 @@ class RowArguments:
             self._shared, worst = former, worst or f"the output comes out {off:.2g} off (relative L2)"
         raise WiringError(
             f"{self._name}: {self._use.by} called it with rows {rows.rows} of {batch} alone, and {worst:.100}: its "
-            f"rows are not independent, or which arguments hold them cannot be told: {self._use.remedy}"
+            f"rows are not independent, or which arguments hold them is unknown: {self._use.remedy}"
         )
 
 
@@ -165,7 +165,7 @@ class RowSurvey:
         arguments: Mapping[str, Any],
         given: tuple[Callee, tuple[Any, ...], dict[str, Any]] | None,
     ) -> None:
-        """Raise where rows cannot be told apart, before anything is computed.
+        """Raise where rows cannot be treated apart, before anything is computed.
 
         Raises:
             InvalidSetting: the model is compiled, its blocks are called without it, or the batch has another size.
@@ -207,7 +207,7 @@ class RowSurvey:
 
         Raises:
             InvalidSetting: the call cannot be repeated.
-            WiringError: rows are not independent of each other, or it cannot be told which part of what is whose.
+            WiringError: rows are not independent of each other, or it is unknown which part of what is whose.
         """
         if batch < 2:
             return BatchDimensions()

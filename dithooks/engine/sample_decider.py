@@ -51,7 +51,7 @@ class SampleClock(StepClock):
 class SampleDecider(CallDecider):
     """Decider of calls whose samples are decided one by one, each in a run of its own beside that of the batch.
 
-    The run of the batch tells the step and the branch, and when another run begins; it reuses nothing by itself.
+    The run of the batch gives the step and the branch, and when another run begins; it reuses nothing by itself.
     """
 
     decide_samples: Callable[[Sequence[PlacedRow], Run, Moment], Call] | None = None  # of the batch of this call

@@ -59,7 +59,7 @@ class Scope:
         session: to which the calls belong.
         loop: the loop whose step it is, the same for all of its steps.
         outer: the scope around it, which counts again once this one is closed.
-        is_closed: whether its step is over, though the loop that opened it may not have been told.
+        is_closed: whether its step is over, though the loop that opened it may not know it.
     """
 
     step: int
@@ -146,7 +146,7 @@ def timestep_scope(
     Args:
         step: index of the sampling step, ≥ 0.
         branch: which of the calls at this step it is (conditional, unconditional, a window, …): a number ≥ 0 or a name;
-            left out, the calls of a step are told apart by what they are given, and by their order.
+            left out, the calls of a step are distinguished by what they are given, and by their order.
         sigma: noise level of the step, kept beside the residuals stored in it; forecasters count in it.
         steps: number of steps of the whole run, for policies that have to know it.
 

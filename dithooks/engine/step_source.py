@@ -38,7 +38,7 @@ class RunTime:
     """What the sources of a step have shown in one run so far.
 
     Args:
-        calls: number of calls, counted where nothing else tells the step.
+        calls: number of calls, counted where nothing else gives the step.
         index: the scheduler's step at the run's latest call.
         first: the timestep arguments of the run's first call, by which a scheduler that stands still is found out.
         trusts_scheduler: whether the scheduler has moved in this run; ``False``: it stood still while timesteps moved;

@@ -1,4 +1,4 @@
-"""A sampling loop that tells its steps: ``for t in dithooks.steps(timesteps):``."""
+"""A sampling loop that announces its steps: ``for t in dithooks.steps(timesteps):``."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def _looks_away() -> bool:
 
 
 def _mark(arguments: Sequence[Any]) -> str | None:
-    """Return what tells one input from another: of the first tensor, its shape and two sums over it."""
+    """Return what distinguishes one input from another: of the first tensor, its shape and two sums over it."""
     tensors = (leaf for value in arguments for _, leaf in leaves_of(value) if isinstance(leaf, Tensor))
     first = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
     if first is None or first.is_meta or not first.numel():

@@ -31,7 +31,7 @@ from .output_comparison import (
 from .protocols import Integrations
 from .replay import CallResult, Replay
 
-# Steps whose calls may do more than the range's residual tells, as a first one that fills a cache of keys and values.
+# Steps whose calls may do more than the range's residual shows, as a first one that fills a cache of keys and values.
 MOST_WRITING_STEPS = 2
 
 

@@ -15,10 +15,10 @@ from ..validation import shown
 
 
 class MethodWatcher(Protocol):
-    """Who is told of the calls of a method."""
+    """Who is notified of the calls of a method."""
 
     def starts(self, method: WatchedMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Begin a call; return whether it is one of its own, whose end is to be told."""
+        """Begin a call; return whether it is one of its own, of whose end it is to be notified."""
 
     def ends(self, output: Any) -> Any:
         """Finish a call; return another output in place of the method's own, or ``None``."""
@@ -28,7 +28,7 @@ class MethodWatcher(Protocol):
 
 
 class WatchedMethod:
-    """A method of one module, and who is told of its calls: put into the module's dictionary, and taken out again.
+    """A method of one module, and who is notified of its calls: put into the module's dictionary, and taken out again.
 
     In copies and pickles of the module it is the copy's own plain method, and loads where dithooks is not installed.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 Release = tuple[int, int]
 
-# All of them, from the first to the last; no other is refused, but said.
+# All of them, from the first to the last; no other is refused, but a warning names it.
 MEASURED: dict[str, tuple[Release, ...]] = {
     "python": ((3, 11),),
     "torch": (*((2, minor) for minor in range(1, 11)), (2, 13), (2, 15)),

@@ -1,7 +1,7 @@
 """PyTorch and its accelerator, examined in another process: importing PyTorch may fail, or end the process.
 
 This file imports Python's standard library only, and nothing of this package, as the other process runs this very file;
-a second one, of which it is told the path, knows where PyTorch has its accelerators.
+a second one, whose path it is given, knows where PyTorch has its accelerators.
 """
 
 from __future__ import annotations

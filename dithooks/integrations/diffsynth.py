@@ -30,7 +30,7 @@ def diffsynth_steps(pipe: nn.Module) -> Iterator[None]:
     Such a pipeline hands its transformer to a function, ``pipe.model_fn``, which runs the blocks and passes the
     transformer's ``forward`` by; its scheduler counts no steps. Here each call of ``model_fn`` is a
     :func:`timestep_scope`, with the scheduler's noise level and number of steps; ``"positive"`` and ``"negative"`` are
-    its branches. Sliding windows and tiles are told apart by their order. The attribute is as it was afterwards.
+    its branches. Sliding windows and tiles are distinguished by their order. The attribute is as it was afterwards.
 
     Args:
         pipe: a ``WanVideoPipeline``, ``FluxImagePipeline``, ``QwenImagePipeline`` or the like.

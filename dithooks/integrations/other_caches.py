@@ -1,4 +1,4 @@
-"""Other libraries' caches at work in a model, told by the marks that they leave on it.
+"""Other libraries' caches at work in a model, recognised by the marks that they leave on it.
 
 They count the calls of blocks or of layers within them, or compare what those are given: where a cache of this library
 passes blocks over, they stand still, and then take one step for another.

@@ -31,7 +31,7 @@ class Budget(Policy):
     nothing is measured.
 
     Where the range and the warm-up do not allow the target, as much is reused as they do. A run without a step to
-    reuse, or of an unknown number of steps, is computed. Either is said at the run's first call.
+    reuse, or of an unknown number of steps, is computed. A warning at the run's first call names either.
 
     Args:
         target_speedup: > 1, such as 2.0.
@@ -90,13 +90,13 @@ class Budget(Policy):
             )
         adapted = replace(self, max_warmup_steps=warmup)
         if self._wanted(steps, schedule) > most + 0.5:
-            told = (
+            remark = (
                 f"target_speedup={self.target_speedup:g} cannot be reached: with {schedule.skipped} of "
                 f"{schedule.blocks} blocks left out in at most {most} of {steps} steps it is "
                 f"{_speedup(most, steps, schedule):.3g}. Choose a longer range, fewer max_warmup_steps, or a lower "
                 "target"
             )
-            set_field(adapted, "out_of_reach", told)
+            set_field(adapted, "out_of_reach", remark)
         return adapted
 
     def to_come(self, step: int, branch: BranchHistory, schedule: Schedule) -> tuple[int, int]:

@@ -134,8 +134,8 @@ class Mask(Policy):
         return 0 in later and sum(later[: later.index(0)]) < anchors
 
     def warning_at_start(self, schedule: Schedule) -> str | None:
-        told = (self._remark(schedule), None if self.dynamic is None else self.dynamic.warning_at_start(schedule))
-        return "; ".join(filter(None, told)) or None
+        remarks = (self._remark(schedule), None if self.dynamic is None else self.dynamic.warning_at_start(schedule))
+        return "; ".join(filter(None, remarks)) or None
 
     def _remark(self, schedule: Schedule) -> str | None:
         if schedule.steps is None:

@@ -33,7 +33,7 @@ class Uncached(Policy):
 
 @dataclass(frozen=True)
 class Unplanned(Uncached):
-    """What stands in for a policy in a run that it cannot plan: every call is computed, and the user told why.
+    """What stands in for a policy in a run that it cannot plan: every call is computed, and a warning gives the reason.
 
     Args:
         why: the warning for the user, with the remedy.

@@ -1,7 +1,7 @@
 """A learned distance between pictures: shift-tolerant LPIPS (Ghildyal and Liu, 2022, arXiv 2207.13686).
 
 The weights are those that the package ``stlpips-pytorch`` brings, which is not imported: it asks for libraries that are
-of no use here. Its network is built anew, an AlexNet whose every stride is a blur behind it.
+of no use here. Its network is built here, an AlexNet whose every stride is a blur behind it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import re
 from ..config.cache_plan import CachePlan
 from ..config.plan_tiers import PlanTiers, speed_of
 
-MARK = "<!-- written by dithooks.push_to_hub, which writes it anew -->"
+MARK = "<!-- written by dithooks.push_to_hub, which overwrites it -->"
 ACTIVE = r"([\\`*_{}\[\]()<>#+!|~$&])"  # characters that mean something in Markdown
 LONGEST = 120  # characters of a text of a plan
 
@@ -23,8 +23,8 @@ def model_card(
         repo: the repository's id, or the folder's path.
         filename: the plans' file in it.
         picture: the picture's file in it.
-        base_model: the id of the model that the plans are for; ``None``: it is not said.
-        licence: the licence of the plans, by the Hub's name; ``None``: it is not said.
+        base_model: the id of the model that the plans are for; ``None``: it is left out.
+        licence: the licence of the plans, by the Hub's name; ``None``: it is left out.
     """
     every = plans.plans if isinstance(plans, PlanTiers) else {"": plans}
     one = next(iter(every.values()))

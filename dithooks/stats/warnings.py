@@ -113,9 +113,9 @@ def nothing_will_be_reused(name: str, policy: Policy, schedule: Schedule, config
 
 
 def scheduler_is_shared(name: str) -> str:
-    """Word that one scheduler tells the steps of runs in several threads or tasks."""
+    """Word that one scheduler gives the steps of runs in several threads or tasks."""
     return (
-        f"{name} is called in several threads or tasks at once, and one scheduler tells the steps of all: that is "
+        f"{name} is called in several threads or tasks at once, and one scheduler gives the steps of all: that is "
         "right for one of them at most, so all but the first are computed. Give each its own, by `with "
         "handle.request(scheduler=...):`, or tell the steps, by `with timestep_scope(step):`; if it is one run that "
         "goes from thread to thread, put `with handle.request():` around it"
@@ -125,16 +125,16 @@ def scheduler_is_shared(name: str) -> str:
 def step_stands_still(name: str, calls: int, step: int, source: str) -> str:
     """Word that a step has had more calls than any guidance makes; ``source`` is where the step was read from."""
     return (
-        f"{name} was called {calls} times at step {step} (told by the {source}), so nothing could be reused: if these "
+        f"{name} was called {calls} times at step {step} (by the {source}), so nothing could be reused: if these "
         "were different steps, say so with `with timestep_scope(step): ...`"
     )
 
 
 def scheduler_stands_still(name: str, stood_at: int | None, argument: str | None, before: float, now: float) -> str:
-    """Word that a scheduler stood still while the timestep moved, which tells the steps instead."""
+    """Word that a scheduler stood still while the timestep moved, which gives the steps instead."""
     return (
         f"{name}: the scheduler's step_index stayed at {stood_at} while {argument} went from {before:g} to {now:g}, so "
-        "another scheduler makes the steps. They are told by that argument; how many there will be is not known. Give "
+        "another scheduler makes the steps. They follow that argument; how many there will be is not known. Give "
         "the one that steps: dit_cache(..., scheduler=...), or `with handle.request(scheduler=...):` around the run; "
         "or attach to the transformer instead of the pipeline"
     )
@@ -219,7 +219,7 @@ def residual_is_not_finite(name: str, step: int) -> str:
 def additions_are_stale(name: str, before: str, after: str) -> str:
     """Word that what the model does to the streams between two blocks changes, and a reused step repeats the former."""
     return (
-        f"{name}: what the model does between {before} and {after} changes from step to step, and cannot be told apart "
+        f"{name}: what the model does between {before} and {after} changes from step to step, and cannot be separated "
         "from what the blocks do: reused steps repeat that of the last computed step. Choose blocks on one side of it"
     )
 
@@ -245,7 +245,7 @@ def nothing_was_reused(name: str, steps: int, counts: RunCounts, policy: Policy)
 
 
 def nothing_was_ever_reused(name: str, source: str, records: Sequence[CallRecord]) -> str:
-    """Word why nothing was reused as long as a cache was attached, by what told the steps and what it showed.
+    """Word why nothing was reused as long as a cache was attached, by what gave the steps and what it showed.
 
     Args:
         name: of the transformer.
@@ -304,7 +304,7 @@ def nothing_is_attached(kind: str) -> str:
 
 
 _LOOP = "write `for t in dithooks.steps(timesteps):` around its calls"
-_SOURCES = {  # what told the steps, and what to do if it told them wrong
+_SOURCES = {  # what gave the steps, and what to do if it was wrong
     "scope": ("timestep_scope", f"Give each step its own number, or {_LOOP}"),
     "scheduler": (
         "scheduler's step_index",

@@ -23,7 +23,7 @@ DIRECTORY_BYTES = 2**20  # of the list of arrays: some ten thousand of them
 SMALL = 2**24  # 16 MiB: what any archive may unpack to
 PACKED = 20  # times its size: what is recorded packs to a half at best
 PART = 2**20  # bytes that are unpacked at a time
-SAID = (  # of zipfile, zlib and NumPy for what is no archive, or no array
+NOT_AN_ARCHIVE = (  # what zipfile, zlib and NumPy raise for what is no archive, or no array
     *(ValueError, KeyError, TypeError, EOFError, RuntimeError, NotImplementedError, OverflowError, SyntaxError),
     *(MemoryError, RecursionError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
@@ -47,7 +47,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
                 return {member.filename.removesuffix(".npy"): _array(archive, member) for member in archive.infolist()}
         except InvalidSetting:
             raise
-        except SAID as error:
+        except NOT_AN_ARCHIVE as error:
             raise InvalidSetting(f"it is no archive of arrays, or damaged ({type(error).__name__})") from error
 
 

@@ -91,7 +91,7 @@ def search(
         num_inference_steps: number of steps that ``run`` is expected to make; another number is an error.
         steps: two or more numbers of steps that the plan is to serve for, and those in between: (28, 20, 50). ``run``
             is called as ``run(pipe, steps)`` then. The search is made at the first of them; at each other one a run is
-            recorded, and the plan's schedule and one that is planned anew are fitted, of which the better one is kept.
+            recorded, and the plan's schedule and one that is newly planned are fitted, of which the better one is kept.
             From three numbers on, each is left out once, to measure what is lost where weights are carried over, which
             ``plan.provenance.elsewhere`` says. Beside ``max_runs``, each further number costs about one run of as many
             steps, and three at the speed-up that is asked for.

@@ -365,7 +365,7 @@ def _score_of(values: Mapping[str, Any]) -> Score:
 
 
 def check_measures(values: Mapping[str, Any]) -> None:
-    """Check what a journal's line says of a run: numbers where these belong. Of one that is missing, nothing is said.
+    """Check what a journal's line has of a run: numbers where these belong. One that is missing is passed over.
 
     Raises:
         TypeError, ValueError: a value is of another kind, or none that is measured.

@@ -8,7 +8,7 @@ import torch
 from entered_sessions import inside
 
 from dithooks import steps, timestep_scope
-from dithooks.engine.clock import CountedCalls, SchedulerIndex, StepClock, StepTelling, TimestepArgument, goes_back
+from dithooks.engine.clock import CountedCalls, SchedulerIndex, StepClock, StepSettings, TimestepArgument, goes_back
 from dithooks.engine.sessions import Session, current_context, current_session, open_scope
 from dithooks.engine.step_source import Asked, RunTime
 from dithooks.engine.timestep_argument import TIMESTEP_NAMES, Found, is_same, note, read, timesteps_in
@@ -149,9 +149,9 @@ class TestClock:
             found.append((tick.step, tick.source, tick.restart))
         return found
 
-    def clock(self, *telling, steps=8):
+    def clock(self, *step_settings, steps=8):
         scheduler = Scheduler(steps)
-        return StepClock(lambda: scheduler, "net", *telling)
+        return StepClock(lambda: scheduler, "net", *step_settings)
 
     def test_a_scheduler_whose_timesteps_go_back_is_another_runs(self):
         found = self.read(self.clock(), [(0, 9.0), (1, 8.0), (2, 9.0)])
@@ -167,7 +167,7 @@ class TestClock:
         assert [source for _, source, _ in found] == ["scheduler", "scheduler", "timestep"]
 
     def test_a_named_timestep_comes_before_the_scheduler(self):
-        assert self.read(self.clock(StepTelling("timestep")), [(5, 9.0)]) == [(0, "timestep", False)]
+        assert self.read(self.clock(StepSettings("timestep")), [(5, 9.0)]) == [(0, "timestep", False)]
 
 
 class TestCountedCalls:

@@ -36,7 +36,7 @@ class Expectation:
             differences.append(f"has_separate_cfg=True, but none of {steps} steps made more than one call")
         if self.has_separate_cfg is False and run.most_calls > 1:
             differences.append(
-                f"has_separate_cfg=False, but a step made {run.most_calls} calls: they are told apart all the same"
+                f"has_separate_cfg=False, but a step made {run.most_calls} calls: they are kept apart all the same"
             )
         made = run.scheduled or (steps if run.is_over or steps > (declared or 0) else declared)
         if declared is not None and declared not in (made, steps):  # steps alone: another transformer makes the others

@@ -12,7 +12,7 @@ from ...config.cache_config import DitCacheConfig
 from ...config.cache_plan import CachePlan
 from ...handle import dit_cache
 from .model_cache import ModelCache
-from .run_report import told
+from .run_report import summary_line
 from .sampler_clock import SamplerSession
 
 
@@ -32,6 +32,6 @@ class CachedRun(ModelCache):
         """Draw with the model cached, and report what was reused."""
         with dit_cache(model, self.config) as cache:
             drawn = draw()
-        line, is_nothing = told(cache, len(session.levels))
+        line, is_nothing = summary_line(cache, len(session.levels))
         self.report.add(f"{line} ({type(model).__name__}, {self.label})", is_nothing)
         return drawn

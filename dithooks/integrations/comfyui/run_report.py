@@ -31,7 +31,7 @@ class RunReport:
         return "\n".join(self.lines) or "no sampler has drawn with this model yet: connect what is drawn to `after`"
 
 
-def told(cache: CacheHandle, steps: int) -> tuple[str, bool]:
+def summary_line(cache: CacheHandle, steps: int) -> tuple[str, bool]:
     """Return what a cache did in a run of so many steps, and whether that was nothing.
 
     Args:

@@ -1,4 +1,4 @@
-"""The step and branch of each call of a sampler's model, told by what ComfyUI hands along with the call."""
+"""The step and branch of each call of a sampler's model, known by what ComfyUI hands along with the call."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class BranchNames:
     """The names of a step's calls: that of the call before in its place, as long as each call before it fits, too.
 
     ComfyUI puts several conditionings into one call, or makes a call of each, as memory allows, and samplers and
-    guidance may call with one of them again. So the order of calls tells branches apart, and what the calls are given
+    guidance may call with one of them again. So the order of calls distinguishes branches, and what the calls are given
     shows whether the order still holds. From the first call of a step that does not fit, all are new branches.
 
     Args:

@@ -74,7 +74,7 @@ class CacheSwitch:
         """Free what the run has kept; return a line about it for a log, empty where nothing was cached."""
         if self.handle is None:
             return ""
-        line = told(self.handle)
+        line = summary_line(self.handle)
         self.handle.reset()
         return line
 
@@ -83,11 +83,11 @@ class CacheSwitch:
         handle, self.handle, self._plan = self.handle, None, None
         self._parts, self._fitted = {}, {}
         if handle is not None:
-            with collect_warnings([]):  # that no call was seen, as the counts begin anew with each run
+            with collect_warnings([]):  # that no call was seen, as the counts begin at zero with each run
                 handle.remove()
 
 
-def told(handle: CacheHandle) -> str:
+def summary_line(handle: CacheHandle) -> str:
     """Return the numbers of a run in a line."""
     stats = handle.stats
     fewer = f", {stats.blocks_total / stats.blocks_run:.2f}× fewer blocks" if stats.blocks_run else ""

@@ -114,7 +114,7 @@ class ServedPlans:
 def plan_for(plan: DitCacheConfig | CachePlan, target: object) -> DitCacheConfig | CachePlan:
     """Return a plan that was made in diffusers for a server's own class of the same model; any other as it is.
 
-    Servers write the models anew, under the names that they have in diffusers and with the same blocks. So a plan is
+    Servers rewrite the models, under the names that they have in diffusers and with the same blocks. So a plan is
     taken over where class and number of blocks are the same. It holds for the same weights.
     """
     if not isinstance(plan, CachePlan):

@@ -63,7 +63,7 @@ class RunnerParts:
             parent: Any = super()
             parent._refresh_cache_for_requests(reqs, od_config=od_config)
             return
-        self._dithooks_names = frozenset()  # of steps that are under way, which begin anew with the next batch
+        self._dithooks_names = frozenset()  # of steps that are under way, which start over with the next batch
         self._dithooks.ask([self._asked(each.sampling_params, each.request_id) for each in reqs])
         self._dithooks.refresh(self.pipeline, reqs[0].sampling_params.num_inference_steps)
 

@@ -71,7 +71,7 @@ class _RankGroup:
         return {plan_key(plan): result for plan, result in zip(chosen, results, strict=False)}
 
     def run_here(self, evaluator: Evaluator, plan: CachePlan) -> ExecutorResult:
-        """Run a plan on rank 0, with another evaluator; the others are told what it has found."""
+        """Run a plan on rank 0, with another evaluator; the others receive what it has found."""
         result: ExecutorResult = self._shared(evaluator, [plan])[0]
         return result
 
