@@ -28,7 +28,7 @@ def find_chains(target: object, blocks: Blocks, chosen: Collection[str] = ()) ->
         ValueError: a path does not lead to a non-empty ``nn.ModuleList``, or no list was found.
     """
     named = [blocks] if isinstance(blocks, (str, nn.ModuleList)) else blocks
-    # A path through an object without modules may lead deeper, or be wrong; an error names a wrong one where it is walked.
+    # A path through an object without modules may be wrong, too; an error names it where it is walked.
     may_hold = isinstance(blocks, str) and hasattr(target, "__dict__")
     if isinstance(target, type) or not (isinstance(target, nn.Module) or modules_of(target) or may_hold):
         raise WrongType(
