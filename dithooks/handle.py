@@ -123,7 +123,7 @@ def dit_cache(
             is made again either way, to take the residual of the range meant.)
         process_group: ranks that have to leave out the same blocks, as they share the model: its weights are sharded
             over them (FSDP, tensor parallel), or its tokens (context parallel). A
-            ``torch.distributed.ProcessGroup``, or a ``DeviceMesh`` of one dimension. Policies that look then decide as
+            ``torch.distributed.ProcessGroup``, or a ``DeviceMesh`` of one dimension. Measuring policies then decide as
             one: each decision costs one small collective, in which a rank also reports whether it has a residual;
             if one has none, none reuses. The change is that of all ranks' tokens and samples together, whatever the
             split; with ``reduce="max"``, that of the rank and sample that changed most. Every rank has to make the
@@ -491,7 +491,7 @@ class CacheHandle:
 
         Each row is computed or reused as its request's plan says at its step. The blocks run on the rows to be computed
         alone; a batch of which none is runs none. Plans, ``Mask``, ``Interval`` and ``MagnitudeRatio`` settle that
-        beforehand; policies that look do so at the range's first block, each row by its own change.
+        beforehand; policies that measure do so at the range's first block, each row by its own change.
 
         The latents' first dimension is the batch. Before the first batch, the transformer is called a few times more:
         to see which blocks take what, and which part of that is whose row.

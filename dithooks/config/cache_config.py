@@ -47,7 +47,7 @@ class DitCacheConfig(JsonFile):
             the next run begins.
         payload: what is forecast on a reused step: ``"residual"``, of the range, or ``"output"``, of the whole
             transformer, whose call is then left out altogether. The range then is the whole transformer
-            (``cache_block_start`` 0, no ``cache_num_blocks``), and policies that look measure its latents. The target
+            (``cache_block_start`` 0, no ``cache_num_blocks``), and measuring policies measure its latents. The target
             has to be a pipeline or a module that holds the transformer.
         look_at: the streams that a policy which looks decides by, named as the blocks' arguments are:
             ``("hidden_states", "audio_hidden_states")``. The one that changes most counts, relative to itself.

@@ -113,7 +113,7 @@ class RowStates(ForkLock):
         return self._known(plan) is not None
 
     def _refuse_looks(self, config: DitCacheConfig) -> None:
-        """Refuse a policy that looks where its rows cannot be looked at one by one."""
+        """Refuse a policy that measures where its rows cannot be looked at one by one."""
         own, subject = self._own.config, f"{self._own.name}: {type(config.when).__name__} looks at each row"
         remedy = "give the request a plan, Mask, Interval or MagnitudeRatio"
         if not self._sees_blocks:
@@ -124,7 +124,7 @@ class RowStates(ForkLock):
             looked = "does not look" if own.when.metric is None else "looks at something else"
             raise InvalidSetting(
                 f"{subject}, and {type(own.when).__name__}, which the cache was attached with, {looked}: attach it "
-                f"with a policy that looks so, or {remedy}"
+                f"with a policy that measures so, or {remedy}"
             )
 
     def has_finished(self, session: Session) -> bool:
