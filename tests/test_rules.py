@@ -349,3 +349,29 @@ def test_public_names():
     for name in dithooks.__all__:
         if not name.startswith("__"):
             assert getattr(dithooks, name).__doc__, name
+
+
+# Words that stood for too many things here, with what to write in their place.
+PLAINER = {
+    "told": "given, shown, known, distinguished",
+    "tells": "gives, shows, identifies",
+    "said": "reported, set, or name the warning",
+    "anew": "again",
+    "in vain": "without effect",
+    "let go": "release",
+}
+
+
+@pytest.mark.parametrize("word", PLAINER)
+def test_prose_has_the_plainer_word(word):
+    """Of the package, its documentation and README; messages of the package are in its code."""
+    root = PACKAGE.parent
+    files = [*PACKAGE.rglob("*.py"), *(root / "docs").rglob("*.md"), root / "README.md"]
+    assert len(files) > 300
+    found = [
+        f"{file.relative_to(root)}:{number}: {line.strip()[:80]}"
+        for file in files
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(rf"\b{word}\b", line, re.IGNORECASE)
+    ]
+    assert not found, f"write {PLAINER[word]}: {found[:5]}"

@@ -1,5 +1,6 @@
 """Attached and removed again and again, or updated, while compiled, as a server does that caches some requests: the
-code compiled first is found again, the compiler's limit is not met, and where it is, outputs are right or it is said.
+code compiled first is found again, the compiler's limit is not met, and where it is, outputs are right,
+or a warning says that they are not cached.
 """
 
 import gc

@@ -74,7 +74,7 @@ def test_by_blocks(pipe, name):
 @pytest.mark.parametrize("name", LOOKING)
 @pytest.mark.filterwarnings("ignore:.*[Bb]udget.*")
 def test_whole_with_breaks_that_nest(pipe, name):
-    """The compiler told to resume in nested calls: the decision is the only thing that breaks a graph."""
+    """The compiler set to resume in nested calls: the decision is the only thing that breaks a graph."""
     with torch._dynamo.config.patch(nested_graph_breaks=True):
         looked, backend = tried(pipe, LOOKING[name], lambda backend: pipe.transformer.compile(backend=backend))
     assert 1 <= breaks() <= looked

@@ -179,7 +179,7 @@ def test_from_thread_to_thread(net, config, kind):
 
 
 def test_steps_that_are_told_belong_to_the_request(net):
-    """A step told in one request is not taken for another's, nor for the thread's."""
+    """A step given in one request is not taken for another's, nor for the thread's."""
     config = CONFIGS["Interval"]
 
     class Told(Untold):
@@ -255,7 +255,7 @@ class TestRequests:
             assert cache.decisions[-1].reason == "no anchor"
 
     def test_inside_of_a_scope(self, net):
-        """A request entered under an open timestep_scope counts: the scope tells the step, the request whose it is."""
+        """A request entered under an open timestep_scope counts: the scope gives the step, the request its owner."""
         config = CONFIGS["Interval"]
         expected, reused = alone(net, config, [Job(seed) for seed in range(3)])
         with dit_cache(net, config) as cache:
@@ -317,8 +317,8 @@ class TestPipelines:
         assert all(map(torch.equal, found, expected))
 
     def test_without(self, pipes):
-        """Without requests, the scheduler of one tells the steps of all, which is said: others are computed until it is
-        seen not to move as their timesteps do, and then told by these."""
+        """Without requests, the scheduler of one gives the steps of all, with a warning: others are computed until it
+        is seen not to move as their timesteps do, and then known by these."""
         plain = self.draw(pipes[1], "taxi")
         cache, others = dit_cache(pipes[0], self.CONFIG), []
 
@@ -330,7 +330,7 @@ class TestPipelines:
         with cache:
             alone = self.draw(pipes[0], "panda face")
             noise = torch.Generator().manual_seed(0)
-            with pytest.warns(UserWarning, match=r"one scheduler tells the steps of all.*handle\.request\(scheduler"):
+            with pytest.warns(UserWarning, match=r"one scheduler gives the steps of all.*handle\.request\(scheduler"):
                 found = pipes[0](
                     ["panda face"],
                     num_inference_steps=6,
@@ -393,7 +393,7 @@ class TestChangesMeanwhile:
         assert torch.equal(Job(1).run(net)[-1], Job(1).run(twin(net))[-1])
 
     def test_a_call_that_never_ends_is_not_waited_for_forever(self, net):
-        """A thread that is still in the range after a second: the cache is taken off all the same, and that is said."""
+        """A thread that is still in the range after a second: the cache is taken off all the same, with a warning."""
         job, halted, go_on = Job(0), threading.Event(), threading.Event()
 
         class Stuck(Net):

@@ -204,7 +204,7 @@ def test_decisions_are_made_in_float32(found, dtype):
 @pytest.mark.on("tiny FLUX in the pipeline that ships")
 @pytest.mark.parametrize(("name", "extra"), [("static", 0), ("threshold", 8), ("line on the host", 1)])
 def test_flux_in_a_pipeline(found, name, extra):
-    """diffusers' FLUX, with its own branches for npu, decides as on the host and waits no more than is said above."""
+    """diffusers' FLUX, with its own branches for npu, decides as on the host and waits no more than is stated above."""
     each = found["tiny_flux"][name]
     assert found["tiny_flux"]["device"] == "npu:0"
     assert each["same decisions"]

@@ -103,7 +103,7 @@ class TestText:
         assert LOADERS[kind](path)
 
     def test_cut_at_every_length(self, kind, path):
-        """What is left of a file that was cut is refused, whatever its length; of YAML, as far as that can be told."""
+        """What is left of a file that was cut is refused, whatever its length; of YAML, as far as that can be seen."""
         data = written(kind).strip().encode()
         for length in range(0, len(data), 1 if len(data) < 1500 else 7):
             path.write_bytes(data[:length])
@@ -173,7 +173,7 @@ def changed(value, where, to):
 class TestFields:
     @pytest.mark.parametrize("kind", ["config", "plan", "tiers", "slim"])
     def test_every_field_with_odd_values(self, kind, path):
-        """Every place of a file with each of two dozen odd values: refused in words, or read as what is said; and what
+        """Every place of a file with each of two dozen odd values: refused in words, or read as it stands; and what
         is read can be written, printed and read again."""
         data, count = json.loads(written(kind)), 0
         for where in leaves(data):

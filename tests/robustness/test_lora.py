@@ -192,7 +192,7 @@ def test_at_any_moment(name, shift):
 
 @pytest.mark.parametrize(("when", "reasons"), [(3, {"weights": 1}), (4, {}), (5, {"weights": 1})])
 def test_a_forecast_takes_no_residual_of_other_weights(when, reasons):
-    """A line through two residuals, and an adapter weighted anew at a reused step, at a refresh and after one: those of
+    """A line through two residuals, and an adapter reweighted at a reused step, at a refresh and after one: those of
     before are left out of it.
     """
     model = flux()
@@ -240,7 +240,7 @@ def test_strength_told_to_each_call():
 
 
 def test_swapped_in_place_at_equal_strength():
-    """Nothing but values in memory tells of that, within a run, so it is not noticed: ``reset()`` is the remedy."""
+    """Nothing but values in memory shows that, within a run, so it is not noticed: ``reset()`` is the remedy."""
     model = flux()
     load("a", 1)(model)
     swap = load("a", 3, hotswap=True)

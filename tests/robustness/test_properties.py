@@ -35,7 +35,7 @@ from dithooks import (
 
 pytestmark = [
     pytest.mark.line("Fault campaign"),
-    pytest.mark.on("a model that tells its calls"),
+    pytest.mark.on("a model that reveals its calls"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.slow,
 ]

@@ -243,8 +243,8 @@ def test_config_of_the_plain_model(how):
 @pytest.mark.on("a model of one's own")
 @pytest.mark.parametrize("how", HOW)
 def test_config_of_a_model_of_ones_own(how):
-    """One without a configuration is told by the names and sizes of its weights: quantised weights are the same model;
-    where there are none any more it is another one, which is said, with the way round it.
+    """One without a configuration is recognised by the names and sizes of its weights: quantised weights are the same
+    model; where there are none any more it is another one, and a warning names the remedy.
     """
     net = Net("single", width=16)
     with dit_cache(net, CONFIG) as cache:

@@ -88,7 +88,7 @@ def test_range_that_begins_at_the_split(both, name, policy, order):
 
 
 def test_threshold_without_a_group(both):
-    """Each rank would decide by its own tokens: said once, when the cache is put on or at the next call."""
+    """Each rank would decide by its own tokens: one warning, when the cache is put on or at the next call."""
     for told, order in product(both("apart"), ORDERS):
         (said,) = told[order]
         assert "its tokens are split over ranks (context parallel)" in said

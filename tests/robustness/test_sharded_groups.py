@@ -98,7 +98,7 @@ def test_a_branch_each(both, policy):
 
 
 def test_a_branch_each_by_its_number(both):
-    """The same where each rank tells the number of its branch: the numbers differ, the decisions do not."""
+    """The same where each rank gives the number of its branch: the numbers differ, the decisions do not."""
     first, second = (told["numbered"] for told in both("branches_split"))
     assert {each[1] for each in first} == {0}
     assert {each[1] for each in second} == {1}
@@ -173,7 +173,7 @@ def test_schedules_of_other_lengths(both):
 
 
 def test_one_rank_stops(both):
-    """12 steps here and 5 there, told by nothing: an error on the one that goes on, when the group's time is up."""
+    """12 steps here and 5 there, unknown beforehand: an error on the one that goes on, when the group's time is up."""
     goes_on, stops = both("one_stops")
     assert stops["error"] is None
     assert len(goes_on["decisions"]) == len(stops["decisions"]) == 5

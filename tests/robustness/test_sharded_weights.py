@@ -97,7 +97,7 @@ def test_fsdp_and_a_threshold_together(both):
 
 
 def test_fsdp_and_a_threshold_apart(both):
-    """The same without a group: a rank waits in vain, or is given wrong weights; that is said beforehand."""
+    """The same without a group: a rank waits without end, or is given wrong weights; a warning says so beforehand."""
     told = both("fsdp_apart")
     assert [each[2] for each in told[0]["would"]] != [each[2] for each in told[1]["would"]]
     for each in told:

@@ -1,5 +1,5 @@
 """The model is trained, or differentiated through, while the cache is attached: nothing is cached or reused, gradients
-are bit for bit those of a plain model, and that is said once.
+are bit for bit those of a plain model, and one warning says so.
 """
 
 import copy

@@ -21,7 +21,7 @@ import dithooks
 from dithooks import dit_cache
 from dithooks.engine import compiled_calls
 
-pytestmark = [pytest.mark.line("Concurrency"), pytest.mark.on("four blocks whose output tells their step")]
+pytestmark = [pytest.mark.line("Concurrency"), pytest.mark.on("four blocks whose output shows their step")]
 OURS = str(Path(dithooks.__file__).parent)
 forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 
@@ -197,7 +197,7 @@ class TestBesideCompiledCalls:
         thread.join(20)
 
     def test_a_change_that_was_broken_off_is_waited_for_once(self, monkeypatch):
-        """Ctrl-C may have come before its last line: the first call waits in vain, the others do not."""
+        """Ctrl-C may have come before its last line: the first call waits for nothing, the others do not."""
         monkeypatch.setattr(compiled_calls, "PATIENCE", 0.02)
         model, cache = compiled_model()
         cache._compiled_calls._changing.append(-1)
