@@ -1,56 +1,16 @@
 """Faster sampling with diffusion transformers, without training: skip what hardly changes from step to step.
 
-``dithooks.plot``, ``dithooks.ray``, ``dithooks.compat`` and ``dithooks.demo`` are imported when they are first used.
+PyTorch, and with it the rest of the package, is imported when a public name is first used, and not before: the
+``dithooks`` command has to answer where PyTorch cannot be imported. ``dithooks.plot``, ``dithooks.ray``,
+``dithooks.compat`` and ``dithooks.demo``, which need more than that, are imported one by one.
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from .blocks.adapter import BlockAdapter
-from .blocks.block_io import PatchFunctor
-from .blocks.pattern import ForwardPattern
-from .blocks.registry import BlockAdapterRegistry
-from .config.cache_config import DitCacheConfig
-from .config.cache_plan import CachePlan
-from .config.plan_tiers import PlanTiers
-from .engine.requests import Request
-from .engine.row import Row
-from .engine.sessions import timestep_scope
-from .engine.steps_loop import steps
-from .errors import (
-    DitHooksError,
-    DitHooksWarning,
-    InvalidSetting,
-    RankMismatch,
-    RunMismatch,
-    TargetMissed,
-    WiringError,
-    WrongType,
-)
-from .handle import CacheHandle, detach, dit_cache, handle_of
-from .planning.plan import frontier, plan
-from .policies.budget import Budget
-from .policies.easycache import EasyCache
-from .policies.history import BranchHistory, Decision, RunHistory, Schedule
-from .policies.interval import Interval
-from .policies.magnitude import MagnitudeRatio
-from .policies.mask import Mask
-from .policies.policy import Policy
-from .policies.reason import Reason
-from .policies.threshold import Threshold
-from .policies.uncached import Uncached
-from .predictors.fitted import Fitted
-from .predictors.polynomial import Linear, Reuse, Taylor
-from .predictors.predictor import Moment, Predictor
-from .profiling.profile import Profile, profile
-from .recording.record import record
-from .recording.recording import Recording
-from .sharing.push import push_to_hub
-from .stats.types import BranchStats, CachedRange, CacheStats, CallRecord, Quantiles, RunStats
-from .tuning.evaluation import Evaluation
-from .tuning.promise import promise
-from .tuning.result import SearchResult
-from .tuning.search import search
+if TYPE_CHECKING:
+    from . import plot as plot
+    from .public_names import *
 
 __all__ = [
     "BlockAdapter",
@@ -118,10 +78,14 @@ __version__ = "0.1.0"
 ROOMS = ("compat", "demo", "plot", "ray")  # that take time, or further packages, to import
 
 
-def __getattr__(name: str) -> ModuleType:
-    if name in ROOMS:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+if not TYPE_CHECKING:  # which would take any name for one of the package
+
+    def __getattr__(name: str) -> Any:
+        if name in ROOMS:
+            return import_module(f".{name}", __name__)
+        if name in __all__:
+            return getattr(import_module(".public_names", __name__), name)
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@
     │   └── NotProvided (AttributeError)   ... a name of another tool that has no counterpart here
     ├── WrongType (TypeError)         a value of the wrong type
     ├── MissingPackage (ModuleNotFoundError)   a package that has to be installed first
+    ├── BrokenPyTorch (ImportError)   PyTorch, where it cannot be imported
     ├── UsageError                    a command line that asks for what cannot be done
     ├── TargetError                   a target or file of a command that is not there
     ├── FileError (OSError)           a file that cannot be read or written
@@ -59,6 +60,10 @@ class WrongType(DitHooksError, TypeError):
 
 class MissingPackage(DitHooksError, ModuleNotFoundError):
     """A package that has to be installed first; the message says how."""
+
+
+class BrokenPyTorch(DitHooksError, ImportError):
+    """PyTorch, where it cannot be imported: it is not installed, or an accelerator's plug-in breaks it."""
 
 
 class UsageError(DitHooksError):

@@ -16,7 +16,8 @@ import dithooks.fork
 from dithooks.engine.call import Call, Mode, Stage
 from dithooks.engine.run import Branch, Run
 
-PACKAGE = Path(__file__).parent.parent / "dithooks"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "dithooks"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"}
@@ -44,6 +45,7 @@ FLOORS = (
     "tuning inspection profiling",
     "demo plots compat",
     "plot sharing",
+    "public_names",
     "__init__",
     "cli ray adapters",
 )
@@ -326,13 +328,29 @@ def test_no_error_prints_a_value_as_it_prints_itself(path):
     assert not [f"line {field.lineno}: {ast.unparse(field.value)}" for field in fields if field.conversion == ord("r")]
 
 
+def test_importing_the_package_imports_nothing():
+    """Not even PyTorch, until a public name is used."""
+    code = """
+import sys, time
+start = time.process_time()
+import dithooks
+dithooks.__version__, dir(dithooks)
+spent = time.process_time() - start
+print(sorted({name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)), spent)
+"""
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    names, _, spent = done.stdout.partition("] ")
+    assert names == "['__main__', 'dithooks'"
+    assert float(spent) < 0.5
+
+
 def test_importing_is_cheap_and_needs_no_diffusers():
     """What it adds to importing torch: no third-party package, and little work, whatever else the machine does."""
     code = """
 import sys, time
 import torch
 before, start = set(sys.modules), time.process_time()
-import dithooks
+from dithooks import dit_cache
 spent = time.process_time() - start
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(new - {"dithooks", "numpy"} - set(sys.stdlib_module_names)), spent)
@@ -343,12 +361,20 @@ print(sorted(new - {"dithooks", "numpy"} - set(sys.stdlib_module_names)), spent)
 
 
 def test_public_names():
+    """Those that are listed, those that type checkers read, and those that there are."""
     import dithooks
+    from dithooks import public_names
 
     assert set(dithooks.__all__) <= set(dir(dithooks))
+    imported = [node for node in TREES[Path(public_names.__file__)].body if isinstance(node, ast.ImportFrom)]
+    aliases = [alias for node in imported for alias in node.names]
+    assert sorted(alias.asname for alias in aliases) == sorted(set(dithooks.__all__) - {"__version__"})
+    assert all(alias.asname == alias.name for alias in aliases)  # so that they are of the module that hands them on
     for name in dithooks.__all__:
         if not name.startswith("__"):
             assert getattr(dithooks, name).__doc__, name
+    with pytest.raises(AttributeError, match="module 'dithooks' has no attribute 'nothing'"):
+        dithooks.nothing  # noqa: B018
 
 
 # Words that stood for too many things here, with what to write in their place.

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dithooks import CachePlan, PlanTiers
+from dithooks import CachePlan, PlanTiers, __version__
 from dithooks.config.provenance import PlanTarget, Provenance
 from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.environment.machine import machine, versions
@@ -144,16 +144,16 @@ def install(python: Path, packages: Sequence[str], error: type[Exception]) -> No
 
 
 def declared(folder: Path) -> Path:
-    """Write what an installation of this checkout tells others of it: its entry points, as ``setup.cfg`` has them."""
-    import configparser
+    """Write what an installation of this checkout tells others of it: the entry points of ``pyproject.toml``."""
+    import tomllib
 
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg", encoding="utf-8")
-    about = folder / f"dithooks-{config['metadata']['version']}.dist-info"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    about = folder / f"dithooks-{__version__}.dist-info"
     about.mkdir(parents=True, exist_ok=True)
-    write_text(about / "METADATA", f"Metadata-Version: 2.1\nName: dithooks\nVersion: {config['metadata']['version']}\n")
-    groups = config["options.entry_points"].items()
-    write_text(about / "entry_points.txt", "".join(f"[{group}]\n{points.strip()}\n" for group, points in groups))
+    write_text(about / "METADATA", f"Metadata-Version: 2.1\nName: dithooks\nVersion: {__version__}\n")
+    groups = {"console_scripts": project["scripts"], **project["entry-points"]}
+    points = {group: "".join(f"{name} = {to}\n" for name, to in each.items()) for group, each in groups.items()}
+    write_text(about / "entry_points.txt", "".join(f"[{group}]\n{text}" for group, text in points.items()))
     return folder
 
 

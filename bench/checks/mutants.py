@@ -131,8 +131,7 @@ def copied(folder: Path) -> Path:
     """Return a copy of the package and its tests, compiled, so that each run compiles the edited file only."""
     for name in ("dithooks", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "dithooks_cli.py"):
-        shutil.copy2(ROOT / name, folder / name)
+    shutil.copy2(ROOT / "pyproject.toml", folder / "pyproject.toml")
     subprocess.run([sys.executable, "-m", "compileall", "-q", str(folder)], check=True)
     return folder
 

@@ -1,6 +1,6 @@
 """``dithooks env``: what is installed here, and what keeps the accelerator from working.
 
-``dithooks_cli.py`` runs this command without the package's ``__init__``, where PyTorch cannot be imported.
+It runs where PyTorch cannot be imported, too: neither the package nor the command line imports it by itself.
 """
 
 from __future__ import annotations

@@ -1,11 +1,24 @@
-"""Optional packages: what to install where one is missing."""
+"""Packages that a command needs: PyTorch, and optional ones, with what to install where one is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import UsageError
+from ..errors import BrokenPyTorch, UsageError
+
+
+def check_pytorch() -> None:
+    """Import PyTorch before anything that needs it, to tell its failures from those of this package.
+
+    Raises:
+        BrokenPyTorch: PyTorch cannot be imported; ``dithooks env`` says why.
+    """
+    try:
+        import torch  # noqa: F401
+    except (Exception, SystemExit) as error:  # some plug-ins of accelerators end the process
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BrokenPyTorch(f"PyTorch cannot be imported ({reason}): see `dithooks env`") from error
 
 
 @contextmanager

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from typing import Protocol
 
-from ..errors import DitHooksError
+from .. import __version__
+from ..errors import BrokenPyTorch, DitHooksError
 from . import (
     compare_command,
     demo_command,
@@ -18,6 +18,7 @@ from . import (
     search_command,
 )
 from .command_parser import Parser
+from .extras import check_pytorch
 
 EXAMPLES = """examples:
   dithooks demo
@@ -64,26 +65,17 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-class Version(argparse.Action):
-    """The option ``--version``: only here is the version needed, which a package without PyTorch cannot give."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from .. import __version__
-
-        print(f"dithooks {__version__}")
-        sys.exit(0)
-
-
-def main(argv: list[str] | None = None, before: Callable[[argparse.Namespace], object] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done, all files written. 1: the environment is broken (``env``). 2: the command cannot be done as asked; one line
-    on stderr gives the reason. 3: a target or ``--min-psnr`` was not reached (``search``). 130: interrupted; ``search``
-    and ``generate`` have written their results so far.
+    PyTorch is imported once the command line and the files that it names have been checked, and for ``env`` not at all.
+
+    0: done, all files written. 1: the environment is broken: ``env`` says how, the others cannot import PyTorch. 2: the
+    command cannot be done as asked; one line on stderr gives the reason. 3: a target or ``--min-psnr`` was not reached
+    (``search``). 130: interrupted; ``search`` and ``generate`` have written their results so far.
 
     Args:
         argv: the arguments after the command's name; those of the process if None.
-        before: is called with the parsed arguments once the files that they name are checked, before the work.
 
     Raises:
         SystemExit: after ``--help`` and ``--version``, as argparse does.
@@ -95,9 +87,12 @@ def main(argv: list[str] | None = None, before: Callable[[argparse.Namespace], o
             parser.print_help(sys.stderr)
             return 2
         args.check_files(args)
-        if before is not None:
-            before(args)
+        if COMMANDS[args.command] is not env_command:
+            check_pytorch()
         return COMMANDS[args.command].run(args)
+    except BrokenPyTorch as error:
+        print(f"dithooks: error: {error}", file=sys.stderr)
+        return 1
     except DitHooksError as error:  # raised on purpose; all other errors are faults and keep their traceback
         print(f"dithooks: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -115,9 +110,7 @@ def build_parser() -> Parser:
         epilog=EXAMPLES,
         formatter_class=raw,
     )
-    parser.add_argument(
-        "--version", action=Version, nargs=0, default=argparse.SUPPRESS, help="show program's version number and exit"
-    )
+    parser.add_argument("--version", action="version", version=f"dithooks {__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(

@@ -1,8 +1,8 @@
 """The report of ``dithooks env``: the packages, the accelerator that PyTorch sees, and what keeps it from working.
 
-The report has to work where ``import torch`` fails, and with it ``import dithooks``: an accelerator's plug-in that is
-installed without its driver or toolkit has that effect. So this room imports Python's standard library only, and
-another process imports PyTorch. ``dithooks_cli.py`` runs the command without the package's own ``__init__``.
+The report has to work where ``import torch`` fails: an accelerator's plug-in that is installed without its driver or
+toolkit has that effect. So the files of this room that the report needs import Python's standard library only, and
+another process imports PyTorch.
 """
 
 from __future__ import annotations

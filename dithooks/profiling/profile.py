@@ -12,6 +12,7 @@ import numpy as np
 from ..blocks.adapter import BlockAdapter
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
+from ..blocks.target import Target
 from ..config.cache_config import DitCacheConfig
 from ..engine.attachment import check, prepare
 from ..engine.clock import scheduler_of
@@ -158,7 +159,7 @@ class Profile:
 
 
 def profile(
-    target: object,
+    target: Target,
     run: Callable[..., Any],
     config: DitCacheConfig | None = None,
     *,

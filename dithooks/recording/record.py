@@ -12,6 +12,7 @@ from ..blocks.adapter import BlockAdapter
 from ..blocks.block_lists import Chain, fingerprint
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
+from ..blocks.target import Target
 from ..blocks.whole_models import models_of
 from ..config.cache_config import DitCacheConfig
 from ..config.provenance import PlanTarget
@@ -35,7 +36,7 @@ DRIVEN = "a loop runs the blocks without their transformer's call, whose output 
 
 
 def record(
-    target: object,
+    target: Target,
     run: Callable[..., Any],
     *,
     num_inference_steps: int | None = None,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..blocks.adapter import BlockAdapter
 from ..blocks.discovery import Blocks
+from ..blocks.target import Target
 from ..config.cache_plan import CachePlan
 from ..engine.clock import scheduler_of
 from ..environment.torch_api import OutOfMemoryError
@@ -112,7 +113,7 @@ class Evaluator:
         metrics: what is measured, as for :func:`.compare`.
     """
 
-    target: object
+    target: Target
     timed_run: TimedRun
     reference: Sequence[NDArray[np.float32]] | None
     seconds: float | None

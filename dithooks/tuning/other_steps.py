@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..blocks.discovery import Blocks
+from ..blocks.target import Target
 from ..config.cache_plan import CachePlan
 from ..config.provenance import Elsewhere
 from ..config.transformer_plan import Payload, TransformerPlan
@@ -94,7 +95,7 @@ class OtherSteps:
         settings: how further runs are recorded.
     """
 
-    target: object
+    target: Target
     run: Callable[[Any, int], Any]
     blocks: Blocks
     scheduler: object

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ..blocks.adapter import BlockAdapter
 from ..blocks.discovery import Blocks
+from ..blocks.target import Target
 from ..config.cache_plan import CachePlan
 from ..config.plan_tiers import PlanTiers
 from ..errors import InvalidSetting, RunMismatch, WrongType
@@ -24,7 +25,7 @@ Plans = TypeVar("Plans", CachePlan, PlanTiers)
 
 
 def promise(
-    target: object,
+    target: Target,
     plans: Plans,
     run: Callable[[Any], Any],
     *,

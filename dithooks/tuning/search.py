@@ -12,6 +12,7 @@ from typing import Any
 from ..blocks.block_lists import Chain, fingerprint
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
+from ..blocks.target import Target
 from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
 from ..config.transformer_plan import Payload
@@ -42,7 +43,7 @@ EVALS, FITTED_EVALS, FITTED_MOVES = 4, 6, 8  # plans that are run at most; the l
 
 
 def search(
-    target: object,
+    target: Target,
     run: Callable[..., Any],
     target_speedup: float = 2.0,
     *,

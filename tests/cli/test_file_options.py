@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from dithooks.cli import main as command_line
 from dithooks.cli.command_parser import Parser
 from dithooks.cli.main import COMMANDS, build_parser, main
 from dithooks.demo import PLANS
@@ -152,7 +151,7 @@ def test_every_option_that_names_a_file_is_checked():
 def test_it_fails_before_pytorch_is_imported(tmp_path):
     """The installed command: neither PyTorch nor NumPy is imported where a file cannot be written."""
     code = (
-        "import sys; from dithooks_cli import main; sys.argv = 'dithooks search demo --out no/plan.json'.split(); "
+        "import sys; from dithooks.cli.main import main; sys.argv = 'dithooks search demo --out no/plan.json'.split(); "
         "code = main(); print(code, sorted({'torch', 'numpy', 'dithooks.handle'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -164,13 +163,3 @@ def test_it_fails_before_pytorch_is_imported(tmp_path):
     )
     assert done.stdout == "2 []\n"
     assert "no/plan.json cannot be written" in done.stderr
-
-
-def test_what_is_to_be_done_before_the_work_is_done_after_the_check(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    done = []
-    monkeypatch.setattr(COMMANDS["env"], "run", lambda args: done.append("run") or 0)
-    assert command_line.main(["env", "--json", "no/e.json"], before=lambda args: done.append("before")) == 2
-    assert done == []
-    assert command_line.main(["env", "--json", "e.json"], before=lambda args: done.append("before")) == 0
-    assert done == ["before", "run"]

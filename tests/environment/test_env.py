@@ -1,6 +1,5 @@
 """``dithooks env``: what it says of sound environments, and of those in which PyTorch itself cannot be imported."""
 
-import configparser
 import importlib
 import json
 import os
@@ -55,7 +54,7 @@ def said(report):
 
 def command(*arguments, path=None, **environment):
     """The installed command, as pip's script calls it, in an environment with more packages."""
-    code = "import sys; sys.argv[0] = 'dithooks'; from dithooks_cli import main; sys.exit(main())"
+    code = "import sys; sys.argv[0] = 'dithooks'; from dithooks.cli.main import main; sys.exit(main())"
     paths = os.pathsep.join(str(each) for each in (path, ROOT) if each is not None)
     clean = {name: value for name, value in os.environ.items() if name != ascend.SWITCH and "ASCEND" not in name}
     return subprocess.run(
@@ -150,10 +149,13 @@ class TestBrokenPlugin:
     def test_it_really_breaks_pytorch(self, broken):
         """Or the other tests would show nothing."""
         paths = {"PYTHONPATH": f"{broken}{os.pathsep}{ROOT}"}
-        code = "try: import dithooks\nfinally: import sys; print('dithooks.config.cache_config' in sys.modules)"
+        code = (
+            "import sys, dithooks\ntry: dithooks.dit_cache\n"
+            "finally: print(dithooks.__version__, 'dithooks.config.cache_config' in sys.modules)"
+        )
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **paths}, capture_output=True, text=True)
         assert done.returncode == 1
-        assert done.stdout == "False\n"
+        assert done.stdout == f"{__version__} False\n"
         assert "Failed to load the backend extension: torch_npu" in done.stderr
 
     def test_diagnosis(self, diagnosed):
@@ -205,6 +207,26 @@ class TestBrokenPlugin:
         other = command("demo", path=path)
         assert other.returncode == 1
         assert "PyTorch cannot be imported (SystemExit)" in other.stderr
+
+
+def test_without_any_package(tmp_path):
+    """Neither PyTorch nor NumPy is installed: the command says so, and what to install."""
+
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path)], check=True)
+
+    def bare(*arguments):
+        call = [tmp_path / "bin" / "python", "-m", "dithooks.cli", *arguments]
+        return subprocess.run(call, env={"PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True)
+
+    done = bare("env")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"dithooks      {__version__}\n" in done.stdout
+    assert "broken: PyTorch is not installed\n  -> pip install torch\n" in done.stdout
+    done = bare("demo")
+    assert (done.returncode, done.stdout) == (1, "")
+    reason = "PyTorch cannot be imported (No module named 'torch')"
+    assert done.stderr == f"dithooks: error: {reason}: see `dithooks env`\n"
+    assert bare("--version").stdout == f"dithooks {__version__}\n"
 
 
 def test_a_plugin_that_works(tmp_path):
@@ -429,19 +451,16 @@ def test_the_code_of_the_page_runs(tmp_path):
 
 
 def test_the_command_is_installed():
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    name, _, target = config["options.entry_points"]["console_scripts"].strip().partition(" = ")
-    module, _, function = target.partition(":")
-    assert name == "dithooks"
-    assert callable(getattr(importlib.import_module(module), function))
-    assert module in config["options"]["py_modules"].split()
+    scripts = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts.keys() == {"dithooks"}
+    module, _, function = scripts["dithooks"].partition(":")
+    assert getattr(importlib.import_module(module), function) is main
 
 
 def test_no_module_of_it_imports_more_than_python():
     code = (
-        "import sys, dithooks_cli; sys.argv = ['dithooks', 'env', '--help']\n"
-        "try: dithooks_cli.main()\n"
+        "import sys, dithooks.cli.main; sys.argv = ['dithooks', 'env', '--help']\n"
+        "try: dithooks.cli.main.main()\n"
         "except SystemExit: pass\n"
         "print({name.partition('.')[0] for name in sys.modules} & {'torch', 'numpy', 'rich', 'diffusers'})"
     )

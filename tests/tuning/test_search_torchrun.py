@@ -141,7 +141,7 @@ def test_the_command(tmp_path):
     """The first rank writes, and what it writes is what one process would."""
     (tmp_path / "mine.py").write_text(MINE)
     search = ["search", "mine.py:make", "--cost", "blocks", "--target", "1.6", "--quiet", "--executor", "torchrun"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "dithooks_cli"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "dithooks.cli"]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     given = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}}
     done = subprocess.run(
@@ -155,12 +155,12 @@ def test_the_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to spread.json") == 1
     alone = subprocess.run(
-        [sys.executable, "-m", "dithooks_cli", *search[:-2], "--out", "here.json"], **given, check=False
+        [sys.executable, "-m", "dithooks.cli", *search[:-2], "--out", "here.json"], **given, check=False
     )
     assert alone.returncode == 0
     assert (tmp_path / "spread.json").read_bytes() == (tmp_path / "here.json").read_bytes()
     refused = subprocess.run(
-        [sys.executable, "-m", "dithooks_cli", *search], **given, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dithooks.cli", *search], **given, capture_output=True, text=True, check=False
     )
     assert refused.returncode == 2
     assert "--executor torchrun is for a search on several ranks: start it as torchrun" in refused.stderr

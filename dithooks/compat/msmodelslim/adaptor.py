@@ -65,7 +65,7 @@ class DitCacheAdaptor:
 
     def __init__(
         self,
-        pipeline: object,
+        pipeline: Any,
         config: DitCacheSearchConfig | None = None,
         dit_block_path: str = "transformer.transformer_blocks",
     ) -> None:

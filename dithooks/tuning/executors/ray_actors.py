@@ -118,7 +118,7 @@ class _ActorGroup:
                 f"{self.size} actors of {need} each were asked for, and the cluster has room for {fits}: "
                 "give Actors(workers=..., num_cpus=..., num_gpus=...) fewer or smaller ones"
             )
-        sent = evaluator if asked.load is None else replace(evaluator, target=None)
+        sent = evaluator if asked.load is None else replace(evaluator, target=torch.nn.Module())  # they make their own
         state = _TorchState(torch.get_num_threads(), torch.is_grad_enabled(), torch.get_float32_matmul_precision())
         try:
             packed = ray.cloudpickle.dumps((sent, asked.load, state, fingerprint(here)))

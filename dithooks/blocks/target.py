@@ -1,0 +1,48 @@
+"""The targets of a cache, for type checkers: what holds a diffusion transformer, or is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import nn
+
+from .adapter import BlockAdapter
+
+
+class HasComponents(Protocol):
+    """A pipeline of diffusers, which lists its parts."""
+
+    @property
+    def components(self) -> Mapping[str, Any]: ...
+
+
+class HasTransformer(Protocol):
+    """A pipeline with a transformer."""
+
+    @property
+    def transformer(self) -> Any: ...
+
+
+class HasDit(Protocol):
+    """A pipeline that calls its transformer ``dit``."""
+
+    @property
+    def dit(self) -> Any: ...
+
+
+class HasUnet(Protocol):
+    """A pipeline with a U-Net."""
+
+    @property
+    def unet(self) -> Any: ...
+
+
+class HasModel(Protocol):
+    """A sampler that calls its transformer ``model``."""
+
+    @property
+    def model(self) -> Any: ...
+
+
+Target = nn.Module | BlockAdapter | HasComponents | HasTransformer | HasDit | HasUnet | HasModel
