@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 from toys import Net, Pipe, latents
@@ -115,7 +116,7 @@ def test_a_log_has_a_line_every_ten_seconds_then_every_tenth_of_the_time(stderr,
     assert steps[:4] == [0, 3, 6, 9]
     assert 13 < len(lines) < 25
     assert lines[1] == "record: 3 of 200, about 13 min left"  # 197 steps of 4 s
-    late = [after - before for before, after in zip(steps, steps[1:], strict=False) if before * 4 > 300]
+    late = [after - before for before, after in pairwise(steps) if before * 4 > 300]
     assert all(8 <= gap <= 11 for gap in late[:-1])  # steps of 4 s, in 30 to 40 s
 
 

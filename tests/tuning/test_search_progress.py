@@ -11,7 +11,7 @@ from dithooks.integrations.diffusers_bars import hidden_bars, hidden_loading_bar
 from dithooks.tuning.search_progress import SearchProgress
 from dithooks.tuning.trial_driver import Limits
 
-START = latents()
+START = torch.randn(latents().shape, generator=torch.Generator().manual_seed(13))
 
 
 class Shown:
@@ -145,10 +145,10 @@ def test_a_resumed_search_says_what_the_journal_saved(tmp_path):
         return [pipe(START.clone(), steps=6)]
 
     def searched(most):
-        torch.manual_seed(0)
+        torch.manual_seed(7)
         return search(pipe, run, 1.5, cost="blocks", max_evals=most, max_runs=None, journal=tmp_path, verbose=False)
 
-    torch.manual_seed(0)
+    torch.manual_seed(7)
     pipe = Pipe(Net())
     first = searched(2)
     assert first.reused_runs == 0
@@ -160,4 +160,5 @@ def test_a_resumed_search_says_what_the_journal_saved(tmp_path):
     saved = 1.0 + sum(each.blocks for each in first.evaluations)
     assert again.reused_runs == pytest.approx(saved)
     assert f"the journal saved {saved:.1f} runs; {before} plan" in str(again)
-    assert str(again).count("reused  ") + str(again).count("best, reused") == before
+    *table, _ = str(again).splitlines()
+    assert ["reused" in line for line in table] == [False, *(each.is_reused for each in again.evaluations)]
