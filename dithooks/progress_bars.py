@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 ProgressCallback = Callable[[str, int, int | None], None]  # stage, done, total; None where the total is unknown
+LINE_EVERY = 10.0  # seconds from one line of a log to the next, at first; later a tenth of the time so far
+NARROW = 80  # columns of a terminal, below which bars are short
 
 
 class ProgressReport(Protocol):
     """A progress callback that takes a note, too."""
 
-    def __call__(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+    def __call__(
+        self, stage: str, done: int, total: int | None, note: str = "", seconds_left: float | None = None
+    ) -> None:
         """Show how far a stage is.
 
         Args:
@@ -24,16 +28,17 @@ class ProgressReport(Protocol):
             done: how much of the stage is done.
             total: how much there is to do; ``None``: unknown.
             note: a text behind the bar, such as the best result so far.
+            seconds_left: until all is done, further stages included; ``None``: estimated from ``done`` and ``total``.
         """
 
 
 @dataclass(frozen=True)
 class ProgressBar:
-    """One bar: its title, its count, a note behind it, and the unit of the count.
+    """One bar: its title, its count, a note behind it, the unit of the count, and the time that is left.
 
     Example:
-        >>> print(ProgressBar("run plans", 1, 5, "best so far 45.2 dB"), ProgressBar("plan", 0, None), sep="; ")
-        run plans: 1 of 5, best so far 45.2 dB; plan
+        >>> print(ProgressBar("run plans", 1, 5, "best 45.2 dB", seconds_left=95))
+        run plans: 1 of 5, best 45.2 dB, about 2 min left
     """
 
     title: str
@@ -41,16 +46,35 @@ class ProgressBar:
     total: int | None
     note: str = ""
     unit: str = ""
+    seconds_left: float | None = None
 
     @property
     def count(self) -> str:
-        """How much is done, of how much where that is known."""
+        """How much is done, of how much where that is known; empty where nothing is, of what is not known."""
+        if not self.done and self.total is None:
+            return ""
         count = str(self.done) if self.total is None else f"{self.done} of {self.total}"
         return f"{count} {self.unit}".rstrip()
 
     def __str__(self) -> str:
-        count = f": {self.count}" if self.done or self.total is not None else ""
-        return f"{self.title}{count}{self.note and f', {self.note}'}"
+        count = self.count and f": {self.count}"
+        left = "" if self.seconds_left is None else f", about {time_left(self.seconds_left)}"
+        return f"{self.title}{count}{self.note and f', {self.note}'}{left}"
+
+
+def time_left(seconds: float) -> str:
+    """Return the time that is left as a text, no more exact than an estimate is.
+
+    Example:
+        >>> [time_left(seconds) for seconds in (0.4, 44, 95, 600, 5400, 200_000)]
+        ['1 s left', '44 s left', '2 min left', '10 min left', '1.5 h left', '56 h left']
+    """
+    if seconds < 59.5:
+        return f"{max(1, round(seconds))} s left"
+    if seconds < 3570:
+        return f"{round(seconds / 60)} min left"
+    hours = seconds / 3600
+    return f"{hours:.1f} h left" if hours < 9.95 else f"{hours:.0f} h left"
 
 
 @contextmanager
@@ -65,9 +89,9 @@ def progress(verbose: bool = True) -> Iterator[ProgressReport]:
         ...     report("verify", 1, 5, "best so far 45.2 dB at 2.01×")
     """
     if not verbose:
-        yield lambda stage, done, total, note="": None
+        yield lambda stage, done, total, note="", seconds_left=None: None
         return
-    display = ProgressDisplay()
+    display = ProgressDisplay(LINE_EVERY)
     try:
         yield display
     finally:
@@ -81,17 +105,23 @@ class ProgressDisplay:
     lines. A display that fails, for instance because stderr is closed, is given up without an error.
 
     Args:
-        line_every: seconds from one line to the next where there are no bars; ``None``: a line for each new stage only.
+        line_every: seconds from one line to the next where there are no bars; after ten times as long, a tenth of the
+            time so far.
     """
 
-    def __init__(self, line_every: float | None = None) -> None:
+    def __init__(self, line_every: float) -> None:
         self._line_every = line_every
         self._display: _Display | None = None
         self._open = True
+        self._pace = _Pace()
 
-    def __call__(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+    def __call__(
+        self, stage: str, done: int, total: int | None, note: str = "", seconds_left: float | None = None
+    ) -> None:
         """Show how far a stage is."""
-        self.show(ProgressBar(stage, done, total, note))
+        if seconds_left is None:
+            seconds_left = self._pace.seconds_left(done, total)
+        self.show(ProgressBar(stage, done, total, note, seconds_left=seconds_left))
 
     def show(self, bar: ProgressBar, parts: Sequence[ProgressBar] = ()) -> None:
         """Show a bar, and its parts below: who did how much of it."""
@@ -112,13 +142,32 @@ class ProgressDisplay:
                 display.close()
 
 
+class _Pace:
+    """The pace at which something is done; it is measured anew where another thing is."""
+
+    def __init__(self) -> None:
+        self._total: int | None = None
+        self._done = self._first = 0
+        self._begun_at = 0.0
+
+    def seconds_left(self, done: int, total: int | None) -> float | None:
+        """Return the time until all is done, at the pace so far; ``None``: not known."""
+        now = time.monotonic()
+        if total != self._total or done < self._done:
+            self._total, self._first, self._begun_at = total, done, now
+        self._done = done
+        if total is None or done <= self._first:
+            return None
+        return (now - self._begun_at) / (done - self._first) * (total - done)
+
+
 class _Display(Protocol):
     def show(self, bar: ProgressBar, parts: Sequence[ProgressBar] = ()) -> None: ...
 
     def close(self) -> None: ...
 
 
-def _new_display(line_every: float | None) -> _Display:
+def _new_display(line_every: float) -> _Display:
     # rich is not asked: with the environment variables of CI, it takes a log for a terminal
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         return _Lines(line_every)
@@ -129,24 +178,24 @@ def _new_display(line_every: float | None) -> _Display:
 
 
 class _Lines:
-    """A line for each new stage; with ``every``, also a line after so many seconds, and a last one."""
+    """A line for each new stage, one after so many seconds, and a last one."""
 
-    def __init__(self, every: float | None = None) -> None:
+    def __init__(self, every: float) -> None:
         self._every = every
         self._stage: str | None = None
         self._line = self._printed = ""
-        self._printed_at = 0.0
+        self._begun_at = self._printed_at = time.monotonic()
 
     def show(self, bar: ProgressBar, parts: Sequence[ProgressBar] = ()) -> None:
         self._line = f"{bar} ({_joined(parts)})" if parts else str(bar)
-        overdue = self._every is not None and time.monotonic() - self._printed_at >= self._every
-        if bar.title != self._stage or overdue:
+        now = time.monotonic()
+        is_overdue = now - self._printed_at >= max(self._every, (now - self._begun_at) / 10)
+        if bar.title != self._stage or is_overdue:
             self._stage = bar.title
             self._print()
 
     def close(self) -> None:
-        if self._every is not None:
-            self._print()
+        self._print()
 
     def _print(self) -> None:
         if self._line != self._printed:
@@ -155,29 +204,42 @@ class _Lines:
 
 
 class _Rich:
-    """Bars of ``rich``; what is printed meanwhile stays above them."""
+    """Bars of ``rich``, each in one line; what is printed meanwhile stays above them."""
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
+        from rich.table import Column
         from rich.text import Text
 
-        class Remaining(TimeRemainingColumn):
-            """The time left to the stage: how many of its items a part will get is unknown."""
+        class Words(ProgressColumn):
+            """A text of a bar; one that may be cut is, where the line is too short for it."""
+
+            def __init__(self, words: Callable[[Task], str], may_be_cut: bool = False) -> None:
+                super().__init__(Column(no_wrap=not may_be_cut))
+                self.words = words
 
             def render(self, task: Task) -> Text:
-                return Text("") if task.fields["part"] else super().render(task)
+                return Text(self.words(task), no_wrap=True, overflow="ellipsis")
 
+        def left(task: Task) -> str:
+            until = task.fields["until"]
+            return "" if until is None else time_left(until - time.monotonic())
+
+        console = Console(stderr=True, force_terminal=True)
+        wide = console.width >= NARROW
+        columns = [
+            Words(lambda task: task.description),
+            BarColumn(30 if wide else 8, table_column=Column(no_wrap=True)),
+            Words(lambda task: str(task.fields["count"])),
+            *([TimeElapsedColumn(Column(no_wrap=True))] if wide else []),
+            Words(left),
+            Words(lambda task: str(task.fields["note"]), may_be_cut=True),
+        ]
         self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[count]}", markup=False),
-            TimeElapsedColumn(),
-            Remaining(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=Console(stderr=True, force_terminal=True),
+            *columns,
+            console=console,
             refresh_per_second=2,  # the work that is shown needs the processor
-            speed_estimate_period=3600,  # one item may take minutes
             transient=True,
             redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # results have to reach a pipe
         )
@@ -190,7 +252,8 @@ class _Rich:
             part = each is not bar
             count, note = (", ".join(filter(None, [each.count, each.note])), "") if part else (each.count, each.note)
             fields: dict[str, Any] = {"total": bar.total, "completed": each.done, "count": count}
-            fields |= {"note": note, "part": part}
+            until = None if each.seconds_left is None else time.monotonic() + each.seconds_left
+            fields |= {"note": note, "until": until}
             if each.title in self._tasks:
                 self._bars.update(self._tasks[each.title], **fields)
             else:
@@ -215,9 +278,13 @@ class _Tqdm:
         if bar.title != self._stage:
             self.close()
             self._stage = bar.title
-            self._bar = self._kind(desc=bar.title, total=bar.total, leave=False, file=sys.stderr, dynamic_ncols=True)
+            whole = "{desc}" if bar.total is None else "{desc} {bar} {n_fmt} of {total_fmt}"
+            form = f"{whole}{{postfix}}"
+            given = {"leave": False, "file": sys.stderr, "dynamic_ncols": True, "bar_format": form, "disable": False}
+            self._bar = self._kind(desc=bar.title, total=bar.total, **given)
         self._bar.n, self._bar.total = bar.done, bar.total
-        self._bar.set_postfix_str("; ".join(filter(None, [bar.note, _joined(parts)])), refresh=False)
+        left = "" if bar.seconds_left is None else time_left(bar.seconds_left)
+        self._bar.set_postfix_str("; ".join(filter(None, [left, bar.note, _joined(parts)])), refresh=False)
         self._bar.refresh()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 from toys import Net, Pipe, latents
@@ -95,8 +96,63 @@ def test_a_log_has_a_line_for_each_stage(stderr, installed, capsys, monkeypatch)
     stream = stderr(Stream())
     with progress() as report:
         search(report)
-    assert stream.getvalue() == "record: 0 of 28\nplan\nrun plans: 0 of 5\n"
+    *lines, last = stream.getvalue().splitlines()
+    assert lines == ["record: 0 of 28", "plan", "run plans: 0 of 5"]
+    assert last == f"run plans: 4 of 5, {BEST}, about 1 s left"
     assert capsys.readouterr().out == ""
+
+
+def test_a_log_has_a_line_every_ten_seconds_then_every_tenth_of_the_time(stderr, monkeypatch):
+    """One step takes 4 s: lines after 12, 24, … s; after 300 s, a line has to be 30 s after the one before."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stream = stderr(Stream())
+    with progress() as report:
+        for step in range(101):
+            report("record", step, 200)
+            now[0] += 4.0
+    lines = stream.getvalue().splitlines()
+    steps = [int(re.search(r"(\d+) of 200", line)[1]) for line in lines]
+    assert steps[:4] == [0, 3, 6, 9]
+    assert 13 < len(lines) < 25
+    assert lines[1] == "record: 3 of 200, about 13 min left"  # 197 steps of 4 s
+    late = [after - before for before, after in pairwise(steps) if before * 4 > 300]
+    assert all(8 <= gap <= 11 for gap in late[:-1])  # steps of 4 s, in 30 to 40 s
+
+
+@pytest.mark.parametrize("stage", ["record", "run plans", "Gram matrices"])
+def test_a_bar_is_whole_at_60_columns(stderr, monkeypatch, stage):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "60")
+    stream = stderr(Stream(terminal=True))
+    with progress() as report:
+        report(stage, 13, 14, "best 54.5 dB, 1.76×", seconds_left=59 * 60)
+        report._display._bars.refresh()
+    (first, *_) = [
+        line for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", stream.getvalue())) if line
+    ]
+    assert len(first) <= 60
+    assert first.startswith(f"{stage} ━")
+    assert "13 of 14 59 min left best 5" in first
+    if stage != "Gram matrices":
+        assert first.rstrip().endswith("best 54.5 dB, 1.76×")
+
+
+def test_the_time_left_is_that_of_all_runs(stderr, monkeypatch):
+    """Runs of two kinds, of one count: 3 of 6 took 30 s, so that 30 s are left, whatever the kind is called."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stream = stderr(Stream())
+    with progress() as report:
+        for done, name in enumerate(["uncached", "plan a", "plan b", "uncached"]):
+            report(name, done, 6)
+            now[0] += 10.0
+    assert stream.getvalue().splitlines() == [
+        "uncached: 0 of 6",
+        "plan a: 1 of 6, about 50 s left",
+        "plan b: 2 of 6, about 40 s left",
+        "uncached: 3 of 6, about 30 s left",
+    ]
 
 
 def test_a_terminal_that_can_nothing_has_lines(stderr, installed, monkeypatch):
@@ -117,7 +173,7 @@ def test_a_terminal(stderr, installed, capsys):
     for stage in ("record", "plan", "run plans"):
         assert stage in text
     if installed == "neither":
-        assert text == "record: 0 of 28\nplan\nrun plans: 0 of 5\n"
+        assert text.splitlines()[:3] == ["record: 0 of 28", "plan", "run plans: 0 of 5"]
         return
     assert re.search(r"4 of 5|4/5", text)
     assert BEST in text  # brackets and all

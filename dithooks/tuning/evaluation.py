@@ -60,6 +60,7 @@ class Evaluation:
         fit: whether the plan's weights were fitted in this run, and on which pictures.
         every: distance of all pictures, by which plans are compared; ``None``: it is ``score``.
         is_exact: whether the run has shown that the plan by itself draws what its fit has drawn: guidance is linear.
+        is_reused: whether it was taken from the journal of an earlier search.
     """
 
     plan: CachePlan
@@ -71,6 +72,7 @@ class Evaluation:
     fit: Fit = Fit.NONE
     every: Score | None = None
     is_exact: bool = False
+    is_reused: bool = False
 
     def __repr__(self) -> str:
         drawn = self.failure or ("" if self.score is None else f"PSNR {self.score.psnr:.2f} dB")

@@ -28,6 +28,8 @@ class SearchResult:
         seconds: time of the whole search.
         interrupted: whether Ctrl-C ended the search.
         target_psnr: the PSNR in dB that was asked for in place of a speed-up; ``None``: a speed-up was.
+        reused_runs: block executions that a journal has saved, over those of one uncached run: of the recorded run, and
+            of plans that an earlier search has run.
         tiers: the result for each of several targets, by the name of its tier; empty where there was one target. All
             else is then of all of them together, and ``plan`` is that of the first.
 
@@ -60,6 +62,7 @@ class SearchResult:
     interrupted: bool = False
     target_psnr: float | None = None
     tiers: Mapping[str, SearchResult] = field(default_factory=dict)
+    reused_runs: float = 0.0
 
     @property
     def plans(self) -> PlanTiers:
@@ -83,7 +86,7 @@ class SearchResult:
             if each.score is not None and isfinite(each.score.psnr):
                 name = f"{number}: {row[1]}, {each.speedup:.2f}×, {each.score.psnr:.2f} dB"
                 points[name] = each.speedup, each.score.psnr
-                best = name if row[0] else best
+                best = name if row[0].startswith("best") else best
         numbered = [[number, *row[:2], step_squares(row[2]), *row[3:]] for number, row in enumerate(rows, 1)]
         seen = diagram(points, ("times as fast", "PSNR in dB: up is better"), best)
         return f"{seen}{table(['plan', *head], numbered)}{escape(self._taken())}"
@@ -91,7 +94,8 @@ class SearchResult:
     def __str__(self) -> str:
         if self.tiers:
             parts = [f"{name}\n{each}" for name, each in self.tiers.items()]
-            return "\n\n".join([*parts, f"together {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"])
+            together = f"together {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
+            return "\n\n".join([*parts, "; ".join(filter(None, [together, self._saved()]))])
         head, rows = self._table()
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
@@ -107,9 +111,19 @@ class SearchResult:
     def _taken(self) -> str:
         """Say what the search took, and what it missed."""
         goal = f"{self.plan.provenance.target:g}×" if self.target_psnr is None else f"{self.target_psnr:g} dB"
-        taken = f"{len(self.evaluations)} plans run, {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
+        ran = sum(not each.is_reused for each in self.evaluations)
+        plans = f"{ran} plan{'' if ran == 1 else 's'} run"
+        taken = f"{plans}, {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
         flags = ["" if self.reached else f"{goal} was not reached", "interrupted" if self.interrupted else ""]
-        return "; ".join(filter(None, [taken, *flags]))
+        return "; ".join(filter(None, [taken, *flags, self._saved()]))
+
+    def _saved(self) -> str:
+        """Say what a journal has saved."""
+        if not self.reused_runs:
+            return ""
+        reused = sum(each.is_reused for each in self.evaluations)
+        plans = f"; {reused} plan{'' if reused == 1 else 's'} reused" if reused else ""
+        return f"the journal saved {self.reused_runs:.1f} runs{plans}"
 
 
 def _row(evaluation: Evaluation, best: bool, further: int) -> list[str]:
@@ -120,7 +134,8 @@ def _row(evaluation: Evaluation, best: bool, further: int) -> list[str]:
     )
     steps = ", ".join(piece.picture for piece in plan.pieces)
     found = plan.provenance
-    row = ["best" if best else "", ranges, steps, f"{found.predicted_speedup:.2f}×"]
+    marks = ["best"] * best + ["reused"] * evaluation.is_reused
+    row = [", ".join(marks), ranges, steps, f"{found.predicted_speedup:.2f}×"]
     if score is None:
         unknown = ["–"] * (3 + further)
         return [*row, "failed", f"{found.predicted_error:.2g}", *unknown, evaluation.failure[:60]]

@@ -19,6 +19,7 @@ from ..config.transformer_plan import Payload
 from ..engine.attachment import is_compiled
 from ..engine.output_attachment import check_output
 from ..errors import InvalidSetting, WiringError, WrongType
+from ..integrations.diffusers_bars import hidden_bars
 from ..planning.costs import Cost, Savings, check_cost
 from ..planning.plan import check_interval, check_target_speedup, make_planner
 from ..progress_bars import progress
@@ -35,6 +36,7 @@ from .executors.lookup import executor_of
 from .journal import Journal
 from .other_steps import OtherSteps, RunOf, check_steps
 from .result import SearchResult
+from .search_progress import SearchProgress
 from .target_series import check_targets, tiers_of
 from .timed_run import TimedRun, picture_mismatch
 from .trial_driver import Limits, LocalRunner, PlanRunner, TrialDriver, check_measures
@@ -213,7 +215,15 @@ def search(
         )
     purpose = {"fingerprint": here, "num_inference_steps": num_inference_steps, "cost": cost}
     kept = Journal.open(journal, purpose, check_measures)
-    with progress(verbose and is_rank_0()) as report:
+    speeds = [wanted] if goals is None else list(goals.values())
+    with progress(verbose and is_rank_0()) as display, hidden_bars(target if verbose else None):
+
+        def runs_ahead(spent: float, goals: Sequence[float]) -> float:
+            at_other_steps = [count / (first or 1) * (1 + 3 / goal) for count in further for goal in goals]
+            return sum(limits.runs_ahead(spent, goal) for goal in goals) + sum(at_other_steps)
+
+        is_timed = float(cost == "time")
+        report = SearchProgress(display, is_timed + runs_ahead(1.0 + is_timed, speeds))
         recorded = recording or kept.recording()
         resumed = recorded is not None and recording is None
         calls = 0
@@ -247,8 +257,10 @@ def search(
         spent, seconds, results = float(calls), None, recorded.results
         # A first run is slower than those that follow, and times in a file or journal were measured another day.
         if broadcast_from_rank_0(cost == "time" or resumed or results is None):
+            report.expect(1.0 + runs_ahead(2.0, speeds), recorded.run_ms / 1e3)
             report("uncached run", 0, None)
             results, seconds = timed_run(target)
+            report.expect(runs_ahead(2.0, speeds), seconds)
             if recorded.results is not None and is_rank_0():
                 mismatch = picture_mismatch(samples_of(results), samples_of(recorded.results))
                 if mismatch is not None:
@@ -288,7 +300,12 @@ def search(
                 stack.callback(group.close)
                 runner = ParallelRunner(group, objective)
 
+            ahead, reused = list(speeds), float(resumed)
+
             def driven(goal: float, like: CachePlan | None = None) -> SearchResult:
+                nonlocal reused
+                ahead.remove(goal)
+                report.begin_trials(runs_ahead(spent, ahead))
                 driver = TrialDriver(
                     runner,
                     planner if like is None else planner.like(like.pieces),
@@ -302,7 +319,9 @@ def search(
                     objective,
                     target_psnr,
                     min_psnr,
+                    reused,
                 )
+                reused = 0.0  # the recorded run is saved once
                 result = driver.drive()
                 if not further or result.interrupted:
                     return result

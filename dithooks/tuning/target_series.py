@@ -95,6 +95,7 @@ def tiers_of(
         reached=not missed and len(found) == len(goals) and all(each.reached for each in results),
         evaluations=tuple(evaluation for each in results for evaluation in each.evaluations),
         run_equivalents=total,
+        reused_runs=sum(each.reused_runs for each in results),
         seconds=max(each.seconds for each in results),
         interrupted=any(each.interrupted for each in results),
         tiers=found,

@@ -22,6 +22,7 @@ from .executors.lookahead import TrialScore, likely_next
 from .journal import Journal
 from .proposals import Proposals, fastest, proposals
 from .result import SearchResult, best_evaluation, fastest_evaluation
+from .search_progress import CHECKS, expected_trials
 
 LATER = ("lpips", "psnr_error")  # what a journal need not hold of a score
 MEASURED = ("seconds", "speedup", "blocks", "failure")
@@ -57,6 +58,17 @@ class Limits:
     def plans(self) -> int:
         """Plans that are run at most, local moves included."""
         return self.evals + self.local_moves
+
+    def runs_ahead(self, spent: float, speedup: float, done: int = 0) -> float:
+        """Return what the trials and checks of plans will probably take yet, in uncached runs.
+
+        Args:
+            spent: uncached runs' worth of blocks so far.
+            speedup: of the plans.
+            done: plans that were run.
+        """
+        left = None if self.runs is None else self.runs - spent
+        return (expected_trials(self.plans - done, left, speedup) + CHECKS) / speedup
 
     def allow(self, runs: float, seconds: float) -> bool:
         """Whether so much may be spent in all."""
@@ -120,10 +132,12 @@ class TrialDriver:
     objective: Objective = "both"
     target_psnr: float | None = None
     min_psnr: float | None = None
+    reused_runs: float = 0.0
 
     def __post_init__(self) -> None:
         self.evaluations: list[Evaluation] = []
         self.interrupted = False
+        self._tried, self._tried_since = 0, 0.0  # plans that were run here, and since when
         self.final: Evaluation | None = None  # the best plan, and what was found out of it at last
         self._variants: dict[Any, Variant] = {}  # by schedule: how it was priced
 
@@ -184,7 +198,7 @@ class TrialDriver:
         key = f"{fit.name} {plan_key(plan)}"
         known: Evaluation | None = broadcast_from_rank_0(self._known(key, plan))
         if known is not None:
-            return known
+            return self._reused(known)
         evaluator = replace(self.evaluator, fit=fit, seconds=self.runner.seconds)
         made = self.runner.last(evaluator, plan)
         self.run_equivalents += made.blocks
@@ -247,19 +261,39 @@ class TrialDriver:
         seconds = time.perf_counter() - self.started_at + uncached / plan.provenance.predicted_speedup
         return self.limits.allow(self.run_equivalents + runs / plan.speedup, seconds)
 
+    def _seconds_left(self) -> float:
+        """Return the time until the best plan has been checked, at the pace of the plans so far."""
+        ahead = self.limits.runs_ahead(self.run_equivalents, self.target, len(self.evaluations))
+        uncached = self.planner.recording.run_ms / 1e3 if self.runner.seconds is None else self.runner.seconds
+        pace = uncached / self.target
+        if self._tried:
+            pace = (time.perf_counter() - self._tried_since) / self._tried
+        seconds = ahead * self.target * pace
+        if self.limits.seconds is None:
+            return seconds
+        return max(0.0, min(seconds, self.limits.seconds - (time.perf_counter() - self.started_at)))
+
     def _evaluate(self, plan: CachePlan) -> Evaluation:
         """Run a plan, or take its evaluation from the journal."""
         best = self._best()
-        note = "" if best is None else f"best so far {best.psnr:.1f} dB at {best.speedup:.2f}×"
-        self.report("run plans", len(self.evaluations), self.limits.plans, note)
+        note = "" if best is None else f"best {best.psnr:.1f} dB, {best.speedup:.2f}×"
+        self.report("run plans", len(self.evaluations), self.limits.plans, note, self._seconds_left())
         known: Evaluation | None = broadcast_from_rank_0(self._from_journal(plan))
         if known is not None:
-            return known
+            return self._reused(known)
+        if not self._tried:
+            self._tried_since = time.perf_counter()
         evaluation = self.runner(plan, self._likely_plans)
+        self._tried += 1
         self.run_equivalents += evaluation.blocks
         values = broadcast_from_rank_0(_values_of(evaluation, self.evaluator.metrics))
         self.journal.keep_evaluation(plan_key(plan), values)
         return _evaluation_of(plan, values)
+
+    def _reused(self, known: Evaluation) -> Evaluation:
+        """Return an evaluation of the journal, counted as a run that was not made."""
+        self.reused_runs += known.blocks
+        return replace(known, is_reused=True)
 
     def _from_journal(self, plan: CachePlan) -> Evaluation | None:
         return self._known(plan_key(plan), plan)
@@ -323,6 +357,7 @@ class TrialDriver:
             time.perf_counter() - self.started_at,
             self.interrupted,
             self.target_psnr,
+            reused_runs=self.reused_runs,
         )
 
 
