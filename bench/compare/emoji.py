@@ -11,7 +11,7 @@ from bench.compare.subject import Case
 from dithooks.demo import CALIBRATION as SHIPPED
 from dithooks.demo import load_pipeline
 from dithooks.demo.emoji import SIZE
-from dithooks.demo.model import unpatchify
+from dithooks.demo.model import PATCH, unpatchify
 
 CALIBRATION = (  # what the plans that ship were found with, and others of the rest that are drawn at random
     *SHIPPED,
@@ -98,9 +98,9 @@ SEED, CALIBRATION_SEED = 20_000, 1_000  # of the first; the next has the next
 
 
 class Emoji:
-    """32×32 pictures; a latent is a picture's 4×4 patches of pixels."""
+    """32×32 pictures, or of another ``size``; a latent is a picture's 4×4 patches of pixels."""
 
-    name, steps, calls, guidance = "emoji", 28, 2, 3.0
+    name, steps, calls, guidance, size = "emoji", 28, 2, 3.0, SIZE
 
     def __init__(self) -> None:
         (pipe := load_pipeline()).set_progress_bar_config(disable=True)
@@ -110,15 +110,17 @@ class Emoji:
 
     def draw(self, cases: Sequence[Case], steps: int | None = None) -> Tensor:
         """Latents (cases, 64, 48), each from noise of its own."""
+        shape = (1, (self.size // PATCH) ** 2, 3 * PATCH * PATCH)
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(case.seed)) for case in cases]
         made: Tensor = self.pipe(
             [str(case.prompt) for case in cases],
             num_inference_steps=steps or self.steps,
             guidance_scale=self.guidance,
-            generator=[torch.Generator().manual_seed(case.seed) for case in cases],
+            latents=torch.cat(noise),
             output_type="latent",
         ).images
         return made
 
     def pictures(self, latents: Tensor) -> Tensor:
         """(cases, 3, 32, 32) in 0…1."""
-        return (unpatchify(latents, SIZE, SIZE) / 2 + 0.5).clamp(0, 1)
+        return (unpatchify(latents, self.size, self.size) / 2 + 0.5).clamp(0, 1)

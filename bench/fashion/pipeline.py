@@ -49,7 +49,7 @@ class FashionPipeline(DiffusionPipeline):
             num_inference_steps: sampling steps.
             guidance_scale: 1 or less asks for the class only, without guidance.
             generator: where the noise comes from; a list gives every picture its own.
-            latents: noise to start from instead, (pictures, 1, 28, 28).
+            latents: noise to start from instead, (pictures, 1, 28, 28), or of another square, of patches of 4×4.
             output_type: ``"pil"``, ``"np"`` or ``"pt"`` (pictures in 0…1), ``"latent"`` (pixels around −1…1).
             return_dict: ``False`` returns a tuple.
             callback_on_step_end: called as ``f(pipe, step, timestep, {"latents": …})`` after every step;
@@ -72,7 +72,8 @@ class FashionPipeline(DiffusionPipeline):
         shape = (count, config.in_channels, config.sample_size, config.sample_size)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        elif tuple(latents.shape) != shape:
+        side = latents.shape[-1]
+        if tuple(latents.shape) != (*shape[:2], side, side) or side % config.patch_size:
             raise ValueError(f"latents have shape {tuple(latents.shape)}; {count} pictures need {shape}")
         latents = latents.to(device, dtype)
         guided = guidance_scale > 1

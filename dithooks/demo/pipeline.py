@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -62,7 +63,8 @@ class EmojiPipeline(DiffusionPipeline):
             guidance_scale: the guidance scale; with 1 or less, the model is called once per step, without guidance.
             num_images_per_prompt: pictures per caption.
             generator: the generator of the noise; a list has one for each picture.
-            latents: noise to start from instead, (pictures, 64, 48).
+            latents: noise to start from instead, (pictures, 64, 48); as many tokens as fill another square, such as
+                144, draw 48×48 pixels, which it was not trained for.
             output_type: ``"pil"``, ``"np"`` or ``"pt"`` (pictures in 0…1), ``"latent"`` (patches in −1…1).
             return_dict: ``False`` returns a tuple.
             callback_on_step_end: a function that is called as ``f(pipe, step, timestep, {"latents": …})`` after each
@@ -88,10 +90,11 @@ class EmojiPipeline(DiffusionPipeline):
         shape = (len(prompts), (SIZE // PATCH) ** 2, 3 * PATCH * PATCH)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        elif tuple(latents.shape) != shape:
+        size = PATCH * math.isqrt(latents.shape[1] if latents.ndim == 3 else 0)
+        if size == 0 or tuple(latents.shape) != (shape[0], (size // PATCH) ** 2, shape[2]):
             raise InvalidSetting(f"latents have shape {tuple(latents.shape)}; {len(prompts)} pictures need {shape}")
         latents = latents.to(device, dtype)
-        img_ids, txt_ids = (ids.to(device) for ids in position_ids(SIZE, SIZE, cond.shape[1]))
+        img_ids, txt_ids = (ids.to(device) for ids in position_ids(size, size, cond.shape[1]))
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         with self.progress_bar(total=num_inference_steps) as progress:
@@ -116,7 +119,7 @@ class EmojiPipeline(DiffusionPipeline):
         if output_type == "latent":
             images = latents
         else:
-            images = self.image_processor.postprocess(unpatchify(latents, SIZE, SIZE), output_type=output_type)
+            images = self.image_processor.postprocess(unpatchify(latents, size, size), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def encode_prompt(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

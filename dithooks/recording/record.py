@@ -58,8 +58,9 @@ def record(
     Args:
         target: as for :func:`dit_cache`; nothing may be cached in it.
         run: function that is given the pipeline, if it takes an argument, and draws the calibration pictures, in one
-            batch or in several runs of as many steps: ``lambda pipe: pipe(prompts, num_inference_steps=28)``. Its
-            results, a list of pictures, videos or latents, are kept.
+            batch or in several runs of as many steps: ``lambda pipe: pipe(prompts, num_inference_steps=28)``. Each of
+            the runs may have guidance and a size of its own. Its results, a list of pictures, videos or latents, are
+            kept.
         num_inference_steps: number of steps that the run is expected to make; another number is an error.
         blocks: as for :func:`dit_cache`.
         scheduler: as for :func:`dit_cache`.
@@ -71,7 +72,7 @@ def record(
 
     Raises:
         TypeError, ValueError: as :func:`dit_cache`; or ``run`` makes no step of the target, calls it with gradients,
-            makes runs with different numbers of steps or different shapes, or not those that were expected.
+            makes runs with different numbers of steps, or other shapes within a run, or not those that were expected.
 
     Example:
         >>> import torch

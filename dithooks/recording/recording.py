@@ -151,6 +151,7 @@ class Recording:
             {} if self.solver is None else {f"solver.{name}": getattr(self.solver, name) for name in SOLVER_ARRAYS}
         )
         head |= {"unsolved": self.unsolved, "is_solved": self.solver is not None}
+        head |= {"latent_numbers": 0 if self.solver is None else self.solver.numbers}
         arrays |= {f"{n}.inputs.{name}": a for n, trace in enumerate(self.traces) for name, a in trace.inputs.items()}
         with replacing(path) as draft, draft.open("wb") as file:  # given a name, NumPy would add an ending to it
             np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
@@ -200,7 +201,8 @@ class Recording:
             "sigmas": _series("sigmas", head["sigmas"], made.steps, -LARGEST_NUMBER),
             "sensitivity": _series("sensitivity", head.get("sensitivity"), made.steps, 0, strictly=True),
         }  # the latter is not in files of earlier versions
-        solver = _read_solver(stored, made.steps) if head.get("is_solved") is True else None
+        latents = check_count("latent_numbers", head.get("latent_numbers", 0), 0)  # not in files of earlier versions
+        solver = _read_solver(stored, made.steps, latents) if head.get("is_solved") is True else None
         unsolved = check_text("unsolved", head.get("unsolved", ""), empty=True)
         numbers = {name: head[name] for name in _NUMBERS}
         return cls(tuple(traces), made, **numbers, **series, solver=solver, unsolved=unsolved)
@@ -235,7 +237,7 @@ def _numbers(where: str, array: NDArray[Any]) -> NDArray[Any]:
     return numbers
 
 
-def _read_solver(stored: dict[str, Any], steps: int) -> SolverTrace:
+def _read_solver(stored: dict[str, Any], steps: int, numbers: int) -> SolverTrace:
     """The solver's steps; files of earlier versions have none."""
     arrays: dict[str, Any] = {name: _numbers(f"solver: {name}", stored[f"solver.{name}"]) for name in SOLVER_ARRAYS}
     outputs, places = arrays["outputs"], arrays["places"]
@@ -247,9 +249,11 @@ def _read_solver(stored: dict[str, Any], steps: int) -> SolverTrace:
             raise InvalidSetting(f"solver: {name} is of shape {arrays[name].shape}, and should be {shape}")
     if (places < 0).any() or (np.diff(places) <= 0).any():
         raise InvalidSetting("solver: places must rise, from 0 on")
+    if numbers and places[-1] >= numbers:
+        raise InvalidSetting(f"solver: places reach {places[-1]}, beyond latent_numbers, {numbers}")
     for name in ("outputs", "latents"):
         arrays[name] = arrays[name].astype(np.float32)
-    return SolverTrace(**arrays)
+    return SolverTrace(**arrays, numbers=numbers)
 
 
 def _check(trace: Trace, where: str, total: int) -> None:

@@ -35,10 +35,27 @@ def places_of(numbers: int, pictures: int = 1, steps: int = 1) -> NDArray[np.int
     return np.sort(np.random.default_rng(0).choice(numbers, most, replace=False))
 
 
+def stretched(places: NDArray[np.int64], numbers: int, others: int) -> NDArray[np.int64]:
+    """Return places that lie in a picture of another size where the given ones lie in theirs.
+
+    As many are returned, so that pictures of all sizes count alike; some may repeat in a smaller one.
+
+    Args:
+        places: in a picture of the first size.
+        numbers: of a picture of that size; 0: it is not known, and all are of one size.
+        others: numbers of a picture of the other size.
+
+    Example:
+        >>> stretched(np.array([0, 2, 3]), 4, 8)
+        array([0, 4, 6])
+    """
+    return places if numbers in (0, others) else places * others // numbers
+
+
 def taken(tensor: Tensor, places: NDArray[np.int64]) -> Singles:
     """Return the numbers at some places of each picture, (pictures, places), on the host."""
     flat = tensor.detach().reshape(len(tensor), -1)
-    chosen = flat[:, torch.from_numpy(places).to(flat.device)] if len(places) < flat.shape[1] else flat
+    chosen = flat if len(places) == flat.shape[1] else flat[:, torch.from_numpy(places).to(flat.device)]
     sample: Singles = chosen.float().cpu().numpy().copy()
     return sample
 
@@ -78,12 +95,18 @@ class SolverTrace:
         latents: (T, S, D), what it returned: the latents of the next step.
         gains: (T,), B of each step: the latents that follow are A + B·output.
         places: (D,), of the numbers that are kept, in a picture's latents.
+        numbers: of the latents of a picture of the first run; 0: not known, and all are of one size.
     """
 
     outputs: Singles
     latents: Singles
     gains: Doubles
     places: NDArray[np.int64]
+    numbers: int = 0
+
+    def places_in(self, pictures: Tensor) -> NDArray[np.int64]:
+        """Return the places of the numbers that are kept of pictures of this size."""
+        return stretched(self.places, self.numbers, pictures[0].numel())
 
     @property
     def gram(self) -> Doubles:
@@ -118,15 +141,14 @@ class SolverRecorder:
         numbers = call.output[0].numel()
         if self._places is None:
             self._numbers, self._places = numbers, places_of(numbers, len(call.output), self._steps)
-        if numbers != self._numbers:
-            raise RunMismatch(f"the solver is given latents of {numbers} numbers, and of {self._numbers} before")
-        answer = response_of(call, call.output, self._places)
+        places = stretched(self._places, self._numbers, numbers)
+        answer = response_of(call, call.output, places)
         if answer.misfit > AFFINE:
             raise RunMismatch(
                 f"at step {now[1]}, what the scheduler returns does not go with the model's output: {answer.misfit:.1%}"
             )
         self._gains.setdefault(now[1], []).append(answer.gain)
-        self._output = taken(call.output, self._places)
+        self._output = taken(call.output, places)
 
     def after(self, call: SolverCall, following: Tensor) -> None:
         now, output, self._output = self._now(), self._output, None
@@ -135,7 +157,7 @@ class SolverRecorder:
         run = self._runs.setdefault(now[0], {})
         if now[1] in run:
             raise RunMismatch(f"the scheduler makes several steps at step {now[1]}")
-        run[now[1]] = output, taken(following, self._places)
+        run[now[1]] = output, taken(following, stretched(self._places, self._numbers, following[0].numel()))
 
     def fails(self, error: Exception) -> None:
         self._failed, self.reason = True, f"{type(error).__name__}: {error}"
@@ -154,4 +176,4 @@ class SolverRecorder:
         gains = np.array([float(np.mean(self._gains[step])) for step in range(steps)])
         assert self._places is not None
         self.reason = ""
-        return SolverTrace(outputs, latents, gains, self._places)
+        return SolverTrace(outputs, latents, gains, self._places, self._numbers)

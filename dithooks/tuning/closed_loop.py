@@ -227,7 +227,7 @@ class ClosedLoop:
         self._shares = None
         if len(raw) < 2 or len(raw) != calls or any(each.shape != call.output.shape for each in raw):
             return Part(step, call.output, ())
-        places = self.reference.places
+        places = self.reference.places_in(call.output)
         given = taken(call.output, places).astype(np.float64).ravel()
         columns = np.stack([taken(each, places).astype(np.float64).ravel() for each in raw], axis=1)
         shares = np.asarray(np.linalg.lstsq(columns, given, rcond=None)[0], dtype=np.float64)
@@ -240,7 +240,7 @@ class ClosedLoop:
         """Refuse guidance that does not make of sums of the model's outputs the same sum of guided ones."""
         if len(weights) > len(parts):
             return
-        places = self.reference.places
+        places = self.reference.places_in(call.output)
         given = taken(call.output, places).astype(np.float64)
         summed = np.tensordot(weights, np.stack([taken(part, places) for part in parts[: len(weights)]]), 1)
         size = float(np.linalg.norm(given))
@@ -284,7 +284,7 @@ class ClosedLoop:
 
     def _aim(self, call: SolverCall, step: int, output: Tensor) -> Floats:
         """Return the output that would lead to the latents of the uncached run, (pictures, numbers)."""
-        answer = response_of(call, output, self.reference.places)
+        answer = response_of(call, output, self.reference.places_in(output))
         if answer.misfit > AFFINE or not answer.gain:
             raise RunMismatch(f"at step {step}, the scheduler's answer does not go with the model's output")
         following = self.reference.latents[step, self._rows].astype(np.float64)
@@ -300,7 +300,8 @@ class ClosedLoop:
         ridge: float,
     ) -> Floats:
         """Add what the step shows to its normal equations, and return the weights that solve them."""
-        known = np.stack([taken(term, self.reference.places) for term in terms]).astype(np.float64)
+        places = self.reference.places_in(terms[0])
+        known = np.stack([taken(term, places) for term in terms]).astype(np.float64)
         if self.fitted_on is not None:
             some = self.fitted_on[self._rows]
             known, aim = known[:, some], aim[some]

@@ -197,6 +197,7 @@ class TestFiles:
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
         assert read.unsolved == ""
+        assert read.solver.numbers == recording.solver.numbers == 24
 
     def test_an_unsolved_one(self, tmp_path):
         _, recording = recorded(Halving(), latents(2))
@@ -220,6 +221,7 @@ class TestFiles:
             ("places", lambda a: a - 1, "places must rise, from 0 on"),
             ("places", lambda a: a * 1.0, "places is of float64, and should be of whole numbers"),
             ("places", lambda a: a[:-1], "places is of shape (23,), and should be (24,)"),
+            ("places", lambda a: a + 1, "places reach 24, beyond latent_numbers, 24"),
             ("latents", None, "it lacks 'solver.latents'"),
         ],
         ids=lambda each: each if isinstance(each, str) else "changed",

@@ -121,6 +121,18 @@ def test_given_latents_replace_the_noise(tiny: EmojiPipeline) -> None:
     assert torch.equal(given, sample(tiny))
     with pytest.raises(ValueError, match=r"\(1, 64, 48\).*2 pictures need \(2, 64, 48\)"):
         tiny(["cat", "cat"], latents=noise)
+    with pytest.raises(ValueError, match=r"\(1, 63, 48\).*1 pictures need \(1, 64, 48\)"):
+        tiny("cat", latents=noise[:, 1:])
+
+
+def test_the_size_follows_from_the_latents(tiny: EmojiPipeline) -> None:
+    noise = torch.randn(1, 144, 48, generator=torch.Generator().manual_seed(0))
+    (picture,) = tiny("red apple", num_inference_steps=3, latents=noise).images
+    assert picture.size == (48, 48)
+    (latents,) = tiny("red apple", num_inference_steps=3, latents=noise, output_type="latent").images
+    patches = latents.reshape(12, 12, 3, 4, 4).permute(2, 0, 3, 1, 4).reshape(3, 48, 48)
+    wanted = (patches / 2 + 0.5).clamp(0, 1).mul(255).round().permute(1, 2, 0)
+    assert np.array_equal(np.asarray(picture), wanted.numpy())
 
 
 def test_callback_sees_and_replaces_latents(tiny: EmojiPipeline) -> None:

@@ -29,11 +29,11 @@ def line(known, step):
     return [(at - b) / (a - b), (at - a) / (b - a)]
 
 
-def solved(parts, aim, start, ridge, some, earlier):
+def solved(parts, aim, start, ridge, some, earlier, places):
     """argmin Σ_s n_s ‖Σ w_k f_k − aim‖² + ridge·mean‖f‖²·‖w − start‖², by the stacked least squares of its rows."""
     start = np.array([*start, *[0.0] * (len(parts) - len(start))])
-    flat = np.stack(parts).reshape(len(parts), len(aim), -1)[:, some]
-    target = aim.reshape(len(aim), -1)[some]
+    flat = np.stack(parts).reshape(len(parts), len(aim), -1)[:, some][..., places]
+    target = aim.reshape(len(aim), -1)[some][..., places]
     errors = ((np.einsum("k,ksd->sd", start, flat) - target) ** 2).mean(1)
     counts = np.clip(errors / errors.mean(), 1e-3, 1e3) ** 0.25
     rows = (flat * np.sqrt(counts)[None, :, None]).reshape(len(parts), -1)
@@ -48,12 +48,13 @@ def solved(parts, aim, start, ridge, some, earlier):
 class ByHand:
     """A pipeline's run in NumPy, uncached or with weights that are fitted on the way."""
 
-    def __init__(self, pipe, x, prompts, payload="output", mask=MASK, some=None, rows=None):
+    def __init__(self, pipe, x, prompts, payload="output", mask=MASK, some=None, rows=None, places=None):
         self.rows = {} if rows is None else rows  # of each step, of earlier runs
         self.shares = (3.0, -2.0) if pipe.guidance == "calls" else ()  # two + 3·(one − two)
         self.of_branches = [([None] * STEPS, [None] * STEPS) for _ in self.shares]
         self.pipe, self.prompts, self.payload, self.mask = pipe, prompts, payload, mask
         self.x, self.some = x.double().numpy(), slice(None) if some is None else some
+        self.places = slice(None) if places is None else places
         self.coefficients, self.corrections = [None] * STEPS, [None] * STEPS
         self.kept, self.residuals = [], {}
 
@@ -96,12 +97,13 @@ class ByHand:
                 start = [1.0] if own else line([k for k, *_ in self.kept], step)
                 ridge = 1e-2 if own else 3e-4
                 aim = (reference[step] - x) / gain
-                w = solved(parts, aim, start, ridge, self.some, self.rows.setdefault(step, []))
+                w = solved(parts, aim, start, ridge, self.some, self.rows.setdefault(step, []), self.places)
                 (self.corrections if own else self.coefficients)[step] = w
                 if self.shares:
                     start = [*w] * len(self.shares)
                     parts = [s * each[n] for n, s in enumerate(self.shares) for each in branches]
-                    w = solved(parts, aim, start, 2e-4, self.some, self.rows.setdefault((step, "own"), []))
+                    own_rows = self.rows.setdefault((step, "own"), [])
+                    w = solved(parts, aim, start, 2e-4, self.some, own_rows, self.places)
                     for weights, own_weights in zip(self.of_branches, np.split(w, len(self.shares)), strict=True):
                         weights[bool(own)][step] = own_weights
                 y = sum(a * f for a, f in zip(w, parts, strict=True))
@@ -259,6 +261,35 @@ class TestPictures:
         fitted = torch.cat(case.drawn[-1]).numpy()
         np.testing.assert_allclose(fitted, np.concatenate(drawn), rtol=0, atol=2e-5)
         assert case.evaluator(case.plan).plan.pieces == found.plan.pieces
+
+    @pytest.mark.parametrize(("first", "second"), [(6, 9), (9, 6)], ids=["a larger one", "a smaller one"])
+    @pytest.mark.parametrize("guidance", ["none", "calls"])
+    def test_runs_of_two_sizes(self, guidance, first, second):
+        """Of each picture as many numbers count as a picture of the first run has, spread evenly over it."""
+        pipe, _, prompts = pipeline(guidance)
+        parts = [latents(3, first).double(), latents(3, second).double()]
+        prompts = [each[:3] for each in prompts]
+        run = lambda pipe: [each for part in parts for each in pictures(pipe(part, STEPS, prompts))]  # noqa: E731
+        case = Case(pipe, run, piece_of("output"))
+        numbers = 4 * first
+        spread = [[place * 4 * tokens // numbers for place in range(numbers)] for tokens in (first, second)]
+        assert spread[1] != spread[0]
+        rows, references = {}, []
+        for part, places in zip(parts, spread, strict=True):
+            hand = ByHand(pipe, part, prompts, rows=rows, places=places)
+            references.append(hand.reference())
+            hand.cached(references[-1])
+        kept = case.recording.solver
+        wanted = [reference[-1].reshape(3, -1)[:, places] for reference, places in zip(references, spread, strict=True)]
+        np.testing.assert_allclose(kept.latents[-1], np.concatenate(wanted), rtol=0, atol=1e-5)
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.failure) == (Fit.ALL, "")
+        (piece,) = found.plan.pieces
+        same_weights(piece.coefficients, hand.coefficients)
+        same_weights(piece.corrections, hand.corrections)
+        for branch, (coefficients, _) in zip(piece.branches, hand.of_branches, strict=True):
+            same_weights(branch.coefficients, coefficients)
+        assert len(piece.branches) == (2 if guidance == "calls" else 0)
 
 
 class TestModels:
