@@ -338,6 +338,7 @@ def text_of(path):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """Built as anyone would; a warning is an error."""
+    pytest.importorskip("nbconvert", reason="the extra docs is not installed")
     folder = tmp_path_factory.mktemp("site")
     given = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
