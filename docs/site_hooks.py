@@ -1,7 +1,7 @@
-"""What the site adds to the pages: results from the benchmarks' folder, the command line's help, links out of docs/.
+"""What the site adds to the pages: results of benchmarks, notebooks, the command line's help, the version.
 
 Pages link to files of the repository as they lie in it, so that they can be read there; here these links are turned
-into those of the site.
+into those of the site, and of the repository's own pages if ``DITHOOKS_REPO_URL`` names it.
 """
 
 from __future__ import annotations
@@ -10,26 +10,67 @@ import argparse
 import os
 import posixpath
 import re
+from collections.abc import Iterator
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results"
+RESULTS, NOTEBOOKS = ROOT / "bench" / "results", ROOT / "notebooks"
+FOLDERS = {"results": "bench/results", "notebooks": "notebooks"}  # of the site, and where they lie in the repository
 SHOWN = (".md", ".svg", ".png", ".txt", ".csv")  # of the results; JSON is for programs
 WIDTH = "86"  # of the help, in characters
 FENCED = re.compile(r"^(`{3,}).*?^\1\s*?$", re.M | re.S)
 LINK = re.compile(r"(?P<mark>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<to>[^()\s]+)\)")
 PAIR = re.compile(r"<tr><(t[dh])>(.*?)</\1><\1>(.*?)</\1></tr>", re.S)
+TABLE, CELL = re.compile(r"<table>\s*<thead>.*?</table>", re.S), re.compile(r"<(t[hd])([^>]*)>(.*?)</\1>", re.S)
+LONG = 45  # letters of a cell, from which on it is prose: such tables become cards on a phone
+# How a notebook becomes a page of Markdown: as nbconvert has it, but for outputs, which are fenced blocks.
+TEMPLATE = """{% extends "markdown/index.md.j2" %}
+{% block stream %}
+```output
+{{ output.text | trim }}
+```
+{% endblock %}
+{% block data_text %}
+```output
+{{ output.data["text/plain"] | trim }}
+```
+{% endblock %}"""
+
+
+def on_config(config: Any) -> Any:
+    """The version in the name of the site, at the top of every page."""
+    from dithooks import __version__
+
+    config.site_name = f"{config.site_name} {__version__}"
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """The results, as pages and files below ``results/``."""
+    """The results, as pages and files below ``results/``, and the notebooks below ``notebooks/``."""
     from mkdocs.structure.files import File
 
     for path in sorted(RESULTS.iterdir()):
         if path.suffix in SHOWN:
             files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    for name, content in notebooks():
+        files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files
+
+
+def notebooks() -> Iterator[tuple[str, str | bytes]]:
+    """(name, content) of a page for each notebook, of the pictures on it, and of the notebook itself; none is run."""
+    from jinja2 import DictLoader
+    from nbconvert import MarkdownExporter
+
+    exporter = MarkdownExporter(extra_loaders=[DictLoader({"page.md.j2": TEMPLATE})], template_file="page.md.j2")
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        markdown, resources = exporter.from_filename(str(path), {"output_files_dir": path.stem})
+        title, _, rest = markdown.lstrip().partition("\n")
+        yield f"{path.stem}.md", f"{title}\n\n[The notebook]({path.name}) to download and run.\n{rest}"
+        yield path.name, path.read_bytes()
+        yield from resources["outputs"].items()
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -43,7 +84,28 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         page.meta["hide"] = ["toc"]
     if "<table>" in markdown:
         markdown = side_by_side(markdown)
-    return outside_code(markdown, lambda text: LINK.sub(lambda link: relinked(link, at), text))
+    return outside_code(markdown, lambda text: LINK.sub(lambda link: relinked(link, at, config.repo_url), text))
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Tables of prose, so marked that a phone shows each row as a card."""
+    return TABLE.sub(lambda found: carded(found.group()), html)
+
+
+def carded(table: str) -> str:
+    """A table with the head of its column beside each cell, if any cell is prose."""
+    texts = [(tag, unescape(re.sub("<[^>]*>", "", content))) for tag, _, content in CELL.findall(table)]
+    heads = [text for tag, text in texts if tag == "th"]
+    if max(len(text) for _, text in texts) < LONG:
+        return table
+    numbers = iter(range(len(texts)))
+
+    def labelled(cell: re.Match[str]) -> str:
+        head = heads[next(numbers) % len(heads)]
+        label = f' data-head="{escape(head)}"' if cell[1] == "td" and head and len(heads) > 2 else ""
+        return f"<{cell[1]}{cell[2]}{label}>{cell[3]}</{cell[1]}>"
+
+    return CELL.sub(labelled, table).replace("<table>", "<table data-cards>", 1)
 
 
 def commands() -> str:
@@ -95,19 +157,27 @@ def outside_code(markdown: str, change: Any) -> str:
     return "".join([*parts, change(markdown[end:])])
 
 
-def relinked(link: re.Match[str], page: str) -> str:
-    """A link to a file of the repository, as one to a page of the site; the text alone, if the site has none."""
+def relinked(link: re.Match[str], page: str, repository: str | None = None) -> str:
+    """A link to a file of the repository, as one to a page of the site; else to the repository, if that is known.
+
+    The text alone is left where neither has the file.
+    """
     to, _, anchor = link["to"].partition("#")
     if not to or ":" in to or to.startswith("/"):
         return link.group()
-    there = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), to))
-    if there.startswith("docs/"):
-        return link.group()
+    folder = posixpath.dirname(page)
+    there = posixpath.normpath(posixpath.join(FOLDERS.get(folder, posixpath.join("docs", folder)), to))
     if there == "README.md":
         target = "index.md"
+    elif there.startswith("docs/"):
+        target = there.removeprefix("docs/")
     elif there.startswith("bench/results/") and there.endswith(SHOWN):
         target = f"results/{posixpath.basename(there)}"
+    elif there.startswith("notebooks/"):
+        target = there if folder == "notebooks" else there.replace(".ipynb", ".md")
+    elif repository:
+        return f"[{link['text']}]({repository.rstrip('/')}/blob/HEAD/{there}{'#' + anchor if anchor else ''})"
     else:
         return link["text"]
-    new = posixpath.relpath(target, posixpath.dirname(page) or ".")
+    new = posixpath.relpath(target, folder or ".")
     return f"{link['mark']}[{link['text']}]({new}{'#' + anchor if anchor else ''})"

@@ -3,12 +3,17 @@
 import ast
 import importlib.util
 import inspect
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 import warnings
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -45,6 +50,8 @@ OF_OTHERS = {"howto/opensora.md", "howto/diffsynth.md", "howto/mindie_sd.md"}  #
 SERVED = {"howto/sglang.md", "howto/vllm_omni.md"}  # where a server attaches the cache
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
 RESULT = re.compile(r"bench/results/([\w.]+\.md)")
+PHONE = 390  # pixels across
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def loaded(name):
@@ -331,6 +338,7 @@ def text_of(path):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """Built as anyone would; a warning is an error."""
+    pytest.importorskip("nbconvert", reason="the extra docs is not installed")
     folder = tmp_path_factory.mktemp("site")
     given = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
@@ -368,11 +376,104 @@ def test_results_and_docstrings_are_there(site):
     assert ":meth:" not in api
 
 
+@pytest.mark.slow
+def test_notebooks_are_pages_of_their_own(site):
+    """All five, as they are committed: with the outputs that are in them, and the notebook itself."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        page, cells = site / "notebooks" / path.stem, json.loads(path.read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+        shown = text_of(page / "index.html")
+        for output in outputs:
+            said = output.get("text", output.get("data", {}).get("text/plain") if "data" in output else [])
+            if "image/png" not in output.get("data", {}):
+                assert " ".join("".join(said).split()) in shown
+        pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+        assert (page / "index.html").read_text(encoding="utf-8").count("<img alt=") == len(pictures)
+        assert (site / "notebooks" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_version_is_on_every_page(site):
+    pages = list(site.rglob("index.html"))
+    assert len(pages) > 60
+    assert all(f"dithooks {dithooks.__version__}" in text_of(path) for path in pages)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves a folder without a line for each request."""
+
+    def log_message(self, *given):
+        pass
+
+
+def widths(folder, pages, by_script=()):
+    """How wide the content of each page is in a window as wide as a phone's, by one browser with a frame for each.
+
+    Scripts run on the pages ``by_script`` alone, as they take most of the time.
+    """
+    kinds = {page: "" if page in by_script else ' sandbox="allow-same-origin"' for page in pages}
+    frames = "".join(f'<iframe src="{page}" width="{PHONE}"{kind}></iframe>' for page, kind in kinds.items())
+    script = "[...document.querySelectorAll('iframe')].map(each => each.contentDocument.documentElement.scrollWidth)"
+    html = f"<!doctype html><title></title>{frames}<script>onload = () => {{ document.title = {script} }}</script>"
+    (folder / "all_pages.html").write_text(html, encoding="utf-8")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/all_pages.html"
+            options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--hide-scrollbars"]
+            command = [BROWSER, *options, "--dump-dom", url]
+            dom = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout
+        finally:
+            server.shutdown()
+            (folder / "all_pages.html").unlink()
+    return dict(zip(pages, map(int, re.search(r"<title>([\d,]+)</title>", dom)[1].split(",")), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_no_page_scrolls_sideways_on_a_phone(site):
+    """Tables and listings scroll within their own boxes."""
+    pages = sorted(f"{path.parent.relative_to(site).as_posix()}/" for path in site.rglob("index.html"))
+    found = widths(site, pages, ["./", "choose/", "migration/", "models/", "notebooks/03_search/"])
+    assert {page: wide for page, wide in found.items() if wide > PHONE} == {}
+    assert len(found) > 60
+    assert min(found.values()) == PHONE  # they were laid out
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_page_that_is_too_wide_would_be_found(tmp_path):
+    (tmp_path / "wide.html").write_text(f'<div style="width: {PHONE + 60}px; margin: 0">x</div>')
+    (tmp_path / "box.html").write_text(f'<div style="overflow: auto"><p style="width: {PHONE + 60}px">x</p></div>')
+    found = widths(tmp_path, ["wide.html", "box.html"])
+    assert found["wide.html"] > PHONE
+    assert found["box.html"] == PHONE
+
+
+def test_tables_of_prose_become_cards_and_those_of_numbers_do_not():
+    row = "<tr><th>a &amp; b</th><th>c</th><th>d</th></tr>"
+    table = f"<table><thead>{row}</thead><tbody><tr><td>1</td><td>2</td><td>{{}}</td></tr></tbody></table>"
+    assert site_hooks().carded(table.format("3")) == table.format("3")
+    prose = "<code>long</code> " * 12
+    carded = site_hooks().carded(table.format(prose))
+    assert carded.startswith("<table data-cards><thead>")
+    assert re.findall(r"<td([^>]*)>", carded) == [' data-head="a &amp; b"', ' data-head="c"', ' data-head="d"']
+    assert f">{prose}</td>" in carded
+
+
+def test_lists_are_lists():
+    """Markdown as the site reads it begins a list after an empty line only, and nests by four spaces."""
+    for name, text in PAGES.items():
+        plain = prose(text)
+        assert re.findall(r"^(?!\s*(?:[-*|<]|\d+\.)|\s)[^\n]+\n(?:- |\d+\. )[^\n]*", plain, re.M) == [], name
+        assert re.findall(r"^ {1,3}(?:\||- |\d+\. )[^\n]*", plain, re.M) == [], name
+
+
 def test_links_out_of_the_docs_are_turned():
     hooks = site_hooks()
 
-    def turned(text, page):
-        return hooks.outside_code(text, lambda part: hooks.LINK.sub(lambda link: hooks.relinked(link, page), part))
+    def turned(text, page, repository=None):
+        link = lambda found: hooks.relinked(found, page, repository)  # noqa: E731
+        return hooks.outside_code(text, lambda part: hooks.LINK.sub(link, part))
 
     assert turned("[a](../README.md) ![b](../bench/results/x.svg)", "npu.md") == "[a](index.md) ![b](results/x.svg)"
     assert turned("[a](../../bench/results/m.md#t)", "howto/wan.md") == "[a](../results/m.md#t)"
@@ -380,6 +481,10 @@ def test_links_out_of_the_docs_are_turned():
         "`f`, [b](choose.md), [c](https://d.e)"
     )
     assert turned("```text\n[a](../README.md)\n```\n", "npu.md") == "```text\n[a](../README.md)\n```\n"
+    assert turned("[a](../notebooks/x.ipynb)", "npu.md") == "[a](notebooks/x.md)"
+    assert turned("[a](x.ipynb), [b](../docs/npu.md#m)", "notebooks/x.md") == "[a](x.ipynb), [b](../npu.md#m)"
+    assert turned("[a](../../docs/npu.md), [b](y.md)", "results/x.md") == "[a](../npu.md), [b](y.md)"
+    assert turned("[a](../setup.cfg#L3)", "npu.md", "https://d.e/f/") == "[a](https://d.e/f/blob/HEAD/setup.cfg#L3)"
 
 
 def test_tables_of_listings_become_columns():

@@ -24,10 +24,19 @@ def test_every_test_is_told_of_as_it_is():
 
 
 def test_all_was_tried_and_nothing_failed():
-    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE, re.M)
+    rows = re.findall(r"^\| \[([^|]+)\]\(#([^|]+)\) \| ([^|]+) \| ([^|]+) \|$", PAGE, re.M)
     assert len(rows) == 10
-    for line, tried, on, result in rows:
-        assert tried.strip(), line
-        assert on.strip(), line
+    for line, _, in_short, result in rows:
+        assert in_short.strip(), line
         assert re.search(r"\d+ passed", result), line
         assert "failed" not in result, line
+
+
+def test_the_table_fits_one_screen_and_leads_to_the_details():
+    """At 100 letters a line, a row of the table takes two lines at most."""
+    rows = re.findall(r"^\| \[([^|]+)\]\(#([^|]+)\) \| ([^|]+) \|", PAGE, re.M)
+    assert all(len(in_short) <= 110 for *_, in_short in rows)
+    for line, anchor, _ in rows:
+        assert f"\n## {line}\n" in PAGE
+        assert anchor == re.sub(r"[^\w-]", "", line.lower().replace(" ", "-"))
+    assert PAGE.count('<details markdown="1">') == PAGE.count("</details>") == len(rows)

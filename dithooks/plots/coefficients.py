@@ -11,6 +11,7 @@ from ..config.transformer_plan import TransformerPlan
 from ..errors import WrongType
 from ..planning.costs import Cost
 from ..planning.plan import plan
+from ..predictors.fitted import StepWeights
 from ..recording.recording import Recording
 from ..tuning.result import SearchResult
 from ..validation import shown
@@ -35,8 +36,9 @@ def coefficients(
 ) -> Figure:
     """Draw the weights by which each reused residual or output is made from the anchors, over σ.
 
-    Each transformer is a panel, whose steps go from left to right. Grey lines are computed steps; between two of them,
-    each reused step has a mark for every anchor. Anchors are the residuals or outputs of the last computed steps.
+    Each transformer is a panel, or each branch of guidance where it has weights of its own. Steps go from left to
+    right. Grey lines are computed steps; between two of them, each reused step has a mark for every anchor. Anchors are
+    the residuals or outputs of the last computed steps.
 
     Args:
         found: a plan, the result of a search, whose plan is drawn, or a recording, from which a plan is made.
@@ -62,11 +64,11 @@ def coefficients(
         found = found.plan
     elif not isinstance(found, CachePlan):
         raise WrongType(f"coefficients takes a CachePlan, a SearchResult or a Recording, not {shown(found)}")
-    number = len(found.pieces)
-    figure = new_figure(HEIGHT * number + 0.45)
-    panels: list[Axes] = figure.subplots(number, squeeze=False)[:, 0].tolist()
-    for panel, piece in zip(panels, found.pieces, strict=True):
-        draw_weights(panel, piece)
+    drawn = [each for piece in found.pieces for each in _weights_of(piece)]
+    figure = new_figure(HEIGHT * len(drawn) + 0.45)
+    panels: list[Axes] = figure.subplots(len(drawn), squeeze=False)[:, 0].tolist()
+    for panel, (piece, weights, branch) in zip(panels, drawn, strict=True):
+        draw_weights(panel, piece, weights, branch)
     longest = max(panels, key=lambda panel: len(panel.lines))
     handles = [line for line in longest.lines if not str(line.get_label()).startswith("_")]
     figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=FONT, columnspacing=1.0,
@@ -74,8 +76,15 @@ def coefficients(
     return figure
 
 
-def draw_weights(panel: Axes, piece: TransformerPlan) -> None:
-    """Draw the weights of one transformer: a line for each anchor, broken where a step is computed."""
+def _weights_of(piece: TransformerPlan) -> list[tuple[TransformerPlan, StepWeights, int | None]]:
+    """(transformer, weights, number of the branch) for each branch, or once without a number for all of them."""
+    if not piece.branches:
+        return [(piece, piece.coefficients, None)]
+    return [(piece, each.coefficients, branch) for branch, each in enumerate(piece.branches)]
+
+
+def draw_weights(panel: Axes, piece: TransformerPlan, weights: StepWeights, branch: int | None) -> None:
+    """Draw the weights of one transformer or branch: a line for each anchor, broken where a step is computed."""
     times, axis = (range(len(piece.steps)), "step") if piece.sigmas is None else (piece.sigmas, piece.axis)
     first, end = piece.called or (0, len(piece.steps))
     called = range(first, end)
@@ -84,9 +93,9 @@ def draw_weights(panel: Axes, piece: TransformerPlan) -> None:
     for step in computed:
         label = "computed" if step == computed[0] else "_computed"
         panel.axvline(times[step], color=RULE, linewidth=2.0, label=label, zorder=0)
-    for anchor in range(max((len(weights) for weights in piece.coefficients if weights), default=0)):
+    for anchor in range(max((len(each) for each in weights if each), default=0)):
         # One point a step, so that a line never crosses a computed one.
-        heights = [_weight(piece.coefficients[step], anchor) for step in called]
+        heights = [_weight(weights[step], anchor) for step in called]
         panel.plot(
             [times[step] for step in called],
             heights,
@@ -103,9 +112,10 @@ def draw_weights(panel: Axes, piece: TransformerPlan) -> None:
         panel.invert_xaxis()
     panel.set_xlabel(AXES[axis], fontsize=FONT)
     panel.set_ylabel("weight", fontsize=FONT)
-    where = f"{piece.path}: " if piece.path else ""
+    where = ", ".join(filter(None, [piece.path, "" if branch is None else f"branch {branch}"]))
     blocks = f"blocks {piece.first} … {piece.first + piece.blocks - 1} of {piece.total}"
-    panel.set_title(where + ("output" if piece.payload == "output" else blocks), fontsize=FONT, loc="left")
+    payload = "output" if piece.payload == "output" else blocks
+    panel.set_title(f"{where}: {payload}" if where else payload, fontsize=FONT, loc="left")
     plain_axes(panel)
 
 

@@ -12,7 +12,7 @@ from ..planning.plan import frontier as predicted
 from ..recording.recording import Recording
 from ..tuning.evaluation import Evaluation
 from ..tuning.result import SearchResult
-from .style import COLOURS, FONT, GREY, MARKERS, figure_of, new_figure, plain_axes
+from .style import COLOURS, FONT, GREY, MARKERS, figure_of, new_figure, note_better, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,6 +94,7 @@ def frontier(
         _draw_measured(panel, results, points)
     else:
         _draw_predicted(panel, recordings, lines, [label or _named(each, anchors) for each in recordings], cost)
+    note_better(panel, "upper right" if results else "lower right")
     panel.grid(alpha=0.25)
     plain_axes(panel)
     return figure

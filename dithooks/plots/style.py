@@ -57,6 +57,11 @@ def plain_axes(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def note_better(ax: Axes, where: Literal["upper right", "lower right"]) -> None:
+    """Write above the axes in which corner the best points lie."""
+    ax.set_title(f"{where} is better", loc="right", fontsize=FONT, color=GREY)
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure to a file: the same bytes for the same figure, without date and version, with constant ids.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..config.plan_tiers import PlanTiers, speed_of
 from ..errors import InvalidSetting, WrongType
 from ..validation import shown
-from .style import COLOURS, FONT, GREY, figure_of, new_figure, plain_axes
+from .style import COLOURS, FONT, GREY, figure_of, new_figure, note_better, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +65,7 @@ def tiers(plans: PlanTiers, *, ax: Axes | None = None) -> Figure:
     panel.set_xlabel("speed-up", fontsize=FONT)
     same = "" if len(finite) == len(levels) else f" (at {top:.0f}: identical)"
     panel.set_ylabel(f"PSNR to the uncached run, dB{same}", fontsize=FONT)
+    note_better(panel, "upper right")
     panel.grid(alpha=0.25)
     plain_axes(panel)
     return figure

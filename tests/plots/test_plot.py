@@ -219,13 +219,24 @@ def lines_of(panel):
     return {line.get_label(): line for line in panel.lines}
 
 
+@pytest.mark.parametrize("branch", [0, 1, None])
 @pytest.mark.parametrize("name", ["2x", "3x"])
-def test_lines_are_the_weights_of_the_plan(name):
+def test_lines_are_the_weights_of_the_plan(name, branch):
+    """Of each branch of guidance, as the plans that ship have weights for each; of all, where they have none."""
     found = load_plan(name)
-    (piece,), (panel,) = found.pieces, plot.coefficients(found).axes
+    (piece,) = found.pieces
+    coefficients, title = piece.coefficients, "transformer: output"
+    if branch is None:
+        found = replace(found, pieces=(replace(piece, branches=(), others=()),))
+    else:
+        coefficients, title = piece.branches[branch].coefficients, f"transformer, branch {branch}: output"
+    panels = plot.coefficients(found).axes
+    assert len(panels) == (1 if branch is None else 2)
+    panel = panels[branch or 0]
+    assert panel.get_title(loc="left") == title
     lines = lines_of(panel)
     for anchor, label in enumerate(["newest anchor", "the one before", "third last"][: piece.predictor.anchors]):
-        weights = [None if each is None or len(each) <= anchor else each[anchor] for each in piece.coefficients]
+        weights = [None if each is None or len(each) <= anchor else each[anchor] for each in coefficients]
         drawn = [None if math.isnan(height) else height for height in lines[label].get_ydata()]
         assert drawn == weights
         assert list(lines[label].get_xdata()) == list(piece.sigmas)
@@ -239,12 +250,12 @@ def test_lines_are_the_weights_of_the_plan(name):
 def test_without_sigmas_steps_are_the_axis_and_wide_ones_are_logarithmic():
     shipped = load_plan("2x")
     bare = replace(shipped.pieces[0], sigmas=None, others=())
-    (panel,) = plot.coefficients(replace(shipped, pieces=(bare,))).axes
+    panel, *_ = plot.coefficients(replace(shipped, pieces=(bare,))).axes
     assert panel.get_xlabel() == "sampling step"
     assert list(lines_of(panel)["newest anchor"].get_xdata()) == list(range(28))
     assert panel.get_xlim()[0] < panel.get_xlim()[1]
     wide = replace(shipped.pieces[0], sigmas=tuple(np.geomspace(80, 0.002, 28)), others=())
-    (panel,) = plot.coefficients(replace(shipped, pieces=(wide,))).axes
+    panel, *_ = plot.coefficients(replace(shipped, pieces=(wide,))).axes
     assert panel.get_xscale() == "log"
 
 
@@ -290,6 +301,7 @@ def test_marks_are_what_was_measured(small):
     lowest = sorted(min(line.get_ydata()) for line in panel.lines if line.get_label() == "_worst")
     assert lowest == sorted(each.score.worst for each in found.evaluations)
     assert panel.get_xlabel() == "speed-up, times fewer blocks run"
+    assert panel.get_title(loc="right") == "upper right is better"  # more of both is
 
 
 def evaluated(found, *points):
@@ -341,6 +353,8 @@ def test_a_recording_is_a_line_of_what_is_predicted(small):
         ways = [way for way in predicted(recording, cost="blocks", anchors=anchors) if way[1] > 0]
         assert np.transpose(lines[label].get_data()).tolist() == [list(way) for way in ways]
     assert lines["one"].get_color() != lines["two"].get_color()
+    assert lines["one"].get_marker() != lines["two"].get_marker()
+    assert again.axes[0].get_title(loc="right") == "lower right is better"  # much faster, small error
     part = Figure().subfigures(1, 2)[1]
     assert plot.frontier(recording, cost="blocks", ax=part.subplots()) is part.get_figure()
     gone = Figure().subplots()

@@ -14,18 +14,18 @@ from pathlib import Path
 
 from dithooks.environment.machine import machine, versions
 
-LINES = (
-    "torch.compile",
-    "Offload",
-    "LoRA",
-    "Quantised",
-    "Save and copy",
-    "Sharded",
-    "Concurrency",
-    "Training",
-    "Fault campaign",
-    "Devices, Ascend NPU",
-)
+LINES = {  # in one sentence each
+    "torch.compile": "Whole or by blocks: as in eager code, two graphs, a break only for policies that look.",
+    "Offload": "Weights moved by accelerate, diffusers' groups or a cast: there when needed, not fetched when skipped.",
+    "LoRA": "Adapters switched, fused, swapped at any time: no residual outlives the weights it was taken with.",
+    "Quantised": "torchao, tensor subclasses, layers without a weight: residuals have the dtype of activations.",
+    "Save and copy": "Saved, moved, copied, pickled, exported while attached: as without a cache.",
+    "Sharded": "FSDP2, tensor and context parallel, two processes: drawn as by the whole model, ranks decide alike.",
+    "Concurrency": "Threads, asyncio, requests by turns: bit for bit what each run gives alone.",
+    "Training": "Gradients are those of the plain model; nothing is cached, and one warning says so.",
+    "Fault campaign": "Exceptions, Ctrl-C, lack of memory, damaged files: the next run is as a fresh one.",
+    "Devices, Ascend NPU": "A simulated device: the same decisions as on the host, and every wait for it counted.",
+}
 OUTCOMES = ("failed", "passed", "skipped", "xfailed")
 
 
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
             continue
         lines = [mark.args[0] for mark in item.iter_markers("line")]
         assert lines, f"{item.nodeid}: which line of the table is it? pytestmark = pytest.mark.line(...)"
-        assert lines[0] in LINES, f"{item.nodeid}: {lines[0]!r} is no line of {LINES}"
+        assert lines[0] in LINES, f"{item.nodeid}: {lines[0]!r} is no line of {[*LINES]}"
         assert first(item.function.__doc__), f"{item.nodeid}: its docstring says what is tried"
         on = [each for mark in reversed(list(item.iter_markers("on"))) for each in mark.args]
         item.user_properties += [
@@ -93,17 +93,20 @@ def page(reports) -> str:
     named = ", ".join(f"{name} {version}" for name, version in packages.items())
     compiler = "with" if shutil.which("g++") else "without"
     rows, details = [], []
-    for line in LINES:
+    for line, in_short in LINES.items():
         own = sorted((each for each in reports if each[0].get("line") == line), key=lambda each: each[0]["where"])
         tried = list(dict.fromkeys(props["tried"] for props, *_ in own))
         on = list(dict.fromkeys(each for props, how, *_ in own if how == "passed" for each in props["on"]))
-        rows.append(f"| {line} | {' '.join(tried)} | {'; '.join(on)} | {counted(own) or 'not tried'} |")
-        details += ["", f"## {line}", ""]
-        for where in sorted({tuple(props["where"]) for props, *_ in own}):
+        places = sorted({tuple(props["where"]) for props, *_ in own})
+        rows.append(f"| [{line}](#{anchor(line)}) | {in_short} | {counted(own) or 'not tried'} |")
+        details += ["", f"## {line}", "", *(f"{each}\n" for each in tried), f"Tried on: {'; '.join(on)}.", ""]
+        details += ['<details markdown="1">', f"<summary>{len(places)} tests, each with its result</summary>", ""]
+        for where in places:
             these = [each for each in own if tuple(each[0]["where"]) == where]
             whys = "; ".join(dict.fromkeys(why for *_, why in these if why))
             result = counted(these) + (f": {whys}" if whys else "")
             details.append(f"- {these[0][0]['what']} (`{where[0]}::{where[2]}`) **{result}**")
+        details += ["", "</details>"]
     return "\n".join(
         [
             "# What it holds up to",
@@ -111,15 +114,20 @@ def page(reports) -> str:
             "Ways in which a cache of blocks can crash, hang or silently do nothing, each tried with small models.",
             "This page is written by the tests themselves: `pytest tests/robustness --table docs/robustness.md`.",
             "",
-            f"On {machine()}, {compiler} a C++ compiler; {named}; {day}.",
-            "",
-            "| | tried | on | result |",
-            "|---|---|---|---|",
+            "| | in short | result |",
+            "|---|---|---|",
             *rows,
+            "",
+            f"On {machine()}, {compiler} a C++ compiler; {named}; {day}.",
             *details,
             "",
         ]
     )
+
+
+def anchor(heading: str) -> str:
+    """The anchor of a heading, here and on the site."""
+    return "".join(each for each in heading.lower().replace(" ", "-") if each.isalnum() or each == "-")
 
 
 def counted(reports) -> str:
