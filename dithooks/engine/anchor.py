@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,10 @@ class Anchor:
         """Shape of each stream's residual."""
         return [delta.shape for delta in self.kept]
 
+    def part(self, number: int, count: int) -> Anchor:
+        """Return one of so many equal parts of a batch's residuals."""
+        return replace(self, kept=tuple(each.chunk(count)[number] for each in self.kept))
+
     @property
     def nbytes(self) -> int:
         """Memory of the kept residuals, wherever they lie."""
@@ -79,6 +83,13 @@ def weighted_sum(anchors: Sequence[Anchor], weights: Sequence[float]) -> tuple[T
         tensors = [(anchor.kept[stream].to(device, non_blocking=True), weight) for anchor, weight in terms]
         results.append(_sum(tensors).to(dtype) if tensors else torch.zeros_like(anchors[0].kept[stream], dtype=dtype))
     return tuple(results)
+
+
+def sum_by_part(anchors: Sequence[Anchor], weights: Sequence[Sequence[float]]) -> tuple[Tensor, ...]:
+    """Return the same of a batch, each of its equal parts by weights of its own."""
+    count = len(weights)
+    parts = [weighted_sum([each.part(n, count) for each in anchors], own) for n, own in enumerate(weights)]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def _sum(terms: Sequence[tuple[Tensor, float]]) -> Tensor:
