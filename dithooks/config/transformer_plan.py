@@ -38,7 +38,7 @@ class TransformerPlan:
         branches: the weights of each branch of guidance, where they have weights of their own, as in :class:`Fitted`.
         others: plans of the same range that were fitted for other numbers of steps: they count in a run that is theirs,
             and in one near it (:class:`Mask`, :class:`Fitted`).
-        in_batch: whether the branches are equal parts of each call's batch, as in :class:`Fitted`.
+        in_batch: whether the branches are equal parts of the batch of a step's only call, as in :class:`Fitted`.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.

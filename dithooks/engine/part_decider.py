@@ -12,7 +12,7 @@ from .anchor import sum_by_part
 from .batch_parts import is_repeated
 from .call import Call
 from .decider import CallDecider
-from .run import Branch
+from .run import Branch, Run
 
 
 class PartDecider(CallDecider):
@@ -33,6 +33,9 @@ class PartDecider(CallDecider):
         if newest.check is not None and newest.check.is_narrow and self._is_beyond(call, fitting, largest):
             return ()
         return sum_by_part(fitting[: len(largest)], weights)
+
+    def predictor_of(self, run: Run | None, branch: Branch) -> Predictor:
+        return self.predictor  # calls of a step are no parts
 
     def weights_by_part(
         self, call: Call, tensors: Sequence[Tensor], weights_of: Callable[[Predictor], tuple[float, ...] | None]

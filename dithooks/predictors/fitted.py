@@ -57,8 +57,8 @@ class Fitted(Predictor):
         others: what was fitted for other numbers of steps, each with ``sigmas``. It counts where a run is theirs; and
             in runs that are nobody's, but near, the weights are polynomials through all (:mod:`.transferred`), in place
             of the line.
-        in_batch: whether the branches are not calls of a step, but the equal parts of each call's batch, in their
-            order. A call whose latents are not so many times the same takes ``coefficients`` and ``corrections``.
+        in_batch: whether the branches are not calls of a step, but the equal parts of its only call's batch, in their
+            order. A batch whose latents are not so many times the same takes ``coefficients`` and ``corrections``.
 
     Raises:
         TypeError, ValueError: not such a list, the first step is not computed, ``sigmas`` has not one for each step, a

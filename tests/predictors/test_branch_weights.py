@@ -85,6 +85,9 @@ class TestPartsOfABatch:
 
         class Seen(Solved):
             def guided(self, model, x, t, prompts):
+                if self.guidance == "calls":
+                    given_on.append([model(x, t, encoder_hidden_states=each).clone() for each in prompts])
+                    return given_on[-1][0]
                 both = x if self.guidance == "none" else torch.cat([x, x])
                 made = model(both, t, encoder_hidden_states=torch.cat(prompts))
                 given_on.append(made.clone())
@@ -98,7 +101,7 @@ class TestPartsOfABatch:
             hook = pipe.transformer.register_forward_hook(lambda *call: returned.append(call[-1].clone()), prepend=True)
             for number, (x, pipe.guidance) in enumerate(cases):
                 pipe(x, STEPS, [prompt(len(x))] * (1 if pipe.guidance == "none" else 2))
-                assert cache.stats.reused_calls == 2 * (number + 1)
+                assert cache.stats.reused_calls == 2 * (number + 1) * (1 + (pipe.guidance == "calls"))
                 found.append((returned.copy(), given_on.copy()))
                 returned.clear()
                 given_on.clear()
@@ -139,6 +142,13 @@ class TestPartsOfABatch:
     def test_an_odd_batch_has_those_of_all(self):
         (((zero, one, _), given_on),) = self.runs((latents(3), "none"))
         torch.testing.assert_close(given_on[2], 1.5 * one - 0.5 * zero)
+
+    def test_calls_of_a_step_have_those_of_all(self):
+        """Which of them is which branch of the batch is not known."""
+        (((*zero, a, b, _, _), given_on),) = self.runs((latents(2), "calls"))
+        assert given_on[2][0].shape == a.shape
+        for number, one in enumerate((a, b)):
+            torch.testing.assert_close(given_on[2][number], 1.5 * one - 0.5 * zero[number])
 
     def test_it_is_asked_anew_of_each_run(self):
         """Two pictures without guidance are a batch as large as one with it."""
