@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..predictors.predictor import Moment
 from .arguments import Signature
+from .batch_parts import combined_by_part
 from .finite_check import FiniteCheck
 
 
@@ -57,10 +58,6 @@ class Anchor:
         """Shape of each stream's residual."""
         return [delta.shape for delta in self.kept]
 
-    def part(self, number: int, count: int) -> Anchor:
-        """Return one of so many equal parts of a batch's residuals."""
-        return replace(self, kept=tuple(each.chunk(count)[number] for each in self.kept))
-
     @property
     def nbytes(self) -> int:
         """Memory of the kept residuals, wherever they lie."""
@@ -87,9 +84,11 @@ def weighted_sum(anchors: Sequence[Anchor], weights: Sequence[float]) -> tuple[T
 
 def sum_by_part(anchors: Sequence[Anchor], weights: Sequence[Sequence[float]]) -> tuple[Tensor, ...]:
     """Return the same of a batch, each of its equal parts by weights of its own."""
-    count = len(weights)
-    parts = [weighted_sum([each.part(n, count) for each in anchors], own) for n, own in enumerate(weights)]
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    results = []
+    for stream, (dtype, device) in enumerate(anchors[0].forms):
+        tensors = [anchor.kept[stream].to(device, non_blocking=True) for anchor in anchors]
+        results.append(combined_by_part(weights, tensors).to(dtype))
+    return tuple(results)
 
 
 def _sum(terms: Sequence[tuple[Tensor, float]]) -> Tensor:

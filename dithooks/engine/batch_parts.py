@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,3 +25,21 @@ def is_repeated(latents: Tensor, count: int) -> bool:
         return False
     first, *others = local.chunk(count)
     return all(torch.equal(first, other) for other in others)
+
+
+def combined_by_part(weights: Sequence[Sequence[float]], tensors: Sequence[Tensor]) -> Tensor:
+    """Return Σ w_k x_k of each equal part of a batch, by weights of its own, added up in float32 at least.
+
+    Example:
+        >>> combined_by_part([(1.0,), (0.5,)], [torch.tensor([2.0, 3.0, 4.0, 6.0])])
+        tensor([2., 3., 2., 3.])
+    """
+    own, *others = tensors
+    total = own.to(torch.promote_types(own.dtype, torch.float32), copy=True)
+    columns = [each.chunk(len(weights)) for each in (total, *others)]
+    for (first, *more), (part, *parts) in zip(weights, zip(*columns, strict=True), strict=True):
+        part.mul_(first)
+        for tensor, weight in zip(parts, more, strict=True):
+            if weight != 0:
+                part.add_(tensor, alpha=weight)
+    return total.to(own.dtype)

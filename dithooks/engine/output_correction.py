@@ -13,6 +13,7 @@ from ..blocks.containers import leaves_of, part_of, replaced, steps_of
 from ..stats import warnings as wording
 from .anchor import Anchor
 from .arguments import Signature
+from .batch_parts import combined_by_part
 from .call import REUSE, Call
 from .decider import CallDecider
 
@@ -116,17 +117,6 @@ def combined(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
         if weight != 0:
             total.add_(tensor, alpha=weight)
     return total.to(own.dtype)
-
-
-def combined_by_part(weights: Sequence[Sequence[float]], tensors: Sequence[Tensor]) -> Tensor:
-    """Return the same of a batch, each of its equal parts by weights of its own.
-
-    Example:
-        >>> combined_by_part([(1.0,), (0.5,)], [torch.tensor([2.0, 3.0, 4.0, 6.0])])
-        tensor([2., 3., 2., 3.])
-    """
-    parts = zip(*(tensor.chunk(len(weights)) for tensor in tensors), strict=True)
-    return torch.cat([combined(own, part) for own, part in zip(weights, parts, strict=True)])
 
 
 def floating_in(output: Any) -> list[Tensor]:
