@@ -38,6 +38,7 @@ class TransformerPlan:
         branches: the weights of each branch of guidance, where they have weights of their own, as in :class:`Fitted`.
         others: plans of the same range that were fitted for other numbers of steps: they count in a run that is theirs,
             and in one near it (:class:`Mask`, :class:`Fitted`).
+        in_batch: whether the branches are equal parts of the batch of a step's only call, as in :class:`Fitted`.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.
@@ -64,6 +65,7 @@ class TransformerPlan:
     corrections: tuple[tuple[float, ...] | None, ...] | None = field(default=None, metadata={"written": "where given"})
     branches: tuple[BranchWeights, ...] = field(default=(), metadata={"written": "where given"})
     others: tuple[TransformerPlan, ...] = field(default=(), repr=False, metadata={"written": "where given"})
+    in_batch: bool = field(default=False, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         set_field(self, "path", check_text("path", self.path, empty=True))
@@ -80,12 +82,13 @@ class TransformerPlan:
             raise InvalidSetting(
                 f"steps={shown(self.steps)}: give 1 (computed) or 0 (reused) for each step, the first a 1"
             )
-        fitted = Fitted(self.coefficients, self.sigmas, self.corrections, self.branches)
+        fitted = Fitted(self.coefficients, self.sigmas, self.corrections, self.branches, in_batch=self.in_batch)
         set_field(self, "steps", bits)
         set_field(self, "coefficients", fitted.coefficients)
         set_field(self, "sigmas", fitted.sigmas)
         set_field(self, "corrections", fitted.corrections)
         set_field(self, "branches", fitted.branches)
+        set_field(self, "in_batch", fitted.in_batch)
         if len(self.coefficients) != len(bits):
             raise InvalidSetting(f"coefficients has {len(self.coefficients)} entries, but there are {len(bits)} steps")
         for step, (bit, weights) in enumerate(zip(bits, self.coefficients, strict=True)):
@@ -115,7 +118,7 @@ class TransformerPlan:
     def predictor(self) -> Fitted:
         """What to add: the coefficients and corrections, and the times they were found for."""
         others = tuple(other.predictor for other in self.others)
-        return Fitted(self.coefficients, self.sigmas, self.corrections, self.branches, others)
+        return Fitted(self.coefficients, self.sigmas, self.corrections, self.branches, others, self.in_batch)
 
     @property
     def executions(self) -> tuple[int, int]:

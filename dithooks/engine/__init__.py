@@ -14,6 +14,7 @@
 8. ``decider``: asks the policy, and commits calls that are over; keeps the runs and their branches (``run``).
 9. ``residual``, ``additions``, ``anchor``: Δ taken and added; less what the model adds; kept, and the weighted sum Δ̂
    (``finite_check``: unless it is not finite); ``output_correction``: the output, corrected by earlier ones.
+   ``part_decider``: the same where parts of a guided batch have weights of their own (``batch_parts``).
 10. ``change_metrics``, ``weights_version``, ``rank_consensus``: what a decision may depend on besides.
 11. ``verification``: the first residual, tested on its own call (``noise_probe``: with noise).
 12. ``replay``: a call made again, with ``argument_copies``; ``output_comparison``: of what the two leave behind.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..predictors.predictor import Moment
 from .arguments import Signature
+from .batch_parts import combined_by_part
 from .finite_check import FiniteCheck
 
 
@@ -78,6 +79,15 @@ def weighted_sum(anchors: Sequence[Anchor], weights: Sequence[float]) -> tuple[T
     for stream, (dtype, device) in enumerate(anchors[0].forms):
         tensors = [(anchor.kept[stream].to(device, non_blocking=True), weight) for anchor, weight in terms]
         results.append(_sum(tensors).to(dtype) if tensors else torch.zeros_like(anchors[0].kept[stream], dtype=dtype))
+    return tuple(results)
+
+
+def sum_by_part(anchors: Sequence[Anchor], weights: Sequence[Sequence[float]]) -> tuple[Tensor, ...]:
+    """Return the same of a batch, each of its equal parts by weights of its own."""
+    results = []
+    for stream, (dtype, device) in enumerate(anchors[0].forms):
+        tensors = [anchor.kept[stream].to(device, non_blocking=True) for anchor in anchors]
+        results.append(combined_by_part(weights, tensors).to(dtype))
     return tuple(results)
 
 

@@ -24,7 +24,6 @@ from .active_calls import PATIENCE
 from .block_range import BlockRange
 from .clock import DEFAULT_STEP_SETTINGS, StepClock, StepSettings
 from .compiled_code import are_compiled
-from .decider import CallDecider
 from .hooks import (
     caches_of,
     hook_call,
@@ -37,6 +36,7 @@ from .hooks import (
     unhook_method,
 )
 from .model_lock import MODEL_LOCK
+from .part_decider import decider_for
 from .protocols import Integrations
 from .range_cache import RangeCache
 from .rank_consensus import RankConsensus
@@ -257,7 +257,7 @@ def prepare(
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.block_lists[0].path if len(chain.block_lists) == 1 else chain.path or type(chain.owner).__name__
     log = DecisionLog(name, len(observed), (len(observed) + end if end < 0 else end) - first + 1, on_decision)
-    kind = SampleDecider if is_by_sample(config.when) else CallDecider
+    kind = SampleDecider if is_by_sample(config.when) else decider_for(config)
     decider = kind(chain, config, StepClock(scheduler, chain.name, step_settings), log, integrations, consensus)
     weights = chain.weights() if chain.found else None
     metric = decider.policy.metric

@@ -390,13 +390,29 @@ class CallDecider(ForkAware):
                 wording.coefficients_are_missing(self.name, call.moment.step, steps, self.predictor, self._anchors),
             )
             weights = lagrange_weights(moments[:2], call.moment, "sigma")
-        if newest.check is not None and newest.check.is_narrow:
-            checks = [anchor.check for anchor in fitting[: len(weights)] if anchor.check is not None]
-            is_read = not any(check.is_out_of_reach for check in checks)
-            if is_read and is_beyond(checks, weights):
-                self._say_not_finite(call.moment.step)
-                return ()
+        if newest.check is not None and newest.check.is_narrow and self._is_beyond(call, fitting, weights):
+            return ()
         return weighted_sum(fitting[: len(weights)], weights)
+
+    def _is_beyond(self, call: Call, anchors: Sequence[Anchor], weights: Sequence[float]) -> bool:
+        """Return whether half precision may have no such numbers as a sum's, and warn of it."""
+        checks = [anchor.check for anchor in anchors[: len(weights)] if anchor.check is not None]
+        if any(check.is_out_of_reach for check in checks) or not is_beyond(checks, weights):
+            return False
+        self._say_not_finite(call.moment.step)
+        return True
+
+    def weights_by_part(
+        self, call: Call, tensors: Sequence[Tensor], weights_of: Callable[[Predictor], tuple[float, ...] | None]
+    ) -> list[tuple[float, ...]]:
+        """Return the weights of each equal part of a call's batch; none where all have the same, as here.
+
+        Args:
+            call: of a branch of a run.
+            tensors: what is to be summed.
+            weights_of: returns the weights that a predictor has for the call.
+        """
+        return []
 
     def predictor_of(self, run: Run | None, branch: Branch) -> Predictor:
         """Return what a branch's residuals and outputs are forecast with."""

@@ -18,12 +18,12 @@ from ..errors import InvalidSetting, WrongType
 from ..stats.log import DecisionLog
 from ..stats.types import CachedRange, CacheStats, CallRecord
 from .clock import DEFAULT_STEP_SETTINGS, StepClock, StepSettings
-from .decider import CallDecider
 from .hooks import hook_enclosing, unhook
 from .model_lock import MODEL_LOCK
 from .model_stand_in import cache_behind, engage_model, model_stand_in, original_model
 from .module_places import ModulePlace, places_of
 from .output_cache import OutputCache, output_caches_of
+from .part_decider import decider_for
 from .protocols import Integrations
 from .rank_consensus import RankConsensus
 from .sample_decider import is_by_sample
@@ -145,7 +145,8 @@ def prepare_output(
     blocks = max(len(chain.block_refs), 1)
     log = DecisionLog(chain.path or type(chain.owner).__name__, blocks, blocks, on_decision)
     integrations.bind(chain.owner, [], [])
-    decider = CallDecider(chain, config, StepClock(scheduler, chain.name, step_settings), log, integrations, consensus)
+    clock = StepClock(scheduler, chain.name, step_settings)
+    decider = decider_for(config)(chain, config, clock, log, integrations, consensus)
     cache = OutputCache(decider, chain.owner, integrations)
     return OutputAttachment(chain, cache, log, target, _held(chain, target), around, waits)
 

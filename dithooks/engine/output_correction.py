@@ -13,6 +13,7 @@ from ..blocks.containers import leaves_of, part_of, replaced, steps_of
 from ..stats import warnings as wording
 from .anchor import Anchor
 from .arguments import Signature
+from .batch_parts import combined_by_part
 from .call import REUSE, Call
 from .decider import CallDecider
 
@@ -61,7 +62,11 @@ class OutputCorrection:
             self.decider.warn("unfitted", wording.output_is_not_corrected(self.decider.name, call.moment.step, steps))
             return None
         columns = zip(*(each.kept for each in terms), strict=True) if terms else [()] * len(tensors)
-        return {id(own): combined(weights, (own, *column)) for own, column in zip(tensors, columns, strict=True)}
+        by_part = self._by_part(call, tensors, earlier) if self.predictor.parts > 1 else []
+        return {
+            id(own): combined_by_part(by_part, (own, *column)) if by_part else combined(weights, (own, *column))
+            for own, column in zip(tensors, columns, strict=True)
+        }
 
     def _weights(self, call: Call, earlier: Sequence[Anchor]) -> tuple[float, ...] | None:
         """Return the weights; none at all where they, or the forecast of a reused step, are not as planned."""
@@ -73,6 +78,13 @@ class OutputCorrection:
             if predictor.weights(anchors, call.moment) is None:
                 return ()
         return weights
+
+    def _by_part(self, call: Call, tensors: Sequence[Tensor], earlier: Sequence[Anchor]) -> list[tuple[float, ...]]:
+        """Return the weights of each part of a batch, where these have weights of their own."""
+        moments, is_forecast = [each.moment for each in earlier], call.mode is REUSE
+        return self.decider.weights_by_part(
+            call, tensors, lambda own: own.output_weights(moments, call.moment, is_forecast)
+        )
 
     def _copy(self, call: Call, signature: Signature, tensors: Sequence[Tensor]) -> Anchor | None:
         """Copy a computed step's output, which the pipeline, or a repeat of the call, may write into."""

@@ -6,6 +6,8 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from torch import Size
+
 from ..policies.history import BranchHistory, Decision, RunHistory, Schedule
 from ..policies.policy import Policy
 from .anchor import Anchor
@@ -112,6 +114,7 @@ class Run:
     bar: PipelineBar | None = None  # progress bar of the pipeline
     scheduler_is_shared: bool = False  # its scheduler counts the steps of another session's run, too
     samples: list[Session] = field(default_factory=list)  # of its batch, each with a run of its own
+    parts: tuple[Size, int] | None = None  # shape of a call's latents, and of how many equal parts they are
     ranks_diverged: bool = False  # the ranks' calls differ: none reuses for the rest of the run
 
     def clear(self) -> None:

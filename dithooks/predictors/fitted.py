@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InvalidSetting, WrongType
 from ..policies.history import Schedule
-from ..validation import check_number, set_field, shown
+from ..validation import check_bool, check_number, set_field, shown
 from .predictor import Moment, Predictor
 from .transferred import Transferred, Use, correction_of
 
@@ -57,11 +57,13 @@ class Fitted(Predictor):
         others: what was fitted for other numbers of steps, each with ``sigmas``. It counts where a run is theirs; and
             in runs that are nobody's, but near, the weights are polynomials through all (:mod:`.transferred`), in place
             of the line.
+        in_batch: whether the branches are not calls of a step, but the equal parts of its only call's batch, in their
+            order. A batch whose latents are not so many times the same takes ``coefficients`` and ``corrections``.
 
     Raises:
         TypeError, ValueError: not such a list, the first step is not computed, ``sigmas`` has not one for each step, a
-            branch has weights at other steps, or another number of them, or ``others`` have no ``sigmas``, or others of
-            their own.
+            branch has weights at other steps, or another number of them, ``others`` have no ``sigmas``, or others of
+            their own, or ``in_batch`` is no bool, or is set without ``branches``.
 
     Example:
         >>> plan = Fitted((None, None, (1.4, -0.4), None, (1.5, -0.5)))
@@ -79,6 +81,7 @@ class Fitted(Predictor):
     corrections: tuple[tuple[float, ...] | None, ...] | None = field(default=None, metadata={"written": "where given"})
     branches: tuple[BranchWeights, ...] = field(default=(), metadata={"written": "where given"})
     others: tuple[Fitted, ...] = field(default=(), repr=False, metadata={"written": "where given"})
+    in_batch: bool = field(default=False, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         checked = _weights("coefficients", self.coefficients)
@@ -92,6 +95,8 @@ class Fitted(Predictor):
             before += each is None
         self._check_corrections()
         set_field(self, "branches", self._checked_branches())
+        if check_bool("in_batch", self.in_batch) and not self.branches:
+            raise InvalidSetting("in_batch says that branches are parts of a batch, and there are none: leave it out")
         self._check_others()
         if self.sigmas is None:
             return
@@ -171,6 +176,10 @@ class Fitted(Predictor):
     @property
     def by_branch(self) -> bool:
         return bool(self.branches)
+
+    @property
+    def parts(self) -> int:
+        return len(self.branches) if self.in_batch else 1
 
     def of_branch(self, number: int, count: int) -> Fitted:
         return self._own[number] if count == len(self._own) and number < count else self

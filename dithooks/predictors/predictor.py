@@ -99,6 +99,11 @@ class Predictor(ABC):
         return self
 
     @property
+    def parts(self) -> int:
+        """The number of branches with weights of their own that are equal parts of each call's batch; 1: none are."""
+        return 1
+
+    @property
     def needs_sigmas(self) -> bool:
         """Whether the noise levels of the run are needed."""
         return self.anchors > 1

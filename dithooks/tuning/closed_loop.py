@@ -10,9 +10,9 @@ steps before have left. They are applied at once, and the run goes on with them.
 outputs where nothing was computed, and the output as it is where it was. The solver is given the guided output; with
 one set of weights for all calls of a step, that is the same sum of guided outputs, however guidance is made.
 
-Where guidance makes several calls, of which the solver is given Σ s_b v_b, each branch has weights of its own: the f_k
-are the s_b v_b then. The shares s_b are found from what the model returns and the solver is given. Weights for all
-branches are fitted as well, for runs that have others.
+Where guidance makes several calls, or one on a batch of the same latents with several prompts, of which the solver is
+given Σ s_b v_b, each branch has weights of its own: the f_k are the s_b v_b then. The shares s_b are found from what
+the model returns and the solver is given. Weights for all branches are fitted as well, for runs that have others.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..config.cache_plan import CachePlan
 from ..config.transformer_plan import TransformerPlan
+from ..engine.batch_parts import is_repeated
 from ..engine.output_correction import floating_in
 from ..errors import RunMismatch
 from ..predictors.fitted import BranchWeights, StepWeights
@@ -112,6 +113,8 @@ class ClosedLoop:
     _normals: dict[int, Normal] = field(default_factory=dict)
     _own: dict[int, Normal] = field(default_factory=dict)  # of the branches, one after another
     _raw: list[Tensor] = field(default_factory=list)  # outputs of this step's calls
+    _given: list[object] = field(default_factory=list)  # latents of these calls
+    _in_batch: set[bool] = field(default_factory=set)  # whether the branches that were found are parts of a batch
     _shares: NDArray[np.float64] | None = None  # of each branch in what the solver is given; None: not known
     _kept: dict[int, list[Part]] = field(default_factory=dict)  # by piece, the newest first
     _calls: dict[int, int] = field(default_factory=dict)  # by piece: of its last step, one for each branch
@@ -123,7 +126,8 @@ class ClosedLoop:
     def bare(self) -> CachePlan:
         """The plan as it is run meanwhile: without corrections."""
         return replace(
-            self.plan, pieces=tuple(replace(piece, corrections=None, branches=()) for piece in self.plan.pieces)
+            self.plan,
+            pieces=tuple(replace(each, corrections=None, branches=(), in_batch=False) for each in self.plan.pieces),
         )
 
     # -- what the run shows --------------------------------------------------------------------------------------
@@ -132,18 +136,21 @@ class ClosedLoop:
         """Note the decision on a call of a transformer."""
         self._records.append(record)
 
-    def returned(self, output: object) -> None:
-        """Note what a call of a transformer has returned."""
+    def returned(self, output: object, latents: object = None) -> None:
+        """Note what a call of a transformer has returned, and the latents that it was given."""
         floating = floating_in(output)
         if floating:
             self._raw.append(floating[0].detach().clone())  # the pipeline may write into it
+            self._given.append(latents)
 
     def before(self, call: SolverCall) -> None:
         """Fit the weights of this step, and give the solver the output that they make."""
         if self.error is not None:
             return
         records, self._records = self._records, []
-        raw, self._raw = self._raw, []
+        raw: Sequence[Tensor] = self._raw
+        self._raw = []
+        given, self._given = self._given, []
         step = records[-1].step if records else (self._step + 1) % len(self.reference.outputs)
         self._begin(step, len(call.output))
         place = next((n for n, piece in enumerate(self.plan.pieces) if _is_called(piece, step)), None)
@@ -157,7 +164,13 @@ class ClosedLoop:
             kept.clear()  # guidance begins or ends: a sum across that is not what weights of the outputs make
             self._calls[place] = len(records)
         calls = 0 if len({record.range for record in records}) > 1 else len(records)
-        own = [] if is_reused and piece.payload == "output" else [self._part(step, call, raw, calls)]
+        if len(raw) != calls:
+            raw = []  # not known whose they are
+        if in_batch := calls == 1 and len(raw) == 1 and _is_guided_batch(raw[0], given[0], call.output):
+            raw = raw[0].chunk(len(raw[0]) // len(call.output))
+        own = [] if is_reused and piece.payload == "output" else [self._part(step, call, raw)]
+        if own and own[0].branches:
+            self._in_batch.add(in_batch)
         most = piece.predictor.anchors if piece.payload == "output" else self.anchors
         parts = [*own, *kept[: most - len(own)]]
         fits = (is_reused or self._was_reused) and len(parts) + (not own) > 1
@@ -200,13 +213,18 @@ class ClosedLoop:
             raise RunMismatch(
                 f"the solver made {self._step + 1} steps, and {len(self.reference.outputs)} were recorded"
             )
-        found = self.agreed(
+        own = self._own if len(self._in_batch) == 1 else {}  # a plan's branches are of one kind
+        every, by_branch, in_batch = self.agreed(
             [
-                {step: tuple(map(float, each.weights())) for step, each in normals.items()}
-                for normals in (self._normals, self._own)
+                *(
+                    {step: tuple(map(float, each.weights())) for step, each in normals.items()}
+                    for normals in (self._normals, own)
+                ),
+                self._in_batch == {True},
             ]
         )
-        return replace(self.plan, pieces=tuple(_with_weights(piece, *found) for piece in self.plan.pieces))
+        pieces = tuple(_with_weights(piece, every, by_branch, in_batch) for piece in self.plan.pieces)
+        return replace(self.plan, pieces=pieces)
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -222,10 +240,10 @@ class ClosedLoop:
             )
         self._step = step
 
-    def _part(self, step: int, call: SolverCall, raw: Sequence[Tensor], calls: int) -> Part:
+    def _part(self, step: int, call: SolverCall, raw: Sequence[Tensor]) -> Part:
         """Return what a step's calls have given, with the branches if the solver is given a weighted sum of them."""
         self._shares = None
-        if len(raw) < 2 or len(raw) != calls or any(each.shape != call.output.shape for each in raw):
+        if len(raw) < 2 or any(each.shape != call.output.shape for each in raw):
             return Part(step, call.output, ())
         places = self.reference.places_in(call.output)
         given = taken(call.output, places).astype(np.float64).ravel()
@@ -327,7 +345,13 @@ class ClosedLoop:
 ByStep = Mapping[int, tuple[float, ...]]
 
 
-def _with_weights(piece: TransformerPlan, found: ByStep, own: ByStep) -> TransformerPlan:
+def _is_guided_batch(output: Tensor, latents: object, guided: Tensor) -> bool:
+    """Return whether a call's batch has every picture several times, with another prompt each."""
+    count = len(output) // len(guided)
+    return count > 1 and isinstance(latents, Tensor) and len(latents) == len(output) and is_repeated(latents, count)
+
+
+def _with_weights(piece: TransformerPlan, found: ByStep, own: ByStep, in_batch: bool) -> TransformerPlan:
     """Return a piece with weights for all branches, and those of each: where a step has none, those for all."""
     counts = {len(own[step]) // len(found[step]) for step in own if _is_called(piece, step)}
     branches = []
@@ -336,7 +360,13 @@ def _with_weights(piece: TransformerPlan, found: ByStep, own: ByStep) -> Transfo
             parts = {step: own[step][number * len(each) :][: len(each)] for step, each in found.items() if step in own}
             branches.append(BranchWeights(*_weights(piece, {**found, **parts})))
     coefficients, corrections = _weights(piece, found)
-    return replace(piece, coefficients=coefficients, corrections=corrections, branches=tuple(branches))
+    return replace(
+        piece,
+        coefficients=coefficients,
+        corrections=corrections,
+        branches=tuple(branches),
+        in_batch=in_batch and bool(branches),
+    )
 
 
 def _weights(piece: TransformerPlan, found: ByStep) -> tuple[StepWeights, StepWeights | None]:

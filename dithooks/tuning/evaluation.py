@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks.adapter import BlockAdapter
+from ..blocks.block_io import parameter_names
 from ..blocks.discovery import Blocks
 from ..blocks.target import Target
 from ..config.cache_plan import CachePlan
@@ -139,7 +140,8 @@ class Evaluator:
             warnings.simplefilter("ignore", UserWarning)  # whoever uses the plan gets its warnings
             if loop is not None:
                 for chain in recordable(self.target, self.blocks):
-                    hook = chain.owner.register_forward_hook(partial(_show, loop))
+                    name = next(iter(parameter_names(chain.owner)), "")
+                    hook = chain.owner.register_forward_hook(partial(_show, loop, name), with_kwargs=True)
                     stack.callback(hook.remove)
             shown = {} if loop is None else {"on_decision": loop.note}
             planned = plan if loop is None else loop.bare
@@ -199,6 +201,8 @@ class Evaluator:
         return compare(ours, theirs, self.metrics), every
 
 
-def _show(loop: ClosedLoop, module: object, args: object, output: object) -> None:
-    """Show what a transformer returns to the fit, as a hook of the transformer."""
-    loop.returned(output)
+def _show(
+    loop: ClosedLoop, name: str, module: object, args: tuple[object, ...], kwargs: Mapping[str, object], output: object
+) -> None:
+    """Show what a transformer is given, and returns, to the fit, as a hook of the transformer."""
+    loop.returned(output, args[0] if args else kwargs.get(name))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from toys import Double, Pipe
 
-from dithooks import DitCacheConfig, Fitted, Interval, Linear, Mask, Row, Threshold, dit_cache
+from dithooks import DitCacheConfig, Fitted, Interval, Linear, Mask, Row, Threshold, dit_cache, timestep_scope
 from dithooks.errors import InvalidSetting, RunMismatch, WiringError, WrongType
+from dithooks.predictors.fitted import BranchWeights
 
 pytestmark = pytest.mark.core
 
@@ -221,6 +222,36 @@ def test_guidance_by_two_calls_of_several_requests():
                 for name, own in zip("ab", output.split(1), strict=True):
                     xs[name, part] = xs[name, part] - own / STEPS
                     assert torch.equal(xs[name, part], expected[name, part][step])
+
+
+def test_halves_of_a_guided_batch_have_the_same_weights_as_rows():
+    """The two rows of a request with guidance are what the halves of its own batch are; a third is another's."""
+    model = Small()
+    branches = [
+        BranchWeights(
+            (None, None, (1.5, -0.5), None, (2.0, 0.5), (1.25,)), (None, None, None, (1.5, -0.75), None, None)
+        ),
+        BranchWeights((None, None, (0.5, 0.25), None, (1.0, 1.5), (0.5,)), (None, None, None, (0.5, 0.25), None, None)),
+    ]
+    own = Fitted(branches[0].coefficients, corrections=branches[0].corrections, branches=branches, in_batch=True)
+    plan = DitCacheConfig(policy=Mask((1, 1, 0, 1, 0, 0)), predictor=own)
+    drawn = {}
+    for kind in ("alone", "among others", "of one branch"):
+        x, given = latents(0), plan
+        if kind == "of one branch":
+            given = DitCacheConfig(policy=plan.policy, predictor=Fitted(own.coefficients, corrections=own.corrections))
+        with dit_cache(model, given) as cache, torch.no_grad():
+            cache.request("guided", plan=given, steps=STEPS)
+            cache.request("other", plan=PLANS["c"], steps=STEPS)
+            for step in range(STEPS):
+                many = kind == "among others"
+                rows = [("guided", step)] * 2 + [("other", step)]
+                with cache.rows(rows) if many else timestep_scope(step, steps=STEPS):
+                    output = model(torch.cat([x, x, latents(1)] if many else [x, x]), time(step, 2 + many))
+                x = x - (3 * output[:1] - 2 * output[1:2]) / STEPS
+        drawn[kind] = x
+    torch.testing.assert_close(drawn["alone"], drawn["among others"], rtol=1e-6, atol=1e-6)
+    assert (drawn["alone"] - drawn["of one branch"]).abs().max() > 0.01
 
 
 def test_weights_and_corrections_are_each_rows_own():

@@ -1,6 +1,7 @@
 """Weights of each branch of guidance: whose they are, what is refused, and files of them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,90 @@ class TestWhoseTheyAre:
                 torch.testing.assert_close(known[step], wanted)
 
 
+class TestPartsOfABatch:
+    """Guidance by one call on a batch of both: each half has the weights of a branch."""
+
+    PREDICTOR = Fitted(ALL, corrections=CORRECTIONS, branches=(FIRST, SECOND), in_batch=True)
+
+    def runs(self, *cases, predictor=None, payload="output"):
+        """What the transformer returned, and what the pipeline was given, at each step of a run of each case."""
+        returned, given_on, found = [], [], []
+
+        class Seen(Solved):
+            def guided(self, model, x, t, prompts):
+                if self.guidance == "calls":
+                    given_on.append([model(x, t, encoder_hidden_states=each).clone() for each in prompts])
+                    return given_on[-1][0]
+                both = x if self.guidance == "none" else torch.cat([x, x])
+                made = model(both, t, encoder_hidden_states=torch.cat(prompts))
+                given_on.append(made.clone())
+                return made[: len(x)]
+
+        torch.manual_seed(1)
+        pipe = Seen(Net("swapped", 2))
+        policy = Mask(tuple(int(each is None) for each in ALL))
+        config = DitCacheConfig(payload=payload, policy=policy, predictor=predictor or self.PREDICTOR)
+        with dit_cache(pipe, config) as cache:
+            hook = pipe.transformer.register_forward_hook(lambda *call: returned.append(call[-1].clone()), prepend=True)
+            for number, (x, pipe.guidance) in enumerate(cases):
+                pipe(x, STEPS, [prompt(len(x))] * (1 if pipe.guidance == "none" else 2))
+                assert cache.stats.reused_calls == 2 * (number + 1) * (1 + (pipe.guidance == "calls"))
+                found.append((returned.copy(), given_on.copy()))
+                returned.clear()
+                given_on.clear()
+            hook.remove()
+        return found
+
+    @staticmethod
+    def halves(weights, tensors):
+        """Σ w_k x_k of the first half by the first weights, and of the second half by the second."""
+        middle = len(tensors[0]) // 2
+        parts = [[each[:middle] for each in tensors], [each[middle:] for each in tensors]]
+        return torch.cat(
+            [sum(w * x for w, x in zip(own, part, strict=True)) for own, part in zip(weights, parts, strict=True)]
+        )
+
+    def test_each_part_has_the_weights_of_its_branch(self):
+        (((zero, one, three), given_on),) = self.runs((latents(2), "batch"))
+        torch.testing.assert_close(given_on[2], self.halves([(2.0, -1.0), (1.0, 0.0)], [one, zero]))
+        torch.testing.assert_close(given_on[3], self.halves([(0.5, 0.25), (1.0, 0.0)], [three, one]))
+        torch.testing.assert_close(given_on[4], self.halves([(0.75,), (0.5,)], [three]))
+
+    def test_corrections_of_outputs_whose_residual_is_forecast(self):
+        """At a reused step, too, by each branch's own weights."""
+        corrections = [[None, None, (0.9, 0.2), None, None], [None, None, (1.2, -0.3), None, None]]
+        branches = [BranchWeights(ALL, own) for own in corrections]
+        predictor = Fitted(ALL, corrections=corrections[0], branches=branches, in_batch=True)
+        ((returned, given_on),) = self.runs((latents(2), "batch"), predictor=predictor, payload="residual")
+        wanted = self.halves([(0.9, 0.2), (1.2, -0.3)], [returned[2], returned[1]])
+        torch.testing.assert_close(given_on[2], wanted)
+
+    def test_pictures_that_are_no_copies_of_each_other_have_those_of_all(self):
+        """Without guidance two pictures are a batch as large, and neither is the other's branch."""
+        (((zero, one, three), given_on),) = self.runs((latents(2), "none"))
+        torch.testing.assert_close(given_on[2], 1.5 * one - 0.5 * zero)
+        torch.testing.assert_close(given_on[3], 0.9 * three + 0.1 * one)
+        torch.testing.assert_close(given_on[4], 1.25 * three)
+
+    def test_an_odd_batch_has_those_of_all(self):
+        (((zero, one, _), given_on),) = self.runs((latents(3), "none"))
+        torch.testing.assert_close(given_on[2], 1.5 * one - 0.5 * zero)
+
+    def test_calls_of_a_step_have_those_of_all(self):
+        """Which of them is which branch of the batch is not known."""
+        (((*zero, a, b, _, _), given_on),) = self.runs((latents(2), "calls"))
+        assert given_on[2][0].shape == a.shape
+        for number, one in enumerate((a, b)):
+            torch.testing.assert_close(given_on[2][number], 1.5 * one - 0.5 * zero[number])
+
+    def test_it_is_asked_anew_of_each_run(self):
+        """Two pictures without guidance are a batch as large as one with it."""
+        cases = [(latents(1), "batch"), (latents(2), "none"), (latents(2), "batch"), (latents(2), "none")]
+        for (_, guidance), ((zero, one, _), given_on) in zip(cases, self.runs(*cases), strict=True):
+            weights = [(2.0, -1.0), (1.0, 0.0)] if guidance == "batch" else [(1.5, -0.5)] * 2
+            torch.testing.assert_close(given_on[2], self.halves(weights, [one, zero]))
+
+
 class TestWhatIsRefused:
     @pytest.mark.parametrize(
         ("branches", "said"),
@@ -91,6 +176,14 @@ class TestWhatIsRefused:
             Fitted(ALL, corrections=CORRECTIONS, branches=branches)
         assert len(str(raised.value)) <= 300
 
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [({"in_batch": True}, "there are none"), ({"in_batch": 1, "branches": (FIRST, SECOND)}, "True or False")],
+    )
+    def test_parts_of_a_batch_without_weights(self, given, said):
+        with pytest.raises((TypeError, ValueError), match=said):
+            Fitted(ALL, corrections=CORRECTIONS, **given)
+
 
 class TestFiles:
     def test_a_configuration_comes_back(self):
@@ -102,7 +195,13 @@ class TestFiles:
             "", 0, 2, 2, (1, 1, 0, 1, 0), ALL, None, corrections=CORRECTIONS, branches=[FIRST, SECOND]
         )
         assert piece.predictor == fitted()
+        assert replace(piece, in_batch=True).predictor == fitted(in_batch=True)
+
+    def test_parts_of_a_batch_come_back(self):
+        config = DitCacheConfig(policy=Mask((1, 1, 0, 1, 0)), predictor=fitted(in_batch=True))
+        assert DitCacheConfig.from_json(config.to_json()) == config
 
     def test_without_them_nothing_is_written(self):
         config = DitCacheConfig(policy=Mask((1, 1, 0, 1, 0)), predictor=Fitted(ALL))
         assert "branches" not in config.to_json()
+        assert "in_batch" not in replace(config, predictor=fitted()).to_json()

@@ -50,7 +50,7 @@ class ByHand:
 
     def __init__(self, pipe, x, prompts, payload="output", mask=MASK, some=None, rows=None, places=None):
         self.rows = {} if rows is None else rows  # of each step, of earlier runs
-        self.shares = (3.0, -2.0) if pipe.guidance == "calls" else ()  # two + 3·(one − two)
+        self.shares = () if pipe.guidance == "none" else (3.0, -2.0)  # two + 3·(one − two)
         self.of_branches = [([None] * STEPS, [None] * STEPS) for _ in self.shares]
         self.pipe, self.prompts, self.payload, self.mask = pipe, prompts, payload, mask
         self.x, self.some = x.double().numpy(), slice(None) if some is None else some
@@ -71,7 +71,10 @@ class ByHand:
 
         self.branches = []
         with torch.no_grad():
-            return self.pipe.guided(called, torch.from_numpy(x), t, self.prompts).numpy()
+            guided = self.pipe.guided(called, torch.from_numpy(x), t, self.prompts).numpy()
+        if self.pipe.guidance == "batch":
+            self.branches = np.split(self.branches[0], 2)
+        return guided
 
     def plan_of(self, step):
         known = [k for k in range(step - 1, -1, -1) if self.mask[k]]
@@ -205,6 +208,7 @@ class TestTheFormula:
         found = case.evaluator(case.plan)
         assert (found.fit, found.failure) == (Fit.ALL, "")
         (piece,) = found.plan.pieces
+        assert piece.in_batch is (guidance == "batch")
         same_weights(piece.corrections or [None] * STEPS, hand.corrections)
         if payload == "output":
             same_weights(piece.coefficients, hand.coefficients)

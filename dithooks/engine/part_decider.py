@@ -1,0 +1,64 @@
+"""The decider of calls on a guided batch, whose equal parts have weights of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ..config.cache_config import DitCacheConfig
+from ..predictors.predictor import Predictor
+from .anchor import sum_by_part
+from .batch_parts import is_repeated
+from .call import Call
+from .decider import CallDecider
+from .run import Branch, Run
+
+
+class PartDecider(CallDecider):
+    """Decider of calls on a guided batch, whose equal parts have weights of their own.
+
+    Example: with guidance by one call on a batch of both, what is forecast of its first half is the sum by the weights
+    of the first branch, and of its second half that by those of the second.
+    """
+
+    def _predicted(self, call: Call, branch: Branch) -> tuple[Tensor, ...]:
+        newest = branch.anchors[0]
+        fitting = [anchor for anchor in branch.anchors if anchor.signature == newest.signature]
+        moments = [anchor.moment for anchor in fitting]
+        weights = self.weights_by_part(call, newest.kept, lambda own: own.weights(moments, call.moment))
+        if not weights:
+            return super()._predicted(call, branch)
+        largest = [max(map(abs, column)) for column in zip(*weights, strict=True)]
+        if newest.check is not None and newest.check.is_narrow and self._is_beyond(call, fitting, largest):
+            return ()
+        return sum_by_part(fitting[: len(largest)], weights)
+
+    def predictor_of(self, run: Run | None, branch: Branch) -> Predictor:
+        return self.predictor  # calls of a step are no parts
+
+    def weights_by_part(
+        self, call: Call, tensors: Sequence[Tensor], weights_of: Callable[[Predictor], tuple[float, ...] | None]
+    ) -> list[tuple[float, ...]]:
+        count = self._parts(call, tensors)
+        found = [weights_of(self.predictor.of_branch(number, count)) for number in range(count)]
+        known = [each for each in found if each]
+        return known if len(known) == len(found) and len(set(known)) > 1 else []
+
+    def _parts(self, call: Call, tensors: Sequence[Tensor]) -> int:
+        """Return of how many parts with weights of their own a call's batch is made; 1: it is not, or not known."""
+        run, branch = call.run, call.branch
+        if run is None or branch is None or len(run.branches) > 1:
+            return 1
+        latents = branch.given.latents.get(self.latents_name or "")
+        if latents is None or any(each.shape[:1] != latents.shape[:1] for each in tensors):
+            return 1
+        if run.parts is None or run.parts[0] != latents.shape:
+            count = self.predictor.parts
+            run.parts = latents.shape, count if is_repeated(latents, count) else 1
+        return run.parts[1]
+
+
+def decider_for(config: DitCacheConfig) -> type[CallDecider]:
+    """Return the kind of decider that a configuration takes."""
+    return PartDecider if config.predictor.parts > 1 else CallDecider
