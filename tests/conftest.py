@@ -1,9 +1,16 @@
-"""Fixtures shared by all tests, and what ``pytest -m core`` collects."""
+"""Fixtures shared by all tests, how many threads they run on, and what ``pytest -m core`` collects."""
+
+import gc
+import os
 
 import pytest
 import torch
 
 from dithooks.compat.msmodelslim.step_index import set_step_index
+
+if "OMP_NUM_THREADS" not in os.environ:  # models are small: threads would only wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +31,21 @@ def no_step_index():
     set_step_index(None)
 
 
-def pytest_ignore_collect(collection_path, config):
-    """Leave files out unread where ``-m core`` asks for a few: to import diffusers for the others would take longer."""
-    if config.option.markexpr != "core" or collection_path.suffix != ".py":
-        return None
-    return None if "mark.core" in collection_path.read_text(encoding="utf-8") else True
+class CoreFiles:
+    """A plug-in that leaves all other files out unread, in every folder: to import diffusers would take longer."""
+
+    def pytest_ignore_collect(self, collection_path):
+        if collection_path.suffix != ".py" or "mark.core" in collection_path.read_text(encoding="utf-8"):
+            return None
+        return True
+
+
+def pytest_configure(config):
+    if config.option.markexpr == "core":
+        config.pluginmanager.register(CoreFiles())
+
+
+def pytest_collection_finish():
+    """Keep what is there by now out of Python's collector: some tests, and observation, walk through all objects."""
+    gc.collect()
+    gc.freeze()

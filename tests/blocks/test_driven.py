@@ -7,8 +7,6 @@ from torch import nn
 
 from dithooks import DitCacheConfig, dit_cache, record, search, timestep_scope
 
-pytestmark = pytest.mark.core
-
 STEPS = 8
 
 

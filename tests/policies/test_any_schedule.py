@@ -11,8 +11,6 @@ from dithooks import Budget, EasyCache, Interval, MagnitudeRatio, Mask, Threshol
 from dithooks.policies.history import BranchHistory, Decision, RunHistory, Schedule
 from dithooks.stats.log import fold
 
-pytestmark = pytest.mark.core
-
 VALUES = st.sampled_from([0.0, 1e-300, 1e300, math.nan, math.inf]) | st.floats(0, 0.5)
 POLICIES = {
     "Interval": st.builds(Interval, st.integers(0, 5), st.integers(1, 5)),
