@@ -136,16 +136,22 @@ def results() -> str:
 
 
 def side_by_side(markdown: str) -> str:
-    """Rows of two listings in an HTML table, as two columns of listings that Markdown renders."""
-    pairs = PAIR.sub(
-        lambda row: (
-            '<div class="pair" markdown="1">\n'
-            + "".join(f'<div markdown="1">\n{cell.strip()}\n</div>\n' for cell in row.group(2, 3))
-            + "</div>\n"
-        ),
-        markdown,
-    )
-    return re.sub(r"</?table>\n?", "", pairs)
+    """Rows of two listings in an HTML table, as two columns of listings that Markdown renders.
+
+    Each listing has the head of its column beside it, for screens where the columns are one below the other.
+    """
+    heads = ["", ""]
+
+    def pair(row: re.Match[str]) -> str:
+        cells = [cell.strip() for cell in row.group(2, 3)]
+        kind = "pair heads" if row[1] == "th" else "pair"
+        if row[1] == "th":
+            heads[:] = cells
+        columns = zip(heads, cells, strict=True)
+        listings = "".join(f'<div markdown="1" data-head="{head}">\n{cell}\n</div>\n' for head, cell in columns)
+        return f'<div class="{kind}" markdown="1">\n{listings}</div>\n'
+
+    return re.sub(r"</?table>\n?", "", PAIR.sub(pair, markdown))
 
 
 def outside_code(markdown: str, change: Any) -> str:
