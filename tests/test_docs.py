@@ -374,6 +374,7 @@ def test_results_and_docstrings_are_there(site):
     assert ":class:" not in api
     assert ":func:" not in api
     assert ":meth:" not in api
+    assert "``" not in api
 
 
 @pytest.mark.slow
