@@ -462,6 +462,17 @@ def test_tables_of_prose_become_cards_and_those_of_numbers_do_not():
 
 
 @pytest.mark.slow
+def test_every_picture_is_there(site):
+    """Also those in HTML, whose addresses are as in the repository."""
+    found = set()
+    for path in site.rglob("*.html"):
+        for picture in re.findall(r'<img [^>]*?src="([^":]+)"', path.read_text(encoding="utf-8")):
+            assert (path.parent / picture).is_file(), f"{path.relative_to(site)}: {picture}"
+            found.add(Path(picture).name)
+    assert {"race.png", "step.svg", "frontier.svg", "steps_threshold.svg", "compare_emoji.svg"} <= found
+
+
+@pytest.mark.slow
 def test_no_list_or_table_is_left_as_text(site):
     """Of the pages in docs/: Markdown that is not recognised stays as it is written."""
     for name in PAGES:
@@ -495,6 +506,11 @@ def test_links_out_of_the_docs_are_turned():
     assert turned("[a](x.ipynb), [b](../docs/npu.md#m)", "notebooks/x.md") == "[a](x.ipynb), [b](../npu.md#m)"
     assert turned("[a](../../docs/npu.md), [b](y.md)", "results/x.md") == "[a](../npu.md), [b](y.md)"
     assert turned("[a](../setup.cfg#L3)", "npu.md", "https://d.e/f/") == "[a](https://d.e/f/blob/HEAD/setup.cfg#L3)"
+
+
+def test_lines_of_messages_break_and_those_of_columns_do_not():
+    blocks = "```text\na message, of words\n```\n\n```text\nname   value\na         1\n```\n"
+    assert site_hooks().outside_code(blocks, str) == blocks.replace("text\nname", "output\nname")
 
 
 def test_tables_of_listings_become_columns():
