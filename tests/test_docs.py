@@ -20,6 +20,7 @@ import pytest
 import torch
 from docs_pages import (
     BUILDERS,
+    FENCE,
     INERT,
     ROOT,
     blocks,
@@ -375,6 +376,41 @@ def test_results_and_docstrings_are_there(site):
     assert ":func:" not in api
     assert ":meth:" not in api
     assert "``" not in api
+
+
+def section(target):
+    """The text below the heading that a link from the first page leads to, or the whole page."""
+    name, _, anchor = target.partition("#")
+    if not anchor:
+        return PAGES[name]
+    text = PAGES[name or "index.md"]
+    code = [range(*fence.span()) for fence in FENCE.finditer(text)]
+    found = [each for each in re.finditer(r"^#+ (.*)", text, re.M) if not any(each.start() in part for part in code)]
+    for heading, following in zip(found, [*found[1:], None], strict=True):
+        if re.sub(r"[^\w-]", "", heading[1].lower().replace(" ", "-")) == anchor:
+            return text[heading.end() : following and following.start()]
+    raise AssertionError(f"no heading of {target}")
+
+
+@pytest.mark.parametrize(
+    ("question", "answers"),
+    [
+        ("With Wan 2.2", ["from diffusers import WanPipeline"]),
+        ("In my own sampler?", ["for t in dithooks.steps(timesteps):"]),
+        ("Which policy?", ["| `Budget(2.0)` |", "`Linear()`, unless memory is short"]),
+        (
+            "Why is nothing reused?",
+            ["a run of … steps reused nothing", "A warm-up as long as the run"],
+        ),
+        ("On eight GPUs?", ["--num_processes 8", "process_group="]),
+        ("With LoRA, quantisation", [r"\| LoRA.*\| \[yes\]", r"\| Quantised.*\| \[yes\]", r"compile`.*\| \[yes\]"]),
+    ],
+)
+def test_the_first_page_leads_to_the_answer(question, answers):
+    """By one click: what is below the headings that it links to says it."""
+    (row,) = [line for line in PAGES["index.md"].splitlines() if line.startswith(f"| {question}")]
+    there = "\n".join(map(section, LINK.findall(row)))
+    assert [each for each in answers if not (each in there or re.search(each, there))] == []
 
 
 @pytest.mark.slow
