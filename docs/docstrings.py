@@ -24,7 +24,8 @@ class Docstrings(griffe.Extension):
         """Change the docstring before it is parsed."""
         if obj.docstring is None:
             return
-        text = re.sub(r"^( *)Example:", r"\1Examples:", obj.docstring.value, flags=re.M)
+        text = re.sub(r"^( *)Example: +(\S.*)", r"\1Example:\n\1    \2\n", obj.docstring.value, flags=re.M)
+        text = re.sub(r"^( *)Example:", r"\1Examples:", text, flags=re.M)
         within = obj if obj.is_class else obj.parent
         obj.docstring.value = ROLE.sub(lambda role: self._linked(role.group(1), within), text)
 

@@ -23,6 +23,7 @@ WIDTH = "86"  # of the help, in characters
 FENCED = re.compile(r"^(`{3,}).*?^\1\s*?$", re.M | re.S)
 LINK = re.compile(r"(?P<mark>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<to>[^()\s]+)\)")
 PAIR = re.compile(r"<tr><(t[dh])>(.*?)</\1><\1>(.*?)</\1></tr>", re.S)
+IMAGE = re.compile(r'(?<=<img src=")(?![a-z]+:|/)[^"]+')  # in HTML, which mkdocs leaves as it is
 TABLE, CELL = re.compile(r"<table>\s*<thead>.*?</table>", re.S), re.compile(r"<(t[hd])([^>]*)>(.*?)</\1>", re.S)
 LONG = 45  # letters of a cell, from which on it is prose: such tables become cards on a phone
 # How a notebook becomes a page of Markdown: as nbconvert has it, but for outputs, which are fenced blocks.
@@ -84,7 +85,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         page.meta["hide"] = ["toc"]
     if "<table>" in markdown:
         markdown = side_by_side(markdown)
-    return outside_code(markdown, lambda text: LINK.sub(lambda link: relinked(link, at, config.repo_url), text))
+
+    def image(found: re.Match[str]) -> str:
+        return posixpath.relpath(posixpath.join(posixpath.dirname(at), found.group()), page.url)
+
+    def changed(text: str) -> str:
+        return LINK.sub(lambda link: relinked(link, at, config.repo_url), IMAGE.sub(image, text))
+
+    return outside_code(markdown, changed)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
@@ -136,25 +144,36 @@ def results() -> str:
 
 
 def side_by_side(markdown: str) -> str:
-    """Rows of two listings in an HTML table, as two columns of listings that Markdown renders."""
-    pairs = PAIR.sub(
-        lambda row: (
-            '<div class="pair" markdown="1">\n'
-            + "".join(f'<div markdown="1">\n{cell.strip()}\n</div>\n' for cell in row.group(2, 3))
-            + "</div>\n"
-        ),
-        markdown,
-    )
-    return re.sub(r"</?table>\n?", "", pairs)
+    """Rows of two listings in an HTML table, as two columns of listings that Markdown renders.
+
+    Each listing has the head of its column beside it, for screens where the columns are one below the other.
+    """
+    heads = ["", ""]
+
+    def pair(row: re.Match[str]) -> str:
+        cells = [cell.strip() for cell in row.group(2, 3)]
+        kind = "pair heads" if row[1] == "th" else "pair"
+        if row[1] == "th":
+            heads[:] = cells
+        columns = zip(heads, cells, strict=True)
+        listings = "".join(f'<div markdown="1" data-head="{head}">\n{cell}\n</div>\n' for head, cell in columns)
+        return f'<div class="{kind}" markdown="1">\n{listings}</div>\n'
+
+    return re.sub(r"</?table>\n?", "", PAIR.sub(pair, markdown))
 
 
 def outside_code(markdown: str, change: Any) -> str:
     """Apply ``change`` to all but fenced blocks."""
     parts, end = [], 0
     for fence in FENCED.finditer(markdown):
-        parts += [change(markdown[end : fence.start()]), fence.group()]
+        parts += [change(markdown[end : fence.start()]), columned(fence.group())]
         end = fence.end()
     return "".join([*parts, change(markdown[end:])])
+
+
+def columned(fence: str) -> str:
+    """A block of text, as output if it has columns, whose lines must not be broken."""
+    return fence.replace("```text", "```output", 1) if re.search(r"\S {2,}\S", fence) else fence
 
 
 def relinked(link: re.Match[str], page: str, repository: str | None = None) -> str:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from docs_pages import (
     BUILDERS,
+    FENCE,
     INERT,
     ROOT,
     blocks,
@@ -374,6 +375,42 @@ def test_results_and_docstrings_are_there(site):
     assert ":class:" not in api
     assert ":func:" not in api
     assert ":meth:" not in api
+    assert "``" not in api
+
+
+def section(target):
+    """The text below the heading that a link from the first page leads to, or the whole page."""
+    name, _, anchor = target.partition("#")
+    if not anchor:
+        return PAGES[name]
+    text = PAGES[name or "index.md"]
+    code = [range(*fence.span()) for fence in FENCE.finditer(text)]
+    found = [each for each in re.finditer(r"^#+ (.*)", text, re.M) if not any(each.start() in part for part in code)]
+    for heading, following in zip(found, [*found[1:], None], strict=True):
+        if re.sub(r"[^\w-]", "", heading[1].lower().replace(" ", "-")) == anchor:
+            return text[heading.end() : following and following.start()]
+    raise AssertionError(f"no heading of {target}")
+
+
+@pytest.mark.parametrize(
+    ("question", "answers"),
+    [
+        ("With Wan 2.2", ["from diffusers import WanPipeline"]),
+        ("In my own sampler?", ["for t in dithooks.steps(timesteps):"]),
+        ("Which policy?", ["| `Budget(2.0)` |", "`Linear()`, unless memory is short"]),
+        (
+            "Why is nothing reused?",
+            ["a run of … steps reused nothing", "A warm-up as long as the run"],
+        ),
+        ("On eight GPUs?", ["--num_processes 8", "process_group="]),
+        ("With LoRA, quantisation", [r"\| LoRA.*\| \[yes\]", r"\| Quantised.*\| \[yes\]", r"compile`.*\| \[yes\]"]),
+    ],
+)
+def test_the_first_page_leads_to_the_answer(question, answers):
+    """By one click: what is below the headings that it links to says it."""
+    (row,) = [line for line in PAGES["index.md"].splitlines() if line.startswith(f"| {question}")]
+    there = "\n".join(map(section, LINK.findall(row)))
+    assert [each for each in answers if not (each in there or re.search(each, there))] == []
 
 
 @pytest.mark.slow
@@ -460,6 +497,26 @@ def test_tables_of_prose_become_cards_and_those_of_numbers_do_not():
     assert f">{prose}</td>" in carded
 
 
+@pytest.mark.slow
+def test_every_picture_is_there(site):
+    """Also those in HTML, whose addresses are as in the repository."""
+    found = set()
+    for path in site.rglob("*.html"):
+        for picture in re.findall(r'<img [^>]*?src="([^":]+)"', path.read_text(encoding="utf-8")):
+            assert (path.parent / picture).is_file(), f"{path.relative_to(site)}: {picture}"
+            found.add(Path(picture).name)
+    assert {"race.png", "step.svg", "frontier.svg", "steps_threshold.svg", "compare_emoji.svg"} <= found
+
+
+@pytest.mark.slow
+def test_no_list_or_table_is_left_as_text(site):
+    """Of the pages in docs/: Markdown that is not recognised stays as it is written."""
+    for name in PAGES:
+        page = (site / name.removesuffix(".md").removesuffix("index") / "index.html").read_text(encoding="utf-8")
+        plain = re.sub(r"<(pre|script|style)\b.*?</\1>", "", page, flags=re.S)
+        assert re.findall(r"\n *(?:- |\d+\. |\|)[^\n]{,40}", plain) == [], name
+
+
 def test_lists_are_lists():
     """Markdown as the site reads it begins a list after an empty line only, and nests by four spaces."""
     for name, text in PAGES.items():
@@ -487,11 +544,18 @@ def test_links_out_of_the_docs_are_turned():
     assert turned("[a](../setup.cfg#L3)", "npu.md", "https://d.e/f/") == "[a](https://d.e/f/blob/HEAD/setup.cfg#L3)"
 
 
+def test_lines_of_messages_break_and_those_of_columns_do_not():
+    blocks = "```text\na message, of words\n```\n\n```text\nname   value\na         1\n```\n"
+    assert site_hooks().outside_code(blocks, str) == blocks.replace("text\nname", "output\nname")
+
+
 def test_tables_of_listings_become_columns():
     listing = "```python\nx\n```"
     rows = f"<tr><th>a</th><th>b</th></tr>\n<tr><td>\n\n{listing}\n\n</td><td>\n\ny\n\n</td></tr>\n"
     rows = f"<table>\n{rows}</table>\n"
-    assert site_hooks().side_by_side(rows).count('<div class="pair" markdown="1">') == 2
+    columns = site_hooks().side_by_side(rows)
+    assert re.findall(r'<div class="(.*?)" markdown="1">', columns) == ["pair heads", "pair"]
+    assert re.findall(r'data-head="(.*?)">\n(\S+)', columns) == [("a", "a"), ("b", "b"), ("a", "```python"), ("b", "y")]
     assert "<t" not in site_hooks().side_by_side(rows)
     assert "```python\nx\n```\n</div>" in site_hooks().side_by_side(rows)
 

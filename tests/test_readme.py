@@ -1,5 +1,6 @@
 """README.md: short, its code runs as pasted, its commands are understood, and its figures are those of the tables."""
 
+import json
 import re
 import subprocess
 import sys
@@ -39,7 +40,12 @@ def test_commands_are_understood(words):
 def test_what_it_links_to_is_there():
     links = re.findall(r"\]\(([^()\s]+)\)", README)
     assert len(links) >= 20
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()] == []
+
+
+def test_the_times_under_the_animation_are_those_it_plays():
+    times = json.loads((ROOT / "docs/race.json").read_text(encoding="utf-8"))
+    assert f"without a cache in {times['plain'][-1]:.1f} s, and with one in {times['cached'][-1]:.1f} s" in README
 
 
 def test_the_figures_are_those_of_the_table():

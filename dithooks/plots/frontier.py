@@ -138,7 +138,7 @@ def _draw_measured(panel: Axes, results: Sequence[SearchResult], points: Sequenc
     panel.set_xlabel("speed-up, times fewer blocks run" if blocks else "speed-up, measured", fontsize=FONT)
     same = "" if len(finite) == len(every) else f" (at {top:.0f}: identical)"
     panel.set_ylabel(f"PSNR to the uncached run, dB{same}", fontsize=FONT)
-    panel.legend(frameon=False, fontsize=FONT, borderpad=0.2, handletextpad=0.4, labelspacing=0.3)
+    panel.legend(fontsize=FONT, borderpad=0.2, handletextpad=0.4, labelspacing=0.3, framealpha=0.85, edgecolor="none")
 
 
 def kind_of(evaluation: Evaluation) -> str:
