@@ -127,7 +127,7 @@ def measure(
             samples = samples_of(run(setting.name)[0])
             stats, decisions = handle.stats, summary(handle.decisions, 0)
             if not stats.calls:
-                raise TargetError("TARGET's run made no step with the cache: what is run has to be what is returned")
+                raise TargetError("MODEL's run made no step with the cache: what is run has to be what is returned")
             score = scored(samples, reference, metrics)
         outcomes.append(Outcome(setting, stats, decisions, score, samples[:PICTURED], tuple(remarks)))
     seconds, again = [list[float]() for _ in range(1 + len(settings))], math.inf
