@@ -100,15 +100,14 @@ def wrapped(text: str) -> str:
     """
     width = max(40, shutil.get_terminal_size().columns - 2)
     lines: list[str] = []
-    for block in re.split(r"(\n *\n)", text.strip("\n")):
-        for line in _joined(block.splitlines()):
-            term = re.match(r" +\S+(?: \S+)*?  +(?=\S)", line)
-            if term is not None:
-                lines += textwrap.wrap(line, width, subsequent_indent=" " * term.end(), break_on_hyphens=False)
-            elif line.startswith(" ") or not line:
-                lines.append(line)
-            else:
-                lines += textwrap.wrap(line, width, break_on_hyphens=False)
+    for line in _joined(text.strip("\n").splitlines()):
+        term = re.match(r" +\S+(?: \S+)*?  +(?=\S)", line)
+        if term is not None:
+            lines += textwrap.wrap(line, width, subsequent_indent=" " * term.end(), break_on_hyphens=False)
+        elif line.startswith(" ") or not line:
+            lines.append(line)
+        else:
+            lines += textwrap.wrap(line, width, break_on_hyphens=False)
     return "\n".join(lines)
 
 

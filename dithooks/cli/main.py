@@ -125,7 +125,7 @@ def build_parser() -> Parser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         prog="dithooks",
-        description="Make diffusion transformers faster by reusing block residuals between sampling steps.",
+        description=wrapped("Make diffusion transformers faster by reusing block residuals between sampling steps."),
         epilog=wrapped(EPILOG),
         formatter_class=raw,
     )

@@ -35,7 +35,11 @@ def user_traceback(error: BaseException) -> str | None:
         False True
     """
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if call_user.__code__ not in codes or codes[-1].co_filename.startswith(PACKAGE):
+    if call_user.__code__ not in codes:
+        return None
+    if (
+        codes[-1].co_filename.startswith(PACKAGE) and codes[-1] is not call_user.__code__
+    ):  # that takes no such arguments
         return None
     shown = traceback.TracebackException.from_exception(error)
     _leave_out(shown, codes.index(call_user.__code__))
