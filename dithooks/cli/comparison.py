@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Collection, Sequence
@@ -111,6 +112,7 @@ def measure(
     def run(name: str) -> tuple[Any, float]:
         nonlocal done
         report(name, done, total)
+        gc.collect()  # else it may fall into one run and not into the other
         synchronize(subject.device)
         begin = time.perf_counter()
         result = subject.run()
