@@ -142,6 +142,11 @@ class ProgressDisplay:
                 display.close()
 
 
+def is_terminal() -> bool:
+    """Whether stderr is a terminal that can show bars."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 class _Pace:
     """The pace at which something is done; it is measured anew where another thing is."""
 
@@ -169,7 +174,7 @@ class _Display(Protocol):
 
 def _new_display(line_every: float) -> _Display:
     # rich is not asked: with the environment variables of CI, it takes a log for a terminal
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not is_terminal():
         return _Lines(line_every)
     for kind in (_Rich, _Tqdm):
         with suppress(ImportError):

@@ -24,10 +24,12 @@ from ..policies.budget import Budget
 from ..policies.mask import Mask
 from ..predictors.polynomial import Linear
 from ..stats.step_pictures import step_pictures
-from ..stats.types import CallRecord
+from ..stats.types import CacheStats, CallRecord
 from ..stats.warning_collector import collect_warnings
 from .messages import one_line
 from .option_checks import check_speedup
+
+REACHED = 0.85  # of a speed-up, from where on it counts as reached: a run has whole steps
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class CacheSetting:
     def steps(self) -> int | None:
         """The number of steps that it was made for; None if it runs with any number."""
         return self.config.made.steps if isinstance(self.config, CachePlan) else None
+
+    def is_missed_by(self, stats: CacheStats) -> bool:
+        """Whether a run has reused less than the speed-up that the setting steers to; a plan fixes what it reuses."""
+        if self.speedup is None or isinstance(self.config, CachePlan) or not stats.blocks_run:
+            return False
+        return stats.blocks_total / stats.blocks_run < self.speedup * REACHED
+
+    def missed(self, stats: CacheStats) -> str:
+        """The warning that a run has missed the speed-up."""
+        fewer = stats.blocks_total / stats.blocks_run
+        return f"target {self.speedup:g}x was not reached: {self.name} ran {fewer:.2f} times fewer blocks"
 
     def to_dict(self) -> dict[str, Any]:
         """The setting, fit for JSON."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,8 +19,9 @@ Ships = Callable[[argparse.Namespace], bool]  # whether the name of a plan may b
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a wrong command line in one line.
+    """An argument parser that reports a wrong command line in one line, and shows its options in groups.
 
+    Options belong to the group of the last :meth:`begin_group`.
     Options that name files are added by :meth:`add_output`, :meth:`add_folder`, :meth:`add_plan` and
     :meth:`add_input`. After parsing, :meth:`check_files` checks all of them at once.
     """
@@ -28,6 +32,18 @@ class Parser(argparse.ArgumentParser):
         self._folders: list[Files] = []
         self._inputs: list[Files] = []
         self._plans: list[tuple[Files, Ships]] = []
+        self._group: Any = None
+
+    def begin_group(self, title: str) -> None:
+        """Begin a group of options, those that are added from now on."""
+        self._group = self.add_argument_group(title)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Add an argument to the group that was begun last."""
+        group = vars(self).get("_group")
+        add = super().add_argument if group is None else group.add_argument
+        action: argparse.Action = add(*names, **options)
+        return action
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -72,6 +88,38 @@ class Parser(argparse.ArgumentParser):
         check_results([Path(name) for files in self._outputs for name in files(args)], [*map(Path, [*plans, *inputs])])
         for name in (name for files in self._folders for name in files(args)):
             check_folder(Path(name))
+
+
+def wrapped(text: str) -> str:
+    """Return a text of a command's help, in lines that fit the terminal.
+
+    Lines that begin with spaces stay as they are, but those of two columns, of which the second is wrapped.
+
+    Args:
+        text: paragraphs, examples, and terms, each with its explanation two spaces or more behind it.
+    """
+    width = max(40, shutil.get_terminal_size().columns - 2)
+    lines: list[str] = []
+    for line in _joined(text.strip("\n").splitlines()):
+        term = re.match(r" +\S+(?: \S+)*?  +(?=\S)", line)
+        if term is not None:
+            lines += textwrap.wrap(line, width, subsequent_indent=" " * term.end(), break_on_hyphens=False)
+        elif line.startswith(" ") or not line:
+            lines.append(line)
+        else:
+            lines += textwrap.wrap(line, width, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Join the lines of a paragraph."""
+    joined: list[str] = []
+    for line in lines:
+        if joined and line and joined[-1] and not line.startswith(" ") and not joined[-1].endswith(":"):
+            joined[-1] += f" {line}"
+        else:
+            joined.append(line)
+    return joined
 
 
 def _given(action: argparse.Action) -> Files:

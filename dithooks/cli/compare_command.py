@@ -9,14 +9,33 @@ from pathlib import Path
 
 from .command_parser import Parser
 from .option_checks import add_metric
-from .run_arguments import TARGET, add_target, run_request
+from .run_arguments import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MODEL,
+    REFUSED,
+    add_demo_run,
+    add_json,
+    add_model,
+    add_payload,
+    add_quiet,
+    add_target,
+    exit_codes,
+    run_request,
+)
 
-SUMMARY = "run the same without a cache and with each of several, and compare time and pictures"
+SUMMARY = "compare time and pictures without a cache and with each of several"
 
-DESCRIPTION = """Run TARGET without a cache, with each plan, and with each speed-up that is steered to as it runs, in
+USAGE = "MODEL [options]"
+
+DESCRIPTION = """Run MODEL without a cache, with each plan, and with each speed-up that is steered to as it runs, in
 turns, and compare: time, blocks that ran, memory, and how near what is drawn comes to what is drawn without a cache."""
 
-EPILOG = f"""{TARGET}
+TARGET_MISSED = 3  # exit code
+MISSED = "3    done, but a --target was not reached"
+
+EPILOG = f"""{MODEL}
 examples:
   dithooks compare demo --plan 2x --plan 3x --target 2 --out compare.png
   dithooks compare my_model.py:make --plan plan.json --target 1.5 --target 2 --pairs 5 --json numbers.json
@@ -25,40 +44,34 @@ examples:
 The first run with each is not timed: it gives the pictures, and the cache tests itself in it. The speed-up is the
 median over the pairs. PSNR, SSIM and relative L1 are of the pictures against those without a cache; of a video, the
 picture shows the frame in the middle. Files that exist are overwritten.
-exit codes: 0 done; 2 cannot be done as asked; 130 interrupted.
-"""
+
+{exit_codes(DONE, FAILED, REFUSED, MISSED, INTERRUPTED)}"""
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks compare``."""
-    add = parser.add_argument
-    add_target(parser)
+    add_model(parser)
+    add_demo_run(parser, steps=28, seed=0, guidance=3.0)
+    parser.begin_group("how it is cached")
     parser.add_plan(
         "--plan",
-        ships=lambda args: args.subject == "demo",
+        ships=lambda args: args.model == "demo",
         action="append",
         default=[],
         dest="plans",
         metavar="FILE",
-        help="with this plan, or each of the tiers in the file; repeatable",
+        help="with this plan or configuration, or each of the tiers in the file; repeatable",
     )
-    add(
-        "--target",
+    add_target(
+        parser,
+        dest="speedups",
         action="append",
         default=[],
-        type=float,
-        dest="speedups",
-        metavar="X",
-        help="steered to this speed-up, in blocks that run; repeatable",
+        help="with a policy that steers to this speed-up, in blocks that run; repeatable",
     )
-    add(
-        "--payload",
-        choices=("residual", "output"),
-        default="residual",
-        help="with --target: forecast the residual of the blocks, or the output of the whole transformer, whose call "
-        "is then left out (default: %(default)s)",
-    )
-    add("--pairs", type=int, default=3, metavar="N", help="timed runs of each (default: %(default)s)")
+    add_payload(parser)
+    parser.begin_group("output")
+    parser.add_argument("--pairs", type=int, default=3, metavar="N", help="timed runs of each (default: %(default)s)")
     add_metric(parser)
     parser.add_output(
         "--out",
@@ -68,8 +81,8 @@ def add_arguments(parser: Parser) -> None:
         help="the picture, or with the ending .html a page of pictures, differences, steps and figures "
         "(default: %(default)s)",
     )
-    parser.add_output("--json", metavar="FILE", help="write the numbers too; - writes them instead of the table")
-    add("--quiet", action="store_true", help="show no progress")
+    add_json(parser)
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..environment.machine import machine
     from ..errors import UsageError
+    from ..integrations.diffusers_bars import hidden_bars
     from ..progress_bars import progress
     from ..storage.replacement import replacing, write_text
     from .cache_settings import all_from_file, for_speedup, numbered
@@ -108,11 +122,11 @@ def run(args: argparse.Namespace) -> int:
         is_page = args.out.suffix.lower() in (".html", ".htm")
         if not is_page:
             check_suffix(args.out, video=False)
-        shipped = request.target == DEMO
+        shipped = request.model == DEMO
         plans = [setting for plan in args.plans for setting in all_from_file(plan, shipped)]
         settings = numbered(plans + [for_speedup(speedup, args.payload) for speedup in args.speedups])
         subject = runnable(request)
-        with progress(not args.quiet) as report:
+        with progress(not args.quiet) as report, hidden_bars(subject.target):
             comparison = measure(subject, settings, args.pairs, report, args.metrics)
     numbers = {**subject.description, "pairs": args.pairs, **comparison.to_dict()}
     made = {"machine": machine(subject.device), "date": date.today().isoformat()}
@@ -127,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         for remark in outcome.remarks:
             print(f"dithooks: {outcome.setting.name}: {remark}", file=sys.stderr)
     if comparison.again < math.inf:
-        print(f"dithooks: two runs without a cache are {comparison.again:.1f} dB apart: TARGET does not draw the same "
+        print(f"dithooks: two runs without a cache are {comparison.again:.1f} dB apart: MODEL does not draw the same "
               "each time, and nothing can come nearer than that", file=sys.stderr)  # fmt: skip
     if args.json == "-":
         print(as_json(numbers))
@@ -139,7 +153,10 @@ def run(args: argparse.Namespace) -> int:
         if args.json != "-":
             print(f"pictures, differences, steps and figures: {args.out}")
     elif sheet is None:
-        print("dithooks: no picture: what TARGET returns does not look like pictures", file=sys.stderr)
+        print("dithooks: no picture: what MODEL returns does not look like pictures", file=sys.stderr)
     elif args.json != "-":
         print(f"without a cache above, the others below: {args.out}")
-    return 0
+    missed = [each for each in comparison.outcomes if each.setting.is_missed_by(each.stats)]
+    for each in missed:
+        print(f"dithooks: {each.setting.missed(each.stats)}", file=sys.stderr)
+    return TARGET_MISSED if missed else 0

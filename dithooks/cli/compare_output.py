@@ -8,6 +8,7 @@ from importlib import import_module
 from statistics import median
 from typing import Any
 
+from ..stats.text_table import output_width, text_table
 from .comparison import Comparison, Outcome
 from .media import as_frames, span_of
 
@@ -27,29 +28,8 @@ def rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def show(comparison: Comparison) -> None:
-    """Print the table, with ``rich`` where that is installed, and the steps of each setting below it."""
-    heads, *others = rows(comparison)
-    try:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        table = [heads, *others]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for first, *rest in table:
-            cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-            print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    else:
-        grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for head in heads:
-            grid.add_column(head, justify="right" if head else "left", no_wrap=True)
-        for row in others:
-            grid.add_row(*row)
-        needed = Console(width=1000).measure(grid).maximum
-        console = Console()
-        if not console.is_terminal and console.width < needed:  # a file has no width
-            console = Console(width=needed)
-        console.print(grid, highlight=False)
+    """Print the table, as wide as the terminal, and the steps of each setting below it."""
+    print(text_table(rows(comparison), output_width(), ruled=True))
     print()
     for each in comparison.outcomes:
         for name, steps in each.decisions["steps"].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Collection, Sequence
@@ -111,6 +112,7 @@ def measure(
     def run(name: str) -> tuple[Any, float]:
         nonlocal done
         report(name, done, total)
+        gc.collect()  # else it may fall into one run and not into the other
         synchronize(subject.device)
         begin = time.perf_counter()
         result = subject.run()
@@ -127,7 +129,7 @@ def measure(
             samples = samples_of(run(setting.name)[0])
             stats, decisions = handle.stats, summary(handle.decisions, 0)
             if not stats.calls:
-                raise TargetError("TARGET's run made no step with the cache: what is run has to be what is returned")
+                raise TargetError("MODEL's run made no step with the cache: what is run has to be what is returned")
             score = scored(samples, reference, metrics)
         outcomes.append(Outcome(setting, stats, decisions, score, samples[:PICTURED], tuple(remarks)))
     seconds, again = [list[float]() for _ in range(1 + len(settings))], math.inf

@@ -9,20 +9,22 @@ import argparse
 from pathlib import Path
 
 from .command_parser import Parser
+from .run_arguments import REFUSED, add_json, exit_codes
 
-SUMMARY = "show what is installed and what is wrong with it"
+SUMMARY = "show what is installed, what is missing, and what is wrong"
+
+USAGE = "[options]"
 
 DESCRIPTION = """Show what is installed, which accelerator PyTorch sees, and what keeps it from working. Works where
 PyTorch cannot be imported, too."""
 
-EPILOG = """Exit codes: 0 the environment is sound; 1 something is broken, and the output names it; 2 the command cannot
-be run as given.
-"""
+EPILOG = exit_codes("0    the environment is sound", "1    something is broken, and the output names it", REFUSED)
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks env``."""
-    parser.add_output("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the text")
+    parser.begin_group("output")
+    add_json(parser, "text")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 
 from ..environment.machine import machine, synchronize, versions
 from ..handle import CacheHandle
+from ..integrations.diffusers_bars import hidden_bars
+from ..progress_bars import is_terminal, progress
 from ..storage.replacement import replacing
 from .cache_settings import CacheSetting, cached, summary
 from .generate_options import DrawTask, GenerateOptions, call_of, setting_of, tasks_of
@@ -21,8 +23,9 @@ from .media import ANIMATED, ENCODED, check_suffix, default_path, frames_of, wri
 from .messages import one_line
 from .output_files import as_json, check_results, stdout_kept_for_json, write_json
 from .targets.pipeline_loading import PipelineSource, device_of, dtype_of, find_pipeline
+from .user_errors import call_user
 
-DONE, INTERRUPTED = 0, 130  # exit codes
+DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
@@ -66,7 +69,11 @@ def generate(options: GenerateOptions) -> int:
         _show(statistics, stats)
     if statistics["interrupted"]:
         print(f"dithooks: interrupted: {len(statistics['results'])} of {len(tasks)} are written", file=sys.stderr)
-    return INTERRUPTED if statistics["interrupted"] else DONE
+        return INTERRUPTED
+    if statistics["missed"] is not None:
+        print(f"dithooks: {statistics['missed']}", file=sys.stderr)
+        return MISSED
+    return DONE
 
 
 def _draw(
@@ -82,10 +89,13 @@ def _draw(
     remarks: list[str] = []
     results: list[dict[str, Any]] = []
     stats: dict[str, Any] = {}
-    interrupted = False
-    with torch.no_grad(), _attached(pipe, setting, remarks) as handle:
+    interrupted, missed = False, None
+    bars = hidden_bars(pipe) if options.quiet or not is_terminal() else nullcontext()
+    shown = progress(not options.quiet and not is_terminal())  # on a terminal, the pipeline shows its own steps
+    with torch.no_grad(), _attached(pipe, setting, remarks) as handle, bars, shown as report:
         try:
-            for task in tasks:
+            for number, task in enumerate(tasks):
+                report("draw", number, len(tasks))
                 results.append(_run(options, source, pipe, call, task, device, remarks))
         except KeyboardInterrupt:
             interrupted = True
@@ -93,9 +103,15 @@ def _draw(
             counts = handle.stats
             stats = {name: getattr(counts, name) for name in ("blocks_run", "blocks_total", "bytes_peak")}
             stats["decisions"] = summary(handle.decisions, 0) | {"reasons": counts.reasons}
+            missed = setting.missed(counts) if setting is not None and setting.is_missed_by(counts) else None
     seconds = sum(result["seconds"] for result in results)
     drawn = {"results": results, "seconds": round(seconds, 4), "blocks_run": None, "blocks_total": None}
-    return drawn | {"bytes_peak": 0, "decisions": None} | stats | {"remarks": remarks, "interrupted": interrupted}
+    return (
+        drawn
+        | {"bytes_peak": 0, "decisions": None}
+        | stats
+        | {"remarks": remarks, "interrupted": interrupted, "missed": missed}
+    )
 
 
 @contextmanager
@@ -122,7 +138,7 @@ def _run(
         given["generator"] = torch.Generator("cpu").manual_seed(task.seed)
     synchronize(device)
     begin = time.perf_counter()
-    result = pipe(**given)
+    result = call_user(pipe, **given)
     synchronize(device)
     seconds = time.perf_counter() - begin
     drawn = frames_of(result)

@@ -6,47 +6,66 @@ import argparse
 from pathlib import Path
 
 from .command_parser import Parser
+from .run_arguments import (
+    DONE,
+    FACTORY,
+    FAILED,
+    INTERRUPTED,
+    REFUSED,
+    add_json,
+    add_model,
+    add_quiet,
+    exit_codes,
+)
 
 SUMMARY = "show a model's lists of blocks and the ranges that can be cached"
+
+USAGE = "MODEL [options], or --all [options]"
 
 DESCRIPTION = """Show a model's lists of blocks, what it does between them, which ranges can be cached and which
 cannot, and the lines that cache the largest."""
 
-EPILOG = """what TARGET can be:
-  WanPipeline                 a pipeline class of diffusers
-  WanTransformer3DModel       a transformer class of diffusers; CLASS#VARIANT for one of its variants
-  path/to/folder, owner/name  a saved pipeline or transformer, or one in the local cache of the Hugging Face Hub:
-                              only its configuration is read, and nothing is downloaded
-  path/to/file.py:factory     your own: a function without arguments that returns a pair of the model, the pipeline
-  package.module:factory      or a BlockAdapter, and how to call it: a dict of keyword arguments, a tuple of
-                              positional ones, or a function that does, without arguments or given the pipeline. A
-                              pipeline has to take two sampling steps or more. A small one of its kind shows as
-                              much as a large one.
+EPILOG = f"""what MODEL can be:
+  WanPipeline              a pipeline class of diffusers
+  WanTransformer3DModel    a transformer class of diffusers; CLASS#VARIANT for one of its variants
+  path/to/folder           a saved pipeline or transformer: only its configuration is read
+  owner/name               the same, in the local cache of the Hugging Face Hub; nothing is downloaded
+{FACTORY}
 
-Classes are inspected as tiny models with random weights. A file for `dithooks inspect my_model.py:make`:
+A pipeline of a factory has to take two sampling steps or more. A small one of its kind shows as much as a large one.
+Classes are inspected as tiny models with random weights. A file for dithooks inspect my_model.py:make:
 
   def make():
       model = MyTransformer(depth=4)
-      return model, {"x": torch.randn(1, 16, 64), "timestep": torch.tensor(0.5)}
-"""
+      return model, {{"x": torch.randn(1, 16, 64), "timestep": torch.tensor(0.5)}}
+
+{exit_codes(DONE, FAILED, REFUSED, INTERRUPTED)}"""
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks inspect``."""
-    parser.add_argument("target", nargs="?", metavar="TARGET", help="what to look at, see below")
-    parser.add_argument(
-        "--blocks", action="append", default=[], metavar="PATH", help="a list to look at, not those found; repeatable"
+    add_model(parser, nargs="?")
+    parser.begin_group("what is shown")
+    add = parser.add_argument
+    add(
+        "--blocks",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a list of blocks; repeatable (default: those that are found)",
     )
-    parser.add_argument(
+    add(
         "--tests",
         type=int,
         default=64,
         metavar="N",
         help="the most ranges to try out, each by three calls (default: %(default)s)",
     )
-    parser.add_output("--json", metavar="FILE", help="write it as JSON too; - writes it instead of the tables")
-    parser.add_argument("--all", action="store_true", help="a table of all transformer classes; takes minutes")
+    add("--all", action="store_true", help="in place of a MODEL: a table of all transformer classes; takes minutes")
+    parser.begin_group("output")
     parser.add_output("--markdown", type=Path, metavar="FILE", help="with --all: write the table to a file instead")
+    add_json(parser, "tables")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..errors import UsageError
 
-    if args.all == (args.target is not None):
-        raise UsageError("inspect takes either a TARGET or --all (see dithooks inspect --help)")
+    if args.all == (args.model is not None):
+        raise UsageError("inspect takes either a MODEL or --all (see dithooks inspect --help)")
     if args.tests < 0:
         raise UsageError(f"--tests is {args.tests}: it must be 0 or more")
     if args.all and (args.blocks or args.json):
@@ -67,9 +86,9 @@ def run(args: argparse.Namespace) -> int:
     if args.markdown is not None and not args.all:
         raise UsageError("--markdown goes with --all only")
     if args.all:
-        _show_all(args.markdown)
+        _show_all(args.markdown, args.quiet)
     else:
-        _show_one(args.target, tuple(args.blocks), args.tests, args.json)
+        _show_one(args.model, tuple(args.blocks), args.tests, args.json)
     return 0
 
 
@@ -96,22 +115,18 @@ def _show_one(target: str, blocks: tuple[str, ...], tests: int, json_to: str | N
         write_text(file, to_json(inspection) + "\n")
 
 
-def _show_all(markdown_to: Path | None) -> None:
+def _show_all(markdown_to: Path | None, quiet: bool) -> None:
     """Print the table of all classes, or write it to a file."""
     _need_rich()
     _need_diffusers()
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from ..inspection.model_table import all_rows, markdown, summary, table
+    from ..progress_bars import progress
     from ..storage.replacement import write_text
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:  # stdout holds the table alone
-        task = progress.add_task("", total=None)
-        rows, missing = all_rows(
-            lambda cls, done, total: progress.update(task, description=cls, completed=done, total=total)
-        )
+    with progress(not quiet) as report:
+        rows, missing = all_rows(lambda cls, done, total: report("classes", done, total, cls))
     console = Console()
     if markdown_to is None:
         console.print(table(rows))

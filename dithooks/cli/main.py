@@ -17,33 +17,40 @@ from . import (
     profile_command,
     search_command,
 )
-from .command_parser import Parser
+from .command_parser import Parser, wrapped
 from .extras import check_pytorch
 
-EXAMPLES = """examples:
+EPILOG = """the same in every command:
+  MODEL        what is run: demo, your own (file.py:function), a saved pipeline; see dithooks COMMAND --help
+  --plan FILE  a plan or configuration to cache with
+  --target X   the speed-up that is asked for
+  --steps N    sampling steps
+  --out FILE   where the result goes
+  --json FILE  where the figures go; - for stdout
+
+examples:
   dithooks demo
-  dithooks demo --prompt "slice of pizza" --prompt "panda face" --seed 7
-  dithooks demo --plan 3x --out faster.png
-  dithooks demo --steps 50 --start 4 --interval 3
-  dithooks demo --json - > numbers.json
   dithooks inspect FluxPipeline
-  dithooks inspect my_model.py:make
-  dithooks search demo --target 2.5 --out plan.json
-  dithooks search my_model.py:make --target 1.5 --target 2 --out "plan-{target}x.json" --record run.npz
-  dithooks generate path/to/pipeline --prompt "a lighthouse" --plan plan.json --out lighthouse.png
-  dithooks generate owner/video-model --prompt "a cat walks" --frames 49 --target 2 --out cat.mp4
-  dithooks compare demo --plan 2x --plan 3x --target 2 --out compare.png
-  dithooks compare my_model.py:make --plan plan.json --json numbers.json
+  dithooks search my_model.py:make --target 2 --out plan.json
+  dithooks compare my_model.py:make --plan plan.json --target 2
+  dithooks generate path/to/pipeline --prompt "a lighthouse" --plan plan.json
   dithooks profile demo --threshold 0.1 --threshold 0.2
-  dithooks env
+
+exit codes:
+  0    done, all files written
+  1    env: something is broken; else: MODEL's own code has failed, and its traceback is shown
+  2    cannot be done as asked; one line on stderr says why
+  3    done, but a target was not reached: search, compare, generate
+  130  interrupted; search and generate have written what they had
 """
-INTERRUPTED = 130  # exit code, as shells have it
+FAILED, INTERRUPTED = 1, 130  # exit codes, as Python and shells have them
 
 
 class Command(Protocol):
     """A module with one subcommand. It imports no more than argparse at its top, and all else in ``run``."""
 
     SUMMARY: str  # a line of ``dithooks --help``
+    USAGE: str  # the arguments, in short
     DESCRIPTION: str
     EPILOG: str
 
@@ -70,9 +77,10 @@ def main(argv: list[str] | None = None) -> int:
 
     PyTorch is imported once the command line and the files that it names have been checked, and for ``env`` not at all.
 
-    0: done, all files written. 1: the environment is broken: ``env`` says how, the others cannot import PyTorch. 2: the
-    command cannot be done as asked; one line on stderr gives the reason. 3: a target or ``--min-psnr`` was not reached
-    (``search``). 130: interrupted; ``search`` and ``generate`` have written their results so far.
+    0: done, all files written. 1: the environment is broken (``env`` says how, the others cannot import PyTorch), or the
+    model's own code has failed. 2: the command cannot be done as asked; one line on stderr gives the reason. 3: a target
+    was not reached (``search``, ``compare``, ``generate``). 130: interrupted; ``search`` and ``generate`` have written
+    their results so far.
 
     Args:
         argv: the arguments after the command's name; those of the process if None.
@@ -99,6 +107,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dithooks: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        from .user_errors import user_traceback
+
+        if (shown := user_traceback(error)) is None:
+            raise
+        print(f"{shown}dithooks: error: {args.model} raised this: it is not of dithooks", file=sys.stderr)
+        return FAILED
 
 
 def build_parser() -> Parser:
@@ -106,15 +121,20 @@ def build_parser() -> Parser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         prog="dithooks",
-        description="Make diffusion transformers faster by reusing block residuals between sampling steps.",
-        epilog=EXAMPLES,
+        description=wrapped("Make diffusion transformers faster by reusing block residuals between sampling steps."),
+        epilog=wrapped(EPILOG),
         formatter_class=raw,
     )
     parser.add_argument("--version", action="version", version=f"dithooks {__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(
-            name, help=command.SUMMARY, description=command.DESCRIPTION, epilog=command.EPILOG, formatter_class=raw
+            name,
+            help=command.SUMMARY,
+            usage=f"dithooks {name} {command.USAGE}",
+            description=wrapped(command.DESCRIPTION),
+            epilog=wrapped(command.EPILOG),
+            formatter_class=raw,
         )
         command.add_arguments(subparser)
         subparser.set_defaults(check_files=subparser.check_files)

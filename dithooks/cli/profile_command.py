@@ -8,17 +8,31 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .command_parser import Parser
-from .run_arguments import TARGET, add_target, run_request
+from .run_arguments import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MODEL,
+    REFUSED,
+    add_demo_run,
+    add_json,
+    add_model,
+    add_quiet,
+    exit_codes,
+    run_request,
+)
 
 if TYPE_CHECKING:
     from ..profiling.profile import Profile
 
 SUMMARY = "show how much changes from step to step, and what thresholds would reuse"
 
-DESCRIPTION = """Run TARGET once, reusing nothing, and show how much changes from step to step, in each range and branch
+USAGE = "MODEL [options]"
+
+DESCRIPTION = """Run MODEL once, reusing nothing, and show how much changes from step to step, in each range and branch
 of guidance, and what share of the calls a Threshold policy would reuse."""
 
-EPILOG = f"""{TARGET}
+EPILOG = f"""{MODEL}
 examples:
   dithooks profile demo
   dithooks profile demo --threshold 0.1 --threshold 0.2 --steps 50 --prompt rocket
@@ -26,17 +40,33 @@ examples:
 
 Without --first, each list of blocks is one range, and its first block decides on the others; with it, a transformer's
 blocks from there on are one range, as in DitCacheConfig(cache_block_start=1, policy=Threshold(0.1)).
-exit codes: 0 done; 2 cannot be done as asked; 130 interrupted.
-"""
+
+{exit_codes(DONE, FAILED, REFUSED, INTERRUPTED)}"""
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks profile``."""
+    add_model(parser)
+    add_demo_run(parser, steps=28, seed=0, guidance=3.0)
+    parser.begin_group("what is shown")
     add = parser.add_argument
-    add_target(parser)
-    add("--threshold", action="append", type=float, dest="thresholds", metavar="X", help="predict this; repeatable")
-    add("--first", type=int, metavar="N", help="first block of the range; those before it decide")
-    parser.add_output("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
+    add(
+        "--threshold",
+        action="append",
+        type=float,
+        dest="thresholds",
+        metavar="X",
+        help="what this would reuse; repeatable (default: nine from 0.01 to 0.32)",
+    )
+    add(
+        "--first",
+        type=int,
+        metavar="N",
+        help="first block of the range; those before it decide (default: each list of blocks is a range)",
+    )
+    parser.begin_group("output")
+    add_json(parser, "tables")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,10 +77,15 @@ def run(args: argparse.Namespace) -> int:
         TargetError: there is no such target.
         DitHooksError: as :func:`dithooks.profile`.
     """
+    from contextlib import ExitStack
+
     from ..config.cache_config import DitCacheConfig
     from ..errors import UsageError
+    from ..integrations.diffusers_bars import hidden_bars
     from ..policies.threshold import Threshold
     from ..profiling.profile import THRESHOLDS, profile
+    from ..progress_bars import is_terminal
+    from ..stats.text_table import output_width
     from ..stats.warning_collector import collect_warnings
     from .messages import one_line
     from .option_checks import check_least
@@ -64,8 +99,10 @@ def run(args: argparse.Namespace) -> int:
     request = RunRequest(**run_request(args))
     file = json_file(args.json)
     remarks: list[str] = []
-    with stdout_kept_for_json(args.json):
+    with stdout_kept_for_json(args.json), ExitStack() as stack:
         subject = runnable(request)
+        if args.quiet or not is_terminal():
+            stack.enter_context(hidden_bars(subject.target))
         config = None if args.first is None else DitCacheConfig(cache_block_start=args.first, policy=Threshold(0.1))
         with collect_warnings(remarks), one_line():
             seen = profile(subject.target, subject.run, config, thresholds=thresholds)
@@ -75,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json == "-":
         print(as_json(description))
         return 0
-    print(seen)
+    print(seen.to_text(output_width()))
     if file is not None:
         write_json(file, description)
     return 0

@@ -7,51 +7,82 @@ from pathlib import Path
 
 from .command_parser import Parser
 from .option_checks import add_metric
+from .run_arguments import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MODEL,
+    REFUSED,
+    add_json,
+    add_model,
+    add_quiet,
+    add_target,
+    exit_codes,
+)
+
+MISSED = "3    written, but a target was not reached; or not written, as no plan reaches --min-psnr"
 
 SUMMARY = "find the plan for a speed-up that keeps nearest to the pictures without the cache"
 
-DESCRIPTION = """Find, for a speed-up, the plan that keeps nearest to the pictures without the cache: which
-blocks are reused at which steps, and with which weights. A plan is a file for dit_cache and dithooks demo."""
+USAGE = "MODEL [options]"
 
-EPILOG = """what TARGET can be:
-  demo                        the small pipeline that ships with dithooks
-  path/to/file.py:factory     your own: a function without arguments that returns a pair of the pipeline (the model,
-  package.module:factory      or a BlockAdapter) and how to call it: a dict of keyword arguments, a tuple of
-                              positional ones, or a function that does, without arguments or given the pipeline.
-                              With several --steps a dict needs num_inference_steps, and a
-                              function is given the pipeline and the number of steps.
-                              The results of the call are compared: pictures, videos or latents. A dict's or tuple's
-                              generators are set back before each run, and so are torch's own; a function has to draw
-                              the same each time by itself.
+DESCRIPTION = """Find, for a speed-up, the plan that keeps nearest to the pictures without the cache: which
+blocks are reused at which steps, and with which weights. The plan is a file for dit_cache, and for --plan of dithooks
+compare, generate and demo."""
+
+EPILOG = f"""{MODEL}
+What its call returns is compared: pictures, videos or latents. With several --steps a dict needs num_inference_steps,
+and a function is given the pipeline and the number of steps.
 
 One run is recorded, plans are worked out from it, the best few are run and their weights fitted meanwhile, and the plan
 that comes nearest to the recorded run is written. With --target-psnr it is the fastest that comes so near. Several
-targets share the recorded run; --max-runs is for each of them.
-A file for `dithooks search my_model.py:make`:
+targets share the recorded run; --max-runs is for each of them. With --journal a search that was interrupted goes on
+where it was, and says what it reused.
+
+examples:
+  dithooks search demo --target 2.5 --out plan.json
+  dithooks search my_model.py:make --target 1.5 --target 2 --out "plan-{{target}}x.json" --record run.npz
+  dithooks search my_model.py:make --target 2 --journal search-2x --report search.html
+
+A file for dithooks search my_model.py:make:
 
   def make():
       pipe = WanPipeline.from_pretrained(..., torch_dtype=torch.bfloat16).to("cuda")
       noise = torch.Generator("cuda").manual_seed(0)
-      return pipe, {"prompt": ["a cat", "a street"], "num_inference_steps": 40, "generator": noise}
+      return pipe, {{"prompt": ["a cat", "a street"], "num_inference_steps": 40, "generator": noise}}
 
-exit codes: 0 written; 2 cannot be done as asked; 3 written, but a target was not reached, or not written, as no plan
-reaches --min-psnr; 130 interrupted, the best so far is written if there is one.
-"""
+{exit_codes(DONE, FAILED, REFUSED, MISSED, f"{INTERRUPTED}; the best so far is written if there is one")}"""
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of ``dithooks search``."""
     add = parser.add_argument
-    add("target", metavar="TARGET", help="what to search a plan for, see below")
+    add_model(parser)
+    parser.begin_group("what is drawn")
+    add("--prompt", action="append", default=[], dest="prompts", metavar="TEXT", help="demo: draw this; repeatable")
     add(
-        "--target",
+        "--steps",
         action="append",
-        type=float,
-        dest="speedups",
-        metavar="X",
-        help="speed-up (default: 2); repeatable: all plans are then tiers of one file",
+        type=int,
+        metavar="N",
+        help="sampling steps, those a factory's run has to take (default of the demo: 28); repeatable: the plan is "
+        "searched at the first, also fitted at the others, and serves for those and what is in between",
     )
-    add("--target-psnr", type=float, metavar="DB", help="the fastest plan of this PSNR or better, in place of --target")
+    add("--guidance", type=float, metavar="G", help="demo: guidance scale (default: 3)")
+    add("--seed", type=int, metavar="N", help="demo: of the first prompt; the next has the next (default: 1000)")
+    parser.begin_group("what is searched")
+    add_target(
+        parser,
+        dest="speedups",
+        action="append",
+        help="the speed-up, by --cost (default: 2); repeatable: all plans are then tiers of one file",
+    )
+    add(
+        "--target-psnr",
+        type=float,
+        metavar="DB",
+        help="in place of --target: the fastest plan of this PSNR or better (default: none)",
+    )
     add("--min-psnr", type=float, metavar="DB", help="write no plan of a lower PSNR (default: no limit)")
     add(
         "--objective",
@@ -60,37 +91,20 @@ def add_arguments(parser: Parser) -> None:
         help="the PSNR by which plans are chosen: the mean of the pictures, that of the worst, or a mean in which bad "
         "pictures count a little more (default: %(default)s)",
     )
-    add_metric(parser)
-    parser.add_output(
-        "--out",
-        files=_plans,
-        default="plan.json",
-        metavar="FILE",
-        help="the plan, or of several targets the tiers (default: %(default)s); a name such as plan-{target}x.json "
-        "gives each target a file of its own",
-    )
+    add("--cost", choices=("time", "blocks"), default="time", help="the measure of the speed-up (default: %(default)s)")
     add(
-        "--steps",
-        action="append",
+        "--interval",
         type=int,
         metavar="N",
-        help="sampling steps: those of the demo (default: 28), those a factory's run has to take; repeatable: the plan "
-        "is searched at the first and also fitted at the others, and serves for those and what is in between",
+        help="only plans refreshed every Nth step, residuals reused as they are (default: all plans)",
     )
-    add("--cost", choices=("time", "blocks"), default="time", help="the measure of the speed-up (default: %(default)s)")
+    parser.begin_group("how long is searched")
     add("--evals", type=int, metavar="N", help="plans that are run at most (default: 4; 6 where weights are fitted)")
     add(
         "--local-moves",
         type=int,
         metavar="N",
         help="further plans, with one step moved (default: 0; 8 where weights are fitted and --evals is left out)",
-    )
-    add("--interval", type=int, metavar="K", help="only plans refreshed every K steps, residuals reused as they are")
-    add(
-        "--probe",
-        action="store_true",
-        help="measure, in one run more, what remains of early and late errors, for plans whose weights are not fitted "
-        "(default: several guesses are tried)",
     )
     add(
         "--max-runs",
@@ -101,18 +115,39 @@ def add_arguments(parser: Parser) -> None:
     )
     add("--seconds", type=float, default=float("inf"), metavar="S", help="time at most (default: %(default)s)")
     add(
+        "--probe",
+        action="store_true",
+        help="measure, in one run more, what remains of early and late errors, for plans whose weights are not fitted; "
+        "else several guesses are tried",
+    )
+    parser.begin_group("where it runs")
+    add(
         "--executor",
         choices=("ray", "torchrun"),
         help="run plans several at a time: on actors of Ray, or on the ranks that torchrun starts, as in torchrun "
-        "--nproc-per-node=2 --no-python dithooks search ...",
+        "--nproc-per-node=2 --no-python dithooks search ... (default: one after another, here)",
     )
-    add("--workers", type=int, metavar="N", help="with --executor ray: actors (as many as there is room for)")
+    add("--workers", type=int, metavar="N", help="with --executor ray: actors (default: as there is room for)")
+    parser.begin_group("what is kept of it")
     parser.add_folder(
-        "--journal", type=Path, metavar="FOLDER", help="keep the results of plans there, and continue from them"
+        "--journal",
+        type=Path,
+        metavar="FOLDER",
+        help="keep recorded run and plans there, and continue from them",
     )
     parser.add_output("--record", type=Path, metavar="FILE", help="keep the recorded run too, .npz")
     parser.add_input(
         "--recording", type=Path, metavar="FILE", help="read the recorded run from there instead of recording one"
+    )
+    parser.begin_group("output")
+    add_metric(parser)
+    parser.add_output(
+        "--out",
+        files=_plans,
+        default="plan.json",
+        metavar="FILE",
+        help="the plan, or of several targets the tiers (default: %(default)s); a name such as plan-{target}x.json "
+        "gives each target a file of its own",
     )
     parser.add_output(
         "--report",
@@ -120,11 +155,8 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="write a page, .html, of what was found: pictures before and after, steps, the plans that were run",
     )
-    parser.add_output("--json", metavar="FILE", help="write the numbers too; - writes them instead of the tables")
-    add("--quiet", action="store_true", help="show no progress")
-    add("--prompt", action="append", default=[], dest="prompts", metavar="CAPTION", help="demo: draw this; repeatable")
-    add("--seed", type=int, help="demo: of the first caption; the next has the next (default: 1000)")
-    add("--guidance", type=float, help="demo: guidance scale (default: 3)")
+    add_json(parser, "tables")
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,9 +16,11 @@ import torch
 from ..environment.machine import machine, versions
 from ..errors import TargetMissed, UsageError
 from ..handle import dit_cache
+from ..integrations.diffusers_bars import hidden_bars
 from ..recording.image_metrics import Metric, samples_of
 from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
+from ..stats.text_table import folded, output_width
 from ..stats.warning_collector import collect_warnings
 from ..storage.replacement import write_text
 from ..tuning.evaluation import Evaluation, Objective
@@ -32,7 +34,7 @@ from .option_checks import check_guidance, check_installed, check_least, check_p
 from .output_files import as_json, stdout_kept_for_json
 from .search_workers import workers
 from .targets.pipeline_loading import DEMO
-from .targets.runnable import GUIDANCE, STEPS, check_target, drawing_of, shipped
+from .targets.runnable import GUIDANCE, STEPS, check_model, drawing_of, shipped
 
 SPEEDUP = 2.0  # where none is asked for
 SEED = 1000  # the demo's default: with it, the plans that ship were searched
@@ -46,11 +48,11 @@ class SearchOptions:
     """The options of ``dithooks search``, each field the argument of that name.
 
     Raises:
-        TargetError: the target is neither the demo nor a factory.
+        TargetError: the model is neither the demo nor a factory.
         UsageError: a number is out of its range, or options exclude each other.
     """
 
-    target: str
+    model: str
     speedups: tuple[float, ...] = ()
     target_psnr: float | None = None
     min_psnr: float | None = None
@@ -91,7 +93,7 @@ class SearchOptions:
             raise UsageError("--target-psnr goes without --target: it asks for the fastest plan that is good enough")
         if len(set(self.speedups)) < len(self.speedups) and self.are_tiers:
             raise UsageError(f"--target is given twice with the same number: {', '.join(map(str, self.speedups))}")
-        check_target(self.target, {"prompt": self.prompts or None, "seed": self.seed, "guidance": self.guidance})
+        check_model(self.model, {"prompt": self.prompts or None, "seed": self.seed, "guidance": self.guidance})
         check_seed(self.seed)
         check_guidance(self.guidance)
         if self.workers is not None and self.executor != "ray":
@@ -145,10 +147,10 @@ def run_search(options: SearchOptions) -> int:
     """
     with stdout_kept_for_json(options.json):
         recording = None if options.recording is None else _load(options.recording)
-        drawing = _of_demo(options, recording) if options.target == DEMO else _of_factory(options, recording)
+        drawing = _of_demo(options, recording) if options.model == DEMO else _of_factory(options, recording)
         results: list[SearchResult] = []
         numbers: list[dict[str, Any]] = []
-        with workers(options.executor, options.workers, options.target) as executor:
+        with hidden_bars(drawing[0]), workers(options.executor, options.workers, options.model) as executor:
             first = is_rank_0()  # rank 0 alone writes and prints
             for goal in () if options.are_tiers else options.goals:
                 known = results[-1].recording if results else recording
@@ -251,9 +253,9 @@ def _of_factory(options: SearchOptions, recording: Recording | None) -> Drawing:
     steps = options.steps[0] if options.steps else None
     _check_recorded(steps, recording)
     if len(options.steps) > 1:
-        target, draw = of_factory_with_steps(options.target)
+        target, draw = of_factory_with_steps(options.model)
         return target, lambda count: draw(count or options.steps[0]), steps
-    subject = of_factory(options.target)
+    subject = of_factory(options.model)
     return subject.target, lambda _: subject.run(), steps
 
 
@@ -276,7 +278,10 @@ def _deliver(options: SearchOptions, goal: float, result: SearchResult, is_first
     if options.record is not None and is_first:
         result.recording.save(options.record)
     if options.json != "-":
-        print(f"{result}\n\n{result.plan}\n\nwritten to {path}" + "\n" * (goal != options.goals[-1]))
+        width = output_width()
+        print(f"{result.to_text(width)}\n\n{folded(str(result.plan), width)}\n\nwritten to {path}")
+        if goal != options.goals[-1]:
+            print()
     if not result.reached and not result.interrupted:
         print(
             f"dithooks: target {options.named(goal)} was not reached: {_nearest(options, result)}; what comes nearest "
@@ -292,7 +297,8 @@ def _deliver_tiers(options: SearchOptions, found: SearchResult) -> None:
     if options.record is not None:
         found.recording.save(options.record)
     if options.json != "-":
-        print(f"{found}\n\n{found.plans}\n\nwritten to {path}")
+        width = output_width()
+        print(f"{found.to_text(width)}\n\n{folded(str(found.plans), width)}\n\nwritten to {path}")
     for name, each in found.tiers.items():
         if not each.reached and not each.interrupted:
             print(f"dithooks: target {name} was not reached: {_nearest(options, each)}", file=sys.stderr)
@@ -316,7 +322,7 @@ def _write_report(options: SearchOptions, drawing: Drawing, results: list[Search
         with collect_warnings([]), dit_cache(target, result.plan):
             drawn[name] = result, samples_of(_drawn(draw, steps))[:PICTURED]
     about = {
-        "target": options.target,
+        "model": options.model,
         "cost": options.cost,
         "machine": machine(),
         "date": date.today().isoformat(),
@@ -324,7 +330,7 @@ def _write_report(options: SearchOptions, drawing: Drawing, results: list[Search
     }
     pasted = {name: _pasted(options, name, result) for name, result in each_found.items()}
     assert options.report is not None
-    captions = options.prompts or (shipped((), fresh=False)[1] if options.target == DEMO else ())
+    captions = options.prompts or (shipped((), fresh=False)[1] if options.model == DEMO else ())
     text = search_page(drawn, samples_of(reference)[:PICTURED], captions, about, pasted)
     write_text(options.report, text)
     if options.json != "-":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import ClassVar
 
+from ..environment.file_schemas import PLAN
 from ..errors import InvalidSetting, WrongType
 from ..markup import step_squares, table
 from ..policies.uncached import Uncached
@@ -54,7 +55,7 @@ class CachePlan(HubFile):
           found by hand for a target of 1.5×, from 1 sample on CPU, 2025-01-31
     """
 
-    _schemas: ClassVar[tuple[int, ...]] = (1, 2)  # 1: residuals, and outputs as they are
+    _schemas: ClassVar[tuple[int, ...]] = PLAN
     _file: ClassVar[str] = "plan.json"
 
     pieces: tuple[TransformerPlan, ...]

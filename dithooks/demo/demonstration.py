@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -12,13 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..config.cache_config import DitCacheConfig
 from ..environment.machine import machine
 from ..errors import InvalidSetting
 from ..handle import dit_cache
+from ..progress_bars import progress
+from ..stats.text_table import output_width
 from ..storage.replacement import replacing, write_text
 from . import load_pipeline
 from .outcome import PROMPTS, DemoOptions, DemoResult, psnr
@@ -61,16 +62,19 @@ def load_checked(options: DemoOptions) -> EmojiPipeline:
     return pipe
 
 
-def run_demo(pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: str | None = None) -> DemoResult:
-    """Measure, print the table to stdout (or JSON, for ``json_to="-"``) and write the picture to ``out``."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # On stderr, so that stdout holds the result alone; at a low rate, because the demo needs every core.
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as progress:
-        task = progress.add_task("warm-up", total=None)
+def run_demo(
+    pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: str | None = None, verbose: bool = True
+) -> DemoResult:
+    """Measure, print the table to stdout (or JSON, for ``json_to="-"``) and write the picture to ``out``.
 
-        def report(text: str, done: int, total: int) -> None:
-            progress.update(task, description=text, completed=done, total=total)
-
+    Args:
+        pipe: the demo's pipeline.
+        options: what is drawn.
+        out: the file of the picture.
+        json_to: the file of the figures.
+        verbose: show progress on stderr.
+    """
+    with progress(verbose) as report:
         result = measure(pipe, options, report)
     sheet = draw_comparison(result, options)
     with replacing(out) as draft:
@@ -81,9 +85,8 @@ def run_demo(pipe: EmojiPipeline, options: DemoOptions, *, out: Path, json_to: s
     if json_to == "-":
         print(json.dumps(numbers, indent=2))
     else:
-        console = Console()
-        console.print(table(result, options))
-        console.print(f"plain above, cached below: {out}", highlight=False, soft_wrap=True)
+        print(table(result, options, output_width()))
+        print(f"plain above, cached below: {out}")
         if json_to is not None:
             write_text(json_to, json.dumps(numbers, indent=2) + "\n")
     return result
@@ -116,6 +119,7 @@ def measure(
             done += 1
             report(text, done, total)
 
+        gc.collect()  # else it may fall into one run and not into the other
         begin = time.perf_counter()
         (pictures,) = pipe(
             options.prompts,

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .ascend import BROKEN, HOMES, LIBRARIES, NOTE, SWITCH, WARNING, EnvReport, cann, findings
+from .extras import missing_extras
+from .file_schemas import PLAN
 from .measured_releases import compiled_by, release_of
 from .torch_subprocess import ask_torch, backends, installed, loads
 
@@ -35,6 +37,7 @@ def look() -> EnvReport:
     seen = asked if "error" not in asked else alone if alone is not None and "error" not in alone else {}
     report: EnvReport = {
         "dithooks": own_version(),
+        "plan_schemas": list(PLAN),
         "python": {"version": platform.python_version(), "executable": sys.executable, "platform": platform.platform()},
         "torch": {
             "installed": installed("torch"),
@@ -49,6 +52,7 @@ def look() -> EnvReport:
         "cann": cann(),
         "launch": {name: value for name, value in sorted(os.environ.items()) if name in LAUNCH or "HCCL" in name},
         "packages": {name: version for name in PACKAGES if (version := installed(name))},
+        "missing": [{"what": what, "install": install} for what, install in missing_extras(installed)],
         "compiler": compiler(),
     }
     if report["torch_npu"]["installed"] or report["cann"]["home"]:
@@ -101,16 +105,15 @@ def show(report: EnvReport) -> None:
 def rows(report: EnvReport) -> Iterator[tuple[str, str]]:
     """The lines of a report, each with its heading; an empty heading continues the line before."""
     python, torch, npu, home = (report[name] for name in ("python", "torch", "torch_npu", "cann"))
-    yield "dithooks", report["dithooks"]
+    yield "dithooks", f"{report['dithooks']}, plans of schema {' and '.join(map(str, report['plan_schemas']))}"
     yield "Python", f"{python['version']}, {python['executable']}"
-    yield "platform", python["platform"]
     built = ", ".join(f"{name} {value}" for name, value in (torch["build"] or {}).items() if value)
     state = "" if torch["imports"] else ", cannot be imported"
     yield "torch", f"{torch['version'] or torch['installed'] or 'none'}{f' ({built})' if built else ''}{state}"
     if (release := release_of(torch["version"] or torch["installed"])) is not None:
         yield "compiled", compiled_by(release)
-    if torch["distributed"]:
-        yield "distributed", ", ".join(torch["distributed"])
+    others = dict(report["packages"])
+    yield "diffusers", others.pop("diffusers", None) or "none"
     yield "accelerator", "none" if report["accelerator"] is None else report["accelerator"]["type"]
     for index, device in enumerate((report["accelerator"] or {"devices": []})["devices"]):
         memory = (
@@ -131,5 +134,6 @@ def rows(report: EnvReport) -> Iterator[tuple[str, str]]:
             yield "", f"{name} of {LIBRARIES[name]}: {'loads' if error is None else 'not found' if gone else error}"
     for name, value in report["launch"].items():
         yield "", f"{name}={value}"
-    yield "packages", ", ".join(f"{name} {version}" for name, version in report["packages"].items()) or "none"
-    yield "compiler", "none" if report["compiler"] is None else report["compiler"]["version"]
+    yield "packages", ", ".join(f"{name} {version}" for name, version in others.items()) or "none"
+    for number, each in enumerate(report["missing"]):
+        yield "" if number else "not here", f"{each['what']}: {each['install']}"

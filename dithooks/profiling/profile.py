@@ -24,6 +24,7 @@ from ..planning.weight_fit import RIDGE, fit
 from ..policies.threshold import Threshold
 from ..predictors.fitted import Fitted
 from ..predictors.predictor import Moment
+from ..stats.text_table import text_table
 from ..user_run import check_run
 from ..validation import shown
 from .change_recorder import ChangeWatch, RecordedChanges, recording
@@ -131,8 +132,12 @@ class Profile:
         return f"{table(head, rows)}{table(thresholds, predicted)}{escape(note)}"
 
     def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, width: int | None = None) -> str:
+        """Return the tables; those that are wider than so many columns are cut into parts."""
         changes, predicted, note = self._tables()
-        return f"{_table(changes)}\n\n{_table(predicted)}\n{note}"
+        return f"{_table(changes, width)}\n\n{_table(predicted, width)}\n{note}"
 
     def _tables(self) -> tuple[list[list[str]], list[list[str]], str]:
         """Return what changed from step to step, what is reused at which threshold, and with which policy."""
@@ -233,15 +238,9 @@ def profile(
     return Profile(tuple(branches), tuple(thresholds), policy)
 
 
-def _table(rows: Sequence[Sequence[object]]) -> str:
+def _table(rows: Sequence[Sequence[object]], width: int | None) -> str:
     columns = max(len(row) for row in rows)
-    texts = [[str(cell) for cell in row] + [""] * (columns - len(row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    lines = []
-    for first, *others in texts:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)
+    return text_table([[str(cell) for cell in row] + [""] * (columns - len(row)) for row in rows], width)
 
 
 _WATCHED: dict[str, Any] = {"policy": ChangeWatch(), "cache_step_start": None, "cache_step_interval": None}

@@ -29,6 +29,7 @@ from ..recording.recording import Floats
 from ..recording.solver_trace import SolverTrace
 from ..recording.solver_watch import can_be_watched, watched_solver
 from .closed_loop import ClosedLoop
+from .fit_timer import FitTimer
 from .timed_run import TimedRun
 
 Objective = Literal["mean", "worst", "both"]
@@ -52,7 +53,7 @@ class Evaluation:
 
     Args:
         plan: the plan that was run.
-        seconds: the time that the run took.
+        seconds: the time that the run took, without that of the fit.
         speedup: times as fast as the uncached run: in time, or in block executions where the target is of these.
         score: distance of the pictures from those of the uncached run; without those that weights were fitted on, where
             some were left out of the fit. ``None``: the plan could not be run.
@@ -153,10 +154,13 @@ class Evaluator:
                 **shown,  # type: ignore[arg-type]
             )
             stack.callback(handle.remove)
+            timer = None
             if loop is not None:
-                stack.enter_context(watched_solver(self._scheduler(), loop))
+                timer = FitTimer(loop)
+                stack.enter_context(watched_solver(self._scheduler(), timer))
             try:
                 results, seconds = self.timed_run(self.target, any(each.payload == "output" for each in plan.pieces))
+                seconds -= 0.0 if timer is None else timer.seconds
                 stats = handle.stats
             except (WiringError, OutOfMemoryError) as error:
                 return Evaluation(plan, 0.0, 0.0, None, 0.0, f"{type(error).__name__}: {error}")

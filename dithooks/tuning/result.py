@@ -11,6 +11,7 @@ from ..config.cache_plan import CachePlan
 from ..config.plan_tiers import PlanTiers, target_name
 from ..markup import diagram, step_squares, table
 from ..recording.recording import Recording
+from ..stats.text_table import text_table
 from .evaluation import Evaluation, Objective
 
 
@@ -92,14 +93,16 @@ class SearchResult:
         return f"{seen}{table(['plan', *head], numbered)}{escape(self._taken())}"
 
     def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, width: int | None = None) -> str:
+        """Return the table of the plans that were run; one that is wider than so many columns is cut into parts."""
         if self.tiers:
-            parts = [f"{name}\n{each}" for name, each in self.tiers.items()]
+            parts = [f"{name}\n{each.to_text(width)}" for name, each in self.tiers.items()]
             together = f"together {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
             return "\n\n".join([*parts, "; ".join(filter(None, [together, self._saved()]))])
         head, rows = self._table()
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-        return "\n".join([*(line.rstrip() for line in lines), self._taken()])
+        return f"{text_table([head, *rows], width, left=len(head))}\n{self._taken()}"
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         """Return the heads of the columns, and a row for each plan that was run."""

@@ -207,7 +207,7 @@ def test_a_run_that_differs_by_itself(toy_plan, here, capsys):
 def test_latents_have_no_picture(toy_plan, here, capsys):
     assert main(["compare", "mine.py:latents", "--plan", "plan.json", "--pairs", "1", "--quiet"]) == 0
     shown = capsys.readouterr()
-    assert "no picture: what TARGET returns does not look like pictures" in shown.err
+    assert "no picture: what MODEL returns does not look like pictures" in shown.err
     assert " dB " in shown.out
     assert not (here / "compare.png").exists()
 
@@ -281,17 +281,27 @@ def test_tiers_are_compared_one_by_one(toy_plan, here, capsys):
         settings.from_file("plan.json", tier="high")
 
 
-def test_the_table_without_rich(monkeypatch, capsys):
-    for name in list(sys.modules):
-        if name.partition(".")[0] == "rich":
-            monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, "rich", None)
+def test_the_table(capsys):
     compare_show.show(Comparison((3.0,), [], (outcome(),), math.inf))
-    first, plain, cached, _, steps = capsys.readouterr().out.splitlines()
+    first, rule, plain, cached, _, steps = capsys.readouterr().out.splitlines()
     assert re.split(r"  +", first.strip()) == [head for head in compare_show.HEADS[1:] if head != "LPIPS"]
+    assert set(rule) == {"─"}
     assert plain.startswith("uncached  ")
-    assert len(cached) == len(first)
+    assert len(cached) == len(first) == len(rule)
     assert steps == "plan x: ●○"
+
+
+def test_the_table_on_a_narrow_terminal(monkeypatch, capsys):
+    """Every head and figure is there, whole, in parts of at most 60 columns, each with the names."""
+    monkeypatch.setenv("COLUMNS", "60")
+    found = Comparison((3.0,), [], (outcome("plan a"), outcome("plan b")), math.inf)
+    compare_show.show(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    text = "\n".join(lines)
+    for row in compare_show.rows(found):
+        assert all(re.search(rf"(?<!\S){re.escape(cell)}(?!\S)", text) for cell in row)
+    assert sum(line.startswith("plan a ") for line in lines) == 2
 
 
 def test_sheets():
@@ -345,13 +355,13 @@ def test_a_metric_of_both_commands(monkeypatch, here, capsys):
         (["demo", "--target", "2", "--json", "compare.png"], "two results would go to compare.png"),
         (["demo", "--plan", "plan.json", "--json", "plan.json"], "plan.json would be overwritten"),
         (["demo", "--plan", "plan.json"], "plan plan: the plan was made for another model, Model with 4 blocks"),
-        (["mine.py:toy", "--target", "2", "--steps", "5"], "--steps goes with the target demo only"),
+        (["mine.py:toy", "--target", "2", "--steps", "5"], "--steps goes with the model demo only"),
         (["mine.py:toy", "--plan", "2x"], "there is no file 2x: give a plan that a search wrote"),
-        (["FluxPipeline", "--target", "2"], "there is no target 'FluxPipeline'"),
+        (["FluxPipeline", "--target", "2"], "there is no model 'FluxPipeline'"),
         (["mine.py:make", "--target", "2"], "mine.py has no 'make'"),
         (["mine.py:no_blocks", "--target", "2"], "live 2x: "),
         (["mine.py:nothing_drawn", "--target", "2"], "run returned None"),
-        (["mine.py:other", "--plan", "plan.json"], "plan plan: TARGET's run made no step with the cache"),
+        (["mine.py:other", "--plan", "plan.json"], "plan plan: MODEL's run made no step with the cache"),
     ],
 )
 def test_asked_wrongly(arguments, message, toy_plan, here, capsys):
@@ -365,8 +375,9 @@ def test_asked_wrongly(arguments, message, toy_plan, here, capsys):
 
 def test_a_target_out_of_reach(here, capsys):
     """As near as three steps come to it, of which one is computed: 24 of 72 blocks are run."""
-    assert main(["compare", "demo", "--target", "9", "--steps", "3", "--pairs", "1", "--quiet"]) == 0
+    assert main(["compare", "demo", "--target", "9", "--steps", "3", "--pairs", "1", "--quiet"]) == 3
     shown = capsys.readouterr()
+    assert shown.err.endswith("dithooks: target 9x was not reached: live 9x ran 3.00 times fewer blocks\n")
     assert "target_speedup=9 cannot be reached" in shown.err
     assert "at most 2 of 3 steps it is 3." in shown.err
     assert "24 of 72" in shown.out
@@ -377,13 +388,14 @@ def test_interrupted(here, capsys):
     assert capsys.readouterr().err == "dithooks: interrupted\n"
 
 
-def test_faults_of_the_users_own_are_shown_as_they_are(here):
+def test_faults_of_the_users_own_are_shown_as_they_are(here, capsys):
     for name, error, match in (
         ("fails", ValueError, "a fault of the user's"),
         ("fails_when_run", TypeError, "unexpected keyword argument 'strength'"),
     ):
-        with pytest.raises(error, match=match):
-            main(["compare", f"mine.py:{name}", "--target", "2", "--quiet"])
+        assert main(["compare", f"mine.py:{name}", "--target", "2", "--quiet"]) == 1
+        assert f"{error.__name__}: " in (shown := capsys.readouterr().err)
+        assert match in shown
 
 
 def test_spread():
@@ -434,4 +446,4 @@ def test_help(capsys):
         main(["compare", "--help"])
     shown = capsys.readouterr().out
     assert "dithooks compare demo --plan 2x --plan 3x --target 2" in shown
-    assert "exit codes: 0 done; 2 cannot be done as asked; 130 interrupted" in shown
+    assert "3    done, but a --target was not reached" in shown

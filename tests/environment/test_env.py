@@ -17,10 +17,13 @@ from dithooks.cli.main import main
 from dithooks.environment import ascend
 from dithooks.environment import env_report as env
 from dithooks.environment import torch_subprocess as torch_probe
+from dithooks.environment.extras import EXTRAS, missing_extras
 
 ROOT = Path(__file__).parents[2]
 SOUND = {
     "dithooks": "1",
+    "plan_schemas": [1, 2],
+    "missing": [],
     "python": {"version": "3.11.7", "executable": "/usr/bin/python", "platform": "Linux"},
     "torch": {
         "installed": "2.10.0+cpu",
@@ -124,6 +127,17 @@ class TestHere:
         shown = capsys.readouterr().out
         assert re.search(rf"^dithooks +{re.escape(__version__)}", shown, re.MULTILINE)
         assert re.search(rf"^torch +{re.escape(torch.__version__)}", shown, re.MULTILINE)
+
+    def test_it_is_short_and_names_what_is_missing(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "100")
+        lacking = [{"what": "plots need matplotlib", "install": 'pip install "dithooks[plot]"'}]
+        env.show(changed(SOUND, findings=[], missing=lacking, packages={"diffusers": "0.40.0", "numpy": "2.4"}))
+        lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        assert lines[0] == "dithooks     1, plans of schema 1 and 2"
+        assert "diffusers    0.40.0" in lines
+        assert "packages     numpy 2.4" in lines
+        assert 'not here     plots need matplotlib: pip install "dithooks[plot]"' in lines
+        assert len(lines) < 20
 
     def test_files(self, report, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(env, "look", lambda: report)
@@ -450,6 +464,49 @@ def test_the_code_of_the_page_runs(tmp_path):
     ]  # the first of eight ranks has one of eight
 
 
+def test_extras_are_those_of_the_package():
+    """Each install line names an extra that exists, and installs the package that is missing."""
+    found = {}
+    if (ROOT / "setup.cfg").exists():
+        config = configparser.ConfigParser()
+        config.read(ROOT / "setup.cfg")
+        if config.has_section("options.extras_require"):
+            found = {name: text.split("\n") for name, text in config["options.extras_require"].items()}
+    found = found or metadata_extras()
+
+    def packages(extra):
+        for each in filter(None, map(str.strip, found[extra])):
+            name = re.match(r"[\w.-]+", each)[0]
+            for inner in re.findall(r"\[([\w,]+)\]", each):
+                yield from (
+                    (inner_name for other in inner.split(",") for inner_name in packages(other))
+                    if (name == "dithooks")
+                    else [f"{name}-{inner}"]
+                )
+            yield name
+
+    for extra, (purpose, needed) in EXTRAS.items():
+        assert purpose
+        assert {each.lower() for each in needed} <= {each.lower() for each in packages(extra)}, extra
+
+
+def metadata_extras():
+    """The extras as pyproject.toml has them."""
+    tomllib = pytest.importorskip("tomllib")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def test_what_is_missing_has_its_install_line():
+    there = {"diffusers": "0.42", "safetensors": "1", "pillow": "1", "rich": "1", "scikit-image": "1", "ray": "2"}
+    assert list(missing_extras(there.get)) == [
+        ("plots need matplotlib", 'pip install "dithooks[plot]"'),
+        ("videos as mp4 need imageio, imageio-ffmpeg", 'pip install "dithooks[video]"'),
+        ("--metric lpips needs stlpips-pytorch", 'pip install "dithooks[lpips]"'),
+        ("plans on the Hugging Face Hub need huggingface_hub", 'pip install "dithooks[hub]"'),
+        ("configurations in YAML need PyYAML", 'pip install "dithooks[yaml]"'),
+    ]
+
+
 def test_the_command_is_installed():
     scripts = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts.keys() == {"dithooks"}
@@ -467,4 +524,4 @@ def test_no_module_of_it_imports_more_than_python():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.endswith("set()\n"), done.stderr
-    assert "Exit codes: 0 the environment is sound" in " ".join(done.stdout.split())
+    assert "exit codes: 0 the environment is sound" in " ".join(done.stdout.split())

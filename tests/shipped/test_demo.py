@@ -580,7 +580,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("package", ["diffusers", "rich", "PIL"])
+@pytest.mark.parametrize("package", ["diffusers", "PIL"])
 def test_missing_package_names_the_extra(
     package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

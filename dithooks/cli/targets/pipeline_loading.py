@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from ...environment.accelerators import device_count
 from ...environment.machine import accelerator
 from ...environment.torch_api import OutOfMemoryError
 from ...errors import TargetError, UsageError
+from ...integrations.diffusers_bars import hidden_loading_bars
 from ...integrations.diffusers_placeholders import missing_packages
+from ...progress_bars import is_terminal
 from ...validation import shown
 from ..extras import extra_needed
 from ..messages import first_line
@@ -81,7 +82,8 @@ class PipelineSource:
             pipe = load_pipeline(self.source or WEIGHTS)
             return pipe if dtype == torch.float32 else pipe.to(dtype)
         newer = not _diffusers().__version__.startswith("0.")  # older releases know the longer name only
-        with _bars(not quiet), warnings.catch_warnings():
+        hidden = hidden_loading_bars() if quiet or not is_terminal() else nullcontext()
+        with hidden, warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)
             trust = {"trust_remote_code": True} if self.is_trusted else {}
             return self.kind.from_pretrained(self.source, **{"dtype" if newer else "torch_dtype": dtype}, **trust)
@@ -161,22 +163,6 @@ def device_of(name: str) -> torch.device:
 def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
     """The dtype of a name; for None, float32 on the CPU and bfloat16 elsewhere."""
     return DTYPES[name or ("float32" if device.type == "cpu" else "bfloat16")]
-
-
-@contextmanager
-def _bars(shown: bool) -> Iterator[None]:
-    """Hide the progress bars of diffusers and transformers in the block, unless they are to be shown."""
-    loggings = [importlib.import_module("diffusers.utils.logging")]
-    if importlib.util.find_spec("transformers") is not None:
-        loggings.append(importlib.import_module("transformers.utils.logging"))
-    on = [each for each in loggings if not shown and each.is_progress_bar_enabled()]
-    for each in on:
-        each.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for each in on:
-            each.enable_progress_bar()
 
 
 def _index(folder: Path) -> Mapping[str, Any]:

@@ -21,10 +21,10 @@ STEPS, GUIDANCE, SEED = 28, 3.0, 0  # of the demo, where the options are left ou
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A target on the command line with its options, which are for the demo only.
+    """A model on the command line with its options, which are for the demo only.
 
     Args:
-        target: ``"demo"``, or a factory.
+        model: ``"demo"``, or a factory.
         prompts: captions to draw; empty for the default ones.
         steps: sampling steps.
         seed: the seed of the first caption.
@@ -32,11 +32,11 @@ class RunRequest:
         fresh: whether the default captions are those that no plan was searched on, as in ``dithooks demo``.
 
     Raises:
-        TargetError: the target is neither.
+        TargetError: the model is neither.
         UsageError: an option is out of its range, or given along with a factory.
     """
 
-    target: str
+    model: str
     prompts: tuple[str, ...] = ()
     steps: int | None = None
     seed: int | None = None
@@ -45,7 +45,7 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         options = {"prompt": self.prompts or None, "steps": self.steps, "seed": self.seed, "guidance": self.guidance}
-        check_target(self.target, options)
+        check_model(self.model, options)
         check_least(self, steps=1)
         check_seed(self.seed)
         check_guidance(self.guidance)
@@ -76,18 +76,18 @@ class Runnable:
         return next(iter(places), torch.device("cpu"))
 
 
-def check_target(target: str, demo_options: Mapping[str, object]) -> None:
-    """Check that a target is the demo or a factory, and that options of the demo are not given along with a factory.
+def check_model(model: str, demo_options: Mapping[str, object]) -> None:
+    """Check that a model is the demo or a factory, and that options of the demo are not given along with a factory.
 
     Raises:
-        TargetError: the target is neither.
+        TargetError: the model is neither.
         UsageError: an option of the demo is given along with a factory.
     """
-    if target != DEMO and ":" not in target:
-        raise TargetError(f"there is no target {shown(target)}: give {DEMO}, FILE.py:FACTORY or MODULE:FACTORY")
+    if model != DEMO and ":" not in model:
+        raise TargetError(f"there is no model {shown(model)}: give {DEMO}, FILE.py:FACTORY or MODULE:FACTORY")
     given = [name for name, value in demo_options.items() if value is not None]
-    if target != DEMO and given:
-        raise UsageError(f"--{given[0]} goes with the target {DEMO} only: a factory chooses what it draws")
+    if model != DEMO and given:
+        raise UsageError(f"--{given[0]} goes with the model {DEMO} only: a factory chooses what it draws")
 
 
 def runnable(request: RunRequest) -> Runnable:
@@ -97,19 +97,19 @@ def runnable(request: RunRequest) -> Runnable:
         TargetError: there is no such factory, or it returns something else.
         UsageError, InvalidSetting: the demo's pipeline cannot draw a caption, or a package is missing.
     """
-    if request.target == DEMO:
+    if request.model == DEMO:
         return _demo(request)
     from .user_factory import of_factory
 
-    subject = of_factory(request.target)
-    return Runnable(subject.target, _repeated(subject.run), {"target": request.target})
+    subject = of_factory(request.model)
+    return Runnable(subject.target, _repeated(subject.run), {"model": request.model})
 
 
 def _demo(request: RunRequest) -> Runnable:
     pipe, prompts = shipped(request.prompts, request.fresh)
     steps, seed = request.steps or STEPS, SEED if request.seed is None else request.seed
     guidance = GUIDANCE if request.guidance is None else request.guidance
-    description = {"target": DEMO, "prompts": list(prompts), "steps": steps, "seed": seed, "guidance": guidance}
+    description = {"model": DEMO, "prompts": list(prompts), "steps": steps, "seed": seed, "guidance": guidance}
     return Runnable(pipe, _repeated(drawing_of(pipe, prompts, steps, seed, guidance)), description, prompts)
 
 

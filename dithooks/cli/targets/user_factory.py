@@ -13,6 +13,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,10 @@ import torch
 from ...blocks.adapter import BlockAdapter
 from ...errors import TargetError
 from ...inspection.diffusers_class import Subject
+from ...integrations.diffusers_bars import hidden_loading_bars
+from ...progress_bars import is_terminal
 from ...validation import shown
+from ..user_errors import call_user
 
 STEPS = "num_inference_steps"  # the argument of a pipeline
 RETURNS = "a pair: the target, and a dict of keyword arguments, a tuple of positional ones or a function that runs it"
@@ -53,7 +57,7 @@ def of_factory_with_steps(spelled: str) -> tuple[Any, Callable[[int], object]]:
 
         def draw(steps: int) -> object:
             restore()
-            return called(**given | {STEPS: steps})
+            return call_user(called, **given | {STEPS: steps})
 
         return target, draw
     if isinstance(given, (dict, tuple)) or not _takes(inspect.signature(given), called, 1):
@@ -61,7 +65,7 @@ def of_factory_with_steps(spelled: str) -> tuple[Any, Callable[[int], object]]:
             f"what {spelled} returned takes no number of steps, so several --steps cannot be tried: return a dict with "
             f"{STEPS}, or a function of two arguments, the pipeline and the number of steps"
         )
-    return target, lambda steps: given(called, steps)
+    return target, lambda steps: call_user(given, called, steps)
 
 
 def _made(spelled: str) -> tuple[Any, Any]:
@@ -72,7 +76,8 @@ def _made(spelled: str) -> tuple[Any, Any]:
     if not callable(factory):
         has = "has no" if factory is None else f"has a {type(factory).__name__}, not a function,"
         raise TargetError(f"{where} {has} {shown(name)}: give FILE.py:FACTORY or MODULE:FACTORY")
-    made = factory()
+    with hidden_loading_bars() if not is_terminal() else nullcontext():
+        made = call_user(factory)
     if not isinstance(made, tuple) or len(made) != 2 or not (isinstance(made[1], (dict, tuple)) or callable(made[1])):
         got = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
         raise TargetError(f"{spelled} returned {got}: it has to return {RETURNS}")
@@ -88,7 +93,7 @@ def _run(spelled: str, target: Any, given: Any) -> Callable[[], object]:
 
     def run() -> object:
         restore()
-        return called(*args, **kwargs)
+        return call_user(called, *args, **kwargs)
 
     return run
 
@@ -97,11 +102,11 @@ def _function(spelled: str, called: Any, function: Callable[..., object]) -> Cal
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # a function that is not written in Python may have no signature
-        return function
+        return lambda: call_user(function)
     if _takes(signature):
-        return function
+        return lambda: call_user(function)
     if _takes(signature, called):
-        return lambda: function(called)
+        return lambda: call_user(function, called)
     raise TargetError(f"{spelled} returned a function of {signature}: it takes no argument, or one, the pipeline")
 
 
@@ -137,7 +142,7 @@ def _module(name: str) -> ModuleType:
     if os.getcwd() not in sys.path:  # as `python -m` does, and a console script does not
         sys.path.insert(0, os.getcwd())
     try:
-        return importlib.import_module(name)
+        return call_user(importlib.import_module, name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # something that the module needs
@@ -158,5 +163,5 @@ def _file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    call_user(spec.loader.exec_module, module)
     return module
