@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..environment.machine import machine, synchronize, versions
+from ..errors import UsageError
 from ..handle import CacheHandle
 from ..storage.replacement import replacing
 from .cache_settings import CacheSetting, cached, summary
@@ -53,6 +54,8 @@ def generate(options: GenerateOptions) -> int:
         for name in ignored:
             print(f"dithooks: {source.kind.__name__} takes no {name}: drawn without it", file=sys.stderr)
         pipe = source.load(device, dtype, options.quiet)
+        if options.tiling:
+            _decode_in_tiles(pipe, source)
         drawn = _draw(options, source, pipe, call, setting, tasks, device)
     statistics = _request(options, source, setting, call, ignored) | drawn
     statistics |= {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "machine": machine(device)}
@@ -67,6 +70,21 @@ def generate(options: GenerateOptions) -> int:
     if statistics["interrupted"]:
         print(f"dithooks: interrupted: {len(statistics['results'])} of {len(tasks)} are written", file=sys.stderr)
     return INTERRUPTED if statistics["interrupted"] else DONE
+
+
+def _decode_in_tiles(pipe: Any, source: PipelineSource) -> None:
+    """Let the decoder work in tiles.
+
+    Raises:
+        UsageError: the pipeline has none that can.
+    """
+    enable = getattr(getattr(pipe, "vae", None), "enable_tiling", None)
+    if enable is None:
+        raise UsageError(f"--tiling is for a VAE that can work in tiles, which {source.kind.__name__} does not have")
+    try:
+        enable()
+    except NotImplementedError as error:
+        raise UsageError(f"--tiling: {error}") from error
 
 
 def _draw(
