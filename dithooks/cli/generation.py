@@ -24,6 +24,7 @@ from .output_files import as_json, check_results, stdout_kept_for_json, write_js
 from .targets.pipeline_loading import PipelineSource, device_of, dtype_of, find_pipeline
 
 DONE, INTERRUPTED = 0, 130  # exit codes
+SOUNDS = ("audio", "sound")  # of what pipelines return
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
@@ -150,6 +151,8 @@ def _run(
         remarks.append(f"{task.file} cannot hold the {len(frames)} frames that were drawn: they are in {file}")
     if len(drawn) > 1:
         remarks.append(f"a run drew {len(drawn)} results: the first is in {file}")
+    if any(getattr(result, name, None) is not None for name in SOUNDS):
+        remarks.append(f"{file} is silent: the sound that {source.kind.__name__} has made, too, is left out")
     with replacing(file) as draft:
         write_frames(draft, frames, options.fps)
     entry = {"file": str(file), "prompt": task.prompt, "seed": task.seed, "seconds": round(seconds, 4)}

@@ -82,6 +82,8 @@ def test_family(name, here):
     assert told["plain"]["pipeline"] == name
     assert told["plain"]["results"][0]["frames"] == (asked or 1)
     assert told["plain"]["not_taken"] == []
+    silent = "plain.mp4 is silent: the sound that LTX2Pipeline has made, too, is left out"
+    assert told["plain"]["remarks"] == ([silent] if name == "LTX2Pipeline" else [])
     assert told["computed"]["blocks_run"] == told["computed"]["blocks_total"] == told["half"]["blocks_total"]
     assert told["half"]["blocks_run"] * 2 == told["half"]["blocks_total"] > 0
     assert set(told["half"]["decisions"]["steps"].values()) == {"●○●○"}
