@@ -63,6 +63,7 @@ def add_arguments(parser: Parser) -> None:
     add("--frames", type=int, metavar="N", help="of a video (default: the pipeline's own)")
     add("--fps", type=float, default=16.0, metavar="F", help="frames a second in the file (default: %(default)g)")
     add("--count", type=int, default=1, metavar="N", help="results for each prompt (default: %(default)s)")
+    add("--tiling", action="store_true", help="decode in tiles: takes less memory, and some pipelines need it")
     add("--set", action="append", default=[], dest="others", metavar="NAME=VALUE", help="another argument; repeatable")
     parser.begin_group("how it is cached")
     parser.add_plan(

@@ -42,6 +42,7 @@ class GenerateOptions:
     frames: int | None = None
     fps: float = 16.0
     count: int = 1
+    tiling: bool = False
     others: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str | None = None
@@ -122,7 +123,7 @@ def call_of(
         ("--guidance", "guidance_scale", options.guidance),
         ("--size", "width", width),
         ("--size", "height", height),
-        ("--frames", "video_length" if "video_length" in takes else "num_frames", options.frames),
+        ("--frames", source.frames, options.frames),
     ]
     asked = [(option, name, value) for option, name, value in wanted if value is not None]
     call = {name: value for _, name, value in asked if name in takes}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..environment.machine import machine, synchronize, versions
+from ..errors import UsageError
 from ..handle import CacheHandle
 from ..integrations.diffusers_bars import hidden_bars
 from ..progress_bars import is_terminal, progress
@@ -26,6 +27,7 @@ from .targets.pipeline_loading import PipelineSource, device_of, dtype_of, find_
 from .user_errors import call_user
 
 DONE, MISSED, INTERRUPTED = 0, 3, 130  # exit codes
+SOUNDS = ("audio", "sound")  # of what pipelines return
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
@@ -56,6 +58,8 @@ def generate(options: GenerateOptions) -> int:
         for name in ignored:
             print(f"dithooks: {source.kind.__name__} takes no {name}: drawn without it", file=sys.stderr)
         pipe = source.load(device, dtype, options.quiet)
+        if options.tiling:
+            _decode_in_tiles(pipe, source)
         drawn = _draw(options, source, pipe, call, setting, tasks, device)
     statistics = _request(options, source, setting, call, ignored) | drawn
     statistics |= {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "machine": machine(device)}
@@ -74,6 +78,21 @@ def generate(options: GenerateOptions) -> int:
         print(f"dithooks: {statistics['missed']}", file=sys.stderr)
         return MISSED
     return DONE
+
+
+def _decode_in_tiles(pipe: Any, source: PipelineSource) -> None:
+    """Let the decoder work in tiles.
+
+    Raises:
+        UsageError: the pipeline has none that can.
+    """
+    enable = getattr(getattr(pipe, "vae", None), "enable_tiling", None)
+    if enable is None:
+        raise UsageError(f"--tiling is for a VAE that can work in tiles, which {source.kind.__name__} does not have")
+    try:
+        enable()
+    except NotImplementedError as error:
+        raise UsageError(f"--tiling: {error}") from error
 
 
 def _draw(
@@ -148,6 +167,8 @@ def _run(
         remarks.append(f"{task.file} cannot hold the {len(frames)} frames that were drawn: they are in {file}")
     if len(drawn) > 1:
         remarks.append(f"a run drew {len(drawn)} results: the first is in {file}")
+    if any(getattr(result, name, None) is not None for name in SOUNDS):
+        remarks.append(f"{file} is silent: the sound that {source.kind.__name__} has made, too, is left out")
     with replacing(file) as draft:
         write_frames(draft, frames, options.fps)
     entry = {"file": str(file), "prompt": task.prompt, "seed": task.seed, "seconds": round(seconds, 4)}

@@ -77,10 +77,10 @@ def main(argv: list[str] | None = None) -> int:
 
     PyTorch is imported once the command line and the files that it names have been checked, and for ``env`` not at all.
 
-    0: done, all files written. 1: the environment is broken (``env`` says how, the others cannot import PyTorch), or the
-    model's own code has failed. 2: the command cannot be done as asked; one line on stderr gives the reason. 3: a target
-    was not reached (``search``, ``compare``, ``generate``). 130: interrupted; ``search`` and ``generate`` have written
-    their results so far.
+    0: done, all files written. 1: the environment is broken (``env`` says how, the others cannot import PyTorch), or
+    the model's own code has failed. 2: the command cannot be done as asked; one line on stderr gives the reason. 3: a
+    target was not reached (``search``, ``compare``, ``generate``). 130: interrupted; ``search`` and ``generate`` have
+    written their results so far.
 
     Args:
         argv: the arguments after the command's name; those of the process if None.

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 
 from ..environment.torch_api import OutOfMemoryError
 from ..errors import DitHooksError, UsageError
+from ..integrations.diffusers_placeholders import missing_import, module_of
 
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn two errors of a run into one line: too little memory, and a pipeline's own check of its arguments.
+    """Turn some errors of a run into one line: too little memory, and what a pipeline lacks or does not take.
 
     Raises:
         UsageError: in place of such an error. All others pass.
@@ -23,6 +24,14 @@ def one_line() -> Iterator[None]:
         raise
     except OutOfMemoryError as error:
         raise UsageError(f"{first_line(error)} (smaller pictures, fewer frames or --dtype take less)") from error
+    except NameError as error:
+        if (lack := missing_import(error)) is None:
+            raise
+        raise UsageError(lack) from error
+    except NotImplementedError as error:
+        if (module := module_of(error)) is None:
+            raise
+        raise UsageError(f"{module}: {first_line(error)}") from error
     except (ValueError, TypeError, RuntimeError) as error:
         if not _is_of_a_pipeline(error):
             raise

@@ -17,7 +17,7 @@ from .timestep_argument import FORM, TIMESTEP_NAMES
 # argument, and every argument that switches something (flags, names, lists of layers, which objects are given). Numbers
 # may change.
 Signature = tuple[tuple[Any, ...], ...]
-TIME = frozenset(TIMESTEP_NAMES)
+TIME = frozenset((*TIMESTEP_NAMES, "timestep_r", "r_timestep"))  # the latter: where a step of a flow map leads to
 _SWITCHES = (bool, str, Enum)
 _IS_AUTOCAST = torch._C._is_any_autocast_enabled  # on any device, asked once: most calls are without
 

@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # by which values may exceed a range: a decoder rounds
 POWER = 0.1  # of the mean of errors that is between the two others
 WINDOW = 7  # pixels, of SSIM
 CHUNK = 1 << 22  # numbers in double precision at a time: a video as a whole may not fit
-FIELDS = ("images", "frames")  # of the objects that pipelines return
+FIELDS = ("images", "frames", "image", "video")  # of the objects that pipelines return
 Samples = list[NDArray[np.float32]]
 Metric = Literal["psnr", "ssim", "lpips"]
 METRICS: tuple[Metric, ...] = ("psnr", "ssim", "lpips")
@@ -62,10 +62,10 @@ def samples_of(results: Any) -> Samples:
     """Copy the results of a run into arrays on the host, one for each sample, in their own scale.
 
     A list or tuple has one sample an entry: an array, a tensor, a PIL image, or a list of these, such as a video's
-    frames, which become one array (frames, …). Of a pipeline's output, alone or in a list, ``images`` or ``frames`` are
-    taken, and of a tuple of one, as with ``return_dict=False``, its entry. An array or tensor by itself is a batch if
-    it has four dimensions or more; with fewer it is one sample: a picture, or latents (batch, tokens, channels), which
-    are then compared as a whole.
+    frames, which become one array (frames, …). Of a pipeline's output, alone or in a list, ``images``, ``frames``,
+    ``image`` or ``video`` are taken, and of a tuple of one, as with ``return_dict=False``, its entry. An array or
+    tensor by itself is a batch if it has four dimensions or more; with fewer it is one sample: a picture, or latents
+    (batch, tokens, channels), which are then compared as a whole.
 
     Args:
         results: results of the run.

@@ -42,7 +42,7 @@ def names() -> tuple[str, ...]:
         >>> "FluxTransformer2DModel" in names()
         True
     """
-    return tuple(_facts())
+    return tuple(facts())
 
 
 def of_class(cls_name: str) -> tuple[str, ...]:
@@ -70,17 +70,16 @@ def build(name: str, seed: int = 0) -> Tiny:
         >>> model(**inputs()).sample.shape
         torch.Size([1, 16, 4])
     """
-    facts = _facts()
-    if name not in facts:
+    known = facts()
+    if name not in known:
         raise KeyError(f"{name} is none of names(); of that class there are {of_class(name.partition('#')[0])}")
-    plain, fact = facts[name.partition("#")[0]], facts[name]
+    plain, fact = known[name.partition("#")[0]], known[name]
     config = {**plain.get("config", {}), **fact.get("config", {})}
     specs = {**plain["inputs"], **fact.get("inputs", {})}
     module = importlib.import_module(plain.get("module", "diffusers"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = getattr(module, name.partition("#")[0])(**config).eval()
-        _draw(model, torch.Generator().manual_seed(seed))
+        model: nn.Module = drawn(getattr(module, name.partition("#")[0])(**config).eval(), seed)
 
     def inputs(seed: int = 0) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -89,13 +88,15 @@ def build(name: str, seed: int = 0) -> Tiny:
     return Tiny(model, inputs)
 
 
-def _facts() -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
-    return facts
+def facts() -> dict[str, Any]:
+    """Return what ``models.json`` says."""
+    found: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
+    return found
 
 
-def _draw(model: nn.Module, generator: torch.Generator) -> None:
+def drawn(model: nn.Module, seed: int) -> nn.Module:
     """Draw weights that keep activations at their size, small non-zero biases and gates, and scales around one."""
+    generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         with torch.no_grad():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -104,6 +105,7 @@ def _draw(model: nn.Module, generator: torch.Generator) -> None:
                 parameter.copy_(noise / math.sqrt(fan_in))
             else:
                 parameter.copy_(0.1 * noise + bool((parameter == 1).all()))
+    return model
 
 
 def _value(spec: Any, generator: torch.Generator) -> Any:

@@ -581,14 +581,16 @@ def test_arrays_are_pictures():
         (torch.from_numpy(ramp).permute(2, 0, 1)[None],),
         [ramp],
         SimpleNamespace(images=[Image.fromarray(expected)]),
+        SimpleNamespace(image=[Image.fromarray(expected)]),  # as Kandinsky 5 calls it
     ):
         ((frame,),) = pictures.frames_of(given)
         assert np.array_equal(np.asarray(frame), expected)
     ((frame,),) = pictures.frames_of([2 * ramp - 1])
     assert np.abs(np.asarray(frame).astype(int) - expected).max() <= 1
     video = torch.from_numpy(ramp).permute(2, 0, 1).expand(1, 5, 3, 8, 8)  # as Wan gives it with "pt"
-    (frames,) = pictures.frames_of(SimpleNamespace(frames=video))
-    assert len(frames) == 5
+    for name in ("frames", "video"):
+        (frames,) = pictures.frames_of(SimpleNamespace(**{name: video}))
+        assert len(frames) == 5
     for given in ([ramp * 7 - 3], [ramp[0, 0]], [ramp[None].repeat(2, 0).transpose(1, 2, 3, 0)], "text", None):
         with pytest.raises(TargetError, match="neither pictures nor videos"):
             pictures.frames_of(given)

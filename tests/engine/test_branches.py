@@ -45,6 +45,13 @@ def at_step_1(*branches, used=(), **more):
 class TestPrompts:
     """What the conditioning of a call tells."""
 
+    @pytest.mark.parametrize("name", ["r_timestep", "timestep_r"])
+    def test_where_a_step_leads_to_is_no_prompt(self, name):
+        """Flow maps are given it beside the timestep, for each frame; as a prompt, this would be quite another one."""
+        run = at_step_1(seen(given(EAST, **{name: torch.tensor([[0.9, 0.9]])})))
+        match = choose_branch(run, given(EAST, **{name: torch.tensor([[0.1, 0.0]])}))
+        assert (match.number, match.claim) == (0, None)
+
     def test_a_prompt_that_repeats_is_told_by(self):
         run = at_step_1(seen(given(EAST), 0, changes=STEADY), seen(given(NORTH), 1, changes=STEADY))
         assert choose_branch(run, given(NORTH)) == Match(1, None, {"e": 0, "x as form": 0, "e as form": 0})

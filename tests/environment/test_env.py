@@ -466,13 +466,131 @@ def test_the_code_of_the_page_runs(tmp_path):
 
 def test_extras_are_those_of_the_package():
     """Each install line names an extra that exists, and installs the package that is missing."""
-    found = {}
-    if (ROOT / "setup.cfg").exists():
-        config = configparser.ConfigParser()
-        config.read(ROOT / "setup.cfg")
-        if config.has_section("options.extras_require"):
-            found = {name: text.split("\n") for name, text in config["options.extras_require"].items()}
-    found = found or metadata_extras()
+    tomllib = pytest.importorskip("tomllib")
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def packages(extra):
+        for each in filter(None, map(str.strip, found[extra])):
+            name = re.match(r"[\w.-]+", each)[0]
+            for inner in re.findall(r"\[([\w,]+)\]", each):
+                yield from (
+                    (inner_name for other in inner.split(",") for inner_name in packages(other))
+                    if (name == "dithooks")
+                    else [f"{name}-{inner}"]
+                )
+            yield name
+
+    for extra, (purpose, needed) in EXTRAS.items():
+        assert purpose
+        assert {each.lower() for each in needed} <= {each.lower() for each in packages(extra)}, extra
+
+
+def test_what_is_missing(self, error, cann, remedy):
+        report = changed(SOUND, torch_npu={"error": error}, cann=cann)
+        level, what, help_ = said(report)[0]
+        assert level == "broken"
+        assert error in what
+        assert remedy in help_
+        assert "export TORCH_DEVICE_BACKEND_AUTOLOAD=0" in help_
+
+    def test_no_compiler(self):
+        assert [level for level, *_ in said({**NONE, "compiler": None})] == ["note"]
+
+
+class TestCann:
+    @pytest.mark.parametrize(
+        ("file", "text"),
+        [
+            (
+                "aarch64-linux/ascend_toolkit_install.info",
+                "package_name=Ascend-cann-toolkit\nversion=8.5.0\narch=aarch64\n",
+            ),
+            ("x86_64-linux/ascend_nnae_install.info", "version=8.5.0\n"),
+            ("runtime/version.info", "Version=8.5.0\nversion_dir=8.5\n"),
+        ],
+    )
+    def test_where_the_environment_says(self, tmp_path, monkeypatch, file, text):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(text)
+        (tmp_path / "set_env.sh").write_text("")
+        monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+        monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
+        found = ascend.cann()
+        assert (found["home"], found["set_by"]) == (str(tmp_path), "ASCEND_TOOLKIT_HOME")
+        assert (found["version"], found["file"]) == ("8.5.0", str(tmp_path / file))
+        assert found["scripts"] == [str(tmp_path / "set_env.sh")]
+
+    def test_none(self, tmp_path, monkeypatch):
+        for name in ascend.HOMES:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(ascend, "INSTALLED", (str(tmp_path / "latest"),))
+        assert ascend.cann() == {
+            **{"home": None, "set_by": None, "version": None, "file": None, "scripts": [], "libraries": {}}
+        }
+
+    def test_a_place_that_is_not_there(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path / "gone"))
+        assert ascend.cann()["version"] is None
+        assert ascend.cann()["home"] == str(tmp_path / "gone")
+
+    def test_a_file_that_cannot_be_read_is_passed_over(self, tmp_path, monkeypatch):
+        """In place of one that is the superuser's alone."""
+        (tmp_path / "ascend_toolkit_install.info").mkdir()
+        (tmp_path / "version.info").write_text("Version=8.5.0\n")
+        monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+        assert ascend.cann()["version"] == "8.5.0"
+
+    def test_in_words(self):
+        shown = dict(env.rows(SOUND))
+        assert shown["CANN"] == "9.0.0: /opt/cann (ASCEND_HOME_PATH)"
+        assert shown["torch_npu"] == "2.10.0"
+        assert shown["accelerator"] == "npu"
+        assert shown[""] == "0: Ascend910B3, 32.0 of 64.0 GiB free"
+
+    def test_libraries(self):
+        assert torch_probe.loads("libc.so.6") is None
+        assert "cannot open shared object file" in torch_probe.loads("libascend_none.so")
+
+
+def test_the_table():
+    """The pairs named in the page for NPUs are those that the command knows."""
+    page = (ROOT / "docs" / "npu.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| (\d\S+) \| \d\S+ \| (\d\S+) \|$", page, re.MULTILINE))
+    assert told == ascend.CANN_OF
+    for npu, torch_version in re.findall(r"^\| (\d\S+) \| (\d\S+) \| \d\S+ \|$", page, re.MULTILINE):
+        assert ascend.release(npu) == torch_version
+    assert (ascend.CANN_OF["2.10.0"], ascend.CANN_OF["2.8.0.post2"]) == ("9.0.0", "8.5.0")
+
+
+def test_the_code_of_the_page_runs(tmp_path):
+    """Every piece of Python in the page for NPUs, one after another, on the CPU, as the only rank."""
+    page = (ROOT / "docs" / "npu.md").read_text(encoding="utf-8")
+    pieces = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(pieces) == 5
+    (launched,) = (number for number, piece in enumerate(pieces) if piece.startswith("# draw.py"))
+    pieces[launched] = f"os.environ['WORLD_SIZE'] = '8'\n{pieces[launched]}os.environ['WORLD_SIZE'] = '1'\n"
+    for number, piece in enumerate(pieces):
+        if "load_plan" not in piece:  # a plan is of so many steps; the others may be made shorter here
+            pieces[number] = piece.replace("num_inference_steps=28", "num_inference_steps=8")
+    (tmp_path / "page.py").write_text("\n".join(["import os", *pieces]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {**os.environ, **rank, "PYTHONPATH": str(ROOT)}
+    run = [sys.executable, "-W", "error::UserWarning:dithooks", "page.py"]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "'reuse'" in done.stdout
+    assert [path.name for path in tmp_path.glob("*.png")] == [
+        "penguin.png"
+    ]  # the first of eight ranks has one of eight
+
+
+def test_extras_are_those_of_the_package():
+    """Each install line names an extra that exists, and installs the package that is missing."""
+    tomllib = pytest.importorskip("tomllib")
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
     def packages(extra):
         for each in filter(None, map(str.strip, found[extra])):

@@ -9,7 +9,8 @@ import torch
 from conformance import tensors
 from torch import nn
 
-from dithooks.tiny import build, names, of_class
+from dithooks.tiny import build, names, of_class, pipeline, pipeline_names
+from dithooks.tiny.tokenizers import tokenizer
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -116,3 +117,44 @@ def test_every_block_matters(tiny):
             for parameter, value in zip(block.parameters(), kept, strict=True):
                 parameter.copy_(value)
     assert idle == NOT_RUN.get(name, set())
+
+
+# -- whole pipelines --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", pipeline_names())
+def test_a_pipeline_draws_what_the_prompt_asks_for(name):
+    """Its text encoders and tokenizers matter: other words give other latents, and the same words the same."""
+    pytest.importorskip("transformers")
+    if not hasattr(diffusers, name):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
+    if name in ("SkyReelsV2Pipeline", "HeliosPipeline", "WanVACEPipeline"):
+        pytest.importorskip("ftfy")
+    (pipe, call), (again, _) = pipeline(name), pipeline(name)
+    drawn = [latents(each, prompt, call) for each, prompt in ((pipe, "a cat"), (again, "a cat"), (pipe, "a dog"))]
+    assert drawn[0].isfinite().all()
+    assert 0.1 < drawn[0].std() < 20
+    assert torch.equal(drawn[0], drawn[1])
+    assert (drawn[0] - drawn[2]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def latents(pipe, prompt, call):
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.Generator().manual_seed(0)
+    out = pipe(prompt=prompt, num_inference_steps=2, generator=noise, output_type="latent", **call)
+    return torch.as_tensor(next(iter(out.values())))
+
+
+def test_an_unknown_pipeline_is_refused():
+    with pytest.raises(KeyError, match="NonePipeline is none of pipeline_names"):
+        pipeline("NonePipeline")
+
+
+@pytest.mark.parametrize("kind", ["t5", "clip", "bert", "gemma", "llama", "bytes", "chat"])
+def test_letters_are_told_apart(kind):
+    pytest.importorskip("transformers")
+    one, other, strange = (tokenizer(kind)(text).input_ids for text in ("a cat", "a car", "\u2603"))
+    assert len(one) == len(other)
+    assert sum(a != b for a, b in zip(one, other, strict=True)) == 1
+    assert strange

@@ -19,7 +19,7 @@ from ...environment.machine import accelerator
 from ...environment.torch_api import OutOfMemoryError
 from ...errors import TargetError, UsageError
 from ...integrations.diffusers_bars import hidden_loading_bars
-from ...integrations.diffusers_placeholders import missing_packages
+from ...integrations.diffusers_placeholders import missing_import, missing_packages
 from ...progress_bars import is_terminal
 from ...validation import shown
 from ..extras import extra_needed
@@ -29,6 +29,7 @@ from .saved_json import read_object
 
 DEMO = "demo"
 SHIPPED = "EmojiPipeline"  # of dithooks.demo
+FRAMES = ("num_frames", "video_length", "frames")  # what pipelines call the number of frames
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -58,7 +59,12 @@ class PipelineSource:
     @property
     def video(self) -> bool:
         """Whether it draws videos, judged by the parameters of its call."""
-        return bool({"num_frames", "video_length", "num_videos_per_prompt"} & set(self.takes))
+        return bool({*FRAMES, "num_videos_per_prompt"} & set(self.takes))
+
+    @property
+    def frames(self) -> str:
+        """The name of the argument for the number of frames."""
+        return next((name for name in FRAMES if name in self.takes), FRAMES[0])
 
     def load(self, device: torch.device, dtype: torch.dtype, quiet: bool = False) -> Any:
         """Load the pipeline to a device.
@@ -74,6 +80,10 @@ class PipelineSource:
             raise TargetError(f"{self.title} does not fit into the memory of {device}: {first_line(error)}") from error
         except (OSError, ValueError, ImportError) as error:  # diffusers' errors for a missing component
             raise TargetError(f"{self.title} cannot be loaded: {first_line(error)}") from error
+        except NameError as error:
+            if (lack := missing_import(error)) is None:
+                raise
+            raise TargetError(f"{self.title} cannot be loaded: {lack}") from error
 
     def _load(self, dtype: torch.dtype, quiet: bool) -> Any:
         if self.kind.__name__ == SHIPPED:
