@@ -148,7 +148,7 @@ def is_terminal() -> bool:
 
 
 class _Pace:
-    """The pace at which something is done; it is measured anew where another thing is."""
+    """The pace at which something is done; it is measured afresh where another thing is."""
 
     def __init__(self) -> None:
         self._total: int | None = None

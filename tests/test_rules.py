@@ -22,8 +22,19 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"}
 IMMUTABLE_CALLS = {
-    *("ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "TypeVar"),
-    *("attrgetter", "object", "Moment", "Match", "StepSettings", "ForkLock", "_Stance", "DynamoLock", "Platform"),
+    *("ContextVar", "Path", "frozenset", "getLogger", "dataclass", "namedtuple", "TypeVar", "exit_codes"),
+    *(
+        "attrgetter",
+        "object",
+        "Moment",
+        "Match",
+        "StepSettings",
+        "ForkLock",
+        "_Stance",
+        "DynamoLock",
+        "Platform",
+        "exit_codes",
+    ),
 }
 REGISTERED = {"_HINTS"}  # what users tell of their models is the process's by nature
 OF_THE_PROCESS = {"_EACH"}  # so is a fork: weak references to what a forked child has to let go of

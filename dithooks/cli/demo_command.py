@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         UsageError: a package is missing, an option cannot be followed, or a file cannot be read or written.
     """
     from ..errors import UsageError
-    from .extras import extra_needed
+    from .required_packages import extra_needed
 
     with extra_needed("the demo needs", '"dithooks[demo]"'):
         from ..demo import PLAN, demonstration, load_plan

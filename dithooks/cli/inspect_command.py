@@ -136,14 +136,14 @@ def _show_all(markdown_to: Path | None, quiet: bool) -> None:
 
 
 def _need_rich() -> None:
-    from .extras import extra_needed
+    from .required_packages import extra_needed
 
     with extra_needed("inspect needs", "rich"):
         import rich  # noqa: F401
 
 
 def _need_diffusers() -> None:
-    from .extras import extra_needed
+    from .required_packages import extra_needed
 
     with extra_needed("inspect needs", '"dithooks[diffusers]"'):
         import diffusers  # noqa: F401

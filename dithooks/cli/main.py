@@ -18,7 +18,7 @@ from . import (
     search_command,
 )
 from .command_parser import Parser, wrapped
-from .extras import check_pytorch
+from .required_packages import check_pytorch
 
 EPILOG = """the same in every command:
   MODEL        what is run: demo, your own (file.py:function), a saved pipeline; see dithooks COMMAND --help

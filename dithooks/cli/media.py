@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import TargetError, UsageError
 from ..recording.image_metrics import FIELDS, samples_of
-from .extras import extra_needed
+from .required_packages import extra_needed
 
 ENCODED = (".mp4", ".mov", ".mkv", ".webm")  # by ffmpeg
 ANIMATED = (".gif", ".webp", ".apng")  # by Pillow

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-PACKAGE = str(Path(__file__).parents[1])
+PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 HEAD = "Traceback (most recent call last):\n"
 IMPORTING = ("<frozen importlib", str(importlib.__file__))  # frames of an import, which show nothing
 

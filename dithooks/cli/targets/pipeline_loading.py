@@ -22,8 +22,8 @@ from ...integrations.diffusers_bars import hidden_loading_bars
 from ...integrations.diffusers_placeholders import missing_import, missing_packages
 from ...progress_bars import is_terminal
 from ...validation import shown
-from ..extras import extra_needed
 from ..messages import first_line
+from ..required_packages import extra_needed
 from .model_code import refuse_code
 from .saved_json import read_object
 

@@ -24,7 +24,7 @@ from .functors import Patch, PatchFunctor
 from .modifiers import FLAT, ParamsModifier, applied, from_keywords, merged, without_others
 from .translate import translate
 
-Target = TypeVar("Target")
+Model = TypeVar("Model")
 KNOWN = ("cache_config", "calibrator_config", "params_modifiers", *FLAT)
 
 
@@ -137,12 +137,12 @@ class Enabled(CacheHandle):
 
 
 def enable_cache(
-    pipe_or_adapter: Target,
+    pipe_or_adapter: Model,
     cache_config: BasicCacheConfig | None = None,
     calibrator_config: CalibratorConfig | None = None,
     params_modifiers: Any = None,
     **keywords: Any,
-) -> Target:
+) -> Model:
     """Cache the blocks of a pipeline or transformer; a second call changes the settings.
 
     Each list of blocks is a range of its own, as in cache-dit. Of lists that are found rather than named, those too
