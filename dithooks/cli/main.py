@@ -97,11 +97,12 @@ def main(argv: list[str] | None = None, before: Callable[[argparse.Namespace], o
     """
     parser = build_parser()
     try:
-        args = parser.parse_args(argv)
-        if args.command is None:
+        args, unknown = parser.parse_known_args(argv)
+        if args.command is None and not unknown:
             parser.print_help(sys.stderr)
             return 2
-        args.check_files(args)
+        (args.parser if args.command else parser).refuse_unknown(unknown)
+        args.parser.check_files(args)
         if before is not None:
             before(args)
         return COMMANDS[args.command].run(args)
@@ -143,5 +144,5 @@ def build_parser() -> Parser:
             formatter_class=raw,
         )
         command.add_arguments(subparser)
-        subparser.set_defaults(check_files=subparser.check_files)
+        subparser.set_defaults(parser=subparser)
     return parser
