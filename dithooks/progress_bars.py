@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 ProgressCallback = Callable[[str, int, int | None], None]  # stage, done, total; None where the total is unknown
@@ -188,11 +188,12 @@ class _Lines:
     def __init__(self, every: float) -> None:
         self._every = every
         self._stage: str | None = None
-        self._line = self._printed = ""
+        self._line = self._state = self._printed = ""
         self._begun_at = self._printed_at = time.monotonic()
 
     def show(self, bar: ProgressBar, parts: Sequence[ProgressBar] = ()) -> None:
-        self._line = f"{bar} ({_joined(parts)})" if parts else str(bar)
+        self._line = _line(bar, parts)
+        self._state = _line(replace(bar, seconds_left=None), parts)
         now = time.monotonic()
         is_overdue = now - self._printed_at >= max(self._every, (now - self._begun_at) / 10)
         if bar.title != self._stage or is_overdue:
@@ -200,12 +201,13 @@ class _Lines:
             self._print()
 
     def close(self) -> None:
+        self._line = self._state
         self._print()
 
     def _print(self) -> None:
-        if self._line != self._printed:
+        if self._state != self._printed:
             print(self._line, file=sys.stderr, flush=True)
-            self._printed, self._printed_at = self._line, time.monotonic()
+            self._printed, self._printed_at = self._state, time.monotonic()
 
 
 class _Rich:
@@ -295,6 +297,10 @@ class _Tqdm:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _line(bar: ProgressBar, parts: Sequence[ProgressBar]) -> str:
+    return f"{bar} ({_joined(parts)})" if parts else str(bar)
 
 
 def _joined(parts: Sequence[ProgressBar]) -> str:

@@ -98,7 +98,7 @@ def test_a_log_has_a_line_for_each_stage(stderr, installed, capsys, monkeypatch)
         search(report)
     *lines, last = stream.getvalue().splitlines()
     assert lines == ["record: 0 of 28", "plan", "run plans: 0 of 5"]
-    assert last == f"run plans: 4 of 5, {BEST}, about 1 s left"
+    assert last == f"run plans: 4 of 5, {BEST}"
     assert capsys.readouterr().out == ""
 
 

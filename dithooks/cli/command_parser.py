@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import shutil
 import textwrap
@@ -40,6 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """Add an argument to the group that was begun last."""
+        self.names = [*vars(self).get("names", ()), *names]
         group = vars(self).get("_group")
         add = super().add_argument if group is None else group.add_argument
         action: argparse.Action = add(*names, **options)
@@ -70,6 +72,18 @@ class Parser(argparse.ArgumentParser):
     def add_plan(self, *names: str, ships: Ships, **options: Any) -> None:
         """Add an option whose file is a plan or a configuration; ``ships``: or the name of a plan that ships."""
         self._plans.append((_given(self.add_argument(*names, **options)), ships))
+
+    def refuse_unknown(self, arguments: list[str]) -> None:
+        """Refuse arguments that the command does not take, and name the option that is nearest.
+
+        Raises:
+            UsageError: there are some.
+        """
+        if not arguments:
+            return
+        option = arguments[0].partition("=")[0]
+        close = difflib.get_close_matches(option, [name for name in self.names if name.startswith("--")], n=1)
+        self.error(f"there is no {shown(option)} here{f': do you mean {close[0]}?' if close else ''}")
 
     def check_files(self, args: argparse.Namespace) -> None:
         """Check that what is to be read is there, and that what is to be written can be; no trace is left.

@@ -18,7 +18,8 @@ USAGE = "[options]"
 DESCRIPTION = """Show what is installed, which accelerator PyTorch sees, and what keeps it from working. Works where
 PyTorch cannot be imported, too."""
 
-EPILOG = exit_codes("0    the environment is sound", "1    something is broken, and the output names it", REFUSED)
+SOUND, BROKEN = "0    the environment is sound", "1    something is broken, and the output names it"
+EPILOG = f"{exit_codes(SOUND, BROKEN, REFUSED)}"
 
 
 def add_arguments(parser: Parser) -> None:

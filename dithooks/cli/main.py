@@ -90,11 +90,12 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = build_parser()
     try:
-        args = parser.parse_args(argv)
-        if args.command is None:
+        args, unknown = parser.parse_known_args(argv)
+        if args.command is None and not unknown:
             parser.print_help(sys.stderr)
             return 2
-        args.check_files(args)
+        (args.parser if args.command else parser).refuse_unknown(unknown)
+        args.parser.check_files(args)
         if COMMANDS[args.command] is not env_command:
             check_pytorch()
         return COMMANDS[args.command].run(args)
@@ -137,5 +138,5 @@ def build_parser() -> Parser:
             formatter_class=raw,
         )
         command.add_arguments(subparser)
-        subparser.set_defaults(check_files=subparser.check_files)
+        subparser.set_defaults(parser=subparser)
     return parser

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
+PACKAGE = Path(__file__).parents[1]
 HEAD = "Traceback (most recent call last):\n"
-IMPORTING = ("<frozen importlib", str(importlib.__file__))  # frames of an import, which show nothing
+FROZEN = "<frozen importlib"  # of an import, whose frames show nothing
 
 
 def call_user(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
@@ -39,7 +38,7 @@ def user_traceback(error: BaseException) -> str | None:
     if call_user.__code__ not in codes:
         return None
     if (
-        codes[-1].co_filename.startswith(PACKAGE) and codes[-1] is not call_user.__code__
+        codes[-1].co_filename.startswith(str(PACKAGE)) and codes[-1] is not call_user.__code__
     ):  # that takes no such arguments
         return None
     shown = traceback.TracebackException.from_exception(error)
@@ -50,7 +49,8 @@ def user_traceback(error: BaseException) -> str | None:
 
 def _leave_out(shown: traceback.TracebackException, first: int = 0) -> None:
     """Leave out the first frames, those of this package and of imports; of the errors that led to it, too."""
-    kept = [each for each in shown.stack[first:] if not each.filename.startswith((PACKAGE, *IMPORTING))]
+    ours = (str(PACKAGE), FROZEN, str(importlib.__file__))
+    kept = [each for each in shown.stack[first:] if not each.filename.startswith(ours)]
     shown.stack[:] = kept
     for cause in (shown.__cause__, shown.__context__):
         if cause is not None:

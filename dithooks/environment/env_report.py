@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .ascend import BROKEN, HOMES, LIBRARIES, NOTE, SWITCH, WARNING, EnvReport, cann, findings
-from .extras import missing_extras
 from .file_schemas import PLAN
 from .measured_releases import compiled_by, release_of
+from .optional_packages import missing_extras
 from .torch_subprocess import ask_torch, backends, installed, loads
 
 PACKAGES = ("diffusers", "accelerate", "peft", "torchao", "transformers", "numpy", "safetensors")

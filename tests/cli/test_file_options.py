@@ -145,7 +145,7 @@ def test_every_option_that_names_a_file_is_checked():
         checked = parser._outputs + parser._folders + parser._inputs + [files for files, _ in parser._plans]
         assert len(checked) == len(named), name
         assert isinstance(parser, Parser)
-        assert parser.get_default("check_files") == parser.check_files
+        assert parser.get_default("parser") is parser
 
 
 def test_it_fails_before_pytorch_is_imported(tmp_path):

@@ -103,6 +103,24 @@ def test_help_fits_the_terminal(name, width, monkeypatch, capsys):
     assert [line for line in lines if len(line) > width and not line.startswith(copied)] == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["search", "demo", "--tarbet", "2"],
+            "there is no '--tarbet' here: do you mean --target? (see dithooks search",
+        ),
+        (["compare", "demo", "--plans=x"], "there is no '--plans' here: do you mean --plan? (see dithooks compare"),
+        (["demo", "--qqq"], "there is no '--qqq' here (see dithooks demo --help)"),
+        (["--frob"], "there is no '--frob' here"),
+    ],
+)
+def test_a_misspelt_option_names_the_nearest(arguments, message, capsys):
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"dithooks: error: {message}")
+
+
 def test_wrapped(monkeypatch):
     monkeypatch.setenv("COLUMNS", "42")
     text = """terms:

@@ -101,7 +101,7 @@ def test_frames_in_between_are_left_out(folder, capsys):
     assert "RuntimeError: in the model, under our hooks" in shown
     files = [file for file, _ in frames(shown)]
     assert files
-    assert not [file for file in files if file.startswith(user_errors.PACKAGE)]
+    assert not [file for file in files if file.startswith(str(user_errors.PACKAGE))]
     assert [function for _, function in frames(shown) if function in ("draw", "forward")] == ["draw", "forward"]
 
 

@@ -17,7 +17,7 @@ from dithooks.cli.main import main
 from dithooks.environment import ascend
 from dithooks.environment import env_report as env
 from dithooks.environment import torch_subprocess as torch_probe
-from dithooks.environment.extras import EXTRAS, missing_extras
+from dithooks.environment.optional_packages import EXTRAS, missing_extras
 
 ROOT = Path(__file__).parents[2]
 SOUND = {
