@@ -84,7 +84,9 @@ if not TYPE_CHECKING:  # which would take any name for one of the package
         if name in ROOMS:
             return import_module(f".{name}", __name__)
         if name in __all__:
-            return getattr(import_module(".public_names", __name__), name)
+            names = vars(import_module(".public_names", __name__))
+            globals().update({each: names[each] for each in __all__ if each not in globals()})
+            return names[name]
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from .blocks.adapter import BlockAdapter
 from .blocks.block_lists import Chain, fingerprint
+from .blocks.cache_target import CacheTarget
 from .blocks.discovery import Blocks
 from .blocks.module_paths import dtype_of, modules_of
-from .blocks.target import Target
 from .config.attachable import Attachable, attachable, selected, selected_for_request
 from .config.cache_config import DitCacheConfig
 from .config.cache_plan import CachePlan
@@ -78,7 +78,7 @@ class Numbers:
 
 
 def dit_cache(
-    target: Target,
+    target: CacheTarget,
     config: Attachable,
     *,
     tier: str | None = None,
@@ -859,7 +859,7 @@ def _silences(attachments: list[AnyAttachment], last: Numbers) -> list[str]:
     return [message for message in why if message is not None][:1]
 
 
-def handle_of(target: Target) -> CacheHandle | None:
+def handle_of(target: CacheTarget) -> CacheHandle | None:
     """Find the handle of the cache on a model, though nobody has kept it: its hooks on the model lead to it.
 
     Args:
@@ -897,7 +897,7 @@ def handle_of(target: Target) -> CacheHandle | None:
     return found[0] if found else None
 
 
-def detach(target: Target) -> None:
+def detach(target: CacheTarget) -> None:
     """Remove every cache that is on a model or pipeline, whoever has attached it, and also where its handle is lost.
 
     A cache that was attached to several models at once is removed from all of them.

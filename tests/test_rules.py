@@ -384,6 +384,7 @@ def test_public_names():
     for name in dithooks.__all__:
         if not name.startswith("__"):
             assert getattr(dithooks, name).__doc__, name
+    assert set(dithooks.__all__) <= vars(dithooks).keys()  # once one of them has been used
     with pytest.raises(AttributeError, match="module 'dithooks' has no attribute 'nothing'"):
         dithooks.nothing  # noqa: B018
 

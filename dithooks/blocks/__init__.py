@@ -16,5 +16,5 @@
 10. ``adapter``: what a user declares about blocks that observation cannot resolve.
 11. ``registry``: such declarations by class name, and the choice between declared, named and found blocks.
 12. ``whole_models``: transformers that are cached as wholes, also those without lists, and U-Nets.
-13. ``target``: what holds them, for type checkers.
+13. ``cache_target``: what holds them, for type checkers.
 """

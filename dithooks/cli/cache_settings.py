@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..blocks.target import Target
+from ..blocks.cache_target import CacheTarget
 from ..config.attachable import from_text, selected
 from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
@@ -176,7 +176,9 @@ def numbered(settings: Sequence[CacheSetting]) -> list[CacheSetting]:
 
 
 @contextmanager
-def cached(target: Target, setting: CacheSetting, remarks: list[str], verify: bool = True) -> Iterator[CacheHandle]:
+def cached(
+    target: CacheTarget, setting: CacheSetting, remarks: list[str], verify: bool = True
+) -> Iterator[CacheHandle]:
     """Attach a setting for as long as the block lasts, and append the cache's warnings to ``remarks``.
 
     Raises:

@@ -14,6 +14,7 @@ from torch import nn
 from ..blocks.adapter import BlockAdapter
 from ..blocks.block_io import BlockIO, show
 from ..blocks.block_lists import Chain
+from ..blocks.cache_target import CacheTarget
 from ..blocks.discovery import Blocks, owners_of
 from ..blocks.observation import BlockCall, Observation, observed_blocks
 from ..blocks.pattern import pattern_of
@@ -21,7 +22,6 @@ from ..blocks.registry import chains_of
 from ..blocks.stream_matching import block_io_of
 from ..blocks.stream_transforms import text
 from ..blocks.tap import Tap, tap
-from ..blocks.target import Target
 from ..blocks.trunk import Trunk, find_trunk, followable_ranges
 from ..blocks.wiring import gap
 from ..config.cache_config import DitCacheConfig
@@ -89,7 +89,7 @@ class Survey:
         return max((*self.ranges, *self.wholes), key=lambda pair: pair[1] - pair[0], default=None)
 
 
-def survey(target: Target, run: Callable[[], object], blocks: Blocks = None, test: int = 64) -> list[Survey]:
+def survey(target: CacheTarget, run: Callable[[], object], blocks: Blocks = None, test: int = 64) -> list[Survey]:
     """Observe the blocks of a target in one run; then try ranges of them.
 
     Args:
@@ -162,7 +162,7 @@ class _FirstCall:
 
 
 def _surveyed(
-    target: Target, run: Callable[[], object], blocks: Blocks, chain: Chain, observation: Observation, test: int
+    target: CacheTarget, run: Callable[[], object], blocks: Blocks, chain: Chain, observation: Observation, test: int
 ) -> Survey:
     trunk = find_trunk(observation, chain.weights() if chain.found else None)
     assert trunk is not None
@@ -190,7 +190,7 @@ def _surveyed(
     )
 
 
-def _tried(target: Target, run: Callable[[], object], blocks: Blocks, pair: BlockPair) -> str | None:
+def _tried(target: CacheTarget, run: Callable[[], object], blocks: Blocks, pair: BlockPair) -> str | None:
     """Cache a range and compare; return the reason why it cannot be cached, or None."""
     pipe = target.pipe if isinstance(target, BlockAdapter) else target
     has_scheduler = getattr(pipe, "scheduler", None) is not None and not isinstance(pipe, nn.Module)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..blocks.adapter import BlockAdapter
+from ..blocks.cache_target import CacheTarget
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
-from ..blocks.target import Target
 from ..config.cache_config import DitCacheConfig
 from ..engine.attachment import check, prepare
 from ..engine.clock import scheduler_of
@@ -164,7 +164,7 @@ class Profile:
 
 
 def profile(
-    target: Target,
+    target: CacheTarget,
     run: Callable[..., Any],
     config: DitCacheConfig | None = None,
     *,

@@ -10,9 +10,9 @@ from typing import Any
 
 from ..blocks.adapter import BlockAdapter
 from ..blocks.block_lists import Chain, fingerprint
+from ..blocks.cache_target import CacheTarget
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
-from ..blocks.target import Target
 from ..blocks.whole_models import models_of
 from ..config.cache_config import DitCacheConfig
 from ..config.provenance import PlanTarget
@@ -36,7 +36,7 @@ DRIVEN = "a loop runs the blocks without their transformer's call, whose output 
 
 
 def record(
-    target: Target,
+    target: CacheTarget,
     run: Callable[..., Any],
     *,
     num_inference_steps: int | None = None,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..blocks.adapter import BlockAdapter
 from ..blocks.block_io import parameter_names
+from ..blocks.cache_target import CacheTarget
 from ..blocks.discovery import Blocks
-from ..blocks.target import Target
 from ..config.cache_plan import CachePlan
 from ..engine.clock import scheduler_of
 from ..environment.torch_api import OutOfMemoryError
@@ -117,7 +117,7 @@ class Evaluator:
         metrics: what is measured, as for :func:`.compare`.
     """
 
-    target: Target
+    target: CacheTarget
     timed_run: TimedRun
     reference: Sequence[NDArray[np.float32]] | None
     seconds: float | None

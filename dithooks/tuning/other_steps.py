@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..blocks.cache_target import CacheTarget
 from ..blocks.discovery import Blocks
-from ..blocks.target import Target
 from ..config.cache_plan import CachePlan
 from ..config.provenance import Elsewhere
 from ..config.transformer_plan import Payload, TransformerPlan
@@ -95,7 +95,7 @@ class OtherSteps:
         settings: how further runs are recorded.
     """
 
-    target: Target
+    target: CacheTarget
     run: Callable[[Any, int], Any]
     blocks: Blocks
     scheduler: object

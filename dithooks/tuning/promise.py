@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..blocks.adapter import BlockAdapter
+from ..blocks.cache_target import CacheTarget
 from ..blocks.discovery import Blocks
-from ..blocks.target import Target
 from ..config.cache_plan import CachePlan
 from ..config.plan_tiers import PlanTiers
 from ..errors import InvalidSetting, RunMismatch, WrongType
@@ -25,7 +25,7 @@ Plans = TypeVar("Plans", CachePlan, PlanTiers)
 
 
 def promise(
-    target: Target,
+    target: CacheTarget,
     plans: Plans,
     run: Callable[[Any], Any],
     *,

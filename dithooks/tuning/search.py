@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..blocks.block_lists import Chain, fingerprint
+from ..blocks.cache_target import CacheTarget
 from ..blocks.discovery import Blocks
 from ..blocks.registry import chains_of
-from ..blocks.target import Target
 from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
 from ..config.transformer_plan import Payload
@@ -45,7 +45,7 @@ EVALS, FITTED_EVALS, FITTED_MOVES = 4, 6, 8  # plans that are run at most; the l
 
 
 def search(
-    target: Target,
+    target: CacheTarget,
     run: Callable[..., Any],
     target_speedup: float = 2.0,
     *,

@@ -45,4 +45,4 @@ class HasModel(Protocol):
     def model(self) -> Any: ...
 
 
-Target = nn.Module | BlockAdapter | HasComponents | HasTransformer | HasDit | HasUnet | HasModel
+CacheTarget = nn.Module | BlockAdapter | HasComponents | HasTransformer | HasDit | HasUnet | HasModel
