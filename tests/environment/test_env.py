@@ -234,7 +234,7 @@ def test_without_any_package(tmp_path):
 
     done = bare("env")
     assert (done.returncode, done.stderr) == (1, "")
-    assert f"dithooks      {__version__}\n" in done.stdout
+    assert done.stdout.startswith(f"dithooks      {__version__}, plans of schema ")
     assert "broken: PyTorch is not installed\n  -> pip install torch\n" in done.stdout
     done = bare("demo")
     assert (done.returncode, done.stdout) == (1, "")
