@@ -561,7 +561,7 @@ def test_plans_that_are_none(tmp_path: Path) -> None:
         (["--out", "demo.xyz"], "demo.xyz has an ending"),
         (["--out", "no/such/folder/demo.png"], "no/such/folder is not a folder"),
         (["--json", "no/such/folder/demo.json"], "no/such/folder is not a folder"),
-        (["--colour"], "unrecognized arguments: --colour"),
+        (["--colour"], "there is no '--colour' here"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
