@@ -212,6 +212,7 @@ def test_a_folder_with_its_name_does_not_hide_it(editable, clone, tmp_path, plac
 
 USE = """\
 import torch
+from pipelines import DiffusionPipeline, WanPipeline
 from torch import nn
 
 import dithooks
@@ -231,6 +232,11 @@ def run(pipe: Pipe) -> list[torch.Tensor]:
     return []
 
 
+def cached(wan: WanPipeline, other: DiffusionPipeline) -> None:
+    dit_cache(wan, Threshold(0.1))
+    dit_cache(other, "plan.json")
+
+
 pipe = Pipe()
 cache = dit_cache(pipe, DitCacheConfig(1, 2, 0, 3))
 reveal_type(cache)  # dithooks.handle.CacheHandle
@@ -243,6 +249,17 @@ reveal_type(CachePlan.load("plan.json"))  # dithooks.config.cache_plan.CachePlan
 dithooks.search(Model(), run, target_speedup=2.0)
 dithooks.plot.steps(cache)
 dit_cache(Model(), Threshold(0.1), blocks="blocks")
+"""
+PIPELINES = """\
+from typing import Any
+
+class WanPipeline:  # as in diffusers/utils/dummy_torch_and_transformers_objects.py, which mypy reads first
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs): ...
+
+class DiffusionPipeline:  # as in diffusers/pipelines/pipeline_utils.py
+    @property
+    def components(self) -> dict[str, Any]: ...
 """
 WRONG = {
     "dit_cache(pipe, 3)": "arg-type",
@@ -259,6 +276,7 @@ WRONG = {
 def test_type_checkers_see_its_types(editable, clone, tmp_path, place):
     """What mypy says of a user's script, by the comments in it; wrong lines are errors, and no other is."""
     (tmp_path / "use.py").write_text("\n".join([USE, *WRONG]))
+    (tmp_path / "pipelines.pyi").write_text(PIPELINES)  # to follow diffusers' own imports takes mypy a minute
     checked = ["--strict", "--python-executable", editable.python, "--cache-dir", editable.packages.parent / "mypy"]
     call = [sys.executable, "-m", "mypy", *checked, tmp_path / "use.py"]
     folder = clone.parent if place == "above" else tmp_path

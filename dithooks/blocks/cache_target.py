@@ -10,8 +10,15 @@ from torch import nn
 from .adapter import BlockAdapter
 
 
+class HasFromPretrained(Protocol):
+    """A pipeline of diffusers, of which mypy sees no more than this: it takes the class's placeholder for the class."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any: ...
+
+
 class HasComponents(Protocol):
-    """A pipeline of diffusers, which lists its parts."""
+    """A pipeline that lists its parts, as those of diffusers do."""
 
     @property
     def components(self) -> Mapping[str, Any]: ...
@@ -45,4 +52,6 @@ class HasModel(Protocol):
     def model(self) -> Any: ...
 
 
-CacheTarget = nn.Module | BlockAdapter | HasComponents | HasTransformer | HasDit | HasUnet | HasModel
+CacheTarget = (
+    nn.Module | BlockAdapter | HasFromPretrained | HasComponents | HasTransformer | HasDit | HasUnet | HasModel
+)
