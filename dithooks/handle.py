@@ -429,7 +429,7 @@ class CacheHandle:
         steps: int | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> Request:
-        """A place of its own for what is cached for one run, among others in a thread or task, or across several.
+        """A place of its own for the residuals of one run, among others in a thread or task, or across several.
 
         By itself a thread or asyncio task has one run at a time. A server that makes a step of this run and a step of
         that one, or each step in whichever thread is free, enters a run's request around its calls. One that makes
@@ -538,7 +538,7 @@ class CacheHandle:
         return RowScope(listed, requests)
 
     def forget(self, request: Hashable) -> None:
-        """Free what is cached for a request that is over or was cancelled; nothing happens if there is none.
+        """Free the residuals of a request that is over or was cancelled; nothing happens if there is none.
 
         Args:
             request: its name, or what :meth:`request` has returned.
@@ -650,7 +650,7 @@ class CacheHandle:
         Warns:
             UserWarning: another library has wrapped a block since; its stand-in stays, as a plain way to the block.
         """
-        try:  # before all else: what is raised in here is caught
+        try:  # before all else: errors raised in here are caught
             remarks = self._take_off()
         except BaseException:
             complete(self._take_off)

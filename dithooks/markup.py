@@ -12,7 +12,7 @@ WIDTH, HEIGHT, MARGIN = 360, 200, 44  # pixels of a diagram
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table; what is HTML already is :class:`Raw`.
+    """Return a table; ready-made HTML is :class:`Raw`.
 
     Example:
         >>> table(["a"], [["<1>"]])
@@ -57,7 +57,7 @@ def diagram(points: Mapping[str, tuple[float, float]], axes: tuple[str, str], ma
 
     Args:
         points: the place of each, by its name, which the mouse shows.
-        axes: what is to the right, and what is up.
+        axes: the meaning of the horizontal and the vertical axis.
         marked: the name of the one that is filled.
     """
     if not points:

@@ -24,7 +24,7 @@ class ProgressReport(Protocol):
         """Show how far a stage is.
 
         Args:
-            stage: what is being done; its bar replaces that of another stage.
+            stage: the present work; its bar replaces that of another stage.
             done: how much of the stage is done.
             total: how much there is to do; ``None``: unknown.
             note: a text behind the bar, such as the best result so far.
@@ -50,7 +50,7 @@ class ProgressBar:
 
     @property
     def count(self) -> str:
-        """How much is done, of how much where that is known; empty where nothing is, of what is not known."""
+        """The amount done, and of how much if known; empty before the first unit of an unknown amount."""
         if not self.done and self.total is None:
             return ""
         count = str(self.done) if self.total is None else f"{self.done} of {self.total}"
@@ -79,7 +79,7 @@ def time_left(seconds: float) -> str:
 
 @contextmanager
 def progress(verbose: bool = True) -> Iterator[ProgressReport]:
-    """Show on stderr what is reported inside, and leave the terminal as it was.
+    """Show on stderr the progress that is reported inside, and leave the terminal as it was.
 
     Args:
         verbose: write to stderr at all. Of several processes only rank 0 should: ``verbose and is_rank_0()``.
@@ -211,7 +211,7 @@ class _Lines:
 
 
 class _Rich:
-    """Bars of ``rich``, each in one line; what is printed meanwhile stays above them."""
+    """Bars of ``rich``, each in one line; other output stays above them."""
 
     def __init__(self) -> None:
         from rich.console import Console

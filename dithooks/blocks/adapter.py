@@ -39,7 +39,7 @@ class BlockAdapter:
         has_separate_cfg: whether guidance takes two calls per step (``True``), distinguished by their order alone, or
             one (``False``), so that all calls of a step are one branch. Left out, calls are distinguished by their
             arguments. One for all, or one per transformer.
-        auto: whether to find what is not given; ``False`` makes it an error.
+        auto: whether to find missing arguments; ``False`` makes them an error.
         strict: whether a forward pattern that contradicts observation is an error. With ``False``, observation
             prevails, the pattern decides where observation is ambiguous, and a contradiction causes a warning.
 

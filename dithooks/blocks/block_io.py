@@ -58,7 +58,7 @@ class CallReader:
 
     def __init__(self, module: nn.Module) -> None:
         self.names = parameter_names(module)
-        self._ways: dict[str, tuple[str, Way]] = {}  # of what is held by a container: the argument, and the way in it
+        self._ways: dict[str, tuple[str, Way]] = {}  # of values in containers: the argument, and the way in it
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the call's arguments by name, and what containers among them hold.
@@ -98,11 +98,11 @@ class CallReader:
         return args[place] if place < len(args) else None
 
     def way(self, name: str) -> tuple[str, Way]:
-        """Return the argument that holds what is called ``name``, and the way in it; empty for the argument itself."""
+        """Return the argument that holds the value ``name``, and the way in it; empty for the argument itself."""
         return self._ways.get(name, (name, ()))
 
     def container(self, argument: str, way: Way) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
-        """Return a function that reads a container from a call: an argument, or what is held by one."""
+        """Return a function that reads a container from a call: an argument, or a part of one."""
         return partial(self._follow, argument, way)
 
     def _follow(self, argument: str, way: Way, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -19,14 +19,14 @@ WRAPPED = "_orig_mod"  # where torch.compile(model) keeps the model
 
 @dataclass(frozen=True)
 class BlockList:
-    """One list of blocks of a transformer, and what is declared about it.
+    """One list of blocks of a transformer, and the declarations about it.
 
     Args:
         path: of the list, from the target, such as ``transformer.transformer_blocks``.
         blocks: the list.
         pattern: declared for its blocks.
         functor: reads and builds its blocks' streams.
-        strict: whether the pattern overrules what is observed; else it decides only where observation leaves it open.
+        strict: whether the pattern overrules observation; else it decides only where observation leaves it open.
     """
 
     path: str

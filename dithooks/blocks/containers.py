@@ -55,7 +55,7 @@ def part_of(value: Any, step: Step) -> Any:
 
 
 def follow(value: Any, way: Sequence[Step]) -> Any:
-    """Return what is found at the end of a way into a container; ``None`` if the way ends before."""
+    """Return the value at the end of a way into a container; ``None`` if the way ends before."""
     for step in way:
         value = part_of(value, step)
     return value

@@ -35,7 +35,7 @@ _OVERWRITES = frozenset({"copy_", "fill_", "zero_", "normal_", "uniform_"})  # w
 
 
 class DataFlow:
-    """What is made of the outputs of blocks: between blocks, and up to what the model returns.
+    """The use of the outputs of blocks: between blocks, and up to what the model returns.
 
     It holds no tensors. Inside of blocks, and before the first one, nothing is followed: what a block returns counts as
     made by that block.

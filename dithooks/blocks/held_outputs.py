@@ -1,4 +1,4 @@
-"""The outputs of blocks that are still held when later blocks return: does a model use what is inside a range later?
+"""The outputs of blocks that are still held when later blocks return: does a model use the inside of a range later?
 
 Where a call cannot be repeated, that alone shows it.
 """
@@ -53,7 +53,7 @@ class HeldOutputs:
         self._calls.append(index)
 
     def leave(self, index: int, output: Any) -> None:
-        """Note what a block has returned, and what is held of earlier ones."""
+        """Note the output of a block, and which earlier ones are still held."""
         if not self._calls or self._calls[-1] != index:  # blocks within blocks: the outer call is not followed
             return
         number = len(self._calls) - 1

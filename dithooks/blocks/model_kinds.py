@@ -38,7 +38,7 @@ def why_not_a_trunk(module: nn.Module) -> str | None:
 def is_unet(module: nn.Module) -> bool:
     """Return whether a model has a list of convolutional blocks on the way down and another on the way up.
 
-    Transformers that go down and up need not hand anything past what is between: of those, the first call shows it.
+    Transformers that go down and up need not hand anything past the blocks between: of those, the first call shows it.
     """
     blocks = {name for name, each in _lists(module).items() if not _are_layers(each) and _has_convolutions(each)}
     return all(any(name.split("_")[0] == way for name in blocks) for way in ("down", "up"))

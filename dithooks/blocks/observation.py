@@ -26,7 +26,7 @@ class ObservedBlock:
         group: path of its list.
         reader: reads its calls.
         pattern: declared for its list.
-        strict: whether the pattern overrules what is observed.
+        strict: whether the pattern overrules observation.
     """
 
     path: str

@@ -85,12 +85,12 @@ def step_at(call: BlockCall, position: int) -> Step | None:
 
 
 def step_of(reader: CallReader, name: str) -> Step | None:
-    """Return the last step to what is called ``name``; ``None`` for an argument by itself."""
+    """Return the last step to the value ``name``; ``None`` for an argument by itself."""
     way = reader.way(name)[1]
     return way[-1] if way else None
 
 
 def _above(reader: CallReader, name: str) -> Container:
-    """Return the container that holds what is called ``name``."""
+    """Return the container that holds the value ``name``."""
     argument, way = reader.way(name)
     return argument, way[:-1]

@@ -130,8 +130,8 @@ def for_speedup(speedup: float, payload: Payload = "residual") -> CacheSetting:
     """A policy that steers to a speed-up during the run, by the change from step to step.
 
     Args:
-        speedup: what is steered to, in blocks that run.
-        payload: what is forecast, as for :class:`~dithooks.DitCacheConfig`.
+        speedup: the target that is steered to, in blocks that run.
+        payload: the tensors to forecast, as for :class:`~dithooks.DitCacheConfig`.
 
     Raises:
         UsageError: the number is no speed-up.
@@ -147,7 +147,7 @@ def evenly_spread(speedup: float, steps: int, payload: Payload = "residual") -> 
     Args:
         speedup: times fewer blocks that run.
         steps: of the run.
-        payload: what is forecast, as for :class:`~dithooks.DitCacheConfig`.
+        payload: the tensors to forecast, as for :class:`~dithooks.DitCacheConfig`.
 
     Raises:
         UsageError: the number is no speed-up.
@@ -203,5 +203,5 @@ def summary(decisions: Sequence[CallRecord], run: int | None = None) -> dict[str
 
 
 def _named(payload: Payload) -> str:
-    """What is added to a name of a setting."""
+    """The suffix of the name of a setting."""
     return "" if payload == "residual" else f", {payload}"

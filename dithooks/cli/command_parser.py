@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
 
         Args:
             names: as for ``add_argument``.
-            files: the files, of the arguments, where they are not what is given.
+            files: the files, of the arguments, where these are not the values themselves.
             options: as for ``add_argument``.
         """
         action = self.add_argument(*names, **options)
@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"there is no {shown(option)} here{f': do you mean {close[0]}?' if close else ''}")
 
     def check_files(self, args: argparse.Namespace) -> None:
-        """Check that what is to be read is there, and that what is to be written can be; no trace is left.
+        """Check that input files are there, and that output files can be written; no trace is left.
 
         Raises:
             UsageError: it is not, or cannot; two results would go to one file, or one to a file that is read.

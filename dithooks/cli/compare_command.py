@@ -30,7 +30,7 @@ SUMMARY = "compare time and pictures without a cache and with each of several"
 USAGE = "MODEL [options]"
 
 DESCRIPTION = """Run MODEL without a cache, with each plan, and with each speed-up that is steered to as it runs, in
-turns, and compare: time, blocks that ran, memory, and how near what is drawn comes to what is drawn without a cache."""
+turns, and compare: time, blocks that ran, memory, and how near the pictures come to those without a cache."""
 
 TARGET_MISSED = 3  # exit code
 MISSED = "3    done, but a --target was not reached"

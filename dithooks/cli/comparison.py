@@ -95,11 +95,11 @@ def measure(
     """Run without a cache and with each setting, once for the pictures and ``pairs`` times for the time.
 
     Args:
-        subject: what is run.
+        subject: the pipeline or model, and its run.
         settings: the ways to cache.
         pairs: timed runs of each.
         report: called before each run with its name, the number of runs done and of all.
-        metrics: what is measured, as for :func:`~dithooks.recording.image_metrics.compare`.
+        metrics: the measures, as for :func:`~dithooks.recording.image_metrics.compare`.
 
     Raises:
         UsageError: a setting is for another model, or cannot be used here; the message begins with its name.

@@ -1,4 +1,4 @@
-"""``dithooks env``: what is installed here, and what keeps the accelerator from working.
+"""``dithooks env``: the installed versions, and the cause if an accelerator does not work.
 
 It runs where PyTorch cannot be imported, too: neither the package nor the command line imports it by itself.
 """

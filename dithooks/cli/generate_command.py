@@ -30,7 +30,7 @@ MISSED = "3    done, but the --target was not reached"
 EPILOG = f"""what MODEL can be:
   demo                     the small pipeline that ships with dithooks
   path/to/folder           a pipeline that save_pretrained or a download has put there
-  owner/name               an id of the Hugging Face Hub: what is not in its local cache is downloaded
+  owner/name               an id of the Hugging Face Hub: files that are not in its local cache are downloaded
 
 how it is made faster (without any of these, nothing is):
   --plan plan.json           what dithooks search has found for this model; a configuration that config.save wrote, too

@@ -68,7 +68,7 @@ def search_page(
 
     Args:
         found: for each target by its name, what was found, and what its plan draws.
-        reference: what is drawn without a cache.
+        reference: the pictures without a cache.
         captions: of the pictures; empty if they are not known.
         about: what was searched, on which machine and when.
         pasted: for each target, the lines that use its plan.

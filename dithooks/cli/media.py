@@ -147,7 +147,7 @@ def _encode(path: Path, frames: Frames, fps: float) -> None:
 
 
 def _lacking() -> str:
-    """The name of what is missing to encode a video; empty if nothing is."""
+    """The name of the package that is missing to encode a video; empty if none is."""
     lacking: Sequence[str] = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
     if lacking:
         return " and ".join(lacking).replace("_", "-")

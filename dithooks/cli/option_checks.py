@@ -16,7 +16,7 @@ SEEDS = 2**62  # seeds count up from the one that is given, and have to fit into
 
 
 def add_metric(parser: argparse.ArgumentParser) -> None:
-    """Add the option of what is measured beside PSNR and SSIM."""
+    """Add the option of a metric beside PSNR and SSIM."""
     parser.add_argument(
         "--metric",
         action="append",
@@ -28,7 +28,7 @@ def add_metric(parser: argparse.ArgumentParser) -> None:
 
 
 def check_installed(metrics: Collection[Metric]) -> None:
-    """Check that what is to be measured can be.
+    """Check that a metric can be computed here.
 
     Raises:
         UsageError: a package that it needs is not installed.

@@ -48,7 +48,7 @@ def add_target(parser: Parser, *, dest: str = "target", help: str, **options: An
 
 
 def add_payload(parser: Parser) -> None:
-    """Add the choice of what is forecast at reused steps."""
+    """Add the choice of the payload, which is forecast at reused steps."""
     parser.add_argument(
         "--payload",
         choices=("residual", "output"),

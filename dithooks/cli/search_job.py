@@ -117,7 +117,7 @@ class SearchOptions:
 
     @property
     def goals(self) -> tuple[float, ...]:
-        """What is searched for, one after another: speed-ups, or a PSNR."""
+        """The goals of the search, one after another: speed-ups, or a PSNR."""
         return self.speedups or (SPEEDUP if self.target_psnr is None else self.target_psnr,)
 
     @property

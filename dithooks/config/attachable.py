@@ -69,10 +69,10 @@ def attachable(given: object) -> DitCacheConfig | CachePlan | PlanTiers:
 
 
 def selected(given: object, tier: str | None) -> DitCacheConfig | CachePlan:
-    """Return what is to be attached: of tiers, the one that is asked for.
+    """Return the settings to attach: of tiers, the one that is asked for.
 
     Raises:
-        TypeError, ValueError: as :func:`attachable`; tiers come without ``tier``, or what is no tiers with one; or as
+        TypeError, ValueError: as :func:`attachable`; tiers come without ``tier``, or other settings with one; or as
             :meth:`PlanTiers.select`.
         OSError: as :func:`attachable`.
         TargetMissed: as :meth:`PlanTiers.select`.
@@ -117,7 +117,7 @@ def selected_for_request(
 
 
 def from_text(text: str) -> DitCacheConfig | CachePlan | PlanTiers:
-    """Read a file of any kind; what has no kind is read as a plan, whose error says what is expected.
+    """Read a file of any kind; one without a kind is read as a plan, whose error names the expected fields.
 
     Args:
         text: as ``to_json()`` of a plan, tiers or a configuration writes it.

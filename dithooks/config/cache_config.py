@@ -45,7 +45,7 @@ class DitCacheConfig(JsonFile):
             activations are.
         free_at_end: free residuals when a run's last step is over, if its number of steps is known. ``False``: when
             the next run begins.
-        payload: what is forecast on a reused step: ``"residual"``, of the range, or ``"output"``, of the whole
+        payload: the forecast of a reused step: ``"residual"``, of the range, or ``"output"``, of the whole
             transformer, whose call is then left out altogether. The range then is the whole transformer
             (``cache_block_start`` 0, no ``cache_num_blocks``), and measuring policies measure its latents. The target
             has to be a pipeline or a module that holds the transformer.

@@ -12,7 +12,7 @@ from ..policies.mask import Mask
 from ..predictors.fitted import BranchWeights, Fitted
 from ..validation import check_choice, check_count, check_text, set_field, shown
 
-Payload = Literal["residual", "output"]  # what is forecast on a reused step: of the range, or of the transformer
+Payload = Literal["residual", "output"]  # the forecast of a reused step: of the range, or of the transformer
 PAYLOADS: tuple[Payload, ...] = ("residual", "output")
 
 
@@ -148,7 +148,7 @@ class TransformerPlan:
         return self.called is None or self.called[0] <= step < self.called[1]
 
     def _check_payload(self) -> None:
-        """Refuse another range than the whole transformer with its output, and corrections of what is left out."""
+        """Refuse another range than the whole transformer with its output, and corrections of reused steps."""
         check_choice("payload", self.payload, PAYLOADS)
         if self.payload != "output":
             return

@@ -69,7 +69,7 @@ def run_demo(
 
     Args:
         pipe: the demo's pipeline.
-        options: what is drawn.
+        options: the pictures to draw.
         out: the file of the picture.
         json_to: the file of the figures.
         verbose: show progress on stderr.

@@ -2,7 +2,7 @@
 
 ControlNets and adapters do so: ``x = block(x); x = x + control[i]``. What leaves a range less what enters it holds what
 was added at that step. So it is summed up on a computed step and taken out of the residual; on a reused one, the
-streams pass through the model's own loop, which adds what is due then.
+streams pass through the model's own loop, which adds the terms of that step.
 
 That is right for what does not depend on the stream that it is added to. Whether it does, the model is asked with noise
 (``Verification.additions``): a stream that is scaled, gated or overwritten on its way has its noise changed. Such a
@@ -26,7 +26,7 @@ NOTICEABLE = 0.01  # change of what was added, relative to its size; rounding is
 
 
 class Additions:
-    """What is known of the additions between the blocks of one range.
+    """The known additions between the blocks of one range.
 
     A residual says by its signature whether additions were taken out of it, so that the two kinds are never mixed: once
     they are counted, residuals from before are not reused.
@@ -66,7 +66,7 @@ class Additions:
 
 
 class AdditionSum:
-    """The sum of what is added between the blocks of a range in one computed call.
+    """The sum of the terms that are added between the blocks of a range in one computed call.
 
     What was added on the way is followed through the model's joins and cuts, as the streams are.
 

@@ -5,10 +5,10 @@ What decides is whether a value can take something in that its copy would not. M
 - What nothing can be written into (numbers, names, members of enumerations, UUIDs, functions, classes; tuples, frozen
   sets and frozen dataclasses of these) is kept as it is, so that it stays the same object.
 - Modules are kept as they are, too: like the transformer itself, which is not copied either.
-- Tensors, random generators, containers and all other objects are copied as deep as they go, each once: what is in two
+- Tensors, random generators, containers and all other objects are copied as deep as they go, each once: one in two
   places is one object in the copy as well.
 
-What is left cannot be copied: an iterator that would be used up, a lock, an open file, an object of a class whose state
+All others cannot be copied: an iterator that would be used up, a lock, an open file, an object of a class whose state
 only its C code knows. A call with such an argument cannot be repeated.
 """
 
@@ -38,7 +38,7 @@ _UNWRITABLE = (
 
 
 class Uncopyable(Exception):
-    """A value that cannot be copied in such a way that it and its copy do not share what is written into one."""
+    """A value that cannot be copied in such a way that it and its copy do not share writes into one."""
 
 
 def copied(value: T, copies: dict[int, Any] | None = None) -> T:
@@ -99,7 +99,7 @@ def is_copyable(value: Any) -> bool:
 
 
 class _Writer(pickle.Pickler):
-    """A pickler of a value's containers and objects; what is not to be pickled is appended to ``shared``."""
+    """A pickler of a value's containers and objects; parts that are not to be pickled are appended to ``shared``."""
 
     def __init__(self, stream: io.BytesIO, shared: list[Any]) -> None:
         super().__init__(stream, pickle.HIGHEST_PROTOCOL)

@@ -13,7 +13,7 @@ from ..errors import InvalidSetting
 
 
 class LearntRange(NamedTuple):
-    """What a call has shown: the blocks in the order in which they count, the wiring of the range and of what is before
+    """What a call has shown: the blocks in the order in which they count, the wiring of the range and of those before
     it, and whether the range is other blocks than it was thought to be.
     """
 

@@ -21,7 +21,7 @@ class ChangeMetric(ABC):
     has no change relative to itself; it counts only where all of them do.
     """
 
-    keeps_reused: ClassVar[bool] = False  # what is seen in a reused call is kept, too
+    keeps_reused: ClassVar[bool] = False  # streams seen in a reused call are kept, too
 
     def __init__(self, reduce: Reduce) -> None:
         self.reduce = reduce
@@ -29,7 +29,7 @@ class ChangeMetric(ABC):
     def look(self, seen: Sequence[Tensor]) -> Tensor | None:
         """The change in a call, of no dimension, in float32; ``None`` where there is nothing yet to compare with.
 
-        ``seen`` is what is looked at, each (batch, …).
+        ``seen`` are the streams to measure, each (batch, …).
         """
         sums = self.sums(seen)
         if sums is None:
@@ -73,7 +73,7 @@ class ChangeMetric(ABC):
     @property
     @abstractmethod
     def held(self) -> list[Tensor]:
-        """What is remembered."""
+        """The remembered streams."""
 
     @property
     def nbytes(self) -> int:
@@ -194,7 +194,7 @@ def _size(tensor: Tensor, less: Tensor | None, reduce: Reduce) -> Tensor:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Of a tensor that is split over ranks (DTensor), what is here: to add up the ranks is not done unasked."""
+    """Of a tensor that is split over ranks (DTensor), the local part: to add up the ranks is not done unasked."""
     local = getattr(tensor, "to_local", None)
     return tensor if local is None else local()
 

@@ -191,7 +191,7 @@ class CallDecider(ForkAware):
         return run is None or run.finished
 
     def clear_branch(self, session: Session, number: int) -> None:
-        """Drop what is kept for one branch of a session's run."""
+        """Drop the residuals of one branch of a session's run."""
         run = self._runs.get(session)
         if run is not None and number in run.branches:
             run.branches[number].clear()
@@ -409,7 +409,7 @@ class CallDecider(ForkAware):
 
         Args:
             call: of a branch of a run.
-            tensors: what is to be summed.
+            tensors: the terms of the sum.
             weights_of: returns the weights that a predictor has for the call.
         """
         return []
@@ -712,7 +712,7 @@ class CallDecider(ForkAware):
         return policy
 
     def _free_abandoned(self, begun: Run) -> None:
-        """Free what is held for runs that can never go on, now that another has begun.
+        """Free the residuals of runs that can never go on, now that another has begun.
 
         Their session was left by an exception, or their scheduler has been given other timesteps: cancelled requests.
         """
@@ -733,7 +733,7 @@ class CallDecider(ForkAware):
         return True
 
     def _finish(self, run: Run, session: Session | None) -> None:
-        """Finish a run after what is known to be its last call: emit its warnings, and free its residuals."""
+        """Finish a run after its last call: emit its warnings, and free its residuals."""
         run.finished = True
         self.log.end_run(run.number)
         self._warn_of(run, over=True)

@@ -28,7 +28,7 @@ _OWN = frozenset({"__call__", "__class__", "__deepcopy__", "__reduce_ex__", "__r
 
 
 class _Behind:
-    """What is behind a stand-in."""
+    """The model behind a stand-in."""
 
     __slots__ = ("cache", "original")
 

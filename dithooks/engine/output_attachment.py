@@ -103,7 +103,7 @@ class OutputAttachment:
         return CachedRange(self.log.name, 0, self.log.blocks, self.log.blocks)
 
     def describe(self) -> str:
-        """Return what is cached as text."""
+        """Return the cached range as text."""
         return f"output of {self.chain.name}"
 
 
@@ -157,7 +157,7 @@ def check_output(chain: Chain, config: DitCacheConfig, target: object, mine: Seq
     Raises:
         WrongType: the transformer is scripted.
         InvalidSetting: nothing holds the transformer, it or its blocks are cached already, another cache is enabled,
-            only one of its lists is meant, or what is to be looked at is no argument of it.
+            only one of its lists is meant, or a stream to measure is no argument of it.
     """
     name = type(chain.owner).__name__
     if chain.part:

@@ -200,7 +200,7 @@ class OutputCache:
         if form is None or not form.fits(branch.given):
             call.mode, call.deltas, call.range = MISMATCH, (), Capture()
             return NotImplemented
-        # What is kept is not handed out: the pipeline may write into it.
+        # Stored outputs are not handed out: the pipeline may write into them.
         kept = {id(tensor) for anchor in branch.anchors for tensor in anchor.kept}
         tensors = [tensor.clone() if id(tensor) in kept else tensor for tensor in call.deltas]
         return form.build(tensors)

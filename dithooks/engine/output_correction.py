@@ -37,12 +37,12 @@ class OutputCorrection:
         Args:
             call: the call, not committed yet; ``None`` for one that is not the cache's.
             output: of the transformer, which is not written into.
-            conclude: commits the call; it may free what is kept.
+            conclude: commits the call; it may free stored outputs.
         """
         if call is None or call.stale or call.branch is None or call.run is None:
             conclude()
             return None
-        signature: Signature = (*call.signature[:1], *call.branch.given.form)  # without what is added between blocks
+        signature: Signature = (*call.signature[:1], *call.branch.given.form)  # without additions between blocks
         tensors, earlier = floating_in(output), [each for each in call.branch.outputs if each.signature == signature]
         corrected = self._corrected(call, tensors, earlier)
         kept = None if call.mode is REUSE else self._copy(call, signature, tensors)

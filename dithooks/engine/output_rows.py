@@ -27,7 +27,7 @@ class OutputRows:
     Args:
         decider: of the transformer's cache.
         model: the transformer.
-        states: what is kept for the rows.
+        states: the state of each row.
     """
 
     def __init__(self, decider: CallDecider, model: nn.Module, states: RowStates) -> None:

@@ -18,7 +18,7 @@ from .run import Branch, Run
 class PartDecider(CallDecider):
     """Decider of calls on a guided batch, whose equal parts have weights of their own.
 
-    Example: with guidance by one call on a batch of both, what is forecast of its first half is the sum by the weights
+    Example: with guidance by one call on a batch of both, the forecast of its first half is the sum by the weights
     of the first branch, and of its second half that by those of the second.
     """
 

@@ -157,7 +157,7 @@ class RangeCache:
         if isinstance(decider, SampleDecider):
             decider.decide_samples, decider.count_samples = self._decide_samples, self._count_samples
             decider.clear_branches = self.row_states.clear_branch
-        if verify:  # without a test, what is added cannot be separated from other work on the streams
+        if verify:  # without a test, additions cannot be separated from other work on the streams
             self.additions.ask = self._ask_for_additions
         self.compilable = tuple(compilable)
         self._is_reattaching = False  # stand-ins are being exchanged: other calls begin as plain ones
@@ -211,7 +211,7 @@ class RangeCache:
         else:
             if seen and block_range.wiring is None and replay is not None:
                 compiled = compiled or are_compiled(self.callees())
-                if compiled:  # before it is traced: what is known then stays true, and nothing is compiled again
+                if compiled:  # before it is traced: all that holds then stays true, and nothing is compiled again
                     self._rehearse(replay)
             # Compiled code always captures, to keep one graph fewer; eager code skips it at steps whose residual is
             # never reused.
@@ -261,7 +261,7 @@ class RangeCache:
         Args:
             placed: the rows.
             arguments: of the batch, by name.
-            more: on which residuals depend, beside what is seen of these.
+            more: on which residuals depend, beside the streams themselves.
 
         Raises:
             InvalidSetting: the model is compiled, its blocks are called without it, or the batch has another size.
@@ -368,7 +368,7 @@ class RangeCache:
 
     @property
     def ends(self) -> Callable[[Any], Any]:
-        """What is to be called when the transformer returns: returns another output in place of that, or ``None``."""
+        """The function to call when the transformer returns: it returns another output, or ``None`` for the same."""
         return self.finish if self.correction is None else self.finish_corrected
 
     def _as_returned(self, output: Any) -> Any:
@@ -531,7 +531,7 @@ class RangeCache:
         self._sum_additions(call)
 
     def _sum_additions(self, call: Call) -> None:
-        """Prepare a computed call to sum up what is added between the blocks, if that is not to be in its residual."""
+        """Prepare a computed call to sum up additions between the blocks, if they are not to be in its residual."""
         wiring = self.block_range.wiring
         if call.counted and call.range is not None and wiring is not None:
             call.sums = AdditionSum(wiring, not is_dynamo_compiling())
@@ -546,7 +546,7 @@ class RangeCache:
         return LOOK
 
     def look(self, offset: int, output: Any) -> None:
-        """Note what leaves a block of the range, if the call sums up what is added after it."""
+        """Note the output of a block of the range, if the call sums up additions after it."""
         call = self.state.call
         if call is not None and call.sums is not None and not call.stale:
             call.sums.leave(offset, output)

@@ -85,7 +85,7 @@ class Request(ForkLock):
         self._user = None
 
     def close(self) -> None:
-        """Free what is cached for the request, as after its last step, or when nothing refers to it any more.
+        """Free the residuals of the request, as after its last step, or when nothing refers to it any more.
 
         Raises:
             RunMismatch: the request is entered.

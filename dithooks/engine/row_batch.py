@@ -31,7 +31,7 @@ class RowBatch:
         name: of the transformer, for messages.
         call: of the whole batch.
         rows: of the batch, decided.
-        states: what is kept for them.
+        states: their states.
         dimensions: where the rows are in each block's arguments.
         arguments: of the transformer, by name.
     """
@@ -153,7 +153,7 @@ class RowBatch:
         few = self.dimensions.taken(offset, args, kwargs, self._computed)
         if few is None:
             output = block(*args, **kwargs)
-            if self.call.counted:  # what is added is not known then, and so no residual is kept
+            if self.call.counted:  # the additions are unknown then, and so no residual is kept
                 self._entry = None
         else:
             if self.call.counted and self.call.sums is not None:

@@ -1,4 +1,4 @@
-"""What is kept for the rows of batches: a decider for each plan among them, and each row's call."""
+"""The state of the rows of batches: a decider for each plan among them, and each row's call."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class RowStates(ForkLock):
         return [run for _, decider in self._deciders for run in decider.drop()]
 
     def clear_branch(self, sessions: Sequence[Session], number: int) -> None:
-        """Drop what is kept for one branch of some requests."""
+        """Drop the residuals of one branch of some requests."""
         for _, decider in self._deciders:
             for session in sessions:
                 decider.clear_branch(session, number)
@@ -152,7 +152,7 @@ class RowStates(ForkLock):
         Args:
             rows: of the batch.
             arguments: of the batch, by name.
-            more: on which residuals depend, beside what is seen of these.
+            more: on which residuals depend, beside the streams themselves.
         """
         plans = {id(row.plan): row.plan for row in rows}
         deciders = {key: self.decider(plan) for key, plan in plans.items()}  # first: it may raise
@@ -175,7 +175,7 @@ class RowStates(ForkLock):
 
         Args:
             rows: of the batch.
-            seen: what is looked at, of the whole batch; ``None`` if this call does not show it.
+            seen: the streams to measure, of the whole batch; ``None`` if this call does not show it.
         """
         fits = seen is not None and all(each.dim() and each.shape[0] == len(rows) for each in seen)
         changes: list[Tensor] = []

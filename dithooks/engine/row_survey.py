@@ -207,7 +207,7 @@ class RowSurvey:
 
         Raises:
             InvalidSetting: the call cannot be repeated.
-            WiringError: rows are not independent of each other, or it is unknown which part of what is whose.
+            WiringError: rows are not independent of each other, or it is unknown which part belongs to which row.
         """
         if batch < 2:
             return BatchDimensions()
@@ -232,7 +232,7 @@ class RowSurvey:
         return dimensions
 
     def _of(self, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchDimensions:
-        """Return what is known for calls in which these arguments hold rows: a time may be one for all."""
+        """Return the findings for calls in which these arguments hold rows: a time may be one for all."""
         form = frozenset(self.arguments.note(batch, args, kwargs))
         return self._dimensions.setdefault(form, BatchDimensions())
 

@@ -66,7 +66,7 @@ class Branch:
             self.metric.clear()
 
     def take_form(self, form: OutputForm) -> None:
-        """Note the form of a computed output; what is kept of another form is dropped."""
+        """Note the form of a computed output; residuals of another form are dropped."""
         if self.output_form is not None and not self.output_form.is_like(form):
             self.anchors = []
         self.output_form = form

@@ -1,6 +1,6 @@
 """The session of a call, and the sampling step that an open scope gives it.
 
-Both belong to a thread, asyncio task or request; so does what is cached.
+Both belong to a thread, asyncio task or request; so do stored residuals.
 """
 
 from __future__ import annotations

@@ -73,13 +73,13 @@ class Noted(NamedTuple):
     version: int | None
 
     def is_still(self, now: Any) -> bool:
-        """Whether what is given now is the very same, which shows without waiting for a device."""
+        """Whether the present value is the same object, which shows without waiting for a device."""
         if not isinstance(now, Tensor) or self.version is None:
             return now is self.original
         return is_same(now, self.original) and not now.is_inference() and now._version == self.version
 
     def differs(self, now: Any) -> bool:
-        """Return whether what is given now has another value, which waits for the device, once."""
+        """Return whether the present value is another one, which waits for the device, once."""
         if isinstance(now, Tensor) and isinstance(self.given, Tensor) and FORM(now) == FORM(self.given):
             return not torch.equal(now, self.given)
         before, after = read(self.given), read(now)

@@ -138,12 +138,12 @@ class TrunkWatch:
         seen.leader = number
 
     def _leave(self, index: int, output: Any) -> None:
-        """Report what is known at the last block, for stacks that run without their owner."""
+        """Report the findings at the last block, for stacks that run without their owner."""
         if not (is_dynamo_compiling() or _looks_away() or index % len(_Place) != _Place.LAST):
             self._report(index // len(_Place))
 
     def _report(self, number: int) -> None:
-        """Report what is known when a stack has been left: stand-ins would be met by the rest of its call."""
+        """Report the findings when a stack has been left: stand-ins would be met by the rest of its call."""
         seen = self._seen
         if number in seen.inside or seen.leader != number or self._tap is None:
             return

@@ -181,7 +181,7 @@ class Verification:
             only_if_touched: whether to leave it at one call if nothing is added.
 
         Returns:
-            For each output of the range, whether what is added can be counted, and what it is. ``None``: nothing is
+            For each output of the range, whether additions can be counted, and their sum. ``None``: nothing is
             added, or it is not known, as the range has changed meanwhile.
         """
         wiring = self.cache.block_range.wiring

@@ -2,7 +2,7 @@
 
 These show for certain that they are not: adapter layers that are active, scaled, merged or disabled otherwise; more
 writes to a parameter, as torch counts them; another parameter in its place, alike in dtype and device; another layer.
-Weights that are moved or cast, as offloading does all the time, show none of that. What is not noticed: writes that
+Weights that are moved or cast, as offloading does all the time, show none of that. Not noticed are writes that
 torch does not count (into ``.data``, as where one adapter is swapped for another in place), all into buffers, and
 those into a few parameters only.
 """
@@ -114,7 +114,7 @@ class WeightsVersion(ForkLock):
             return self._found(model, tries - 1)
 
     def _look(self, watched: _Watched, former: _Seen | None = None) -> _Seen:
-        """Return what is seen now; ``former`` itself, if nothing is other than then.
+        """Return the present state; ``former`` itself, if nothing has changed.
 
         Raises:
             AttributeError, LookupError: a layer is another one, or one or its parameter is gone.
@@ -210,7 +210,7 @@ def _versions(parameters: Sequence[Any]) -> list[int]:
 def _form(parameter: Tensor) -> Any:
     """``None`` of one on the meta device, which holds the place of one that is elsewhere.
 
-    What is sharded takes turns with what it is gathered to; else, with another type they are other weights: quantised.
+    Sharded weights take turns with the gathered ones; else, with another type they are other weights: quantised.
     """
     if parameter.is_meta:
         return None

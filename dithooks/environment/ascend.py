@@ -61,7 +61,7 @@ INSTALLED = ("/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest"
 LIBRARIES = {"libascendcl.so": "CANN", "libhccl.so": "CANN", "libascend_hal.so": "the NPU's driver"}
 BROKEN, WARNING, NOTE = "broken", "warning", "note"
 EnvReport = dict[str, Any]
-Finding = tuple[str, str, str]  # its level, what is wrong, and what to do
+Finding = tuple[str, str, str]  # its level, the fault, and the remedy
 
 
 def findings(report: EnvReport) -> Iterator[Finding]:

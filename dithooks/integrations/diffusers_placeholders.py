@@ -14,7 +14,7 @@ def missing_packages(kind: type) -> list[str]:
 def missing_import(error: NameError) -> str | None:
     """Describe a name that a module of diffusers uses without having imported it; ``None``: the error is another one.
 
-    Modules import what is not needed by all their classes only where its package is installed.
+    Modules import packages that only some of their classes need only where these are installed.
     """
     module = module_of(error)
     if module is None or not error.name:

@@ -49,7 +49,7 @@ def plan(
             and start reach the target with this interval, the next larger one that does is taken. Each of several
             transformers has a range and start of its own. :func:`.interval_planner.interval_config` turns a piece of
             the plan into the configuration. Left out, schedules are free, and weights are fitted.
-        payload: what is forecast: ``"residual"`` of a range, or ``"output"`` of the whole transformer, whose call is
+        payload: the forecast: ``"residual"`` of a range, or ``"output"`` of the whole transformer, whose call is
             left out; for that the recording has to have the solver's steps, and ``interval`` is left out.
 
     Raises:

@@ -36,7 +36,7 @@ class Variant(NamedTuple):
         late_error_weight: how many times more an error at the end counts than one at the beginning. ``None``: the
             measured sensitivity counts, or else :data:`DEFAULT_LATE_ERROR_WEIGHT`.
         power: of the measured sensitivity: 1 takes it as it is, 0 weighs all steps alike.
-        payload: what is forecast: ``"residual"`` of a range, or ``"output"`` of the whole transformer.
+        payload: the forecast: ``"residual"`` of a range, or ``"output"`` of the whole transformer.
         space: where errors are weighed: in the ``"hidden"`` states of each range; or, for all blocks at once, in the
             ``"output"`` that the solver is given, by how far it moves the latents.
     """
@@ -416,7 +416,7 @@ def pareto_front(options: Sequence[Option]) -> list[Option]:
 
 
 def _joint_front(options: Sequence[Sequence[Option]]) -> list[tuple[float, float, tuple[Option, ...]]]:
-    """Return the Pareto front (saved, cost, an option of each transformer), ascending by what is saved."""
+    """Return the Pareto front (saved, cost, an option of each transformer), ascending by the savings."""
     front: list[tuple[float, float, tuple[Option, ...]]] = [(0.0, 0.0, ())]
     for own in options:
         joined = [(s + option.saved, c + option.cost, (*mix, option)) for (s, c, mix), option in product(front, own)]
@@ -430,7 +430,7 @@ def _joint_front(options: Sequence[Sequence[Option]]) -> list[tuple[float, float
 
 
 def _cheapest_mix(options: Sequence[Sequence[Option]], needed: float) -> tuple[float, float, tuple[Option, ...]]:
-    """Return the cheapest mix (saved, cost, options) that saves what is needed, or else the one that saves most."""
+    """Return the cheapest mix (saved, cost, options) that saves enough, or else the one that saves most."""
     front = _joint_front(options)
     reaching = [mix for mix in front if mix[0] >= needed * (1 - SLACK)]
     return min(reaching, key=lambda mix: mix[1]) if reaching else front[-1]

@@ -25,7 +25,7 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is known of a sampling run at its first call.
+    """A sampling run as known at its first call.
 
     Args:
         steps: number of sampling steps of the whole schedule; ``None`` where it is not known.

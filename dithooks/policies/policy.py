@@ -31,7 +31,7 @@ class Policy(ABC):
         [False, True, False, True]
     """
 
-    metric: ClassVar[Literal["change", "rate"] | None] = None  # what is measured where `before` returns None
+    metric: ClassVar[Literal["change", "rate"] | None] = None  # the measure where `before` returns None
     distinct: int = 1  # number of branches that are treated differently, by their number
     needs_sigmas: ClassVar[bool] = False  # whether Schedule.sigmas is to be filled in
     separate_branches: bool = True  # False: the first call of a step decides for all branches

@@ -140,7 +140,7 @@ class Profile:
         return f"{_table(changes, width)}\n\n{_table(predicted, width)}\n{note}"
 
     def _tables(self) -> tuple[list[list[str]], list[list[str]], str]:
-        """Return what changed from step to step, what is reused at which threshold, and with which policy."""
+        """Return the changes from step to step, the reuse at each threshold, and the policy."""
         rows = list[list[str]]()
         for each in self.branches:
             changes = each.changes[np.isfinite(each.changes)]

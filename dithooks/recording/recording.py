@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]  # on the host: what counts are small differences o
 SCHEMA = 1
 MOST_STEPS = 10_000  # of a schedule; ten times as many as any sampler takes
 HEAD_BYTES = 2**20  # of the head's text: the paths of a hundred thousand blocks
-LARGEST_NUMBER = 1e30  # of what is recorded: beyond it, squares leave the range of doubles
+LARGEST_NUMBER = 1e30  # of recorded numbers: beyond it, squares leave the range of doubles
 _ARRAYS = ("ranges", "grams", "norms", "steps", "times", "block_ms")
 
 

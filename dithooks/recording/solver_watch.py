@@ -81,7 +81,7 @@ class SolverCall:
 
 
 class SolverWatcher(Protocol):
-    """What is shown the steps of a solver."""
+    """An observer of the steps of a solver."""
 
     def before(self, call: SolverCall) -> None:
         """Look at a call that is about to be made; it may replace its output."""
@@ -100,7 +100,7 @@ class WatchedStep:
 
     Args:
         scheduler: the scheduler.
-        watcher: what is shown its steps.
+        watcher: the observer of its steps.
     """
 
     def __init__(self, scheduler: Any, watcher: SolverWatcher) -> None:

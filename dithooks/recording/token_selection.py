@@ -195,7 +195,7 @@ def _handed(
     ids: dict[str, Tensor] = {}
     fed = before.fed if before.next is after else {}
     names = [name for name in taker.carries if name is not None]
-    for name in sorted(names, key=lambda name: name not in fed.values()):  # the very tensors before what is like one
+    for name in sorted(names, key=lambda name: name not in fed.values()):  # the tensors themselves before similar ones
         form = after.inputs[name]
         if name in between.made:
             made = build(between.made[name], shown, torch.Size((*form[0][:-1], 1)))

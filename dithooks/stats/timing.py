@@ -27,7 +27,7 @@ def mark(device: torch.device | None) -> Mark:
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Return whether what is queued on a device now is captured into a graph, and not run."""
+    """Return whether work queued on a device now is captured into a graph, and not run."""
     capturing = getattr(getattr(torch, device.type, None), "is_current_stream_capturing", None)
     return capturing is not None and bool(capturing())
 

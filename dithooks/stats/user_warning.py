@@ -19,7 +19,7 @@ _OURS = f"{Path(__file__).parent.parent}{os.sep}"
 def warn_user(message: str) -> None:
     """Issue a :class:`DitHooksWarning` at the user's line, where Python shows each message once.
 
-    The user's line is the nearest caller outside of what is installed. If there is none, it is the nearest outside of
+    The user's line is the nearest caller outside of installed packages. If there is none, it is the nearest outside of
     this library, as in a server that is installed itself, or else the caller of this function, as in some threads.
 
     Example:

@@ -20,7 +20,7 @@ worded by                               when                                    
 :func:`model_is_not_finite`             computed calls give NaN, at more than one step       the engine
 :func:`another_cache_is_at_work`        another library's cache was enabled since attaching  the engine
 :func:`residual_is_not_finite`          a residual holds NaN or infinity, so none is reused  the engine
-:func:`additions_are_stale`             what is added between blocks is not this step's      the engine
+:func:`additions_are_stale`             additions between blocks are not this step's         the engine
 :func:`nothing_was_reused`              a run has ended, and nothing was reused              the handle, the engine
 :func:`nothing_was_ever_reused`         the cache is removed, and nothing was ever reused    the handle
 :func:`output_cannot_be_made`           an output is of a kind that no other can be made of  the engine

@@ -18,12 +18,12 @@ from ..errors import InvalidSetting
 from ..validation import shown
 from .regular_file import opened_regular
 
-ARCHIVE_BYTES = 2**33  # 8 GiB, of a file and of its arrays: what is recorded of the largest models stays far below
+ARCHIVE_BYTES = 2**33  # 8 GiB, of a file and of its arrays: recordings of the largest models stay far below
 DIRECTORY_BYTES = 2**20  # of the list of arrays: some ten thousand of them
 SMALL = 2**24  # 16 MiB: what any archive may unpack to
-PACKED = 20  # times its size: what is recorded packs to a half at best
+PACKED = 20  # times its size: a recording packs to a half at best
 PART = 2**20  # bytes that are unpacked at a time
-NOT_AN_ARCHIVE = (  # what zipfile, zlib and NumPy raise for what is no archive, or no array
+NOT_AN_ARCHIVE = (  # what zipfile, zlib and NumPy raise for a file that is no archive, or no array
     *(ValueError, KeyError, TypeError, EOFError, RuntimeError, NotImplementedError, OverflowError, SyntaxError),
     *(MemoryError, RecursionError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )

@@ -1,4 +1,4 @@
-"""The replacement of a file: what is written goes to a draft beside it, which takes its place once it is whole."""
+"""The replacement of a file: a draft is written beside it, which takes its place once it is whole."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The draft has the file's ending. It is removed if the block raises, and what was there before is then as it was. A
     link stays a link: the file that it leads to is replaced. Permissions are those of the old file; those of a new one
-    follow from the umask. To what is no regular file, such as ``/dev/stdout`` or a pipe, the draft is copied. Drafts of
+    follow from the umask. To other than regular files, such as ``/dev/stdout`` or a pipe, the draft is copied. Drafts of
     the same file that a killed process left a day ago or earlier are removed.
 
     Args:
@@ -130,7 +130,7 @@ def _place(path: str) -> Path | None:
 
 
 def is_special(path: str | os.PathLike[str]) -> bool:
-    """Whether a path leads to what is no regular file and no folder: a device, a pipe, or an open file of a process."""
+    """Whether a path leads to no regular file and no folder: to a device, a pipe, or an open file of a process."""
     if os.path.abspath(path).startswith(("/dev/fd/", "/dev/std", "/proc/")):
         return os.path.exists(path)
     try:
@@ -196,7 +196,7 @@ def _settle(draft: Path, file: Path) -> None:
 
 
 def _copy(draft: Path, path: str) -> None:
-    """Write a draft to a device or a pipe; what a shell has sent to a file goes on behind what is there."""
+    """Write a draft to a device or a pipe; output that a shell sends to a file is appended."""
     with draft.open("rb") as data, os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as target:
         while part := data.read(2**20):
             target.write(part)

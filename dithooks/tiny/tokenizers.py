@@ -81,7 +81,7 @@ def _chat(transformers: Any, length: int) -> Any:
     return made
 
 
-_BYTES = [f"<0x{code:02X}>" for code in range(256)]  # what is no letter
+_BYTES = [f"<0x{code:02X}>" for code in range(256)]  # for all that is no letter
 _KINDS: dict[str, Callable[[Any, int], Any]] = {
     "t5": _t5,
     "clip": _clip,

@@ -38,7 +38,7 @@ from ..recording.solver_trace import AFFINE, SolverTrace, response_of, taken
 from ..recording.solver_watch import SolverCall
 from ..stats.types import CallRecord
 
-RIDGE_FORECAST, RIDGE_CORRECTION = 3e-4, 1e-2  # relative to the mean square of what is combined
+RIDGE_FORECAST, RIDGE_CORRECTION = 3e-4, 1e-2  # relative to the mean square of the summands
 RIDGE_BRANCH = 2e-4  # likewise: to the weights for all branches, which fewer pictures are enough for
 SHARED = 0.02  # of an output, that its branches may leave unexplained: a rounding in half precision does
 LINEAR = 0.05  # of an output, that guidance may add to a weighted sum: rounding in half precision does not reach that
@@ -94,7 +94,7 @@ class ClosedLoop:
     """Fits a plan's weights while it is run; shown the solver's steps, and the decision on each call.
 
     Args:
-        plan: which steps are computed, and what is forecast at the others; its corrections are not read.
+        plan: the computed steps and the payload; its corrections are not read.
         reference: the solver's steps of the uncached run.
         anchors: outputs that an output is made of, its own included, where residuals are forecast; where outputs are,
             the plan says it.

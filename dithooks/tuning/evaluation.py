@@ -104,7 +104,7 @@ class Evaluator:
     """Runs plans, and compares what they draw with the uncached run.
 
     Args:
-        target: what is cached, as for :func:`dit_cache`.
+        target: the pipeline or model, as for :func:`dit_cache`.
         timed_run: makes the recorded run again, and times it.
         reference: samples of the uncached run; ``None``: another rank compares.
         seconds: time of the uncached run; ``None``: speed is counted in block executions.
@@ -114,7 +114,7 @@ class Evaluator:
         solver: the solver's steps of the uncached run; ``None``: weights cannot be fitted in a run.
         fit: whether the weights of plans are fitted while they are run.
         agreed: makes weights the same on all ranks that run a plan together.
-        metrics: what is measured, as for :func:`.compare`.
+        metrics: the measures, as for :func:`.compare`.
     """
 
     target: CacheTarget

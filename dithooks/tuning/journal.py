@@ -160,7 +160,7 @@ def _text(purpose: Mapping[str, Any], name: str) -> str:
 def _append(path: Path, line: bytes) -> None:
     """Add a line to a file, or nothing of it."""
     try:
-        with path.open("ab", buffering=0) as file:  # a buffer would write what is left of the line when it is closed
+        with path.open("ab", buffering=0) as file:  # a buffer would write the rest of the line when it is closed
             before = file.tell()
             try:
                 rest = memoryview(line)

@@ -1,4 +1,4 @@
-"""A plan's schedule and weights for other numbers of steps, and what is lost where they are carried over."""
+"""A plan's schedule and weights for other numbers of steps, and the loss where they are carried over."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .proposals import FITTED_GAIN
 from .result import SearchResult
 from .timed_run import TimedRun
 
-FEWEST = 3  # numbers of steps, from which on each is left out once, to see what is lost in between
+FEWEST = 3  # numbers of steps, from which on each is left out once, to see the loss in between
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class OtherSteps:
     """Fits the plan that was found for one number of steps to other ones, too.
 
     Args:
-        target: what is cached, as for :func:`search`.
+        target: the pipeline or model, as for :func:`search`.
         run: makes a run of so many steps.
         blocks: as for :func:`search`.
         scheduler: as for :func:`search`.

@@ -36,7 +36,7 @@ def promise(
     """Measure plans on pictures that they were not made from, and return them with what they promise by that.
 
     A search has few pictures for it: those of its ``run`` that weights were not fitted on. The mean of eight is good to
-    two or three dB, as pictures differ by so much; that of fifty to one. What is promised is the mean less its standard
+    two or three dB, as pictures differ by so much; that of fifty to one. The promise is the mean less its standard
     error, so that more pictures promise more as well. One uncached run is made, and one with each
     plan. How fast the plans are stays what the search has measured.
 

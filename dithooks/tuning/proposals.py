@@ -15,7 +15,7 @@ FITTED_GAIN = (
 MIN_GAIN = 0.25  # dB, of a local move: of many plans that are nearly the same, the best on few pictures is mostly luck
 WIDER = {3.0: 1.0, 30.0: 100.0}  # the late error weight beyond an extreme one
 FITTED_WEIGHTS = (0.5, 5.0)  # late error weights that are tried where weights are fitted: one for each kind of model
-FURTHER = {0.5: 0.2, 5.0: 15.0}  # what is tried beyond the better one
+FURTHER = {0.5: 0.2, 5.0: 15.0}  # tried beyond the better one
 SPEEDUPS = (1.2, 1.4, 1.6, 1.8, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0)  # that are tried for a PSNR
 Proposals = Generator[Candidate, "float | None", None]
 

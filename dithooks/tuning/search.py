@@ -95,7 +95,7 @@ def search(
         steps: two or more numbers of steps that the plan is to serve for, and those in between: (28, 20, 50). ``run``
             is called as ``run(pipe, steps)`` then. The search is made at the first of them; at each other one a run is
             recorded, and the plan's schedule and one that is newly planned are fitted, of which the better one is kept.
-            From three numbers on, each is left out once, to measure what is lost where weights are carried over, which
+            From three numbers on, each is left out once, to measure the loss where weights are carried over, which
             ``plan.provenance.elsewhere`` says. Beside ``max_runs``, each further number costs about one run of as many
             steps, and three at the speed-up that is asked for.
         recording: an earlier :func:`record` of the same ``run``; left out, the run is recorded.
@@ -121,7 +121,7 @@ def search(
             requests of one batch may have any: the highest speed-up is searched first, and the others take after it.
             One that is below ``min_psnr`` is left out, with a warning.
         max_runs: block executions of the whole search at most, over those of one uncached run; ``None``: no limit. With
-            several targets each has what is left of it after the uncached runs, which are made once: three cost at
+            several targets each has the rest of it after the uncached runs, which are made once: three cost at
             most 1 + 3 · 2.95 by default, or 2 + 3 · 1.95 with ``cost="time"``. A
             first call that is made twice, to record it, is not counted: with it the default stays below 4.
         max_seconds: time of the whole search at most; a run that has begun is completed.

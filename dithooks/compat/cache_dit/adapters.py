@@ -225,7 +225,7 @@ class BlockAdapterRegistry:
 
     @classmethod
     def supported_pipelines(cls) -> tuple[int, list[str]]:
-        """Return the number and names of what is known: registered beginnings of names, and tried classes.
+        """Return the number and names of the known models: registered beginnings of names, and tried classes.
 
         The latter are the transformer classes of diffusers that were tried; what can be cached of each is in
         ``docs/models.md``. Other models are looked at in the same way, and need no name here.

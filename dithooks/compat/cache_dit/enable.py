@@ -212,7 +212,7 @@ def disable_cache(pipe_or_adapter: object) -> None:
 
 
 def refresh_context(transformer: object, *, verbose: bool = False, **changes: Any) -> None:
-    """Drop what is cached, and change settings.
+    """Drop the stored residuals, and change settings.
 
     The end of a run and the number of its steps are observed; they do not need this call.
 
@@ -246,7 +246,7 @@ def ranges_of(adapter: BlockAdapter, settings: Settings) -> tuple[Adapter, dict[
     """Make this library's adapter, in which each list of blocks is a range with its own configuration.
 
     Returns:
-        The adapter, and what is expected of the runs, under the first cached list of each transformer: one warning of
+        The adapter, and the expectations of its runs, under the first cached list of each transformer: one warning of
         a run is enough. ``None`` if no list is to be cached.
 
     Raises:

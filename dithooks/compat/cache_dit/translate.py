@@ -64,14 +64,14 @@ def translate(
 
     Args:
         cache_config: when and where.
-        calibrator_config: what is added.
+        calibrator_config: the forecast.
 
     Returns:
         The configuration, or ``None`` for ``CacheType.NONE``: nothing is to be cached.
 
     Raises:
         TypeError: a field is of the wrong type.
-        ValueError: a field is out of its range, or asks for what is not available.
+        ValueError: a field is out of its range, or asks for a feature that is not available.
 
     Example:
         >>> from dithooks.compat.cache_dit.configs import DBCacheConfig, TaylorSeerCalibratorConfig

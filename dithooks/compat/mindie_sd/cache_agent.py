@@ -143,5 +143,5 @@ class CacheAgent:
         return output
 
     def reset(self) -> None:
-        """Free what is kept for a run that was broken off; the next call begins another."""
+        """Free the residuals of a run that was broken off; the next call begins another."""
         self._progress.pop(current_session(), None)

@@ -87,7 +87,7 @@ class ModelCache(ABC):
 
 
 def report_of(patcher: Any) -> RunReport:
-    """Return the report of what is cached on a model.
+    """Return the report of the cache on a model.
 
     Raises:
         InvalidSetting: nothing is.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ...handle import CacheHandle
 
 LATEST = 8  # runs that a report lists
-LOG = logging.getLogger("dithooks")  # ComfyUI's console shows what is logged
+LOG = logging.getLogger("dithooks")  # ComfyUI's console shows the log
 
 
 @dataclass

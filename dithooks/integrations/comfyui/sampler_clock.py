@@ -123,7 +123,7 @@ class BranchNames:
 
 
 class SamplerSession(Session):
-    """What is cached for one run of one sampler, and where in it the sampler is.
+    """The cache of one run of one sampler, and where in it the sampler is.
 
     A call belongs to the step of its σ; between two steps, to the one before; never to one before the latest, as some
     samplers look ahead. The calls of a second-order sampler at one step are branches of it.

@@ -135,7 +135,7 @@ class RunnerParts:
         return self._dithooks_plain
 
     def _forget_ended(self) -> None:
-        """Free what is kept for the requests that are over, were cancelled, or have failed."""
+        """Free the residuals of the requests that are over, were cancelled, or have failed."""
         handle = None if self._dithooks is None else self._dithooks.handle
         ended = self._dithooks_names - self.state_cache.keys()
         self._dithooks_names -= ended

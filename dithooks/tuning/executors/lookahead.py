@@ -21,10 +21,10 @@ def likely_next(
     scores: Sequence[TrialScore],
     known: Callable[[T], tuple[TrialScore] | None],
 ) -> Iterator[T]:
-    """Yield what may be run next, the likeliest first; the first is what is run now, unless its score is known.
+    """Yield the plans that may be run next, the likeliest first; the first is run now, unless its score is known.
 
     Args:
-        next_after: returns what is run after plans with these scores; ``None``: nothing.
+        next_after: returns the plan that follows plans with these scores; ``None``: nothing.
         scores: scores so far.
         known: returns the score of what may be run, if there is one already.
 

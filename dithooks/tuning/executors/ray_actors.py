@@ -174,7 +174,7 @@ class _ActorGroup:
 
 @dataclass(frozen=True)
 class _TorchState:
-    """Settings of PyTorch in this process that change what is drawn."""
+    """Settings of PyTorch in this process that change the pictures."""
 
     threads: int
     gradients: bool
