@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The draft has the file's ending. It is removed if the block raises, and what was there before is then as it was. A
     link stays a link: the file that it leads to is replaced. Permissions are those of the old file; those of a new one
-    follow from the umask. To other than regular files, such as ``/dev/stdout`` or a pipe, the draft is copied. Drafts of
+    follow from the umask. To other files, such as ``/dev/stdout`` or a pipe, the draft is copied. Drafts of
     the same file that a killed process left a day ago or earlier are removed.
 
     Args:
