@@ -31,6 +31,12 @@ def no_step_index():
     set_step_index(None)
 
 
+@pytest.fixture(autouse=True)
+def no_width(monkeypatch):
+    """Output is as wide as it is off a terminal, whatever pytest's own has: its workers are given that as a variable."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 class CoreFiles:
     """A plug-in that leaves all other files out unread, in every folder: to import diffusers would take longer."""
 

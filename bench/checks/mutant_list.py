@@ -438,9 +438,9 @@ def _decider() -> list[Mutant]:
         Mutant("keep what is not finite", CallDecider._is_finite, "isfinite(each.check.peak)", "True", (RESIDUALS,)),
         Mutant(
             "add more than half precision holds",
-            CallDecider._predicted,
-            "is_read and is_beyond(checks, weights)",
-            "False",
+            CallDecider._is_beyond,
+            "any(check.is_out_of_reach for check in checks) or not is_beyond(checks, weights)",
+            "True",
             (RESIDUALS,),
         ),
         Mutant(

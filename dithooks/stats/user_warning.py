@@ -39,7 +39,7 @@ def warn_user(message: str) -> None:
         DitHooksWarning,
         frame.f_code.co_filename,
         frame.f_lineno,
-        module=frame.f_globals.get("__name__"),
+        module=frame.f_globals.get("__name__") or "<unknown>",  # without one, nothing would be shown
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
 

@@ -11,7 +11,7 @@ from torch._dynamo.mutation_guard import GenerationTracker
 from torch._dynamo.utils import counters
 
 from dithooks import timestep_scope
-from dithooks.tiny.build import _draw
+from dithooks.tiny.build import drawn
 
 STEPS = 8
 
@@ -103,7 +103,7 @@ def flux(seed=0, **more):
         axes_dims_rope=(4, 4, 8),
         **more,
     ).eval()
-    _draw(model, torch.Generator().manual_seed(seed))
+    drawn(model, seed)
     return model
 
 

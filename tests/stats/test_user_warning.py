@@ -65,3 +65,9 @@ def test_every_warning_goes_this_way():
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("warnings.warn")
     }
     assert calls == {"stats/user_warning"}
+
+
+def test_code_without_a_module_is_warned_too():
+    """Of ``exec``, as of a console or a service that runs snippets."""
+    with pytest.warns(DitHooksWarning, match="here"):
+        exec("warn('here')", {"warn": user_warning.warn_user})

@@ -11,7 +11,7 @@ from dithooks import DitCacheConfig, Mask, handle_of
 from dithooks.errors import InvalidSetting, WrongType
 from dithooks.integrations.comfyui.cached_run import CachedRun
 from dithooks.integrations.comfyui.model_cache import report_of
-from dithooks.integrations.comfyui.run_report import told
+from dithooks.integrations.comfyui.run_report import summary_line
 
 BITS = tuple(int(bit) for bit in "11101001010010101001")
 SIGMAS = torch.cat([torch.linspace(1.0, 0.05, 20), torch.zeros(1)])
@@ -216,7 +216,7 @@ def test_steps_of_which_some_calls_were_reused_are_counted_apart():
     reused = {0: (False, False), 1: (True, False), 2: (True, True), 3: (True, True)}
     decisions = [SimpleNamespace(step=step, reuse=each) for step, pair in reused.items() for each in pair]
     stats = SimpleNamespace(blocks_total=32, blocks_run=12, reasons={})
-    told_of = told(SimpleNamespace(decisions=decisions, stats=stats), 4)
+    told_of = summary_line(SimpleNamespace(decisions=decisions, stats=stats), 4)
     assert told_of == ("2 of 4 steps reused and 1 in part, 2.7× fewer blocks", False)
 
 
