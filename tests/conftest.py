@@ -33,7 +33,7 @@ def no_step_index():
 
 @pytest.fixture(autouse=True)
 def no_width(monkeypatch):
-    """Output is as wide as it is off a terminal, whatever pytest's own has: its workers are given that as a variable."""
+    """Output is as wide as it is off a terminal: the workers of pytest have a variable with the width of its own."""
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
