@@ -122,7 +122,7 @@ def build_parser() -> Parser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         prog="dithooks",
-        description=wrapped("Make diffusion transformers faster by reusing block residuals between sampling steps."),
+        description=wrapped("Make diffusion transformers faster by reusing earlier results at some sampling steps."),
         epilog=wrapped(EPILOG),
         formatter_class=raw,
     )

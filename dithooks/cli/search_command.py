@@ -111,13 +111,13 @@ def add_arguments(parser: Parser) -> None:
         type=float,
         default=4.0,
         metavar="N",
-        help="blocks run at most, in uncached runs; inf for no limit (default: %(default)g)",
+        help="blocks to run at most, in multiples of an uncached run; inf for no limit (default: %(default)g)",
     )
     add("--seconds", type=float, default=float("inf"), metavar="S", help="time at most (default: %(default)s)")
     add(
         "--probe",
         action="store_true",
-        help="measure, in one run more, what remains of early and late errors, for plans whose weights are not fitted; "
+        help="measure, in one run more, how much remains of early and late errors, for plans whose weights are not fitted; "
         "else several guesses are tried",
     )
     parser.begin_group("where it runs")
