@@ -85,8 +85,9 @@ if not TYPE_CHECKING:  # which would take any name for one of the package
             return import_module(f".{name}", __name__)
         if name in __all__:
             names = vars(import_module(".public_names", __name__))
-            globals().update({each: names[each] for each in __all__ if each not in globals()})
-            return names[name]
+            globals().update({each: names[each] for each in __all__ if each in names and each not in globals()})
+            if name in names:  # while it is being imported, not all are there
+                return names[name]
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 

@@ -205,7 +205,7 @@ class _Lines:
         self._print()
 
     def _print(self) -> None:
-        if self._state != self._printed:
+        if self._state != self._printed and sys.stderr is not None:  # else it would be printed to stdout
             print(self._line, file=sys.stderr, flush=True)
             self._printed, self._printed_at = self._state, time.monotonic()
 

@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dithooks: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() in a file of the user, too
         from .user_errors import user_traceback
 
         if (shown := user_traceback(error)) is None:

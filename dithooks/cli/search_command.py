@@ -117,8 +117,8 @@ def add_arguments(parser: Parser) -> None:
     add(
         "--probe",
         action="store_true",
-        help="measure, in one run more, how much remains of early and late errors, for plans whose weights are not fitted; "
-        "else several guesses are tried",
+        help="measure, in one run more, how much remains of early and late errors, for plans whose weights are not "
+        "fitted; else several guesses are tried",
     )
     parser.begin_group("where it runs")
     add(

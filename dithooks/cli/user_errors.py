@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"  # else dithooks_models.py beside it would be of the package, too
 HEAD = "Traceback (most recent call last):\n"
 FROZEN = "<frozen importlib"  # of an import, whose frames show nothing
 
@@ -38,7 +39,7 @@ def user_traceback(error: BaseException) -> str | None:
     if call_user.__code__ not in codes:
         return None
     if (
-        codes[-1].co_filename.startswith(str(PACKAGE)) and codes[-1] is not call_user.__code__
+        codes[-1].co_filename.startswith(PACKAGE) and codes[-1] is not call_user.__code__
     ):  # that takes no such arguments
         return None
     shown = traceback.TracebackException.from_exception(error)
@@ -49,7 +50,7 @@ def user_traceback(error: BaseException) -> str | None:
 
 def _leave_out(shown: traceback.TracebackException, first: int = 0) -> None:
     """Leave out the first frames, those of this package and of imports; of the errors that led to it, too."""
-    ours = (str(PACKAGE), FROZEN, str(importlib.__file__))
+    ours = (PACKAGE, FROZEN, str(importlib.__file__))
     kept = [each for each in shown.stack[first:] if not each.filename.startswith(ours)]
     shown.stack[:] = kept
     for cause in (shown.__cause__, shown.__context__):

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config.cache_config import DitCacheConfig
 from ..predictors.predictor import Predictor
 from .anchor import sum_by_part
-from .batch_parts import is_repeated
+from .batch_parts import is_repeated, repeated_argument
 from .call import Call
 from .decider import CallDecider
 from .run import Branch, Run
@@ -43,14 +43,16 @@ class PartDecider(CallDecider):
         count = self._parts(call, tensors)
         found = [weights_of(self.predictor.of_branch(number, count)) for number in range(count)]
         known = [each for each in found if each]
-        return known if len(known) == len(found) and len(set(known)) > 1 else []
+        is_own = len(known) == len(found) and any(each != weights_of(self.predictor) for each in known)
+        return known if is_own else []
 
     def _parts(self, call: Call, tensors: Sequence[Tensor]) -> int:
         """Return of how many parts with weights of their own a call's batch is made; 1: it is not, or not known."""
         run, branch = call.run, call.branch
-        if run is None or branch is None or len(run.branches) > 1:
+        if run is None or branch is None or run.history.branches > 1:
             return 1
-        latents = branch.given.latents.get(self.latents_name or "")
+        given = {**branch.given.latents, **branch.given.conditioning}
+        latents = given.get(repeated_argument(self._model)[1])
         if latents is None or any(each.shape[:1] != latents.shape[:1] for each in tensors):
             return 1
         if run.parts is None or run.parts[0] != latents.shape:

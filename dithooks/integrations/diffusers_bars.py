@@ -23,6 +23,7 @@ def hidden_bars(target: object) -> Iterator[None]:
     if not callable(getattr(pipe, "set_progress_bar_config", None)):
         yield
         return
+    pipe = getattr(pipe.set_progress_bar_config, "__self__", pipe)  # of a wrapper, the pipeline that it hands on to
     had = "_progress_bar_config" in vars(pipe)
     before = vars(pipe).get("_progress_bar_config")
     pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
@@ -44,6 +45,8 @@ def hidden_loading_bars() -> Iterator[None]:
         for module in (sys.modules.get(name) for name in LOGGINGS)
         if module is not None and module.is_progress_bar_enabled()
     ]
+    hub: Any = sys.modules.get("huggingface_hub.utils")  # transformers' switch is that of the hub, too
+    were_off = hub is not None and hub.are_progress_bars_disabled()
     for module in on:
         module.disable_progress_bar()
     try:
@@ -51,3 +54,5 @@ def hidden_loading_bars() -> Iterator[None]:
     finally:
         for module in on:
             module.enable_progress_bar()
+        if were_off:
+            hub.disable_progress_bars()

@@ -13,7 +13,7 @@ from types import FrameType
 
 from ..errors import DitHooksWarning
 
-_OURS = f"{Path(__file__).parent.parent}{os.sep}"
+_OURS = f"{Path((lambda: 0).__code__.co_filename).parent.parent}{os.sep}"  # of frames, also if compiled elsewhere
 
 
 def warn_user(message: str) -> None:
@@ -34,21 +34,21 @@ def warn_user(message: str) -> None:
     if frame is None:
         warnings.warn(message, DitHooksWarning, stacklevel=2)
         return
-    warnings.warn_explicit(
-        message,
-        DitHooksWarning,
-        frame.f_code.co_filename,
-        frame.f_lineno,
-        module=frame.f_globals.get("__name__") or "<unknown>",  # without one, nothing would be shown
-        registry=frame.f_globals.setdefault("__warningregistry__", {}),
-    )
+    names = frame.f_globals  # maybe of a subclass that refuses to be written: like Python, write as to a plain dict
+    registry = dict.get(names, "__warningregistry__")
+    if not isinstance(registry, dict):
+        dict.__setitem__(names, "__warningregistry__", registry := {})
+    module = str(dict.get(names, "__name__") or "<unknown>")  # without one, nothing would be shown
+    at = frame.f_code.co_filename, frame.f_lineno
+    warnings.warn_explicit(message, DitHooksWarning, *at, module=module, registry=registry)
 
 
 @cache
 def _installed() -> tuple[str, ...]:
     """Return how the names of files begin that are Python's own or installed."""
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return (*(f"{folder}{os.sep}" for folder in folders.union(site.getsitepackages())), "<frozen")
+    sites = [*getattr(site, "getsitepackages", list)(), getattr(site, "getusersitepackages", str)()]
+    return (*{f"{folder}{os.sep}" for folder in folders.union(sites) if folder}, "<frozen")
 
 
 def _caller_outside(*places: str) -> FrameType | None:

@@ -117,7 +117,8 @@ class ClosedLoop:
     _in_batch: set[bool] = field(default_factory=set)  # whether the branches that were found are parts of a batch
     _shares: NDArray[np.float64] | None = None  # of each branch in what the solver is given; None: not known
     _kept: dict[int, list[Part]] = field(default_factory=dict)  # by piece, the newest first
-    _calls: dict[int, int] = field(default_factory=dict)  # by piece: of its last step, one for each branch
+    # by piece: calls of its last step, one for each branch, and how many rows the model has returned in one
+    _calls: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     _step: int = -1
     _was_reused: bool = False
     _rows: slice = field(default_factory=lambda: slice(0, 0))  # of the pictures of the run under way
@@ -140,6 +141,8 @@ class ClosedLoop:
         """Note what a call of a transformer has returned, and the latents that it was given."""
         floating = floating_in(output)
         if floating:
+            if any(each.shape[:1] != floating[0].shape[:1] for each in floating):
+                latents = None  # an output without such parts: all are summed by the weights for all
             self._raw.append(floating[0].detach().clone())  # the pipeline may write into it
             self._given.append(latents)
 
@@ -157,12 +160,16 @@ class ClosedLoop:
         if place is None:
             return
         is_reused = any(record.reuse for record in records)
+        if not is_reused and not self.plan.pieces[place].steps[step]:
+            self.misfit = float("inf")  # guidance begins or ends: the plan by itself may have other anchors
         if len({record.range for record in records}) > 1 and not all(record.reuse == is_reused for record in records):
             raise RunMismatch(f"at step {step}, one of several transformers is computed, and another one is not")
         piece, kept = self.plan.pieces[place], self._kept.setdefault(place, [])
-        if self._calls.setdefault(place, len(records)) != len(records):
+        known = self._calls.get(place)
+        rows = tuple(raw[0].shape[:1]) if raw else known[1] if known else ()  # a call that is left out returns none
+        if known is not None and known != (len(records), rows):
             kept.clear()  # guidance begins or ends: a sum across that is not what weights of the outputs make
-            self._calls[place] = len(records)
+        self._calls[place] = len(records), rows
         calls = 0 if len({record.range for record in records}) > 1 else len(records)
         if len(raw) != calls:
             raw = []  # not known whose they are

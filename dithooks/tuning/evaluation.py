@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks.adapter import BlockAdapter
-from ..blocks.block_io import parameter_names
 from ..blocks.cache_target import CacheTarget
 from ..blocks.discovery import Blocks
 from ..config.cache_plan import CachePlan
+from ..engine.batch_parts import repeated_argument
 from ..engine.clock import scheduler_of
 from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
@@ -141,8 +141,9 @@ class Evaluator:
             warnings.simplefilter("ignore", UserWarning)  # whoever uses the plan gets its warnings
             if loop is not None:
                 for chain in recordable(self.target, self.blocks):
-                    name = next(iter(parameter_names(chain.owner)), "")
-                    hook = chain.owner.register_forward_hook(partial(_show, loop, name), with_kwargs=True)
+                    hook = chain.owner.register_forward_hook(
+                        partial(_show, loop, *repeated_argument(chain.owner)), with_kwargs=True
+                    )
                     stack.callback(hook.remove)
             shown = {} if loop is None else {"on_decision": loop.note}
             planned = plan if loop is None else loop.bare
@@ -206,7 +207,13 @@ class Evaluator:
 
 
 def _show(
-    loop: ClosedLoop, name: str, module: object, args: tuple[object, ...], kwargs: Mapping[str, object], output: object
+    loop: ClosedLoop,
+    place: int,
+    name: str,
+    module: object,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    output: object,
 ) -> None:
     """Show what a transformer is given, and returns, to the fit, as a hook of the transformer."""
-    loop.returned(output, args[0] if args else kwargs.get(name))
+    loop.returned(output, args[place] if len(args) > place else kwargs.get(name))

@@ -1,5 +1,6 @@
 """Errors of the user's own code: with the frames of that code and of what it calls, and none of this package's."""
 
+import os
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from dithooks.cli import user_errors
 from dithooks.cli.main import main
 
 FILE = """
+import sys
 import torch
 
 def helper():
@@ -45,6 +47,9 @@ def model():
             x = x - model(x, t)
         return [x]
     return Model(), draw
+
+def leaves():
+    sys.exit(0)
 
 def no_such_argument():
     return Pipe(), {"prompt": "a cat", "step": 4}
@@ -92,6 +97,26 @@ def test_frames_are_the_users_only(command, name, functions, last, folder, capsy
     assert sorted(function for _, function in seen) == sorted(functions)
     assert text[-1].startswith(last)
     assert end == f"dithooks: error: {name} raised this: it is not of dithooks"
+
+
+@pytest.mark.parametrize("command", ["inspect", "compare"])
+def test_a_file_that_leaves_python_is_no_success(command, folder, capsys):
+    """``sys.exit(0)`` in the user's own code ends the command, which has not done what it was to do."""
+    assert main([command, "own.py:leaves", *(["--target", "2"] if command == "compare" else [])]) == 1
+    shown = capsys.readouterr().err
+    assert "SystemExit: 0" in shown
+    assert "own.py:leaves raised this" in shown
+
+
+def test_a_folder_beside_the_package_is_the_users(monkeypatch, tmp_path):
+    """Its name may begin as the package's own."""
+    monkeypatch.setattr(user_errors, "PACKAGE", f"{tmp_path / 'dithooks'}{os.sep}")
+    place = str(tmp_path / "dithooks_models" / "make.py")
+    names = {}
+    exec(compile("def make():\n    raise ValueError('mine')", place, "exec"), names)
+    with pytest.raises(ValueError, match="mine") as caught:
+        user_errors.call_user(names["make"])
+    assert place in user_errors.user_traceback(caught.value)
 
 
 def test_frames_in_between_are_left_out(folder, capsys):

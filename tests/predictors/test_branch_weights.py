@@ -123,6 +123,12 @@ class TestPartsOfABatch:
         torch.testing.assert_close(given_on[3], self.halves([(0.5, 0.25), (1.0, 0.0)], [three, one]))
         torch.testing.assert_close(given_on[4], self.halves([(0.75,), (0.5,)], [three]))
 
+    def test_parts_that_have_the_same_weights_have_their_own_all_the_same(self):
+        own = BranchWeights((None, None, (2.0, -1.0), None, (0.75,)))
+        predictor = Fitted(ALL, branches=(own, own), in_batch=True)
+        (((zero, one, _), given_on),) = self.runs((latents(2), "batch"), predictor=predictor)
+        torch.testing.assert_close(given_on[2], 2 * one - zero)
+
     def test_corrections_of_outputs_whose_residual_is_forecast(self):
         """At a reused step, too, by each branch's own weights."""
         corrections = [[None, None, (0.9, 0.2), None, None], [None, None, (1.2, -0.3), None, None]]

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import site
 import sysconfig
 import warnings
 from pathlib import Path
@@ -71,3 +72,35 @@ def test_code_without_a_module_is_warned_too():
     """Of ``exec``, as of a console or a service that runs snippets."""
     with pytest.warns(DitHooksWarning, match="here"):
         exec("warn('here')", {"warn": user_warning.warn_user})
+
+
+def test_a_namespace_that_refuses_to_be_written():
+    """Python's own warnings write into it as into a plain dictionary, and so do these."""
+
+    class ReadOnly(dict):
+        def __setitem__(self, key, value):
+            raise TypeError("read-only")
+
+        def setdefault(self, key, value=None):
+            raise TypeError("read-only")
+
+    with pytest.warns(DitHooksWarning, match="here"):
+        exec("warn('here')", ReadOnly(warn=user_warning.warn_user, __builtins__={}))
+
+
+def test_packages_of_the_user_site_are_passed_over(monkeypatch, tmp_path):
+    monkeypatch.setattr(site, "getusersitepackages", lambda: str(tmp_path))
+    user_warning._installed.cache_clear()
+    try:
+        with pytest.warns(DitHooksWarning) as caught:
+            code_in(tmp_path / "server.py", LIBRARY).apply(lambda: code_in(tmp_path / "other.py", LIBRARY).apply(here))
+        assert Path(caught[0].filename) == Path(__file__)
+    finally:
+        user_warning._installed.cache_clear()
+
+
+def here():
+    exec(
+        compile("warn('here')", str(Path(site.getusersitepackages(), "inner.py")), "exec"),
+        {"warn": user_warning.warn_user},
+    )
