@@ -91,7 +91,7 @@ def _decode_in_tiles(pipe: Any, source: PipelineSource) -> None:
         raise UsageError(f"--tiling is for a VAE that can work in tiles, which {source.kind.__name__} does not have")
     try:
         enable()
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # diffusers gives every VAE the method, and raises from those without tiles
         raise UsageError(f"--tiling: {error}") from error
 
 

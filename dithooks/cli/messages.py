@@ -28,7 +28,7 @@ def one_line() -> Iterator[None]:
         if (lack := missing_import(error)) is None:
             raise
         raise UsageError(lack) from error
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # of a part of a pipeline: its module says what it lacks
         if (module := module_of(error)) is None:
             raise
         raise UsageError(f"{module}: {first_line(error)}") from error
