@@ -620,8 +620,8 @@ class CacheHandle:
         configs, differences = [], []
         for attached in self._attached:
             pair = next((pair for pair in chains if pair[0].path == attached.chain.path), None)
-            blocks = [each.path for each in attached.chain.block_lists]
-            pair = next((pair for pair in chains if [each.path for each in pair[0].block_lists] == blocks), pair)
+            place = _place(attached.chain)
+            pair = next((pair for pair in chains if _place(pair[0]) == place), None if attached.chain.span else pair)
             if pair is None:
                 differences.append(f"nothing of {attached.log.name}")
                 continue
@@ -829,6 +829,11 @@ def _differences(config: DitCacheConfig, attached: AnyAttachment) -> list[str]:
     if payload != its_payload:
         return [f"the {payload} of {name}, and the cache is attached to its {its_payload}"]
     return [f"other blocks of {name} than {attached.describe()}, which the cache is attached to"]
+
+
+def _place(chain: Chain) -> tuple[list[str], str]:
+    """Return the lists of a chain, and which range of them it is."""
+    return [each.path for each in chain.block_lists], chain.span
 
 
 def _range_of(config: DitCacheConfig, attached: AnyAttachment) -> tuple[str, int, int]:

@@ -78,6 +78,8 @@ class Chain:
         separate_cfg: whether guidance takes two calls per step, where that is declared.
         part: whether the owner has other lists, each of which is a range of its own.
         rivals: chains of other parts of the model of which one may be the trunk instead, where the lists were found.
+        span: of one of several ranges of the same lists, its blocks, such as ``[0:8]``.
+        elsewhere: number of blocks that the other ranges of the same lists count, so that each block counts once.
     """
 
     owner: nn.Module
@@ -87,6 +89,8 @@ class Chain:
     separate_cfg: bool | None = None
     part: bool = False
     rivals: tuple[Chain, ...] = ()
+    span: str = ""
+    elsewhere: int = 0
 
     @property
     def block_refs(self) -> tuple[BlockRef, ...]:
@@ -100,7 +104,8 @@ class Chain:
     @property
     def name(self) -> str:
         path = self.block_lists[0].path if self.part else self.path
-        return f"{path} ({type(self.owner).__name__})" if path else type(self.owner).__name__
+        kind = type(self.owner).__name__
+        return f"{path}{self.span} ({kind})" if path else f"{kind}{self.span}"
 
     def below(self, name: str) -> Chain:
         """Return this chain with paths from one level above, where the target is called ``name``."""
@@ -142,5 +147,6 @@ def _shape(block: nn.Module) -> list[tuple[str, list[int]]]:
 
 
 def fingerprint(chains: Sequence[Chain]) -> str:
-    """Join the fingerprints of several transformers."""
-    return "+".join(chain.fingerprint() for chain in chains)
+    """Join the fingerprints of several transformers; several ranges of the same lists have one."""
+    each = {(id(chain.owner), tuple(part.path for part in chain.block_lists)): chain for chain in chains}
+    return "+".join(chain.fingerprint() for chain in each.values())

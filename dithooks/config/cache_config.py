@@ -53,6 +53,8 @@ class DitCacheConfig(JsonFile):
             ``("hidden_states", "audio_hidden_states")``. The one that changes most counts, relative to itself.
             ``None``: where the model returns several tensors (video and audio), the streams that become these; else
             ``hidden_states``, and where no stream has that name, all. Policies that do not look take no notice of it.
+        more_ranges: further ranges of the same blocks, each a configuration of its own, or a mapping of its fields: so
+            that at some steps the last blocks run, and the first do not. No block is in two of them.
         overrides: the fields that differ for a transformer or one of its block lists, by name: ``{"transformer_2":
             {"cache_block_start": 2}, "single_transformer_blocks": {"policy": {"residual_diff_threshold": 0.12}}}``.
             A policy or predictor given as a mapping changes the fields that it names. Where a list is named, each list
@@ -93,6 +95,7 @@ class DitCacheConfig(JsonFile):
     free_at_end: bool = field(default=True, kw_only=True)
     payload: Payload = field(default="residual", kw_only=True, metadata={"written": "where given"})
     look_at: tuple[str, ...] | None = field(default=None, kw_only=True, metadata={"written": "where given"})
+    more_ranges: tuple[DitCacheConfig, ...] = field(default=(), kw_only=True, metadata={"written": "where given"})
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
@@ -145,6 +148,7 @@ class DitCacheConfig(JsonFile):
             )
         if self.look_at is not None:
             set_field(self, "look_at", _streams(self.look_at))
+        self._check_more_ranges()
         if self.fingerprint is not None and not isinstance(self.fingerprint, str):
             raise WrongType(f"fingerprint must be a string or None, not {shown(self.fingerprint)}")
         if not isinstance(self.overrides, Mapping) or not all(
@@ -195,6 +199,36 @@ class DitCacheConfig(JsonFile):
         except (TypeError, ValueError) as error:
             raise located(f"overrides[{shown(name)}]", error) from None
 
+    @property
+    def ranges(self) -> tuple[DitCacheConfig, ...]:
+        """The configuration of each range, the first block's first; usually of this one alone."""
+        own = replace(self, more_ranges=(), overrides={}) if self.more_ranges else self
+        return tuple(sorted((own, *self.more_ranges), key=lambda each: each.cache_block_start))
+
+    def _check_more_ranges(self) -> None:
+        """Refuse ranges that share blocks, and such as forecast outputs or have further ranges of their own."""
+        entries: Any = self.more_ranges
+        if not isinstance(entries, (tuple, list)) or not all(isinstance(e, (DitCacheConfig, Mapping)) for e in entries):
+            raise WrongType(f"more_ranges must be a tuple of DitCacheConfig, not {shown(entries)}")
+        given = tuple(each if isinstance(each, DitCacheConfig) else _made_of(each) for each in entries)
+        set_field(self, "more_ranges", given)
+        if not given:
+            return
+        if self.payload == "output" or any(each.payload == "output" for each in given):
+            raise InvalidSetting("more_ranges and payload='output' exclude each other: the latter leaves all blocks out")
+        if any(each.more_ranges or each.overrides or each.fingerprint is not None for each in given):
+            raise InvalidSetting(
+                "one of more_ranges has more_ranges, overrides or a fingerprint: give these to the whole configuration"
+            )
+        end = 0
+        for each in self.ranges:
+            if each.cache_block_start < end:
+                raise InvalidSetting(
+                    f"more_ranges: the range from block {each.cache_block_start} on begins before another one ends, at "
+                    f"block {end - 1}: give each its cache_num_blocks, so that no block is in two"
+                )
+            end = each.cache_block_start + (each.cache_num_blocks or FAR)
+
     def _check_overrides(self) -> None:
         """Refuse invalid overrides. A list's entry is valid also if it is so only on top of its transformer's entry."""
         for name in self.overrides:
@@ -233,6 +267,14 @@ def _streams(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _made_of(fields_of_range: Mapping[str, Any]) -> DitCacheConfig:
+    """The configuration that a mapping of fields stands for."""
+    known = [each.name for each in fields(DitCacheConfig)]
+    if unknown := set(fields_of_range).difference(known):
+        raise InvalidSetting(f"one of more_ranges has no field {named_beside(unknown, known)}")
+    return DitCacheConfig(**fields_of_range)
+
+
 def _changed(part: Policy | Predictor, name: str, changes: Mapping[str, Any]) -> Any:
     """The policy or predictor with some of its fields changed."""
     if "kind" in changes:
@@ -243,5 +285,6 @@ def _changed(part: Policy | Predictor, name: str, changes: Mapping[str, Any]) ->
     return replace(part, **changes)  # type: ignore[type-var]
 
 
+FAR = 2**40  # blocks: a range without an end reaches past all others
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SUCH_AS = {"policy": "Threshold(0.08)", "predictor": "Linear()"}

@@ -90,7 +90,9 @@ class CachePlan(HubFile):
     def _schema(self) -> int:
         """Return the first schema where it has all that the plan says, so that earlier versions read the file."""
         is_first = all(
-            piece.payload == "residual" and piece.corrections is None and not (piece.branches or piece.others)
+            piece.payload == "residual"
+            and piece.corrections is None
+            and not (piece.branches or piece.others or piece.more_ranges)
             for piece in self.pieces
         )
         return 1 if is_first and not self.provenance.elsewhere else 2

@@ -39,6 +39,8 @@ class TransformerPlan:
         others: plans of the same range that were fitted for other numbers of steps: they count in a run that is theirs,
             and in one near it (:class:`Mask`, :class:`Fitted`).
         in_batch: whether the branches are equal parts of the batch of a step's only call, as in :class:`Fitted`.
+        more_ranges: plans of further ranges of the same transformer, which begin behind this one: at a step at which
+            this range is reused and the last one computed, the tail of the blocks runs. They have coefficients alone.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.
@@ -66,6 +68,7 @@ class TransformerPlan:
     branches: tuple[BranchWeights, ...] = field(default=(), metadata={"written": "where given"})
     others: tuple[TransformerPlan, ...] = field(default=(), repr=False, metadata={"written": "where given"})
     in_batch: bool = field(default=False, metadata={"written": "where given"})
+    more_ranges: tuple[TransformerPlan, ...] = field(default=(), repr=False, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         set_field(self, "path", check_text("path", self.path, empty=True))
@@ -106,6 +109,7 @@ class TransformerPlan:
             set_field(self, "called", _span(self.called, len(bits)))
             self._check_called()
         self._check_others()
+        self._check_more_ranges()
 
     @property
     def policy(self) -> Mask:
@@ -124,12 +128,19 @@ class TransformerPlan:
     def executions(self) -> tuple[int, int]:
         """The number of block executions in a run, and the number of them that are left out."""
         calls = sum(map(self._is_called, range(len(self.steps))))
-        return calls * self.total, (len(self.steps) - sum(self.steps)) * self.blocks
+        left_out = sum((len(each.steps) - sum(each.steps)) * each.blocks for each in self._ranges)
+        return calls * self.total, left_out
 
     @property
     def picture(self) -> str:
-        """The steps: ● is computed, ○ reused, · not called."""
-        return "".join("○●"[bit] if self._is_called(step) else "·" for step, bit in enumerate(self.steps))
+        """The steps: ● is computed, ○ reused, ◐ computed in part, · not called."""
+        modes = [sum(bits) / len(bits) for bits in zip(*(each.steps for each in self._ranges), strict=True)]
+        shown = ["○" if mode == 0 else "●" if mode == 1 else "◐" for mode in modes]
+        return "".join(sign if self._is_called(step) else "·" for step, sign in enumerate(shown))
+
+    @property
+    def _ranges(self) -> tuple[TransformerPlan, ...]:
+        return (self, *self.more_ranges)
 
     @property
     def saved(self) -> float:
@@ -142,6 +153,8 @@ class TransformerPlan:
         """The fields of a configuration."""
         number = self.blocks if self.payload == "residual" else None
         where: dict[str, Any] = {"cache_block_start": self.first, "cache_num_blocks": number, "payload": self.payload}
+        if self.more_ranges:
+            where["more_ranges"] = tuple(each.settings for each in self.more_ranges)
         return {**where, "policy": self.policy, "predictor": self.predictor}
 
     def _is_called(self, step: int) -> bool:
@@ -168,7 +181,7 @@ class TransformerPlan:
             raise WrongType(f"others must be a tuple of TransformerPlan, not {shown(self.others)}")
         set_field(self, "others", tuple(others))
         for other in self.others:
-            for name in ("path", "first", "blocks", "total", "payload", "axis"):
+            for name in ("path", "first", "blocks", "total", "payload", "axis", "more_ranges"):
                 if getattr(other, name) != getattr(self, name):
                     raise InvalidSetting(
                         f"one of others has {name}={shown(getattr(other, name))}, and not {shown(getattr(self, name))}"
@@ -178,6 +191,35 @@ class TransformerPlan:
             raise InvalidSetting(f"others are of {counts[1:]} steps, beside {counts[0]}: give one of each number")
         if self.others:
             _ = self.predictor  # it checks the rest
+
+    def _check_more_ranges(self) -> None:
+        """Refuse ranges of another transformer or run, such as share blocks, and weights that belong to all of them."""
+        more: Any = self.more_ranges
+        if not isinstance(more, (tuple, list)) or not all(isinstance(each, TransformerPlan) for each in more):
+            raise WrongType(f"more_ranges must be a tuple of TransformerPlan, not {shown(more)}")
+        set_field(self, "more_ranges", tuple(more))
+        if not more:
+            return
+        if self.payload == "output" or self.others:
+            given = "payload='output'" if self.payload == "output" else "a plan with others"
+            raise InvalidSetting(f"{given} is of the whole transformer in one range: leave more_ranges out")
+        for before, each in pairwise(self._ranges):
+            if each.first < before.first + before.blocks:
+                raise InvalidSetting(
+                    f"more_ranges: the range from block {each.first} on begins before block "
+                    f"{before.first + before.blocks}, where the one before it ends: give them in order, and apart"
+                )
+            for name in ("path", "total", "axis", "called", "sigmas", "payload"):
+                if getattr(each, name) != getattr(self, name):
+                    raise InvalidSetting(
+                        f"one of more_ranges has {name}={shown(getattr(each, name))}, and not "
+                        f"{shown(getattr(self, name))}"
+                    )
+            if len(each.steps) != len(self.steps) or each.corrections or each.branches or each.more_ranges:
+                raise InvalidSetting(
+                    "one of more_ranges is of another number of steps, or has corrections, branches or more_ranges: "
+                    "these belong to the first range"
+                )
 
     def _check_called(self) -> None:
         """Refuse steps that take more residuals than were computed before them."""
@@ -201,13 +243,16 @@ class TransformerPlan:
     @property
     def blocks_shown(self) -> str:
         """The blocks that are left out, in words."""
-        is_range = self.payload == "residual"
-        return f"{self.first} … {self.first + self.blocks - 1} of {self.total}" if is_range else "output"
+        if self.payload == "output":
+            return "output"
+        ranges = (f"{each.first} … {each.first + each.blocks - 1}" for each in self._ranges)
+        return f"{' and '.join(ranges)} of {self.total}"
 
     @property
     def reused_shown(self) -> str:
         """How many steps are reused, in words."""
-        return f"{len(self.steps) - sum(self.steps)} of {len(self.steps)}"
+        reused = [len(each.steps) - sum(each.steps) for each in self._ranges]
+        return f"{' and '.join(map(str, reused))} of {len(self.steps)}"
 
 
 def _span(value: Any, steps: int) -> tuple[int, int]:

@@ -201,7 +201,9 @@ class Attachment:
         if self._observing is not None:
             self._observing.remove()
         self._observing = None
-        self.log.blocks, self.log.skippable = len(self.cache.block_range.order), len(self.cache.block_range.blocks)
+        block_range = self.cache.block_range
+        self.log.blocks = len(block_range.order) - self.chain.elsewhere
+        self.log.skippable = len(block_range.blocks)
         if moved:
             unhook(self.cache, [original(block_ref.block) for block_ref in self._all])
             self._put_blocks_back()
@@ -256,7 +258,8 @@ def prepare(
     first, number = config.cache_block_start, config.cache_num_blocks
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.block_lists[0].path if len(chain.block_lists) == 1 else chain.path or type(chain.owner).__name__
-    log = DecisionLog(name, len(observed), (len(observed) + end if end < 0 else end) - first + 1, on_decision)
+    length = (len(observed) + end if end < 0 else end) - first + 1
+    log = DecisionLog(f"{name}{chain.span}", len(observed) - chain.elsewhere, length, on_decision)
     kind = SampleDecider if is_by_sample(config.when) else decider_for(config)
     decider = kind(chain, config, StepClock(scheduler, chain.name, step_settings), log, integrations, consensus)
     weights = chain.weights() if chain.found else None

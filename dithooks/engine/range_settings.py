@@ -90,7 +90,21 @@ def configure_ranges(
         for block_list in chain.block_lists if of_lists else ():
             list_config = _config_of_list(config, whole, of_lists.get(block_list.path))
             ranges.append((replace(chain, block_lists=(block_list,), part=len(chain.block_lists) > 1), list_config))
-    return ranges
+    return [pair for chain, own in ranges for pair in _separate(chain, own)]
+
+
+def _separate(chain: Chain, config: DitCacheConfig) -> list[tuple[Chain, DitCacheConfig]]:
+    """Several ranges of one chain, each with a name of its own; no block counts in two of them."""
+    if not config.more_ranges:
+        return [(chain, config)]
+    total = len(chain.block_refs)
+    lengths = [each.cache_num_blocks or total - each.cache_block_start - each.compute_last for each in config.ranges]
+    pairs = list[tuple[Chain, DitCacheConfig]]()
+    for place, (each, length) in enumerate(zip(config.ranges, lengths, strict=True)):
+        elsewhere = total - length if place else sum(lengths[1:])  # the first one counts the blocks of none, too
+        span = f"[{each.cache_block_start}:{each.cache_block_start + length}]"
+        pairs.append((replace(chain, span=span, elsewhere=elsewhere), each))
+    return pairs
 
 
 def _config_of_list(config: DitCacheConfig, transformer: str | None, name: str | None) -> DitCacheConfig:
