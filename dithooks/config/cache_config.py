@@ -215,7 +215,7 @@ class DitCacheConfig(JsonFile):
         if not given:
             return
         if self.payload == "output" or any(each.payload == "output" for each in given):
-            raise InvalidSetting("more_ranges and payload='output' exclude each other: the latter leaves all blocks out")
+            raise InvalidSetting("more_ranges and payload='output' exclude each other: it leaves all blocks out")
         if any(each.more_ranges or each.overrides or each.fingerprint is not None for each in given):
             raise InvalidSetting(
                 "one of more_ranges has more_ranges, overrides or a fingerprint: give these to the whole configuration"

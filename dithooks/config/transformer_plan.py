@@ -128,19 +128,30 @@ class TransformerPlan:
     def executions(self) -> tuple[int, int]:
         """The number of block executions in a run, and the number of them that are left out."""
         calls = sum(map(self._is_called, range(len(self.steps))))
-        left_out = sum((len(each.steps) - sum(each.steps)) * each.blocks for each in self._ranges)
+        left_out = sum((len(each.steps) - sum(each.steps)) * each.blocks for each in self.ranges)
         return calls * self.total, left_out
 
     @property
     def picture(self) -> str:
         """The steps: ● is computed, ○ reused, ◐ computed in part, · not called."""
-        modes = [sum(bits) / len(bits) for bits in zip(*(each.steps for each in self._ranges), strict=True)]
+        modes = [sum(bits) / len(bits) for bits in zip(*(each.steps for each in self.ranges), strict=True)]
         shown = ["○" if mode == 0 else "●" if mode == 1 else "◐" for mode in modes]
         return "".join(sign if self._is_called(step) else "·" for step, sign in enumerate(shown))
 
     @property
-    def _ranges(self) -> tuple[TransformerPlan, ...]:
+    def ranges(self) -> tuple[TransformerPlan, ...]:
+        """The plan of each range, this one's first; usually of this one alone."""
         return (self, *self.more_ranges)
+
+    @property
+    def span(self) -> str:
+        """The blocks of the range, as its name has them where there are several."""
+        return f"[{self.first}:{self.first + self.blocks}]"
+
+    @property
+    def schedule(self) -> tuple[object, ...]:
+        """What is computed at which steps, without weights: plans that have this in common differ in these alone."""
+        return (self.path, self.payload, *((each.first, each.blocks, each.steps) for each in self.ranges))
 
     @property
     def saved(self) -> float:
@@ -203,7 +214,7 @@ class TransformerPlan:
         if self.payload == "output" or self.others:
             given = "payload='output'" if self.payload == "output" else "a plan with others"
             raise InvalidSetting(f"{given} is of the whole transformer in one range: leave more_ranges out")
-        for before, each in pairwise(self._ranges):
+        for before, each in pairwise(self.ranges):
             if each.first < before.first + before.blocks:
                 raise InvalidSetting(
                     f"more_ranges: the range from block {each.first} on begins before block "
@@ -245,13 +256,13 @@ class TransformerPlan:
         """The blocks that are left out, in words."""
         if self.payload == "output":
             return "output"
-        ranges = (f"{each.first} … {each.first + each.blocks - 1}" for each in self._ranges)
+        ranges = (f"{each.first} … {each.first + each.blocks - 1}" for each in self.ranges)
         return f"{' and '.join(ranges)} of {self.total}"
 
     @property
     def reused_shown(self) -> str:
         """How many steps are reused, in words."""
-        reused = [len(each.steps) - sum(each.steps) for each in self._ranges]
+        reused = [len(each.steps) - sum(each.steps) for each in self.ranges]
         return f"{' and '.join(map(str, reused))} of {len(self.steps)}"
 
 

@@ -14,7 +14,7 @@ from ..recording.recording import Recording
 from ..validation import check_choice, check_count, check_number, shown
 from .costs import Cost
 from .interval_planner import IntervalPlanner
-from .planner import Candidate, Planner, Variant
+from .planner import MODES, Candidate, Mode, Planner, Variant
 
 PACKAGES = ("dithooks", "torch", "numpy", "diffusers")
 
@@ -28,6 +28,7 @@ def plan(
     late_error_weight: float | None = None,
     interval: int | None = None,
     payload: Payload = "residual",
+    mode: Mode = "whole",
 ) -> CachePlan:
     """Return the plan with the least predicted error of all plans that reach a speed-up.
 
@@ -51,6 +52,9 @@ def plan(
             the plan into the configuration. Left out, schedules are free, and weights are fitted.
         payload: the forecast: ``"residual"`` of a range, or ``"output"`` of the whole transformer, whose call is
             left out; for that the recording has to have the solver's steps, and ``interval`` is left out.
+        mode: ``"whole"``: a step computes the whole range, or nothing of it; ``"tail"``: all blocks are in two ranges,
+            each with its own schedule, so that the last blocks may run alone. The errors of both are taken to add up
+            as if unrelated, and are mostly more: compare by running the plans.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -92,7 +96,10 @@ def plan(
     check_choice("payload", payload, PAYLOADS)
     if payload == "output":
         _check_outputs(recording, interval)
-    candidate = planner.candidate(target, Variant(anchors, _checked_weight(late_error_weight), payload=payload))
+    if check_choice("mode", mode, MODES) != "whole":
+        _check_mode(mode, payload, interval)
+    weight = _checked_weight(late_error_weight)
+    candidate = planner.candidate(target, Variant(anchors, weight, payload=payload, mode=mode))
     return build_plan(planner, candidate, target, "by planning from a recording")
 
 
@@ -134,10 +141,11 @@ def make_planner(
     report: ProgressCallback = lambda stage, done, total: None,
     payloads: tuple[Payload, ...] = ("residual",),
     fits: bool = False,
+    modes: tuple[Mode, ...] = (),
 ) -> Planner:
     """Return the planner of free schedules, or, with an interval, of those that refresh at it."""
     if interval is None:
-        return Planner(recording, cost, report, payloads, fits)
+        return Planner(recording, cost, report, payloads, fits, modes=modes)
     return IntervalPlanner(recording, cost, report, interval=interval)
 
 
@@ -181,6 +189,14 @@ def _check_outputs(recording: Recording, interval: int | None) -> None:
             f"payload='output': the recording has no steps of a scheduler ({why}): record the run again, with "
             "scheduler=..., or leave payload out"
         )
+
+
+def _check_mode(mode: Mode, payload: Payload, interval: int | None) -> None:
+    """Refuse a mode of steps with what excludes it."""
+    if interval is not None:
+        raise InvalidSetting(f"mode={shown(mode)} and interval exclude each other: leave one of both out")
+    if mode == "tail" and payload == "output":
+        raise InvalidSetting("mode='tail' runs some of the blocks, and payload='output' leaves all of them out")
 
 
 def _checked_weight(value: float | None) -> float | None:

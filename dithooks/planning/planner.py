@@ -26,6 +26,8 @@ LONG_RUN = 64  # steps, beyond which three anchors take minutes to solve: two ar
 FEW_RANGES = 8  # solved with three anchors: the most promising with two
 SLACK = 1e-9  # relative, for comparisons of sums
 DEFAULT_LATE_ERROR_WEIGHT = 10.0  # the best on one model that it was measured on
+Mode = Literal["whole", "tail"]  # of the steps of a plan, beside those that are reused
+MODES: tuple[Mode, ...] = ("whole", "tail")
 
 
 class Variant(NamedTuple):
@@ -39,6 +41,8 @@ class Variant(NamedTuple):
         payload: the forecast: ``"residual"`` of a range, or ``"output"`` of the whole transformer.
         space: where errors are weighed: in the ``"hidden"`` states of each range; or, for all blocks at once, in the
             ``"output"`` that the solver is given, by how far it moves the latents.
+        mode: which steps there are: ``"whole"``, the whole range computed or reused; ``"tail"``, where the blocks are
+            in two ranges with a schedule each, so that the last ones may run alone.
     """
 
     anchors: int = 2
@@ -46,12 +50,21 @@ class Variant(NamedTuple):
     power: float = 1.0
     payload: Payload = "residual"
     space: Literal["hidden", "output"] = "hidden"
+    mode: Mode = "whole"
 
 
 class Choice(NamedTuple):
     """A range of one transformer, and its schedule: a 1 for each of the transformer's steps that computes it.
 
     With the payload ``"output"``, the range is the whole transformer.
+
+    Args:
+        trace: number of the transformer.
+        first: first block of the range.
+        last: last block of the range.
+        computed: a 1 for each step that is computed.
+        payload: the forecast.
+        tail: with the mode ``"tail"``, the range of the blocks behind, with its schedule.
     """
 
     trace: int
@@ -59,6 +72,7 @@ class Choice(NamedTuple):
     last: int
     computed: tuple[int, ...]
     payload: Payload = "residual"
+    tail: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,7 @@ class Option(NamedTuple):
     range: int = 0
     refreshes: int = 0
     computed: tuple[int, ...] = ()  # the schedule; empty: the best with so many refreshes, solved when it is chosen
+    tail: tuple[Option, ...] = ()  # of the blocks behind the range, its cost and saving counted in
 
 
 @dataclass(eq=False)
@@ -103,6 +118,7 @@ class Planner:
         payloads: what may be forecast: the ``"output"``, too, where it was recorded and the call can be left out.
         fits: whether weights are fitted while plans are run.
         shared: choices whose ranges and payloads all plans have, with schedules of their own; none: any may be had.
+        modes: of steps, that are tried beside ``"whole"``.
     """
 
     # The variants to try: without a measured sensitivity, weights of late errors; with one, powers of it, as it was
@@ -116,6 +132,7 @@ class Planner:
     payloads: tuple[Payload, ...] = ("residual",)
     fits: bool = False
     shared: tuple[Choice, ...] = ()
+    modes: tuple[Mode, ...] = ()
     _solved: dict[tuple[int, Variant, int], Floats] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[int, Variant, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
 
@@ -168,7 +185,7 @@ class Planner:
         if (other := self._with_other_payload(candidate)) is not None:
             yield other
         moves = []
-        for place, choice in enumerate(candidate.choices):
+        for place, choice in enumerate(() if candidate.variant.mode == "tail" else candidate.choices):
             schedules = self._schedules(choice.trace, [self._range(choice)], candidate.variant)
             bits = choice.computed
             for step, onto in product(range(1, len(bits)), (-1, 1)):
@@ -186,6 +203,7 @@ class Planner:
         """Return the same schedules with the other payload; ``None`` where that is not possible, or saves less."""
         if (
             self.shared
+            or candidate.variant.mode == "tail"
             or "output" not in self.payloads
             or any(
                 (each.first, each.last) != (0, len(self.recording.traces[each.trace].blocks) - 1)
@@ -213,6 +231,7 @@ class Planner:
         return tuple(self._piece(choice, candidate.variant) for choice in candidate.choices)
 
     def _piece(self, choice: Choice, variant: Variant) -> TransformerPlan:
+        """Return the plan of one range, with those of the ranges behind it."""
         recording, trace = self.recording, self.recording.traces[choice.trace]
         moments = [Moment(int(step), float(t), trace.axis) for step, t in zip(trace.steps, trace.times, strict=True)]
         weights_at = self._coefficients(choice, variant, moments)
@@ -235,6 +254,7 @@ class Planner:
             axis=trace.axis,
             called=None if called == (0, recording.steps) else called,
             payload=choice.payload,
+            more_ranges=tuple(self._piece(each, variant) for each in choice.tail),
         )
 
     def _coefficients(self, choice: Choice, variant: Variant, moments: Sequence[Moment]) -> Coefficients:
@@ -276,6 +296,8 @@ class Planner:
 
     def _options(self, number: int, variant: Variant, needed: float, avoid: Sequence[Choice]) -> list[Option]:
         """Return the Pareto front of one transformer's options; the first one caches nothing, if that is one."""
+        if variant.mode == "tail":
+            return pareto_front([*self._uncached, *self._with_tails(number, variant, avoid)])
         trace, saving = self.recording.traces[number], self.savings.step[number]
         steps, alone = len(trace.steps), len(self.recording.traces) == 1
         allowed = self._allowed(number, avoid, variant)
@@ -290,6 +312,41 @@ class Planner:
         if variant.anchors > 2 and len(most) > FEW_RANGES:
             most = self._promising(number, variant, most, enough)
         return pareto_front([*self._uncached, *self._all_options(number, variant, most, enough)])
+
+    def _with_tails(self, number: int, variant: Variant, avoid: Sequence[Choice]) -> list[Option]:
+        """Return the options with all blocks in two ranges, for each place to part them and each number of refreshes.
+
+        The errors of both are taken to add up as if unrelated, so each range's schedules are solved by themselves.
+        """
+        trace = self.recording.traces[number]
+        last, numbers = len(trace.blocks) - 1, {tuple(pair): r for r, pair in enumerate(trace.ranges.tolist())}
+        parted = [(numbers.get((0, at - 1), -1), numbers.get((at, last), -1)) for at in range(1, last + 1)]
+        usable = set(self._possible(number, avoid, variant._replace(mode="whole")))
+        parted = [pair for pair in parted if usable.issuperset(pair)]
+        if not parted or self.shared or variant.payload == "output":
+            return []
+        if variant.anchors > 2 and len(parted) > FEW_RANGES:
+            fewer = self._of_parts(number, parted, variant._replace(anchors=2))
+            front = dict.fromkeys((each.range, each.tail[0].range) for each in reversed(pareto_front(fewer)))
+            parted = [*front][:FEW_RANGES]
+        return self._of_parts(number, parted, variant)
+
+    def _of_parts(self, number: int, parted: Sequence[tuple[int, int]], variant: Variant) -> list[Option]:
+        """Return the options of some pairs of ranges, those that no other of the same pair beats."""
+        steps, saving = len(self.recording.traces[number].steps), self.savings.step[number]
+        ranges = sorted({each for pair in parted for each in pair})
+        whole = variant._replace(mode="whole")  # what is solved for it serves both
+        costs = dict(zip(ranges, self._costs(number, ranges, whole, steps), strict=True))
+
+        def options(r: int) -> list[Option]:
+            every = [Option((steps - k) * float(saving[r]), float(costs[r][k]), r, k) for k in range(1, steps)]
+            return pareto_front(every)
+
+        return [
+            front._replace(saved=saved, cost=cost, tail=(behind,))
+            for head, tail in parted
+            for saved, cost, (front, behind) in _joint_front([options(head), options(tail)])
+        ]
 
     @property
     def _uncached(self) -> list[Option]:
@@ -360,6 +417,9 @@ class Planner:
 
     def _choice(self, number: int, option: Option, variant: Variant) -> Choice:
         trace = self.recording.traces[number]
+        if option.tail:
+            behind = tuple(self._choice(number, each, variant) for each in option.tail)
+            return self._choice(number, option._replace(tail=()), variant)._replace(tail=behind)
         is_output = option.range == len(trace.ranges)
         first, last = (0, len(trace.blocks) - 1) if is_output else (int(block) for block in trace.ranges[option.range])
         payload: Payload = "output" if is_output else "residual"

@@ -64,7 +64,7 @@ def coefficients(
         found = found.plan
     elif not isinstance(found, CachePlan):
         raise WrongType(f"coefficients takes a CachePlan, a SearchResult or a Recording, not {shown(found)}")
-    drawn = [each for piece in found.pieces for each in _weights_of(piece)]
+    drawn = [each for piece in found.pieces for own in piece.ranges for each in _weights_of(own)]
     figure = new_figure(HEIGHT * len(drawn) + 0.45)
     panels: list[Axes] = figure.subplots(len(drawn), squeeze=False)[:, 0].tolist()
     for panel, (piece, weights, branch) in zip(panels, drawn, strict=True):

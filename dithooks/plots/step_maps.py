@@ -107,7 +107,7 @@ def maps_of(source: CacheHandle | CachePlan, run: int | None) -> list[StepMap]:
     if isinstance(source, CachePlan):
         if run is not None:
             raise InvalidSetting(f"run={run}: a plan has no runs; leave it out")
-        return [_of_piece(piece) for piece in source.pieces]
+        return [_of_piece(each) for piece in source.pieces for each in piece.ranges]
     if not isinstance(source, CacheHandle):
         raise WrongType(f"steps takes the handle that dit_cache returns, or a CachePlan, not {shown(source)}")
     decisions = source.decisions

@@ -120,7 +120,7 @@ class ClosedLoop:
     # by piece: calls of its last step, one for each branch, and how many rows the model has returned in one
     _calls: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     _step: int = -1
-    _was_reused: bool = False
+    _was_partial: bool = False  # at the last step, something was reused
     _rows: slice = field(default_factory=lambda: slice(0, 0))  # of the pictures of the run under way
 
     @property
@@ -150,7 +150,10 @@ class ClosedLoop:
         """Fit the weights of this step, and give the solver the output that they make."""
         if self.error is not None:
             return
-        records, self._records = self._records, []
+        every, self._records = self._records, []
+        behind = tuple(range.span for piece in self.plan.pieces for range in piece.more_ranges)
+        records = [record for record in every if not behind or not record.range.endswith(behind)]
+        is_partial = any(record.reuse for record in every)
         raw: Sequence[Tensor] = self._raw
         self._raw = []
         given, self._given = self._given, []
@@ -180,13 +183,13 @@ class ClosedLoop:
             self._in_batch.add(in_batch)
         most = piece.predictor.anchors if piece.payload == "output" else self.anchors
         parts = [*own, *kept[: most - len(own)]]
-        fits = (is_reused or self._was_reused) and len(parts) + (not own) > 1
+        fits = (is_partial or self._was_partial) and len(parts) + (not own) > 1
         if own and min(len(piece.coefficients[step] or ()), most) > len(kept):
             fits = False  # some branch has no planned forecast, which is what would be corrected
         if not is_reused:
             kept.insert(0, own[0]._replace(guided=call.output.clone()))
             del kept[most:]
-        self._was_reused = is_reused
+        self._was_partial = is_partial
         if not own:
             guided = [part.guided for part in parts]
             self._check_guidance(call, step, guided, piece.coefficients[step] or ())
@@ -238,7 +241,7 @@ class ClosedLoop:
     def _begin(self, step: int, pictures: int) -> None:
         """Note the step; where it goes back, another run of the calibration has begun."""
         if step <= self._step or self._step < 0:
-            self._kept, self._was_reused = {}, False
+            self._kept, self._was_partial = {}, False
             begin = self._rows.stop if self._step >= 0 else 0
             self._rows = slice(begin, begin + pictures)
         if step not in (0, self._step + 1) or self._rows.stop > self.reference.outputs.shape[1]:

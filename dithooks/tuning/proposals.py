@@ -88,6 +88,7 @@ def _as_planned(planner: Planner, target: float, tried: _Trials) -> Proposals:
         yield from tried.propose(planner.candidate(target, variant, tried.failed))
     if tried.best is None:
         return
+    yield from _with_modes(planner, target, tried)
     nearby = _nearby(tried.best.variant, planner)
     yield from tried.propose(planner.candidate(target, tried.best.variant._replace(anchors=3), tried.failed))
     for variant in () if tried.is_full else nearby:
@@ -102,6 +103,7 @@ def _fitted(planner: Planner, target: float, tried: _Trials) -> Proposals:
         yield from tried.propose(planner.candidate(target, Variant(3, weight, payload=outputs), tried.failed))
     if tried.best is None:
         return
+    yield from _with_modes(planner, target, tried)
     further: list[Callable[[Variant], Variant]] = [
         lambda best: best._replace(late_error_weight=FURTHER[best.late_error_weight or FITTED_WEIGHTS[0]]),
         lambda best: best._replace(payload="residual", space="hidden"),
@@ -114,6 +116,15 @@ def _fitted(planner: Planner, target: float, tried: _Trials) -> Proposals:
     for change in changes:
         if tried.best is not None:
             yield from tried.propose(planner.candidate(target, change(tried.best.variant), tried.failed))
+
+
+def _with_modes(planner: Planner, target: float, tried: _Trials) -> Proposals:
+    """Propose plans with steps that compute a part, as far as that is asked for, priced as the best plan is."""
+    assert tried.best is not None
+    variant = tried.best.variant
+    for mode in planner.modes:
+        part = variant._replace(mode=mode, payload="residual", space="hidden")
+        yield from tried.propose(planner.candidate(target, part, tried.failed))
 
 
 def fastest(planner: Planner, least: float, evals: int) -> Proposals:

@@ -132,8 +132,9 @@ class SearchResult:
 def _row(evaluation: Evaluation, best: bool, further: int) -> list[str]:
     plan, score = evaluation.plan, evaluation.score
     ranges = ", ".join(
-        "output" if piece.payload == "output" else f"{piece.first}–{piece.first + piece.blocks - 1}"
+        "output" if piece.payload == "output" else f"{own.first}–{own.first + own.blocks - 1}"
         for piece in plan.pieces
+        for own in piece.ranges
     )
     steps = ", ".join(piece.picture for piece in plan.pieces)
     found = plan.provenance
@@ -155,8 +156,8 @@ def _row(evaluation: Evaluation, best: bool, further: int) -> list[str]:
 
 def _is_same(one: CachePlan, other: CachePlan) -> bool:
     """Return whether two plans compute the same steps of the same ranges, whatever their weights are."""
-    return [(each.payload, each.first, each.blocks, each.steps, each.predictor.anchors) for each in one.pieces] == [
-        (each.payload, each.first, each.blocks, each.steps, each.predictor.anchors) for each in other.pieces
+    return [(each.schedule[1:], each.predictor.anchors) for each in one.pieces] == [
+        (each.schedule[1:], each.predictor.anchors) for each in other.pieces
     ]
 
 

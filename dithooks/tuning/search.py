@@ -22,6 +22,7 @@ from ..errors import InvalidSetting, WiringError, WrongType
 from ..integrations.diffusers_bars import hidden_bars
 from ..planning.costs import Cost, Savings, check_cost
 from ..planning.plan import check_interval, check_target_speedup, make_planner
+from ..planning.planner import MODES, Mode
 from ..progress_bars import progress
 from ..recording.image_metrics import Metric, check_metrics, samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0, on_all_ranks
@@ -68,6 +69,7 @@ def search(
     memory: int = MEMORY,
     share: float = 1.0,
     metrics: Collection[Metric] = ("psnr", "ssim"),
+    modes: Collection[Mode] = (),
     journal: str | os.PathLike[str] | None = None,
     executor: str | Executor | None = None,
     verbose: bool = True,
@@ -131,6 +133,8 @@ def search(
         share: as for :func:`record`.
         metrics: what to measure of each plan. PSNR and SSIM are measured in any case, ``"lpips"`` only where it is
             named: shift-tolerant LPIPS, a learned distance, which takes the package of ``dithooks[lpips]``.
+        modes: steps that are tried beside those that are computed or reused as a whole: ``"tail"``, at which the last
+            blocks run alone. One more plan is run for each. On the models that this was measured on they draw worse.
         journal: a folder that keeps the recording and all evaluations: an interrupted search goes on from there, after
             one uncached run to compare with.
         executor: where plans are run; the recording is made in this process. ``None``: in this process, one plan after
@@ -183,6 +187,8 @@ def search(
     check_cost(cost)
     check_choice("objective", objective, OBJECTIVES)
     measured = check_metrics(metrics)
+    excluded = {"interval": interval, "steps": steps, "targets": targets, "target_psnr": target_psnr}
+    parts = _checked_modes(modes, [name for name, value in excluded.items() if value is not None])
     workers = executor_of(executor)
     with_steps = run
     first, *further = check_steps(steps, run) if steps is not None else (num_inference_steps,)
@@ -289,7 +295,7 @@ def search(
             metrics=measured,
         )
         payloads = _payloads(target, chains, recorded) if interval is None else ("residual",)
-        planner = make_planner(recorded, cost, interval, report, payloads, fits)
+        planner = make_planner(recorded, cost, interval, report, payloads, fits, parts)
         with ExitStack() as stack:
             runner: PlanRunner
             if workers is None:
@@ -348,6 +354,18 @@ def _are_configured(target: object, blocks: Blocks) -> bool:
     with suppress(InvalidSetting):  # whole models, which have none
         return any(config is not None for _, config in chains_of(target, blocks))
     return False
+
+
+def _checked_modes(modes: Collection[Mode], excluded: Sequence[str]) -> tuple[Mode, ...]:
+    """Return the modes to try, each once; refuse them with arguments that make other plans."""
+    if isinstance(modes, str) or not isinstance(modes, Collection):
+        raise WrongType(f"modes must be a tuple of {', '.join(map(repr, MODES))}, not {shown(modes)}")
+    for each in modes:
+        check_choice("modes", each, MODES)
+    chosen = tuple(each for each in MODES if each in modes and each != "whole")
+    if chosen and excluded:
+        raise InvalidSetting(f"modes and {excluded[0]} exclude each other: leave one of both out")
+    return chosen
 
 
 def _payloads(target: object, chains: Sequence[Chain], recorded: Recording) -> tuple[Payload, ...]:
