@@ -133,10 +133,9 @@ class TransformerPlan:
 
     @property
     def picture(self) -> str:
-        """The steps: ● is computed, ○ reused, ◐ computed in part, · not called."""
-        modes = [sum(bits) / len(bits) for bits in zip(*(each.steps for each in self.ranges), strict=True)]
-        shown = ["○" if mode == 0 else "●" if mode == 1 else "◐" for mode in modes]
-        return "".join(sign if self._is_called(step) else "·" for step, sign in enumerate(shown))
+        """The steps: ● is computed, ○ reused, · not called; of several ranges, ◑ computes only the last, ◐ others."""
+        ranges = zip(*(each.steps for each in self.ranges), strict=True)
+        return "".join(_sign(bits) if self._is_called(step) else "·" for step, bits in enumerate(ranges))
 
     @property
     def ranges(self) -> tuple[TransformerPlan, ...]:
@@ -264,6 +263,13 @@ class TransformerPlan:
         """How many steps are reused, in words."""
         reused = [len(each.steps) - sum(each.steps) for each in self.ranges]
         return f"{' and '.join(map(str, reused))} of {len(self.steps)}"
+
+
+def _sign(computed: tuple[int, ...]) -> str:
+    """Return the sign of a step, by which of its ranges are computed."""
+    if len(set(computed)) == 1:
+        return "○●"[computed[0]]
+    return "◑" if computed[-1] and not any(computed[:-1]) else "◐"
 
 
 def _span(value: Any, steps: int) -> tuple[int, int]:

@@ -265,7 +265,8 @@ def prepare(
     weights = chain.weights() if chain.found else None
     metric = decider.policy.metric
     look_at = () if metric is None else config.look_at or ()
-    block_range = BlockRange(observed, first, end, weights, leads=metric == "change", look_at=look_at)
+    leads, is_fixed = metric == "change", bool(chain.span)
+    block_range = BlockRange(observed, first, end, weights, leads, look_at, is_fixed)
     cache = RangeCache(decider, block_range, compilable_of(chain), verify, integrations)
     cache.callees = lambda: (chain.owner, *(block_ref.block for block_ref in chain.block_refs))
     return Attachment(chain, cache, log, around, waits, method)

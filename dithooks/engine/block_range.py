@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..blocks.observation import Observation, ObservedBlock
 from ..blocks.trunk import resolve_lead, wire
 from ..blocks.wiring import Wiring
-from ..errors import InvalidSetting
+from ..errors import InvalidSetting, WiringError
 
 
 class LearntRange(NamedTuple):
@@ -33,6 +33,7 @@ class BlockRange:
         weights: of the lists, if those that are no part of the trunk are to be left out.
         leads: whether what the blocks before the range do is captured, too.
         look_at: names of the streams that the policy looks at; empty: those that the wiring names.
+        is_fixed: whether the range must not move to other blocks, as these may be in another range.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class BlockRange:
         weights: Mapping[str, int] | None,
         leads: bool,
         look_at: tuple[str, ...] = (),
+        is_fixed: bool = False,
     ) -> None:
         self.observed, self.start, self._end, self._weights = observed, start, end, weights
-        self.look_at = look_at
+        self.look_at, self._is_fixed = look_at, is_fixed
         self.order: tuple[int, ...] = tuple(range(len(observed)))  # until a call has been seen: list by list
         self.lead = start if leads else 0  # as many blocks
         self.wiring: Wiring | None = None
@@ -79,7 +81,7 @@ class BlockRange:
         """What a call has shown, ``None`` if too little; nothing is taken over yet.
 
         Raises:
-            WiringError: as :func:`~dithooks.blocks.trunk.wire`.
+            WiringError: as :func:`~dithooks.blocks.trunk.wire`; or one of several ranges would have to move.
             InvalidSetting: a stream to look at is not there.
         """
         found = wire(observation, self.order, self.start, self._end, self._weights, name)
@@ -102,6 +104,11 @@ class BlockRange:
             leading = None if leading is None else replace(leading, looked_at=self.look_at)
         begin = self.start - self.lead
         moved = order[begin : self._last_of(order) + 1] != self.order[begin : self.end + 1]
+        if moved and self._is_fixed:
+            raise WiringError(
+                f"{name}: the blocks of these lists are not called in their order, or not all of them are: name the "
+                "lists that count, in the order of their calls, with blocks=..., or leave more_ranges out"
+            )
         return LearntRange(order, wiring, leading, moved)
 
     def become(self, shown: LearntRange) -> None:

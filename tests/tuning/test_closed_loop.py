@@ -76,6 +76,10 @@ class ByHand:
             self.branches = np.split(self.branches[0], 2)
         return guided
 
+    def is_partial(self, step):
+        """Whether something is reused."""
+        return not self.mask[step]
+
     def plan_of(self, step):
         known = [k for k in range(step - 1, -1, -1) if self.mask[k]]
         return line(known, step)
@@ -89,14 +93,14 @@ class ByHand:
         return found
 
     def cached(self, reference):
-        x, found, was_reused = self.x, [], False
+        x, found, was_partial = self.x, [], False
         for step in range(STEPS):
             gain, reused = SIGMAS[step + 1] - SIGMAS[step], not self.mask[step]
             own = [] if reused and self.payload == "output" else [self.raw(step, x, reused)]
             parts = [*own, *[v for _, v, _ in self.kept[: 3 - len(own)]]]
             branches = [*[self.branches for _ in own], *[each for _, _, each in self.kept[: 3 - len(own)]]]
             y = parts[0]
-            if reused or (was_reused and len(parts) > 1):
+            if self.is_partial(step) or (was_partial and len(parts) > 1):
                 start = [1.0] if own else line([k for k, *_ in self.kept], step)
                 ridge = 1e-2 if own else 3e-4
                 aim = (reference[step] - x) / gain
@@ -112,7 +116,7 @@ class ByHand:
                 y = sum(a * f for a, f in zip(w, parts, strict=True))
             if not reused:
                 self.kept.insert(0, (step, own[0], self.branches))
-            was_reused = reused
+            was_partial = self.is_partial(step)
             x = x + gain * y
             found.append(x)
         return found
