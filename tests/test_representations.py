@@ -1,6 +1,7 @@
 """What a notebook shows of each object is short, or a table; what stands in it is right."""
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from toys import Net
 
 import dithooks
 from dithooks import DitCacheConfig, Linear, PlanTiers, Threshold, dit_cache, profile, search
+from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.demo import load_plan
 from dithooks.markup import Raw, diagram, step_squares, table
 
@@ -62,6 +64,16 @@ def test_the_steps_of_a_plan():
     assert f"{bits.count(0)} of {len(bits)}" in plan._repr_html_()
     tiers = PlanTiers({"good": load_plan("1.5x"), "fast": plan})
     assert titles(tiers._repr_html_())[len(bits) :] == states
+
+
+def test_the_steps_of_a_plan_of_two_ranges():
+    """Steps 1 … 3 compute nothing, the last blocks and the first ones."""
+    behind = TransformerPlan("", 2, 1, 3, (1, 0, 1, 0), (None, (1.0,), None, (1.0,)), None)
+    piece = TransformerPlan("", 0, 2, 3, (1, 0, 0, 1), (None, (1.0,), (1.0,), None), None, more_ranges=(behind,))
+    plan = load_plan("2x")
+    plan = replace(plan, made=replace(plan.made, steps=4), pieces=(piece,))
+    states = ["computed", "reused", "only the last blocks computed", "both"]
+    assert titles(plan._repr_html_()) == [f"step {step}: {state}" for step, state in enumerate(states)]
 
 
 def test_the_steps_of_the_latest_run(net):

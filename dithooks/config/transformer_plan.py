@@ -225,11 +225,12 @@ class TransformerPlan:
                         f"one of more_ranges has {name}={shown(getattr(each, name))}, and not "
                         f"{shown(getattr(self, name))}"
                     )
-            if len(each.steps) != len(self.steps) or each.corrections or each.branches or each.more_ranges:
+            if len(each.steps) != len(self.steps):
                 raise InvalidSetting(
-                    "one of more_ranges is of another number of steps, or has corrections, branches or more_ranges: "
-                    "these belong to the first range"
+                    f"one of more_ranges is of {len(each.steps)} steps, and the first range of {len(self.steps)}"
                 )
+            if given := [name for name in _OF_FIRST if getattr(each, name)]:
+                raise InvalidSetting(f"one of more_ranges has {given[0]}: that belongs to the first range, or to none")
 
     def _check_called(self) -> None:
         """Refuse steps that take more residuals than were computed before them."""
@@ -263,6 +264,9 @@ class TransformerPlan:
         """How many steps are reused, in words."""
         reused = [len(each.steps) - sum(each.steps) for each in self.ranges]
         return f"{' and '.join(map(str, reused))} of {len(self.steps)}"
+
+
+_OF_FIRST = ("corrections", "branches", "others", "more_ranges")  # what a further range has none of
 
 
 def _sign(computed: tuple[int, ...]) -> str:
