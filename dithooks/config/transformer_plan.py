@@ -229,8 +229,8 @@ class TransformerPlan:
                 raise InvalidSetting(
                     f"one of more_ranges is of {len(each.steps)} steps, and the first range of {len(self.steps)}"
                 )
-            if given := [name for name in _OF_FIRST if getattr(each, name)]:
-                raise InvalidSetting(f"one of more_ranges has {given[0]}: that belongs to the first range, or to none")
+            if own := [name for name in _OF_FIRST if getattr(each, name)]:
+                raise InvalidSetting(f"one of more_ranges has {own[0]}: that belongs to the first range, or to none")
 
     def _check_called(self) -> None:
         """Refuse steps that take more residuals than were computed before them."""

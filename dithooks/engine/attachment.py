@@ -261,7 +261,8 @@ def prepare(
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.block_lists[0].path if len(chain.block_lists) == 1 else chain.path or type(chain.owner).__name__
     length = (len(observed) + end if end < 0 else end) - first + 1
-    log = DecisionLog(f"{name}{chain.span}", chain.counted(len(observed), length), length, on_decision)
+    counted, is_alone = chain.counted(len(observed), length), not (chain.span or chain.part)
+    log = DecisionLog(f"{name}{chain.span}", counted, length, on_decision, is_alone)
     kind = SampleDecider if is_by_sample(config.when) else decider_for(config)
     decider = kind(chain, config, StepClock(scheduler, chain.name, step_settings), log, integrations, consensus)
     weights = chain.weights() if chain.found else None

@@ -328,3 +328,15 @@ def test_a_mapping_that_holds_itself_is_refused():
 def test_an_override_without_an_end_is_told_so():
     with pytest.raises(InvalidSetting, match=r"ends, with the last block: .*more_ranges=\(\) leaves this range alone"):
         replace(CONFIG, overrides={"transformer_2": {"cache_num_blocks": None}})
+
+
+@torch.no_grad()
+def test_times_of_calls_show_no_speedup_of_one_range_of_several():
+    """A call that computes one leaves the other out: by such calls, the last blocks would seem to slow it down."""
+    lists = DitCacheConfig(policy=Mask(HEAD), overrides={"singles": {"policy": Mask(TAIL)}})
+    for config, number in ((CONFIG, 2), (lists, 2), (replace(CONFIG, more_ranges=()), 1)):
+        with dit_cache(pipe := Pipe(Net("two_lists", DEPTH)), config) as cache:
+            pipe(latents(), STEPS, [prompt()])
+            runs = cache.stats.runs
+        known = [(run.estimated_speedup is not None, run.measured_speedup is not None) for run in runs]
+        assert known == [(number == 1,) * 2] * number
