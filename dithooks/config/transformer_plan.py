@@ -145,7 +145,7 @@ class TransformerPlan:
     @property
     def span(self) -> str:
         """The blocks of the range, as its name has them where there are several."""
-        return f"[{self.first}:{self.first + self.blocks}]"
+        return span_name(self.first, self.blocks)
 
     @property
     def schedule(self) -> tuple[object, ...]:
@@ -264,6 +264,16 @@ class TransformerPlan:
         """How many steps are reused, in words."""
         reused = [len(each.steps) - sum(each.steps) for each in self.ranges]
         return f"{' and '.join(map(str, reused))} of {len(self.steps)}"
+
+
+def span_name(first: int, blocks: int) -> str:
+    """The name of one of several ranges of the same blocks, behind theirs.
+
+    Example:
+        >>> span_name(3, 2)
+        '[3:5]'
+    """
+    return f"[{first}:{first + blocks}]"
 
 
 _OF_FIRST = ("corrections", "branches", "others", "more_ranges")  # what a further range has none of

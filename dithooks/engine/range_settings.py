@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..blocks.block_lists import WRAPPED, BlockList, Chain, fingerprint
 from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
-from ..config.transformer_plan import TransformerPlan
+from ..config.transformer_plan import TransformerPlan, span_name
 from ..errors import InvalidSetting
 from ..validation import shown
 
@@ -103,7 +103,7 @@ def _separate(chain: Chain, config: DitCacheConfig) -> list[tuple[Chain, DitCach
     for place, (each, length) in enumerate(zip(config.ranges, lengths, strict=True)):
         # The first that is cached counts the blocks of none, too.
         elsewhere = sum(lengths[other] for other in cached if other > place) if place in cached[:1] else None
-        span = f"[{each.cache_block_start}:{each.cache_block_start + length}]"
+        span = span_name(each.cache_block_start, length)
         pairs.append((replace(chain, span=span, elsewhere=elsewhere, is_behind=place > 0), each))
     return pairs
 
