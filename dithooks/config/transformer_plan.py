@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..errors import InvalidSetting, WrongType
 from ..policies.mask import Mask
 from ..predictors.fitted import BranchWeights, Fitted
-from ..validation import check_choice, check_count, check_text, set_field, shown
+from ..validation import brief, check_choice, check_count, check_text, set_field, shown
 
 Payload = Literal["residual", "output"]  # the forecast of a reused step: of the range, or of the transformer
 PAYLOADS: tuple[Payload, ...] = ("residual", "output")
@@ -194,7 +194,7 @@ class TransformerPlan:
             for name in ("path", "first", "blocks", "total", "payload", "axis", "more_ranges"):
                 if getattr(other, name) != getattr(self, name):
                     raise InvalidSetting(
-                        f"one of others has {name}={shown(getattr(other, name))}, and not {shown(getattr(self, name))}"
+                        f"one of others has {name}={brief(getattr(other, name))}, and not {brief(getattr(self, name))}"
                     )
         counts = [len(each.steps) for each in (self, *self.others)]
         if len(set(counts)) < len(counts):
@@ -222,8 +222,8 @@ class TransformerPlan:
             for name in ("path", "total", "axis", "called", "sigmas", "payload"):
                 if getattr(each, name) != getattr(self, name):
                     raise InvalidSetting(
-                        f"one of more_ranges has {name}={shown(getattr(each, name))}, and not "
-                        f"{shown(getattr(self, name))}"
+                        f"one of more_ranges has {name}={brief(getattr(each, name))}, and not "
+                        f"{brief(getattr(self, name))}"
                     )
             if len(each.steps) != len(self.steps):
                 raise InvalidSetting(

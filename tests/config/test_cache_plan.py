@@ -453,3 +453,22 @@ def test_a_further_range_of_another_number_of_steps():
     first, behind = (dataclasses.replace(ranged("", span), sigmas=None) for span in ((0, 3, HEAD), (3, 2, (1, 0, 0))))
     with pytest.raises(ValueError, match="of 3 steps, and the first range of 4"):
         dataclasses.replace(first, more_ranges=(behind,))
+
+
+@pytest.mark.parametrize("name", ["path", "kind", "policy"])
+def test_long_names_in_one_of_several_ranges(name):
+    """What is said stays within three lines, and names the place."""
+    long = "x" * 400
+    if name == "path":
+        data = json.loads(plan_for(Pipe(Net()), ranged("transformer", (0, 3, HEAD), (3, 2, TAIL))).to_json())
+        data["pieces"][0]["path"], data["pieces"][0]["more_ranges"][0]["path"] = long, long + "y"
+        kind, place = CachePlan, "pieces[0]: one of more_ranges has path="
+    else:
+        further = DitCacheConfig(1, 2, cache_block_start=3)
+        config = DitCacheConfig(1, 2, cache_num_blocks=3, more_ranges=(further,))
+        data, kind, place = json.loads(config.to_json()), DitCacheConfig, "more_ranges[0]: "
+        data["more_ranges"][0][name] = long if name == "kind" else {"kind": long}
+    with pytest.raises(ValueError, match="xxxxx") as caught:
+        kind.from_json(json.dumps(data))
+    assert place in str(caught.value)
+    assert len(str(caught.value)) <= 300
