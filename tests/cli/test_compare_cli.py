@@ -17,7 +17,6 @@ from dithooks import (
     CachePlan,
     DitCacheConfig,
     Linear,
-    Linear,
     PlanTiers,
     Threshold,
     dit_cache,
