@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..errors import InvalidSetting, WrongType
 from ..policies.mask import Mask
 from ..predictors.fitted import BranchWeights, Fitted
+from ..stats.step_pictures import sign_of
 from ..validation import brief, check_choice, check_count, check_text, set_field, shown
 
 Payload = Literal["residual", "output"]  # the forecast of a reused step: of the range, or of the transformer
@@ -135,7 +136,7 @@ class TransformerPlan:
     def picture(self) -> str:
         """The steps: ● is computed, ○ reused, · not called; of several ranges, ◑ computes only the last, ◐ others."""
         ranges = zip(*(each.steps for each in self.ranges), strict=True)
-        return "".join(_sign(bits) if self._is_called(step) else "·" for step, bits in enumerate(ranges))
+        return "".join(sign_of(bits) if self._is_called(step) else "·" for step, bits in enumerate(ranges))
 
     @property
     def ranges(self) -> tuple[TransformerPlan, ...]:
@@ -277,13 +278,6 @@ def span_name(first: int, blocks: int) -> str:
 
 
 _OF_FIRST = ("corrections", "branches", "others", "more_ranges")  # what a further range has none of
-
-
-def _sign(computed: tuple[int, ...]) -> str:
-    """Return the sign of a step, by which of its ranges are computed."""
-    if len(set(computed)) == 1:
-        return "○●"[computed[0]]
-    return "◑" if computed[-1] and not any(computed[:-1]) else "◐"
 
 
 def _span(value: Any, steps: int) -> tuple[int, int]:
