@@ -131,10 +131,11 @@ class SearchResult:
 
 def _row(evaluation: Evaluation, best: bool, further: int) -> list[str]:
     plan, score = evaluation.plan, evaluation.score
-    ranges = ", ".join(
-        "output" if piece.payload == "output" else f"{own.first}–{own.first + own.blocks - 1}"
+    ranges = ", ".join(  # of each transformer
+        "output"
+        if piece.payload == "output"
+        else " and ".join(f"{own.first}–{own.first + own.blocks - 1}" for own in piece.ranges)
         for piece in plan.pieces
-        for own in piece.ranges
     )
     steps = ", ".join(piece.picture for piece in plan.pieces)
     found = plan.provenance
