@@ -621,10 +621,10 @@ class CacheHandle:
         for attached in self._attached:
             its = attached.chain
             alike = [each for each in chains if _place(each[0]) == _place(its)]
-            beside = [
-                each for each in chains if each[0].path == its.path
-            ]  # of one of several, only what reuses nothing
-            pair = next(iter(alike or [each for each in beside if not its.span or each[1].when.never_reuses]), None)
+            beside = [each for each in chains if each[0].path == its.path]
+            if its.span:  # the others of several are other blocks, which matters only to what reuses some
+                beside = [each for each in beside if each[1].when.never_reuses]
+            pair = next(iter(alike or beside), None)
             if pair is None:
                 differences.append(f"nothing of {attached.log.name}")
                 continue

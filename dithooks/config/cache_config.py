@@ -233,7 +233,11 @@ class DitCacheConfig(JsonFile):
         for before, each in pairwise(self.ranges):
             number, start = before.cache_num_blocks, each.cache_block_start
             if number is None or start < before.cache_block_start + number:
-                end = "with the last block" if number is None else f"at block {before.cache_block_start + number - 1}"
+                end = (
+                    "with the last block"
+                    if number is None
+                    else f"at block {shown(before.cache_block_start + number - 1)}"
+                )
                 raise InvalidSetting(
                     f"more_ranges: the range from block {shown(start)} on begins before another one ends, {end}: give "
                     "each its cache_num_blocks, so that no block is in two; more_ranges=() leaves this range alone"
