@@ -344,13 +344,13 @@ def test_times_of_calls_show_no_speedup_of_one_range_of_several():
 
 def test_numbers_that_no_model_has_are_not_spelled_out():
     huge = 10**300
-    with pytest.raises(InvalidSetting, match="an int of .* bits on begins before .*, at block an int of") as caught:
+    with pytest.raises(InvalidSetting, match=r"an int of .* bits on begins before .*, at block an int of") as caught:
         replace(
             CONFIG,
             cache_block_start=huge,
             more_ranges=(replace(*CONFIG.more_ranges, cache_block_start=huge, cache_num_blocks=2),),
         )
     assert len(str(caught.value)) <= 300
-    with pytest.raises(InvalidSetting, match="cache_block_start=an int of .* reach past the end") as caught:
+    with pytest.raises(InvalidSetting, match=r"cache_block_start=an int of .* reach past the end") as caught:
         dit_cache(Net("swapped", DEPTH), replace(CONFIG, cache_block_start=huge, more_ranges=()))
     assert len(str(caught.value)) <= 300
