@@ -14,7 +14,7 @@ from ..recording.recording import Recording
 from ..validation import check_choice, check_count, check_number, shown
 from .costs import Cost
 from .interval_planner import IntervalPlanner
-from .planner import MODES, Candidate, Mode, Planner, Variant
+from .planner import MODES, Candidate, Planner, StepMode, Variant
 
 PACKAGES = ("dithooks", "torch", "numpy", "diffusers")
 
@@ -28,7 +28,7 @@ def plan(
     late_error_weight: float | None = None,
     interval: int | None = None,
     payload: Payload = "residual",
-    mode: Mode = "whole",
+    mode: StepMode = "whole",
 ) -> CachePlan:
     """Return the plan with the least predicted error of all plans that reach a speed-up.
 
@@ -141,7 +141,7 @@ def make_planner(
     report: ProgressCallback = lambda stage, done, total: None,
     payloads: tuple[Payload, ...] = ("residual",),
     fits: bool = False,
-    modes: tuple[Mode, ...] = (),
+    modes: tuple[StepMode, ...] = (),
 ) -> Planner:
     """Return the planner of free schedules, or, with an interval, of those that refresh at it."""
     if interval is None:
@@ -191,7 +191,7 @@ def _check_outputs(recording: Recording, interval: int | None) -> None:
         )
 
 
-def _check_mode(mode: Mode, payload: Payload, interval: int | None) -> None:
+def _check_mode(mode: StepMode, payload: Payload, interval: int | None) -> None:
     """Refuse a mode of steps with what excludes it."""
     if interval is not None:
         raise InvalidSetting(f"mode={shown(mode)} and interval exclude each other: leave one of both out")

@@ -26,8 +26,8 @@ LONG_RUN = 64  # steps, beyond which three anchors take minutes to solve: two ar
 FEW_RANGES = 8  # solved with three anchors: the most promising with two
 SLACK = 1e-9  # relative, for comparisons of sums
 DEFAULT_LATE_ERROR_WEIGHT = 10.0  # the best on one model that it was measured on
-Mode = Literal["whole", "tail"]  # of the steps of a plan, beside those that are reused
-MODES: tuple[Mode, ...] = ("whole", "tail")
+StepMode = Literal["whole", "tail"]  # of the steps of a plan, beside those that are reused
+MODES: tuple[StepMode, ...] = ("whole", "tail")
 
 
 class Variant(NamedTuple):
@@ -50,7 +50,7 @@ class Variant(NamedTuple):
     power: float = 1.0
     payload: Payload = "residual"
     space: Literal["hidden", "output"] = "hidden"
-    mode: Mode = "whole"
+    mode: StepMode = "whole"
 
 
 class Choice(NamedTuple):
@@ -132,7 +132,7 @@ class Planner:
     payloads: tuple[Payload, ...] = ("residual",)
     fits: bool = False
     shared: tuple[Choice, ...] = ()
-    modes: tuple[Mode, ...] = ()
+    modes: tuple[StepMode, ...] = ()
     _solved: dict[tuple[int, Variant, int], Floats] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[int, Variant, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
 

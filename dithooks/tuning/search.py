@@ -22,7 +22,7 @@ from ..errors import InvalidSetting, WiringError, WrongType
 from ..integrations.diffusers_bars import hidden_bars
 from ..planning.costs import Cost, Savings, check_cost
 from ..planning.plan import check_interval, check_target_speedup, make_planner
-from ..planning.planner import MODES, Mode
+from ..planning.planner import MODES, StepMode
 from ..progress_bars import progress
 from ..recording.image_metrics import Metric, check_metrics, samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0, on_all_ranks
@@ -69,7 +69,7 @@ def search(
     memory: int = MEMORY,
     share: float = 1.0,
     metrics: Collection[Metric] = ("psnr", "ssim"),
-    modes: Collection[Mode] = (),
+    modes: Collection[StepMode] = (),
     journal: str | os.PathLike[str] | None = None,
     executor: str | Executor | None = None,
     verbose: bool = True,
@@ -356,7 +356,7 @@ def _are_configured(target: object, blocks: Blocks) -> bool:
     return False
 
 
-def _checked_modes(modes: Collection[Mode], excluded: Sequence[str]) -> tuple[Mode, ...]:
+def _checked_modes(modes: Collection[StepMode], excluded: Sequence[str]) -> tuple[StepMode, ...]:
     """Return the modes to try, each once; refuse them with arguments that make other plans."""
     if isinstance(modes, str) or not isinstance(modes, Collection):
         raise WrongType(f"modes must be a tuple of {', '.join(map(repr, MODES))}, not {shown(modes)}")
