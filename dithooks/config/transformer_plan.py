@@ -133,7 +133,7 @@ class TransformerPlan:
 
     @property
     def picture(self) -> str:
-        """The steps: ● is computed, ○ reused, · not called; of several ranges, ◑ computes only the last, ◐ others."""
+        """The steps: ● is computed, ○ reused, · not called; of several ranges, ◑ computes only the last, ◒ others."""
         ranges = zip(*(each.steps for each in self.ranges), strict=True)
         return "".join(_sign(bits) if self._is_called(step) else "·" for step, bits in enumerate(ranges))
 
@@ -269,7 +269,7 @@ def _sign(computed: tuple[int, ...]) -> str:
     """Return the sign of a step, by which of its ranges are computed."""
     if len(set(computed)) == 1:
         return "○●"[computed[0]]
-    return "◑" if computed[-1] and not any(computed[:-1]) else "◐"
+    return "◑" if computed[-1] and not any(computed[:-1]) else "◒"
 
 
 def _span(value: Any, steps: int) -> tuple[int, int]:

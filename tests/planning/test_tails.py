@@ -76,7 +76,7 @@ def test_by_plan():
     (piece,) = found.pieces
     assert found.speedup >= 1.8
     assert found.speedup == pytest.approx(24 / (24 - sum(r.blocks * r.steps.count(0) for r in piece.ranges)))
-    assert set(str(piece).split("  ")[1]) <= set("●○◐◑")
+    assert set(str(piece).split("  ")[1]) <= set("●○◒◑")
     assert type(found).from_json(found.to_json()) == found
     assert '"schema": 2' in found.to_json()
     for more, match in (
