@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 COMPUTED, REUSED, RULE, TEXT = "#0072B2", "#F0B990", "#BBBBBB", "#777777"
-MEANINGS = {"●": ("computed", COMPUTED), "○": ("reused", REUSED), "◐": ("both", "#CC79A7"), "·": ("not called", "none")}
+MEANINGS = {
+    "●": ("computed", COMPUTED),
+    "○": ("reused", REUSED),
+    "◐": ("both", "#CC79A7"),
+    "◑": ("last blocks computed", "#56B4E9"),
+    "◒": ("some blocks computed", "#009E73"),
+    "·": ("not called", "none"),
+}
 SIDE, GAP = 9, 2  # pixels of a step's square, and between two
 WIDTH, HEIGHT, MARGIN = 360, 200, 44  # pixels of a diagram
 
@@ -31,8 +38,8 @@ def step_squares(picture: str) -> Raw:
     """Draw the steps of a run as a row of squares, each with its number and state for the mouse.
 
     Args:
-        picture: a sign for each step: ● is computed, ○ reused, ◐ both, by branch, · not called. Other signs part the
-            steps of one transformer from those of the next.
+        picture: a sign for each step: ● is computed, ○ reused, ◐ both, by branch, ◑ and ◒ in some ranges, · not
+            called. Other signs part the steps of one transformer from those of the next.
 
     Example:
         >>> step_squares("●○").count("<rect"), "step 1: reused" in step_squares("●○")

@@ -93,6 +93,7 @@ def test_markup():
     assert table(["<a>"], [["&", Raw("<b>x</b>")]]).count("&lt;a&gt;") == 1
     assert tree(table(["a"], [["<"], [Raw("<i>y</i>")]])).find(".//i").text == "y"
     assert titles(step_squares("●○, ·")) == ["step 0: computed", "step 1: reused", "step 4: not called"]
+    assert titles(step_squares("◐◑")) == ["step 0: both", "step 1: last blocks computed"]
     assert diagram({}, ("x", "y")) == ""
     dots = tree(diagram({"a": (1, 1), "b": (3, 9)}, ("x", "<y>"))).iter("circle")
     places = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in dots]
