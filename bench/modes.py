@@ -159,8 +159,9 @@ def write(rows: Sequence[dict[str, Any]], about: dict[str, Any], folder: Path) -
     intro = (
         f"# Steps that compute a part\n\nPSNR in dB to the run with everything computed, of {about['test']} test "
         f"pictures; plans are fitted on {about['calibration']} others, and the best of {len(LATE)} late error weights "
-        "there is tested. ● is computed, ○ reused; ◑ computes the last blocks alone, ◒ the first, ◐ one branch of guidance alone. Differences by "
-        f"picture, with a 95 % interval. `python -m bench.modes`, on {about['machine']}.\n\n"
+        "there is tested. ● is computed, ○ reused; ◑ computes the last blocks alone, ◒ the first, ◐ one branch of "
+        "guidance alone. Differences by picture, with a 95 % interval. `python -m bench.modes`, on "
+        f"{about['machine']}.\n\n"
     )
     write_text(folder / "modes.md", intro + table(rows) + "\n")
 
