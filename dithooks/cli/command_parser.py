@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
         Args:
             names: as for argparse.
-            former: an earlier name of an option, which goes on to work, and which help and errors do not show.
+            former: an earlier name of an option, which goes on to work, and which the help does not show.
             options: as for argparse.
         """
         self.names = [*vars(self).get("names", ()), *names]

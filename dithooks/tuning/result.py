@@ -77,14 +77,14 @@ class SearchResult:
     def __repr__(self) -> str:
         psnr = self.plan.provenance.psnr
         drawn = "" if psnr is None else f", PSNR {psnr:.2f} dB"
-        said = f"{self._taken()}{'; weights are not fitted to the scheduler' if self._unfitted() else ''}"
-        return f"<SearchResult {self.plan.speedup:.2f}× fewer blocks{drawn}; {said}>"
+        ending = f"{self._taken()}{'; weights are not fitted to the scheduler' if self._unfitted() else ''}"
+        return f"<SearchResult {self.plan.speedup:.2f}× fewer blocks{drawn}; {ending}>"
 
     def _repr_html_(self) -> str:
         """Return the plans that were run, for a notebook: as a diagram of speed and quality, and as a table."""
         if self.tiers:
             return "".join(f"<p><b>{escape(name)}</b></p>{each._repr_html_()}" for name, each in self.tiers.items())
-        said = "".join(f"<br/>{escape(each)}" for each in (self._unfitted(),) if each)
+        why = "".join(f"<br/>{escape(each)}" for each in (self._unfitted(),) if each)
         head, rows = self._table()
         points, best = dict[str, tuple[float, float]](), ""
         for number, (each, row) in enumerate(zip(self.evaluations, rows, strict=True), 1):
@@ -94,7 +94,7 @@ class SearchResult:
                 best = name if row[0].startswith("best") else best
         numbered = [[number, *row[:2], step_squares(row[2]), *row[3:]] for number, row in enumerate(rows, 1)]
         seen = diagram(points, ("times as fast", "PSNR in dB: up is better"), best)
-        return f"{seen}{table(['plan', *head], numbered)}{escape(self._taken())}{said}"
+        return f"{seen}{table(['plan', *head], numbered)}{escape(self._taken())}{why}"
 
     def __str__(self) -> str:
         return self.to_text()
