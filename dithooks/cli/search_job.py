@@ -61,12 +61,12 @@ class SearchOptions:
     out: str = "plan.json"
     steps: tuple[int, ...] = ()
     cost: Literal["time", "blocks"] = "time"
-    evals: int | None = None
+    max_evals: int | None = None
     local_moves: int | None = None
     interval: int | None = None
     probe: bool = False
     max_runs: float = 4.0
-    seconds: float = math.inf
+    max_seconds: float = math.inf
     executor: Literal["ray", "torchrun"] | None = None
     workers: int | None = None
     journal: Path | None = None
@@ -80,9 +80,9 @@ class SearchOptions:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, evals=1, local_moves=0, interval=2, workers=1)
+        check_least(self, max_evals=1, local_moves=0, interval=2, workers=1)
         self._check_steps()
-        for name in ("max_runs", "seconds"):
+        for name in ("max_runs", "max_seconds"):
             if not (value := getattr(self, name)) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
         for speedup in self.speedups:
@@ -221,7 +221,7 @@ def _search(
             steps=options.steps if len(options.steps) > 1 else None,
             recording=recording,
             cost=options.cost,
-            max_evals=options.evals,
+            max_evals=options.max_evals,
             local_moves=options.local_moves,
             interval=options.interval,
             probe=options.probe,
@@ -231,7 +231,7 @@ def _search(
             targets=goal if isinstance(goal, tuple) else None,
             min_psnr=options.min_psnr,
             max_runs=None if options.max_runs == math.inf else options.max_runs,
-            max_seconds=None if options.seconds == math.inf else options.seconds,
+            max_seconds=None if options.max_seconds == math.inf else options.max_seconds,
             journal=options.journal,
             executor=executor,
             verbose=not options.quiet,

@@ -172,15 +172,16 @@ class CallDecider(ForkAware):
         assert isinstance(self._weights, WeightsVersion)
         return BatchWeightsVersion(self._weights)
 
-    def for_rows(self, config: DitCacheConfig, weights: BatchWeightsVersion) -> CallDecider:
+    def for_rows(self, config: DitCacheConfig, weights: BatchWeightsVersion, kind: type[CallDecider]) -> CallDecider:
         """Return a decider of rows by another configuration, with the same clock and log.
 
         Args:
             config: of the rows.
             weights: that the rows of a batch share.
+            kind: of decider.
         """
         chain = replace(self._chain, separate_cfg=True)  # a request's rows at one step are distinguished by their order
-        other = CallDecider(chain, config, self.clock, self.log, self._integrations, self.consensus)
+        other = kind(chain, config, self.clock, self.log, self._integrations, self.consensus)
         other._weights = weights
         other.additions, other._warned, other._latents = self.additions, self._warned, self._latents
         return other

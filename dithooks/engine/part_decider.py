@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from ..config.cache_config import DitCacheConfig
 from ..predictors.predictor import Predictor
@@ -40,11 +40,11 @@ class PartDecider(CallDecider):
     def weights_by_part(
         self, call: Call, tensors: Sequence[Tensor], weights_of: Callable[[Predictor], tuple[float, ...] | None]
     ) -> list[tuple[float, ...]]:
-        count = self._parts(call, tensors)
+        count = self.predictor.parts
         found = [weights_of(self.predictor.of_branch(number, count)) for number in range(count)]
-        known = [each for each in found if each]
-        is_own = len(known) == len(found) and any(each != weights_of(self.predictor) for each in known)
-        return known if is_own else []
+        known, shared = [each for each in found if each], weights_of(self.predictor)
+        is_own = len(known) == len(found) and any(each != shared for each in known)
+        return known if is_own and self._parts(call, tensors) == count else []  # asked last: it waits for the device
 
     def _parts(self, call: Call, tensors: Sequence[Tensor]) -> int:
         """Return of how many parts with weights of their own a call's batch is made; 1: it is not, or not known."""
@@ -55,9 +55,13 @@ class PartDecider(CallDecider):
         latents = given.get(repeated_argument(self._model)[1])
         if latents is None or any(each.shape[:1] != latents.shape[:1] for each in tensors):
             return 1
-        if run.parts is None or run.parts[0] != latents.shape:
+        return self._compared(run, latents.shape, lambda: latents)
+
+    def _compared(self, run: Run, form: Size, latents: Callable[[], Tensor]) -> int:
+        """Return of how many equal parts a run's latents are; they are compared once for each form."""
+        if run.parts is None or run.parts[0] != form:
             count = self.predictor.parts
-            run.parts = latents.shape, count if is_repeated(latents, count) else 1
+            run.parts = form, count if is_repeated(latents(), count) else 1
         return run.parts[1]
 
 

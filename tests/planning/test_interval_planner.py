@@ -445,7 +445,7 @@ def make():
         monkeypatch.chdir(tmp_path)
         Path("mine.py").write_text(self.FACTORY)
         options = SimpleNamespace(target="1.4", evals="2")
-        command = ["search", "mine.py:make", "--target", options.target, "--evals", options.evals, "--quiet"]
+        command = ["search", "mine.py:make", "--target", options.target, "--max-evals", options.evals, "--quiet"]
         assert main([*command, "--cost", "blocks", "--interval", "2"]) == 0
         (piece,) = CachePlan.load("plan.json").pieces
         assert interval_config(piece).cache_step_interval == 2
