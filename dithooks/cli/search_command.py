@@ -98,6 +98,14 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="only plans refreshed every Nth step, residuals reused as they are (default: all plans)",
     )
+    add(
+        "--mode",
+        action="append",
+        default=[],
+        dest="modes",
+        choices=("tail",),
+        help="also try plans with steps that compute a part, the last blocks alone (tail); repeatable (default: none)",
+    )
     parser.begin_group("how long is searched")
     add(
         "--max-evals",

@@ -17,6 +17,7 @@ from ..environment.machine import machine, versions
 from ..errors import TargetMissed, UsageError
 from ..handle import dit_cache
 from ..integrations.diffusers_bars import hidden_bars
+from ..planning.planner import StepMode
 from ..recording.image_metrics import Metric, samples_of
 from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
@@ -58,6 +59,7 @@ class SearchOptions:
     min_psnr: float | None = None
     objective: Objective = "both"
     metrics: tuple[Metric, ...] = ()
+    modes: tuple[StepMode, ...] = ()
     out: str = "plan.json"
     steps: tuple[int, ...] = ()
     cost: Literal["time", "blocks"] = "time"
@@ -93,6 +95,8 @@ class SearchOptions:
             raise UsageError("--target-psnr goes without --target: it asks for the fastest plan that is good enough")
         if len(set(self.speedups)) < len(self.speedups) and self.are_tiers:
             raise UsageError(f"--target is given twice with the same number: {', '.join(map(str, self.speedups))}")
+        if self.modes:
+            self._check_modes()
         check_model(self.model, {"prompt": self.prompts or None, "seed": self.seed, "guidance": self.guidance})
         check_seed(self.seed)
         check_guidance(self.guidance)
@@ -114,6 +118,13 @@ class SearchOptions:
             for name in ("interval", "executor"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"--{name} goes with one number of --steps, not with {len(self.steps)}")
+
+    def _check_modes(self) -> None:
+        given = {"interval": self.interval, "target-psnr": self.target_psnr}
+        others = [f"--{name}" for name, value in given.items() if value is not None]
+        others += ["several --steps"] * (len(self.steps) > 1) + ["several --target for one file"] * self.are_tiers
+        if others:
+            raise UsageError(f"--mode and {others[0]} exclude each other: leave one of both out")
 
     @property
     def goals(self) -> tuple[float, ...]:
@@ -227,6 +238,7 @@ def _search(
             probe=options.probe,
             objective=options.objective,
             metrics=options.metrics,
+            modes=options.modes,
             target_psnr=options.target_psnr,
             targets=goal if isinstance(goal, tuple) else None,
             min_psnr=options.min_psnr,

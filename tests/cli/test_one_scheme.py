@@ -132,7 +132,7 @@ def test_a_misspelt_option_names_the_nearest(arguments, message, capsys):
 # every command: --target is target_speedup (or targets), and one --steps is num_inference_steps.
 OWN_NAMES = {
     "--prompt --guidance --seed": "of the demo's run",
-    "--metric": "metrics: one at a time",
+    "--metric --mode": "metrics and modes: one at a time",
     "--workers": "of Actors, which an executor may be",
     "--record --out --report --json": "files of what Python returns",
     "--quiet": "verbose=False",
