@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from ..errors import InvalidSetting, WrongType
+from ..policies.conditional import Conditional, check_conditional
 from ..policies.mask import Mask
 from ..predictors.fitted import BranchWeights, Fitted
 from ..validation import check_choice, check_count, check_text, set_field, shown
@@ -39,6 +40,8 @@ class TransformerPlan:
         others: plans of the same range that were fitted for other numbers of steps: they count in a run that is theirs,
             and in one near it (:class:`Mask`, :class:`Fitted`).
         in_batch: whether the branches are equal parts of the batch of a step's only call, as in :class:`Fitted`.
+        conditional: computed steps at which one branch of guidance alone is computed, with ``payload="output"``; they
+            may be corrected, and later sums use what they gave, as at any computed step. ``None``: all are computed.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.
@@ -66,6 +69,7 @@ class TransformerPlan:
     branches: tuple[BranchWeights, ...] = field(default=(), metadata={"written": "where given"})
     others: tuple[TransformerPlan, ...] = field(default=(), repr=False, metadata={"written": "where given"})
     in_batch: bool = field(default=False, metadata={"written": "where given"})
+    conditional: Conditional | None = field(default=None, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         set_field(self, "path", check_text("path", self.path, empty=True))
@@ -105,6 +109,7 @@ class TransformerPlan:
         if self.called is not None:
             set_field(self, "called", _span(self.called, len(bits)))
             self._check_called()
+        self._check_conditional()
         self._check_others()
 
     @property
@@ -112,7 +117,8 @@ class TransformerPlan:
         """When to reuse: the steps, with their noise levels where the steps of another run can be placed among them."""
         falls = all(a > b for a, b in pairwise(self.sigmas or ()))
         sigmas = self.sigmas if self.axis == "sigma" and falls else None
-        return Mask(self.steps, sigmas, others=tuple(other.policy for other in self.others))
+        others = tuple(other.policy for other in self.others)
+        return Mask(self.steps, sigmas, others=others, conditional=self.conditional)
 
     @property
     def predictor(self) -> Fitted:
@@ -121,15 +127,24 @@ class TransformerPlan:
         return Fitted(self.coefficients, self.sigmas, self.corrections, self.branches, others, self.in_batch)
 
     @property
-    def executions(self) -> tuple[int, int]:
-        """The number of block executions in a run, and the number of them that are left out."""
+    def executions(self) -> tuple[int, float]:
+        """The number of block executions in a run, and the number of them that are left out.
+
+        A step at which one branch alone is computed counts half, as where guidance makes two calls, or one on a batch
+        of both. Without guidance it is a computed step.
+        """
         calls = sum(map(self._is_called, range(len(self.steps))))
-        return calls * self.total, (len(self.steps) - sum(self.steps)) * self.blocks
+        left_out: float = len(self.steps) - sum(self.steps)
+        if self.conditional is not None:
+            left_out += sum(self.conditional.steps) / 2
+        return calls * self.total, left_out * self.blocks
 
     @property
     def picture(self) -> str:
-        """The steps: ● is computed, ○ reused, · not called."""
-        return "".join("○●"[bit] if self._is_called(step) else "·" for step, bit in enumerate(self.steps))
+        """The steps: ● is computed, ◐ of one branch only, ○ reused, · not called."""
+        halves = self.conditional.steps if self.conditional is not None else (0,) * len(self.steps)
+        signs = ("○●◐"[bit + half] for bit, half in zip(self.steps, halves, strict=True))
+        return "".join(sign if self._is_called(step) else "·" for step, sign in enumerate(signs))
 
     @property
     def saved(self) -> float:
@@ -160,6 +175,27 @@ class TransformerPlan:
         for step, (bit, weights) in enumerate(zip(self.steps, self.corrections or (), strict=False)):
             if not bit and weights is not None:
                 raise InvalidSetting(f"step {step} leaves the transformer out: it has coefficients, and no corrections")
+
+    def _check_conditional(self) -> None:
+        """Refuse steps of one branch alone that the plan has no use for, or that its branches do not go with."""
+        check_conditional(self.conditional, self.steps, self.called)
+        if self.conditional is None:
+            return
+        if self.payload != "output":
+            raise InvalidSetting(
+                f"payload={shown(self.payload)} has conditional steps: one branch alone is computed where the whole "
+                "transformer is left out, so give payload='output', or leave conditional out"
+            )
+        if self.branches and self.conditional.in_batch != self.in_batch:
+            raise InvalidSetting(
+                f"in_batch={self.in_batch}, but conditional.in_batch={self.conditional.in_batch}: branches are calls "
+                "of a step, or halves of its batch, for both"
+            )
+        if self.branches and self.conditional.branch >= len(self.branches):
+            raise InvalidSetting(
+                f"conditional.branch={self.conditional.branch}, but there are weights of {len(self.branches)} "
+                "branches: give one of them"
+            )
 
     def _check_others(self) -> None:
         """Refuse plans of another range, and those of the same number of steps."""
