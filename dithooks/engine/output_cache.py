@@ -89,7 +89,8 @@ class OutputCache:
             self._held = HeldDifference(decider, model, self._rows, lambda: self.state.given)
             decider.alone = self._held.decide
         # Called with an output that the transformer has not returned as it is, and the arguments that it is for.
-        self.on_made: Callable[[Any, Mapping[str, Any]], None] | None = None
+        # The last one says whether it completes one for half of the batch, which the transformer has returned.
+        self.on_made: Callable[[Any, Mapping[str, Any], bool], None] | None = None
         decider.decide_rows = lambda rows, _: Call(mode=ROWS)  # one by one, by what makes the call
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
         # Not as decorators: these would import the compiler with this file.
@@ -147,7 +148,7 @@ class OutputCache:
         try:
             output = call.branch.output_form.build(call.deltas)
             if self.on_made is not None:
-                self.on_made(output, self.state.arguments)
+                self.on_made(output, self.state.arguments, False)
             return self._conclude(output)
         finally:
             self.leave()
@@ -187,7 +188,7 @@ class OutputCache:
             call.mode, call.range = MISMATCH, None
             whole = self._model(*args, **kwargs)
         if self.on_made is not None:
-            self.on_made(whole, self.state.arguments)
+            self.on_made(whole, self.state.arguments, True)
         return whole
 
     def _end_computed(self, call: Call | None, output: Any) -> None:
