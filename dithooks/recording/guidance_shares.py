@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..engine.batch_parts import is_repeated
+from ..engine.batch_parts import is_repeated, repeated_argument
 from ..engine.output_correction import floating_in
 
 SHARED = 0.02  # of an output, that its branches may leave unexplained: a rounding in half precision does
@@ -56,6 +57,26 @@ class StepOutputs:
         """Return the outputs with their latents, and begin the next step."""
         calls, self._calls = self._calls, []
         return calls
+
+
+@contextmanager
+def watched_outputs(model: nn.Module, note: Callable[[object, object], None]) -> Iterator[None]:
+    """Show what a transformer returns, and the latents that it is given, by a hook on it.
+
+    Args:
+        model: the transformer.
+        note: called with both after each call.
+    """
+    place, name = repeated_argument(model)
+
+    def show(module: object, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> None:
+        note(output, args[place] if len(args) > place else kwargs.get(name))
+
+    hook = model.register_forward_hook(show, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def branches_of(calls: Sequence[tuple[Tensor, object]], guided: Tensor) -> Branches:

@@ -24,6 +24,7 @@ from ..engine.output_cache import output_caches_of
 from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
 from ..handle import CacheHandle, dit_cache
+from ..recording.guidance_shares import watched_outputs
 from ..recording.image_metrics import Metric, Score, compare, samples_of
 from ..recording.record import recordable
 from ..recording.recording import Floats
@@ -143,10 +144,7 @@ class Evaluator:
             chains = [] if loop is None else recordable(self.target, self.blocks)
             if loop is not None:
                 for chain in chains:
-                    hook = chain.owner.register_forward_hook(
-                        partial(_show, loop, *repeated_argument(chain.owner)), with_kwargs=True
-                    )
-                    stack.callback(hook.remove)
+                    stack.enter_context(watched_outputs(chain.owner, loop.returned))
             shown = {} if loop is None else {"on_decision": loop.note}
             planned = plan if loop is None else loop.bare
             handle: CacheHandle = dit_cache(
@@ -209,19 +207,6 @@ class Evaluator:
         others = np.flatnonzero(~some).tolist()
         ours, theirs = [samples[each] for each in others], [self.reference[each] for each in others]
         return compare(ours, theirs, self.metrics), every
-
-
-def _show(
-    loop: ClosedLoop,
-    place: int,
-    name: str,
-    module: object,
-    args: tuple[object, ...],
-    kwargs: Mapping[str, object],
-    output: object,
-) -> None:
-    """Show what a transformer is given, and returns, to the fit, as a hook of the transformer."""
-    loop.returned(output, args[place] if len(args) > place else kwargs.get(name))
 
 
 def _show_made(loop: ClosedLoop, name: str, output: object, arguments: Mapping[str, object], completes: bool) -> None:
