@@ -15,8 +15,8 @@ from ..policies.reason import Reason
 from ..stats.timing import is_capturing
 from .anchor import Anchor
 from .arguments import CallArguments, Signature
-from .batch_dimensions import RowSelection
-from .call import HALF, MADE, Call
+from .batch_dimensions import RowSelection, UnknownForm
+from .call import HALF, MADE, MISMATCH, Call, Capture
 from .decider import COMPUTE, DECISION, CallDecider, what_has_changed
 from .finite_check import is_beyond
 from .output_form import form_of
@@ -115,14 +115,23 @@ class HeldDifference:
         args, kwargs = self._given()
         return None if self._rows.knows(_batch(self._model, branch), args, kwargs) else Reason.NO_CONDITIONAL
 
-    def half(self, call: Call) -> GivenArguments:
-        """Return the arguments of a call with the half of its batch that is computed."""
+    def half(self, call: Call) -> Any:
+        """Return the arguments of a call with the half of its batch that is computed.
+
+        ``NotImplemented``: it is not known after all which part of some argument is whose; so all of it is computed.
+        """
         run, branch = _of(call)
         batch, number = _batch(self._model, branch), _conditional_of(run).branch
         count = batch // HALVES
         args, kwargs = self._given()
         rows = RowSelection(range(number * count, (number + 1) * count), batch)
-        return GivenArguments(*self._rows.some(args, kwargs, rows))
+        try:
+            some = GivenArguments(*self._rows.some(args, kwargs, rows))
+        except UnknownForm:
+            call.mode, call.range = MISMATCH, Capture()
+            return NotImplemented
+        call.mode = HALF
+        return some
 
     # -- after it ----------------------------------------------------------------------------------------------
 
@@ -134,9 +143,7 @@ class HeldDifference:
         if taken is None or not branch.held or (taken[0].builder, taken[0].slots) != (form.builder, form.slots):
             return NotImplemented
         own, held = taken[1], branch.held[0]
-        if [(each.shape, each.dtype, each.device) for each in own] != [
-            (each.shape, *kind) for each, kind in zip(held.kept, held.forms, strict=True)
-        ]:
+        if _forms(own) != [(each.shape, *form) for each, form in zip(held.kept, held.forms, strict=True)]:
             return NotImplemented
         halves = [(each, other) for each, other in zip(own, _sums(own, held), strict=True)]
         ordered = halves if _conditional_of(run).branch == 0 else [(other, each) for each, other in halves]
@@ -168,7 +175,6 @@ class HeldDifference:
             branch.held = [self._kept(call, call.signature, tensors, as_it_is=True)] if is_needed else []
         else:
             branch.held = self._of_calls(call, conditional, tensors) if is_ahead else []
-        branch.update_nbytes()
 
     def _of_calls(self, call: Call, conditional: Conditional, tensors: Sequence[Tensor]) -> list[Anchor]:
         """Return the difference of a call's output to that of the computed branch at this step, if there is one."""
@@ -232,7 +238,9 @@ def _batch(model: nn.Module, branch: Branch) -> int:
 def _are_the_same(one: CallArguments, other: CallArguments) -> bool:
     """Return whether two calls are given the same latents; if they are not one object, this waits for the device."""
     former, latter = one.latents, other.latents
-    return former.keys() == latter.keys() and all(_is_equal(former[path], latter[path]) for path in former)
+    if not former or former.keys() != latter.keys():
+        return False
+    return all(_is_equal(former[path], latter[path]) for path in former)
 
 
 def _is_equal(one: Tensor, other: Tensor) -> bool:

@@ -127,12 +127,13 @@ class OutputCache:
                 self._end(call)
                 state.thread.calls, state.given = (), ((), {})
                 return output
+        answer = NotImplemented
+        if self._held is not None and call.decision is HALF_OF_BATCH:
+            answer = self._held.half(call)
         state.call, state.arguments = call, arguments
         if call.mode is MADE:
             return self._made(call)
-        answer: Any = NotImplemented
-        if self._held is not None and call.decision is HALF_OF_BATCH:
-            call.mode, answer = HALF, self._held.half(call)
+        if call.mode is HALF:
             args, kwargs = answer
             arguments = bind(self._names, args, kwargs)
         if call.range is not None:

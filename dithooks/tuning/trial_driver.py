@@ -362,7 +362,9 @@ class TrialDriver:
 
 
 def _schedule(plan: CachePlan) -> tuple[object, ...]:
-    return tuple((each.path, each.payload, each.first, each.blocks, each.steps) for each in plan.pieces)
+    return tuple(
+        (each.path, each.payload, each.first, each.blocks, each.steps, each.conditional) for each in plan.pieces
+    )
 
 
 def _values_of(evaluation: Evaluation, metrics: Collection[Metric]) -> dict[str, Any]:

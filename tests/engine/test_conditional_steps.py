@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from torch import nn
 from toys import Counter, Net, latents, prompt
 
 from dithooks import DitCacheConfig, Fitted, Mask, dit_cache
@@ -369,6 +370,41 @@ class TestABatch:
             pipe(x, prompts)
             assert rows == [4] * 6
             assert cache.stats.reasons["no conditional output"] == 3
+
+    def test_an_object_that_holds_tensors_from_a_later_step_on(self, case):
+        """Which of its rows are whose is not known: all are computed, whatever was known of calls without it."""
+        net, x, prompts = case
+
+        class Holding(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.blocks, self.inner, self.rows = net.blocks, net, []
+
+            def forward(self, x, timestep, encoder_hidden_states, extra=None):
+                self.rows.append(len(x))
+                return self.inner(x, timestep, encoder_hidden_states)
+
+        class Extra:
+            def __init__(self, tensor):
+                self.tensor = tensor
+
+        pipe = Guided(Holding(), in_batch=True)
+        both = torch.cat(prompts)
+
+        def draw(extras):
+            pipe.scheduler.set_timesteps(STEPS)
+            for step, t in enumerate(pipe.scheduler.timesteps):
+                given = torch.cat([x, x])
+                made = pipe.transformer(given, t / 1000, both, extra=extras[step])
+                torch.testing.assert_close(made, net(given, t / 1000, both), rtol=0, atol=1e-12)
+                pipe.scheduler.step()
+
+        conditional = Conditional(0, (0, 0, 1, 0, 0, 0, 0, 0), in_batch=True)
+        given = dataclasses.replace(config(), policy=Mask((1,) * STEPS, conditional=conditional))
+        with dit_cache(pipe, given) as cache:
+            draw([*[Extra(None)] * 2, *[Extra(both)] * 6])
+            assert pipe.transformer.rows == [4, 2, 4, *[4] * 6]  # the second to find out which arguments hold rows
+            assert by_step(cache)[2, 0] == (False, "shape")
 
     def test_outputs_are_corrected(self, case):
         net, x, prompts = case
