@@ -86,6 +86,29 @@ class OutputRows:
         self._states.commit(rows)
         return result
 
+    def knows(self, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return whether a call may be made with some of its rows only: it is known which arguments hold them."""
+        return self._is_sliced and self._dimensions.is_known(batch, args, kwargs)
+
+    def learn(self, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Find out which arguments hold rows, in a further call with a few of them, unless one has shown that it fails.
+
+        Args:
+            batch: number of rows.
+            args: positional arguments of a call with all of them.
+            kwargs: its named arguments.
+            output: of that call.
+        """
+        self._dimensions.note(batch, args, kwargs)
+        if self._is_sliced:
+            self._try(args, kwargs, output)
+
+    def some(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: RowSelection
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call with some of its rows, where it is known which hold them."""
+        return self._dimensions.taken(args, kwargs, rows)
+
     def _form_of(self, row: RowCall) -> OutputForm | None:
         """Return the form of a reused row's output; if it has none, compute the row."""
         branch = row.call.branch

@@ -13,7 +13,7 @@ from .arguments import CallArguments
 from .batch_parts import repeated_argument
 from .call import Call
 from .decider import CallDecider
-from .part_decider import PartDecider
+from .part_decider import PartDecider, compared
 
 
 class RequestRows(CallArguments):
@@ -80,7 +80,8 @@ class RowPartDecider(PartDecider):
         given, rows = branch.given, len(branch.given.numbers)
         if run.history.branches > rows:  # the others are in another call: which is which part is not known
             return 1
-        return self._compared(run, torch.Size((rows, *branch.given.batch.shape[1:])), given.latents_of_request)
+        form = torch.Size((rows, *branch.given.batch.shape[1:]))
+        return compared(run, form, self.predictor.parts, given.latents_of_request)
 
 
 def row_decider_for(config: DitCacheConfig) -> type[CallDecider]:

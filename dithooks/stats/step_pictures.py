@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..policies.reason import Reason
 from .types import CallRecord
 
 SIGNS = {(False,): "●", (True,): "○", (False, True): "◐"}
@@ -19,7 +20,8 @@ def step_pictures(records: Iterable[CallRecord]) -> dict[str, str]:
     """
     ranges: dict[str, dict[int, set[bool]]] = {}
     for record in records:
-        ranges.setdefault(record.range, {}).setdefault(record.step, set()).add(record.reuse)
+        seen = ranges.setdefault(record.range, {}).setdefault(record.step, set())
+        seen |= {True, False} if record.reason == Reason.CONDITIONAL else {record.reuse}
     return {
         name: "".join(SIGNS[tuple(sorted(steps[step]))] if step in steps else "·" for step in range(max(steps) + 1))
         for name, steps in ranges.items()

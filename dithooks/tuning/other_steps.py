@@ -220,7 +220,8 @@ def _psnr_of(result: SearchResult) -> float | None:
 
 
 def _steps(plan: CachePlan) -> list[tuple[object, ...]]:
-    return [(*of_piece, piece.steps) for of_piece, piece in zip(_ranges(plan), plan.pieces, strict=True)]
+    pairs = zip(_ranges(plan), plan.pieces, strict=True)
+    return [(*of_piece, piece.steps, piece.conditional) for of_piece, piece in pairs]
 
 
 def _ranges(plan: CachePlan) -> list[tuple[object, ...]]:
