@@ -103,8 +103,9 @@ def add_arguments(parser: Parser) -> None:
         action="append",
         default=[],
         dest="modes",
-        choices=("tail",),
-        help="also try plans with steps that compute a part, the last blocks alone (tail); repeatable (default: none)",
+        choices=("tail", "conditional"),
+        help="also try plans with steps that compute a part: the last blocks alone (tail), or the branch with a "
+        "prompt (conditional); repeatable (default: none)",
     )
     parser.begin_group("how long is searched")
     add(

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ class ConditionalSchedules:
         given = check_number("share", self.share, 0, strictly=True)
         if given >= 1 or abs(float(self._parts) - given) > 1e-9:
             raise InvalidSetting(f"share={shown(self.share)} should be below 1, and a multiple of 1/2, 1/3, … or 1/8")
-        states = (self._most + 1) * sum((last + 1) * len(ways) for last, ways in enumerate(self.schedules.earlier))
+        states = _states(self.steps, self.anchors, self._parts.denominator)
         if states > MOST_STATES:
             raise InvalidSetting(
                 f"{self.steps} steps with anchors={self.anchors} and share={self._parts} have {states:,} states, and "
@@ -234,3 +235,19 @@ class ConditionalSchedules:
             way, whole = np.unravel_index(int(totals.argmin()), totals.shape)
             best = min(best, (float(totals.min()), last, int(way), int(whole)))
         return best[1:]
+
+
+def most_anchors(steps: int, anchors: int) -> int:
+    """Return the number of anchors, up to a wanted one, with which a run of so many steps is solved, at a share of ½.
+
+    Example:
+        >>> most_anchors(28, 3), most_anchors(64, 3), most_anchors(200, 3)
+        (3, 2, 1)
+    """
+    return next((each for each in range(anchors, 0, -1) if _states(steps, each, 2) <= MOST_STATES), 0)
+
+
+def _states(steps: int, anchors: int, parts: int) -> int:
+    """Return the number of states, of a share counted in so many parts of a computed step."""
+    ways = sum((last + 1) * max(1, comb(last, anchors - 1)) for last in range(steps))
+    return (parts * steps + 1) * ways

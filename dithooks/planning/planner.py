@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config.transformer_plan import Payload, TransformerPlan
+from ..policies.conditional import Conditional
 from ..predictors.predictor import Moment
 from ..progress_bars import ProgressCallback
 from ..recording.noise_levels import falling_times, noise_levels
 from ..recording.recording import Floats, Recording, Trace
+from .conditional_schedules import ConditionalSchedules, most_anchors
 from .costs import Cost, Savings, error_weights
 from .schedule_solver import Schedules
 from .weight_fit import fit
@@ -26,8 +28,9 @@ LONG_RUN = 64  # steps, beyond which three anchors take minutes to solve: two ar
 FEW_RANGES = 8  # solved with three anchors: the most promising with two
 SLACK = 1e-9  # relative, for comparisons of sums
 DEFAULT_LATE_ERROR_WEIGHT = 10.0  # the best on one model that it was measured on
-StepMode = Literal["whole", "tail"]  # of the steps of a plan, beside those that are reused
-MODES: tuple[StepMode, ...] = ("whole", "tail")
+StepMode = Literal["whole", "tail", "conditional"]  # of the steps of a plan, beside those that are reused
+MODES: tuple[StepMode, ...] = ("whole", "tail", "conditional")
+HALVES = 2  # of the cost of a step with guidance, of which one branch alone is computed
 
 
 class Variant(NamedTuple):
@@ -42,7 +45,8 @@ class Variant(NamedTuple):
         space: where errors are weighed: in the ``"hidden"`` states of each range; or, for all blocks at once, in the
             ``"output"`` that the solver is given, by how far it moves the latents.
         mode: which steps there are: ``"whole"``, the whole range computed or reused; ``"tail"``, where the blocks are
-            in two ranges with a schedule each, so that the last ones may run alone.
+            in two ranges with a schedule each, so that the last ones may run alone; ``"conditional"``, one branch of
+            guidance alone, with outputs as the payload, and errors weighed in their space.
     """
 
     anchors: int = 2
@@ -65,6 +69,7 @@ class Choice(NamedTuple):
         computed: a 1 for each step that is computed.
         payload: the forecast.
         tail: with the mode ``"tail"``, the range of the blocks behind, with its schedule.
+        conditional: a 1 for each computed step at which one branch of guidance alone is; empty: there is none.
     """
 
     trace: int
@@ -73,6 +78,7 @@ class Choice(NamedTuple):
     computed: tuple[int, ...]
     payload: Payload = "residual"
     tail: tuple[Choice, ...] = ()
+    conditional: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,7 @@ class Planner:
     modes: tuple[StepMode, ...] = ()
     _solved: dict[tuple[int, Variant, int], Floats] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[int, Variant, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
+    _with_halves: dict[tuple[Any, ...], ConditionalSchedules] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.savings = Savings.of(self.recording, self.cost)
@@ -185,7 +192,7 @@ class Planner:
         if (other := self._with_other_payload(candidate)) is not None:
             yield other
         moves = []
-        for place, choice in enumerate(() if candidate.variant.mode == "tail" else candidate.choices):
+        for place, choice in enumerate(candidate.choices if candidate.variant.mode == "whole" else ()):
             schedules = self._schedules(choice.trace, [self._range(choice)], candidate.variant)
             bits = choice.computed
             for step, onto in product(range(1, len(bits)), (-1, 1)):
@@ -203,7 +210,7 @@ class Planner:
         """Return the same schedules with the other payload; ``None`` where that is not possible, or saves less."""
         if (
             self.shared
-            or candidate.variant.mode == "tail"
+            or candidate.variant.mode != "whole"
             or "output" not in self.payloads
             or any(
                 (each.first, each.last) != (0, len(self.recording.traces[each.trace].blocks) - 1)
@@ -255,7 +262,17 @@ class Planner:
             called=None if called == (0, recording.steps) else called,
             payload=choice.payload,
             more_ranges=tuple(self._piece(each, variant) for each in choice.tail),
+            conditional=self._alone(choice, trace),
         )
+
+    def _alone(self, choice: Choice, trace: Trace) -> Conditional | None:
+        """Return the steps at which one branch alone is computed, over all steps of the run."""
+        solver = self.recording.solver
+        if solver is None or solver.conditional is None or not any(choice.conditional):
+            return None
+        steps = np.zeros(self.recording.steps, dtype=int)
+        steps[trace.steps] = choice.conditional
+        return Conditional(solver.conditional, tuple(steps.tolist()), solver.in_batch)
 
     def _coefficients(self, choice: Choice, variant: Variant, moments: Sequence[Moment]) -> Coefficients:
         """Return the fitted weights of each reused step."""
@@ -298,6 +315,8 @@ class Planner:
         """Return the Pareto front of one transformer's options; the first one caches nothing, if that is one."""
         if variant.mode == "tail":
             return pareto_front([*self._uncached, *self._with_tails(number, variant, avoid)])
+        if variant.mode == "conditional":
+            return pareto_front([*self._uncached, *self._with_one_branch(number, variant, avoid)])
         trace, saving = self.recording.traces[number], self.savings.step[number]
         steps, alone = len(trace.steps), len(self.recording.traces) == 1
         allowed = self._allowed(number, avoid, variant)
@@ -330,6 +349,39 @@ class Planner:
             front = dict.fromkeys((each.range, each.tail[0].range) for each in reversed(pareto_front(fewer)))
             parted = [*front][:FEW_RANGES]
         return self._of_parts(number, parted, variant)
+
+    def _with_one_branch(self, number: int, variant: Variant, avoid: Sequence[Choice]) -> list[Option]:
+        """Return the options with steps of one branch alone, one for each cost in halves of a step."""
+        whole = self._possible(number, avoid, variant._replace(payload="output"))
+        trace = self.recording.traces[number]
+        if not whole or self.shared or self._directions(number) is None or not most_anchors(len(trace.steps), 2):
+            return []
+        steps, saving = len(trace.steps), float(self.savings.step[number][whole[0]])
+        errors = self._one_branch(number, variant).errors()
+        return [
+            Option((steps - cost) * saving, error, whole[0], round(cost * HALVES))
+            for cost, error in errors.items()
+            if cost < steps
+        ]
+
+    def _one_branch(self, number: int, variant: Variant) -> ConditionalSchedules:
+        """Return all schedules of a transformer with steps of one branch alone."""
+        key = number, variant.anchors, variant.late_error_weight, variant.power
+        if key not in self._with_halves:
+            trace, solver, apart = self.recording.traces[number], self.recording.solver, self._directions(number)
+            assert solver is not None
+            assert apart is not None
+            gram = solver.gram[np.ix_(trace.steps, trace.steps)]
+            moved = self._late_weights(trace, variant) * np.abs(solver.gains[trace.steps])
+            anchors = most_anchors(len(trace.steps), variant.anchors)
+            self._with_halves[key] = ConditionalSchedules(gram, trace.times, moved, apart, anchors)
+        return self._with_halves[key]
+
+    def _directions(self, number: int) -> Floats | None:
+        """Return by how much guidance differs between a transformer's steps; ``None``: it is not known."""
+        solver, steps = self.recording.solver, self.recording.traces[number].steps
+        apart = None if solver is None else solver.apart_squares
+        return None if apart is None else apart[np.ix_(steps, steps)]
 
     def _of_parts(self, number: int, parted: Sequence[tuple[int, int]], variant: Variant) -> list[Option]:
         """Return the options of some pairs of ranges, those that no other of the same pair beats."""
@@ -423,6 +475,9 @@ class Planner:
         is_output = option.range == len(trace.ranges)
         first, last = (0, len(trace.blocks) - 1) if is_output else (int(block) for block in trace.ranges[option.range])
         payload: Payload = "output" if is_output else "residual"
+        if variant.mode == "conditional":
+            found = self._one_branch(number, variant).best(option.refreshes / HALVES)
+            return Choice(number, first, last, found.computed, payload, conditional=found.conditional)
         if option.computed:
             return Choice(number, first, last, option.computed, payload)
         key = number, variant, option.range, option.refreshes

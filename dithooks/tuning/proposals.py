@@ -123,7 +123,12 @@ def _with_modes(planner: Planner, target: float, tried: _Trials) -> Proposals:
     assert tried.best is not None
     variant = tried.best.variant
     for mode in planner.modes:
-        part = variant._replace(mode=mode, payload="residual", space="hidden")
+        if mode == "conditional" and "output" not in planner.payloads:
+            continue
+        if mode == "conditional":
+            part = variant._replace(mode=mode, payload="output", space="output")
+        else:
+            part = variant._replace(mode=mode, payload="residual", space="hidden")
         yield from tried.propose(planner.candidate(target, part, tried.failed))
 
 

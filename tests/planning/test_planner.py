@@ -212,7 +212,7 @@ class TestOneTransformer:
         for target in (1.7, 2.0, 100.0):
             candidate = planner.candidate(target)
             assert (candidate.speedup, candidate.reaches) == (pytest.approx(80 / 50), False)
-            assert candidate.choices[0][1:] == (0, 1, (1, 0, 0, 0), "residual")
+            assert candidate.choices[0][1:5] == (0, 1, (1, 0, 0, 0), "residual")
         assert planner.candidate(1.6).reaches
 
     def test_ties(self):
