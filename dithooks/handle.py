@@ -619,9 +619,12 @@ class CacheHandle:
         rest = {id(chain): chain.name for chain, own in chains if not own.when.never_reuses}
         configs, differences = [], []
         for attached in self._attached:
-            pair = next((pair for pair in chains if pair[0].path == attached.chain.path), None)
-            place = _place(attached.chain)
-            pair = next((pair for pair in chains if _place(pair[0]) == place), None if attached.chain.span else pair)
+            its = attached.chain
+            alike = [each for each in chains if _place(each[0]) == _place(its)]
+            beside = [
+                each for each in chains if each[0].path == its.path
+            ]  # of one of several, only what reuses nothing
+            pair = next(iter(alike or [each for each in beside if not its.span or each[1].when.never_reuses]), None)
             if pair is None:
                 differences.append(f"nothing of {attached.log.name}")
                 continue

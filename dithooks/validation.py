@@ -56,6 +56,16 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
+def brief(value: object) -> str:
+    """A value for a message that has more to say: as :func:`shown`, and of a long text the beginning and end.
+
+    Example:
+        >>> brief("text"), len(brief("x" * 1000))
+        ("'text'", 80)
+    """
+    return shortened(shown(value), SHOWN)
+
+
 def named_beside(unknown: Collection[str], known: Collection[str]) -> str:
     """Return unknown names for a message, the first three, and beside them the nearest known one, or all of these.
 

@@ -1,6 +1,7 @@
 """What a notebook shows of each object is short, or a table; what stands in it is right."""
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from toys import Net
 
 import dithooks
 from dithooks import DitCacheConfig, Linear, PlanTiers, Threshold, dit_cache, profile, search
+from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.demo import load_plan
 from dithooks.markup import Raw, diagram, step_squares, table
 
@@ -64,6 +66,16 @@ def test_the_steps_of_a_plan():
     assert titles(tiers._repr_html_())[len(bits) :] == states
 
 
+def test_the_steps_of_a_plan_of_two_ranges():
+    """Steps 1 … 3 compute nothing, the last blocks and the first ones."""
+    behind = TransformerPlan("", 2, 1, 3, (1, 0, 1, 0), (None, (1.0,), None, (1.0,)), None)
+    piece = TransformerPlan("", 0, 2, 3, (1, 0, 0, 1), (None, (1.0,), (1.0,), None), None, more_ranges=(behind,))
+    plan = load_plan("2x")
+    plan = replace(plan, made=replace(plan.made, steps=4), pieces=(piece,))
+    states = ["computed", "reused", "only the last blocks computed", "both"]
+    assert titles(plan._repr_html_()) == [f"step {step}: {state}" for step, state in enumerate(states)]
+
+
 def test_the_steps_of_the_latest_run(net):
     with dit_cache(net, DitCacheConfig(2, 2)) as cache:
         assert "0 of 0 calls reused" in "".join(tree(cache._repr_html_()).itertext())
@@ -93,7 +105,7 @@ def test_markup():
     assert table(["<a>"], [["&", Raw("<b>x</b>")]]).count("&lt;a&gt;") == 1
     assert tree(table(["a"], [["<"], [Raw("<i>y</i>")]])).find(".//i").text == "y"
     assert titles(step_squares("●○, ·")) == ["step 0: computed", "step 1: reused", "step 4: not called"]
-    assert titles(step_squares("◐◑")) == ["step 0: both", "step 1: last blocks computed"]
+    assert titles(step_squares("◐◑")) == ["step 0: both", "step 1: only the last blocks computed"]
     assert diagram({}, ("x", "y")) == ""
     dots = tree(diagram({"a": (1, 1), "b": (3, 9)}, ("x", "<y>"))).iter("circle")
     places = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in dots]

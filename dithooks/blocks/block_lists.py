@@ -79,7 +79,9 @@ class Chain:
         part: whether the owner has other lists, each of which is a range of its own.
         rivals: chains of other parts of the model of which one may be the trunk instead, where the lists were found.
         span: of one of several ranges of the same lists, its blocks, such as ``[0:8]``.
-        elsewhere: number of blocks that the other ranges of the same lists count, so that each block counts once.
+        elsewhere: number of blocks that the other ranges of the same lists count, so that each block counts once;
+            ``None``: another one counts all that are not of this range.
+        is_behind: whether one of these comes before it, whose blocks may be left out when it is reached.
     """
 
     owner: nn.Module
@@ -90,7 +92,8 @@ class Chain:
     part: bool = False
     rivals: tuple[Chain, ...] = ()
     span: str = ""
-    elsewhere: int = 0
+    elsewhere: int | None = 0
+    is_behind: bool = False
 
     @property
     def block_refs(self) -> tuple[BlockRef, ...]:
@@ -106,6 +109,10 @@ class Chain:
         path = self.block_lists[0].path if self.part else self.path
         kind = type(self.owner).__name__
         return f"{path}{self.span} ({kind})" if path else f"{kind}{self.span}"
+
+    def counted(self, called: int, cached: int) -> int:
+        """Return how many of the blocks that the model calls count here, if so many are of this range."""
+        return cached if self.elsewhere is None else called - self.elsewhere
 
     def below(self, name: str) -> Chain:
         """Return this chain with paths from one level above, where the target is called ``name``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -54,7 +55,8 @@ class DitCacheConfig(JsonFile):
             ``None``: where the model returns several tensors (video and audio), the streams that become these; else
             ``hidden_states``, and where no stream has that name, all. Policies that do not look take no notice of it.
         more_ranges: further ranges of the same blocks, each a configuration of its own, or a mapping of its fields: so
-            that at some steps the last blocks run, and the first do not. No block is in two of them.
+            that at some steps the last blocks run, and the first do not. No block is in two of them. A policy that
+            looks decides on a range behind another one by what enters it, as what comes before it may be left out.
         overrides: the fields that differ for a transformer or one of its block lists, by name: ``{"transformer_2":
             {"cache_block_start": 2}, "single_transformer_blocks": {"policy": {"residual_diff_threshold": 0.12}}}``.
             A policy or predictor given as a mapping changes the fields that it names. Where a list is named, each list
@@ -221,18 +223,16 @@ class DitCacheConfig(JsonFile):
             return
         if self.payload == "output" or any(each.payload == "output" for each in given):
             raise InvalidSetting("more_ranges and payload='output' exclude each other: it leaves all blocks out")
-        if any(each.more_ranges or each.overrides or each.fingerprint is not None for each in given):
-            raise InvalidSetting(
-                "one of more_ranges has more_ranges, overrides or a fingerprint: give these to the whole configuration"
-            )
-        end = 0
-        for each in self.ranges:
-            if each.cache_block_start < end:
+        for each in given:
+            _refuse_of_whole({name: getattr(each, name) for name in _OF_WHOLE})
+        for before, each in pairwise(self.ranges):
+            number, start = before.cache_num_blocks, each.cache_block_start
+            if number is None or start < before.cache_block_start + number:
+                end = "with the last block" if number is None else f"at block {before.cache_block_start + number - 1}"
                 raise InvalidSetting(
-                    f"more_ranges: the range from block {each.cache_block_start} on begins before another one ends, at "
-                    f"block {end - 1}: give each its cache_num_blocks, so that no block is in two"
+                    f"more_ranges: the range from block {shown(start)} on begins before another one ends, {end}: give "
+                    "each its cache_num_blocks, so that no block is in two; more_ranges=() leaves this range alone"
                 )
-            end = each.cache_block_start + (each.cache_num_blocks or FAR)
 
     def _check_overrides(self) -> None:
         """Refuse invalid overrides. A list's entry is valid also if it is so only on top of its transformer's entry."""
@@ -277,7 +277,19 @@ def _made_of(fields_of_range: Mapping[str, Any]) -> DitCacheConfig:
     known = [each.name for each in fields(DitCacheConfig)]
     if unknown := set(fields_of_range).difference(known):
         raise InvalidSetting(f"one of more_ranges has no field {named_beside(unknown, known)}")
+    _refuse_of_whole(fields_of_range)  # before it is made: a mapping may hold itself
     return DitCacheConfig(**fields_of_range)
+
+
+def _refuse_of_whole(fields_of_range: Mapping[str, Any]) -> None:
+    """Refuse one of several ranges that is given what belongs to all of them."""
+    given = [name for name in _OF_WHOLE if not _is_empty(fields_of_range.get(name))]
+    if given:
+        raise InvalidSetting(f"one of more_ranges has {given[0]} of its own: give that to the whole configuration")
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, (tuple, list, Mapping)) and not value)
 
 
 def _changed(part: Policy | Predictor, name: str, changes: Mapping[str, Any]) -> Any:
@@ -290,6 +302,6 @@ def _changed(part: Policy | Predictor, name: str, changes: Mapping[str, Any]) ->
     return replace(part, **changes)  # type: ignore[type-var]
 
 
-FAR = 2**40  # blocks: a range without an end reaches past all others
+_OF_WHOLE = ("more_ranges", "overrides", "fingerprint")  # what one of several ranges has none of
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SUCH_AS = {"policy": "Threshold(0.08)", "predictor": "Linear()"}

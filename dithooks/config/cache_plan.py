@@ -126,6 +126,8 @@ class CachePlan(HubFile):
         for path in bare:
             settings[path] = {**settings[path], "cache_block_start": 0, "payload": "output"}  # no range can be named
         base = settings.pop("" if "" in settings else next(iter(settings)))
+        if "more_ranges" in base:  # the others have their own, or none
+            settings = {path: {"more_ranges": (), **given} for path, given in settings.items()}
         return DitCacheConfig(**base, fingerprint=self.made.fingerprint, overrides=settings)
 
     def mismatch_warnings(self, dtype: str | None, scheduler: str | None) -> list[str]:
@@ -180,7 +182,7 @@ class CachePlan(HubFile):
         return [text.format(value) for value, text in seen if value is not None]
 
     def __str__(self) -> str:
-        """Summarise the plan in a few lines: ● is computed, ○ reused, · not called."""
+        """Summarise the plan in a few lines, with the steps as :attr:`TransformerPlan.picture` draws them."""
         made, found = self.made, self.provenance
         steps = f"{made.steps} steps" + ("" if made.scheduler is None else f" of {made.scheduler}")
         size = f", latents {'×'.join(map(str, made.size))}" if made.size else ""

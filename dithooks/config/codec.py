@@ -25,7 +25,7 @@ from ..predictors.fitted import Fitted
 from ..predictors.polynomial import Linear, Reuse, Taylor
 from ..predictors.predictor import Predictor
 from ..storage.replacement import write_text
-from ..validation import located, named_beside, shown
+from ..validation import brief, located, named_beside, shown
 from .safe_json import JSON_BYTES, parsed, read_file, strict
 
 PARTS = (Interval, Mask, Threshold, Budget, MagnitudeRatio, EasyCache, Uncached, Reuse, Linear, Taylor, Fitted)
@@ -70,7 +70,7 @@ class JsonFile:
         name = cls.__name__
         if not isinstance(data, dict) or data.get("kind") != name:
             kind = data.get("kind") if isinstance(data, dict) else None
-            there = f", not {shown(kind)}" if isinstance(kind, str) else ""
+            there = f", not {brief(kind)}" if isinstance(kind, str) else ""
             raise InvalidSetting(f'not a {name}: a JSON object with "kind": "{name}" is expected{there}')
         if data.get("schema") not in cls._schemas:
             known = ", ".join(map(str, cls._schemas))
@@ -174,7 +174,7 @@ def _decode_part(data: dict[str, Any]) -> Any:
     """A policy or predictor."""
     name = data["kind"]
     if not isinstance(name, str) or name not in KINDS:
-        raise InvalidSetting(f"there is no policy or predictor {shown(name)}: known are {', '.join(KINDS)}")
+        raise InvalidSetting(f"there is no policy or predictor {brief(name)}: known are {', '.join(KINDS)}")
     return KINDS[name](**arguments_of(KINDS[name], {k: v for k, v in data.items() if k != "kind"}, name))
 
 

@@ -11,7 +11,7 @@ from ..errors import InvalidSetting, WrongType
 from ..policies.conditional import Conditional, check_conditional
 from ..policies.mask import Mask
 from ..predictors.fitted import BranchWeights, Fitted
-from ..validation import check_choice, check_count, check_text, set_field, shown
+from ..validation import brief, check_choice, check_count, check_text, set_field, shown
 
 Payload = Literal["residual", "output"]  # the forecast of a reused step: of the range, or of the transformer
 PAYLOADS: tuple[Payload, ...] = ("residual", "output")
@@ -162,7 +162,7 @@ class TransformerPlan:
     @property
     def span(self) -> str:
         """The blocks of the range, as its name has them where there are several."""
-        return f"[{self.first}:{self.first + self.blocks}]"
+        return span_name(self.first, self.blocks)
 
     @property
     def schedule(self) -> tuple[object, ...]:
@@ -233,7 +233,7 @@ class TransformerPlan:
             for name in ("path", "first", "blocks", "total", "payload", "axis", "more_ranges"):
                 if getattr(other, name) != getattr(self, name):
                     raise InvalidSetting(
-                        f"one of others has {name}={shown(getattr(other, name))}, and not {shown(getattr(self, name))}"
+                        f"one of others has {name}={brief(getattr(other, name))}, and not {brief(getattr(self, name))}"
                     )
         counts = [len(each.steps) for each in (self, *self.others)]
         if len(set(counts)) < len(counts):
@@ -261,14 +261,15 @@ class TransformerPlan:
             for name in ("path", "total", "axis", "called", "sigmas", "payload"):
                 if getattr(each, name) != getattr(self, name):
                     raise InvalidSetting(
-                        f"one of more_ranges has {name}={shown(getattr(each, name))}, and not "
-                        f"{shown(getattr(self, name))}"
+                        f"one of more_ranges has {name}={brief(getattr(each, name))}, and not "
+                        f"{brief(getattr(self, name))}"
                     )
-            if len(each.steps) != len(self.steps) or each.corrections or each.branches or each.more_ranges:
+            if len(each.steps) != len(self.steps):
                 raise InvalidSetting(
-                    "one of more_ranges is of another number of steps, or has corrections, branches or more_ranges: "
-                    "these belong to the first range"
+                    f"one of more_ranges is of {len(each.steps)} steps, and the first range of {len(self.steps)}"
                 )
+            if own := [name for name in _OF_FIRST if getattr(each, name)]:
+                raise InvalidSetting(f"one of more_ranges has {own[0]}: that belongs to the first range, or to none")
 
     def _check_called(self) -> None:
         """Refuse steps that take more residuals than were computed before them."""
@@ -302,6 +303,19 @@ class TransformerPlan:
         """How many steps are reused, in words."""
         reused = [len(each.steps) - sum(each.steps) for each in self.ranges]
         return f"{' and '.join(map(str, reused))} of {len(self.steps)}"
+
+
+def span_name(first: int, blocks: int) -> str:
+    """The name of one of several ranges of the same blocks, behind theirs.
+
+    Example:
+        >>> span_name(3, 2)
+        '[3:5]'
+    """
+    return f"[{first}:{first + blocks}]"
+
+
+_OF_FIRST = ("corrections", "branches", "others", "more_ranges")  # what a further range has none of
 
 
 def _sign(computed: tuple[int, ...]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from textwrap import shorten
 from typing import Any
@@ -20,6 +21,7 @@ from ..errors import InvalidSetting, WiringError, WrongType
 from ..stats.log import DecisionLog
 from ..stats.types import CachedRange, CacheStats, CallRecord
 from ..stats.warnings import range_left_late, stand_in_is_wrapped
+from ..validation import shown
 from .active_calls import PATIENCE
 from .block_range import BlockRange
 from .clock import DEFAULT_STEP_SETTINGS, StepClock, StepSettings
@@ -202,8 +204,8 @@ class Attachment:
             self._observing.remove()
         self._observing = None
         block_range = self.cache.block_range
-        self.log.blocks = len(block_range.order) - self.chain.elsewhere
         self.log.skippable = len(block_range.blocks)
+        self.log.blocks = self.chain.counted(len(block_range.order), self.log.skippable)
         if moved:
             unhook(self.cache, [original(block_ref.block) for block_ref in self._all])
             self._put_blocks_back()
@@ -259,13 +261,14 @@ def prepare(
     end = -1 - config.compute_last if number is None else first + number - 1
     name = chain.block_lists[0].path if len(chain.block_lists) == 1 else chain.path or type(chain.owner).__name__
     length = (len(observed) + end if end < 0 else end) - first + 1
-    log = DecisionLog(f"{name}{chain.span}", len(observed) - chain.elsewhere, length, on_decision)
+    counted, is_alone = chain.counted(len(observed), length), not (chain.span or chain.part)
+    log = DecisionLog(f"{name}{chain.span}", counted, length, on_decision, is_alone)
     kind = SampleDecider if is_by_sample(config.when) else decider_for(config)
     decider = kind(chain, config, StepClock(scheduler, chain.name, step_settings), log, integrations, consensus)
     weights = chain.weights() if chain.found else None
     metric = decider.policy.metric
     look_at = () if metric is None else config.look_at or ()
-    leads, is_fixed = metric == "change", bool(chain.span)
+    leads, is_fixed = metric == "change" and not chain.is_behind, bool(chain.span)
     block_range = BlockRange(observed, first, end, weights, leads, look_at, is_fixed)
     cache = RangeCache(decider, block_range, compilable_of(chain), verify, integrations)
     cache.callees = lambda: (chain.owner, *(block_ref.block for block_ref in chain.block_refs))
@@ -302,11 +305,16 @@ def check(chain: Chain, config: DitCacheConfig, mine: list[nn.Module]) -> None:
     if is_controlnet(chain.owner):
         raise WiringError(str(why_not_a_trunk(chain.owner)))
     start, number = config.cache_block_start, config.cache_num_blocks
-    has = f"{chain.name} has {len(chain.block_refs)} blocks, {chain.block_refs[0].path} … {chain.block_refs[-1].path}"
+    name, refs = replace(chain, span="").name, chain.block_refs
+    has = f"{name} has {len(refs)} blocks, {refs[0].path} … {refs[-1].path}"
     if number is None and start + config.compute_last >= len(chain.block_refs):
-        raise InvalidSetting(f"cache_block_start={start} and compute_last={config.compute_last} leave no block: {has}")
+        raise InvalidSetting(
+            f"cache_block_start={shown(start)} and compute_last={shown(config.compute_last)} leave no block: {has}"
+        )
     if number is not None and start + number > len(chain.block_refs):
-        raise InvalidSetting(f"cache_block_start={start} and cache_num_blocks={number} reach past the end: {has}")
+        raise InvalidSetting(
+            f"cache_block_start={shown(start)} and cache_num_blocks={shown(number)} reach past the end: {has}"
+        )
     if config.look_at is not None and config.when.metric is not None:
         _check_looked_at(chain, config.look_at)
     for block_ref in chain.block_refs:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..blocks.block_lists import WRAPPED, BlockList, Chain, fingerprint
 from ..config.cache_config import DitCacheConfig
 from ..config.cache_plan import CachePlan
-from ..config.transformer_plan import TransformerPlan
+from ..config.transformer_plan import TransformerPlan, span_name
 from ..errors import InvalidSetting
 from ..validation import shown
 
@@ -97,13 +97,14 @@ def _separate(chain: Chain, config: DitCacheConfig) -> list[tuple[Chain, DitCach
     """Several ranges of one chain, each with a name of its own; no block counts in two of them."""
     if not config.more_ranges:
         return [(chain, config)]
-    total = len(chain.block_refs)
+    total, pairs = len(chain.block_refs), list[tuple[Chain, DitCacheConfig]]()
     lengths = [each.cache_num_blocks or total - each.cache_block_start - each.compute_last for each in config.ranges]
-    pairs = list[tuple[Chain, DitCacheConfig]]()
+    cached = [place for place, each in enumerate(config.ranges) if not each.when.never_reuses]
     for place, (each, length) in enumerate(zip(config.ranges, lengths, strict=True)):
-        elsewhere = total - length if place else sum(lengths[1:])  # the first one counts the blocks of none, too
-        span = f"[{each.cache_block_start}:{each.cache_block_start + length}]"
-        pairs.append((replace(chain, span=span, elsewhere=elsewhere), each))
+        # The first that is cached counts the blocks of none, too.
+        elsewhere = sum(lengths[other] for other in cached if other > place) if place in cached[:1] else None
+        span = span_name(each.cache_block_start, length)
+        pairs.append((replace(chain, span=span, elsewhere=elsewhere, is_behind=place > 0), each))
     return pairs
 
 

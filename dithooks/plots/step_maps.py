@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..config.cache_plan import CachePlan
-from ..config.transformer_plan import TransformerPlan
+from ..config.transformer_plan import TransformerPlan, span_name
 from ..errors import InvalidSetting, WrongType
 from ..handle import CacheHandle
 from ..stats.types import CallRecord
@@ -34,7 +34,7 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True)
 class StepMap:
-    """One branch of one range in one run, or one transformer's part of a plan.
+    """One branch of a range in one run, with the further ranges of the same blocks; or a transformer's part of a plan.
 
     Args:
         name: the path of the transformer or list; "" for the target itself.
@@ -42,6 +42,7 @@ class StepMap:
         extent: the blocks of the range.
         reused: whether the range was reused, by step; steps without a call are left out.
         values: the difference that decided, by step; steps without a finite difference are left out.
+        further: the other ranges of the same blocks, each a map of its own; what is in none of them was computed.
     """
 
     name: str
@@ -49,6 +50,12 @@ class StepMap:
     extent: Extent
     reused: Mapping[int, bool]
     values: Mapping[int, float]
+    further: tuple[StepMap, ...] = ()
+
+    @property
+    def parts(self) -> list[StepMap]:
+        """The map of each range, the first block's first."""
+        return sorted((self, *self.further), key=lambda part: part.extent.first)
 
     def bars(self, reused: bool, joined: bool) -> list[Bar]:
         """The bars of all blocks that were reused, or of all that were computed.
@@ -64,14 +71,18 @@ class StepMap:
             >>> len(drawn.bars(reused=False, joined=False))
             4
         """
-        begin, end = self.extent.first, self.extent.first + self.extent.number
+        spans, end = list[tuple[int, int, StepMap | None]](), 0
+        for own in self.parts:
+            begin, stop = own.extent.first, own.extent.first + own.extent.number
+            spans += [(end, begin, None), (begin, stop, own)]
+            end = stop
+        spans.append((end, self.extent.total, None))
         found: list[Bar] = []
-        for step, left_out in self.reused.items():
-            for first, stop in ((0, begin), (begin, end), (end, self.extent.total)):
-                inside = first == begin and stop == end
-                if first == stop or (left_out and inside) is not reused:
+        for step in self.reused:
+            for first, stop, part in spans:
+                if first == stop or (part is not None and part.reused.get(step, False)) is not reused:
                     continue
-                value = self.values.get(step) if inside else None
+                value = None if part is None else part.values.get(step)
                 if joined:
                     found.append(Bar(step, first, stop - 1, value))
                 else:
@@ -86,7 +97,8 @@ class StepMap:
             'blocks, branch 1: 1 of 2 steps reused'
         """
         branch = "" if self.branch is None else f", branch {self.branch}"
-        counts = f"{branch}: {sum(self.reused.values())} of {len(self.reused)} steps reused"
+        reused = " and ".join(str(sum(part.reused.values())) for part in self.parts)
+        counts = f"{branch}: {reused} of {len(self.reused)} steps reused"
         name = self.name or "blocks"
         while len(name) + len(counts) > length and "." in name:
             name = name.partition(".")[2]
@@ -107,7 +119,7 @@ def maps_of(source: CacheHandle | CachePlan, run: int | None) -> list[StepMap]:
     if isinstance(source, CachePlan):
         if run is not None:
             raise InvalidSetting(f"run={run}: a plan has no runs; leave it out")
-        return [_of_piece(each) for piece in source.pieces for each in piece.ranges]
+        return _joined((piece.path, [_of_piece(each) for each in piece.ranges]) for piece in source.pieces)
     if not isinstance(source, CacheHandle):
         raise WrongType(f"steps takes the handle that dit_cache returns, or a CachePlan, not {shown(source)}")
     decisions = source.decisions
@@ -122,16 +134,22 @@ def maps_of(source: CacheHandle | CachePlan, run: int | None) -> list[StepMap]:
     for each in chosen:
         branches[each.range, each.branch][each.step] = each
     several = len({branch for _, branch in branches}) > 1
-    return [
-        StepMap(
-            path,
-            branch if several else None,
-            extents[path],
-            {step: each.reuse for step, each in records.items()},
-            {s: each.value for s, each in records.items() if each.value is not None and math.isfinite(each.value)},
-        )
-        for (path, branch), records in branches.items()
-    ]
+    found: dict[tuple[str, int, int], list[StepMap]] = {}
+    for (path, branch), records in branches.items():
+        extent = extents[path]
+        reused = {step: each.reuse for step, each in records.items()}
+        values = {s: each.value for s, each in records.items() if each.value is not None and math.isfinite(each.value)}
+        own = StepMap(path, branch if several else None, extent, reused, values)
+        whole = path.removesuffix(
+            span_name(extent.first, extent.number)
+        )  # one of several ranges is named by its blocks
+        found.setdefault((whole, extent.total, branch), []).append(own)
+    return _joined((maps[0].name if len(maps) == 1 else whole, maps) for (whole, _, _), maps in found.items())
+
+
+def _joined(ranges: Iterable[tuple[str, list[StepMap]]]) -> list[StepMap]:
+    """Join the maps of the ranges of the same blocks, each of which has a name."""
+    return [replace(first, name=name, further=tuple(rest)) for name, (first, *rest) in ranges]
 
 
 def _of_piece(piece: TransformerPlan) -> StepMap:

@@ -27,8 +27,8 @@ def steps(cache: CacheHandle | CachePlan, *, run: int | None = None) -> Figure:
 
     If there are many blocks, those of a step that are alike are one bar, wide or narrow.
 
-    Each branch of each range is a panel. Where a difference decided a call, it is the colour of the range's blocks at
-    that step, with a colour bar for its size.
+    Each branch of each range is a panel; ranges of the same blocks have one together. Where a difference decided a
+    call, it is the colour of the range's blocks at that step, with a colour bar for its size.
 
     Args:
         cache: a handle, attached or removed; or a plan.
@@ -62,7 +62,7 @@ def steps(cache: CacheHandle | CachePlan, *, run: int | None = None) -> Figure:
     heights = [min(max(ROW * each.extent.total, LOWEST), HIGHEST) for each in maps]
     titles = [fill(each.title(LINE), LINE) for each in maps]
     lines = sum(1 + title.count("\n") for title in titles)
-    around = 1.25 if any(each.values for each in maps) else 0.7
+    around = 1.25 if any(part.values for each in maps for part in each.parts) else 0.7
     figure = new_figure(sum(heights) + 0.18 * (len(maps) + lines) + around)
     shades = _shades(maps)
     grid = {"height_ratios": heights}
@@ -125,7 +125,7 @@ def _shades(maps: Sequence[StepMap]) -> ScalarMappable | None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    values = [value for each in maps for value in each.values.values()]
+    values = [value for each in maps for part in each.parts for value in part.values.values()]
     if not values:
         return None
     return ScalarMappable(Normalize(min(0.0, *values), max(values) or 1.0), SCALE)

@@ -255,7 +255,10 @@ def _falls(sigmas: Sequence[float], steps: int) -> bool:
 
 
 def _levels(sigmas: Sequence[float], steps: int) -> tuple[float, ...]:
-    levels = tuple(check_number("a sigma", sigma, 0) for sigma in _listed(sigmas))[:steps]
+    listed: Any = _listed(sigmas)
+    if not isinstance(listed, Iterable) or isinstance(listed, str):
+        raise WrongType(f"sigmas must be a noise level for each step, or None, not {shown(sigmas)}")
+    levels = tuple(check_number("a sigma", sigma, 0) for sigma in listed)[:steps]
     if len(levels) < steps or any(not a > b for a, b in pairwise(levels)):
         raise InvalidSetting(f"sigmas must be {steps} falling noise levels, one for each step of the mask")
     return levels

@@ -19,7 +19,8 @@ class Threshold(Policy):
 
     The blocks before the range always run. With r their residual (output of the last of them minus input of the
     first), its relative change since the last computed step s, ``mean|r_t − r_s| / mean|r_s|``, is compared with
-    ``residual_diff_threshold``. Where the range begins at block 0, r is what enters it. Of several streams
+    ``residual_diff_threshold``. Where the range begins at block 0, or behind another one
+    (``DitCacheConfig.more_ranges``), r is what enters it. Of several streams
     that are looked at (``DitCacheConfig.look_at``), the one that changes most counts. Known as first-block cache
     (ParaAttention) and as DBCache (cache-dit: Fn, the blocks before the range; Bn, those behind it).
 

@@ -103,8 +103,8 @@ class _RunLog:
             if within is not None:
                 self.ranges.append(within)
 
-    def stats(self, range: str, blocks: int, skippable: int) -> RunStats:
-        """Derive the statistics of the run."""
+    def stats(self, range: str, blocks: int, skippable: int, is_alone: bool) -> RunStats:
+        """Derive the statistics of the run; of a range that is not alone, its calls' times show no speedup."""
         self.read_times()
         by_branch: dict[int, list[CallRecord]] = {}
         for call in self.calls:
@@ -121,7 +121,7 @@ class _RunLog:
             branches,
             self.ended - self.began,
             sum(times) if times else None,
-            *self._speedups(counts.calls - counts.reused, counts.reused),
+            *(self._speedups(counts.calls - counts.reused, counts.reused) if is_alone else (None, None)),
         )
 
     def _speedups(self, computed: int, reused: int) -> tuple[float | None, float | None]:
@@ -151,6 +151,7 @@ class DecisionLog(ForkLock):
         blocks: number of blocks of the transformer.
         skippable: number of blocks that a reused call leaves out.
         on_decision: called with the record of each call, and once more where that is corrected.
+        is_alone: whether the transformer has no other range that is cached, so that its calls' times are this one's.
 
     Example:
         >>> log = DecisionLog("transformer", blocks=4, skippable=2)
@@ -163,10 +164,16 @@ class DecisionLog(ForkLock):
     """
 
     def __init__(
-        self, name: str, blocks: int, skippable: int, on_decision: Callable[[CallRecord], object] | None = None
+        self,
+        name: str,
+        blocks: int,
+        skippable: int,
+        on_decision: Callable[[CallRecord], object] | None = None,
+        is_alone: bool = True,
     ) -> None:
         super().__init__()
         self.name, self.blocks, self.skippable, self.on_decision = name, blocks, skippable, on_decision
+        self._is_alone = is_alone
         self._calls: deque[LoggedCall] = deque()
         self._totals: Counter[tuple[bool, str]] = Counter()  # of calls that are not in _calls (any more)
         self._runs: dict[int, _RunLog] = {}
@@ -273,7 +280,7 @@ class DecisionLog(ForkLock):
             return
         with self.lock:
             log = self._runs.get(run)
-            stats = None if log is None else log.stats(self.name, self.blocks, self.skippable)
+            stats = None if log is None else log.stats(self.name, self.blocks, self.skippable, self._is_alone)
         if stats is not None:
             calls = f"{stats.reused} of {stats.computed + stats.reused} calls reused"
             blocks = f"{stats.blocks_run} of {stats.blocks_total} blocks run"
@@ -299,7 +306,7 @@ class DecisionLog(ForkLock):
             counts.update(self._totals)
             peak = self._peak
             latest = [log for run, log in sorted(self._runs.items()) if run >= self._begun - MAX_RUNS and log.calls]
-            runs = tuple(log.stats(self.name, self.blocks, self.skippable) for log in latest)
+            runs = tuple(log.stats(self.name, self.blocks, self.skippable, self._is_alone) for log in latest)
         calls = counts.total()
         reused = sum(number for (reuse, _), number in counts.items() if reuse)
         left_out = blocks_left_out(reused, counts[False, Reason.CONDITIONAL.value], self.skippable)

@@ -97,9 +97,10 @@ class RunStats:
         estimated_speedup: speedup of the calls, estimated from block times: n·C / (n_c·C + n_r·(C − R)) for n calls,
             n_c computed and n_r reused; C is the median time of a computed call, R the median time of the range in
             it. ``None`` where no range was timed: in a model that is compiled as a whole, or where no residual was
-            kept.
+            kept; and where the transformer has other ranges, as a call that computes this one may leave them out.
         measured_speedup: speedup of the calls, from their own times: n·C over the time of all calls. The first call
-            is left out, since it observes and verifies. ``None`` where nothing was reused or could be timed.
+            is left out, since it observes and verifies. ``None`` where nothing was reused or could be timed, and where
+            the transformer has other ranges.
 
     Example:
         >>> branch = BranchStats(0, 4, 3, 1, {"warm-up": 3, "reuse": 1}, None, 9, 12)

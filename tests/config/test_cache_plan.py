@@ -11,7 +11,7 @@ import torch
 from config.test_codec import kinds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import Net
+from toys import Net, Pipe, latents
 
 from dithooks import CachePlan, DitCacheConfig, Fitted, dit_cache
 from dithooks.blocks.block_lists import fingerprint
@@ -386,3 +386,89 @@ def test_what_is_neither_plan_nor_configuration(wrong):
 
 
 # --- by hand --------------------------------------------------------------------------------------------------------
+
+
+# --- several ranges -------------------------------------------------------------------------------------------------
+
+HEAD, TAIL = (1, 0, 0, 1), (1, 0, 1, 1)
+
+
+def ranged(path, *spans, total=5):
+    """A plan of ranges, each given by its first block, its number of blocks and its steps."""
+    made = []
+    for first, blocks, bits in spans:
+        weights = tuple(None if bit else (1.0,) for bit in bits)
+        levels = tuple(1 - step / len(bits) for step in range(len(bits)))
+        made.append(TransformerPlan(path, first, blocks, total, bits, weights, levels))
+    return dataclasses.replace(made[0], more_ranges=tuple(made[1:]))
+
+
+class Two(Pipe):
+    """Both transformers at each step."""
+
+    def __init__(self):
+        super().__init__(Net())
+        self.transformer_2 = Net()
+
+    def __call__(self, x, steps=4):
+        self.scheduler.set_timesteps(steps)
+        for t in self.scheduler.timesteps:
+            for model in (self.transformer, self.transformer_2):
+                x = x - model(x, timestep=t / 1000) / steps
+            self.scheduler.step()
+        return x
+
+
+@pytest.mark.parametrize("second", ["one range", "blocks of the first", "none"])
+@torch.no_grad()
+def test_one_transformer_in_two_ranges_beside_another(second):
+    """What the second has is its own, also where the first one's further range would fit it."""
+    pipe = Two()
+    first = ranged("transformer", (0, 3, HEAD), (3, 2, TAIL))
+    other = {"one range": (0, 5, HEAD), "blocks of the first": (0, 3, HEAD)}.get(second)
+    plan = plan_for(pipe, first, *([] if other is None else [ranged("transformer_2", other)]))
+    wanted = {("transformer.blocks[0:3]", 0, 3), ("transformer.blocks[3:5]", 3, 2)}
+    wanted |= set() if other is None else {("transformer_2.blocks", 0, other[1])}
+    assert DitCacheConfig.from_json(plan.config.to_json()) == plan.config
+    with dit_cache(pipe, plan) as cache:
+        pipe(latents())
+        assert {(each.range, each.first, each.blocks) for each in cache.ranges} == wanted
+        assert cache.stats.blocks_total / cache.stats.blocks_run == pytest.approx(plan.speedup)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"others": (ranged("", (3, 2, (1, 0, 0))),)}, "has others: that belongs"),
+        ({"corrections": (None, (1.0, 0.0), None, None)}, "has corrections: that belongs to the first"),
+    ],
+)
+def test_what_a_further_range_has_none_of(change, match):
+    behind = dataclasses.replace(ranged("", (3, 2, TAIL)), **change)
+    with pytest.raises(ValueError, match=match):
+        dataclasses.replace(ranged("", (0, 3, HEAD)), more_ranges=(behind,))
+
+
+def test_a_further_range_of_another_number_of_steps():
+    first, behind = (dataclasses.replace(ranged("", span), sigmas=None) for span in ((0, 3, HEAD), (3, 2, (1, 0, 0))))
+    with pytest.raises(ValueError, match="of 3 steps, and the first range of 4"):
+        dataclasses.replace(first, more_ranges=(behind,))
+
+
+@pytest.mark.parametrize("name", ["path", "kind", "policy"])
+def test_long_names_in_one_of_several_ranges(name):
+    """What is said stays within three lines, and names the place."""
+    long = "x" * 400
+    if name == "path":
+        data = json.loads(plan_for(Pipe(Net()), ranged("transformer", (0, 3, HEAD), (3, 2, TAIL))).to_json())
+        data["pieces"][0]["path"], data["pieces"][0]["more_ranges"][0]["path"] = long, long + "y"
+        kind, place = CachePlan, "pieces[0]: one of more_ranges has path="
+    else:
+        further = DitCacheConfig(1, 2, cache_block_start=3)
+        config = DitCacheConfig(1, 2, cache_num_blocks=3, more_ranges=(further,))
+        data, kind, place = json.loads(config.to_json()), DitCacheConfig, "more_ranges[0]: "
+        data["more_ranges"][0][name] = long if name == "kind" else {"kind": long}
+    with pytest.raises(ValueError, match="xxxxx") as caught:
+        kind.from_json(json.dumps(data))
+    assert place in str(caught.value)
+    assert len(str(caught.value)) <= 300

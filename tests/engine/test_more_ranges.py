@@ -6,9 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from toys import Ladder, Net, Pipe, latents, prompt
+from toys import Ladder, Net, Pipe, Single, latents, prompt
 
-from dithooks import DitCacheConfig, InvalidSetting, Linear, Mask, WiringError, WrongType, dit_cache, timestep_scope
+from dithooks import (
+    DitCacheConfig,
+    InvalidSetting,
+    Linear,
+    Mask,
+    Threshold,
+    Uncached,
+    WiringError,
+    WrongType,
+    dit_cache,
+    timestep_scope,
+)
 from dithooks.engine.stand_in import SkipBlock
 
 HEAD, TAIL = (1, 0, 0, 1, 0, 0, 1, 0), (1, 0, 1, 1, 0, 1, 0, 0)  # all four modes of a step are there
@@ -186,7 +197,7 @@ def further(**given):
         ({"cache_num_blocks": 4}, (further(cache_block_start=3),), InvalidSetting, "ends, at block 3: give each"),
         ({"cache_num_blocks": 2}, (further(payload="output"),), InvalidSetting, "exclude each other"),
         ({"payload": "output"}, (further(),), InvalidSetting, "exclude each other"),
-        ({"cache_num_blocks": 2}, (further(fingerprint="f"),), InvalidSetting, "overrides or a fingerprint"),
+        ({"cache_num_blocks": 2}, (further(fingerprint="f"),), InvalidSetting, "has fingerprint of its own"),
         ({"cache_num_blocks": 2}, further(), WrongType, "more_ranges must be a tuple of DitCacheConfig"),
         (
             {"cache_num_blocks": 2},
@@ -229,3 +240,103 @@ def test_a_line_in_one_range_and_the_last_residual_in_the_other():
                 found = model(x, torch.tensor(t))
             behind = times[step - 1] if not tail[step] else t
             torch.testing.assert_close(found, x + sum(rates[:3]) * t + sum(rates[3:]) * behind)
+
+
+@pytest.mark.parametrize("uncached", [0, 1])
+@torch.no_grad()
+def test_blocks_of_a_range_that_is_never_reused_count_as_computed(uncached):
+    policies = [Mask(HEAD), Mask(TAIL)]
+    policies[uncached] = Uncached()
+    config = replace(CONFIG, policy=policies[0], more_ranges=(replace(*CONFIG.more_ranges, policy=policies[1]),))
+    with dit_cache(pipe := Pipe(Net("swapped", DEPTH)), config) as cache:
+        pipe(latents(), STEPS, [prompt()])
+        assert cache.stats.blocks_total == STEPS * DEPTH
+        assert cache.stats.blocks_run == (STEPS * DEPTH - [2 * TAIL.count(0), 3 * HEAD.count(0)][uncached])
+
+
+class Aside(nn.Module):
+    """Two more blocks run behind the others, on other tokens: their list is found, and is no part of the trunk."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Single(4) for _ in range(DEPTH))
+        self.aside = nn.ModuleList(Single(4) for _ in range(2))
+
+    def forward(self, hidden_states, timestep):
+        h, temb = hidden_states, timestep.reshape(1, 1).expand(len(hidden_states), 4)
+        for block in self.blocks:
+            h = block(h, temb=temb)
+        other = h.sin().mean(1, keepdim=True)
+        for block in self.aside:
+            other = block(other, temb=temb)
+        return h + other
+
+
+@torch.no_grad()
+def test_blocks_of_a_list_that_is_no_part_of_the_trunk_do_not_count():
+    config = replace(CONFIG, more_ranges=(replace(*CONFIG.more_ranges, cache_num_blocks=2),))
+    with dit_cache(pipe := Pipe(Aside()), config) as cache:
+        pipe(latents(), STEPS)
+        assert {each.total for each in cache.ranges} == {DEPTH}
+        assert cache.stats.blocks_total == STEPS * DEPTH
+        assert cache.stats.blocks_run == 3 * sum(HEAD) + 2 * sum(TAIL)
+
+
+@torch.no_grad()
+def test_a_policy_that_looks_decides_on_the_second_range_by_what_enters_it():
+    """Of the blocks before it some are left out, and show no residual: x + 6t of the last step that computed them."""
+    x, model, times = torch.ones(1, 4), Ladder(DEPTH), [1 - step / STEPS for step in range(STEPS)]
+    tail = Threshold(0.3, max_warmup_steps=1)
+    config = replace(CONFIG, more_ranges=(replace(*CONFIG.more_ranges, policy=tail),))
+    with dit_cache(model, config) as cache:
+        for step, t in enumerate(times):
+            with timestep_scope(step, sigma=t, steps=STEPS):
+                model(x, torch.tensor(t))
+        seen = [(each.reuse, each.value) for each in cache.decisions if each.range == "blocks[3:5]"]
+    entered, wanted = 7.0, [(False, None)]
+    for step in range(1, STEPS):
+        enters = 1 + 6 * times[max(k for k in range(step + 1) if HEAD[k])]
+        change = abs(enters - entered) / entered
+        wanted.append((change < 0.3, pytest.approx(change, abs=1e-6)))
+        entered = entered if change < 0.3 else enters
+    assert seen == wanted
+    assert {reuse for reuse, _ in wanted[1:]} == {True, False}
+
+
+@torch.no_grad()
+def test_a_request_may_go_without_any_reuse():
+    net, x, e = Net("swapped", DEPTH), latents(), prompt()
+    with dit_cache(net, CONFIG) as cache:
+        requests = [cache.request("cached", steps=STEPS), cache.request("plain", steps=STEPS, plan=Uncached())]
+        assert cache.forecast("plain") == (1.0,) * STEPS
+        for step in range(STEPS):
+            t = torch.tensor(1 - step / STEPS)
+            with cache.rows([(request, step) for request in requests]):
+                found = net_at(net, x, t.expand(2), e)
+        stats = cache.stats
+    torch.testing.assert_close(found[1:], net_at(net, x[1:], t, e[1:]))
+    assert stats.blocks_run == 3 * sum(HEAD) + 2 * sum(TAIL) + STEPS * DEPTH
+
+
+def test_a_mapping_that_holds_itself_is_refused():
+    entry = {"cache_block_start": 3, "policy": Mask(TAIL)}
+    entry["more_ranges"] = (entry,)
+    with pytest.raises(InvalidSetting, match="one of more_ranges has more_ranges of its own"):
+        replace(CONFIG, more_ranges=(entry,))
+
+
+def test_an_override_without_an_end_is_told_so():
+    with pytest.raises(InvalidSetting, match=r"ends, with the last block: .*more_ranges=\(\) leaves this range alone"):
+        replace(CONFIG, overrides={"transformer_2": {"cache_num_blocks": None}})
+
+
+@torch.no_grad()
+def test_times_of_calls_show_no_speedup_of_one_range_of_several():
+    """A call that computes one leaves the other out: by such calls, the last blocks would seem to slow it down."""
+    lists = DitCacheConfig(policy=Mask(HEAD), overrides={"singles": {"policy": Mask(TAIL)}})
+    for config, number in ((CONFIG, 2), (lists, 2), (replace(CONFIG, more_ranges=()), 1)):
+        with dit_cache(pipe := Pipe(Net("two_lists", DEPTH)), config) as cache:
+            pipe(latents(), STEPS, [prompt()])
+            runs = cache.stats.runs
+        known = [(run.estimated_speedup is not None, run.measured_speedup is not None) for run in runs]
+        assert known == [(number == 1,) * 2] * number

@@ -146,6 +146,35 @@ def test_each_branch_of_each_list_is_a_panel():
     assert squares(panels[3], "reused") == expected(told, 1, range(1, 5), 5)[1]
 
 
+@pytest.mark.parametrize("branches", [1, 2])
+def test_ranges_of_the_same_blocks_are_one_map(branches):
+    """Blocks 1 and 2 by one mask, and block 4 by another; 0 and 3 always run."""
+    bits = {1: (1, 0, 0, 1, 0, 0, 1, 0), 4: (1, 0, 1, 1, 0, 1, 0, 0)}
+    bits |= {2: bits[1]}
+    further = DitCacheConfig(cache_block_start=4, policy=Mask(bits[4]))
+    config = DitCacheConfig(cache_block_start=1, cache_num_blocks=2, policy=Mask(bits[1]), more_ranges=(further,))
+    handle = cached(config, "swapped", prompts=range(branches))
+    piece = TransformerPlan("transformer", 1, 2, 5, bits[1], tuple(None if bit else (1.0,) for bit in bits[1]), None)
+    weights = tuple(None if bit else (1.0,) for bit in bits[4])
+    behind = replace(piece, first=4, blocks=1, steps=bits[4], coefficients=weights)
+    plan = load_plan("2x")
+    plan = replace(
+        plan,
+        made=replace(plan.made, steps=STEPS),
+        pieces=(replace(piece, more_ranges=(behind,)),),
+    )
+    reused = {(step, block) for block, own in bits.items() for step in range(STEPS) if not own[step]}
+    every = {(step, block) for step in range(STEPS) for block in range(5)}
+    for source, number, name in ((handle, branches, "transformer.blocks"), (plan, 1, "transformer")):
+        panels = maps_in(plot.steps(source))
+        assert len(panels) == number
+        for branch, panel in enumerate(panels):
+            assert set(squares(panel, "reused")) == reused
+            assert set(squares(panel, "computed")) == every - reused
+            shown = f", branch {branch}" if number > 1 else ""
+            assert panel.get_title(loc="left") == f"{name}{shown}: 5 and 4 of 8 steps reused"
+
+
 def test_of_a_removed_handle_with_several_ranges():
     config = DitCacheConfig(policy=Mask((1, 0) * 4), overrides={"singles": {"policy": Mask((1, 0, 0, 0) * 2)}})
     handle = cached(config, "two_lists", prompts=(0,))

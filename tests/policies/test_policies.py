@@ -283,6 +283,8 @@ class TestMask:
             (((1, 0.5),), ValueError, "0 or 1 for each step"),
             (((1, None),), ValueError, "0 or 1 for each step"),
             (((1, 0), (0.5,)), ValueError, "2 falling noise levels"),
+            (((1, 0), True), TypeError, "sigmas must be a noise level for each step, or None, not True"),
+            (((1, 0), "ab"), TypeError, "sigmas must be a noise level for each step, or None, not 'ab'"),
             (((1, 0), (0.5, 0.5)), ValueError, "2 falling noise levels"),
             (((1, 0), (0.5, 0.6)), ValueError, "2 falling noise levels"),
             (((1, 0), (0.5, float("nan"))), ValueError, "a sigma=nan is out of range"),
