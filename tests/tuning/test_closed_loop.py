@@ -11,6 +11,7 @@ from toys import Net, latents, prompt
 
 from dithooks import CachePlan, dit_cache, plan, record, search
 from dithooks.config.transformer_plan import TransformerPlan
+from dithooks.planning.conditional_schedules import ConditionalSchedules
 from dithooks.policies.conditional import Conditional
 from dithooks.recording.guidance_shares import shares_of
 from dithooks.recording.image_metrics import compare, samples_of
@@ -285,6 +286,29 @@ class TestOneBranchAlone:
         np.testing.assert_allclose(drawn, wanted[-1], rtol=0, atol=2e-5)
         assert found.is_exact
         assert case.untouched()
+
+    @pytest.mark.parametrize("guidance", ["calls", "batch"])
+    def test_a_schedule_of_what_was_recorded(self, guidance):
+        """From a recording to a plan: guidance drifts slowly here, so that holding it is cheaper than reuse."""
+        pipe, x, prompts = pipeline(guidance)
+        run = lambda pipe: pictures(pipe(x, STEPS, prompts))  # noqa: E731
+        solver = Case(pipe, run, piece_of("output")).recording.solver
+        every = ConditionalSchedules(solver.gram, SIGMAS[:STEPS], np.abs(solver.gains), solver.apart_squares, 3)
+        best = every.best(4.5)
+        assert best.cost <= 4.5
+        assert 1 in best.conditional
+        made = replace(
+            piece_of("output", best.computed),
+            conditional=Conditional(solver.conditional, best.conditional, solver.in_batch),
+        )
+        assert made.executions[0] - made.executions[1] == best.cost * DEPTH
+        case = Case(pipe, run, made)
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.failure) == (Fit.ALL, "")
+        assert found.blocks == pytest.approx(best.cost / STEPS)
+        with dit_cache(pipe, found.plan):
+            drawn = torch.cat(run(pipe)).numpy()
+        np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
 
     def test_in_single_precision(self):
         torch.manual_seed(4)
