@@ -72,7 +72,7 @@ def test_the_steps_of_a_plan_of_two_ranges():
     piece = TransformerPlan("", 0, 2, 3, (1, 0, 0, 1), (None, (1.0,), (1.0,), None), None, more_ranges=(behind,))
     plan = load_plan("2x")
     plan = replace(plan, made=replace(plan.made, steps=4), pieces=(piece,))
-    states = ["computed", "reused", "only the last blocks computed", "both"]
+    states = ["computed", "reused", "only the last blocks computed", "other blocks computed"]
     assert titles(plan._repr_html_()) == [f"step {step}: {state}" for step, state in enumerate(states)]
 
 

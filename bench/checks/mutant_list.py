@@ -501,12 +501,12 @@ def _decider() -> list[Mutant]:
             "False",
         ),
         Mutant(
-            "take changed weights for changed shapes", CallDecider._why_unusable, "former[0] != signature[0]", "False"
+            "take changed weights for changed shapes", decider.what_has_changed, "former[0] != signature[0]", "False"
         ),
         Mutant("reuse whatever changed", CallDecider._why_unusable, "former == signature", "True"),
         Mutant(
             "take a changed shape for a switch",
-            CallDecider._why_unusable,
+            decider.what_has_changed,
             "_tensor_forms(former) == _tensor_forms(signature)",
             "True",
         ),

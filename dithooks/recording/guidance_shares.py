@@ -14,8 +14,9 @@ from ..engine.batch_parts import is_repeated, repeated_argument
 from ..engine.output_correction import floating_in
 
 SHARED = 0.02  # of an output, that its branches may leave unexplained: a rounding in half precision does
-SINGULAR = 1e-5  # ratio of the branches' least and largest direction, below which their shares cannot be told apart
-Doubles = NDArray[np.float64]
+SINGULAR = (
+    1e-5  # ratio of the branches' least and largest direction, below which their shares are not to be distinguished
+)
 
 
 class Branches(NamedTuple):
@@ -97,8 +98,8 @@ def branches_of(calls: Sequence[tuple[Tensor, object]], guided: Tensor) -> Branc
 
 
 def shares_of(
-    branches: Sequence[NDArray[np.float32]], guided: NDArray[np.float32], known: Doubles | None = None
-) -> Doubles | None:
+    branches: Sequence[NDArray[np.float32]], guided: NDArray[np.float32], known: NDArray[np.float64] | None = None
+) -> NDArray[np.float64] | None:
     """Return the share of each branch in what the solver is given; ``None``: it is no weighted sum of several.
 
     Args:
@@ -116,7 +117,7 @@ def shares_of(
     given = guided.astype(np.float64).ravel()
     columns = np.stack([each.astype(np.float64).ravel() for each in branches], axis=1)
     found, _, _, sizes = np.linalg.lstsq(columns, given, rcond=None)
-    shares: Doubles = np.asarray(found, dtype=np.float64)
+    shares: NDArray[np.float64] = np.asarray(found, dtype=np.float64)
     if known is not None and len(known) == len(shares) and not sizes[-1] > SINGULAR * sizes[0]:
         shares = known
     if not np.linalg.norm(columns @ shares - given) <= SHARED * np.linalg.norm(given) or not shares.all():
