@@ -66,7 +66,8 @@ class CacheSetting:
         """The setting, fit for JSON."""
         numbers: dict[str, Any] = {"name": self.name, "target": self.speedup}
         if not isinstance(self.config, CachePlan):
-            numbers |= {"policy": str(self.config.when), "predictor": str(self.config.predictor)}
+            numbers |= {"policy": "+".join(str(each.when) for each in self.config.ranges)}
+            numbers |= {"predictor": "+".join(str(each.predictor) for each in self.config.ranges)}
             return numbers | {"payload": self.config.payload}
         origin = self.config.provenance
         plan = {"steps": "+".join(piece.picture for piece in self.config.pieces), "date": origin.date}

@@ -447,3 +447,11 @@ def test_help(capsys):
     shown = capsys.readouterr().out
     assert "dithooks compare demo --plan 2x --plan 3x --target 2" in shown
     assert "3    done, but a --target was not reached" in shown
+
+
+def test_a_setting_of_several_ranges_shows_the_policy_of_each():
+    further = DitCacheConfig(cache_block_start=3, policy=Threshold(0.2), predictor=Linear())
+    config = DitCacheConfig(cache_num_blocks=3, policy=Budget(2.0), more_ranges=(further,))
+    shown = settings.CacheSetting("both", config).to_dict()
+    assert shown["policy"] == f"{Budget(2.0)}+{Threshold(0.2)}"
+    assert shown["predictor"] == "Reuse()+Linear()"

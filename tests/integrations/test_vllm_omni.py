@@ -6,8 +6,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from integrations.tiny_wan import FAST, HIGH, OFF, STEPS, TIMES, ByHand, Transformer, tiers
+from toys import Net, Pipe
 
+from dithooks import DitCacheConfig, Mask, dit_cache
 from dithooks.integrations import vllm_omni
+from dithooks.integrations.vllm_omni import runner_parts
 
 BASE = "vllm_omni.diffusion.cache.base"
 PLANS = {None: FAST, "fast": FAST, "high": HIGH, False: OFF, "slow": OFF}
@@ -134,6 +137,22 @@ def test_rows_of_a_batch_are_computed_or_reused_by_their_own_plans(runner):
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:no call of")
+def test_a_request_that_is_not_cached_leaves_out_no_range(runner):
+    """Of several, the further ones have policies of their own."""
+    further = {"cache_block_start": 2, "policy": Mask((1, 0, 0))}
+    given = {"cache_num_blocks": 1, "more_ranges": (further,)}
+    for config in (
+        DitCacheConfig(1, 3, **given),
+        DitCacheConfig(1, 3, overrides={"transformer": given}),
+    ):
+        pipe = Pipe(Net())
+        with dit_cache(pipe, config) as cache:
+            assert len(cache.ranges) == 2
+            request = cache.request(steps=3, plan=runner_parts.uncached(cache.config))
+            assert cache.forecast(request) == (1.0, 1.0, 1.0)
+
+
 def test_a_request_that_is_cancelled_is_freed(runner):
     one, state = runner(stepwise=True), State("a", None)
     for _ in range(2):

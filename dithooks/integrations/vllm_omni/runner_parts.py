@@ -159,13 +159,13 @@ class RunnerParts:
 
 
 def uncached(config: DitCacheConfig) -> DitCacheConfig:
-    """Return the configuration of the same blocks by which each step is computed.
+    """Return the configuration of the same blocks by which each step is computed; of several ranges, the first's.
 
     Example:
         >>> uncached(DitCacheConfig(1, 2, 3, 4))
         DitCacheConfig(cache_block_start=3, cache_num_blocks=4, policy=Uncached())
     """
-    plain = {"policy": Uncached(), "predictor": Reuse()}
+    plain = {"policy": Uncached(), "predictor": Reuse(), "more_ranges": ()}
     numbers = {"cache_step_start": None, "cache_step_interval": None}
     overrides = {path: {**changes, **plain} for path, changes in config.overrides.items()}
     return replace(config, **numbers, **plain, overrides=overrides)  # type: ignore[arg-type]
