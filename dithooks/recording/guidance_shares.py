@@ -14,9 +14,7 @@ from ..engine.batch_parts import is_repeated, repeated_argument
 from ..engine.output_correction import floating_in
 
 SHARED = 0.02  # of an output, that its branches may leave unexplained: a rounding in half precision does
-SINGULAR = (
-    1e-5  # ratio of the branches' least and largest direction, below which their shares are not to be distinguished
-)
+SINGULAR = 1e-5  # ratio of the branches' least and largest direction: below, their shares cannot be distinguished
 
 
 class Branches(NamedTuple):
