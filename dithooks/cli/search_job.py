@@ -17,7 +17,7 @@ from ..environment.machine import machine, versions
 from ..errors import TargetMissed, UsageError
 from ..handle import dit_cache
 from ..integrations.diffusers_bars import hidden_bars
-from ..planning.planner import StepMode
+from ..planning.candidate import StepMode
 from ..recording.image_metrics import Metric, samples_of
 from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording

@@ -12,9 +12,11 @@ from ..errors import InvalidSetting, WrongType
 from ..progress_bars import ProgressCallback
 from ..recording.recording import Recording
 from ..validation import check_choice, check_count, check_number, shown
+from .candidate import MODES, Candidate, StepMode, Variant
 from .costs import Cost
 from .interval_planner import IntervalPlanner
-from .planner import MODES, Candidate, Planner, StepMode, Variant
+from .partial_planner import PartialPlanner
+from .planner import Planner
 
 PACKAGES = ("dithooks", "torch", "numpy", "diffusers")
 
@@ -152,7 +154,7 @@ def make_planner(
 ) -> Planner:
     """Return the planner of free schedules, or, with an interval, of those that refresh at it."""
     if interval is None:
-        return Planner(recording, cost, report, payloads, fits, modes=modes)
+        return PartialPlanner(recording, cost, report, payloads, fits, modes=modes)
     return IntervalPlanner(recording, cost, report, interval=interval)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ..config.transformer_plan import Payload, TransformerPlan
-from ..planning.planner import Candidate, Choice, Planner, Variant
+from ..planning.candidate import Candidate, Choice, Variant
+from ..planning.planner import Planner
 
 FITTED_GAIN = (
     0.4  # dB, of any plan over one that was tried before it, where its weights are fitted on the same pictures

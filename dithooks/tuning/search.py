@@ -20,9 +20,9 @@ from ..engine.attachment import is_compiled
 from ..engine.output_attachment import check_output
 from ..errors import InvalidSetting, WiringError, WrongType
 from ..integrations.diffusers_bars import hidden_bars
+from ..planning.candidate import MODES, StepMode
 from ..planning.costs import Cost, Savings, check_cost
 from ..planning.plan import check_interval, check_target_speedup, make_planner
-from ..planning.planner import MODES, StepMode
 from ..progress_bars import progress
 from ..recording.image_metrics import Metric, check_metrics, samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0, on_all_ranks

@@ -23,8 +23,8 @@ from tuning.test_search_runs import Experts, Late
 from dithooks import CachePlan, DitCacheConfig, Interval, dit_cache, plan, search
 from dithooks.cli.main import main
 from dithooks.config.transformer_plan import TransformerPlan
+from dithooks.planning.candidate import Variant
 from dithooks.planning.interval_planner import IntervalPlanner, interval_config, interval_schedule
-from dithooks.planning.planner import Variant
 
 pytestmark = pytest.mark.filterwarnings("error")
 

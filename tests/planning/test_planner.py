@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dithooks import frontier, plan
 from dithooks.config.provenance import PlanTarget
-from dithooks.planning.planner import Planner, Variant
+from dithooks.planning.candidate import Variant
+from dithooks.planning.planner import Planner
 from dithooks.recording.recording import Recording, Trace
 
 pytestmark = pytest.mark.filterwarnings("error")
