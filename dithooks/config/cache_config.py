@@ -16,7 +16,7 @@ from ..policies.policy import Policy
 from ..predictors.polynomial import Reuse
 from ..predictors.predictor import Predictor
 from ..validation import check_bool, check_choice, check_count, located, named_beside, set_field, shown
-from .codec import JsonFile, plain
+from .codec import JsonFile, arguments_of, plain
 from .transformer_plan import PAYLOADS, Payload
 
 
@@ -165,6 +165,13 @@ class DitCacheConfig(JsonFile):
         set_field(self, "overrides", plain(self.overrides))
         self._check_overrides()
 
+    @classmethod
+    def _from_part(cls, data: Any) -> DitCacheConfig:
+        """Read one of several ranges, which may be a mapping of its fields."""
+        if not isinstance(data, dict) or "kind" in data:
+            return cls._from_data(data)
+        return cls(**arguments_of(cls, data, "it"))
+
     @property
     def when(self) -> Policy:
         """The policy; two numbers are an :class:`Interval`."""
@@ -217,7 +224,10 @@ class DitCacheConfig(JsonFile):
         entries: Any = self.more_ranges
         if not isinstance(entries, (tuple, list)) or not all(isinstance(e, (DitCacheConfig, Mapping)) for e in entries):
             raise WrongType(f"more_ranges must be a tuple of DitCacheConfig, not {shown(entries)}")
-        given = tuple(each if isinstance(each, DitCacheConfig) else _made_of(each) for each in entries)
+        given = tuple(
+            each if isinstance(each, DitCacheConfig) else _made_of(each, f"more_ranges[{place}]")
+            for place, each in enumerate(entries)
+        )
         set_field(self, "more_ranges", given)
         if not given:
             return
@@ -272,13 +282,16 @@ def _streams(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _made_of(fields_of_range: Mapping[str, Any]) -> DitCacheConfig:
+def _made_of(fields_of_range: Mapping[str, Any], where: str) -> DitCacheConfig:
     """The configuration that a mapping of fields stands for."""
-    known = [each.name for each in fields(DitCacheConfig)]
-    if unknown := set(fields_of_range).difference(known):
-        raise InvalidSetting(f"one of more_ranges has no field {named_beside(unknown, known)}")
+    known = [each.name for each in fields(DitCacheConfig) if each.name not in _OF_WHOLE]
     _refuse_of_whole(fields_of_range)  # before it is made: a mapping may hold itself
-    return DitCacheConfig(**fields_of_range)
+    if unknown := set(fields_of_range).difference(known, _OF_WHOLE):
+        raise InvalidSetting(f"{where} has no field {named_beside(unknown, known)}")
+    try:
+        return DitCacheConfig(**fields_of_range)
+    except (TypeError, ValueError) as error:
+        raise located(where, error) from None
 
 
 def _refuse_of_whole(fields_of_range: Mapping[str, Any]) -> None:

@@ -65,6 +65,11 @@ class JsonFile:
         return cls._from_data(parsed(text, cls.__name__))
 
     @classmethod
+    def _from_part(cls: type[T], data: Any) -> T:
+        """Read the object of a part of a file."""
+        return cls._from_data(data)
+
+    @classmethod
     def _from_data(cls: type[T], data: Any) -> T:
         """Read the object of a whole file, or of a part of one."""
         name = cls.__name__
@@ -142,7 +147,7 @@ def _decode(value: Any, hint: Any, where: str) -> Any:
         return _decode(value, items[0], where)
     if isinstance(hint, type) and issubclass(hint, JsonFile):
         try:
-            return hint._from_data(value)
+            return hint._from_part(value)
         except (TypeError, ValueError) as error:
             raise located(where, error) from None
     if isinstance(hint, type) and is_dataclass(hint):

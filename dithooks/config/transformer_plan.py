@@ -11,6 +11,7 @@ from ..errors import InvalidSetting, WrongType
 from ..policies.conditional import Conditional, check_conditional
 from ..policies.mask import Mask
 from ..predictors.fitted import BranchWeights, Fitted
+from ..stats.step_pictures import sign_of
 from ..validation import brief, check_choice, check_count, check_text, set_field, shown
 
 Payload = Literal["residual", "output"]  # the forecast of a reused step: of the range, or of the transformer
@@ -151,7 +152,7 @@ class TransformerPlan:
         """
         alone = self.conditional.steps if self.conditional is not None else (0,) * len(self.steps)
         ranges = zip(*(each.steps for each in self.ranges), strict=True)
-        signs = ("◐" if half else _sign(bits) for bits, half in zip(ranges, alone, strict=True))
+        signs = ("◐" if half else sign_of(bits) for bits, half in zip(ranges, alone, strict=True))
         return "".join(sign if self._is_called(step) else "·" for step, sign in enumerate(signs))
 
     @property
@@ -316,13 +317,6 @@ def span_name(first: int, blocks: int) -> str:
 
 
 _OF_FIRST = ("corrections", "branches", "others", "more_ranges")  # what a further range has none of
-
-
-def _sign(computed: tuple[int, ...]) -> str:
-    """Return the sign of a step, by which of its ranges are computed."""
-    if len(set(computed)) == 1:
-        return "○●"[computed[0]]
-    return "◑" if computed[-1] and not any(computed[:-1]) else "◒"
 
 
 def _span(value: Any, steps: int) -> tuple[int, int]:

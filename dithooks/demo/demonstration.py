@@ -19,6 +19,7 @@ from ..environment.machine import machine
 from ..errors import InvalidSetting
 from ..handle import dit_cache
 from ..progress_bars import progress
+from ..stats.step_pictures import joined_picture
 from ..stats.text_table import output_width
 from ..storage.replacement import replacing, write_text
 from . import load_pipeline
@@ -157,7 +158,6 @@ def measure(
             cached.append(draw_cached())
             plain.append(draw("plain"))
     stats = cached[0].cache.stats
-    reused = {record.step for record in cached[0].cache.decisions if record.reuse}
     return DemoResult(
         plain=plain[0].pictures,
         cached=cached[0].pictures,
@@ -166,6 +166,6 @@ def measure(
         blocks_run=stats.blocks_run,
         blocks_total=stats.blocks_total,
         bytes_peak=stats.bytes_peak,
-        schedule="".join("○" if step in reused else "●" for step in range(options.steps)),
+        schedule=joined_picture(cached[0].cache.decisions, options.steps),
         remarks=tuple(dict.fromkeys(remarks)),
     )

@@ -350,7 +350,7 @@ def check_corrections(ranges: Sequence[tuple[Chain, DitCacheConfig]], mine: Sequ
         if before or any(chain.owner is owner for owner in owners):
             raise InvalidSetting(
                 f"two ranges of {chain.path or type(chain.owner).__name__} have a predictor with corrections, and its "
-                "output can be corrected once: give the other one a predictor without, in overrides"
+                "output can be corrected once: give the other one a predictor without them"
             )
         owners.append(chain.owner)
 

@@ -152,7 +152,7 @@ def kind_of(evaluation: Evaluation) -> str:
     """
     pieces = evaluation.plan.pieces
     ranges = " and ".join(f"{own.first}–{own.first + own.blocks - 1}" for piece in pieces for own in piece.ranges)
-    anchors = max(piece.predictor.anchors for piece in pieces)
+    anchors = max(own.predictor.anchors for piece in pieces for own in piece.ranges)
     where = "output" if pieces[0].payload == "output" else f"blocks {ranges}"
     return f"{where}, {anchors} anchor{'s' * (anchors != 1)}"
 

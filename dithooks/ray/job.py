@@ -21,6 +21,7 @@ from ..config.cache_plan import CachePlan
 from ..config.safe_json import parsed, read_file
 from ..environment.machine import versions
 from ..errors import InvalidSetting, MissingFile, RunMismatch, WrongType
+from ..stats.step_pictures import sign_of
 from ..validation import shown
 
 SCHEMA = 1
@@ -221,9 +222,15 @@ def setting_text(value: Any) -> str:
     text = json.dumps(value, default=repr)
     if isinstance(value, dict) and value.get("kind") in KINDS:
         made = value.get("made") or {}
-        pictures = "+".join("".join("○●"[bool(step)] for step in p["steps"]) for p in value.get("pieces", []))
+        pictures = "+".join(map(_picture, value.get("pieces", [])))
         text = f"{value['kind']} {made.get('model', '')} {pictures}".strip() if pictures else text
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def _picture(piece: dict[str, Any]) -> str:
+    """Return the steps of a transformer's plan, as they are in a file."""
+    ranges = [each["steps"] for each in (piece, *piece.get("more_ranges", ()))]
+    return "".join(map(sign_of, zip(*ranges, strict=True)))
 
 
 def _read(text: str) -> Plan:

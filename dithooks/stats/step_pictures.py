@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..policies.reason import Reason
 from .types import CallRecord
@@ -26,3 +26,31 @@ def step_pictures(records: Iterable[CallRecord]) -> dict[str, str]:
         name: "".join(SIGNS[tuple(sorted(steps[step]))] if step in steps else "·" for step in range(max(steps) + 1))
         for name, steps in ranges.items()
     }
+
+
+def sign_of(computed: Sequence[int]) -> str:
+    """Return the sign of a step by which of a transformer's ranges are computed: ◑ is the last alone, ◒ others.
+
+    Example:
+        >>> sign_of([True]), sign_of([False, False]), sign_of([False, True]), sign_of([True, False])
+        ('●', '○', '◑', '◒')
+    """
+    if len(set(computed)) == 1:
+        return "●" if computed[0] else "○"
+    return "◑" if computed[-1] and not any(computed[:-1]) else "◒"
+
+
+def joined_picture(records: Iterable[CallRecord], steps: int) -> str:
+    """Return one picture of the steps of all ranges of a transformer, whose records come range by range.
+
+    A step without a call is ●, as nothing of it is left out.
+
+    Example:
+        >>> reused = {"[0:3]": (1, 2), "[3:5]": (1, 3)}
+        >>> records = [CallRecord(r, 0, s, 0, s in own, "mask", None) for r, own in reused.items() for s in range(4)]
+        >>> joined_picture(records, 4)
+        '●○◑◒'
+    """
+    every = [picture.ljust(steps, "●") for picture in step_pictures(records).values()] or ["●" * steps]
+    signs = [[picture[step] for picture in every] for step in range(steps)]
+    return "".join("◐" if "◐" in own else sign_of([sign != "○" for sign in own]) for own in signs)

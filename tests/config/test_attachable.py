@@ -80,3 +80,31 @@ def test_what_is_nothing_of_it(given, kind, words):
 def test_a_misspelt_override_names_the_nearest_field():
     with pytest.raises(ValueError, match=r"no such field: cache_blok_start: did you mean cache_block_start\?"):
         DitCacheConfig(0, 2, overrides={"transformer_2": {"cache_blok_start": 1}})
+
+
+def test_one_of_several_ranges_is_a_mapping_of_its_fields():
+    """Also in a mapping, and in a file, where each of its parts else says what it is."""
+    steps = (1, 0, 1, 0)
+    further = {"cache_block_start": 3, "policy": {"kind": "Mask", "steps": list(steps)}}
+    given = {"cache_num_blocks": 3, "cache_step_interval": 2, "more_ranges": [further]}
+    behind = DitCacheConfig(cache_block_start=3, policy=Mask(steps))
+    wanted = DitCacheConfig(cache_step_interval=2, cache_num_blocks=3, more_ranges=(behind,))
+    assert attachable(given) == wanted
+    data = json.loads(wanted.to_json())
+    assert DitCacheConfig.from_json(json.dumps({**data, "more_ranges": [further]})) == wanted
+
+
+@pytest.mark.parametrize(
+    ("further", "error", "match"),
+    [
+        ({"cache_block_start": "x", "cache_step_interval": 2}, TypeError, r"more_ranges\[1\]: cache_block_start must"),
+        ({"cache_block_start": 4}, TypeError, r"more_ranges\[1\]: nothing says when to reuse"),
+        ({"cache_block_begin": 4}, ValueError, r"more_ranges\[1\](: it)? has no field cache_block_begin: did you mean"),
+    ],
+)
+def test_errors_name_the_range(further, error, match):
+    good = {"cache_block_start": 2, "cache_num_blocks": 1, "cache_step_interval": 2}
+    given = {"cache_num_blocks": 1, "cache_step_interval": 2, "more_ranges": [good, further]}
+    for read in (attachable, lambda fields: DitCacheConfig(**fields)):
+        with pytest.raises(error, match=match):
+            read(given)

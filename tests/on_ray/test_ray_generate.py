@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ import ray_drawers  # noqa: E402
 from ray_drawers import load_nothing, load_slides, one_too_many, resources  # noqa: E402
 
 from dithooks import DitCacheConfig, dit_cache  # noqa: E402
+from dithooks.config.transformer_plan import TransformerPlan  # noqa: E402
 from dithooks.demo import PLANS, load_pipeline, load_plan  # noqa: E402
 from dithooks.progress_bars import _Lines, _Rich, _Tqdm  # noqa: E402
 from dithooks.ray import decoded, generate, read, read_prompts  # noqa: E402
 from dithooks.ray.actor import DrawingActor, error_of, pack_chunk, unpack_results  # noqa: E402
 from dithooks.ray.attempts import AttemptLog  # noqa: E402
 from dithooks.ray.files import Folder, locked  # noqa: E402
-from dithooks.ray.job import Job, versions_here  # noqa: E402
+from dithooks.ray.job import Job, differences, versions_here  # noqa: E402
 from dithooks.ray.job_progress import ProgressActor, bars_of  # noqa: E402
 from dithooks.ray.output import LOCK, chunks_in, scan_rows  # noqa: E402
 from dithooks.ray.samples import encoded, samples_in  # noqa: E402
@@ -514,3 +516,17 @@ def test_without_the_extra_it_says_what_to_install(package):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1
     assert f"dithooks.ray needs {package}, which is not installed: pip install 'dithooks[ray]'" in done.stderr
+
+
+def test_plans_that_differ_in_a_further_range_are_told_apart():
+    """Steps 1 … 3 compute nothing, the last blocks and the first ones, or nothing and then the first ones alone."""
+    ranges = [
+        TransformerPlan("", first, 2, 4, bits, tuple(None if bit else (1.0,) for bit in bits), None)
+        for first, bits in ((0, (1, 0, 0, 1)), (2, (1, 0, 1, 0)), (2, (1, 0, 0, 0)))
+    ]
+    plan = load_plan("2x")
+    plan = replace(plan, made=replace(plan.made, steps=4), pieces=(replace(ranges[0], more_ranges=(ranges[1],)),))
+    other = replace(plan, pieces=(replace(ranges[0], more_ranges=(ranges[2],)),))
+    stored, ours = ({"plan": json.loads(each.to_json())} for each in (plan, other))
+    (told,) = differences(stored, ours)
+    assert told == "plan: CachePlan FluxTransformer2DModel ●○◑◒ there, CachePlan FluxTransformer2DModel ●○○◐ here"

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 import dithooks
 from dithooks import PlanTiers, dit_cache
 from dithooks.cli.main import main
+from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.demo import CALIBRATION, PLANS, draw, load_pipeline, load_plan, train
 from dithooks.demo.demonstration import PROMPTS, DemoOptions, DemoResult, psnr
 from dithooks.demo.emoji import INDEX, PITCH, SHEET, SIZE, Emoji, clean, load_emoji
@@ -657,3 +658,16 @@ def test_requests_have_tiers_of_their_own():
         assert {name: sum(cache.forecast(name)) for name in computed} == computed
         with pytest.raises(InvalidSetting, match="plans of one batch share blocks and payload"):
             cache.request("other", plan=other, steps=28)
+
+
+def test_steps_of_a_plan_of_two_ranges_are_shown_as_planned(tmp_path: Path) -> None:
+    """Nothing, the last blocks and the first ones: what is computed in part is not shown as reused."""
+    plan, path, ranges = load_plan("2x"), tmp_path / "ranged.json", []
+    for first, steps in ((0, (1, 0, 0, 1)), (6, (1, 0, 1, 0))):
+        weights = tuple(None if bit else (1.0,) for bit in steps)
+        ranges.append(TransformerPlan("transformer", first, 6, 12, steps, weights, None, "step"))
+    piece = replace(ranges[0], more_ranges=(ranges[1],))
+    replace(plan, pieces=(piece,), made=replace(plan.made, steps=4)).save(path)
+    assert main(demo(tmp_path, "--plan", str(path), "--steps", "4")) == 0
+    told = json.loads((tmp_path / "demo.json").read_text())
+    assert told["schedule"] == told["plan"]["steps"] == "●○◑◒"
