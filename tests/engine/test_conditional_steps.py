@@ -10,6 +10,7 @@ from toys import Counter, Net, latents, prompt
 
 from dithooks import DitCacheConfig, Fitted, Mask, dit_cache
 from dithooks.errors import InvalidSetting
+from dithooks.integrations.dispatch import BlockIntegrations
 from dithooks.policies.conditional import Conditional
 from dithooks.policies.history import Schedule
 
@@ -413,6 +414,64 @@ class TestABatch:
         pipe = Guided(net, in_batch=True)
         with dit_cache(pipe, config(in_batch=True, corrections=corrections)):
             torch.testing.assert_close(pipe(x, prompts), wanted, rtol=0, atol=1e-12)
+
+
+class TestRanks:
+    """Ranks that share a model decide alike without a word: by nothing that could differ between them."""
+
+    @pytest.fixture(autouse=True)
+    def _shared(self, monkeypatch):
+        monkeypatch.setattr(BlockIntegrations, "ranks_sharing", lambda self, model: "tensor parallelism")
+
+    def test_of_two_calls_one_is_left_out(self, case):
+        net, x, prompts = case
+        pipe = Guided(net)
+        with dit_cache(pipe, config()) as cache:
+            torch.testing.assert_close(pipe(x, prompts), ByHand(net, prompts).run(x), rtol=0, atol=1e-12)
+            assert cache.stats.reasons["conditional only"] == 3
+
+    def test_whether_a_difference_is_finite_is_not_asked(self, case):
+        net, x, prompts = case
+        pipe, calls = Guided(net), []
+
+        def spoil(module, args, output):
+            calls.append(len(calls))
+            return output * torch.nan if len(calls) == 4 else output
+
+        hook = net.register_forward_hook(spoil)
+        with dit_cache(pipe, config()) as cache:
+            pipe(x, prompts)
+            assert by_step(cache)[2, 1] == (True, "conditional only")
+        hook.remove()
+
+    def test_a_batch_is_computed_whole(self, case):
+        net, x, prompts = case
+        pipe, rows = Guided(net, in_batch=True), []
+        net.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        with dit_cache(pipe, config(in_batch=True)) as cache:
+            pipe(x, prompts)
+            assert rows == [4] * 6
+            assert cache.stats.reasons["no conditional output"] == 3
+
+
+class TestRows:
+    def test_rows_of_requests_are_computed_whole(self, case):
+        """Both rows of a request, at the steps of its plan at which one branch alone would be."""
+        net, x, prompts = case
+        pipe, rows = Guided(net), []
+        net.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        with dit_cache(pipe, config()) as cache:
+            with cache.request("one", steps=STEPS):
+                pass
+            for step in range(STEPS):
+                given = torch.cat([x[:1], x[:1]])
+                t = torch.full((2,), 1 - step / STEPS, dtype=x.dtype)
+                with cache.rows([("one", step), ("one", step)]):
+                    made = pipe.transformer(given, t, encoder_hidden_states=torch.cat([each[:1] for each in prompts]))
+                if MASK[step]:
+                    own = net.forward(given, t, encoder_hidden_states=torch.cat([each[:1] for each in prompts]))
+                    torch.testing.assert_close(made, own, rtol=0, atol=1e-12)
+            assert cache.stats.reasons == {"mask": 12, "reuse": 4}
 
 
 class TestSettings:
