@@ -4,7 +4,7 @@ A refresh is *whole*, or *conditional*: then one branch alone is computed, at a 
 output is made of it and the difference of the two at the last whole refresh. Stretches of reused steps cost what they
 do in :class:`.Schedules`, between refreshes of either kind, since forecasts use the outputs of both. A conditional
 refresh at step t costs (U·‖a_t − a_s‖)^γ besides, with s the last whole one, and a what guidance adds to the output
-(``SolverTrace.apart``). All are errors of the solver's latents. U is the weight of an error at t and at all reused steps
+(``SolverTrace.apart``). All are errors of the solver's latents. U is the weight of an error at t and at the reused steps
 up to the next refresh, summed: what is held is in their forecasts, too, whose weights add up to 1 or nearly so.
 
 The cheapest path to a state is part of the best schedule through it, if the state has all that later costs depend on:
@@ -218,12 +218,10 @@ class ConditionalSchedules:
             best = (np.inf, 0, 0, 0)
             onward = every.earlier[last][way]
             for before in onward[:1] or range(last):
-                ways = enumerate(every.earlier[before])
+                ways, held = enumerate(every.earlier[before]), self._held(before)[:, last - before - 1]
                 for number in (each for each, earlier in ways if every.onward(before, earlier) == onward):
-                    price = (
-                        solution.prices[before][number, last - before - 1] + self._held(before)[:, last - before - 1]
-                    )
-                    arrived = solution.arrivals[before][number, :, units] + price
+                    price = solution.prices[before][number, last - before - 1]
+                    arrived = solution.arrivals[before][number, :, units] + price + held
                     if is_part:  # the last whole one is the same
                         arrived = np.where(np.arange(before + 1) == whole, arrived, np.inf)
                     best = min(best, (float(arrived.min()), before, number, int(arrived.argmin())))
