@@ -4,7 +4,7 @@ A refresh is *whole*, or *conditional*: then one branch alone is computed, at a 
 output is made of it and the difference of the two at the last whole refresh. Stretches of reused steps cost what they
 do in :class:`.Schedules`, between refreshes of either kind, since forecasts use the outputs of both. A conditional
 refresh at step t costs (U·‖a_t − a_s‖)^γ besides, with s the last whole one, and a what guidance adds to the output
-(``SolverTrace.apart``). All are errors of the solver's latents. U is the weight of an error at t and at the reused steps
+(``SolverTrace.apart``). All are errors of the solver's latents. U is the weight of an error at t and at reused steps
 up to the next refresh, summed: what is held is in their forecasts, too, whose weights add up to 1 or nearly so.
 
 The cheapest path to a state is part of the best schedule through it, if the state has all that later costs depend on:
