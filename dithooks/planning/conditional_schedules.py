@@ -74,7 +74,8 @@ class ConditionalSchedules:
         share: cost of a conditional step, in computed ones, below 1: a multiple of ½, ⅓, …, or ⅛.
         ridge: as for :class:`.Schedules`.
         gamma: γ, as for :class:`.Schedules`.
-        carries: whether U has the weights of the reused steps; else it is u_t alone.
+        carries: whether U has the weights of the reused steps; else it is u_t alone. Which one finds the better
+            schedules depends on the model.
 
     Raises:
         ValueError: the sizes do not match, the share is none of these, or there are so many steps that the best
