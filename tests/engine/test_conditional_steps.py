@@ -372,6 +372,22 @@ class TestABatch:
             assert rows == [4] * 6
             assert cache.stats.reasons["no conditional output"] == 3
 
+    def test_no_memory_for_the_call_that_finds_out(self, case):
+        """A run that would do without is not ended by it."""
+        net, x, prompts = case
+        pipe, rows = Guided(net, in_batch=True), []
+
+        def count(module, args):
+            rows.append(len(args[0]))
+            if len(args[0]) < 4:
+                raise torch.OutOfMemoryError("no memory")
+
+        net.blocks[0].register_forward_pre_hook(lambda module, args: count(module, args))
+        with dit_cache(pipe, config(in_batch=True)) as cache:
+            pipe(x, prompts)
+            assert rows == [4, 2, *[4] * 5]
+            assert cache.stats.reasons["no conditional output"] == 3
+
     def test_an_object_that_holds_tensors_from_a_later_step_on(self, case):
         """Which of its rows are whose is not known: all are computed, whatever was known of calls without it."""
         net, x, prompts = case
