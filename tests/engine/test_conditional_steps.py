@@ -9,10 +9,12 @@ from torch import nn
 from toys import Counter, Net, latents, prompt
 
 from dithooks import DitCacheConfig, Fitted, Mask, dit_cache
+from dithooks.environment.torch_api import OutOfMemoryError
 from dithooks.errors import InvalidSetting
 from dithooks.integrations.dispatch import BlockIntegrations
 from dithooks.policies.conditional import Conditional
 from dithooks.policies.history import Schedule
+from dithooks.stats.step_pictures import step_pictures
 
 pytestmark = pytest.mark.core
 
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.core
 MASK = (1, 1, 1, 0, 1, 1, 1, 0)
 ALONE = (0, 0, 1, 0, 1, 0, 1, 0)
 WEIGHTS = (None, None, None, (1.5, -0.5), None, None, None, (1.25, -0.25))
+PICTURE = "●●◐○◐●◐○"
 STEPS = len(MASK)
 SCALE = 3.0
 
@@ -126,6 +129,7 @@ class TestTwoCalls:
             for _ in range(2):  # a second run begins anew
                 torch.testing.assert_close(pipe(x, prompts), wanted, rtol=0, atol=1e-12)
             stats = cache.stats
+            assert step_pictures(cache.decisions) == {"transformer": PICTURE}
         assert net.executions == 2 * 5 * hand.computed == 2 * 5 * 9
         assert (stats.computed_calls, stats.reused_calls, stats.blocks_run) == (18, 14, 90)
         assert stats.reasons == {"mask": 18, "conditional only": 6, "reuse": 8}
@@ -348,6 +352,7 @@ class TestABatch:
             assert cache.stats.reasons == {"mask": 3, "conditional only": 3, "reuse": 2}
             assert cache.stats.bytes_held == 0
             assert cache.stats.bytes_peak == 5 * x.nbytes
+            assert step_pictures(cache.decisions) == {"transformer": PICTURE}
             torch.testing.assert_close(pipe(x, prompts), wanted, rtol=0, atol=1e-12)
             assert cache.stats.blocks_run == 2 * (3 * 5) + 2 * 3 * 5 // 2
 
@@ -380,7 +385,7 @@ class TestABatch:
         def count(module, args):
             rows.append(len(args[0]))
             if len(args[0]) < 4:
-                raise torch.OutOfMemoryError("no memory")
+                raise OutOfMemoryError("no memory")
 
         net.blocks[0].register_forward_pre_hook(lambda module, args: count(module, args))
         with dit_cache(pipe, config(in_batch=True)) as cache:
