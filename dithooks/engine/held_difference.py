@@ -57,9 +57,8 @@ class HeldDifference:
         rows: OutputRows,
         given: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]],
     ) -> None:
-        self._decider, self._model, self._rows, self._given = decider, model, rows, given
-        config = decider.config
-        self._form = config.dtype, config.cache_device
+        self._model, self._rows, self._given = model, rows, given
+        self._form = decider.config.dtype, decider.config.cache_device
 
     # -- before a call -----------------------------------------------------------------------------------------
 

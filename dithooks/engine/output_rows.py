@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
 from ..stats import warnings as wording
 from .arguments import CallArguments
@@ -100,8 +101,12 @@ class OutputRows:
             output: of that call.
         """
         self._dimensions.note(batch, args, kwargs)
-        if self._is_sliced:
+        if not self._is_sliced:
+            return
+        try:
             self._try(args, kwargs, output)
+        except OutOfMemoryError:  # the call itself has gone well: nothing but a saving is lost
+            self._is_sliced = False
 
     def some(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: RowSelection

@@ -3,8 +3,9 @@
 A refresh is *whole*, or *conditional*: then one branch alone is computed, at a share of the price, and the other's
 output is made of it and the difference of the two at the last whole refresh. Stretches of reused steps cost what they
 do in :class:`.Schedules`, between refreshes of either kind, since forecasts use the outputs of both. A conditional
-refresh at step t costs (u_t·‖a_t − a_s‖)^γ besides, with s the last whole one, a what guidance adds to the output
-(``SolverTrace.apart``), and u_t the weight of an error. All are errors of the solver's latents.
+refresh at step t costs (U·‖a_t − a_s‖)^γ besides, with s the last whole one, and a what guidance adds to the output
+(``SolverTrace.apart``). All are errors of the solver's latents. U is the weight of an error at t and at reused steps
+up to the next refresh, summed: what is held is in their forecasts, too, whose weights add up to 1 or nearly so.
 
 The cheapest path to a state is part of the best schedule through it, if the state has all that later costs depend on:
 the last refreshes, as many as a forecast uses; the last whole one; and what was spent so far.
@@ -74,6 +75,8 @@ class ConditionalSchedules:
         share: cost of a conditional step, in computed ones, below 1: a multiple of ½, ⅓, …, or ⅛.
         ridge: as for :class:`.Schedules`.
         gamma: γ, as for :class:`.Schedules`.
+        carries: whether U has the weights of the reused steps; else it is u_t alone. Which one finds the better
+            schedules depends on the model.
 
     Raises:
         ValueError: the sizes do not match, the share is none of these, or there are so many steps that the best
@@ -94,6 +97,7 @@ class ConditionalSchedules:
     share: float = 0.5
     ridge: float = RIDGE
     gamma: float = GAMMA
+    carries: bool = True
 
     def __post_init__(self) -> None:
         if self.apart.shape != self.gram.shape:
@@ -152,11 +156,10 @@ class ConditionalSchedules:
                 "only, and not at the first"
             )
         total, whole = float(self.schedules.cost(bits)[0]), 0
-        for step in (step for step, bit in enumerate(bits) if bit):
-            if halves[step]:
-                total += float(self._held[whole, step])
-            else:
-                whole = step
+        refreshes = [step for step, bit in enumerate(bits) if bit]
+        for step, following in zip(refreshes, [*refreshes[1:], self.steps], strict=True):
+            whole = whole if halves[step] else step
+            total += float(self._held(step)[whole, following - step - 1])
         return total
 
     @cached_property
@@ -168,10 +171,15 @@ class ConditionalSchedules:
         """The cost of all steps, in units."""
         return self._parts.denominator * self.steps
 
-    @cached_property
-    def _held(self) -> Floats:
-        """(T, T): the error of holding the difference of one step at another."""
-        held: Floats = (self.error_weights[None] ** 2 * self.apart) ** (self.gamma / 2)
+    def _held(self, last: int) -> Floats:
+        """Return (last + 1, T − last): the error of what is held at a refresh, by the last whole one and the next one.
+
+        It is 0 where the refresh is whole itself.
+        """
+        weights = self.error_weights[last:]
+        reach = np.cumsum(weights) if self.carries else np.full(len(weights), weights[0])
+        held: Floats = (self.apart[: last + 1, last, None] * reach**2) ** (self.gamma / 2)
+        held[last] = 0.0
         return held
 
     @cached_property
@@ -184,22 +192,20 @@ class ConditionalSchedules:
         ends, prices = np.full(self._most + 1, np.inf), list[Floats]()
         for last in range(steps):
             prices.append(every.prices(last, every.earlier[last])[0])
+            held = self._held(last)
             cheapest: dict[Earlier, Floats] = {}  # (last whole one, units, T − last), of all ways that go on alike
             for way, arrived, price in zip(every.earlier[last], arrivals[last], prices[last], strict=True):
-                onward, found = every.onward(last, way), arrived[:, :, None] + price
+                onward, found = every.onward(last, way), arrived[:, :, None] + (price + held)[:, None]
                 known = cheapest.setdefault(onward, found)
                 if known is not found:
                     np.minimum(known, found, out=known)
             for onward, found in cheapest.items():
                 ends = np.minimum(ends, found[:, :, -1].min(axis=0))
                 for following in range(last + 1, steps):
-                    there, costs = (
-                        arrivals[following][every.place[following][onward]],
-                        found[:, :, following - last - 1],
-                    )
+                    there = arrivals[following][every.place[following][onward]]
+                    costs = found[:, :, following - last - 1]
                     np.minimum(there[-1, whole:], costs[:, :-whole].min(axis=0), out=there[-1, whole:])
-                    held = costs[:, :-part] + self._held[: last + 1, following, None]
-                    np.minimum(there[: last + 1, part:], held, out=there[: last + 1, part:])
+                    np.minimum(there[: last + 1, part:], costs[:, :-part], out=there[: last + 1, part:])
         return _Solution(ends, arrivals, prices)
 
     def _traced(self, units: int) -> ConditionalSchedule:
@@ -214,11 +220,11 @@ class ConditionalSchedules:
             best = (np.inf, 0, 0, 0)
             onward = every.earlier[last][way]
             for before in onward[:1] or range(last):
-                ways = enumerate(every.earlier[before])
+                ways, held = enumerate(every.earlier[before]), self._held(before)[:, last - before - 1]
                 for number in (each for each, earlier in ways if every.onward(before, earlier) == onward):
                     price = solution.prices[before][number, last - before - 1]
-                    arrived = solution.arrivals[before][number, :, units] + price
-                    if is_part:  # the last whole one is the same: what is held costs the same for all ways
+                    arrived = solution.arrivals[before][number, :, units] + price + held
+                    if is_part:  # the last whole one is the same
                         arrived = np.where(np.arange(before + 1) == whole, arrived, np.inf)
                     best = min(best, (float(arrived.min()), before, number, int(arrived.argmin())))
             _, last, way, whole = best
@@ -231,7 +237,7 @@ class ConditionalSchedules:
         """Return the last refresh of the best schedule of a cost, the number of its way, and the last whole one."""
         best = (np.inf, 0, 0, 0)
         for last, (arrived, prices) in enumerate(zip(self._solution.arrivals, self._solution.prices, strict=True)):
-            totals = arrived[:, :, units] + prices[:, -1:]
+            totals = arrived[:, :, units] + prices[:, -1:] + self._held(last)[:, -1]
             way, whole = np.unravel_index(int(totals.argmin()), totals.shape)
             best = min(best, (float(totals.min()), last, int(way), int(whole)))
         return best[1:]

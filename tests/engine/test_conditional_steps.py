@@ -9,9 +9,12 @@ from torch import nn
 from toys import Counter, Net, latents, prompt
 
 from dithooks import DitCacheConfig, Fitted, Mask, dit_cache
+from dithooks.environment.torch_api import OutOfMemoryError
 from dithooks.errors import InvalidSetting
+from dithooks.integrations.dispatch import BlockIntegrations
 from dithooks.policies.conditional import Conditional
 from dithooks.policies.history import Schedule
+from dithooks.stats.step_pictures import step_pictures
 
 pytestmark = pytest.mark.core
 
@@ -19,6 +22,7 @@ pytestmark = pytest.mark.core
 MASK = (1, 1, 1, 0, 1, 1, 1, 0)
 ALONE = (0, 0, 1, 0, 1, 0, 1, 0)
 WEIGHTS = (None, None, None, (1.5, -0.5), None, None, None, (1.25, -0.25))
+PICTURE = "●●◐○◐●◐○"
 STEPS = len(MASK)
 SCALE = 3.0
 
@@ -125,6 +129,7 @@ class TestTwoCalls:
             for _ in range(2):  # a second run begins anew
                 torch.testing.assert_close(pipe(x, prompts), wanted, rtol=0, atol=1e-12)
             stats = cache.stats
+            assert step_pictures(cache.decisions) == {"transformer": PICTURE}
         assert net.executions == 2 * 5 * hand.computed == 2 * 5 * 9
         assert (stats.computed_calls, stats.reused_calls, stats.blocks_run) == (18, 14, 90)
         assert stats.reasons == {"mask": 18, "conditional only": 6, "reuse": 8}
@@ -347,6 +352,7 @@ class TestABatch:
             assert cache.stats.reasons == {"mask": 3, "conditional only": 3, "reuse": 2}
             assert cache.stats.bytes_held == 0
             assert cache.stats.bytes_peak == 5 * x.nbytes
+            assert step_pictures(cache.decisions) == {"transformer": PICTURE}
             torch.testing.assert_close(pipe(x, prompts), wanted, rtol=0, atol=1e-12)
             assert cache.stats.blocks_run == 2 * (3 * 5) + 2 * 3 * 5 // 2
 
@@ -369,6 +375,22 @@ class TestABatch:
         with dit_cache(pipe, config(in_batch=True)) as cache:
             pipe(x, prompts)
             assert rows == [4] * 6
+            assert cache.stats.reasons["no conditional output"] == 3
+
+    def test_no_memory_for_the_call_that_finds_out(self, case):
+        """A run that would do without is not ended by it."""
+        net, x, prompts = case
+        pipe, rows = Guided(net, in_batch=True), []
+
+        def count(module, args):
+            rows.append(len(args[0]))
+            if len(args[0]) < 4:
+                raise OutOfMemoryError("no memory")
+
+        net.blocks[0].register_forward_pre_hook(lambda module, args: count(module, args))
+        with dit_cache(pipe, config(in_batch=True)) as cache:
+            pipe(x, prompts)
+            assert rows == [4, 2, *[4] * 5]
             assert cache.stats.reasons["no conditional output"] == 3
 
     def test_an_object_that_holds_tensors_from_a_later_step_on(self, case):
@@ -413,6 +435,64 @@ class TestABatch:
         pipe = Guided(net, in_batch=True)
         with dit_cache(pipe, config(in_batch=True, corrections=corrections)):
             torch.testing.assert_close(pipe(x, prompts), wanted, rtol=0, atol=1e-12)
+
+
+class TestRanks:
+    """Ranks that share a model decide alike without a word: by nothing that could differ between them."""
+
+    @pytest.fixture(autouse=True)
+    def _shared(self, monkeypatch):
+        monkeypatch.setattr(BlockIntegrations, "ranks_sharing", lambda self, model: "tensor parallelism")
+
+    def test_of_two_calls_one_is_left_out(self, case):
+        net, x, prompts = case
+        pipe = Guided(net)
+        with dit_cache(pipe, config()) as cache:
+            torch.testing.assert_close(pipe(x, prompts), ByHand(net, prompts).run(x), rtol=0, atol=1e-12)
+            assert cache.stats.reasons["conditional only"] == 3
+
+    def test_whether_a_difference_is_finite_is_not_asked(self, case):
+        net, x, prompts = case
+        pipe, calls = Guided(net), []
+
+        def spoil(module, args, output):
+            calls.append(len(calls))
+            return output * torch.nan if len(calls) == 4 else output
+
+        hook = net.register_forward_hook(spoil)
+        with dit_cache(pipe, config()) as cache:
+            pipe(x, prompts)
+            assert by_step(cache)[2, 1] == (True, "conditional only")
+        hook.remove()
+
+    def test_a_batch_is_computed_whole(self, case):
+        net, x, prompts = case
+        pipe, rows = Guided(net, in_batch=True), []
+        net.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        with dit_cache(pipe, config(in_batch=True)) as cache:
+            pipe(x, prompts)
+            assert rows == [4] * 6
+            assert cache.stats.reasons["no conditional output"] == 3
+
+
+class TestRows:
+    def test_rows_of_requests_are_computed_whole(self, case):
+        """Both rows of a request, at the steps of its plan at which one branch alone would be."""
+        net, x, prompts = case
+        pipe, rows = Guided(net), []
+        net.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+        with dit_cache(pipe, config()) as cache:
+            with cache.request("one", steps=STEPS):
+                pass
+            for step in range(STEPS):
+                given = torch.cat([x[:1], x[:1]])
+                t = torch.full((2,), 1 - step / STEPS, dtype=x.dtype)
+                with cache.rows([("one", step), ("one", step)]):
+                    made = pipe.transformer(given, t, encoder_hidden_states=torch.cat([each[:1] for each in prompts]))
+                if MASK[step]:
+                    own = net.forward(given, t, encoder_hidden_states=torch.cat([each[:1] for each in prompts]))
+                    torch.testing.assert_close(made, own, rtol=0, atol=1e-12)
+            assert cache.stats.reasons == {"mask": 12, "reuse": 4}
 
 
 class TestSettings:

@@ -34,8 +34,9 @@ def every_schedule(steps):
     return [(1, *rest) for rest in itertools.product((0, 1, 2), repeat=steps - 1)]
 
 
-def price(outputs, times, worth, apart, kinds, anchors, ridge, gamma):
-    """Each stretch of reused steps by the norm of its errors' sum, and each step of one branch by what it holds."""
+def price(outputs, times, worth, apart, kinds, anchors, ridge, gamma, carries=True):
+    """Each stretch of reused steps by the norm of its errors' sum, and each step of one branch by what it holds, there
+    and, if it carries on, at the reused steps after it."""
     bits = [int(kind > 0) for kind in kinds]
     moments = [Moment(step, float(t)) for step, t in enumerate(times)]
     weights = fit(outputs @ outputs.T, moments, bits, anchors, ridge).coefficients
@@ -47,7 +48,9 @@ def price(outputs, times, worth, apart, kinds, anchors, ridge, gamma):
             if kind == 1:
                 whole = step
             else:
-                total += np.linalg.norm(worth[step] * (apart[step] - apart[whole])) ** gamma
+                following = next((each for each in range(step + 1, len(kinds)) if kinds[each]), len(kinds))
+                reach = sum(worth[step:following]) if carries else worth[step]
+                total += np.linalg.norm(reach * (apart[step] - apart[whole])) ** gamma
         else:
             forecast = sum(w * outputs[b] for w, b in zip(weights[step], computed, strict=False))
             error = error + worth[step] * (forecast - outputs[step])
@@ -58,12 +61,13 @@ def cost_of(kinds, share):
     return kinds.count(1) + share * kinds.count(2)
 
 
-def check_all(seed, steps, anchors, ridge, gamma, share):
+def check_all(seed, steps, anchors, ridge, gamma, share, carries=True):
     outputs, times, worth, apart = drawn(seed, steps)
     every = every_schedule(steps)
-    by_hand = [price(outputs, times, worth, apart, kinds, anchors, ridge, gamma) for kinds in every]
+    by_hand = [price(outputs, times, worth, apart, kinds, anchors, ridge, gamma, carries) for kinds in every]
     small = 1e-9 * max(by_hand)
-    solved = ConditionalSchedules(outputs @ outputs.T, times, worth, squares(apart), anchors, share, ridge, gamma)
+    gram = outputs @ outputs.T
+    solved = ConditionalSchedules(gram, times, worth, squares(apart), anchors, share, ridge, gamma, carries)
     costs = [cost_of(kinds, share) for kinds in every]
     found = solved.errors()
     for cost in sorted(set(costs)):
@@ -77,7 +81,7 @@ def check_all(seed, steps, anchors, ridge, gamma, share):
         assert (len(kinds), kinds[0]) == (steps, 1)
         assert best.cost == pytest.approx(cost_of(kinds, share))
         assert best.cost <= cost + 1e-9
-        own = price(outputs, times, worth, apart, kinds, anchors, ridge, gamma)
+        own = price(outputs, times, worth, apart, kinds, anchors, ridge, gamma, carries)
         np.testing.assert_allclose(best.error, own, rtol=1e-7, atol=small)
     assert len(found) == len({round(cost, 6) for cost in costs})
 
@@ -91,13 +95,15 @@ class TestAgainstAllSchedules:
         ridge=st.sampled_from([0.0, 1e-3, 0.5]),
         gamma=st.sampled_from([2.0, 4.0]),
         share=st.sampled_from([0.5, 1 / 3, 0.75]),
+        carries=st.booleans(),
     )
-    def test_small_ones(self, seed, steps, anchors, ridge, gamma, share):
-        check_all(seed, steps, anchors, ridge, gamma, share)
+    def test_small_ones(self, seed, steps, anchors, ridge, gamma, share, carries):
+        check_all(seed, steps, anchors, ridge, gamma, share, carries)
 
+    @pytest.mark.parametrize("carries", [True, False])
     @pytest.mark.parametrize("anchors", [1, 2, 3])
-    def test_eight_steps(self, anchors):
-        check_all(anchors, 8, anchors, 1e-3, 2.0, 0.5)
+    def test_eight_steps(self, anchors, carries):
+        check_all(anchors, 8, anchors, 1e-3, 2.0, 0.5, carries)
 
     def test_one_schedule(self):
         outputs, times, worth, apart = drawn(9, 6)

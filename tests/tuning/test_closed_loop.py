@@ -310,6 +310,31 @@ class TestOneBranchAlone:
             drawn = torch.cat(run(pipe)).numpy()
         np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
 
+    def test_two_experts(self):
+        """Each holds the difference of its own branches."""
+        torch.manual_seed(4)
+        one, two = Net("swapped", DEPTH).double(), Net("swapped", DEPTH).double()
+        pipe, x = Solved(one, "calls", second=two, boundary=4), latents(5).double()
+        prompts = [prompt(5).double(), prompt(5).double()]
+        run = lambda pipe: pictures(pipe(x, STEPS, prompts))  # noqa: E731
+        first, second = (1, 1, 1, 0, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1, 0, 1)
+        pieces = [
+            replace(piece_of("output", mask, path, called=called), conditional=Conditional(0, alone))
+            for mask, path, called, alone in (
+                (first, "transformer", (0, 4), (0, 1, 1, 0, 0, 0, 0, 0)),
+                (second, "transformer_2", (4, 8), (0, 0, 0, 0, 0, 1, 0, 1)),
+            )
+        ]
+        case = Case(pipe, run, *pieces)
+        one.executions = two.executions = 0
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.failure) == (Fit.ALL, "")
+        assert (one.executions, two.executions) == (4 * DEPTH, 4 * DEPTH)
+        with dit_cache(pipe, found.plan) as cache:
+            drawn = torch.cat(run(pipe)).numpy()
+            assert cache.stats.reasons["conditional only"] == 4
+        np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
+
     def test_in_single_precision(self):
         torch.manual_seed(4)
         pipe, x, prompts = Solved(Net("swapped", DEPTH), "calls"), latents(5), [prompt(5), prompt(5)]
