@@ -4,7 +4,9 @@ Of each kind of plan one is made for each late error weight, from the same recor
 closed loop on the calibration pictures. The best of them there draws the test pictures. The kinds are
 
 - *residual* and *output*: a step computes everything, or nothing, and the one or the other is forecast;
-- *tail*: all blocks are in two ranges with a schedule each, so that the last blocks may run alone.
+- *tail*: all blocks are in two ranges with a schedule each, so that the last blocks may run alone;
+- *conditional*: outputs are forecast, and at some steps the branch of guidance with the prompt is computed alone, and
+  the other taken to be as far from it as it was at the last step with both.
 
 What is measured is the PSNR of the test pictures to those drawn with everything computed, and the difference by picture
 to the better of the first two kinds, with a 95 % interval. Writes ``modes.json`` and ``modes.md``; rows that are there
@@ -40,6 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "residual": {},
     "output": {"payload": "output"},
     "tail": {"mode": "tail"},
+    "conditional": {"mode": "conditional"},
 }
 GROUP = 8  # test pictures in a batch
 
@@ -159,8 +162,9 @@ def write(rows: Sequence[dict[str, Any]], about: dict[str, Any], folder: Path) -
     intro = (
         f"# Steps that compute a part\n\nPSNR in dB to the run with everything computed, of {about['test']} test "
         f"pictures; plans are fitted on {about['calibration']} others, and the best of {len(LATE)} late error weights "
-        "there is tested. ● is computed, ○ reused; ◑ computes the last blocks alone, ◐ the first. Differences by "
-        f"picture, with a 95 % interval. `python -m bench.modes`, on {about['machine']}.\n\n"
+        "there is tested. ● is computed, ○ reused; ◑ computes the last blocks alone, ◒ the first, ◐ one branch of "
+        "guidance alone. Differences by picture, with a 95 % interval. `python -m bench.modes`, on "
+        f"{about['machine']}.\n\n"
     )
     write_text(folder / "modes.md", intro + table(rows) + "\n")
 

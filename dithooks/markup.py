@@ -9,8 +9,9 @@ COMPUTED, REUSED, RULE, TEXT = "#0072B2", "#F0B990", "#BBBBBB", "#777777"
 MEANINGS = {
     "●": ("computed", COMPUTED),
     "○": ("reused", REUSED),
-    "◑": ("only the last blocks computed", "#56B4E9"),
     "◐": ("both", "#CC79A7"),
+    "◑": ("only the last blocks computed", "#56B4E9"),
+    "◒": ("other blocks computed", "#009E73"),
     "·": ("not called", "none"),
 }
 SIDE, GAP = 9, 2  # pixels of a step's square, and between two
@@ -37,8 +38,8 @@ def step_squares(picture: str) -> Raw:
     """Draw the steps of a run as a row of squares, each with its number and state for the mouse.
 
     Args:
-        picture: a sign for each step: ● is computed, ○ reused, ◑ computed in the last blocks alone, ◐ both, by branch
-            or range, · not called. Other signs part the steps of one transformer from those of the next.
+        picture: a sign for each step: ● is computed, ○ reused, ◐ both, by branch, ◑ computed in the last blocks alone,
+            ◒ in others alone, · not called. Other signs part the steps of one transformer from those of the next.
 
     Example:
         >>> step_squares("●○").count("<rect"), "step 1: reused" in step_squares("●○")

@@ -78,7 +78,7 @@ def time_left(seconds: float) -> str:
 
 
 @contextmanager
-def progress(verbose: bool = True) -> Iterator[ProgressReport]:
+def progress(verbose: bool = True) -> Iterator[ProgressDisplay]:
     """Show on stderr the progress that is reported inside, and leave the terminal as it was.
 
     Args:
@@ -88,10 +88,9 @@ def progress(verbose: bool = True) -> Iterator[ProgressReport]:
         >>> with progress(verbose=False) as report:
         ...     report("verify", 1, 5, "best so far 45.2 dB at 2.01×")
     """
-    if not verbose:
-        yield lambda stage, done, total, note="", seconds_left=None: None
-        return
     display = ProgressDisplay(LINE_EVERY)
+    if not verbose:
+        display.close()
     try:
         yield display
     finally:
@@ -133,9 +132,19 @@ class ProgressDisplay:
         except Exception:
             self.close()
 
+    def remark(self, line: str) -> None:
+        """Write a line that stays, above the bars of what follows."""
+        if self._open and sys.stderr is not None:  # else it would be printed to stdout
+            self._take_off()
+            with suppress(Exception):
+                print(line, file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """Take the bars off the terminal; later reports are ignored."""
         self._open = False
+        self._take_off()
+
+    def _take_off(self) -> None:
         display, self._display = self._display, None
         if display is not None:
             with suppress(Exception):

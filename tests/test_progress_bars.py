@@ -211,6 +211,37 @@ def test_what_is_printed_meanwhile(stderr, monkeypatch):
     assert (sys.stdout, sys.stderr) == (out, stream)
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_remark_is_a_line_that_stays(stderr, installed, capsys, terminal):
+    """After the lines of what was done so far, or above the bar of what follows."""
+    stream = stderr(Stream(terminal))
+    with progress() as report:
+        report("record", 0, 28)
+        report("record", 28, 28)
+        report.remark("no weights")
+        report("verify", 1, 5)
+    plain = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", stream.getvalue())
+    lines = [line.strip() for line in re.split(r"[\r\n]+", plain)]
+    assert lines.count("no weights") == 1
+    before, after = lines[: lines.index("no weights")], lines[lines.index("no weights") :]
+    assert any("record" in line for line in before)
+    assert any("verify" in line for line in after)
+    assert not any("verify" in line for line in before)
+    assert capsys.readouterr().out == ""
+    if not terminal:
+        assert lines[:4] == ["record: 0 of 28", "record: 28 of 28", "no weights", "verify: 1 of 5"]
+
+
+@pytest.mark.parametrize("make", [lambda: None, Broken])
+def test_a_remark_where_nothing_can_be_written(stderr, capfd, make):
+    stderr(make())
+    with progress() as report:
+        report.remark("no weights")
+    with progress(verbose=False) as report:
+        report.remark("no weights")
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_the_terminal_is_as_it_was_after_an_error(stderr, installed, error):
     stream, out = stderr(Stream(terminal=True)), sys.stdout

@@ -72,7 +72,7 @@ def test_the_steps_of_a_plan_of_two_ranges():
     piece = TransformerPlan("", 0, 2, 3, (1, 0, 0, 1), (None, (1.0,), (1.0,), None), None, more_ranges=(behind,))
     plan = load_plan("2x")
     plan = replace(plan, made=replace(plan.made, steps=4), pieces=(piece,))
-    states = ["computed", "reused", "only the last blocks computed", "both"]
+    states = ["computed", "reused", "only the last blocks computed", "other blocks computed"]
     assert titles(plan._repr_html_()) == [f"step {step}: {state}" for step, state in enumerate(states)]
 
 
@@ -105,6 +105,7 @@ def test_markup():
     assert table(["<a>"], [["&", Raw("<b>x</b>")]]).count("&lt;a&gt;") == 1
     assert tree(table(["a"], [["<"], [Raw("<i>y</i>")]])).find(".//i").text == "y"
     assert titles(step_squares("●○, ·")) == ["step 0: computed", "step 1: reused", "step 4: not called"]
+    assert titles(step_squares("◐◑")) == ["step 0: both", "step 1: only the last blocks computed"]
     assert diagram({}, ("x", "y")) == ""
     dots = tree(diagram({"a": (1, 1), "b": (3, 9)}, ("x", "<y>"))).iter("circle")
     places = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in dots]

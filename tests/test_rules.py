@@ -1,16 +1,20 @@
 """The library's own promises about its source: what it never does to a model, and what importing it costs."""
 
 import ast
+import collections.abc
 import dataclasses
 import graphlib
+import inspect
 import re
 import subprocess
 import sys
+import typing
 from collections import Counter
 from enum import Enum
 from pathlib import Path
 
 import pytest
+import torch
 
 import dithooks.fork
 from dithooks.engine.call import Call, Mode, Stage
@@ -387,6 +391,33 @@ def test_public_names():
     assert set(dithooks.__all__) <= vars(dithooks).keys()  # once one of them has been used
     with pytest.raises(AttributeError, match="module 'dithooks' has no attribute 'nothing'"):
         dithooks.nothing  # noqa: B018
+
+
+def _annotated(name):
+    """A public name and, of a class, its methods and properties: what has annotations."""
+    found = getattr(dithooks, name)
+    members = [inspect.getattr_static(found, each) for each in dir(found)] if inspect.isclass(found) else []
+    functions = [getattr(each, "__func__", getattr(each, "fget", getattr(each, "func", each))) for each in members]
+    return [each for each in (found, *functions) if inspect.isclass(each) or inspect.isfunction(each)]
+
+
+@pytest.mark.parametrize("name", sorted(set(dithooks.__all__) - {"__version__"}))
+def test_annotations_of_public_names_can_be_read_at_run_time(name):
+    """As checkers of arguments and makers of schemas do: each name in them is there, and stands for a type."""
+    for each in _annotated(name):
+        for hint in typing.get_type_hints(each).values():
+            assert hint is None or not isinstance(hint, (str, typing.ForwardRef)), hint
+
+
+def test_annotations_stand_for_the_types_that_they_name():
+    hints = typing.get_type_hints(dithooks.search)
+    assert hints["return"] is dithooks.SearchResult
+    assert set(typing.get_args(hints["blocks"])) == {
+        str,
+        torch.nn.ModuleList,
+        collections.abc.Sequence[str | torch.nn.ModuleList],
+        type(None),
+    }
 
 
 # Words that stood for too many things here, with what to write in their place.

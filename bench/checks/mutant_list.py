@@ -501,20 +501,23 @@ def _decider() -> list[Mutant]:
             "False",
         ),
         Mutant(
-            "take changed weights for changed shapes", CallDecider._why_unusable, "former[0] != signature[0]", "False"
+            "take changed weights for changed shapes", decider.what_has_changed, "former[0] != signature[0]", "False"
         ),
         Mutant("reuse whatever changed", CallDecider._why_unusable, "former == signature", "True"),
         Mutant(
             "take a changed shape for a switch",
-            CallDecider._why_unusable,
+            decider.what_has_changed,
             "_tensor_forms(former) == _tensor_forms(signature)",
             "True",
         ),
         Mutant("share one branch's own reason", CallDecider._record, "None if own else decision", "decision"),
-        Mutant("forget that a computed call began", CallDecider._record, "branch.interrupted = True", "pass"),
-        Mutant("keep anchors of another form", CallDecider._record, "anchor.signature == call.signature", "True"),
+        Mutant("forget that a computed call began", CallDecider._make_room, "branch.interrupted = True", "pass"),
+        Mutant("keep anchors of another form", CallDecider._make_room, "anchor.signature == call.signature", "True"),
         Mutant(
-            "keep one anchor too many", CallDecider._record, "fitting[: self._anchors - 1]", "fitting[: self._anchors]"
+            "keep one anchor too many",
+            CallDecider._make_room,
+            "fitting[: self._anchors - 1]",
+            "fitting[: self._anchors]",
         ),
         Mutant("reuse in the form that is kept", CallDecider._predicted, "newest.is_as_taken", "True"),
         Mutant(

@@ -12,7 +12,7 @@ from .block_lists import WRAPPED, BlockList, Chain
 from .module_paths import denoisers_of, modules_of, path_of, walk
 from .trunk_heuristics import LIGHT, Owner, find_owners
 
-Blocks = str | nn.ModuleList | Sequence["str | nn.ModuleList"] | None
+Blocks = str | nn.ModuleList | Sequence[str | nn.ModuleList] | None
 
 
 def find_chains(target: object, blocks: Blocks, chosen: Collection[str] = ()) -> list[Chain]:

@@ -39,12 +39,21 @@ class Parser(argparse.ArgumentParser):
         """Begin a group of options, those that are added from now on."""
         self._group = self.add_argument_group(title)
 
-    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        """Add an argument to the group that was begun last."""
+    def add_argument(self, *names: Any, former: str | None = None, **options: Any) -> argparse.Action:
+        """Add an argument to the group that was begun last.
+
+        Args:
+            names: as for argparse.
+            former: an earlier name of an option, which goes on to work, and which the help does not show.
+            options: as for argparse.
+        """
         self.names = [*vars(self).get("names", ()), *names]
         group = vars(self).get("_group")
         add = super().add_argument if group is None else group.add_argument
         action: argparse.Action = add(*names, **options)
+        if former is not None:
+            hidden = {"dest": action.dest, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            super().add_argument(former, **{**options, **hidden})
         return action
 
     def error(self, message: str) -> NoReturn:

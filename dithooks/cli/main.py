@@ -19,6 +19,7 @@ from . import (
 )
 from .command_parser import Parser, wrapped
 from .required_packages import check_pytorch
+from .standard_streams import outlasting_streams
 
 EPILOG = """the same in every command:
   MODEL        what is run: demo, your own (file.py:function), a saved pipeline; see dithooks COMMAND --help
@@ -80,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     0: done, all files written. 1: the environment is broken (``env`` says how, the others cannot import PyTorch), or
     the model's own code has failed. 2: the command cannot be done as asked; one line on stderr gives the reason. 3: a
     target was not reached (``search``, ``compare``, ``generate``). 130: interrupted; ``search`` and ``generate`` have
-    written their results so far.
+    written their results so far. A stdout or stderr that is closed changes none of these: what is printed to it is
+    dropped, and all files are written.
 
     Args:
         argv: the arguments after the command's name; those of the process if None.
@@ -88,7 +90,12 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: after ``--help`` and ``--version``, as argparse does.
     """
-    parser = build_parser()
+    with outlasting_streams():
+        return _run(build_parser(), argv)
+
+
+def _run(parser: Parser, argv: list[str] | None) -> int:
+    """Run the command that arguments name."""
     try:
         args, unknown = parser.parse_known_args(argv)
         if args.command is None and not unknown:
@@ -98,7 +105,9 @@ def main(argv: list[str] | None = None) -> int:
         args.parser.check_files(args)
         if COMMANDS[args.command] is not env_command:
             check_pytorch()
-        return COMMANDS[args.command].run(args)
+        code = COMMANDS[args.command].run(args)
+        sys.stdout.flush()  # may raise
+        return code
     except BrokenPyTorch as error:
         print(f"dithooks: error: {error}", file=sys.stderr)
         return 1

@@ -98,13 +98,28 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="only plans refreshed every Nth step, residuals reused as they are (default: all plans)",
     )
+    add(
+        "--mode",
+        action="append",
+        default=[],
+        dest="modes",
+        choices=("tail", "conditional"),
+        help="also try plans with steps that compute a part: the last blocks alone (tail), or the branch with a "
+        "prompt (conditional); repeatable (default: none)",
+    )
     parser.begin_group("how long is searched")
-    add("--evals", type=int, metavar="N", help="plans that are run at most (default: 4; 6 where weights are fitted)")
+    add(
+        "--max-evals",
+        former="--evals",
+        type=int,
+        metavar="N",
+        help="plans that are run at most (default: 4; 6 where weights are fitted)",
+    )
     add(
         "--local-moves",
         type=int,
         metavar="N",
-        help="further plans, with one step moved (default: 0; 8 where weights are fitted and --evals is left out)",
+        help="further plans, with one step moved (default: 0; 8 where weights are fitted and --max-evals is left out)",
     )
     add(
         "--max-runs",
@@ -113,7 +128,14 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         help="blocks to run at most, in multiples of an uncached run; inf for no limit (default: %(default)g)",
     )
-    add("--seconds", type=float, default=float("inf"), metavar="S", help="time at most (default: %(default)s)")
+    add(
+        "--max-seconds",
+        former="--seconds",
+        type=float,
+        default=float("inf"),
+        metavar="S",
+        help="time at most (default: %(default)s)",
+    )
     add(
         "--probe",
         action="store_true",

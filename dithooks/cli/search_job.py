@@ -17,6 +17,7 @@ from ..environment.machine import machine, versions
 from ..errors import TargetMissed, UsageError
 from ..handle import dit_cache
 from ..integrations.diffusers_bars import hidden_bars
+from ..planning.candidate import StepMode
 from ..recording.image_metrics import Metric, samples_of
 from ..recording.rank_broadcast import is_rank_0
 from ..recording.recording import Recording
@@ -58,15 +59,16 @@ class SearchOptions:
     min_psnr: float | None = None
     objective: Objective = "both"
     metrics: tuple[Metric, ...] = ()
+    modes: tuple[StepMode, ...] = ()
     out: str = "plan.json"
     steps: tuple[int, ...] = ()
     cost: Literal["time", "blocks"] = "time"
-    evals: int | None = None
+    max_evals: int | None = None
     local_moves: int | None = None
     interval: int | None = None
     probe: bool = False
     max_runs: float = 4.0
-    seconds: float = math.inf
+    max_seconds: float = math.inf
     executor: Literal["ray", "torchrun"] | None = None
     workers: int | None = None
     journal: Path | None = None
@@ -80,9 +82,9 @@ class SearchOptions:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, evals=1, local_moves=0, interval=2, workers=1)
+        check_least(self, max_evals=1, local_moves=0, interval=2, workers=1)
         self._check_steps()
-        for name in ("max_runs", "seconds"):
+        for name in ("max_runs", "max_seconds"):
             if not (value := getattr(self, name)) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} is {value:g}: it must be above 0")
         for speedup in self.speedups:
@@ -93,6 +95,8 @@ class SearchOptions:
             raise UsageError("--target-psnr goes without --target: it asks for the fastest plan that is good enough")
         if len(set(self.speedups)) < len(self.speedups) and self.are_tiers:
             raise UsageError(f"--target is given twice with the same number: {', '.join(map(str, self.speedups))}")
+        if self.modes:
+            self._check_modes()
         check_model(self.model, {"prompt": self.prompts or None, "seed": self.seed, "guidance": self.guidance})
         check_seed(self.seed)
         check_guidance(self.guidance)
@@ -114,6 +118,13 @@ class SearchOptions:
             for name in ("interval", "executor"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"--{name} goes with one number of --steps, not with {len(self.steps)}")
+
+    def _check_modes(self) -> None:
+        given = {"interval": self.interval, "target-psnr": self.target_psnr}
+        others = [f"--{name}" for name, value in given.items() if value is not None]
+        others += ["several --steps"] * (len(self.steps) > 1) + ["several --target for one file"] * self.are_tiers
+        if others:
+            raise UsageError(f"--mode and {others[0]} exclude each other: leave one of both out")
 
     @property
     def goals(self) -> tuple[float, ...]:
@@ -221,17 +232,18 @@ def _search(
             steps=options.steps if len(options.steps) > 1 else None,
             recording=recording,
             cost=options.cost,
-            max_evals=options.evals,
+            max_evals=options.max_evals,
             local_moves=options.local_moves,
             interval=options.interval,
             probe=options.probe,
             objective=options.objective,
             metrics=options.metrics,
+            modes=options.modes,
             target_psnr=options.target_psnr,
             targets=goal if isinstance(goal, tuple) else None,
             min_psnr=options.min_psnr,
             max_runs=None if options.max_runs == math.inf else options.max_runs,
-            max_seconds=None if options.seconds == math.inf else options.seconds,
+            max_seconds=None if options.max_seconds == math.inf else options.max_seconds,
             journal=options.journal,
             executor=executor,
             verbose=not options.quiet,

@@ -148,6 +148,11 @@ class DitCacheConfig(JsonFile):
                 "payload='output' leaves the whole transformer out: leave cache_block_start, cache_num_blocks and "
                 "compute_last out"
             )
+        if self.payload != "output" and self.when.has_conditional:
+            raise InvalidSetting(
+                f"policy has conditional steps, and payload={shown(self.payload)}: one branch alone is computed where "
+                "the whole transformer is left out, so give payload='output', or leave conditional out"
+            )
         if self.look_at is not None:
             set_field(self, "look_at", _streams(self.look_at))
         self._check_more_ranges()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from math import inf
+from types import NoneType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -142,6 +143,8 @@ def _is_written(each: Field[Any], part: Any) -> bool:
 def _decode(value: Any, hint: Any, where: str) -> Any:
     """The value of a field with this type hint; ``where`` names the field in errors."""
     items = get_args(hint)
+    if NoneType in items and is_dataclass(items[0]) and value is not None:
+        return _decode(value, items[0], where)
     if isinstance(hint, type) and issubclass(hint, JsonFile):
         try:
             return hint._from_part(value)

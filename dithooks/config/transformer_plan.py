@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from ..errors import InvalidSetting, WrongType
+from ..policies.conditional import Conditional, check_conditional
 from ..policies.mask import Mask
 from ..predictors.fitted import BranchWeights, Fitted
 from ..stats.step_pictures import sign_of
@@ -42,6 +43,8 @@ class TransformerPlan:
         in_batch: whether the branches are equal parts of the batch of a step's only call, as in :class:`Fitted`.
         more_ranges: plans of further ranges of the same transformer, which begin behind this one: at a step at which
             this range is reused and the last one computed, the tail of the blocks runs. They have coefficients alone.
+        conditional: computed steps at which one branch of guidance alone is computed, with ``payload="output"``; they
+            may be corrected, and later sums use what they gave, as at any computed step. ``None``: all are computed.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of range, or does not fit the others.
@@ -70,6 +73,7 @@ class TransformerPlan:
     others: tuple[TransformerPlan, ...] = field(default=(), repr=False, metadata={"written": "where given"})
     in_batch: bool = field(default=False, metadata={"written": "where given"})
     more_ranges: tuple[TransformerPlan, ...] = field(default=(), repr=False, metadata={"written": "where given"})
+    conditional: Conditional | None = field(default=None, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         set_field(self, "path", check_text("path", self.path, empty=True))
@@ -109,6 +113,7 @@ class TransformerPlan:
         if self.called is not None:
             set_field(self, "called", _span(self.called, len(bits)))
             self._check_called()
+        self._check_conditional()
         self._check_others()
         self._check_more_ranges()
 
@@ -117,7 +122,8 @@ class TransformerPlan:
         """When to reuse: the steps, with their noise levels where the steps of another run can be placed among them."""
         falls = all(a > b for a, b in pairwise(self.sigmas or ()))
         sigmas = self.sigmas if self.axis == "sigma" and falls else None
-        return Mask(self.steps, sigmas, others=tuple(other.policy for other in self.others))
+        others = tuple(other.policy for other in self.others)
+        return Mask(self.steps, sigmas, others=others, conditional=self.conditional)
 
     @property
     def predictor(self) -> Fitted:
@@ -126,17 +132,28 @@ class TransformerPlan:
         return Fitted(self.coefficients, self.sigmas, self.corrections, self.branches, others, self.in_batch)
 
     @property
-    def executions(self) -> tuple[int, int]:
-        """The number of block executions in a run, and the number of them that are left out."""
+    def executions(self) -> tuple[int, float]:
+        """The number of block executions in a run, and the number of them that are left out.
+
+        A step at which one branch alone is computed counts half, as where guidance makes two calls, or one on a batch
+        of both. Without guidance it is a computed step.
+        """
         calls = sum(map(self._is_called, range(len(self.steps))))
-        left_out = sum((len(each.steps) - sum(each.steps)) * each.blocks for each in self.ranges)
+        left_out = float(sum((len(each.steps) - sum(each.steps)) * each.blocks for each in self.ranges))
+        if self.conditional is not None:
+            left_out += sum(self.conditional.steps) / 2 * self.blocks
         return calls * self.total, left_out
 
     @property
     def picture(self) -> str:
-        """The steps: ● is computed, ○ reused, · not called; of several ranges, ◑ computes only the last, ◐ others."""
+        """The steps: ● is computed, ◐ of one branch only, ○ reused, · not called.
+
+        Of several ranges, ◑ computes only the last, ◒ others.
+        """
+        alone = self.conditional.steps if self.conditional is not None else (0,) * len(self.steps)
         ranges = zip(*(each.steps for each in self.ranges), strict=True)
-        return "".join(sign_of(bits) if self._is_called(step) else "·" for step, bits in enumerate(ranges))
+        signs = ("◐" if half else sign_of(bits) for bits, half in zip(ranges, alone, strict=True))
+        return "".join(sign if self._is_called(step) else "·" for step, sign in enumerate(signs))
 
     @property
     def ranges(self) -> tuple[TransformerPlan, ...]:
@@ -151,7 +168,8 @@ class TransformerPlan:
     @property
     def schedule(self) -> tuple[object, ...]:
         """What is computed at which steps, without weights: plans that have this in common differ in these alone."""
-        return (self.path, self.payload, *((each.first, each.blocks, each.steps) for each in self.ranges))
+        blocks = ((each.first, each.blocks, each.steps) for each in self.ranges)
+        return (self.path, self.payload, self.conditional, *blocks)
 
     @property
     def saved(self) -> float:
@@ -184,6 +202,27 @@ class TransformerPlan:
         for step, (bit, weights) in enumerate(zip(self.steps, self.corrections or (), strict=False)):
             if not bit and weights is not None:
                 raise InvalidSetting(f"step {step} leaves the transformer out: it has coefficients, and no corrections")
+
+    def _check_conditional(self) -> None:
+        """Refuse steps of one branch alone that the plan has no use for, or that its branches do not go with."""
+        check_conditional(self.conditional, self.steps, self.called)
+        if self.conditional is None:
+            return
+        if self.payload != "output":
+            raise InvalidSetting(
+                f"payload={shown(self.payload)} has conditional steps: one branch alone is computed where the whole "
+                "transformer is left out, so give payload='output', or leave conditional out"
+            )
+        if self.branches and self.conditional.in_batch != self.in_batch:
+            raise InvalidSetting(
+                f"in_batch={self.in_batch}, but conditional.in_batch={self.conditional.in_batch}: branches are calls "
+                "of a step, or halves of its batch, for both"
+            )
+        if self.branches and self.conditional.branch >= len(self.branches):
+            raise InvalidSetting(
+                f"conditional.branch={self.conditional.branch}, but there are weights of {len(self.branches)} "
+                "branches: give one of them"
+            )
 
     def _check_others(self) -> None:
         """Refuse plans of another range, and those of the same number of steps."""

@@ -93,7 +93,8 @@ class DemoResult:
         blocks_run: the blocks that ran in one run with the cache.
         blocks_total: the blocks that run without the cache.
         bytes_peak: the most bytes that the cache held at a time.
-        schedule: the steps of the cached run, ● computed and ○ reused; ◑ computed in the last blocks alone, ◐ in part.
+        schedule: the steps of the cached run: ● computed, ○ reused, ◑ computed in the last blocks alone, ◒ in others,
+            ◐ in one branch.
         remarks: the warnings of the cache.
     """
 

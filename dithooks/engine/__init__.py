@@ -21,9 +21,11 @@
 13. ``output_cache``: in place of a range's, where the output of the whole transformer is forecast; called by its
     stand-in (``model_stand_in``), which is wherever the transformer was held (``module_places``), and makes outputs
     of its form (``output_form``). ``output_attachment`` puts it there; ``payloads`` chooses between the two.
+    ``held_difference`` makes the output of one branch of guidance of another's, where a plan computes that one alone.
 14. ``row``: whose the rows of a batch are, if they belong to several requests; ``row_states`` decides them one by one,
     ``row_batch`` runs the blocks on some of them. ``row_survey`` finds out what in a call is whose, and
-    ``batch_dimensions`` takes rows out of it. ``output_rows``: the same where the whole transformer is left out.
+    ``batch_dimensions`` takes rows out of it. ``row_part_decider``: a request's rows as parts of a guided batch.
+    ``output_rows``: the same where the whole transformer is left out.
     ``sample_decider`` takes the samples of a plain batch for such rows.
 15. ``protocols``: what the engine asks of other libraries; ``dithooks.integrations`` answers.
 

@@ -36,12 +36,15 @@ class Mode(Enum):
     CAPTURE = "run, and the residual is taken"
     UNDECIDED = "decided at the first block, by a measured change"
     REUSE = "skipped"
+    MADE = "skipped as a whole, and the output made of another branch's at this step"
+    HALF = "run for half the batch, and the output of the other half made of that"
     MISMATCH = "was to be skipped, but the residual did not fit: run and captured"
     ROWS = "run for some rows of the batch, and skipped for others"
 
 
 BEFORE, INSIDE, AFTER = Stage
-PLAIN, CAPTURE, UNDECIDED, REUSE, MISMATCH, ROWS = Mode
+PLAIN, CAPTURE, UNDECIDED, REUSE, MADE, HALF, MISMATCH, ROWS = Mode
+LEFT_OUT = REUSE, MADE, HALF  # in whole or in part
 
 
 class Shortcut(Enum):
@@ -72,8 +75,8 @@ class Call:
     """One call of the transformer, in the thread that makes it.
 
     A computed call goes from BEFORE to INSIDE to AFTER in mode CAPTURE, or PLAIN if its residual would never be reused;
-    a reused call does so in mode REUSE. Compiled code reads and writes only the fields above the empty line: a number
-    that changes with every step would recompile it.
+    a reused call does so in mode REUSE. Those that are MADE or HALF enter no range. Compiled code reads and writes only
+    the fields above the empty line: a number that changes with every step would recompile it.
     """
 
     mode: Mode = PLAIN
@@ -81,7 +84,7 @@ class Call:
     stale: bool = False  # set by ActiveCalls: the range changed since the call began, so the cache ignores it
     keeps: bool = False  # if computed, its residual may be reused
     compiled: bool = False  # compiled code ran it, and may write its next outputs into the memory of these
-    deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ of each output
+    deltas: tuple[Tensor, ...] = ()  # reused: Δ̂ of each output; made: that output
     streams: tuple[Tensor, ...] = ()  # reused: h_in, while inside the range
     results: list[Tensor] | None = None  # reused: h_in + Δ̂
     versions: list[int] | None = None  # of results and streams, if the results are handed on without a copy

@@ -30,7 +30,7 @@ from .additions import Additions
 from .anchor import Anchor, weighted_sum
 from .arguments import TIME, CallArguments, Signature, latents_among
 from .branches import Match, choose_branch, settle_claims
-from .call import CAPTURE, MISMATCH, PLAIN, REUSE, UNDECIDED, Call, Capture
+from .call import CAPTURE, LEFT_OUT, MADE, MISMATCH, PLAIN, REUSE, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
 from .clock import SCHEDULER, TIMESTEP, StepClock, weak
 from .finite_check import is_beyond
@@ -88,6 +88,8 @@ class CallDecider(ForkAware):
         self.on_anchor: Callable[[Call, Sequence[Tensor]], None] | None = None  # called with every new residual
         self.on_run_end: Callable[[RunEnd], tuple[str, str] | None] | None = None  # returns topic and text of a warning
         self.decide_rows: Callable[[Sequence[Any], Mapping[str, Any]], Call] | None = None  # of several requests
+        # Decides calls of steps at which one branch of guidance alone is computed; None: each is computed.
+        self.alone: Callable[[Call, Run, Branch], Decision] | None = None
         self._latents = frozenset[str]([self.latents_name] if self.latents_name is not None else [])
         self._knows_latents = False  # before its first output is known, the first argument of a model is taken for them
         self._time_names = TIME.union(clock.timestep.names)
@@ -172,15 +174,16 @@ class CallDecider(ForkAware):
         assert isinstance(self._weights, WeightsVersion)
         return BatchWeightsVersion(self._weights)
 
-    def for_rows(self, config: DitCacheConfig, weights: BatchWeightsVersion) -> CallDecider:
+    def for_rows(self, config: DitCacheConfig, weights: BatchWeightsVersion, kind: type[CallDecider]) -> CallDecider:
         """Return a decider of rows by another configuration, with the same clock and log.
 
         Args:
             config: of the rows.
             weights: that the rows of a batch share.
+            kind: of decider.
         """
         chain = replace(self._chain, separate_cfg=True)  # a request's rows at one step are distinguished by their order
-        other = CallDecider(chain, config, self.clock, self.log, self._integrations, self.consensus)
+        other = kind(chain, config, self.clock, self.log, self._integrations, self.consensus)
         other._weights = weights
         other.additions, other._warned, other._latents = self.additions, self._warned, self._latents
         return other
@@ -286,9 +289,15 @@ class CallDecider(ForkAware):
             decision = policy.before(step, branch.history, run.schedule)
         if decision is None or decision.reuse:
             reason = self._why_unusable(run, branch, signature, step)
-            decision = decision if reason is None else COMPUTE[reason]
+            if reason is not None:
+                decision = COMPUTE[reason]
             if decision is None or needs_consensus:  # whatever it is here, the other ranks may be of another opinion
                 call.decision, call.mode = decision, UNDECIDED
+                return call
+        elif decision.reason is Reason.CONDITIONAL:
+            decision = COMPUTE[Reason.MASK] if self.alone is None else self.alone(call, run, branch)
+            if decision.reuse:
+                self._record_made(call, run, branch, decision)
                 return call
         self._record(call, run, branch, decision)
         return call
@@ -314,9 +323,7 @@ class CallDecider(ForkAware):
         former = branch.anchors[0].signature
         if former == signature:
             return None if branch.anchors[0].moment.step < step else Reason.NO_ANCHOR  # of a run that was broken off
-        if former[0] != signature[0]:
-            return Reason.WEIGHTS
-        return Reason.SWITCH if _tensor_forms(former) == _tensor_forms(signature) else Reason.SHAPE
+        return what_has_changed(former, signature)
 
     def _is_finite(self, run: Run, branch: Branch) -> bool:
         """Read whether the residuals that are new are finite, and drop those that are not.
@@ -370,9 +377,19 @@ class CallDecider(ForkAware):
         call.mode = PLAIN
         if call.keeps:
             call.mode, call.range = CAPTURE, Capture()
+        self._make_room(call, branch)
+
+    def _record_made(self, call: Call, run: Run, branch: Branch, decision: Decision) -> None:
+        """Log that a call's output is made of another branch's; it is kept as that of a computed call is."""
+        call.decision, call.mode, call.range = decision, MADE, Capture()
+        self.log.record(run.number, call.moment.step, branch.history.number, decision)
+        self._make_room(call, branch)
+
+    def _make_room(self, call: Call, branch: Branch) -> None:
+        """Free the oldest anchor before a new one is allocated; until the call has ended, it may be interrupted."""
         branch.interrupted = True
         fitting = [anchor for anchor in branch.anchors if anchor.signature == call.signature]
-        branch.anchors = fitting[: self._anchors - 1]  # free the oldest anchor before the new residual is allocated
+        branch.anchors = fitting[: self._anchors - 1]
         branch.update_nbytes()
 
     def _predicted(self, call: Call, branch: Branch) -> tuple[Tensor, ...]:
@@ -528,7 +545,7 @@ class CallDecider(ForkAware):
     def time(self, call: Call, mark: Callable[[], Any]) -> None:
         """Log the times of a call that began at the transformer, not only at its blocks."""
         if call.run is not None and call.marks:
-            self.log.time_call(call.run.number, call.mode is REUSE, [*call.marks, mark()])
+            self.log.time_call(call.run.number, call.mode in LEFT_OUT, [*call.marks, mark()])
             call.marks = None
 
     def _keep(self, call: Call, branch: Branch, captured: Capture) -> Sequence[Tensor]:
@@ -854,6 +871,13 @@ def _breaks(run: Run, tick: Tick) -> bool:
     if run.policy is not None and None not in (tick.steps, run.schedule.steps) and tick.steps != run.schedule.steps:
         return True
     return run.step is not None and not 0 <= tick.step - run.step <= 1
+
+
+def what_has_changed(former: Signature, signature: Signature) -> Reason:
+    """Return why what was computed with one signature does not fit a call of another."""
+    if former[0] != signature[0]:
+        return Reason.WEIGHTS
+    return Reason.SWITCH if _tensor_forms(former) == _tensor_forms(signature) else Reason.SHAPE
 
 
 def _tensor_forms(signature: Signature) -> list[tuple[Any, ...]]:

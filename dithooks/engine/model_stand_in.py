@@ -18,6 +18,7 @@ from torch import nn
 
 from ..errors import WrongType
 from .compiled_code import outside_graphs
+from .held_difference import GivenArguments
 from .output_cache import PLAIN_CALL, OutputCache
 
 _OUTSIDE = (
@@ -102,7 +103,9 @@ def model_stand_in(original: nn.Module) -> nn.Module:
         output = PLAIN_CALL if cache is None else cache.pass_over(args, kwargs)
         if output is PLAIN_CALL:
             return behind.original(*args, **kwargs)
-        if output is not NotImplemented:
+        if type(output) is GivenArguments:
+            args, kwargs = output
+        elif output is not NotImplemented:
             return output
         assert cache is not None
         try:

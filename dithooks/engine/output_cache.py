@@ -17,11 +17,12 @@ from ..stats import warnings as wording
 from ..stats.timing import marker_for
 from .active_calls import ActiveCalls
 from .arguments import CallArguments
-from .call import MISMATCH, REUSE, ROWS, UNDECIDED, Call, Capture
+from .call import HALF, LEFT_OUT, MADE, MISMATCH, REUSE, ROWS, UNDECIDED, Call, Capture
 from .change_metrics import METRICS
 from .compiled_calls import CompiledCalls
 from .compiled_code import run_eagerly
 from .decider import CallDecider
+from .held_difference import HALF_OF_BATCH, HeldDifference
 from .output_correction import OutputCorrection
 from .output_form import form_of
 from .output_rows import OutputRows
@@ -44,6 +45,7 @@ class _OutputState(threading.local):
         self.thread = active.join()
         self.call: Call | None = None  # a computed one, whose transformer is running
         self.arguments: Mapping[str, Any] = {}  # of that call, by name
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}  # the same, as they are passed
         self.written: Callable[[], list[str]] = list  # returns what the call has put or changed in its arguments
 
 
@@ -82,6 +84,13 @@ class OutputCache:
         self.correction = OutputCorrection(decider) if decider.corrects else None
         self.row_states = RowStates(decider, lambda plan: self.handle.config_of(plan, self), sees_blocks=False)
         self._rows = OutputRows(decider, model, self.row_states)
+        self._held: HeldDifference | None = None
+        if decider.policy.has_conditional:
+            self._held = HeldDifference(decider, model, self._rows, lambda: self.state.given)
+            decider.alone = self._held.decide
+        # Called with an output that the transformer has not returned as it is, and the arguments that it is for.
+        # The last one says whether it completes one for half of the batch, which the transformer has returned.
+        self.on_made: Callable[[Any, Mapping[str, Any], bool], None] | None = None
         decider.decide_rows = lambda rows, _: Call(mode=ROWS)  # one by one, by what makes the call
         self._marker: tuple[Any, Callable[[], Any]] = (None, marker_for(None))
         # Not as decorators: these would import the compiler with this file.
@@ -104,6 +113,8 @@ class OutputCache:
         if device != self._marker[0]:
             self._marker = device, marker_for(device)
         marks = [self._marker[1]()]
+        if self._held is not None:
+            state.given = args, kwargs
         call = self._decided(arguments)
         if call.mode is ROWS:
             return self._rows_called(call, arguments, args, kwargs)
@@ -114,14 +125,34 @@ class OutputCache:
             output = self._forecast(call)
             if output is not NotImplemented:
                 self._end(call)
-                state.thread.calls = ()
+                state.thread.calls, state.given = (), ((), {})
                 return output
+        answer = NotImplemented
+        if self._held is not None and call.decision is HALF_OF_BATCH:
+            answer = self._held.half(call)
         state.call, state.arguments = call, arguments
+        if call.mode is MADE:
+            return self._made(call)
+        if call.mode is HALF:
+            args, kwargs = answer
+            arguments = bind(self._names, args, kwargs)
         if call.range is not None:
             state.written = partial(
                 written_into, Replay(self._model, args, kwargs), dict(arguments), versions(arguments)
             )
-        return NotImplemented
+        return answer
+
+    def _made(self, call: Call) -> Any:
+        """Return the output of a call that is made of another branch's, and conclude it as a computed one."""
+        assert call.branch is not None
+        assert call.branch.output_form is not None
+        try:
+            output = call.branch.output_form.build(call.deltas)
+            if self.on_made is not None:
+                self.on_made(output, self.state.arguments, False)
+            return self._conclude(output)
+        finally:
+            self.leave()
 
     def _rows_called(
         self, call: Call, arguments: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -142,11 +173,24 @@ class OutputCache:
     def _conclude(self, output: Any) -> Any:
         """Conclude a computed call, and return what the pipeline is given: the transformer's output, or a corrected."""
         call = self.state.call
+        if self._held is not None and call is not None and call.mode is HALF:
+            output = self._whole(self._held, call, output)
         if self.correction is None:
             self._end_computed(call, output)
             return output
         corrected = self.correction(call, output, lambda: self._end_computed(call, output))
         return output if corrected is None else corrected
+
+    def _whole(self, held: HeldDifference, call: Call, output: Any) -> Any:
+        """Return the output for a whole batch, half of which was computed; the other half too, if that does not fit."""
+        args, kwargs = self.state.given
+        whole = NotImplemented if call.stale else held.whole(call, output)
+        if whole is NotImplemented:
+            call.mode, call.range = MISMATCH, None
+            whole = self._model(*args, **kwargs)
+        if self.on_made is not None:
+            self.on_made(whole, self.state.arguments, True)
+        return whole
 
     def _end_computed(self, call: Call | None, output: Any) -> None:
         """Keep what a computed call has returned, and commit it."""
@@ -159,7 +203,7 @@ class OutputCache:
                 self._note_written(call, written)
             elif call.range is not None:
                 self._take(call, call.range, output)
-            if call.marks:
+            if call.marks and call.mode not in LEFT_OUT:
                 call.marks += [call.marks[0], end]
         self._end(call)
 
@@ -167,6 +211,7 @@ class OutputCache:
         """End a computed call, whether the transformer has returned or an exception has ended it."""
         state = self.state
         state.call, state.arguments, state.written, state.thread.calls = None, {}, list, ()
+        state.given = (), {}
 
     # -- a call ------------------------------------------------------------------------------------------------
 
@@ -174,7 +219,7 @@ class OutputCache:
         """Decide a call by its arguments."""
         decider = self.decider
         self.integrations.refresh()
-        call = decider.decide(arguments, True, False)
+        call = decider.decide(arguments, True, self._held is not None)
         if self._is_measured and call.branch is not None:
             call.metric_inputs = self._seen(call.branch.given)
         if call.mode is UNDECIDED:
@@ -216,6 +261,8 @@ class OutputCache:
         form, tensors = taken
         branch.take_form(form)
         captured.deltas, captured.complete = tuple(tensor.detach().clone() for tensor in tensors), True
+        if self._held is not None:
+            self._held.take(call, captured.deltas, output)
         if self.decider.policy.metric == "rate" and call.metric_inputs is not None:
             captured.output = captured.deltas[: len(call.metric_inputs)]
 

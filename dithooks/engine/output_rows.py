@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
 from ..stats import warnings as wording
 from .arguments import CallArguments
@@ -85,6 +86,33 @@ class OutputRows:
             result = form.build(self._corrected(rows, made))
         self._states.commit(rows)
         return result
+
+    def knows(self, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return whether a call may be made with some of its rows only: it is known which arguments hold them."""
+        return self._is_sliced and self._dimensions.is_known(batch, args, kwargs)
+
+    def learn(self, batch: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Find out which arguments hold rows, in a further call with a few of them, unless one has shown that it fails.
+
+        Args:
+            batch: number of rows.
+            args: positional arguments of a call with all of them.
+            kwargs: its named arguments.
+            output: of that call.
+        """
+        self._dimensions.note(batch, args, kwargs)
+        if not self._is_sliced:
+            return
+        try:
+            self._try(args, kwargs, output)
+        except OutOfMemoryError:  # the call itself has gone well: nothing but a saving is lost
+            self._is_sliced = False
+
+    def some(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: RowSelection
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call with some of its rows, where it is known which hold them."""
+        return self._dimensions.taken(args, kwargs, rows)
 
     def _form_of(self, row: RowCall) -> OutputForm | None:
         """Return the form of a reused row's output; if it has none, compute the row."""

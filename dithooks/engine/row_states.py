@@ -25,6 +25,7 @@ from .output_correction import OutputCorrection
 from .requests import Request
 from .residual import clones
 from .row import PlacedRow
+from .row_part_decider import RowPartDecider, row_decider_for
 from .run import Branch, Run
 from .sessions import Session
 
@@ -97,7 +98,7 @@ class RowStates(ForkLock):
         with self.lock:
             found = self._known(plan)  # another thread may have made one meanwhile
             if found is None:
-                found = self._own.for_rows(config, self._weights)
+                found = self._own.for_rows(config, self._weights, row_decider_for(config))
                 self._deciders.append((plan, found))
         return found
 
@@ -157,7 +158,13 @@ class RowStates(ForkLock):
         plans = {id(row.plan): row.plan for row in rows}
         deciders = {key: self.decider(plan) for key, plan in plans.items()}  # first: it may raise
         self._weights.begin()
-        forms = row_forms(self._own.given_to(arguments), arguments, len(rows), more)
+        batch = self._own.given_to(arguments)
+        forms = row_forms(batch, arguments, len(rows), more)
+        for key, decider in deciders.items():
+            if isinstance(decider, RowPartDecider):
+                for numbers in _requests([(n, row.session) for n, row in enumerate(rows) if id(row.plan) == key]):
+                    for number in numbers:
+                        forms[number] = decider.given_to_row(forms[number], batch, numbers)
         calls = []
         for number, (row, form) in enumerate(zip(rows, forms, strict=True)):
             decider = deciders[id(row.plan)]
@@ -316,6 +323,14 @@ def row_forms(
         form.form = tuple((e[0], shown(listed[e[0]][number])) if e[0] in listed else e for e in shared)
         form.scales = given.scales
     return forms if listed else forms * batch
+
+
+def _requests(rows: Sequence[tuple[int, Session]]) -> list[list[int]]:
+    """Return the numbers of the rows of each request."""
+    found: dict[int, list[int]] = {}
+    for number, session in rows:
+        found.setdefault(id(session), []).append(number)
+    return list(found.values())
 
 
 def mask_among(arguments: Mapping[str, Any], batch: int) -> Callable[[int], Tensor | None]:

@@ -48,6 +48,7 @@ class Branch:
     is_first: bool = False  # it was new at the run's first step
     position: int = 0  # of the last call among those of its step
     outputs: list[Anchor] = field(default_factory=list)  # of computed steps, before any correction; newest first
+    held: list[Anchor] = field(default_factory=list)  # for steps of one branch alone; see HeldDifference
     unread: list[FiniteCheck] = field(default_factory=list)  # of the residuals that nothing has been made of yet
     interrupted: bool = False  # a computed call began and has not ended
     given: CallArguments = field(default_factory=_nothing)  # to its last call, to recognise the branch by
@@ -61,19 +62,19 @@ class Branch:
 
     def free(self) -> None:
         """Drop all tensors of the branch's residuals, outputs and metric."""
-        self.anchors, self.outputs, self.unread, self.output_form, self.nbytes = [], [], [], None, 0
+        self.anchors, self.outputs, self.held, self.unread, self.output_form, self.nbytes = [], [], [], [], None, 0
         if self.metric is not None:
             self.metric.clear()
 
     def take_form(self, form: OutputForm) -> None:
         """Note the form of a computed output; residuals of another form are dropped."""
         if self.output_form is not None and not self.output_form.is_like(form):
-            self.anchors = []
+            self.anchors, self.held = [], []
         self.output_form = form
 
     def update_nbytes(self) -> None:
         """Update ``nbytes`` after a change of the tensors held."""
-        kept = sum([anchor.nbytes for anchor in (*self.anchors, *self.outputs)])
+        kept = sum([anchor.nbytes for anchor in (*self.anchors, *self.outputs, *self.held)])
         self.nbytes = kept + (0 if self.metric is None else self.metric.nbytes)
 
     def clear(self) -> None:

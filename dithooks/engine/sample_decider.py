@@ -58,8 +58,8 @@ class SampleDecider(CallDecider):
     count_samples: Callable[[], int] | None = None  # of the batch of this call
     clear_branches: Callable[[Sequence[Session], int], None] | None = None  # of samples
 
-    def for_rows(self, config: DitCacheConfig, weights: BatchWeightsVersion) -> CallDecider:
-        rows = super().for_rows(config, weights)
+    def for_rows(self, config: DitCacheConfig, weights: BatchWeightsVersion, kind: type[CallDecider]) -> CallDecider:
+        rows = super().for_rows(config, weights, kind)
         rows.clock = SampleClock(self.clock)
         return rows
 

@@ -17,19 +17,9 @@ from ..errors import InvalidSetting
 from ..policies.interval import Interval
 from ..predictors.predictor import Moment
 from ..recording.recording import Floats
-from .planner import (
-    DEFAULT_LATE_ERROR_WEIGHT,
-    RANGES_AT_ONCE,
-    SLACK,
-    Candidate,
-    Choice,
-    Coefficients,
-    Option,
-    Planner,
-    Variant,
-    is_near,
-    pareto_front,
-)
+from .candidate import Candidate, Choice, Option, Variant
+from .pareto_front import SLACK, pareto_front
+from .planner import DEFAULT_LATE_ERROR_WEIGHT, RANGES_AT_ONCE, Coefficients, Planner, is_near
 
 LAST_RESIDUAL = (1.0,)  # the weights of plain reuse
 

@@ -12,9 +12,11 @@ from ..errors import InvalidSetting, WrongType
 from ..progress_bars import ProgressCallback
 from ..recording.recording import Recording
 from ..validation import check_choice, check_count, check_number, shown
+from .candidate import MODES, Candidate, StepMode, Variant
 from .costs import Cost
 from .interval_planner import IntervalPlanner
-from .planner import MODES, Candidate, Mode, Planner, Variant
+from .partial_planner import PartialPlanner
+from .planner import Planner
 
 PACKAGES = ("dithooks", "torch", "numpy", "diffusers")
 
@@ -28,7 +30,7 @@ def plan(
     late_error_weight: float | None = None,
     interval: int | None = None,
     payload: Payload = "residual",
-    mode: Mode = "whole",
+    mode: StepMode = "whole",
 ) -> CachePlan:
     """Return the plan with the least predicted error of all plans that reach a speed-up.
 
@@ -53,8 +55,9 @@ def plan(
         payload: the forecast: ``"residual"`` of a range, or ``"output"`` of the whole transformer, whose call is
             left out; for that the recording has to have the solver's steps, and ``interval`` is left out.
         mode: ``"whole"``: a step computes the whole range, or nothing of it; ``"tail"``: all blocks are in two ranges,
-            each with its own schedule, so that the last blocks may run alone. The errors of both are taken to add up
-            as if unrelated, and are mostly more: compare by running the plans.
+            each with its own schedule, so that the last blocks may run alone; ``"conditional"``: outputs are forecast,
+            and at some steps one branch of guidance alone is computed, and the other taken to be as far from it as
+            before. Both are mostly worse than their predicted error says: compare by running the plans.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
@@ -94,10 +97,16 @@ def plan(
     if check_count("anchors", anchors, 1) > 3:
         raise InvalidSetting(f"anchors={anchors}: residuals are made of 1, 2 or 3")
     check_choice("payload", payload, PAYLOADS)
-    if payload == "output":
-        _check_outputs(recording, interval)
     if check_choice("mode", mode, MODES) != "whole":
         _check_mode(mode, payload, interval)
+    if payload == "output" or mode == "conditional":
+        payload = "output"
+        _check_outputs(recording, interval)
+    if mode == "conditional" and recording.solver is not None and recording.solver.apart is None:
+        raise InvalidSetting(
+            "mode='conditional': at some step of the recorded run, guidance was no weighted sum of two outputs, or the "
+            "one with the prompt was not called first, so that there is nothing to hold: leave mode out"
+        )
     weight = _checked_weight(late_error_weight)
     candidate = planner.candidate(target, Variant(anchors, weight, payload=payload, mode=mode))
     return build_plan(planner, candidate, target, "by planning from a recording")
@@ -141,11 +150,11 @@ def make_planner(
     report: ProgressCallback = lambda stage, done, total: None,
     payloads: tuple[Payload, ...] = ("residual",),
     fits: bool = False,
-    modes: tuple[Mode, ...] = (),
+    modes: tuple[StepMode, ...] = (),
 ) -> Planner:
     """Return the planner of free schedules, or, with an interval, of those that refresh at it."""
     if interval is None:
-        return Planner(recording, cost, report, payloads, fits, modes=modes)
+        return PartialPlanner(recording, cost, report, payloads, fits, modes=modes)
     return IntervalPlanner(recording, cost, report, interval=interval)
 
 
@@ -191,7 +200,7 @@ def _check_outputs(recording: Recording, interval: int | None) -> None:
         )
 
 
-def _check_mode(mode: Mode, payload: Payload, interval: int | None) -> None:
+def _check_mode(mode: StepMode, payload: Payload, interval: int | None) -> None:
     """Refuse a mode of steps with what excludes it."""
     if interval is not None:
         raise InvalidSetting(f"mode={shown(mode)} and interval exclude each other: leave one of both out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from ..predictors.predictor import Moment
 from ..progress_bars import ProgressCallback
 from ..recording.noise_levels import falling_times, noise_levels
 from ..recording.recording import Floats, Recording, Trace
+from .candidate import Candidate, Choice, Option, StepMode, Variant
 from .costs import Cost, Savings, error_weights
+from .pareto_front import SLACK, cheapest_mix, joint_front, pareto_front
 from .schedule_solver import Schedules
 from .weight_fit import fit
 
@@ -24,87 +26,7 @@ RANGES_AT_ONCE = 64  # solved in one stack: as many as fit into a processor's ca
 SOLVER_BYTES = 2**27  # memory of one stack
 LONG_RUN = 64  # steps, beyond which three anchors take minutes to solve: two are taken instead
 FEW_RANGES = 8  # solved with three anchors: the most promising with two
-SLACK = 1e-9  # relative, for comparisons of sums
 DEFAULT_LATE_ERROR_WEIGHT = 10.0  # the best on one model that it was measured on
-Mode = Literal["whole", "tail"]  # of the steps of a plan, beside those that are reused
-MODES: tuple[Mode, ...] = ("whole", "tail")
-
-
-class Variant(NamedTuple):
-    """How schedules are priced: the residuals that a forecast is made of, and the weights of errors by step.
-
-    Args:
-        anchors: residuals that a forecast is made of.
-        late_error_weight: how many times more an error at the end counts than one at the beginning. ``None``: the
-            measured sensitivity counts, or else :data:`DEFAULT_LATE_ERROR_WEIGHT`.
-        power: of the measured sensitivity: 1 takes it as it is, 0 weighs all steps alike.
-        payload: the forecast: ``"residual"`` of a range, or ``"output"`` of the whole transformer.
-        space: where errors are weighed: in the ``"hidden"`` states of each range; or, for all blocks at once, in the
-            ``"output"`` that the solver is given, by how far it moves the latents.
-        mode: which steps there are: ``"whole"``, the whole range computed or reused; ``"tail"``, where the blocks are
-            in two ranges with a schedule each, so that the last ones may run alone.
-    """
-
-    anchors: int = 2
-    late_error_weight: float | None = None
-    power: float = 1.0
-    payload: Payload = "residual"
-    space: Literal["hidden", "output"] = "hidden"
-    mode: Mode = "whole"
-
-
-class Choice(NamedTuple):
-    """A range of one transformer, and its schedule: a 1 for each of the transformer's steps that computes it.
-
-    With the payload ``"output"``, the range is the whole transformer.
-
-    Args:
-        trace: number of the transformer.
-        first: first block of the range.
-        last: last block of the range.
-        computed: a 1 for each step that is computed.
-        payload: the forecast.
-        tail: with the mode ``"tail"``, the range of the blocks behind, with its schedule.
-    """
-
-    trace: int
-    first: int
-    last: int
-    computed: tuple[int, ...]
-    payload: Payload = "residual"
-    tail: tuple[Choice, ...] = ()
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A plan that has not been run: its speed-up and error are predicted from the recording.
-
-    Args:
-        choices: one for each transformer that is cached.
-        variant: how the schedules were priced.
-        speedup: predicted speed-up.
-        error: predicted error: √Σ over reused stretches of ‖weighted error of the residual‖² relative to ‖h‖.
-        reaches: whether the speed-up is at least the target.
-        target: the speed-up that was asked for.
-    """
-
-    choices: tuple[Choice, ...]
-    variant: Variant
-    speedup: float
-    error: float
-    reaches: bool = True
-    target: float = 1.0
-
-
-class Option(NamedTuple):
-    """One schedule of one range of a trace: what it saves, and what it costs. ``Option()`` caches nothing."""
-
-    saved: float = 0.0
-    cost: float = 0.0
-    range: int = 0
-    refreshes: int = 0
-    computed: tuple[int, ...] = ()  # the schedule; empty: the best with so many refreshes, solved when it is chosen
-    tail: tuple[Option, ...] = ()  # of the blocks behind the range, its cost and saving counted in
 
 
 @dataclass(eq=False)
@@ -132,7 +54,7 @@ class Planner:
     payloads: tuple[Payload, ...] = ("residual",)
     fits: bool = False
     shared: tuple[Choice, ...] = ()
-    modes: tuple[Mode, ...] = ()
+    modes: tuple[StepMode, ...] = ()
     _solved: dict[tuple[int, Variant, int], Floats] = field(default_factory=dict, repr=False)
     _chosen: dict[tuple[int, Variant, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
 
@@ -162,7 +84,7 @@ class Planner:
         """
         variant, needed = self._feasible(variant or Variant()), self.savings.needed(target)
         options = [self._options(number, variant, needed, avoid) for number in range(len(self.recording.traces))]
-        saved, cost, picked = _cheapest_mix(options, needed)
+        saved, cost, picked = cheapest_mix(options, needed)
         choices = tuple(
             self._choice(number, option, variant) for number, option in enumerate(picked) if option.refreshes
         )
@@ -175,7 +97,7 @@ class Planner:
         """Return the Pareto front of all plans as (speed-up, predicted error), slowest first."""
         chosen = self._feasible(variant or Variant())
         options = [self._options(number, chosen, 0.0, ()) for number in range(len(self.recording.traces))]
-        return [(float(self.savings.speedup(saved)), float(np.sqrt(cost))) for saved, cost, _ in _joint_front(options)]
+        return [(float(self.savings.speedup(saved)), float(np.sqrt(cost))) for saved, cost, _ in joint_front(options)]
 
     def neighbours(self, candidate: Candidate) -> Iterator[Candidate]:
         """Yield the same plan with one refresh a step earlier or later, those that cost least first.
@@ -185,7 +107,7 @@ class Planner:
         if (other := self._with_other_payload(candidate)) is not None:
             yield other
         moves = []
-        for place, choice in enumerate(() if candidate.variant.mode == "tail" else candidate.choices):
+        for place, choice in enumerate(candidate.choices):
             schedules = self._schedules(choice.trace, [self._range(choice)], candidate.variant)
             bits = choice.computed
             for step, onto in product(range(1, len(bits)), (-1, 1)):
@@ -203,7 +125,6 @@ class Planner:
         """Return the same schedules with the other payload; ``None`` where that is not possible, or saves less."""
         if (
             self.shared
-            or candidate.variant.mode == "tail"
             or "output" not in self.payloads
             or any(
                 (each.first, each.last) != (0, len(self.recording.traces[each.trace].blocks) - 1)
@@ -231,7 +152,6 @@ class Planner:
         return tuple(self._piece(choice, candidate.variant) for choice in candidate.choices)
 
     def _piece(self, choice: Choice, variant: Variant) -> TransformerPlan:
-        """Return the plan of one range, with those of the ranges behind it."""
         recording, trace = self.recording, self.recording.traces[choice.trace]
         moments = [Moment(int(step), float(t), trace.axis) for step, t in zip(trace.steps, trace.times, strict=True)]
         weights_at = self._coefficients(choice, variant, moments)
@@ -254,7 +174,6 @@ class Planner:
             axis=trace.axis,
             called=None if called == (0, recording.steps) else called,
             payload=choice.payload,
-            more_ranges=tuple(self._piece(each, variant) for each in choice.tail),
         )
 
     def _coefficients(self, choice: Choice, variant: Variant, moments: Sequence[Moment]) -> Coefficients:
@@ -296,8 +215,6 @@ class Planner:
 
     def _options(self, number: int, variant: Variant, needed: float, avoid: Sequence[Choice]) -> list[Option]:
         """Return the Pareto front of one transformer's options; the first one caches nothing, if that is one."""
-        if variant.mode == "tail":
-            return pareto_front([*self._uncached, *self._with_tails(number, variant, avoid)])
         trace, saving = self.recording.traces[number], self.savings.step[number]
         steps, alone = len(trace.steps), len(self.recording.traces) == 1
         allowed = self._allowed(number, avoid, variant)
@@ -312,41 +229,6 @@ class Planner:
         if variant.anchors > 2 and len(most) > FEW_RANGES:
             most = self._promising(number, variant, most, enough)
         return pareto_front([*self._uncached, *self._all_options(number, variant, most, enough)])
-
-    def _with_tails(self, number: int, variant: Variant, avoid: Sequence[Choice]) -> list[Option]:
-        """Return the options with all blocks in two ranges, for each place to part them and each number of refreshes.
-
-        The errors of both are taken to add up as if unrelated, so each range's schedules are solved by themselves.
-        """
-        trace = self.recording.traces[number]
-        last, numbers = len(trace.blocks) - 1, {tuple(pair): r for r, pair in enumerate(trace.ranges.tolist())}
-        parted = [(numbers.get((0, at - 1), -1), numbers.get((at, last), -1)) for at in range(1, last + 1)]
-        usable = set(self._possible(number, avoid, variant._replace(mode="whole")))
-        parted = [pair for pair in parted if usable.issuperset(pair)]
-        if not parted or self.shared or variant.payload == "output":
-            return []
-        if variant.anchors > 2 and len(parted) > FEW_RANGES:
-            fewer = self._of_parts(number, parted, variant._replace(anchors=2))
-            front = dict.fromkeys((each.range, each.tail[0].range) for each in reversed(pareto_front(fewer)))
-            parted = [*front][:FEW_RANGES]
-        return self._of_parts(number, parted, variant)
-
-    def _of_parts(self, number: int, parted: Sequence[tuple[int, int]], variant: Variant) -> list[Option]:
-        """Return the options of some pairs of ranges, those that no other of the same pair beats."""
-        steps, saving = len(self.recording.traces[number].steps), self.savings.step[number]
-        ranges = sorted({each for pair in parted for each in pair})
-        whole = variant._replace(mode="whole")  # what is solved for it serves both
-        costs = dict(zip(ranges, self._costs(number, ranges, whole, steps), strict=True))
-
-        def options(r: int) -> list[Option]:
-            every = [Option((steps - k) * float(saving[r]), float(costs[r][k]), r, k) for k in range(1, steps)]
-            return pareto_front(every)
-
-        return [
-            front._replace(saved=saved, cost=cost, tail=(behind,))
-            for head, tail in parted
-            for saved, cost, (front, behind) in _joint_front([options(head), options(tail)])
-        ]
 
     @property
     def _uncached(self) -> list[Option]:
@@ -417,9 +299,6 @@ class Planner:
 
     def _choice(self, number: int, option: Option, variant: Variant) -> Choice:
         trace = self.recording.traces[number]
-        if option.tail:
-            behind = tuple(self._choice(number, each, variant) for each in option.tail)
-            return self._choice(number, option._replace(tail=()), variant)._replace(tail=behind)
         is_output = option.range == len(trace.ranges)
         first, last = (0, len(trace.blocks) - 1) if is_output else (int(block) for block in trace.ranges[option.range])
         payload: Payload = "output" if is_output else "residual"
@@ -464,33 +343,3 @@ def is_near(pair: NDArray[np.int64], avoid: Sequence[Choice], number: int, trace
         and abs(choice.first - int(pair[0])) + abs(choice.last - int(pair[1])) < near
         for choice in avoid
     )
-
-
-def pareto_front(options: Sequence[Option]) -> list[Option]:
-    """Return the options that no other beats in saving and cost, ascending by what they save."""
-    kept: list[Option] = []
-    for option in sorted(options, key=lambda each: (-each.saved, each.cost)):
-        if not kept or option.cost < kept[-1].cost:
-            kept.append(option)
-    return kept[::-1]
-
-
-def _joint_front(options: Sequence[Sequence[Option]]) -> list[tuple[float, float, tuple[Option, ...]]]:
-    """Return the Pareto front (saved, cost, an option of each transformer), ascending by the savings."""
-    front: list[tuple[float, float, tuple[Option, ...]]] = [(0.0, 0.0, ())]
-    for own in options:
-        joined = [(s + option.saved, c + option.cost, (*mix, option)) for (s, c, mix), option in product(front, own)]
-        joined.sort(key=lambda mix: (-mix[0], mix[1]))
-        front = []
-        for mix in joined:
-            if not front or mix[1] < front[-1][1]:
-                front.append(mix)
-        front.reverse()
-    return front
-
-
-def _cheapest_mix(options: Sequence[Sequence[Option]], needed: float) -> tuple[float, float, tuple[Option, ...]]:
-    """Return the cheapest mix (saved, cost, options) that saves enough, or else the one that saves most."""
-    front = _joint_front(options)
-    reaching = [mix for mix in front if mix[0] >= needed * (1 - SLACK)]
-    return min(reaching, key=lambda mix: mix[1]) if reaching else front[-1]

@@ -101,29 +101,29 @@ class Schedules:
         total = np.zeros(len(self.grams))
         for place, (last, following) in enumerate(zip(refreshes, [*refreshes[1:], self.steps], strict=True)):
             earlier = tuple(reversed(refreshes[max(place - self.anchors + 1, 0) : place]))
-            total += self._prices(last, [earlier])[:, 0, following - last - 1]
+            total += self.prices(last, [earlier])[:, 0, following - last - 1]
         return total
 
     def _solve(self, most: int) -> tuple[Floats, list[Floats]]:
         """Return the least cost of each number of refreshes, and of each path to a last refresh."""
         size, arrivals = len(self.grams), list[Floats]()
         for last in range(self.steps):
-            arrivals.append(np.full((size, most + 1, len(self._earlier[last])), np.inf))
+            arrivals.append(np.full((size, most + 1, len(self.earlier[last])), np.inf))
         arrivals[0][:, 1, 0] = 0.0
         ends = np.full((size, most + 1), np.inf)
         for last in range(self.steps):
-            ways = self._earlier[last]
-            prices = self._prices(last, ways)  # (R, ways, T − last): the next refresh is last + 1 … T
+            ways = self.earlier[last]
+            prices = self.prices(last, ways)  # (R, ways, T − last): the next refresh is last + 1 … T
             merged: dict[Earlier, list[int]] = {}
             for number, way in enumerate(ways):
-                merged.setdefault(self._onward(last, way), []).append(number)
+                merged.setdefault(self.onward(last, way), []).append(number)
             for onward, numbers in merged.items():
                 first, final = numbers[0], numbers[-1] + 1  # they are neighbours in the sorted list
                 arrived = arrivals[last][:, :, first:final, None] + prices[:, None, first:final]
                 cheapest = arrived.min(axis=2)  # (R, most + 1, T − last)
                 ends = np.minimum(ends, cheapest[:, :, -1])
                 for following in range(last + 1, self.steps):
-                    place = self._place[following][onward]
+                    place = self.place[following][onward]
                     there = arrivals[following][:, 1:, place]
                     np.minimum(there, cheapest[:, :-1, following - last - 1], out=there)
         return ends, arrivals
@@ -132,18 +132,18 @@ class Schedules:
         """Return the refreshes of the cheapest schedule, traced back from its last one."""
         best, state = np.inf, (0, 0)
         for last in range(self.steps):
-            prices = self._prices(last, self._earlier[last])[0, :, -1]
+            prices = self.prices(last, self.earlier[last])[0, :, -1]
             totals = arrivals[last][0, refreshes] + prices
             if totals.min() < best:
                 best, state = float(totals.min()), (last, int(totals.argmin()))
         chosen, (last, place) = {state[0]}, state
         for number in range(refreshes, 1, -1):
-            way = self._earlier[last][place]
+            way = self.earlier[last][place]
             cheapest = (np.inf, 0, 0)
             for before in way[:1] or range(last):
-                for other, earlier in enumerate(self._earlier[before]):
-                    if self._onward(before, earlier) == way:
-                        price = self._prices(before, [earlier])[0, 0, last - before - 1]
+                for other, earlier in enumerate(self.earlier[before]):
+                    if self.onward(before, earlier) == way:
+                        price = self.prices(before, [earlier])[0, 0, last - before - 1]
                         total = float(arrivals[before][0, number - 1, other] + price)
                         cheapest = min(cheapest, (total, before, other))
             _, last, place = cheapest
@@ -151,7 +151,7 @@ class Schedules:
         return chosen
 
     @cached_property
-    def _earlier(self) -> list[list[Earlier]]:
+    def earlier(self) -> list[list[Earlier]]:
         """For each last refresh, the sorted tuples of refreshes before it that a forecast may use."""
         reach, earlier = self.anchors - 1, []
         for last in range(self.steps):
@@ -163,14 +163,14 @@ class Schedules:
         return earlier
 
     @cached_property
-    def _place(self) -> list[dict[Earlier, int]]:
-        return [{way: place for place, way in enumerate(ways)} for ways in self._earlier]
+    def place(self) -> list[dict[Earlier, int]]:
+        return [{way: place for place, way in enumerate(ways)} for ways in self.earlier]
 
-    def _onward(self, last: int, way: Earlier) -> Earlier:
+    def onward(self, last: int, way: Earlier) -> Earlier:
         """Return the refreshes before the one that follows ``last``, as far as forecasts use them."""
         return (last, *way)[: self.anchors - 1]
 
-    def _prices(self, last: int, ways: Sequence[Earlier]) -> Floats:
+    def prices(self, last: int, ways: Sequence[Earlier]) -> Floats:
         """Return (R, ways, T − last): the cost of the segment from ``last`` to each next refresh last + 1 … T."""
         groups: dict[int, list[int]] = {}
         for number, way in enumerate(ways):

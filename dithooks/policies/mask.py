@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import InvalidSetting, WrongType
 from ..validation import check_number, set_field, shown
+from .conditional import Conditional, check_conditional
 from .history import BranchHistory, Decision, Schedule
 from .policy import Policy, steps_are_needed
 from .reason import Reason
@@ -32,10 +33,12 @@ class Mask(Policy):
             noise levels, is given the mask resampled by σ (:func:`resample`), without ``sigmas`` by share of the steps.
         dynamic: decides where the mask has 0; left out, these steps are reused.
         others: masks that were made for other numbers of steps: a run is given the one whose number is nearest.
+        conditional: steps of the mask at which one branch of guidance alone is computed. A run that the mask has to be
+            resampled for computes them whole.
 
     Raises:
         TypeError: ``dynamic`` is not a policy that decides by looking, or ``others`` are not masks of 0 and 1.
-        ValueError: no such preset, or not a mask.
+        ValueError: no such preset, not a mask, or ``conditional`` does not fit it.
 
     Example:
         >>> policy = Mask("medium").for_run(Schedule(steps=10))
@@ -50,6 +53,7 @@ class Mask(Policy):
     sigmas: tuple[float, ...] | None = None
     dynamic: Policy | None = None
     others: tuple[Mask, ...] = field(default=(), repr=False, metadata={"written": "where given"})
+    conditional: Conditional | None = field(default=None, repr=False, metadata={"written": "where given"})
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, str):
@@ -79,6 +83,10 @@ class Mask(Policy):
             raise WrongType(
                 f"dynamic={shown(self.dynamic)} must be a policy that decides by looking, such as Threshold"
             )
+        if self.conditional is not None and (isinstance(self.steps, str) or self.dynamic is not None):
+            raise InvalidSetting("conditional belongs to a mask of 0 and 1 that decides alone: leave dynamic out")
+        if not isinstance(self.steps, str):
+            check_conditional(self.conditional, self.steps)
         if self.dynamic is not None:
             for name in ("metric", "separate_branches", "reduce"):
                 set_field(self, name, getattr(self.dynamic, name))
@@ -97,18 +105,25 @@ class Mask(Policy):
             steps = schedule.steps
             nearest = min((self._alone, *self.others), key=lambda mask: abs(log(len(mask.steps) / steps)))
             return nearest.for_run(schedule)
-        return Mask(resample(self.steps, schedule.steps, self.sigmas, schedule.sigmas), None, dynamic)
+        mask = resample(self.steps, schedule.steps, self.sigmas, schedule.sigmas)
+        return Mask(mask, None, dynamic, conditional=self.conditional if mask == self.steps else None)
+
+    @property
+    def has_conditional(self) -> bool:
+        return any(mask.conditional is not None for mask in (self, *self.others))
 
     @property
     def _alone(self) -> Mask:
-        return self if not self.others else Mask(self.steps, self.sigmas, self.dynamic)
+        return self if not self.others else Mask(self.steps, self.sigmas, self.dynamic, conditional=self.conditional)
 
     def before(self, step: int, branch: BranchHistory, schedule: Schedule) -> Decision | None:
         assert not isinstance(self.steps, str)
         if step >= len(self.steps):
             return Decision(False, Reason.END)
         if self.steps[step]:
-            return Decision(False, Reason.MASK)
+            if self.conditional is None or not self.conditional.steps[step]:
+                return Decision(False, Reason.MASK)
+            return Decision(False, Reason.MISSED_REFRESH if self._missed(step, branch) else Reason.CONDITIONAL)
         if self.dynamic is not None:
             return self.dynamic.before(step, branch, schedule)
         return Decision(False, Reason.MISSED_REFRESH) if self._missed(step, branch) else Decision(True, Reason.REUSE)

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Literal
 
 from ..validation import check_bool, check_choice
+from .conditional import Conditional
 from .history import BranchHistory, Decision, Schedule
 
 Reduce = Literal["mean", "max", "each"]
@@ -36,6 +37,12 @@ class Policy(ABC):
     needs_sigmas: ClassVar[bool] = False  # whether Schedule.sigmas is to be filled in
     separate_branches: bool = True  # False: the first call of a step decides for all branches
     reduce: Reduce = "mean"  # over a batch, where a change is measured
+    conditional: Conditional | None = None  # steps at which one branch of guidance alone is computed
+
+    @property
+    def has_conditional(self) -> bool:
+        """Whether there are such steps, in any run."""
+        return self.conditional is not None
 
     @property
     def never_reuses(self) -> bool:

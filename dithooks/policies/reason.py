@@ -35,6 +35,9 @@ class Reason(str, Enum):
     SWITCH = "switch"
     NOT_REACHED = "not reached"
     NOT_FINITE = "residual not finite"
+    CONDITIONAL = "conditional only"  # one branch of guidance alone is computed, and another's output made of its own
+    NO_CONDITIONAL = "no conditional output"  # for these latents: so another branch's cannot be made of it
+    NO_DIFFERENCE = "no difference"  # of the two branches is kept, by which that would be made
     SHARED_SCHEDULER = "shared scheduler"
     ANOTHER_RANK = "another rank"
     RANKS_DIFFER = "ranks differ"
@@ -62,6 +65,9 @@ _OWN = frozenset(
         Reason.SWITCH,
         Reason.NOT_REACHED,
         Reason.NOT_FINITE,
+        Reason.CONDITIONAL,
+        Reason.NO_CONDITIONAL,
+        Reason.NO_DIFFERENCE,
         Reason.SHARED_SCHEDULER,
         Reason.ANOTHER_RANK,
     }

@@ -23,6 +23,7 @@ from ..errors import InvalidSetting
 from ..progress_bars import ProgressCallback
 from ..user_run import check_run
 from ..validation import check_count, check_number
+from .guidance_shares import watched_outputs
 from .input_check import same_inputs
 from .model_recorder import ModelRecorder
 from .recorder import STEPS, Recorder
@@ -200,6 +201,8 @@ def _recorded(
             solver.reason = "there is none whose step() takes an output and a sample"
         else:
             stack.enter_context(watched_solver(scheduler, solver))
+            for recorder in recorders:
+                stack.enter_context(watched_outputs(recorder.chain.owner, solver.returned))
         if any(is_compiled(recorder.chain) for recorder in recorders):
             stack.enter_context(eagerly())
         for recorder in recorders:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..config.safe_json import parsed
 from ..errors import InvalidSetting, WrongType
 from ..storage.archive import read_arrays
 from ..storage.replacement import replacing
-from ..validation import check_choice, check_count, check_number, check_text, shown
+from ..validation import check_bool, check_choice, check_count, check_number, check_text, shown
 from .solver_trace import SolverTrace
 
 Floats = NDArray[np.float64]  # on the host: what counts are small differences of large products
@@ -152,6 +152,9 @@ class Recording:
         )
         head |= {"unsolved": self.unsolved, "is_solved": self.solver is not None}
         head |= {"latent_numbers": 0 if self.solver is None else self.solver.numbers}
+        if self.solver is not None and self.solver.apart is not None:
+            head |= {"conditional": self.solver.conditional, "in_batch": self.solver.in_batch}
+            arrays["solver.apart"] = self.solver.apart
         arrays |= {f"{n}.inputs.{name}": a for n, trace in enumerate(self.traces) for name, a in trace.inputs.items()}
         with replacing(path) as draft, draft.open("wb") as file:  # given a name, NumPy would add an ending to it
             np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
@@ -203,6 +206,8 @@ class Recording:
         }  # the latter is not in files of earlier versions
         latents = check_count("latent_numbers", head.get("latent_numbers", 0), 0)  # not in files of earlier versions
         solver = _read_solver(stored, made.steps, latents) if head.get("is_solved") is True else None
+        if solver is not None and "solver.apart" in stored:  # not in files of earlier versions
+            solver = _with_guidance(solver, stored["solver.apart"], head)
         unsolved = check_text("unsolved", head.get("unsolved", ""), empty=True)
         numbers = {name: head[name] for name in _NUMBERS}
         return cls(tuple(traces), made, **numbers, **series, solver=solver, unsolved=unsolved)
@@ -254,6 +259,17 @@ def _read_solver(stored: dict[str, Any], steps: int, numbers: int) -> SolverTrac
     for name in ("outputs", "latents"):
         arrays[name] = arrays[name].astype(np.float32)
     return SolverTrace(**arrays, numbers=numbers)
+
+
+def _with_guidance(solver: SolverTrace, array: NDArray[Any], head: dict[str, Any]) -> SolverTrace:
+    """The solver's steps with the direction of guidance."""
+    apart = _numbers("solver: apart", array).astype(np.float32)
+    if apart.shape != solver.outputs.shape:
+        raise InvalidSetting(f"solver: apart is of shape {apart.shape}, and should be {solver.outputs.shape}")
+    number, in_batch = check_count("conditional", head["conditional"], 0), check_bool("in_batch", head["in_batch"])
+    if number > int(in_batch):
+        raise InvalidSetting(f"conditional={number}: it should be the first of two calls, or a half of a batch")
+    return replace(solver, apart=apart, conditional=number, in_batch=in_batch)
 
 
 def _check(trace: Trace, where: str, total: int) -> None:

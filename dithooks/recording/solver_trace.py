@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import RunMismatch
+from .guidance_shares import Branches, StepOutputs, branches_of, shares_of
 from .solver_watch import SolverCall
 
 NUMBERS = 8192  # kept of each picture: for the few weights of a step, they say as much as all of them
 MOST = 2**24  # numbers of a whole recording
 AFFINE = 0.02  # share of an output's effect that may not be in proportion to it: rounding stays below
+PAIR = 2  # branches of guidance
 Singles = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
@@ -96,6 +98,11 @@ class SolverTrace:
         gains: (T,), B of each step: the latents that follow are A + B·output.
         places: (D,), of the numbers that are kept, in a picture's latents.
         numbers: of the latents of a picture of the first run; 0: not known, and all are of one size.
+        apart: (T, S, D), s·(v − v_c), what the other branch of guidance adds to the output beyond what it would if it
+            returned the same as branch c: s is its share, and v what it has returned. ``None``: guidance was not found
+            to be a weighted sum of two branches at every step, or branch c is not the first call of a step.
+        conditional: c, the number of the branch with the largest share; ``None`` where ``apart`` is.
+        in_batch: whether these branches are halves of a batch.
     """
 
     outputs: Singles
@@ -103,6 +110,9 @@ class SolverTrace:
     gains: Doubles
     places: NDArray[np.int64]
     numbers: int = 0
+    apart: Singles | None = None
+    conditional: int | None = None
+    in_batch: bool = False
 
     def places_in(self, pictures: Tensor) -> NDArray[np.int64]:
         """Return the places of the numbers that are kept of pictures of this size."""
@@ -114,6 +124,31 @@ class SolverTrace:
         flat = self.outputs.reshape(len(self.outputs), -1).astype(np.float64)
         gram: Doubles = flat @ flat.T
         return gram
+
+    @property
+    def apart_squares(self) -> Doubles | None:
+        """(T, T), ‖apart_s − apart_t‖², summed over the pictures: what it costs to hold step s's at step t."""
+        if self.apart is None:
+            return None
+        flat = self.apart.reshape(len(self.apart), -1).astype(np.float64)
+        inner = flat @ flat.T
+        own = np.diagonal(inner)
+        squares: Doubles = np.maximum(own[:, None] + own[None] - 2 * inner, 0.0)
+        return squares
+
+
+class Direction(NamedTuple):
+    """The two branches of guidance at a step.
+
+    Args:
+        apart: what the second has returned less what the first has, at the places that are kept.
+        shares: of both in what the solver is given.
+        in_batch: whether they are halves of a batch.
+    """
+
+    apart: Singles
+    shares: Doubles
+    in_batch: bool
 
 
 class SolverRecorder:
@@ -131,11 +166,18 @@ class SolverRecorder:
         self._runs: dict[int, dict[int, tuple[Singles, Singles]]] = {}
         self._gains: dict[int, list[float]] = {}
         self._output: Singles | None = None
+        self._outputs = StepOutputs()  # of the transformer, at this step
+        self._directions: dict[int, dict[int, Direction]] = {}  # by run and step
         self._failed = False
         self.reason = "its step() is not called"
 
+    def returned(self, output: object, latents: object) -> None:
+        """Note what a call of a transformer has returned, and the latents that it was given."""
+        if not self._failed:
+            self._outputs.add(output, latents)
+
     def before(self, call: SolverCall) -> None:
-        now = self._now()
+        now, calls = self._now(), self._outputs.take()
         if now is None or self._failed:
             return
         numbers = call.output[0].numel()
@@ -149,6 +191,7 @@ class SolverRecorder:
             )
         self._gains.setdefault(now[1], []).append(answer.gain)
         self._output = taken(call.output, places)
+        self._note_guidance(self._directions.setdefault(now[0], {}), now[1], branches_of(calls, call.output), places)
 
     def after(self, call: SolverCall, following: Tensor) -> None:
         now, output, self._output = self._now(), self._output, None
@@ -176,4 +219,33 @@ class SolverRecorder:
         gains = np.array([float(np.mean(self._gains[step])) for step in range(steps)])
         assert self._places is not None
         self.reason = ""
-        return SolverTrace(outputs, latents, gains, self._places, self._numbers)
+        return SolverTrace(outputs, latents, gains, self._places, self._numbers, *self._guidance(steps))
+
+    def _note_guidance(
+        self, known: dict[int, Direction], step: int, branches: Branches, places: NDArray[np.int64]
+    ) -> None:
+        """Note the branches of a step of a run, if what the solver is given is a weighted sum of two."""
+        if len(branches.outputs) != PAIR or self._output is None:
+            return
+        first, second = (taken(each, places) for each in branches.outputs)
+        former = known[step - 1].shares if step - 1 in known else None
+        shares = shares_of([first, second], self._output, former)
+        if shares is not None:
+            known[step] = Direction(second - first, shares, branches.in_batch)
+
+    def _guidance(self, steps: int) -> tuple[Singles, int, bool] | tuple[()]:
+        """Return the direction of guidance, the number of the branch that it is seen from, and whether in a batch."""
+        found = [[self._directions[run].get(step) for run in self._runs] for step in range(steps)]
+        known = [each for of_step in found for each in of_step if each is not None]
+        if len(known) < steps * len(self._runs) or len({each.in_batch for each in known}) > 1:
+            return ()
+        number = int(np.argmax(np.sum([each.shares for each in known], axis=0)))
+        in_batch = known[0].in_batch
+        if number and not in_batch:  # where the other call is the first, nothing is known yet that it could be made of
+            return ()
+        other = 1 - number
+        rows = [
+            np.concatenate([each.apart * each.shares[other] for each in of_step if each is not None])
+            for of_step in found
+        ]
+        return ((other - number) * np.stack(rows)).astype(np.float32), number, in_batch

@@ -12,8 +12,9 @@ from statistics import median
 
 from ..fork import ForkLock
 from ..policies.history import BranchHistory, Decision
+from ..policies.reason import Reason
 from .timing import Mark, is_ready, seconds_between
-from .types import CacheStats, CallRecord, RunStats, branch_stats
+from .types import CacheStats, CallRecord, RunStats, blocks_left_out, branch_stats
 
 MAX_CALLS = 10_000  # latest calls of a range that are kept one by one
 MAX_RUNS = 16  # latest runs of a range that have statistics of their own
@@ -308,6 +309,7 @@ class DecisionLog(ForkLock):
             runs = tuple(log.stats(self.name, self.blocks, self.skippable, self._is_alone) for log in latest)
         calls = counts.total()
         reused = sum(number for (reuse, _), number in counts.items() if reuse)
+        left_out = blocks_left_out(reused, counts[False, Reason.CONDITIONAL.value], self.skippable)
         reasons: Counter[str] = Counter()
         for (_, reason), number in counts.items():
             reasons[reason] += number
@@ -315,7 +317,7 @@ class DecisionLog(ForkLock):
             calls=calls,
             computed_calls=calls - reused,
             reused_calls=reused,
-            blocks_run=calls * self.blocks - reused * self.skippable,
+            blocks_run=calls * self.blocks - left_out,
             blocks_total=calls * self.blocks,
             bytes_held=bytes_held,
             bytes_peak=max(peak, bytes_held),

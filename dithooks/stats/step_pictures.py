@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..policies.reason import Reason
 from .types import CallRecord
 
 SIGNS = {(False,): "●", (True,): "○", (False, True): "◐"}
@@ -19,7 +20,8 @@ def step_pictures(records: Iterable[CallRecord]) -> dict[str, str]:
     """
     ranges: dict[str, dict[int, set[bool]]] = {}
     for record in records:
-        ranges.setdefault(record.range, {}).setdefault(record.step, set()).add(record.reuse)
+        seen = ranges.setdefault(record.range, {}).setdefault(record.step, set())
+        seen |= {True, False} if record.reason == Reason.CONDITIONAL else {record.reuse}
     return {
         name: "".join(SIGNS[tuple(sorted(steps[step]))] if step in steps else "·" for step in range(max(steps) + 1))
         for name, steps in ranges.items()
@@ -27,15 +29,15 @@ def step_pictures(records: Iterable[CallRecord]) -> dict[str, str]:
 
 
 def sign_of(computed: Sequence[int]) -> str:
-    """Return the sign of a step by which of a transformer's ranges are computed: ◑ is the last alone, ◐ others.
+    """Return the sign of a step by which of a transformer's ranges are computed: ◑ is the last alone, ◒ others.
 
     Example:
         >>> sign_of([True]), sign_of([False, False]), sign_of([False, True]), sign_of([True, False])
-        ('●', '○', '◑', '◐')
+        ('●', '○', '◑', '◒')
     """
     if len(set(computed)) == 1:
         return "●" if computed[0] else "○"
-    return "◑" if computed[-1] and not any(computed[:-1]) else "◐"
+    return "◑" if computed[-1] and not any(computed[:-1]) else "◒"
 
 
 def joined_picture(records: Iterable[CallRecord], steps: int) -> str:
@@ -47,7 +49,7 @@ def joined_picture(records: Iterable[CallRecord], steps: int) -> str:
         >>> reused = {"[0:3]": (1, 2), "[3:5]": (1, 3)}
         >>> records = [CallRecord(r, 0, s, 0, s in own, "mask", None) for r, own in reused.items() for s in range(4)]
         >>> joined_picture(records, 4)
-        '●○◑◐'
+        '●○◑◒'
     """
     every = [picture.ljust(steps, "●") for picture in step_pictures(records).values()] or ["●" * steps]
     signs = [[picture[step] for picture in every] for step in range(steps)]

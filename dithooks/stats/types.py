@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..policies.reason import Reason
 from .byte_count import size
 
 QUANTILES = {"min": 0, "p25": 25, "p50": 50, "p75": 75, "p95": 95, "max": 100}
@@ -58,7 +59,7 @@ class BranchStats:
         reused: number of calls that left the range out.
         reasons: number of calls by the reason of their decision.
         differences: quantiles of the differences that calls were decided by; ``None`` if the policy measures none.
-        blocks_run: number of block executions that took place.
+        blocks_run: number of block executions that took place; two for half the batch count as one.
         blocks_total: number of block executions that there would have been without the cache.
         bytes_peak: the most memory that was kept for the branch: residuals, outputs, and tensors that differences
             are measured against.
@@ -241,6 +242,14 @@ class CallRecord(NamedTuple):
     - ``"another rank"``: another rank of the process group had nothing to reuse.
     - ``"ranks differ"``: the ranks of the process group computed or reused different calls before.
 
+    Where one branch of guidance alone is computed (:class:`TransformerPlan`, ``conditional``):
+
+    - ``"conditional only"``: the call was left out, and its output made of the other branch's; or, where it was
+      computed, half the batch was, and the output of the other half made of that.
+    - ``"no conditional output"``: the branch that is computed alone had not been called before it with these latents,
+      or its half of the batch cannot be computed alone.
+    - ``"no difference"``: no difference of the two branches was kept, as where one of them was not called before.
+
     Calls with gradients enabled have no record; they are counted under ``"gradients"``.
 
     Example:
@@ -268,6 +277,7 @@ def branch_stats(records: Sequence[CallRecord], blocks: int, skippable: int, byt
         bytes_peak: the most memory that was kept for the branch.
     """
     reused = sum(record.reuse for record in records)
+    halves = sum(not record.reuse and record.reason == Reason.CONDITIONAL for record in records)
     return BranchStats(
         branch=records[0].branch,
         steps=len({record.step for record in records}),
@@ -275,10 +285,21 @@ def branch_stats(records: Sequence[CallRecord], blocks: int, skippable: int, byt
         reused=reused,
         reasons=dict(Counter(record.reason for record in records)),
         differences=Quantiles.of([record.value for record in records if record.value is not None]),
-        blocks_run=len(records) * blocks - reused * skippable,
+        blocks_run=len(records) * blocks - blocks_left_out(reused, halves, skippable),
         blocks_total=len(records) * blocks,
         bytes_peak=bytes_peak,
     )
+
+
+def blocks_left_out(reused: int, halves: int, skippable: int) -> int:
+    """Return how many block executions were left out.
+
+    Args:
+        reused: number of calls that left the range out.
+        halves: number of calls that ran the transformer for half the batch.
+        skippable: number of blocks that a reused call leaves out.
+    """
+    return (2 * reused + halves) * skippable // 2
 
 
 def total(parts: list[CacheStats]) -> CacheStats:

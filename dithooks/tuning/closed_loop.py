@@ -10,6 +10,10 @@ steps before have left. They are applied at once, and the run goes on with them.
 outputs where nothing was computed, and the output as it is where it was. The solver is given the guided output; with
 one set of weights for all calls of a step, that is the same sum of guided outputs, however guidance is made.
 
+A step at which one branch alone is computed counts as a computed one: the output of the other, which is made of that
+and a difference that is held, is one of the f_k. It leaves an error behind, as a forecast does: so it is corrected, and
+so is the step after it.
+
 Where guidance makes several calls, or one on a batch of the same latents with several prompts, of which the solver is
 given Σ s_b v_b, each branch has weights of its own: the f_k are the s_b v_b then. The shares s_b are found from what
 the model returns and the solver is given. Weights for all branches are fitted as well, for runs that have others.
@@ -27,12 +31,12 @@ from torch import Tensor
 
 from ..config.cache_plan import CachePlan
 from ..config.transformer_plan import TransformerPlan
-from ..engine.batch_parts import is_repeated
-from ..engine.output_correction import floating_in
 from ..errors import RunMismatch
+from ..policies.reason import Reason
 from ..predictors.fitted import BranchWeights, StepWeights
 from ..predictors.polynomial import lagrange_weights
 from ..predictors.predictor import Moment
+from ..recording.guidance_shares import StepOutputs, branches_of, shares_of
 from ..recording.recording import Floats
 from ..recording.solver_trace import AFFINE, SolverTrace, response_of, taken
 from ..recording.solver_watch import SolverCall
@@ -40,7 +44,6 @@ from ..stats.types import CallRecord
 
 RIDGE_FORECAST, RIDGE_CORRECTION = 3e-4, 1e-2  # relative to the mean square of the summands
 RIDGE_BRANCH = 2e-4  # likewise: to the weights for all branches, which fewer pictures are enough for
-SHARED = 0.02  # of an output, that its branches may leave unexplained: a rounding in half precision does
 LINEAR = 0.05  # of an output, that guidance may add to a weighted sum: rounding in half precision does not reach that
 EMPHASIS = 0.25  # power of a picture's error by which it counts in the fit: the worst counts, too
 
@@ -112,15 +115,15 @@ class ClosedLoop:
     _records: list[CallRecord] = field(default_factory=list)
     _normals: dict[int, Normal] = field(default_factory=dict)
     _own: dict[int, Normal] = field(default_factory=dict)  # of the branches, one after another
-    _raw: list[Tensor] = field(default_factory=list)  # outputs of this step's calls
-    _given: list[object] = field(default_factory=list)  # latents of these calls
+    _outputs: StepOutputs = field(default_factory=StepOutputs)  # of this step's calls
     _in_batch: set[bool] = field(default_factory=set)  # whether the branches that were found are parts of a batch
     _shares: NDArray[np.float64] | None = None  # of each branch in what the solver is given; None: not known
+    _known_shares: NDArray[np.float64] | None = None  # the latest of the run that were
     _kept: dict[int, list[Part]] = field(default_factory=dict)  # by piece, the newest first
     # by piece: calls of its last step, one for each branch, and how many rows the model has returned in one
     _calls: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     _step: int = -1
-    _was_partial: bool = False  # at the last step, something was reused
+    _was_inexact: bool = False  # at the last step, not all that there was to be computed was
     _rows: slice = field(default_factory=lambda: slice(0, 0))  # of the pictures of the run under way
 
     @property
@@ -139,12 +142,17 @@ class ClosedLoop:
 
     def returned(self, output: object, latents: object = None) -> None:
         """Note what a call of a transformer has returned, and the latents that it was given."""
-        floating = floating_in(output)
-        if floating:
-            if any(each.shape[:1] != floating[0].shape[:1] for each in floating):
-                latents = None  # an output without such parts: all are summed by the weights for all
-            self._raw.append(floating[0].detach().clone())  # the pipeline may write into it
-            self._given.append(latents)
+        self._outputs.add(output, latents)
+
+    def made(self, output: object, latents: object, completes: bool) -> None:
+        """Note an output that was made of another branch's, where that alone was computed.
+
+        Args:
+            output: what the call is given in place of the transformer's.
+            latents: that the call was given.
+            completes: whether it is for a whole batch, for half of which the transformer has just returned.
+        """
+        self._outputs.add(output, latents, completes)
 
     def before(self, call: SolverCall) -> None:
         """Fit the weights of this step, and give the solver the output that they make."""
@@ -153,43 +161,42 @@ class ClosedLoop:
         every, self._records = self._records, []
         behind = tuple(range.span for piece in self.plan.pieces for range in piece.more_ranges)
         records = [record for record in every if not behind or not record.range.endswith(behind)]
-        is_partial = any(record.reuse for record in every)
-        raw: Sequence[Tensor] = self._raw
-        self._raw = []
-        given, self._given = self._given, []
+        raw = self._outputs.take()
         step = records[-1].step if records else (self._step + 1) % len(self.reference.outputs)
         self._begin(step, len(call.output))
         place = next((n for n, piece in enumerate(self.plan.pieces) if _is_called(piece, step)), None)
         if place is None:
             return
-        is_reused = any(record.reuse for record in records)
+        is_reused = any(_is_forecast(record) for record in records)
         if not is_reused and not self.plan.pieces[place].steps[step]:
             self.misfit = float("inf")  # guidance begins or ends: the plan by itself may have other anchors
-        if len({record.range for record in records}) > 1 and not all(record.reuse == is_reused for record in records):
+        ranges = {record.range for record in records}
+        if len(ranges) > 1 and not all(_is_forecast(record) == is_reused for record in records):
             raise RunMismatch(f"at step {step}, one of several transformers is computed, and another one is not")
         piece, kept = self.plan.pieces[place], self._kept.setdefault(place, [])
         known = self._calls.get(place)
-        rows = tuple(raw[0].shape[:1]) if raw else known[1] if known else ()  # a call that is left out returns none
+        rows = tuple(raw[0][0].shape[:1]) if raw else known[1] if known else ()  # a call that is left out returns none
         if known is not None and known != (len(records), rows):
             kept.clear()  # guidance begins or ends: a sum across that is not what weights of the outputs make
         self._calls[place] = len(records), rows
-        calls = 0 if len({record.range for record in records}) > 1 else len(records)
+        calls = 0 if len(ranges) > 1 else len(records)
         if len(raw) != calls:
             raw = []  # not known whose they are
-        if in_batch := calls == 1 and len(raw) == 1 and _is_guided_batch(raw[0], given[0], call.output):
-            raw = raw[0].chunk(len(raw[0]) // len(call.output))
-        own = [] if is_reused and piece.payload == "output" else [self._part(step, call, raw)]
+        branches = branches_of(raw, call.output)
+        own = [] if is_reused and piece.payload == "output" else [self._part(step, call, branches.outputs)]
         if own and own[0].branches:
-            self._in_batch.add(in_batch)
+            self._in_batch.add(branches.in_batch)
         most = piece.predictor.anchors if piece.payload == "output" else self.anchors
         parts = [*own, *kept[: most - len(own)]]
-        fits = (is_partial or self._was_partial) and len(parts) + (not own) > 1
+        is_inexact = any(record.reuse for record in every)
+        is_inexact = is_inexact or (piece.conditional is not None and piece.conditional.at(step))
+        fits = (is_inexact or self._was_inexact) and len(parts) + (not own) > 1
         if own and min(len(piece.coefficients[step] or ()), most) > len(kept):
             fits = False  # some branch has no planned forecast, which is what would be corrected
         if not is_reused:
             kept.insert(0, own[0]._replace(guided=call.output.clone()))
             del kept[most:]
-        self._was_partial = is_partial
+        self._was_inexact = is_inexact
         if not own:
             guided = [part.guided for part in parts]
             self._check_guidance(call, step, guided, piece.coefficients[step] or ())
@@ -241,7 +248,7 @@ class ClosedLoop:
     def _begin(self, step: int, pictures: int) -> None:
         """Note the step; where it goes back, another run of the calibration has begun."""
         if step <= self._step or self._step < 0:
-            self._kept, self._was_partial = {}, False
+            self._kept, self._was_inexact, self._known_shares = {}, False, None
             begin = self._rows.stop if self._step >= 0 else 0
             self._rows = slice(begin, begin + pictures)
         if step not in (0, self._step + 1) or self._rows.stop > self.reference.outputs.shape[1]:
@@ -252,16 +259,12 @@ class ClosedLoop:
 
     def _part(self, step: int, call: SolverCall, raw: Sequence[Tensor]) -> Part:
         """Return what a step's calls have given, with the branches if the solver is given a weighted sum of them."""
-        self._shares = None
-        if len(raw) < 2 or any(each.shape != call.output.shape for each in raw):
-            return Part(step, call.output, ())
         places = self.reference.places_in(call.output)
-        given = taken(call.output, places).astype(np.float64).ravel()
-        columns = np.stack([taken(each, places).astype(np.float64).ravel() for each in raw], axis=1)
-        shares = np.asarray(np.linalg.lstsq(columns, given, rcond=None)[0], dtype=np.float64)
-        if not np.linalg.norm(columns @ shares - given) <= SHARED * np.linalg.norm(given) or not shares.all():
+        sampled = [taken(each, places) for each in raw]
+        self._shares = shares_of(sampled, taken(call.output, places), self._known_shares) if raw else None
+        if self._shares is None:
             return Part(step, call.output, ())
-        self._shares = shares
+        self._known_shares = self._shares
         return Part(step, call.output, tuple(raw))
 
     def _check_guidance(self, call: SolverCall, step: int, parts: Sequence[Tensor], weights: Sequence[float]) -> None:
@@ -355,10 +358,9 @@ class ClosedLoop:
 ByStep = Mapping[int, tuple[float, ...]]
 
 
-def _is_guided_batch(output: Tensor, latents: object, guided: Tensor) -> bool:
-    """Return whether a call's batch has every picture several times, with another prompt each."""
-    count = len(output) // len(guided)
-    return count > 1 and isinstance(latents, Tensor) and len(latents) == len(output) and is_repeated(latents, count)
+def _is_forecast(record: CallRecord) -> bool:
+    """Return whether a call was left out, and not made of another branch's at its step."""
+    return record.reuse and record.reason != Reason.CONDITIONAL
 
 
 def _with_weights(piece: TransformerPlan, found: ByStep, own: ByStep, in_batch: bool) -> TransformerPlan:

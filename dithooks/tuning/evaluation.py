@@ -20,9 +20,11 @@ from ..blocks.discovery import Blocks
 from ..config.cache_plan import CachePlan
 from ..engine.batch_parts import repeated_argument
 from ..engine.clock import scheduler_of
+from ..engine.output_cache import output_caches_of
 from ..environment.torch_api import OutOfMemoryError
 from ..errors import InvalidSetting, WiringError
 from ..handle import CacheHandle, dit_cache
+from ..recording.guidance_shares import watched_outputs
 from ..recording.image_metrics import Metric, Score, compare, samples_of
 from ..recording.record import recordable
 from ..recording.recording import Floats
@@ -139,12 +141,10 @@ class Evaluator:
         loop = self._loop(plan)
         with warnings.catch_warnings(), ExitStack() as stack:
             warnings.simplefilter("ignore", UserWarning)  # whoever uses the plan gets its warnings
+            chains = [] if loop is None else recordable(self.target, self.blocks)
             if loop is not None:
-                for chain in recordable(self.target, self.blocks):
-                    hook = chain.owner.register_forward_hook(
-                        partial(_show, loop, *repeated_argument(chain.owner)), with_kwargs=True
-                    )
-                    stack.callback(hook.remove)
+                for chain in chains:
+                    stack.enter_context(watched_outputs(chain.owner, loop.returned))
             shown = {} if loop is None else {"on_decision": loop.note}
             planned = plan if loop is None else loop.bare
             handle: CacheHandle = dit_cache(
@@ -157,6 +157,9 @@ class Evaluator:
             stack.callback(handle.remove)
             timer = None
             if loop is not None:
+                for chain in chains:
+                    for cache in output_caches_of([chain.owner]):
+                        cache.on_made = partial(_show_made, loop, repeated_argument(chain.owner)[1])
                 timer = FitTimer(loop)
                 stack.enter_context(watched_solver(self._scheduler(), timer))
             try:
@@ -206,14 +209,6 @@ class Evaluator:
         return compare(ours, theirs, self.metrics), every
 
 
-def _show(
-    loop: ClosedLoop,
-    place: int,
-    name: str,
-    module: object,
-    args: tuple[object, ...],
-    kwargs: Mapping[str, object],
-    output: object,
-) -> None:
-    """Show what a transformer is given, and returns, to the fit, as a hook of the transformer."""
-    loop.returned(output, args[place] if len(args) > place else kwargs.get(name))
+def _show_made(loop: ClosedLoop, name: str, output: object, arguments: Mapping[str, object], completes: bool) -> None:
+    """Show an output to the fit that the transformer has not returned as it is."""
+    loop.made(output, arguments.get(name), completes)

@@ -14,9 +14,10 @@ from ..config.cache_plan import CachePlan
 from ..config.provenance import Elsewhere
 from ..config.transformer_plan import Payload, TransformerPlan
 from ..errors import InvalidSetting, WrongType
+from ..planning.candidate import Candidate, Choice, Variant
 from ..planning.costs import Cost, Savings
 from ..planning.plan import build_plan, make_planner
-from ..planning.planner import Candidate, Choice, Planner, Variant
+from ..planning.planner import Planner
 from ..policies.history import Schedule
 from ..policies.mask import Mask
 from ..progress_bars import ProgressReport
@@ -220,7 +221,8 @@ def _psnr_of(result: SearchResult) -> float | None:
 
 
 def _steps(plan: CachePlan) -> list[tuple[object, ...]]:
-    return [(*of_piece, piece.steps) for of_piece, piece in zip(_ranges(plan), plan.pieces, strict=True)]
+    pairs = zip(_ranges(plan), plan.pieces, strict=True)
+    return [(*of_piece, piece.steps, piece.conditional) for of_piece, piece in pairs]
 
 
 def _ranges(plan: CachePlan) -> list[tuple[object, ...]]:

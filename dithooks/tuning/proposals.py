@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ..config.transformer_plan import Payload, TransformerPlan
-from ..planning.planner import Candidate, Choice, Planner, Variant
+from ..planning.candidate import Candidate, Choice, Variant
+from ..planning.planner import Planner
 
 FITTED_GAIN = (
     0.4  # dB, of any plan over one that was tried before it, where its weights are fitted on the same pictures
@@ -123,7 +124,12 @@ def _with_modes(planner: Planner, target: float, tried: _Trials) -> Proposals:
     assert tried.best is not None
     variant = tried.best.variant
     for mode in planner.modes:
-        part = variant._replace(mode=mode, payload="residual", space="hidden")
+        if mode == "conditional" and "output" not in planner.payloads:
+            continue
+        if mode == "conditional":
+            part = variant._replace(mode=mode, payload="output", space="output")
+        else:
+            part = variant._replace(mode=mode, payload="residual", space="hidden")
         yield from tried.propose(planner.candidate(target, part, tried.failed))
 
 

@@ -14,6 +14,8 @@ from ..recording.recording import Recording
 from ..stats.text_table import text_table
 from .evaluation import Evaluation, Objective
 
+MOST_WHY = 200  # characters of the reason that no weights could be fitted: an error of the scheduler may be long
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SearchResult:
@@ -75,12 +77,14 @@ class SearchResult:
     def __repr__(self) -> str:
         psnr = self.plan.provenance.psnr
         drawn = "" if psnr is None else f", PSNR {psnr:.2f} dB"
-        return f"<SearchResult {self.plan.speedup:.2f}× fewer blocks{drawn}; {self._taken()}>"
+        ending = f"{self._taken()}{'; weights are not fitted to the scheduler' if self._unfitted() else ''}"
+        return f"<SearchResult {self.plan.speedup:.2f}× fewer blocks{drawn}; {ending}>"
 
     def _repr_html_(self) -> str:
         """Return the plans that were run, for a notebook: as a diagram of speed and quality, and as a table."""
         if self.tiers:
             return "".join(f"<p><b>{escape(name)}</b></p>{each._repr_html_()}" for name, each in self.tiers.items())
+        why = "".join(f"<br/>{escape(each)}" for each in (self._unfitted(),) if each)
         head, rows = self._table()
         points, best = dict[str, tuple[float, float]](), ""
         for number, (each, row) in enumerate(zip(self.evaluations, rows, strict=True), 1):
@@ -90,7 +94,7 @@ class SearchResult:
                 best = name if row[0].startswith("best") else best
         numbered = [[number, *row[:2], step_squares(row[2]), *row[3:]] for number, row in enumerate(rows, 1)]
         seen = diagram(points, ("times as fast", "PSNR in dB: up is better"), best)
-        return f"{seen}{table(['plan', *head], numbered)}{escape(self._taken())}"
+        return f"{seen}{table(['plan', *head], numbered)}{escape(self._taken())}{why}"
 
     def __str__(self) -> str:
         return self.to_text()
@@ -98,9 +102,15 @@ class SearchResult:
     def to_text(self, width: int | None = None) -> str:
         """Return the table of the plans that were run; one that is wider than so many columns is cut into parts."""
         if self.tiers:
-            parts = [f"{name}\n{each.to_text(width)}" for name, each in self.tiers.items()]
+            parts = [f"{name}\n{each._tabulated(width)}" for name, each in self.tiers.items()]
             together = f"together {self.run_equivalents:.1f} run equivalents, {self.seconds:.0f} s"
-            return "\n\n".join([*parts, "; ".join(filter(None, [together, self._saved()]))])
+            text = "\n\n".join([*parts, "; ".join(filter(None, [together, self._saved()]))])
+        else:
+            text = self._tabulated(width)
+        return "\n".join(filter(None, [text, self._unfitted()]))
+
+    def _tabulated(self, width: int | None) -> str:
+        """Return the table of the plans that were run for one target, and what that took."""
         head, rows = self._table()
         return f"{text_table([head, *rows], width, left=len(head))}\n{self._taken()}"
 
@@ -120,6 +130,11 @@ class SearchResult:
         flags = ["" if self.reached else f"{goal} was not reached", "interrupted" if self.interrupted else ""]
         return "; ".join(filter(None, [taken, *flags, self._saved()]))
 
+    def _unfitted(self) -> str:
+        """Say why no weights could be fitted; nothing of intervals, which reuse residuals as they are."""
+        weights = [each for piece in self.plan.pieces for each in piece.coefficients if each is not None]
+        return "" if all(each == (1.0,) for each in weights) else unfitted(self.recording)
+
     def _saved(self) -> str:
         """Say what a journal has saved."""
         if not self.reused_runs:
@@ -127,6 +142,14 @@ class SearchResult:
         reused = sum(each.is_reused for each in self.evaluations)
         plans = f"; {reused} plan{'' if reused == 1 else 's'} reused" if reused else ""
         return f"the journal saved {self.reused_runs:.1f} runs{plans}"
+
+
+def unfitted(recording: Recording) -> str:
+    """Say why no weights can be fitted in closed loop; nothing where they can be."""
+    if recording.solver is not None:
+        return ""
+    why = " ".join((recording.unsolved or "an earlier version made the recording").split())
+    return f"weights are those of the recording, not fitted to the scheduler: {why[:MOST_WHY]}"
 
 
 def _row(evaluation: Evaluation, best: bool, further: int) -> list[str]:

@@ -20,9 +20,9 @@ from ..engine.attachment import is_compiled
 from ..engine.output_attachment import check_output
 from ..errors import InvalidSetting, WiringError, WrongType
 from ..integrations.diffusers_bars import hidden_bars
+from ..planning.candidate import MODES, StepMode
 from ..planning.costs import Cost, Savings, check_cost
 from ..planning.plan import check_interval, check_target_speedup, make_planner
-from ..planning.planner import MODES, Mode
 from ..progress_bars import progress
 from ..recording.image_metrics import Metric, check_metrics, samples_of
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0, on_all_ranks
@@ -36,7 +36,7 @@ from .executors.executor import Executor, ParallelRunner
 from .executors.lookup import executor_of
 from .journal import Journal
 from .other_steps import OtherSteps, RunOf, check_steps
-from .result import SearchResult
+from .result import SearchResult, unfitted
 from .search_progress import SearchProgress
 from .target_series import check_targets, tiers_of
 from .timed_run import TimedRun, picture_mismatch
@@ -69,7 +69,7 @@ def search(
     memory: int = MEMORY,
     share: float = 1.0,
     metrics: Collection[Metric] = ("psnr", "ssim"),
-    modes: Collection[Mode] = (),
+    modes: Collection[StepMode] = (),
     journal: str | os.PathLike[str] | None = None,
     executor: str | Executor | None = None,
     verbose: bool = True,
@@ -134,7 +134,8 @@ def search(
         metrics: what to measure of each plan. PSNR and SSIM are measured in any case, ``"lpips"`` only where it is
             named: shift-tolerant LPIPS, a learned distance, which takes the package of ``dithooks[lpips]``.
         modes: steps that are tried beside those that are computed or reused as a whole: ``"tail"``, at which the last
-            blocks run alone. One more plan is run for each. On the models that this was measured on they draw worse.
+            blocks run alone; ``"conditional"``, at which one branch of guidance is computed. One more plan is run for
+            each. On the models that this was measured on they draw worse.
         journal: a folder that keeps the recording and all evaluations: an interrupted search goes on from there, after
             one uncached run to compare with.
         executor: where plans are run; the recording is made in this process. ``None``: in this process, one plan after
@@ -278,6 +279,8 @@ def search(
         seconds, executions = seconds if cost == "time" else None, Savings.of(recorded, "blocks").total
         reference = samples_of(recorded.results) if is_rank_0() else None
         fits = interval is None and on_all_ranks(recorded.solver is not None)
+        if interval is None and (remark := unfitted(recorded)):
+            display.remark(remark)
         if fits and max_evals is None:
             moves = FITTED_MOVES if local_moves is None else local_moves
             limits = replace(limits, evals=FITTED_EVALS, local_moves=moves)
@@ -356,7 +359,7 @@ def _are_configured(target: object, blocks: Blocks) -> bool:
     return False
 
 
-def _checked_modes(modes: Collection[Mode], excluded: Sequence[str]) -> tuple[Mode, ...]:
+def _checked_modes(modes: Collection[StepMode], excluded: Sequence[str]) -> tuple[StepMode, ...]:
     """Return the modes to try, each once; refuse them with arguments that make other plans."""
     if isinstance(modes, str) or not isinstance(modes, Collection):
         raise WrongType(f"modes must be a tuple of {', '.join(map(repr, MODES))}, not {shown(modes)}")

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from ..config.cache_plan import CachePlan
 from ..errors import InvalidSetting, RunMismatch, TargetMissed, WrongType
+from ..planning.candidate import Candidate, Variant
 from ..planning.plan import build_plan
-from ..planning.planner import Candidate, Planner, Variant
+from ..planning.planner import Planner
 from ..progress_bars import ProgressReport
 from ..recording.image_metrics import Metric, Score
 from ..recording.rank_broadcast import broadcast_from_rank_0, is_rank_0

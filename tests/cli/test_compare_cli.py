@@ -86,7 +86,7 @@ def searched(tmp_path_factory):
     """A plan for the model of the factories."""
     where = tmp_path_factory.mktemp("searched")
     (where / "mine.py").write_text(FACTORIES)
-    path, options = list(sys.path), ["--evals", "1", "--cost", "blocks", "--target", "1.8", "--quiet"]
+    path, options = list(sys.path), ["--max-evals", "1", "--cost", "blocks", "--target", "1.8", "--quiet"]
     with torch.no_grad():
         assert main(["search", f"{where / 'mine.py'}:toy", *options, "--out", str(where / "plan.json")]) == 0
     sys.path[:] = path
@@ -332,7 +332,7 @@ def test_a_metric_of_both_commands(monkeypatch, here, capsys):
     learned_metric.installed(here, monkeypatch)
     assert main([*DEMO, "--target", "2", "--metric", "lpips", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"][0]["lpips"] > 0
-    search = ["search", *DEMO[1:-3], "--quiet", "--metric", "lpips", "--evals", "1", "--cost", "blocks"]
+    search = ["search", *DEMO[1:-3], "--quiet", "--metric", "lpips", "--max-evals", "1", "--cost", "blocks"]
     assert main(search) == 0
     assert CachePlan.load("plan.json").provenance.lpips > 0
 

@@ -102,7 +102,17 @@ def test_compare(message, here, capsys):
 
 def test_search(mine, here, capsys):
     """It plans only what the model allows, single blocks here: too little for the target, but it can be run."""
-    command = ["search", "collects.py:collecting", "--cost", "blocks", "--evals", "1", "--out", "new.json", "--quiet"]
+    command = [
+        "search",
+        "collects.py:collecting",
+        "--cost",
+        "blocks",
+        "--max-evals",
+        "1",
+        "--out",
+        "new.json",
+        "--quiet",
+    ]
     assert main(command) == 3
     assert "was not reached" in capsys.readouterr().err
     plan, (pipe, arguments) = CachePlan.load("new.json"), mine.collecting()

@@ -33,7 +33,7 @@ def pages(tmp_path_factory):
     """Both, of the pipeline that ships, and the plan."""
     folder = tmp_path_factory.mktemp("pages")
     found, plan, compared = folder / "search.html", folder / "plan.json", folder / "compare.html"
-    searched = ["--target", "1.5", "--evals", "1", "--cost", "blocks", "--out", str(plan), "--report", str(found)]
+    searched = ["--target", "1.5", "--max-evals", "1", "--cost", "blocks", "--out", str(plan), "--report", str(found)]
     assert main(["search", *DEMO, *searched]) in (0, 3)
     assert main(["compare", *DEMO, "--pairs", "1", "--plan", str(plan), "--out", str(compared)]) == 0
     return found, compared, CachePlan.load(plan)

@@ -1,10 +1,13 @@
 """One scheme for all commands: the same words for the same things, in the same order, with their defaults."""
 
 import argparse
+import inspect
+import math
 import re
 
 import pytest
 
+from dithooks import search
 from dithooks.cli.command_parser import wrapped
 from dithooks.cli.main import COMMANDS, build_parser, main
 
@@ -37,9 +40,13 @@ DRAWN = {("search", "--prompt"), ("compare", "--prompt"), ("profile", "--prompt"
 }
 
 
-def options():
+def options(shown=True):
+    """The arguments of each command, those that its help shows or those that it hides."""
     (group,) = (each for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
-    return {name: [each for each in parser._actions if each.dest != "help"] for name, parser in group.choices.items()}
+    return {
+        name: [each for each in parser._actions if each.dest != "help" and (each.help != argparse.SUPPRESS) is shown]
+        for name, parser in group.choices.items()
+    }
 
 
 def named(action):
@@ -119,6 +126,39 @@ def test_a_misspelt_option_names_the_nearest(arguments, message, capsys):
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"dithooks: error: {message}")
+
+
+# Options of a search that are no arguments of it in Python, and why. Two more have a meaning of their own, the same in
+# every command: --target is target_speedup (or targets), and one --steps is num_inference_steps.
+OWN_NAMES = {
+    "--prompt --guidance --seed": "of the demo's run",
+    "--metric --mode": "metrics and modes: one at a time",
+    "--workers": "of Actors, which an executor may be",
+    "--record --out --report --json": "files of what Python returns",
+    "--quiet": "verbose=False",
+}
+
+
+def test_options_of_a_search_have_the_names_of_python():
+    arguments = {f"--{each.replace('_', '-')}" for each in inspect.signature(search).parameters}
+    there = {named(each) for each in options()["search"] if each.option_strings}
+    assert there - arguments == set(" ".join(OWN_NAMES).split())
+
+
+def test_former_names_work_and_are_not_shown(capsys):
+    hidden = {name: [each.option_strings for each in found] for name, found in options(shown=False).items()}
+    assert {name: found for name, found in hidden.items() if found} == {"search": [["--evals"], ["--seconds"]]}
+    for given in (["--evals", "3", "--seconds", "9.5"], ["--max-evals", "3", "--max-seconds", "9.5"], []):
+        found = build_parser().parse_args(["search", "demo", *given])
+        assert (found.max_evals, found.max_seconds) == ((3, 9.5) if given else (None, math.inf))
+        assert not {"evals", "seconds"} & set(vars(found))
+    assert main(["search", "demo", "--evls", "3"]) == 2
+    assert "do you mean --max-evals?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["search", "--help"])
+    shown = capsys.readouterr().out
+    assert "--max-evals N" in shown
+    assert not re.search(r"--(evals|seconds)\b", shown)
 
 
 def test_wrapped(monkeypatch):

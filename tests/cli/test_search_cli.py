@@ -18,8 +18,8 @@ pytest.importorskip("diffusers")
 
 from dithooks.demo import load_pipeline
 
-DEMO = ["search", "demo", "--steps", "6", "--prompt", "cat face", "--evals", "1", "--cost", "blocks"]
-TOY = ["--evals", "2", "--cost", "blocks"]
+DEMO = ["search", "demo", "--steps", "6", "--prompt", "cat face", "--max-evals", "1", "--cost", "blocks"]
+TOY = ["--max-evals", "2", "--cost", "blocks"]
 
 FACTORIES = '''
 import torch
@@ -321,11 +321,11 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
     def test_the_fastest_of_a_psnr(self, found, folder, capsys):
         """It is the fastest of those that were tried and are good enough; an unreachable one is said in dB."""
         arguments = ["--recording", str(found / "run.npz"), "--quiet", "--max-runs", "inf", "--objective", "mean"]
-        demo = [each for each in DEMO if each not in ("--evals", "1")]
+        demo = [each for each in DEMO if each not in ("--max-evals", "1")]
         told = {}
         for level, code in ((15, 0), (500, 3)):
             numbers = ["--target-psnr", str(level), "--out", "plan-{target}.json", "--json", f"n{level}.json"]
-            assert main([*demo, *arguments, *numbers, "--evals", "4"]) == code
+            assert main([*demo, *arguments, *numbers, "--max-evals", "4"]) == code
             told[level] = json.loads((folder / f"n{level}.json").read_text())
         shown = capsys.readouterr()
         tried = [(each["score"]["psnr"], each["predicted_speedup"]) for each in told[15]["evaluations"]]
@@ -360,10 +360,10 @@ torch.save(drawn, {str(found / "drawn.pt")!r})
             (["--target", "2", "--target", "2.0"], "--target is given twice"),
             (["--target", "2", "--target", "2.0", "--out", "{target}.json"], "two results would go to 2.json"),
             (["--steps", "0"], "--steps is 0: it must be 1 or more"),
-            (["--evals", "0"], "--evals is 0"),
+            (["--max-evals", "0"], "--max-evals is 0"),
             (["--local-moves", "-1"], "--local-moves is -1"),
             (["--max-runs", "0"], "--max-runs is 0: it must be above 0"),
-            (["--seconds", "nan"], "--seconds is nan"),
+            (["--max-seconds", "nan"], "--max-seconds is nan"),
             (["--min-psnr", "-3"], "--min-psnr is -3: give a number of dB"),
             (["--target-psnr", "inf"], "--target-psnr is inf"),
             (["--target-psnr", "30", "--target", "2"], "--target-psnr goes without --target"),
@@ -542,7 +542,7 @@ class TestOwn:
         assert len(shown.splitlines()) == 1
 
     def test_journal_of_another_search(self, folder, capsys):
-        command = ["search", "mine.py:toy", "--journal", "journal", "--evals", "1", "--quiet"]
+        command = ["search", "mine.py:toy", "--journal", "journal", "--max-evals", "1", "--quiet"]
         assert main([*command, "--cost", "blocks"]) == 0
         assert main([*command, "--cost", "time"]) == 2
         assert "has the journal of another search" in capsys.readouterr().err

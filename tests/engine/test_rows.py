@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from toys import Double, Pipe
 
 from dithooks import DitCacheConfig, Fitted, Interval, Linear, Mask, Row, Threshold, dit_cache, timestep_scope
+from dithooks.engine import part_decider
+from dithooks.engine.batch_parts import is_repeated
 from dithooks.errors import InvalidSetting, RunMismatch, WiringError, WrongType
 from dithooks.predictors.fitted import BranchWeights
 
@@ -252,6 +255,131 @@ def test_halves_of_a_guided_batch_have_the_same_weights_as_rows():
         drawn[kind] = x
     torch.testing.assert_close(drawn["alone"], drawn["among others"], rtol=1e-6, atol=1e-6)
     assert (drawn["alone"] - drawn["of one branch"]).abs().max() > 0.01
+
+
+GUIDED = Fitted(
+    (None, None, (1.5, -0.5), None, (2.0, 0.5), (1.25,)),
+    corrections=(None, None, None, (0.75, 0.125), None, None),
+    branches=(
+        BranchWeights(
+            (None, None, (2.0, -1.0), None, (0.5, 0.5), (0.75,)), (None, None, None, (1.5, -0.75), None, None)
+        ),
+        BranchWeights((None, None, (0.5, 0.25), None, (1.0, 1.5), (0.5,)), (None, None, None, (0.5, 0.25), None, None)),
+    ),
+    in_batch=True,
+)
+
+
+def drawn_by_rows(pictures, calls, plan=GUIDED, payload="residual"):
+    """The latents after each step of the rows of one request, in calls with so many rows each."""
+    model, xs, after = Small(), [latents(each) for each in pictures], []
+    config = DitCacheConfig(policy=Mask(MASKS["a"]), predictor=plan, payload=payload)
+    with dit_cache(model, config) as cache, torch.no_grad():
+        cache.request("pictures", steps=STEPS)
+        for step in range(STEPS):
+            outputs, first = [], 0
+            for count in calls:
+                with cache.rows([("pictures", step)] * count):
+                    outputs += model(torch.cat(xs[first : first + count]), time(step, count)).split(1)
+                first += count
+            xs = [x - own / STEPS for x, own in zip(xs, outputs, strict=True)]
+            after.append(xs)
+    return model, after
+
+
+@pytest.mark.parametrize("calls", [[2], [1, 1]])
+def test_two_pictures_of_one_request_are_no_halves_of_a_guided_batch(calls):
+    """In one call, or in two, they have the weights and corrections for all."""
+    model, after = drawn_by_rows([0, 1], calls)
+    for number in (0, 1):
+        wanted = by_hand(model, latents(number), MASKS["a"], GUIDED.coefficients, corrections=GUIDED.corrections)
+        for found, each in zip(after, wanted, strict=True):
+            torch.testing.assert_close(found[number], each, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_of_two_calls_are_no_parts_though_their_latents_are_the_same():
+    """Which of them is which part is not known: they have the weights for all, as calls without rows have."""
+    model, after = drawn_by_rows([0, 0], [1, 1])
+    wanted = by_hand(model, latents(0), MASKS["a"], GUIDED.coefficients, corrections=GUIDED.corrections)
+    for found, each in zip(after, wanted, strict=True):
+        for own in found:
+            torch.testing.assert_close(own, each, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("payload", ["residual", "output"])
+def test_a_guided_batch_of_two_pictures_has_the_weights_of_each_half_as_rows(payload):
+    """Four rows of one request, of which the last two have the latents of the first two."""
+
+    def guided(model, call):
+        pair, after = torch.cat([latents(0), latents(1)]), []
+        for step in range(STEPS):
+            output = call(step, torch.cat([pair, pair]))
+            pair = pair - (3 * output[:2] - 2 * output[2:]) / STEPS
+            after.append(pair)
+        return after
+
+    model = Small()
+    config = DitCacheConfig(policy=Mask(MASKS["a"]), predictor=GUIDED, payload=payload)
+    with torch.no_grad():
+        outputs, deltas = [], []
+
+        def by_blocks(step, x):
+            """Each half by the weights of its branch, from the blocks themselves."""
+            temb, h = time(step, 4)[:, None].expand(-1, WIDTH), 0.5 * x
+            for block in model.blocks:
+                h = block(h, temb)
+            kept = deltas if payload == "residual" else outputs
+            halves = []
+            for half, own in zip((slice(0, 2), slice(2, 4)), GUIDED.branches, strict=True):
+                if (weights := own.coefficients[step]) is not None:
+                    made = sum(w * each[half] for w, each in zip(weights, kept, strict=False))
+                    halves.append(torch.tanh(0.5 * x[half] + made) if payload == "residual" else made)
+                else:
+                    (first, *more), made = own.corrections[step] or (1.0,), torch.tanh(h)[half]
+                    halves.append(first * made + sum(w * each[half] for w, each in zip(more, outputs, strict=False)))
+            if GUIDED.coefficients[step] is None:
+                deltas.insert(0, h - 0.5 * x)
+                outputs.insert(0, torch.tanh(h))
+            return torch.cat(halves)
+
+        wanted = guided(model, by_blocks)
+        pipe = Pipe(model)
+        with dit_cache(pipe, config) as cache:
+            cache.request("guided", steps=STEPS)
+
+            def by_rows(step, x):
+                with cache.rows([("guided", step)] * 4):
+                    return pipe.transformer(x, time(step, 4))
+
+            found = guided(model, by_rows)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_a_request_are_compared_once_in_its_run(monkeypatch):
+    """And not at all where no weights differ."""
+    compared = []
+    monkeypatch.setattr(part_decider, "is_repeated", lambda *given: compared.append(given) or is_repeated(*given))
+    drawn_by_rows([0, 0], [2])
+    ((batch, parts),) = compared
+    assert (len(batch), parts) == (2, 2)
+    compared.clear()
+    alike = BranchWeights(GUIDED.coefficients, GUIDED.corrections)
+    drawn_by_rows([0, 0], [2], replace(GUIDED, branches=(alike, alike)))
+    assert compared == []
+
+
+def test_latents_that_are_compared_are_not_held_after_the_call():
+    model = Small()
+    with dit_cache(model, DitCacheConfig(policy=Mask(MASKS["a"]), predictor=GUIDED)) as cache, torch.no_grad():
+        for step in range(STEPS - 1):
+            batch = torch.cat([latents(0), latents(0)])
+            with cache.rows([("guided", step)] * 2):
+                model(batch, time(step, 2))
+            held = weakref.ref(batch)
+            del batch
+            gc.collect()
+            assert held() is None
 
 
 def test_weights_and_corrections_are_each_rows_own():

@@ -11,6 +11,7 @@ from dithooks.compat.msmodelslim.adaptor_configs import DitCacheConfig as SlimCo
 from dithooks.config.provenance import PlanTarget, Provenance
 from dithooks.config.transformer_plan import TransformerPlan
 from dithooks.demo import PLANS
+from dithooks.policies.conditional import Conditional
 from dithooks.recording.recording import Trace
 from dithooks.tuning.journal import Journal
 from dithooks.tuning.trial_driver import check_measures
@@ -28,13 +29,20 @@ YAML = "cache_config:\n" + "".join(f"  {name}: {json.dumps(value)}\n" for name, 
 PIECE = TransformerPlan(
     "transformer", 1, 2, 4, (1, 1, 0, 0), (None, None, (1.5, -0.5), (0.25,)), (1.0, 0.75, 0.5, 0.25)
 )
+HALVES = TransformerPlan(
+    "transformer", 0, 4, 4, (1, 1, 0, 1), (None, None, (1.5, -0.5), None), (1.0, 0.75, 0.5, 0.25), payload="output",
+    conditional=Conditional(1, (0, 1, 0, 1), in_batch=True),
+)  # fmt: skip
 FOUND = Provenance(
     "2026-11-30", {"torch": "2.6.0"}, "CPU", 4, 2.0, "by hand", 1.9, 0.01, 1.8, 41.0, 0.1, 0.9, worst=30.0
 )
 TIERS = PlanTiers(
     {
-        name: CachePlan((PIECE,), PlanTarget("Net", "0123456789abcdef", 8, "float32", 4, "Counter", (6, 4)), found)
-        for name, found in (("high", FOUND), ("fast", replace(FOUND, measured_speedup=3.0, lpips=0.1)))
+        name: CachePlan((piece,), PlanTarget("Net", "0123456789abcdef", 8, "float32", 4, "Counter", (6, 4)), found)
+        for name, piece, found in (
+            ("high", PIECE, FOUND),
+            ("fast", HALVES, replace(FOUND, measured_speedup=3.0, lpips=0.1)),
+        )
     }
 )
 PURPOSE = {"fingerprint": "0123456789abcdef", "num_inference_steps": 6, "cost": "time"}

@@ -529,4 +529,5 @@ def test_plans_that_differ_in_a_further_range_are_told_apart():
     other = replace(plan, pieces=(replace(ranges[0], more_ranges=(ranges[2],)),))
     stored, ours = ({"plan": json.loads(each.to_json())} for each in (plan, other))
     (told,) = differences(stored, ours)
-    assert told == "plan: CachePlan FluxTransformer2DModel ●○◑◐ there, CachePlan FluxTransformer2DModel ●○○◐ here"
+    there, here = "CachePlan FluxTransformer2DModel ●○◑◒ there", "CachePlan FluxTransformer2DModel ●○○◒ here"
+    assert told == f"plan: {there}, {here}"

@@ -23,8 +23,8 @@ from tuning.test_search_runs import Experts, Late
 from dithooks import CachePlan, DitCacheConfig, Interval, dit_cache, plan, search
 from dithooks.cli.main import main
 from dithooks.config.transformer_plan import TransformerPlan
+from dithooks.planning.candidate import Variant
 from dithooks.planning.interval_planner import IntervalPlanner, interval_config, interval_schedule
-from dithooks.planning.planner import Variant
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -445,7 +445,7 @@ def make():
         monkeypatch.chdir(tmp_path)
         Path("mine.py").write_text(self.FACTORY)
         options = SimpleNamespace(target="1.4", evals="2")
-        command = ["search", "mine.py:make", "--target", options.target, "--evals", options.evals, "--quiet"]
+        command = ["search", "mine.py:make", "--target", options.target, "--max-evals", options.evals, "--quiet"]
         assert main([*command, "--cost", "blocks", "--interval", "2"]) == 0
         (piece,) = CachePlan.load("plan.json").pieces
         assert interval_config(piece).cache_step_interval == 2

@@ -9,7 +9,8 @@ import pytest
 from planning.test_planner import Drawn, recording_of
 
 from dithooks import CachePlan, frontier, plan
-from dithooks.planning.planner import Candidate, Choice, Planner, Variant
+from dithooks.planning.candidate import Candidate, Choice, Variant
+from dithooks.planning.planner import Planner
 from dithooks.planning.weight_fit import fit
 from dithooks.predictors.predictor import Moment
 

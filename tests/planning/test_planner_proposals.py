@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from planning.test_planner import Drawn, recording_of
 
-from dithooks.planning.planner import DEFAULT_LATE_ERROR_WEIGHT, Planner, Variant
+from dithooks.planning.candidate import Variant
+from dithooks.planning.planner import DEFAULT_LATE_ERROR_WEIGHT, Planner
 from dithooks.tuning.proposals import MIN_GAIN, proposals
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -5,8 +5,9 @@ from planning.test_planned_outputs import recorded
 from planning.test_planner import Drawn, check, mixed, recording_of
 from planning.test_planner_proposals import ENOUGH, by_price, drive, ranges
 
+from dithooks.planning.candidate import Variant
 from dithooks.planning.interval_planner import IntervalPlanner
-from dithooks.planning.planner import Planner, Variant
+from dithooks.planning.planner import Planner
 
 pytestmark = pytest.mark.filterwarnings("error")
 HARD, EASY = 2.2, (1.1, 1.3, 1.6, 2.2)

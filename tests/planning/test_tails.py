@@ -11,7 +11,8 @@ from planning.test_planner import Drawn, cheapest, recording_of, total_of
 
 from dithooks import plan
 from dithooks.errors import InvalidSetting
-from dithooks.planning.planner import Planner, Variant
+from dithooks.planning.candidate import Variant
+from dithooks.planning.partial_planner import PartialPlanner
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -41,7 +42,7 @@ def ways_in_two(model, variant, cost):
 def test_the_cheapest_of_all(seed, blocks, steps, cost, anchors):
     model, variant = Drawn(seed, blocks, steps), Variant(anchors, 3.0, mode="tail")
     recording, ways = recording_of(model), ways_in_two(model, variant, cost)
-    planner, total = Planner(recording, cost), total_of(recording, cost)
+    planner, total = PartialPlanner(recording, cost), total_of(recording, cost)
     for target in (1.2, 1.5, 2.0, 10.0):
         candidate, needed = planner.candidate(target, variant), total * (1 - 1 / target)
         saved, price = cheapest(ways, needed)
@@ -59,8 +60,8 @@ def test_of_many_places_to_part_the_most_promising_are_solved_with_three_anchors
     """It is the same, or next to it: of 11 places, eight are looked at."""
     model = Drawn(3, 12, 6)
     recording = recording_of(model)
-    found = Planner(recording, "blocks").candidate(2.0, Variant(3, 3.0, mode="tail"))
-    all_of_them = Planner(recording, "blocks")
+    found = PartialPlanner(recording, "blocks").candidate(2.0, Variant(3, 3.0, mode="tail"))
+    all_of_them = PartialPlanner(recording, "blocks")
     options = all_of_them._of_parts(
         0,
         [(model.ranges.index((0, at - 1)), model.ranges.index((at, 11))) for at in range(1, 12)],
@@ -76,7 +77,7 @@ def test_by_plan():
     (piece,) = found.pieces
     assert found.speedup >= 1.8
     assert found.speedup == pytest.approx(24 / (24 - sum(r.blocks * r.steps.count(0) for r in piece.ranges)))
-    assert set(str(piece).split("  ")[1]) <= set("●○◐◑")
+    assert set(str(piece).split("  ")[1]) <= set("●○◒◑")
     assert type(found).from_json(found.to_json()) == found
     assert '"schema": 2' in found.to_json()
     for more, match in (

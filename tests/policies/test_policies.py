@@ -47,7 +47,7 @@ class TestReason:
     def test_what_is_a_branch_s_or_a_rank_s_own(self):
         assert {reason.value for reason in Reason if reason.is_own} == {
             "no anchor", "unmeasured", "non-finite", "weights", "shape", "switch", "not reached", "residual not finite",
-            "shared scheduler", "another rank",
+            "shared scheduler", "another rank", "conditional only", "no conditional output", "no difference",
         }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from toys import Net, latents, prompt
 
 from dithooks import DitCacheConfig, Fitted, Mask, dit_cache
 from dithooks.config.transformer_plan import TransformerPlan
+from dithooks.engine import part_decider
+from dithooks.engine.batch_parts import is_repeated
 from dithooks.predictors.fitted import BranchWeights
 from dithooks.predictors.predictor import Moment
 
@@ -155,6 +157,28 @@ class TestPartsOfABatch:
         assert given_on[2][0].shape == a.shape
         for number, one in enumerate((a, b)):
             torch.testing.assert_close(given_on[2][number], 1.5 * one - 0.5 * zero[number])
+
+    def test_latents_are_compared_where_weights_differ_only(self, monkeypatch):
+        """Not at step 0, where a correction is the same for all: that would wait for the device."""
+        compared = []
+        monkeypatch.setattr(part_decider, "is_repeated", lambda *given: compared.append(given) or is_repeated(*given))
+        corrections = ((0.5,), *CORRECTIONS[1:])
+        own = [BranchWeights(each.coefficients, ((0.5,), *each.corrections[1:])) for each in (FIRST, SECOND)]
+        seen = []
+
+        class Seen(Solved):
+            def guided(self, model, x, t, prompts):
+                made = model(torch.cat([x, x]), t, encoder_hidden_states=torch.cat(prompts))
+                seen.append(len(compared))
+                return made[: len(x)]
+
+        torch.manual_seed(1)
+        pipe = Seen(Net("swapped", 2))
+        predictor = Fitted(ALL, corrections=corrections, branches=own, in_batch=True)
+        policy = Mask(tuple(int(each is None) for each in ALL))
+        with dit_cache(pipe, DitCacheConfig(payload="output", policy=policy, predictor=predictor)):
+            pipe(latents(2), STEPS, [prompt(2)] * 2)
+        assert (seen, len(compared)) == ([0, 0, 1, 1, 1], 1)
 
     def test_it_is_asked_anew_of_each_run(self):
         """Two pictures without guidance are a batch as large as one with it."""

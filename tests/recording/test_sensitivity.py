@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dithooks import plan, record, search
-from dithooks.planning.planner import DEFAULT_LATE_ERROR_WEIGHT, Planner, Variant
+from dithooks.planning.candidate import Variant
+from dithooks.planning.planner import DEFAULT_LATE_ERROR_WEIGHT, Planner
 from dithooks.recording.recording import Recording
 from dithooks.recording.sensitivity import (
     MIN_SAMPLES,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, HeunDiscreteScheduler
 from solvers import Euler, Halving, Solved
-from toys import Net, Pipe, latents
+from toys import Net, Pipe, latents, prompt
 
 from dithooks import Recording, plan, record, search
 from dithooks.recording.solver_trace import NUMBERS, places_of, taken
@@ -245,3 +245,97 @@ class TestFiles:
         np.savez(tmp_path / "recording.npz", **arrays)
         read = Recording.load(tmp_path / "recording.npz")
         assert (read.solver, read.unsolved) == (None, "")
+
+
+class TestGuidance:
+    """The direction of guidance: the share of the other branch times what it has returned less the first one's."""
+
+    def guided(self, guidance, scale=3.0, guide=None, starts=((5, 6),), unguided=None):
+        torch.manual_seed(2)
+        net = Net("swapped", DEPTH).double()
+        seen = []
+
+        class Recorded(Solved):
+            def guided(self, model, x, t, prompts):
+                first, second = prompts
+                if len(seen) == unguided:
+                    seen.append(None)
+                    return model(x, t, encoder_hidden_states=first)
+                if guidance == "calls":
+                    one, two = model(x, t, encoder_hidden_states=first), model(x, t, encoder_hidden_states=second)
+                else:
+                    both = model(torch.cat([x, x]), t, encoder_hidden_states=torch.cat([first, second]))
+                    one, two = both.chunk(2)
+                seen.append((one, two))
+                return two + scale * (one - two) if guide is None else guide(len(seen) - 1, one, two)
+
+        pipe = Recorded(net, guidance)
+        x = [latents(count, tokens).double() for count, tokens in starts]
+        prompts = [[prompt(len(each)).double() for _ in range(2)] for each in x]
+        run = lambda pipe: [each for pair in zip(x, prompts, strict=True) for each in pipe(pair[0], STEPS, pair[1])]  # noqa: E731
+        return record(pipe, run), seen
+
+    @pytest.mark.parametrize("guidance", ["calls", "batch"])
+    def test_what_a_plain_loop_sees(self, guidance, tmp_path):
+        recording, seen = self.guided(guidance, starts=((5, 6), (3, 6)))
+        solver = recording.solver
+        assert (solver.conditional, solver.in_batch) == (0, guidance == "batch")
+        wanted = np.stack(
+            [
+                np.concatenate([(-2.0 * (two - one)).reshape(len(one), -1).numpy() for one, two in seen[step::STEPS]])
+                for step in range(STEPS)
+            ]
+        )
+        assert solver.apart.dtype == np.float32
+        np.testing.assert_allclose(solver.apart, wanted, rtol=0, atol=1e-4)
+        squares = ((wanted[:, None] - wanted[None]) ** 2).sum((2, 3))
+        np.testing.assert_allclose(solver.apart_squares, squares, rtol=1e-3, atol=1e-4)
+        recording.save(path := tmp_path / "recording.npz")
+        again = Recording.load(path).solver
+        assert (again.conditional, again.in_batch) == (solver.conditional, solver.in_batch)
+        np.testing.assert_array_equal(again.apart, solver.apart)
+
+    def test_the_branch_with_the_largest_share_may_be_the_second_half(self):
+        recording, seen = self.guided("batch", scale=-2.0)  # shares −2 and 3
+        assert (recording.solver.conditional, recording.solver.in_batch) == (1, True)
+        wanted = np.stack([(-2.0 * (one - two)).reshape(len(one), -1).numpy() for one, two in seen])
+        np.testing.assert_allclose(recording.solver.apart, wanted, rtol=0, atol=1e-4)
+
+    def test_but_not_the_second_call(self):
+        recording, _ = self.guided("calls", scale=-2.0)
+        assert (recording.solver.apart, recording.solver.conditional) == (None, None)
+        assert recording.solver.apart_squares is None
+
+    def test_guidance_at_some_steps_only(self):
+        recording, _ = self.guided("calls", unguided=3)
+        assert recording.solver.apart is None
+
+    def test_guidance_that_is_no_weighted_sum(self):
+        recording, _ = self.guided("calls", guide=lambda step, one, two: (20.0 * (one - two)).sin())
+        assert recording.solver.outputs.shape[0] == STEPS
+        assert recording.solver.apart is None
+
+    def test_without_guidance(self):
+        _, recording = recorded(Euler(), latents(2))
+        assert (recording.solver.apart, recording.solver.conditional, recording.solver.in_batch) == (None, None, False)
+
+    @pytest.mark.parametrize(
+        ("changes", "why"),
+        [
+            ({"solver.apart": np.zeros((1, 2, 3), np.float32)}, "solver: apart is of shape"),
+            ({"conditional": 1}, "conditional=1: it should be the first of two calls"),
+            ({"conditional": -1}, "conditional"),
+            ({"in_batch": 1}, "in_batch"),
+        ],
+    )
+    def test_files_that_are_none(self, changes, why, tmp_path):
+        recording, _ = self.guided("calls")
+        recording.save(path := tmp_path / "recording.npz")
+        with np.load(path) as file:
+            arrays = dict(file)
+        head = json.loads(str(arrays["head"]))
+        for name, value in changes.items():
+            (arrays if name in arrays else head)[name] = value
+        np.savez(path, **{**arrays, "head": np.array(json.dumps(head))})
+        with pytest.raises(ValueError, match=why):
+            Recording.load(path)

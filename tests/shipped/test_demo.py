@@ -670,4 +670,4 @@ def test_steps_of_a_plan_of_two_ranges_are_shown_as_planned(tmp_path: Path) -> N
     replace(plan, pieces=(piece,), made=replace(plan.made, steps=4)).save(path)
     assert main(demo(tmp_path, "--plan", str(path), "--steps", "4")) == 0
     told = json.loads((tmp_path / "demo.json").read_text())
-    assert told["schedule"] == told["plan"]["steps"] == "●○◑◐"
+    assert told["schedule"] == told["plan"]["steps"] == "●○◑◒"

@@ -11,6 +11,9 @@ from toys import Net, latents, prompt
 
 from dithooks import CachePlan, dit_cache, plan, record, search
 from dithooks.config.transformer_plan import TransformerPlan
+from dithooks.planning.conditional_schedules import ConditionalSchedules
+from dithooks.policies.conditional import Conditional
+from dithooks.recording.guidance_shares import shares_of
 from dithooks.recording.image_metrics import compare, samples_of
 from dithooks.tuning.evaluation import Evaluator, Fit
 from dithooks.tuning.timed_run import TimedRun
@@ -48,7 +51,8 @@ def solved(parts, aim, start, ridge, some, earlier, places):
 class ByHand:
     """A pipeline's run in NumPy, uncached or with weights that are fitted on the way."""
 
-    def __init__(self, pipe, x, prompts, payload="output", mask=MASK, some=None, rows=None, places=None):
+    def __init__(self, pipe, x, prompts, payload="output", mask=MASK, some=None, rows=None, places=None, alone=()):
+        self.alone, self.held = alone, None  # steps at which the first branch alone is computed; the difference
         self.rows = {} if rows is None else rows  # of each step, of earlier runs
         self.shares = () if pipe.guidance == "none" else (3.0, -2.0)  # two + 3·(one − two)
         self.of_branches = [([None] * STEPS, [None] * STEPS) for _ in self.shares]
@@ -66,6 +70,8 @@ class ByHand:
         def called(x, t, encoder_hidden_states=None):
             kept = self.residuals.setdefault((id(model), len(self.branches)), [])
             made = forecast(model, x, t, encoder_hidden_states, kept, self.plan_of(step), reused)
+            if len(self.branches) == 1 or self.pipe.guidance == "batch":
+                made = self.with_difference(made, step)
             self.branches.append(made.numpy())
             return made
 
@@ -77,8 +83,17 @@ class ByHand:
         return guided
 
     def is_partial(self, step):
-        """Whether something is reused."""
-        return not self.mask[step]
+        """Whether not all that there is to compute is computed."""
+        return not self.mask[step] or step in self.alone
+
+    def with_difference(self, made, step):
+        """The second branch's output, or that of the batch, as far from the first as it was, or as it is."""
+        in_batch = self.pipe.guidance == "batch"
+        first, second = made.chunk(2) if in_batch else (torch.from_numpy(self.branches[0]), made)
+        if step in self.alone:
+            second = first + self.held
+        self.held = second - first
+        return torch.cat([first, second]) if in_batch else second
 
     def plan_of(self, step):
         known = [k for k in range(step - 1, -1, -1) if self.mask[k]]
@@ -233,6 +248,113 @@ class TestTheFormula:
         if payload == "output":  # corrections are held back by their ridge: by so few numbers, they may do harm
             assert found.score.psnr > as_planned.psnr + 1
         assert case.untouched()
+
+
+class TestOneBranchAlone:
+    """At some steps the first branch alone is computed: at step 1 after one with both, and after reused ones."""
+
+    def conditional(self, guidance, alone=(3, 6)):
+        return Conditional(0, [int(step in alone) for step in range(STEPS)], guidance == "batch")
+
+    @pytest.mark.parametrize("alone", [(3, 6), (1, 3), (1,)], ids=str)
+    @pytest.mark.parametrize("guidance", ["calls", "batch"])
+    def test_weights_and_latents(self, guidance, alone):
+        pipe, x, prompts = pipeline(guidance)
+        run = lambda pipe: pictures(pipe(x, STEPS, prompts))  # noqa: E731
+        case = Case(pipe, run, replace(piece_of("output"), conditional=self.conditional(guidance, alone)))
+        hand = ByHand(pipe, x, prompts)
+        reference = hand.reference()
+        hand = ByHand(pipe, x, prompts, alone=alone)
+        wanted = hand.cached(reference)
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.failure) == (Fit.ALL, "")
+        assert found.blocks == pytest.approx((4 - len(alone) / 2) / STEPS)
+        (piece,) = found.plan.pieces
+        assert piece.conditional == case.plan.pieces[0].conditional
+        assert piece.in_batch is (guidance == "batch")
+        same_weights(piece.coefficients, hand.coefficients)
+        same_weights(piece.corrections, hand.corrections)
+        assert [step for step, each in enumerate(piece.corrections) if each is not None] == sorted({*alone, 3, 6})
+        for branch, (coefficients, corrections) in zip(piece.branches, hand.of_branches, strict=True):
+            same_weights(branch.coefficients, coefficients)
+            same_weights(branch.corrections, corrections)
+        assert len(piece.branches) == 2
+        with dit_cache(pipe, found.plan) as cache:
+            drawn = torch.cat(run(pipe)).numpy()
+            assert cache.stats.reasons["conditional only"] == len(alone)
+        np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(drawn, wanted[-1], rtol=0, atol=2e-5)
+        assert found.is_exact
+        assert case.untouched()
+
+    @pytest.mark.parametrize("guidance", ["calls", "batch"])
+    def test_a_schedule_of_what_was_recorded(self, guidance):
+        """From a recording to a plan: guidance drifts slowly here, so that holding it is cheaper than reuse."""
+        pipe, x, prompts = pipeline(guidance)
+        run = lambda pipe: pictures(pipe(x, STEPS, prompts))  # noqa: E731
+        solver = Case(pipe, run, piece_of("output")).recording.solver
+        every = ConditionalSchedules(solver.gram, SIGMAS[:STEPS], np.abs(solver.gains), solver.apart_squares, 3)
+        best = every.best(4.5)
+        assert best.cost <= 4.5
+        assert 1 in best.conditional
+        made = replace(
+            piece_of("output", best.computed),
+            conditional=Conditional(solver.conditional, best.conditional, solver.in_batch),
+        )
+        assert made.executions[0] - made.executions[1] == best.cost * DEPTH
+        case = Case(pipe, run, made)
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.failure) == (Fit.ALL, "")
+        assert found.blocks == pytest.approx(best.cost / STEPS)
+        with dit_cache(pipe, found.plan):
+            drawn = torch.cat(run(pipe)).numpy()
+        np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
+
+    def test_two_experts(self):
+        """Each holds the difference of its own branches."""
+        torch.manual_seed(4)
+        one, two = Net("swapped", DEPTH).double(), Net("swapped", DEPTH).double()
+        pipe, x = Solved(one, "calls", second=two, boundary=4), latents(5).double()
+        prompts = [prompt(5).double(), prompt(5).double()]
+        run = lambda pipe: pictures(pipe(x, STEPS, prompts))  # noqa: E731
+        first, second = (1, 1, 1, 0, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1, 0, 1)
+        pieces = [
+            replace(piece_of("output", mask, path, called=called), conditional=Conditional(0, alone))
+            for mask, path, called, alone in (
+                (first, "transformer", (0, 4), (0, 1, 1, 0, 0, 0, 0, 0)),
+                (second, "transformer_2", (4, 8), (0, 0, 0, 0, 0, 1, 0, 1)),
+            )
+        ]
+        case = Case(pipe, run, *pieces)
+        one.executions = two.executions = 0
+        found = case.evaluator(case.plan)
+        assert (found.fit, found.failure) == (Fit.ALL, "")
+        assert (one.executions, two.executions) == (4 * DEPTH, 4 * DEPTH)
+        with dit_cache(pipe, found.plan) as cache:
+            drawn = torch.cat(run(pipe)).numpy()
+            assert cache.stats.reasons["conditional only"] == 4
+        np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
+
+    def test_in_single_precision(self):
+        torch.manual_seed(4)
+        pipe, x, prompts = Solved(Net("swapped", DEPTH), "calls"), latents(5), [prompt(5), prompt(5)]
+        run = lambda pipe: pictures(pipe(x, STEPS, prompts))  # noqa: E731
+        case = Case(pipe, run, replace(piece_of("output"), conditional=self.conditional("calls")))
+        found = case.evaluator(case.plan)
+        assert found.fit is Fit.ALL
+        with dit_cache(pipe, found.plan):
+            drawn = torch.cat(run(pipe)).numpy()
+        np.testing.assert_allclose(drawn, torch.cat(case.drawn[-1]).numpy(), rtol=0, atol=1e-5)
+
+    def test_branches_that_are_alike_at_a_step_keep_their_shares(self):
+        """Where both return the same, any shares explain the guided output: those of the step before hold."""
+        one = np.array([[1.0, -2.0, 0.5]], np.float32)
+        other = one + 1
+        known = shares_of([one, other], 3 * one - 2 * other)
+        np.testing.assert_allclose(known, [3.0, -2.0], atol=1e-5)
+        np.testing.assert_allclose(shares_of([one, one], one), [0.5, 0.5])
+        np.testing.assert_allclose(shares_of([one, one], one, known), [3.0, -2.0], atol=1e-5)
+        assert shares_of([one, one], other, known) is None
 
 
 class TestPictures:

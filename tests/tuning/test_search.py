@@ -132,7 +132,7 @@ class TestResult:
     def test_the_table(self):
         toy = Toy()
         found = toy.search(1.6)
-        head, *rows, last = str(found).splitlines()
+        head, *rows, last, _ = str(found).splitlines()
         assert head.split() == (
             ["range", "steps", "predicted", "measured", "error", "PSNR", "worst", "rel.", "L1", "SSIM"]
         )

@@ -1,9 +1,11 @@
 """The progress of a search: the time that is left of all of it, bars of others, and what a journal has saved."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from solvers import Solved
 from toys import Net, Pipe, latents
 
 from dithooks import search
@@ -125,6 +127,57 @@ def test_a_search_hides_them_where_it_shows_its_own(verbose, capsys):
     assert bool(capsys.readouterr().err) == verbose
 
 
+WHY = "weights are those of the recording, not fitted to the scheduler: "
+NONE_STEPS = WHY + "there is none whose step() takes an output and a sample"  # what the Counter of a Pipe shows
+
+
+@torch.no_grad()
+def run_of(pipe):
+    return [pipe(START.clone(), steps=6)]
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_a_search_that_cannot_fit_weights_says_so_once_it_is_recorded(verbose, capsys):
+    torch.manual_seed(7)
+    found = search(Pipe(Net()), run_of, 1.5, cost="blocks", max_evals=1, verbose=verbose)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count(NONE_STEPS) == verbose
+    if verbose:
+        assert lines[lines.index(NONE_STEPS) - 1].startswith("Gram matrices")
+        assert "run plans" in "".join(lines[lines.index(NONE_STEPS) :])
+    assert str(found).splitlines()[-1] == NONE_STEPS
+    assert repr(found).endswith("; weights are not fitted to the scheduler>")
+    assert NONE_STEPS in found._repr_html_()
+
+
+def test_several_tiers_say_so_once():
+    torch.manual_seed(7)
+    found = search(Pipe(Net()), run_of, targets=(1.5, 1.25), cost="blocks", max_evals=1, max_runs=None, verbose=False)
+    assert (str(found).count(WHY), str(found).splitlines()[-1]) == (1, NONE_STEPS)
+    assert all(str(each).splitlines()[-1] == NONE_STEPS for each in found.tiers.values())
+
+
+def test_a_long_reason_is_one_line():
+    torch.manual_seed(7)
+    found = search(Pipe(Net()), run_of, 1.5, cost="blocks", max_evals=1, verbose=False)
+    failed = replace(found, recording=replace(found.recording, unsolved="RuntimeError: a\n" + 400 * "b"))
+    assert str(failed).splitlines()[-1] == WHY + "RuntimeError: a " + 184 * "b"
+    earlier = replace(found, recording=replace(found.recording, unsolved=""))
+    assert str(earlier).splitlines()[-1] == WHY + "an earlier version made the recording"
+
+
+def test_others_say_nothing(capsys):
+    """A search that fits weights, and one of intervals, which have none."""
+    torch.manual_seed(7)
+    for pipe, given in ((Solved(Net()), {}), (Pipe(Net()), {"interval": 2})):
+        found = search(pipe, run_of, 1.5, cost="blocks", max_evals=1, **given)
+        assert (found.recording.solver is None) == bool(given)
+        assert not any(
+            "to the scheduler" in said
+            for said in (str(found), repr(found), found._repr_html_(), capsys.readouterr().err)
+        )
+
+
 def test_loading_bars_are_as_they_were():
     logging = pytest.importorskip("diffusers.utils.logging")
     for enable in (logging.enable_progress_bar, logging.disable_progress_bar):
@@ -160,5 +213,5 @@ def test_a_resumed_search_says_what_the_journal_saved(tmp_path):
     saved = 1.0 + sum(each.blocks for each in first.evaluations)
     assert again.reused_runs == pytest.approx(saved)
     assert f"the journal saved {saved:.1f} runs; {before} plan" in str(again)
-    *table, _ = str(again).splitlines()
+    *table, _, _ = str(again).splitlines()
     assert ["reused" in line for line in table] == [False, *(each.is_reused for each in again.evaluations)]
