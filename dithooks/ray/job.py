@@ -230,7 +230,8 @@ def setting_text(value: Any) -> str:
 def _picture(piece: dict[str, Any]) -> str:
     """Return the steps of a transformer's plan, as they are in a file."""
     ranges = [each["steps"] for each in (piece, *piece.get("more_ranges", ()))]
-    return "".join(map(sign_of, zip(*ranges, strict=True)))
+    alone = (piece.get("conditional") or {}).get("steps", [0] * len(piece["steps"]))
+    return "".join("◐" if half else sign_of(bits) for *bits, half in zip(*ranges, alone, strict=True))
 
 
 def _read(text: str) -> Plan:

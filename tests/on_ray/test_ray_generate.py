@@ -26,6 +26,7 @@ from ray_drawers import load_nothing, load_slides, one_too_many, resources  # no
 from dithooks import DitCacheConfig, dit_cache  # noqa: E402
 from dithooks.config.transformer_plan import TransformerPlan  # noqa: E402
 from dithooks.demo import PLANS, load_pipeline, load_plan  # noqa: E402
+from dithooks.policies.conditional import Conditional  # noqa: E402
 from dithooks.progress_bars import _Lines, _Rich, _Tqdm  # noqa: E402
 from dithooks.ray import decoded, generate, read, read_prompts  # noqa: E402
 from dithooks.ray.actor import DrawingActor, error_of, pack_chunk, unpack_results  # noqa: E402
@@ -531,3 +532,17 @@ def test_plans_that_differ_in_a_further_range_are_told_apart():
     (told,) = differences(stored, ours)
     there, here = "CachePlan FluxTransformer2DModel ●○◑◒ there", "CachePlan FluxTransformer2DModel ●○○◒ here"
     assert told == f"plan: {there}, {here}"
+
+
+def test_plans_that_differ_in_steps_of_one_branch_alone_are_told_apart():
+    bits, plan = (1, 0, 1, 1), load_plan("2x")
+    weights = tuple(None if bit else (1.0,) for bit in bits)
+    stored, ours = (
+        {"plan": json.loads(replace(plan, made=replace(plan.made, steps=4), pieces=(piece,)).to_json())}
+        for piece in (
+            TransformerPlan("", 0, 4, 4, bits, weights, None, payload="output", conditional=conditional)
+            for conditional in (None, Conditional(0, (0, 0, 1, 0)))
+        )
+    )
+    (told,) = differences(stored, ours)
+    assert told == "plan: CachePlan FluxTransformer2DModel ●○●● there, CachePlan FluxTransformer2DModel ●○◐● here"
