@@ -14,7 +14,7 @@ from ..engine.batch_parts import is_repeated, repeated_argument
 from ..engine.output_correction import floating_in
 
 SHARED = 0.02  # of an output, that its branches may leave unexplained: a rounding in half precision does
-SINGULAR = 1e-5  # ratio of the branches' least and largest direction, below which their shares cannot be told apart
+SINGULAR = 1e-5  # ratio of the branches' least and largest direction, below which their shares are not known
 Doubles = NDArray[np.float64]
 
 
