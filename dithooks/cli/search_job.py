@@ -409,7 +409,7 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
     numbers = {} if score is None else asdict(score)
     finite = {name: value if value is None or math.isfinite(value) else str(value) for name, value in numbers.items()}
     return {
-        "ranges": [[piece.path, piece.first, piece.blocks] for piece in evaluation.plan.pieces],
+        "ranges": [[own.path, own.first, own.blocks] for piece in evaluation.plan.pieces for own in piece.ranges],
         "steps": [piece.picture for piece in evaluation.plan.pieces],
         "predicted_speedup": origin.predicted_speedup,
         "predicted_error": origin.predicted_error,

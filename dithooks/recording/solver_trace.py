@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import RunMismatch
-from .guidance_shares import Branches, StepOutputs, branches_of, shares_of
+from .guidance_shares import Branches, Doubles, StepOutputs, branches_of, shares_of
 from .solver_watch import SolverCall
 
 NUMBERS = 8192  # kept of each picture: for the few weights of a step, they say as much as all of them
@@ -20,7 +20,6 @@ MOST = 2**24  # numbers of a whole recording
 AFFINE = 0.02  # share of an output's effect that may not be in proportion to it: rounding stays below
 PAIR = 2  # branches of guidance
 Singles = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 
 
 def places_of(numbers: int, pictures: int = 1, steps: int = 1) -> NDArray[np.int64]:
