@@ -611,7 +611,7 @@ class CallDecider(ForkAware):
         if not self._could_reuse or self._is_explained or self.on_anchor is not None:
             return None
         records = self.log.records()
-        if len(records) < LEAST_CALLS or any(record.reuse for record in records):
+        if len(records) < LEAST_CALLS or any(each.reuse or each.reason == Reason.CONDITIONAL for each in records):
             return None
         if 2 * self._explained_calls >= len(records):
             return None
