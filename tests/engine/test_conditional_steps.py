@@ -255,6 +255,31 @@ class TestTwoCalls:
         assert same[2, 1] == (True, "conditional only")
         assert [other[step, 1] for step in (2, 4, 6)] == [(False, "no conditional output")] * 3
 
+    def test_one_buffer_of_latents_for_both_calls(self, case):
+        """The object is the same, but what it holds is written anew before each call: two windows of a picture."""
+        net, x, prompts = case
+        pipe, buffer = Guided(net), torch.empty_like(x)
+        pipe.scheduler.set_timesteps(STEPS)
+        with dit_cache(pipe, config()) as cache:
+            for step, t in enumerate(pipe.scheduler.timesteps):
+                for number, given in enumerate((x, x + 1)):
+                    found = pipe.transformer(buffer.copy_(given), t / 1000, encoder_hidden_states=prompts[number])
+                    if MASK[step]:
+                        assert torch.equal(found, net(given, t / 1000, encoder_hidden_states=prompts[number]))
+                pipe.scheduler.step()
+            seen = by_step(cache)
+        assert [seen[step, 1] for step in (2, 4, 6)] == [(False, "no conditional output")] * 3
+
+    def test_guidance_that_begins_at_the_last_step(self, case):
+        """Nothing is held after a run, though its last step had a call more than the one before."""
+        net, x, prompts = case
+        pipe = Guided(net)
+        conditional = Conditional(0, (0, 0, 1, 0, 0, 0, 0, 1))
+        with dit_cache(pipe, dataclasses.replace(config(), policy=Mask((1,) * 8, conditional=conditional))) as cache:
+            pipe(x, prompts, twos=(7,))
+            assert len(cache.decisions) == 9
+            assert cache.stats.bytes_held == 0
+
     def test_weights_that_have_changed(self, case):
         net, x, prompts = case
         pipe = Guided(net)
