@@ -539,8 +539,11 @@ class CallDecider(ForkAware):
             branch.update_nbytes()
             self.log.hold(self.bytes_held(), run.number, branch.history.number, branch.nbytes)
         self._show_progress(run)
-        if run.is_last_step and not run.finished and len(run.used) >= max(run.before):
-            self._finish(run, None if call.session is None else call.session())
+        if run.is_last_step:
+            if not run.finished and len(run.used) >= max(run.before):
+                self._finish(run, None if call.session is None else call.session())
+            elif run.finished and self.config.free_at_end:  # a call more than the step before had
+                branch.free()
 
     def time(self, call: Call, mark: Callable[[], Any]) -> None:
         """Log the times of a call that began at the transformer, not only at its blocks."""
@@ -611,7 +614,7 @@ class CallDecider(ForkAware):
         if not self._could_reuse or self._is_explained or self.on_anchor is not None:
             return None
         records = self.log.records()
-        if len(records) < LEAST_CALLS or any(record.reuse for record in records):
+        if len(records) < LEAST_CALLS or any(each.reuse or each.reason == Reason.CONDITIONAL for each in records):
             return None
         if 2 * self._explained_calls >= len(records):
             return None

@@ -14,7 +14,7 @@ from ..policies.history import Decision
 from ..policies.reason import Reason
 from ..stats.timing import is_capturing
 from .anchor import Anchor
-from .arguments import CallArguments, Signature
+from .arguments import Signature
 from .batch_dimensions import RowSelection, UnknownForm
 from .call import HALF, MADE, MISMATCH, Call, Capture
 from .decider import COMPUTE, DECISION, CallDecider, what_has_changed
@@ -77,7 +77,7 @@ class HeldDifference:
         if branch.history.number == conditional.branch:
             return COMPUTE[Reason.MASK]
         own = self._output_at(call.moment.step, run, conditional)
-        if own is None or not _are_the_same(_partner(run, conditional).given, branch.given):
+        if own is None or not _are_the_same(_partner(run, conditional), branch):
             return COMPUTE[Reason.NO_CONDITIONAL]
         why = self._why_not_held(call, branch, (*call.signature, *own.signature), own)
         form = _partner(run, conditional).output_form
@@ -107,6 +107,7 @@ class HeldDifference:
 
     def _why_whole(self, call: Call, run: Run, branch: Branch) -> Reason | None:
         """Return why a batch has to be computed whole; ``None``: one half of it is enough."""
+        run.parts = None  # compared at every such step: two pictures of one seed begin with the same latents
         if not run.checks or parts_of(self._model, run, branch, HALVES) != HALVES:
             return Reason.NO_CONDITIONAL  # nor where ranks share the model: they would have to find it out alike
         if why := self._why_not_held(call, branch, call.signature, None):
@@ -169,6 +170,7 @@ class HeldDifference:
             if branch.held and not self._rows.knows(batch := _batch(self._model, branch), args, kwargs):
                 self._rows.learn(batch, args, kwargs, output)
         elif branch.history.number == conditional.branch:
+            branch.written = _writes(branch)
             # Kept as it is only where what is kept for reuse is of another dtype, or on another device.
             is_needed = self._form != (None, None) and (is_ahead or conditional.at(step))
             branch.held = [self._kept(call, call.signature, tensors, as_it_is=True)] if is_needed else []
@@ -181,7 +183,7 @@ class HeldDifference:
         own = self._output_at(call.moment.step, run, conditional)
         if own is None or own.signature[0] != call.signature[0]:  # the weights have changed between the two
             return []
-        if _forms(own.kept) != _forms(tensors) or not _are_the_same(_partner(run, conditional).given, branch.given):
+        if _forms(own.kept) != _forms(tensors) or not _are_the_same(_partner(run, conditional), branch):
             return []
         apart = [_difference(other, each) for each, other in zip(own.kept, tensors, strict=True)]
         return [self._kept(call, (*call.signature, *own.signature), apart)]
@@ -234,11 +236,16 @@ def _batch(model: nn.Module, branch: Branch) -> int:
     return 0 if latents is None or not latents.dim() else len(latents)
 
 
-def _are_the_same(one: CallArguments, other: CallArguments) -> bool:
+def _writes(branch: Branch) -> list[int | None]:
+    """Return torch's count of the writes into each tensor of a branch's latents; inference tensors have none."""
+    return [None if each.is_inference() else each._version for each in branch.given.latents.values()]
+
+
+def _are_the_same(partner: Branch, branch: Branch) -> bool:
     """Return whether two calls are given the same latents; if they are not one object, this waits for the device."""
-    former, latter = one.latents, other.latents
-    if not former or former.keys() != latter.keys():
-        return False
+    former, latter = partner.given.latents, branch.given.latents
+    if not former or former.keys() != latter.keys() or partner.written != _writes(partner):
+        return False  # what was written into since its call is no longer what that was given
     return all(_is_equal(former[path], latter[path]) for path in former)
 
 

@@ -49,6 +49,7 @@ class Branch:
     position: int = 0  # of the last call among those of its step
     outputs: list[Anchor] = field(default_factory=list)  # of computed steps, before any correction; newest first
     held: list[Anchor] = field(default_factory=list)  # for steps of one branch alone; see HeldDifference
+    written: list[int | None] = field(default_factory=list)  # how often its latents were, by its last call; likewise
     unread: list[FiniteCheck] = field(default_factory=list)  # of the residuals that nothing has been made of yet
     interrupted: bool = False  # a computed call began and has not ended
     given: CallArguments = field(default_factory=_nothing)  # to its last call, to recognise the branch by

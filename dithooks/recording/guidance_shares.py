@@ -15,6 +15,7 @@ from ..engine.output_correction import floating_in
 
 SHARED = 0.02  # of an output, that its branches may leave unexplained: a rounding in half precision does
 SINGULAR = 1e-5  # ratio of the branches' least and largest direction: below, their shares cannot be distinguished
+Doubles = NDArray[np.float64]
 
 
 class Branches(NamedTuple):
@@ -81,13 +82,14 @@ def watched_outputs(model: nn.Module, note: Callable[[object, object], None]) ->
 def branches_of(calls: Sequence[tuple[Tensor, object]], guided: Tensor) -> Branches:
     """Return the branches of a step: its calls, or the parts of its only call's batch, where every picture is repeated.
 
-    There are none where it has one branch only, or the outputs are no such pictures as the solver is given.
+    There are none where it has one branch only, or the outputs are no such pictures as the solver is given. What a
+    model tells of a variance, in as many channels more, is left out.
 
     Args:
         calls: outputs of the step's calls, with the latents that they were given.
         guided: what the solver is given.
     """
-    outputs: Sequence[Tensor] = [output for output, _ in calls]
+    outputs: Sequence[Tensor] = [_without_variance(output, guided) for output, _ in calls]
     if in_batch := len(calls) == 1 and _is_guided_batch(*calls[0], guided):
         outputs = outputs[0].chunk(len(outputs[0]) // len(guided))
     if len(outputs) < 2 or any(each.shape != guided.shape for each in outputs):
@@ -121,6 +123,14 @@ def shares_of(
     if not np.linalg.norm(columns @ shares - given) <= SHARED * np.linalg.norm(given) or not shares.all():
         return None
     return shares
+
+
+def _without_variance(output: Tensor, guided: Tensor) -> Tensor:
+    """Return the channels of an output that the solver is given: half of them, where the others are of a variance."""
+    channels = guided.shape[1:2]
+    if not channels or output.shape[1:2] != (2 * channels[0],) or output.shape[2:] != guided.shape[2:]:
+        return output
+    return output[:, : channels[0]]
 
 
 def _is_guided_batch(output: Tensor, latents: object, guided: Tensor) -> bool:

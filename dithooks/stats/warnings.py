@@ -99,7 +99,7 @@ def nothing_will_be_reused(name: str, policy: Policy, schedule: Schedule, config
         run = RunHistory(step - schedule.first)
         branches = [BranchHistory(number, step - 1, run=run) for number in range(policy.distinct)]
         decisions = [policy.before(step, branch, schedule) for branch in branches]
-        may_reuse = any(decision is None or decision.reuse for decision in decisions)
+        may_reuse = any(each is None or each.reuse or each.reason is Reason.CONDITIONAL for each in decisions)
         if step > schedule.first and may_reuse:
             return None
         first = decisions[0]
@@ -233,7 +233,8 @@ def nothing_was_reused(name: str, steps: int, counts: RunCounts, policy: Policy)
         >>> nothing_was_reused("net", 3, counts, Interval(2, 4))
         'net: a run of 3 steps reused nothing (calls computed for warm-up: 2, end: 1): Interval(start=2, interval=4)'
     """
-    if steps < 2 or counts.reused or not counts.calls:  # without calls: the log no longer has them
+    halves = counts.reasons[Reason.CONDITIONAL]
+    if steps < 2 or counts.reused or halves or not counts.calls:  # without calls: the log no longer has them
         return None
     message = f"{name}: a run of {steps} steps reused nothing (calls computed for {_listed(counts.reasons)})"
     finite = [value for value in counts.values if math.isfinite(value)]

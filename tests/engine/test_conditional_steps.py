@@ -260,6 +260,31 @@ class TestTwoCalls:
         assert same[2, 1] == (True, "conditional only")
         assert [other[step, 1] for step in (2, 4, 6)] == [(False, "no conditional output")] * 3
 
+    def test_one_buffer_of_latents_for_both_calls(self, case):
+        """The object is the same, but what it holds is written anew before each call: two windows of a picture."""
+        net, x, prompts = case
+        pipe, buffer = Guided(net), torch.empty_like(x)
+        pipe.scheduler.set_timesteps(STEPS)
+        with dit_cache(pipe, config()) as cache:
+            for step, t in enumerate(pipe.scheduler.timesteps):
+                for number, given in enumerate((x, x + 1)):
+                    found = pipe.transformer(buffer.copy_(given), t / 1000, encoder_hidden_states=prompts[number])
+                    if MASK[step]:
+                        assert torch.equal(found, net(given, t / 1000, encoder_hidden_states=prompts[number]))
+                pipe.scheduler.step()
+            seen = by_step(cache)
+        assert [seen[step, 1] for step in (2, 4, 6)] == [(False, "no conditional output")] * 3
+
+    def test_guidance_that_begins_at_the_last_step(self, case):
+        """Nothing is held after a run, though its last step had a call more than the one before."""
+        net, x, prompts = case
+        pipe = Guided(net)
+        conditional = Conditional(0, (0, 0, 1, 0, 0, 0, 0, 1))
+        with dit_cache(pipe, dataclasses.replace(config(), policy=Mask((1,) * 8, conditional=conditional))) as cache:
+            pipe(x, prompts, twos=(7,))
+            assert len(cache.decisions) == 9
+            assert cache.stats.bytes_held == 0
+
     def test_weights_that_have_changed(self, case):
         net, x, prompts = case
         pipe = Guided(net)
@@ -365,6 +390,31 @@ class TestABatch:
             pipe(x, prompts[:1], twos=())
             assert rows == [2] * 6
             assert cache.stats.reasons == {"mask": 3, "no conditional output": 3, "reuse": 2}
+
+    def test_two_pictures_of_one_seed_without_guidance(self, case):
+        """They begin with the same latents, as the halves of a guided batch do at every step, and part at the next."""
+        net, x, prompts = case
+        both, x = torch.cat([each[:1] for each in prompts]), torch.cat([x[:1], x[:1]])
+        conditional = Conditional(0, (0, 0, 1, 0, 0, 1, 0, 0), in_batch=True)
+        given = dataclasses.replace(config(), policy=Mask((1,) * STEPS, conditional=conditional))
+        pipe, wanted = Guided(net), x
+        for step in range(STEPS):
+            wanted = wanted - net(wanted, torch.tensor(1 - step / STEPS), both) / STEPS
+        with dit_cache(pipe, given) as cache:
+            torch.testing.assert_close(pipe(x, [both], twos=()), wanted, rtol=0, atol=1e-12)
+            assert cache.stats.reasons == {"mask": 6, "no conditional output": 2}
+
+    @pytest.mark.parametrize("in_batch", [False, True])
+    def test_a_plan_that_reuses_no_step_saves_nevertheless(self, case, in_batch, recwarn):
+        """At two of eight steps a half is left out: that is no run in which nothing is reused."""
+        net, x, prompts = case
+        conditional = Conditional(0, (0, 0, 1, 0, 0, 1, 0, 0), in_batch)
+        given = dataclasses.replace(config(), policy=Mask((1,) * STEPS, conditional=conditional))
+        pipe = Guided(net, in_batch=in_batch)
+        with dit_cache(pipe, given) as cache:
+            pipe(x, prompts)
+            assert cache.stats.blocks_run == cache.stats.blocks_total * 7 // 8
+        assert [str(each.message) for each in recwarn] == []
 
     def test_a_batch_whose_rows_cannot_be_taken_apart(self, case):
         """What its rows return depends on all of them: it is always called with the whole batch."""
