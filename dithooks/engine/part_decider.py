@@ -79,6 +79,11 @@ def compared(run: Run, form: Size, count: int, latents: Callable[[], Tensor]) ->
     return run.parts[1]
 
 
+def forget_parts(run: Run) -> None:
+    """Have the latents of a run compared again when it is next asked of how many parts they are."""
+    run.parts = None
+
+
 def repeated_latents(model: nn.Module, given: CallArguments) -> Tensor | None:
     """Return the argument of a call whose parts are compared; ``None``: it is no tensor, or is not given."""
     return {**given.latents, **given.conditioning}.get(repeated_argument(model)[1])
