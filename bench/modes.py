@@ -6,7 +6,8 @@ closed loop on the calibration pictures. The best of them there draws the test p
 - *residual* and *output*: a step computes everything, or nothing, and the one or the other is forecast;
 - *tail*: all blocks are in two ranges with a schedule each, so that the last blocks may run alone;
 - *conditional*: outputs are forecast, and at some steps the branch of guidance with the prompt is computed alone, and
-  the other taken to be as far from it as it was at the last step with both.
+  the other taken to be as far from it as it was at the last step with both. *Priced alone*: the error of what is held
+  counts at its step, and not in the forecasts that are made of it.
 
 What is measured is the PSNR of the test pictures to those drawn with everything computed, and the difference by picture
 to the better of the first two kinds, with a 95 % interval. Writes ``modes.json`` and ``modes.md``; rows that are there
@@ -27,9 +28,10 @@ import torch
 from bench.compare.quality import interval, psnr
 from bench.compare.subject import Case
 from bench.compare.sweep import subject_named
-from dithooks import CachePlan, dit_cache, plan, record
+from dithooks import CachePlan, dit_cache, record
 from dithooks.environment.machine import machine
-from dithooks.errors import InvalidSetting
+from dithooks.planning.candidate import Variant
+from dithooks.planning.plan import build_plan, make_planner
 from dithooks.recording.image_metrics import samples_of
 from dithooks.storage.replacement import write_text
 from dithooks.tuning.evaluation import Evaluation, Evaluator, Fit
@@ -38,11 +40,13 @@ from dithooks.tuning.timed_run import TimedRun
 MODELS = ("emoji", "fashion", "video")
 TARGETS = (2.0, 2.5, 3.0)
 LATE = (0.2, 0.5, 1.5, 5.0)
-KINDS: dict[str, dict[str, Any]] = {
-    "residual": {},
-    "output": {"payload": "output"},
-    "tail": {"mode": "tail"},
-    "conditional": {"mode": "conditional"},
+CONDITIONAL = Variant(3, payload="output", space="output", mode="conditional")
+KINDS = {
+    "residual": Variant(3),
+    "output": Variant(3, payload="output"),
+    "tail": Variant(3, mode="tail"),
+    "conditional": CONDITIONAL,
+    "conditional, priced alone": CONDITIONAL._replace(carries=False),
 }
 GROUP = 8  # test pictures in a batch
 
@@ -74,14 +78,11 @@ class Trials:
 
     def best(self, kind: str, target: float) -> Evaluation | None:
         """Return the best plan of a kind on the calibration pictures, its weights fitted; ``None``: there is none."""
-        tried = []
+        tried, planner = [], make_planner(self.recording, "blocks", None)
         for late in LATE:
-            try:
-                made = plan(self.recording, target, cost="blocks", anchors=3, late_error_weight=late, **KINDS[kind])
-            except InvalidSetting:  # no guidance, say
-                continue
-            if made.provenance.reached:
-                tried.append(self._evaluator(made))
+            candidate = planner.candidate(target, KINDS[kind]._replace(late_error_weight=late))
+            if candidate.choices and candidate.reaches:
+                tried.append(self._evaluator(build_plan(planner, candidate, target, "by bench.modes")))
         scored = [(each.score.soft, number) for number, each in enumerate(tried) if each.score is not None]
         return tried[max(scored)[1]] if scored else None
 

@@ -25,6 +25,7 @@ class Variant(NamedTuple):
         mode: which steps there are: ``"whole"``, the whole range computed or reused; ``"tail"``, where the blocks are
             in two ranges with a schedule each, so that the last ones may run alone; ``"conditional"``, one branch of
             guidance alone, with outputs as the payload, and errors weighed in their space.
+        carries: with the mode ``"conditional"``, whether what is held at a step counts in the forecasts after it, too.
     """
 
     anchors: int = 2
@@ -33,6 +34,7 @@ class Variant(NamedTuple):
     payload: Payload = "residual"
     space: Literal["hidden", "output"] = "hidden"
     mode: StepMode = "whole"
+    carries: bool = True
 
 
 class Choice(NamedTuple):

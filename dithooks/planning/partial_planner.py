@@ -112,7 +112,7 @@ class PartialPlanner(Planner):
 
     def _one_branch(self, number: int, variant: Variant) -> ConditionalSchedules:
         """Return all schedules of a transformer with steps of one branch alone."""
-        key = number, variant.anchors, variant.late_error_weight, variant.power
+        key = number, variant.anchors, variant.late_error_weight, variant.carries
         if key not in self._with_halves:
             trace, solver, apart = self.recording.traces[number], self.recording.solver, self._directions(number)
             assert solver is not None
@@ -120,7 +120,9 @@ class PartialPlanner(Planner):
             gram = solver.gram[np.ix_(trace.steps, trace.steps)]
             moved = self._late_weights(trace, variant) * np.abs(solver.gains[trace.steps])
             anchors = most_anchors(len(trace.steps), variant.anchors)
-            self._with_halves[key] = ConditionalSchedules(gram, trace.times, moved, apart, anchors)
+            self._with_halves[key] = ConditionalSchedules(
+                gram, trace.times, moved, apart, anchors, carries=variant.carries
+            )
         return self._with_halves[key]
 
     def _directions(self, number: int) -> Floats | None:

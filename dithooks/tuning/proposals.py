@@ -126,10 +126,10 @@ def _with_modes(planner: Planner, target: float, tried: _Trials) -> Proposals:
     for mode in planner.modes:
         if mode == "conditional" and "output" not in planner.payloads:
             continue
-        if mode == "conditional":
-            part = variant._replace(mode=mode, payload="output", space="output")
-        else:
-            part = variant._replace(mode=mode, payload="residual", space="hidden")
+        part = variant._replace(mode=mode, payload="residual", space="hidden")
+        if mode == "conditional":  # by the first price there mostly is no such step: what it holds counts for much
+            part = part._replace(payload="output", space="output", carries=False)
+            yield from tried.propose(planner.candidate(target, part._replace(carries=True), tried.failed))
         yield from tried.propose(planner.candidate(target, part, tried.failed))
 
 

@@ -134,8 +134,8 @@ def search(
         metrics: what to measure of each plan. PSNR and SSIM are measured in any case, ``"lpips"`` only where it is
             named: shift-tolerant LPIPS, a learned distance, which takes the package of ``dithooks[lpips]``.
         modes: steps that are tried beside those that are computed or reused as a whole: ``"tail"``, at which the last
-            blocks run alone; ``"conditional"``, at which one branch of guidance is computed. One more plan is run for
-            each. On the models that this was measured on they draw worse.
+            blocks run alone; ``"conditional"``, at which one branch of guidance is computed. One plan more is run for
+            the first, and two for the second. On the models that this was measured on they draw worse.
         journal: a folder that keeps the recording and all evaluations: an interrupted search goes on from there, after
             one uncached run to compare with.
         executor: where plans are run; the recording is made in this process. ``None``: in this process, one plan after
