@@ -108,8 +108,8 @@ class HeldDifference:
 
     def _why_whole(self, call: Call, run: Run, branch: Branch) -> Reason | None:
         """Return why a batch has to be computed whole; ``None``: one half of it is enough."""
-        run.parts = None  # compared at every such step: two pictures of one seed begin with the same latents
-        if not run.checks or parts_of(self._model, run, branch, HALVES) != HALVES:
+        # Compared at every such step: two pictures of one seed begin with the same latents, and part.
+        if not run.checks or parts_of(self._model, run, branch, HALVES, again=True) != HALVES:
             return Reason.NO_CONDITIONAL  # nor where ranks share the model: they would have to find it out alike
         if why := self._why_not_held(call, branch, call.signature, None):
             return why
