@@ -21,7 +21,7 @@ from .decider import COMPUTE, DECISION, CallDecider, what_has_changed
 from .finite_check import is_beyond
 from .output_form import form_of
 from .output_rows import OutputRows
-from .part_decider import forget_parts, parts_of, repeated_latents
+from .part_decider import parts_of, repeated_latents
 from .run import Branch, Run
 from .timestep_argument import is_same
 
@@ -107,8 +107,8 @@ class HeldDifference:
 
     def _why_whole(self, call: Call, run: Run, branch: Branch) -> Reason | None:
         """Return why a batch has to be computed whole; ``None``: one half of it is enough."""
-        forget_parts(run)  # compared at every such step: two pictures of one seed begin with the same latents
-        if not run.checks or parts_of(self._model, run, branch, HALVES) != HALVES:
+        # Compared at every such step: two pictures of one seed begin with the same latents, and part.
+        if not run.checks or parts_of(self._model, run, branch, HALVES, again=True) != HALVES:
             return Reason.NO_CONDITIONAL  # nor where ranks share the model: they would have to find it out alike
         if why := self._why_not_held(call, branch, call.signature, None):
             return why

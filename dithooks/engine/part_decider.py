@@ -57,7 +57,7 @@ class PartDecider(CallDecider):
         return 1 if latents is None or any(each.shape[:1] != latents.shape[:1] for each in tensors) else count
 
 
-def parts_of(model: nn.Module, run: Run, branch: Branch, count: int) -> int:
+def parts_of(model: nn.Module, run: Run, branch: Branch, count: int, again: bool = False) -> int:
     """Return of how many equal parts the batch of a run's calls is made; 1: it is not of so many, or not known.
 
     Args:
@@ -65,23 +65,19 @@ def parts_of(model: nn.Module, run: Run, branch: Branch, count: int) -> int:
         run: whose latents are compared once, which waits for the device.
         branch: of the call.
         count: of parts that are asked for.
+        again: compare them once more.
     """
     latents = repeated_latents(model, branch.given)
     if latents is None or run.history.branches > 1:
         return 1
-    return compared(run, latents.shape, count, lambda: latents)
+    return compared(run, latents.shape, count, lambda: latents, again)
 
 
-def compared(run: Run, form: Size, count: int, latents: Callable[[], Tensor]) -> int:
+def compared(run: Run, form: Size, count: int, latents: Callable[[], Tensor], again: bool = False) -> int:
     """Return of how many equal parts a run's latents are, which are compared once for each form: ``count``, or 1."""
-    if run.parts is None or run.parts[0] != form:
+    if again or run.parts is None or run.parts[0] != form:
         run.parts = form, count if is_repeated(latents(), count) else 1
     return run.parts[1]
-
-
-def forget_parts(run: Run) -> None:
-    """Have the latents of a run compared again when it is next asked of how many parts they are."""
-    run.parts = None
 
 
 def repeated_latents(model: nn.Module, given: CallArguments) -> Tensor | None:

@@ -105,7 +105,8 @@ def plan(
     if mode == "conditional" and recording.solver is not None and recording.solver.apart is None:
         raise InvalidSetting(
             "mode='conditional': at some step of the recorded run, guidance was no weighted sum of two outputs, or the "
-            "one with the prompt was not called first, so that there is nothing to hold: leave mode out"
+            "one with the prompt was not called first, so that there is nothing to hold: leave mode out, or record the "
+            "run again if an earlier version made the recording"
         )
     weight = _checked_weight(late_error_weight)
     candidate = planner.candidate(target, Variant(anchors, weight, payload=payload, mode=mode))

@@ -82,8 +82,8 @@ def watched_outputs(model: nn.Module, note: Callable[[object, object], None]) ->
 def branches_of(calls: Sequence[tuple[Tensor, object]], guided: Tensor) -> Branches:
     """Return the branches of a step: its calls, or the parts of its only call's batch, where every picture is repeated.
 
-    There are none where it has one branch only, or the outputs are no such pictures as the solver is given. What a
-    model returns of a variance, in as many channels more, is left out.
+    There are none where it has one branch only, or the outputs are no such pictures as the solver is given. A
+    variance that a model returns beside them, in as many channels more, is left out.
 
     Args:
         calls: outputs of the step's calls, with the latents that they were given.

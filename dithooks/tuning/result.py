@@ -152,6 +152,16 @@ def unfitted(recording: Recording) -> str:
     return f"weights are those of the recording, not fitted to the scheduler: {why[:MOST_WHY]}"
 
 
+def unguided(recording: Recording) -> str:
+    """Say why no steps of one branch alone are planned; nothing where they may be."""
+    if recording.solver is None or recording.solver.apart is not None:
+        return ""
+    return (
+        "no steps of one branch alone: the recorded guidance is no weighted sum of two outputs at each step, the one "
+        "with the prompt is not called first, or an earlier version made the recording"
+    )
+
+
 def _row(evaluation: Evaluation, best: bool, further: int) -> list[str]:
     plan, score = evaluation.plan, evaluation.score
     ranges = ", ".join(  # of each transformer

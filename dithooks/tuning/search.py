@@ -36,7 +36,7 @@ from .executors.executor import Executor, ParallelRunner
 from .executors.lookup import executor_of
 from .journal import Journal
 from .other_steps import OtherSteps, RunOf, check_steps
-from .result import SearchResult, unfitted
+from .result import SearchResult, unfitted, unguided
 from .search_progress import SearchProgress
 from .target_series import check_targets, tiers_of
 from .timed_run import TimedRun, picture_mismatch
@@ -280,6 +280,8 @@ def search(
         reference = samples_of(recorded.results) if is_rank_0() else None
         fits = interval is None and on_all_ranks(recorded.solver is not None)
         if interval is None and (remark := unfitted(recorded)):
+            display.remark(remark)
+        if "conditional" in parts and (remark := unguided(recorded)):
             display.remark(remark)
         if fits and max_evals is None:
             moves = FITTED_MOVES if local_moves is None else local_moves

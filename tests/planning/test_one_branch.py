@@ -111,9 +111,10 @@ def test_a_search_tries_them_where_that_is_asked_for():
 
 
 @torch.no_grad()
-def test_without_guidance_there_are_none():
+@pytest.mark.parametrize("modes", [("conditional",), ()])
+def test_without_guidance_there_are_none(modes, capsys):
+    """The search says so, if they were asked for."""
     pipe, x = Solved(Net("single", 4).double()), latents(3).double()
-    found = search(
-        pipe, lambda pipe: pictures(pipe(x, 6)), 1.5, cost="blocks", modes=("conditional",), verbose=False, max_evals=4
-    )
+    found = search(pipe, lambda pipe: pictures(pipe(x, 6)), 1.5, cost="blocks", modes=modes, verbose=True, max_evals=4)
     assert not any(each.plan.pieces[0].conditional for each in found.evaluations)
+    assert ("no steps of one branch alone: the recorded guidance" in capsys.readouterr().err) is bool(modes)
