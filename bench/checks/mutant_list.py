@@ -668,7 +668,7 @@ def _decider() -> list[Mutant]:
         Mutant(
             "ask why nothing was reused though it was",
             CallDecider.why_silent,
-            "any((record.reuse for record in records))",
+            "any((each.reuse or each.reason == Reason.CONDITIONAL for each in records))",
             "False",
         ),
         Mutant("ask why one call reused nothing", CallDecider.why_silent, "len(records) < LEAST_CALLS", "False"),
