@@ -125,7 +125,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         mean, low, high = interval(np.subtract(row["psnr"], base["psnr"]))
         change = "–" if row in whole else f"{mean:+.1f} ({low:+.1f} … {high:+.1f})"
         lines.append(
-            f"| {row['model']} | {row['fewer']:.2f}× | {row['kind']} | {row['steps']} | {np.mean(row['psnr']):.1f} | "
+            f"| {row['model']} | {row['fewer']:.2f}× | {_shown(row)} | {row['steps']} | {np.mean(row['psnr']):.1f} | "
             f"{min(row['psnr']):.1f} | {change} |"
         )
     return "\n".join(lines)
@@ -164,10 +164,17 @@ def write(rows: Sequence[dict[str, Any]], about: dict[str, Any], folder: Path) -
         f"# Steps that compute a part\n\nPSNR in dB to the run with everything computed, of {about['test']} test "
         f"pictures; plans are fitted on {about['calibration']} others, and the best of {len(LATE)} late error weights "
         "there is tested. ● is computed, ○ reused; ◑ computes the last blocks alone, ◒ the first, ◐ one branch of "
-        "guidance alone. Differences by picture, with a 95 % interval. `python -m bench.modes`, on "
+        "guidance alone; where the best plan of a price has no such step, it is of whole steps, priced in the solver's "
+        "space. Differences by picture, with a 95 % interval. `python -m bench.modes`, on "
         f"{about['machine']}.\n\n"
     )
     write_text(folder / "modes.md", intro + table(rows) + "\n")
+
+
+def _shown(row: dict[str, Any]) -> str:
+    """Return the kind of a plan; one of conditional steps may have none, and is priced in the solver's space then."""
+    has_none = row["kind"].startswith("conditional") and "◐" not in row["steps"]
+    return f"{row['kind']}: no such step" if has_none else str(row["kind"])
 
 
 def _key(row: dict[str, Any]) -> tuple[int, float, int]:
