@@ -36,5 +36,5 @@ def joint_front(options: Sequence[Sequence[Option]]) -> list[tuple[float, float,
 def cheapest_mix(options: Sequence[Sequence[Option]], needed: float) -> tuple[float, float, tuple[Option, ...]]:
     """Return the cheapest mix (saved, cost, options) that saves enough, or else the one that saves most."""
     front = joint_front(options)
-    reaching = [mix for mix in front if mix[0] >= needed * (1 - SLACK)]
-    return min(reaching, key=lambda mix: mix[1]) if reaching else front[-1]
+    least = min(needed, front[-1][0]) * (1 - SLACK)  # sums in another order save as much, but for rounding
+    return min((mix for mix in front if mix[0] >= least), key=lambda mix: mix[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class PartialPlanner(Planner):
         parted = [(numbers.get((0, at - 1), -1), numbers.get((at, last), -1)) for at in range(1, last + 1)]
         usable = set(self._possible(number, avoid, variant._replace(mode="whole")))
         parted = [pair for pair in parted if usable.issuperset(pair)]
-        if not parted or self.shared or variant.payload == "output":
+        if not parted or self.shared or variant.payload == "output" or not are_in_order(trace.blocks):
             return []
         if variant.anchors > 2 and len(parted) > FEW_RANGES:
             fewer = self._of_parts(number, parted, variant._replace(anchors=2))
@@ -130,3 +131,15 @@ class PartialPlanner(Planner):
         solver, steps = self.recording.solver, self.recording.traces[number].steps
         apart = None if solver is None else solver.apart_squares
         return None if apart is None else apart[np.ix_(steps, steps)]
+
+
+def are_in_order(blocks: Sequence[str]) -> bool:
+    """Return whether blocks are called list by list, each in its order: several ranges of the others are refused.
+
+    Example:
+        >>> are_in_order(["blocks.0", "blocks.1", "singles.0"]), are_in_order(["blocks.0", "singles.0", "blocks.1"])
+        (True, False)
+    """
+    runs = [(path, [*group]) for path, group in groupby(blocks, key=lambda block: block.rpartition(".")[0])]
+    numbers = [[int(block.rpartition(".")[2]) for block in group] for _, group in runs]
+    return len(runs) == len(dict(runs)) and all(each == sorted(each) for each in numbers)

@@ -110,6 +110,11 @@ def plan(
         )
     weight = _checked_weight(late_error_weight)
     candidate = planner.candidate(target, Variant(anchors, weight, payload=payload, mode=mode))
+    if mode == "tail" and not candidate.choices:
+        raise InvalidSetting(
+            "mode='tail': the blocks cannot be parted in two ranges: the wiring allows no such pair, or they are not "
+            "called in the order of their lists. Leave mode out"
+        )
     return build_plan(planner, candidate, target, "by planning from a recording")
 
 
