@@ -140,6 +140,8 @@ def are_in_order(blocks: Sequence[str]) -> bool:
         >>> are_in_order(["blocks.0", "blocks.1", "singles.0"]), are_in_order(["blocks.0", "singles.0", "blocks.1"])
         (True, False)
     """
-    runs = [(path, [*group]) for path, group in groupby(blocks, key=lambda block: block.rpartition(".")[0])]
-    numbers = [[int(block.rpartition(".")[2]) for block in group] for _, group in runs]
-    return len(runs) == len(dict(runs)) and all(each == sorted(each) for each in numbers)
+    places = [(path, number) for path, _, number in (block.rpartition(".") for block in blocks)]
+    if not all(number.isdecimal() for _, number in places):  # blocks that stand in no list
+        return False
+    runs = [(path, [int(number) for _, number in group]) for path, group in groupby(places, key=lambda place: place[0])]
+    return len(runs) == len(dict(runs)) and all(numbers == sorted(numbers) for _, numbers in runs)

@@ -159,14 +159,15 @@ class ClosedLoop:
         if self.error is not None:
             return
         every, self._records = self._records, []
-        behind = tuple(range.span for piece in self.plan.pieces for range in piece.more_ranges)
-        records = [record for record in every if not behind or not record.range.endswith(behind)]
         raw = self._outputs.take()
-        step = records[-1].step if records else (self._step + 1) % len(self.reference.outputs)
+        step = every[-1].step if every else (self._step + 1) % len(self.reference.outputs)
         self._begin(step, len(call.output))
         place = next((n for n, piece in enumerate(self.plan.pieces) if _is_called(piece, step)), None)
         if place is None:
             return
+        # The first range is the one whose steps the corrections go by.
+        behind = tuple(each.span for each in self.plan.pieces[place].more_ranges)
+        records = [record for record in every if not behind or not record.range.endswith(behind)]
         is_reused = any(_is_forecast(record) for record in records)
         if not is_reused and not self.plan.pieces[place].steps[step]:
             self.misfit = float("inf")  # guidance begins or ends: the plan by itself may have other anchors

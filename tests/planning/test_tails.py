@@ -92,7 +92,7 @@ def test_by_plan():
         plan(recording_of(model), 1.8, mode="head")
 
 
-@pytest.mark.parametrize("paths", [("a.0", "b.0", "a.1", "b.1"), ("a.1", "a.0", "b.0", "b.1")])
+@pytest.mark.parametrize("paths", [("a.0", "b.0", "a.1", "b.1"), ("a.1", "a.0", "b.0", "b.1"), ("a", "b", "c", "d")])
 def test_blocks_that_are_called_in_another_order_are_not_parted(paths):
     """The cache refuses several ranges of them, so none are planned."""
     recording = recording_of(Drawn(5, 4, 6))
